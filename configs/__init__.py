@@ -1,0 +1,1 @@
+"""The bundled recipes: one YAML file each, found by name from an installed package too."""

@@ -1,0 +1,215 @@
+"""Recipes as YAML: read by file or bundled name, overridden, checked against the types, saved resolved.
+
+All the errors of a file and its overrides are told in one `RecipeError`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Hashable, Iterable, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from swav_tf.errors import RecipeError
+from swav_tf.recipe import Recipe
+from swav_tf.recipe_fields import did_you_mean, dotted, explain_errors, shown
+
+_CORE_TAGS = ("null", "bool", "int", "float", "str", "seq", "map")
+# YAML 1.2's core schema. PyYAML follows 1.1, where `1e-6` is a string and `no` is false.
+_PLAIN_VALUES = (
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    ("int", r"[-+]?(?:0|[1-9][0-9]*)", list("-+0123456789")),
+    (
+        "float",
+        r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
+        list("-+0123456789."),
+    ),
+)
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain data only; a key that stands twice is noted, where PyYAML silently takes the last one."""
+
+    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 -- PyYAML's own class attributes
+    yaml_constructors = {  # noqa: RUF012
+        tag: make
+        for tag, make in yaml.SafeLoader.yaml_constructors.items()
+        if tag is None or tag.rpartition(":")[2] in _CORE_TAGS
+    }
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.repeated_keys: list[str] = []
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                self.repeated_keys.append(
+                    f"{key.value}: stands twice in one section, again in line {key.start_mark.line + 1}; "
+                    "keep one of them"
+                )
+            seen.add(str(key.value))
+        return super().construct_mapping(node, deep)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes what `_Loader` reads back: quotes strings that it would take for numbers."""
+
+    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+for _class in (_Loader, _Dumper):
+    for _tag, _pattern, _first in _PLAIN_VALUES:
+        _class.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"(?:{_pattern})$"), _first)
+
+
+def load_recipe(file_or_name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe, apply overrides such as `train.epochs=10` or `crops.0.size=160`, check it whole.
+
+    Args:
+        file_or_name: a YAML file, or the name of a bundled recipe (a bare name is looked up there first).
+        overrides: `path=value`; the path is dotted, a number indexes a list; the value is YAML.
+
+    Raises:
+        RecipeError: lists every error of file and overrides.
+    """
+    text, label = _read(file_or_name)
+    values, errors = _parse(text)
+    if values is None:
+        raise _all_told(label, errors)
+    errors += [error for override in overrides if (error := _apply(override, values))]
+    recipe, more = _validate(values)
+    if recipe is None or errors:
+        raise _all_told(label, errors + more)
+    return recipe
+
+
+def save_recipe(recipe: Recipe, path: Path) -> None:
+    """Write the resolved recipe; `load_recipe(path)` returns an equal one."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(recipe_yaml(recipe), encoding="utf-8")
+    os.replace(partial, path)
+
+
+def recipe_yaml(recipe: Recipe) -> str:
+    """The resolved recipe, every setting included, as YAML."""
+    return yaml.dump(
+        recipe.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, default_flow_style=None, width=100,
+        allow_unicode=True,
+    )  # fmt: skip
+
+
+def bundled_recipes() -> dict[str, str]:
+    """Names of the recipes that come with the package, each with the first line of its header."""
+    files = (file for file in resources.files("configs").iterdir() if file.name.endswith(".yaml"))
+    return {
+        file.name.removesuffix(".yaml"): file.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ")
+        for file in sorted(files, key=lambda file: file.name)
+    }
+
+
+def recipe_text(file_or_name: str | Path) -> str:
+    """The recipe as written, with its comments."""
+    return _read(file_or_name)[0]
+
+
+def _read(file_or_name: str | Path) -> tuple[str, str]:
+    """The text of a recipe and what to call it in errors."""
+    name, path = str(file_or_name), Path(file_or_name)
+    bare = not isinstance(file_or_name, Path) and path.name == name and path.suffix not in {".yaml", ".yml"}
+    bundled = resources.files("configs") / f"{name}.yaml"
+    if bare and bundled.is_file():
+        return bundled.read_text(encoding="utf-8"), f"recipe '{name}'"
+    if path.is_file():
+        try:
+            return path.read_text(encoding="utf-8"), f"recipe file {name}"
+        except UnicodeDecodeError as error:
+            raise RecipeError(f"recipe file {name} must be UTF-8 text; byte {error.start} is not.") from error
+    names = bundled_recipes()
+    raise RecipeError(
+        f"no recipe '{name}': it is neither a file nor a bundled recipe."
+        f"{did_you_mean(path.name.removesuffix('.yaml'), names)}\n"
+        f"Bundled recipes: {', '.join(names)}."
+    )
+
+
+def _parse(text: str) -> tuple[dict[str, Any] | None, list[str]]:
+    """The values of a YAML text (None where it cannot be read) and its errors."""
+    loader = None
+    try:
+        loader = _Loader(text)
+        values = loader.get_single_data()
+        json.dumps(values)  # refuses aliases that contain themselves
+    except (yaml.YAMLError, ValueError) as error:
+        return None, [f"is not readable YAML: {_one_line(error)}"]
+    finally:
+        if loader:
+            loader.dispose()
+    if not isinstance(values, dict):
+        return None, [f"must be a mapping of settings, as `name: my_run`; got {shown(values)}"]
+    return values, loader.repeated_keys
+
+
+def _apply(override: str, values: dict[str, Any]) -> str | None:
+    """Set one `path=value` in place; returns what is wrong with it."""
+    path, equals, text = override.partition("=")
+    keys = path.strip().split(".")
+    if not equals or not all(keys):
+        return f"override '{override}': must be PATH=VALUE, for example train.epochs=10"
+    try:
+        loader = _Loader(text)
+        value = loader.get_single_data()
+    except yaml.YAMLError as error:
+        return f"override '{override}': its value is not readable YAML: {_one_line(error)}"
+    if loader.repeated_keys:
+        return f"override '{override}': {loader.repeated_keys[0]}"
+    place: Any = values
+    for depth, key in enumerate(keys):
+        where = dotted(keys[:depth]) or "the recipe"
+        last = depth == len(keys) - 1
+        index: Any = key
+        if isinstance(place, list):
+            if not key.isdecimal() or int(key) >= len(place):
+                return f"override '{override}': {where} is a list of {len(place)}; index it 0 to {len(place) - 1}"
+            index = int(key)
+        elif not isinstance(place, dict):
+            return f"override '{override}': {where} is {shown(place)}, it has no '{key}' below it"
+        elif not last and keys[depth + 1].isdecimal() and key not in place:
+            return f"override '{override}': the recipe does not set {dotted(keys[: depth + 1])}; give the whole list"
+        elif not last and place.get(key) is None:
+            place[key] = {}
+        if last:
+            place[index] = value
+        else:
+            place = place[index]
+    return None
+
+
+def _validate(values: dict[str, Any]) -> tuple[Recipe | None, list[str]]:
+    # By way of JSON: pydantic's strict JSON mode takes lists for tuples and whole numbers for floats,
+    # and nothing else: no "10" for 10, no `true` for 1.
+    try:
+        return Recipe.model_validate_json(json.dumps(values), strict=True), []
+    except ValidationError as invalid:
+        return None, explain_errors(invalid)
+
+
+def _all_told(label: str, errors: Iterable[str]) -> RecipeError:
+    lines = list(errors)
+    count = "1 error" if len(lines) == 1 else f"{len(lines)} errors"
+    return RecipeError("\n".join([f"{label} has {count}:", *(f"  {line}" for line in lines)]))
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
