@@ -63,6 +63,8 @@ def _explain(error: ErrorDetails) -> str:
     meaning = _meaning(keys)
     if kind == "missing" and isinstance(keys[-1], int):
         return f"{dotted(keys[:-1])}: must have {keys[-1] + 1} values, got {shown(came)}{meaning}"
+    if kind == "too_short":
+        return f"{path}: must have at least {error['ctx']['min_length']} item, got {shown(came)}{meaning}"
     if kind == "too_long":
         return f"{path}: must have {error['ctx']['max_length']} values, got {shown(came)}{meaning}"
     if kind == "missing":

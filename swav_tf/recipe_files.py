@@ -174,25 +174,28 @@ def _apply(override: str, values: dict[str, Any]) -> str | None:
         return f"override '{override}': its value is not readable YAML: {_one_line(error)}"
     if loader.repeated_keys:
         return f"override '{override}': {loader.repeated_keys[0]}"
+    trouble = _set(values, keys, value)
+    return f"override '{override}': {trouble}" if trouble else None
+
+
+def _set(values: dict[str, Any], keys: list[str], value: Any) -> str | None:
+    """Put `value` where `keys` lead, making sections on the way; returns what stands in the way."""
     place: Any = values
     for depth, key in enumerate(keys):
-        where = dotted(keys[:depth]) or "the recipe"
-        last = depth == len(keys) - 1
-        index: Any = key
+        where = dotted(keys[:depth])
         if isinstance(place, list):
             if not key.isdecimal() or int(key) >= len(place):
-                return f"override '{override}': {where} is a list of {len(place)}; index it 0 to {len(place) - 1}"
-            index = int(key)
+                return f"{where} is a list of {len(place)}; its items are 0 to {len(place) - 1}"
         elif not isinstance(place, dict):
-            return f"override '{override}': {where} is {shown(place)}, it has no '{key}' below it"
-        elif not last and keys[depth + 1].isdecimal() and key not in place:
-            return f"override '{override}': the recipe does not set {dotted(keys[: depth + 1])}; give the whole list"
-        elif not last and place.get(key) is None:
-            place[key] = {}
-        if last:
+            return f"{where} is {shown(place)}; it has no '{key}' below it"
+        index = int(key) if isinstance(place, list) else key
+        if depth == len(keys) - 1:
             place[index] = value
-        else:
-            place = place[index]
+        elif isinstance(place, dict) and place.get(key) is None:
+            if keys[depth + 1].isdecimal():
+                return f"the recipe does not set {dotted(keys[: depth + 1])}; give the whole list"
+            place[key] = {}
+        place = place[index]
     return None
 
 

@@ -1,0 +1,1 @@
+"""One short file for each command, imported only when it is asked for."""

@@ -1,0 +1,1 @@
+"""SwAV self-supervised pretraining in TensorFlow: recipes, images, model, method, training."""
