@@ -1,1 +1,1 @@
-"""SwAV self-supervised pretraining in TensorFlow: recipes, images, model, method, training."""
+"""SwAV self-supervised pretraining in TensorFlow/Keras 3."""

@@ -1,0 +1,306 @@
+"""SwAV as a `keras.Model` with its own train step (arXiv 2006.09882; recipe, section 4)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from swav_tf.method.feature_queue import FeatureQueue
+from swav_tf.method.loss import swapped_prediction_loss
+from swav_tf.method.loss_scale import LossScale
+from swav_tf.method.sinkhorn import sinkhorn
+from swav_tf.model.head import Prototypes
+from swav_tf.recipe import Method
+from swav_tf.replicas import per_replica_variable, replica_count, sum_over_replicas, update_on_all_replicas
+
+ASSIGN_CROPS = 2  # codes are computed from crops 0 and 1
+
+# The crops of a batch: one uint8 tensor (B, count, size, size, 3) for each group of crops.
+Crops = Sequence[tf.Tensor]
+
+
+class SwAV(keras.Model):
+    """Backbone, head and prototypes, trained by swapped prediction.
+
+    Use `build_swav` to make one from a recipe. `fit` trains it with any Keras callbacks on
+    batches of crops; `train_on_crops` does one step on crops that the caller hands in.
+
+    Args:
+        backbone: normalised images (n, size, size, 3) to features (n, F).
+        head: features (n, F) to projections (n, D).
+        prototypes: normalised projections to scores.
+        method: temperature, epsilon, Sinkhorn iterations, frozen steps.
+        mean, std: of the three channels of images in [0, 1].
+        queue: past projections that join the batch when codes are computed, or None.
+        loss_scale: factor on the loss, for half precision.
+        accumulation_steps: parts that a batch comes in, one after the other.
+    """
+
+    def __init__(
+        self,
+        *,
+        backbone: keras.Model,
+        head: keras.Model,
+        prototypes: Prototypes,
+        method: Method,
+        mean: Sequence[float],
+        std: Sequence[float],
+        queue: FeatureQueue | None,
+        loss_scale: LossScale,
+        accumulation_steps: int = 1,
+    ) -> None:
+        super().__init__(name="swav")
+        self.backbone = backbone
+        self.head = head
+        self.prototypes = prototypes
+        self.method = method
+        self.mean, self.std = np.float32(mean), np.float32(std)
+        self.queue = queue
+        self.loss_scale = loss_scale
+        self.accumulation_steps = accumulation_steps
+        # What this worker wants after the step, and what all workers agreed on: any one's wish counts.
+        self.wishes = np.zeros(2, np.float32)  # stop, write a checkpoint
+        self.agreed = np.zeros(2, bool)
+        self.assignments = np.zeros(prototypes.count, np.int64)  # samples of the last batch by prototype
+        if not prototypes.built:
+            prototypes.build((None, head.output_shape[-1]))
+        self.built = True
+        if accumulation_steps > 1:
+            self.gradient_sums = [
+                per_replica_variable(tf.zeros(v.shape), f"gradient_sum_{i}")
+                for i, v in enumerate(self.trainable_variables)
+            ]
+
+    # === Forward ===
+
+    def call(self, crops: Crops, training: bool = False) -> tuple[tf.Tensor, tf.Tensor]:
+        """Projections (V, B, D), of length 1, and scores (V, B, K), both float32."""
+        batch = tf.shape(crops[0])[0]
+        features = tf.concat(
+            # All crops of one size go through the backbone at once: its BN statistics are per size.
+            [self.backbone(self.normalise(_by_crop(group)), training=training) for group in crops],
+            axis=0,
+        )
+        projections = tf.cast(self.head(features, training=training), tf.float32)
+        projections = tf.math.l2_normalize(projections, axis=-1, epsilon=1e-24)
+        crop_count = sum(group.shape[1] for group in crops)
+        projections = tf.reshape(projections, [crop_count, batch, projections.shape[-1]])
+        return projections, self.prototypes(projections)
+
+    def normalise(self, images: tf.Tensor) -> tf.Tensor:
+        """uint8 images to what the backbone takes: (x / 255 - mean) / std."""
+        images = (tf.cast(images, tf.float32) / 255.0 - self.mean) / self.std
+        return tf.cast(images, self.backbone.compute_dtype)
+
+    def codes(self, projections: tf.Tensor, scores: tf.Tensor) -> tf.Tensor:
+        """Codes (2, B, K) of the assign crops, balanced with the queue and over all replicas.
+
+        Args:
+            projections: (>= 2, B, D), only their number of samples is looked at.
+            scores: (>= 2, B, K).
+        """
+        scores = scores[:ASSIGN_CROPS]
+        row_weights = None
+        if self.queue is not None:
+            # Past projections, scored by the prototypes of now, stand before the batch.
+            scores = tf.concat([self.prototypes(self.queue.projections.read_value()), scores], axis=1)
+            in_use = tf.fill([self.queue.length], self.queue.in_use())
+            row_weights = tf.concat([in_use, tf.ones(tf.shape(projections)[1:2])], axis=0)
+        codes = sinkhorn(
+            scores,
+            epsilon=self.method.epsilon,
+            iterations=self.method.sinkhorn_iterations,
+            row_weights=row_weights,
+        )
+        return codes[:, -tf.shape(projections)[1] :]
+
+    # === One step, as one replica sees it ===
+
+    def train_step(self, crops: Crops, wishes: tf.Tensor | None = None) -> dict[str, tf.Tensor]:
+        """One optimiser step on this replica's share of a whole batch."""
+        self.normalise_prototypes()
+        with tf.GradientTape() as tape:
+            projections, scores = self(crops, training=True)
+            codes = self.codes(projections, scores)
+            loss = swapped_prediction_loss(scores, codes, temperature=self.method.temperature)
+            scaled = loss * self.loss_scale.factor
+        gradients = self._gradients(tape, scaled)
+        return self._update(gradients, loss, projections[:ASSIGN_CROPS], codes, wishes)
+
+    def normalise_prototypes(self) -> None:
+        """Makes each prototype a unit vector, in place and without a gradient."""
+        update_on_all_replicas(
+            [(self.prototypes.kernel.value, lambda w: w.assign(tf.math.l2_normalize(w, axis=0)), ())]
+        )
+
+    def _gradients(self, tape: tf.GradientTape, loss: tf.Tensor) -> list[tf.Tensor]:
+        variables = [variable.value for variable in self.trainable_variables]
+        gradients: list[tf.Tensor] = tape.gradient(
+            loss, variables, unconnected_gradients=tf.UnconnectedGradients.ZERO
+        )
+        return gradients
+
+    def _update(
+        self,
+        gradients: Sequence[tf.Tensor],
+        loss: tf.Tensor,
+        projections: tf.Tensor,
+        codes: tf.Tensor,
+        wishes: tf.Tensor | None,
+    ) -> dict[str, tf.Tensor]:
+        """Sums over replicas, then decides once for all of them, then updates."""
+        step = self.optimizer.iterations.value
+        rate = tf.cast(self.optimizer.learning_rate, tf.float32)
+        divisor = self.loss_scale.factor * float(replica_count() * self.accumulation_steps)
+        gradients = [gradient / divisor for gradient in sum_over_replicas(gradients)]
+        gradient_norm = tf.linalg.global_norm(gradients)
+        finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(gradient)) for gradient in gradients])
+
+        if self.queue is not None:
+            self.queue.push(projections, step=step, wanted=finite)
+        logs = self._diagnostics(loss, projections, codes, wishes)
+        logs |= {
+            "learning_rate": rate,
+            "gradient_norm": gradient_norm,
+            "finite": tf.cast(finite, tf.float32),
+            "loss_scale": tf.identity(self.loss_scale.factor),
+        }
+        thawed = step >= self.method.prototypes_frozen_steps
+        frozen_kernel = self.prototypes.kernel
+        applied = [
+            tf.logical_and(finite, thawed) if variable is frozen_kernel else finite
+            for variable in self.trainable_variables
+        ]
+        update_on_all_replicas(
+            self.optimizer.updates(gradients, self.trainable_variables, applied) + self.loss_scale.updates(finite)
+        )
+        return logs
+
+    def _diagnostics(
+        self, loss: tf.Tensor, projections: tf.Tensor, codes: tf.Tensor, wishes: tf.Tensor | None
+    ) -> dict[str, tf.Tensor]:
+        """What tells learning from collapse, over the whole batch, in one all-reduce."""
+        entropy = -tf.reduce_mean(tf.reduce_sum(tf.math.xlogy(codes, codes), axis=-1))
+        mean_projection = tf.reduce_mean(projections, axis=[0, 1])
+        best = tf.reshape(tf.argmax(codes, axis=-1), [-1])
+        assignments = tf.math.unsorted_segment_sum(tf.ones_like(best, tf.float32), best, codes.shape[-1])
+        wishes = tf.zeros([2]) if wishes is None else wishes
+        loss, entropy, mean_projection, assignments, wishes = sum_over_replicas(
+            [loss, entropy, mean_projection, assignments, wishes]
+        )
+        replicas = float(replica_count())
+        return {
+            "loss": loss / replicas,
+            "code_entropy": entropy / replicas,
+            # The total variance of unit vectors: 0 when all projections are one, near 1 when spread out.
+            "projection_spread": 1.0 - tf.reduce_sum(tf.square(mean_projection / replicas)),
+            "assignments": assignments,
+            "wishes": wishes,
+        }
+
+    # === The same step in parts: two looks at the data, so that codes are of the whole batch ===
+
+    def _look(self, crops: Crops) -> tuple[tf.Tensor, tf.Tensor]:
+        """Assign crops' projections and scores, and no trace in the running averages."""
+        averages = [variable.value for variable in self.non_trainable_variables]
+        before = [tf.identity(average) for average in averages]
+        projections, scores = self(crops, training=True)
+        with tf.control_dependencies([projections, scores]):
+            for average, value in zip(averages, before, strict=True):
+                average.assign(value)
+        return projections[:ASSIGN_CROPS], scores[:ASSIGN_CROPS]
+
+    def _codes_of_parts(
+        self, parts: Sequence[tuple[tf.Tensor, tf.Tensor]]
+    ) -> tuple[tf.Tensor, list[tf.Tensor]]:
+        projections = tf.concat([part[0] for part in parts], axis=1)
+        codes = self.codes(projections, tf.concat([part[1] for part in parts], axis=1))
+        return projections, tf.split(codes, len(parts), axis=1)
+
+    def _accumulate(self, crops: Crops, codes: tf.Tensor) -> tf.Tensor:
+        with tf.GradientTape() as tape:
+            _, scores = self(crops, training=True)
+            loss = swapped_prediction_loss(scores, codes, temperature=self.method.temperature)
+            scaled = loss * self.loss_scale.factor
+        for total, gradient in zip(self.gradient_sums, self._gradients(tape, scaled), strict=True):
+            total.assign_add(gradient)
+        return loss
+
+    def _finish(
+        self,
+        losses: Sequence[tf.Tensor],
+        projections: tf.Tensor,
+        codes: Sequence[tf.Tensor],
+        wishes: tf.Tensor | None,
+    ) -> dict[str, tf.Tensor]:
+        gradients = [total.read_value() for total in self.gradient_sums]
+        logs = self._update(
+            gradients, tf.add_n(losses) / len(losses), projections, tf.concat(codes, axis=1), wishes
+        )
+        for total in self.gradient_sums:
+            total.assign(tf.zeros_like(total))
+        return logs
+
+    # === What Keras' `fit` calls ===
+
+    def make_train_function(self, force: bool = False) -> Callable[[Iterator[Crops]], dict[str, float]]:
+        """One step from an iterator of batches.
+
+        Not Keras' own: that one fails on scalars under MultiWorkerMirroredStrategy, and knows
+        nothing of accumulation under a strategy.
+        """
+        if self.train_function is not None and not force:
+            return self.train_function
+        step = self._on_replicas(self.train_step)
+        begin = self._on_replicas(self.normalise_prototypes)
+        look, assign = self._on_replicas(self._look), self._on_replicas(self._codes_of_parts)
+        accumulate, finish = self._on_replicas(self._accumulate), self._on_replicas(self._finish)
+
+        def train_function(iterator: Iterator[Crops]) -> dict[str, float]:
+            wishes = tf.constant(self.wishes)
+            if self.accumulation_steps == 1:
+                return self._to_host(step(next(iterator), wishes))
+            parts = [next(iterator) for _ in range(self.accumulation_steps)]
+            begin()
+            projections, codes = assign([look(part) for part in parts])
+            losses = [accumulate(part, part_codes) for part, part_codes in zip(parts, codes, strict=True)]
+            return self._to_host(finish(losses, projections, codes, wishes))
+
+        self.train_function = train_function
+        return train_function
+
+    def train_on_crops(self, crops: Crops) -> dict[str, float]:
+        """One optimiser step on one batch of crops; returns the step's measures.
+
+        Args:
+            crops: for each group a uint8 array (B, count, size, size, 3); crop j of row b must
+                come from the same image in all groups.
+        """
+        parts = [tf.split(tf.convert_to_tensor(group), self.accumulation_steps) for group in crops]
+        return self.make_train_function()(iter(zip(*parts, strict=True)))
+
+    def _on_replicas(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        strategy = self.distribute_strategy
+
+        @tf.function(reduce_retracing=True)
+        def run(*arguments: Any) -> Any:
+            return strategy.run(function, args=arguments)
+
+        return run
+
+    def _to_host(self, logs: dict[str, Any]) -> dict[str, float]:
+        # Summed over replicas already: any replica's are everyone's.
+        local = {key: self.distribute_strategy.experimental_local_results(v)[0].numpy() for key, v in logs.items()}
+        self.agreed = local.pop("wishes") > 0
+        self.assignments = local.pop("assignments").astype(np.int64)
+        return {key: float(value) for key, value in local.items()}
+
+
+def _by_crop(group: tf.Tensor) -> tf.Tensor:
+    """(B, count, size, size, 3) to (count * B, size, size, 3), crop by crop."""
+    shape = group.shape
+    return tf.reshape(tf.transpose(group, [1, 0, 2, 3, 4]), [-1, *shape[2:]])

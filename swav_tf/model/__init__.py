@@ -1,0 +1,1 @@
+"""The network: backbone, projection head and prototypes."""

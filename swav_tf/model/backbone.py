@@ -1,0 +1,54 @@
+"""The backbone that a recipe names: our ResNets, or any of KerasCV's classes."""
+
+from __future__ import annotations
+
+import keras
+
+from swav_tf.errors import RecipeError
+from swav_tf.model.resnet import ARCHITECTURES, build_resnet
+from swav_tf.recipe import Model
+
+
+def build_backbone(settings: Model) -> keras.Model:
+    """Normalised images (n, height, width, 3) to pooled features (n, F), under the current dtype policy.
+
+    Raises:
+        RecipeError: the library has no such backbone, or refuses the arguments.
+    """
+    backbone = settings.backbone
+    if backbone.library == "keras_cv":
+        return _keras_cv_backbone(settings)
+    if backbone.name not in ARCHITECTURES:
+        raise RecipeError(
+            f"model.backbone.name must be one of {', '.join(ARCHITECTURES)}. Received: {backbone.name!r}.\n"
+            "For another network set model.backbone.library=keras_cv."
+        )
+    return build_resnet(backbone.name, width=backbone.width, batch_norm=settings.batch_norm)
+
+
+def _keras_cv_backbone(settings: Model) -> keras.Model:
+    import keras_cv  # late: takes seconds, and few recipes want it
+
+    wanted = settings.backbone
+    names = sorted(name for name in dir(keras_cv.models) if name.endswith("Backbone") and name != "Backbone")
+    if wanted.name not in names:
+        raise RecipeError(
+            f"model.backbone.name must be a backbone class of KerasCV: {', '.join(names)}. Received: {wanted.name!r}."
+        )
+    backbone_class = getattr(keras_cv.models, wanted.name)
+    # The images come normalised; a second rescaling inside the network would undo that.
+    arguments = {"include_rescaling": False, "input_shape": (None, None, 3), **wanted.arguments}
+    try:
+        if wanted.preset:
+            network = backbone_class.from_preset(wanted.preset)
+        else:
+            network = backbone_class(**arguments)
+    except (TypeError, ValueError, OSError) as error:
+        raise RecipeError(
+            f"KerasCV could not build model.backbone.name={wanted.name} from preset={wanted.preset!r}, "
+            f"arguments={wanted.arguments}: {error}"
+        ) from error
+    outputs = network.output
+    if len(outputs.shape) == 4:
+        outputs = keras.layers.GlobalAveragePooling2D(name="features")(outputs)
+    return keras.Model(network.input, outputs, name=wanted.name)

@@ -1,0 +1,1 @@
+"""Training: optimiser, schedule, strategy, checkpoints, diagnostics, the main job."""
