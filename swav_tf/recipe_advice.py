@@ -204,7 +204,7 @@ def _unwise_codes(recipe: Recipe, images: int | None) -> Iterator[Advice]:
     if recipe.queue_length != queue.length:
         yield Advice(
             "method.queue.length",
-            f"{queue.length} is not a multiple of the batch of {batch}; the queue will hold {recipe.queue_length}",
+            f"{queue.length} is not a multiple of the batch of {batch}; it will hold {recipe.queue_length}",
             f"Set it to {_nearest_multiple(queue.length, batch)}",
         )
     if method.epsilon < SMALLEST_PLAIN_EPSILON:

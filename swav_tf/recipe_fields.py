@@ -41,6 +41,26 @@ def section_of(annotation: Any) -> type[Section] | None:
     return None
 
 
+def describe_field(field: RecipeField) -> dict[str, str]:
+    """Type with bounds, default and meaning of a setting, in words."""
+    info = field.info
+    bounds = [
+        f"{sign} {getattr(bound, name)}"
+        for bound in info.metadata
+        for name, sign in (("ge", ">="), ("gt", ">"), ("le", "<="), ("lt", "<"))
+        if hasattr(bound, name)
+    ]
+    if info.is_required():
+        default = "must be set"
+    else:
+        default = f"default {json.dumps(info.get_default(call_default_factory=True))}"
+    return {
+        "type": " ".join([_type_name(info.annotation), *bounds]),
+        "default": default,
+        "meaning": str(info.description),
+    }
+
+
 def explain_errors(invalid: ValidationError) -> list[str]:
     """Pydantic's errors, each as `path: what must hold, what came, how to mend it`."""
     errors = invalid.errors()
@@ -95,6 +115,17 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """` Did you mean 'x'?` for the nearest known word, or nothing."""
     near = difflib.get_close_matches(word, list(known), n=1)
     return f" Did you mean '{near[0]}'?" if near else ""
+
+
+def _type_name(annotation: Any) -> str:
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Literal:
+        return " | ".join(arguments)
+    if origin is tuple:
+        return f"list of {len(arguments)} {arguments[0].__name__}"
+    if origin is None:
+        return str(annotation.__name__)
+    return str(annotation).replace("typing.", "")
 
 
 def _nearest_setting(keys: Sequence[Any]) -> str:

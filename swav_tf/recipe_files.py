@@ -5,6 +5,7 @@ All the errors of a file and its overrides are told in one `RecipeError`.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -119,9 +120,10 @@ def bundled_recipes() -> dict[str, str]:
     }
 
 
-def recipe_text(file_or_name: str | Path) -> str:
-    """The recipe as written, with its comments."""
-    return _read(file_or_name)[0]
+def recipe_header(file_or_name: str | Path) -> str:
+    """The comment that a recipe opens with: what it reproduces, expected figure, hardware, time, command."""
+    lines = _read(file_or_name)[0].splitlines()
+    return "\n".join(itertools.takewhile(lambda line: line.startswith("#"), lines))
 
 
 def _read(file_or_name: str | Path) -> tuple[str, str]:

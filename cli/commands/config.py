@@ -1,0 +1,114 @@
+"""`swav-tf config`: see and check recipes."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import click
+
+from cli.options import json_option, load, override_option, print_json
+
+
+@click.group()
+def command() -> None:
+    r"""List, show and check recipes.
+
+    \b
+    Examples:
+      swav-tf config list
+      swav-tf config show demo > mine.yaml
+      swav-tf config settings
+      swav-tf config check mine.yaml -o train.batch_size=128 --images 50000
+    """
+
+
+@command.command("list")
+@json_option
+def list_recipes(as_json: bool) -> None:
+    """List the recipes that come with the package."""
+    from swav_tf.recipe_files import bundled_recipes
+
+    recipes = bundled_recipes()
+    if as_json:
+        print_json(recipes)
+        return
+    width = max(map(len, recipes))
+    for name, summary in recipes.items():
+        click.echo(f"{name:{width}}  {summary}")
+
+
+@command.command()
+@click.argument("recipe", metavar="FILE_OR_NAME")
+@override_option
+@json_option
+def show(recipe: str, overrides: tuple[str, ...], as_json: bool) -> None:
+    r"""Print a recipe with every setting, also those it leaves at their defaults.
+
+    \b
+    Examples:
+      swav-tf config show swav_200ep
+      swav-tf config show one_gpu -o train.epochs=50 > mine.yaml
+    """
+    from swav_tf.recipe_files import recipe_header, recipe_yaml
+
+    loaded = load(recipe, overrides)
+    if as_json:
+        print_json(loaded.model_dump(mode="json"))
+        return
+    if not overrides:  # with overrides the header's expected figure would no longer be true
+        click.echo(recipe_header(recipe))
+    click.echo(recipe_yaml(loaded), nl=False)
+
+
+@command.command()
+@click.argument("recipe", metavar="FILE_OR_NAME")
+@override_option
+@click.option(
+    "--images", type=click.IntRange(min=1), help="Training images; checks all that is counted in steps."
+)
+@click.option("--replicas", type=click.IntRange(min=1), help="Devices (GPUs) over all nodes.")
+@json_option
+def check(
+    recipe: str, overrides: tuple[str, ...], images: int | None, replicas: int | None, as_json: bool
+) -> int:
+    r"""Check a recipe: tell all its errors (exit code 2), or what is known to go badly (exit code 0).
+
+    \b
+    Examples:
+      swav-tf config check mine.yaml
+      swav-tf config check passl_1node --replicas 8 --images 1281167
+    """
+    from swav_tf.errors import RecipeError
+    from swav_tf.recipe_advice import check_recipe
+
+    try:
+        loaded = load(recipe, overrides)
+        advice = check_recipe(loaded, images=images, replicas=replicas)
+    except RecipeError as error:
+        if not as_json:
+            raise
+        print_json({"valid": False, "error": str(error), "advice": []})
+        return error.exit_code
+    if as_json:
+        print_json(
+            {"valid": True, "error": None, "advice": [dataclasses.asdict(remark) for remark in advice]}
+        )
+        return 0
+    for remark in advice:
+        click.echo(f"Advice: {remark}")
+    click.echo(f"{loaded.name}: valid, {len(advice) or 'no'} remark{'' if len(advice) == 1 else 's'}")
+    return 0
+
+
+@command.command()
+@json_option
+def settings(as_json: bool) -> None:
+    """Explain every setting of a recipe: path, type, bounds, default and meaning."""
+    from swav_tf.recipe_fields import describe_field, recipe_fields
+
+    fields = {field.path: describe_field(field) for field in recipe_fields()}
+    if as_json:
+        print_json(fields)
+        return
+    for path, field in fields.items():
+        click.echo(f"{path}\n    {field['type']}, {field['default']}. {field['meaning']}")

@@ -1,0 +1,49 @@
+"""`swav-tf crops`: look at what the network will see."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from cli.options import config_option, data_argument, load, override_option
+
+
+@click.command(short_help="Write a contact sheet of images and their crops.")
+@data_argument
+@config_option
+@override_option
+@click.option("--rows", type=click.IntRange(1, 100), default=6, show_default=True, help="Images to show.")
+@click.option(
+    "--epoch",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Epoch whose crops are cut, from 0.",
+)
+@click.option(
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=Path("crops.png"),
+    show_default=True,
+    help="Picture to write; the ending says the format.",
+)
+def command(
+    data: str | None, config: str, overrides: tuple[str, ...], rows: int, epoch: int, output: Path
+) -> None:
+    r"""Write a contact sheet: images of DATA, beside each the crops that training would cut from it.
+
+    \b
+    Examples:
+      swav-tf crops -c demo
+      swav-tf crops photos/ -c one_gpu -o data.kind=images --rows 10 --epoch 3 --output sheet.png
+    """
+    recipe = load(config, overrides, data)
+
+    from swav_tf.data.contact_sheet import contact_sheet
+    from swav_tf.data.sources import open_source
+
+    sheet = contact_sheet(open_source(recipe.data), recipe, rows=rows, epoch=epoch, seed=recipe.train.seed)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(output)
+    click.echo(f"{output}: {rows} images with {recipe.crop_count} crops each")

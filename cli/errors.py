@@ -1,0 +1,48 @@
+"""Errors as a person sees them: one message on stderr and an exit code, no traceback unless asked for."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+
+import click
+
+from cli.extras import extra_of
+from swav_tf.errors import SwavError
+
+INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+
+
+def run_and_report(command: click.Command, arguments: list[str]) -> int:
+    """Run a command line; tell what went wrong on stderr; return the exit code."""
+    try:
+        result = command.main(arguments, prog_name="swav-tf", standalone_mode=False)
+        sys.stdout.flush()
+        return result if isinstance(result, int) else 0
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("Interrupted.", err=True)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader has gone (`| head`): nothing is left to tell; keep Python from trying again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        if "--debug" in arguments:
+            traceback.print_exc()
+        click.echo(f"Error: {message_of(error)}", err=True)
+        return error.exit_code if isinstance(error, SwavError) else 1
+
+
+def message_of(error: Exception) -> str:
+    """What to tell a person about an error."""
+    if isinstance(error, SwavError):
+        return str(error)
+    if isinstance(error, ModuleNotFoundError) and (extra := extra_of(error.name)):
+        return f"this needs {error.name}, which is not installed. Run: pip install 'swav-tf[{extra}]'"
+    return (
+        f"{type(error).__name__}: {error}\nThis was not foreseen; for the traceback run: swav-tf --debug ..."
+    )

@@ -1,0 +1,137 @@
+"""What `swav-tf doctor` looks at: the machine, the packages, and who else owns our import names."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import os
+import platform
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any
+
+from cli.extras import EXTRAS
+
+OUR_NAMES = ("cli", "configs", "evaluate", "export", "swav_tf")
+OUR_DISTRIBUTION = "swav-tf"
+PACKAGES = (
+    "swav-tf", "numpy", "pillow", "opencv-python-headless", "pydantic",
+    "tensorflow", "keras", "keras-cv", "tensorflow-datasets", "scikit-learn",
+    "onnx", "onnxruntime", "onnxruntime-gpu", "tf2onnx", "tensorrt-cu12",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Clash:
+    """An import name of ours that another installed distribution owns too."""
+
+    name: str
+    others: list[str]
+    imported_from: str | None
+
+    def __str__(self) -> str:
+        """What is wrong and what to do."""
+        return (
+            f"`import {self.name}` belongs to {', '.join(self.others)} as well as {OUR_DISTRIBUTION}; "
+            f"now it is {self.imported_from or 'not importable'}. "
+            f"Install {OUR_DISTRIBUTION} in an environment of its own."
+        )
+
+
+@dataclass(frozen=True)
+class Installation:
+    """The findings."""
+
+    python: str
+    platform: str
+    cores: int
+    memory_gib: float | None
+    versions: dict[str, str | None]
+    missing_extras: dict[str, list[str]]
+    clashes: list[Clash]
+    gpus: list[str] | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """The findings as plain data."""
+        return dataclasses.asdict(self)
+
+    def lines(self) -> list[str]:
+        """The findings for a person."""
+        memory = "unknown" if self.memory_gib is None else f"{self.memory_gib:.1f} GiB"
+        gpus = [] if self.gpus is None else [f"GPUs      {', '.join(self.gpus) or 'TensorFlow sees none'}"]
+        return [
+            f"Python    {self.python} on {self.platform}",
+            f"Machine   {self.cores} cores, memory {memory}",
+            *gpus,
+            *(f"  {package:22}  {version or 'not installed'}" for package, version in self.versions.items()),
+            *(
+                f"Extra '{extra}' lacks {', '.join(modules)}: pip install 'swav-tf[{extra}]'"
+                for extra, modules in self.missing_extras.items()
+            ),
+            *(f"Problem: {clash}" for clash in self.clashes),
+            *([] if self.clashes else ["No other package owns an import name of ours."]),
+        ]
+
+
+def examine(*, gpu: bool = False) -> Installation:
+    """Look at the machine and the installed packages; with `gpu`, load TensorFlow for its devices."""
+    return Installation(
+        python=platform.python_version(),
+        platform=platform.platform(),
+        cores=_cores(),
+        memory_gib=_memory_gib(),
+        versions={package: _version(package) for package in PACKAGES},
+        missing_extras=_missing_extras(),
+        clashes=find_clashes(),
+        gpus=_gpus() if gpu else None,
+    )
+
+
+def find_clashes() -> list[Clash]:
+    """Our import names that other distributions own too."""
+    owners = metadata.packages_distributions()
+    clashes = []
+    for name in OUR_NAMES:
+        others = sorted(set(owners.get(name, [])) - {OUR_DISTRIBUTION})
+        if others:
+            spec = importlib.util.find_spec(name)
+            places = list(spec.submodule_search_locations or []) if spec else []
+            clashes.append(Clash(name, others, places[0] if places else None))
+    return clashes
+
+
+def _missing_extras() -> dict[str, list[str]]:
+    missing = {
+        extra: [module for module in modules if importlib.util.find_spec(module) is None]
+        for extra, modules in EXTRAS.items()
+    }
+    return {extra: modules for extra, modules in missing.items() if modules}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):  # Linux: the cores this process may use
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _memory_gib() -> float | None:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    except (AttributeError, ValueError, OSError):  # a platform that does not tell
+        return None
+
+
+def _gpus() -> list[str]:
+    import tensorflow as tf
+
+    return [
+        str(tf.config.experimental.get_device_details(device).get("device_name", device.name))
+        for device in tf.config.list_physical_devices("GPU")
+    ]

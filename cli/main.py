@@ -1,0 +1,55 @@
+"""The console script `swav-tf`. Commands are imported when asked for, so that `--help` is quick."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import sys
+from collections.abc import Sequence
+
+import click
+
+from cli import commands
+from cli.errors import run_and_report
+
+
+class LazyCommands(click.Group):
+    """One module of `cli.commands` for each command, with a `command` in it."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The names of the modules."""
+        return sorted(module.name for module in pkgutil.iter_modules(commands.__path__))
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import the module of a command."""
+        if cmd_name not in self.list_commands(ctx):
+            return None
+        command = importlib.import_module(f"cli.commands.{cmd_name}").command
+        assert isinstance(command, click.Command)
+        return command
+
+
+@click.group(
+    cls=LazyCommands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
+@click.option("--debug", is_flag=True, help="Show the traceback of an error. Stands before the command.")
+@click.version_option(package_name="swav-tf")
+def swav_tf(debug: bool) -> None:
+    r"""SwAV self-supervised pretraining in TensorFlow.
+
+    \b
+    Examples:
+      swav-tf demo                                     watch SwAV learn on handwritten digits
+      swav-tf config list                              the recipes that come with it
+      swav-tf pretrain IMAGES -c one_gpu --run-dir runs/first
+      swav-tf pretrain --help                          all about one command
+    """
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit: 0 done, 1 failed, 2 asked for wrongly, 130 interrupted."""
+    sys.exit(run_and_report(swav_tf, sys.argv[1:] if arguments is None else list(arguments)))
+
+
+if __name__ == "__main__":
+    main()

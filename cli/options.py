@@ -1,0 +1,49 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from swav_tf.recipe import Recipe
+
+data_argument = click.argument("data", required=False)
+
+config_option = click.option(
+    "-c",
+    "--config",
+    required=True,
+    metavar="FILE_OR_NAME",
+    help="Recipe: a YAML file, or a name from `swav-tf config list`.",
+)
+
+override_option = click.option(
+    "-o",
+    "--override",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Change one setting, as train.epochs=10 or crops.0.size=160. May be repeated.",
+)
+
+json_option = click.option(
+    "--json", "as_json", is_flag=True, help="Print JSON on stdout and nothing else there."
+)
+
+
+def load(config: str, overrides: Sequence[str], data: str | None = None) -> Recipe:
+    """The recipe that the options ask for; a DATA argument wins over the recipe's `data.path`."""
+    from swav_tf.recipe_files import load_recipe
+
+    if data is not None:
+        overrides = [*overrides, f"data.path={json.dumps(data, ensure_ascii=False)}"]
+    return load_recipe(config, overrides)
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on stdout."""
+    click.echo(json.dumps(value, indent=2))
