@@ -35,7 +35,7 @@ class LazyCommands(click.Group):
 @click.option("--debug", is_flag=True, help="Show the traceback of an error. Stands before the command.")
 @click.version_option(package_name="swav-tf")
 def swav_tf(debug: bool) -> None:
-    r"""SwAV self-supervised pretraining in TensorFlow.
+    """SwAV self-supervised pretraining in TensorFlow.
 
     \b
     Examples:

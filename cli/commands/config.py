@@ -11,7 +11,7 @@ from cli.options import json_option, load, override_option, print_json
 
 @click.group()
 def command() -> None:
-    r"""List, show and check recipes.
+    """List, show and check recipes.
 
     \b
     Examples:
@@ -37,12 +37,12 @@ def list_recipes(as_json: bool) -> None:
         click.echo(f"{name:{width}}  {summary}")
 
 
-@command.command()
+@command.command(short_help="Print a recipe with every setting.")
 @click.argument("recipe", metavar="FILE_OR_NAME")
 @override_option
 @json_option
 def show(recipe: str, overrides: tuple[str, ...], as_json: bool) -> None:
-    r"""Print a recipe with every setting, also those it leaves at their defaults.
+    """Print a recipe with every setting, also those it leaves at their defaults.
 
     \b
     Examples:
@@ -60,18 +60,21 @@ def show(recipe: str, overrides: tuple[str, ...], as_json: bool) -> None:
     click.echo(recipe_yaml(loaded), nl=False)
 
 
-@command.command()
+@command.command(short_help="Tell errors and known dangers of a recipe.")
 @click.argument("recipe", metavar="FILE_OR_NAME")
 @override_option
 @click.option(
-    "--images", type=click.IntRange(min=1), help="Training images; checks all that is counted in steps."
+    "--images",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Training images, for what is counted in steps.",
 )
-@click.option("--replicas", type=click.IntRange(min=1), help="Devices (GPUs) over all nodes.")
+@click.option("--replicas", type=click.IntRange(min=1), metavar="N", help="Devices (GPUs) over all nodes.")
 @json_option
 def check(
     recipe: str, overrides: tuple[str, ...], images: int | None, replicas: int | None, as_json: bool
 ) -> int:
-    r"""Check a recipe: tell all its errors (exit code 2), or what is known to go badly (exit code 0).
+    """Tell all errors of a recipe (exit code 2), or what is known to go badly with it (exit code 0).
 
     \b
     Examples:
@@ -100,7 +103,7 @@ def check(
     return 0
 
 
-@command.command()
+@command.command(short_help="Explain every setting.")
 @json_option
 def settings(as_json: bool) -> None:
     """Explain every setting of a recipe: path, type, bounds, default and meaning."""

@@ -13,10 +13,13 @@ from cli.options import config_option, data_argument, load, override_option
 @data_argument
 @config_option
 @override_option
-@click.option("--rows", type=click.IntRange(1, 100), default=6, show_default=True, help="Images to show.")
+@click.option(
+    "--rows", type=click.IntRange(1, 100), metavar="N", default=6, show_default=True, help="Images to show."
+)
 @click.option(
     "--epoch",
     type=click.IntRange(min=0),
+    metavar="N",
     default=0,
     show_default=True,
     help="Epoch whose crops are cut, from 0.",
@@ -31,7 +34,7 @@ from cli.options import config_option, data_argument, load, override_option
 def command(
     data: str | None, config: str, overrides: tuple[str, ...], rows: int, epoch: int, output: Path
 ) -> None:
-    r"""Write a contact sheet: images of DATA, beside each the crops that training would cut from it.
+    """Write a contact sheet: images of DATA, beside each the crops that training would cut from it.
 
     \b
     Examples:

@@ -20,13 +20,14 @@ from cli.options import json_option, print_json
 @click.option(
     "--seed",
     type=click.IntRange(0, 2**32 - 1),
+    metavar="N",
     default=31,
     show_default=True,
     help="Seed of weights, order and crops.",
 )
 @json_option
 def command(run_dir: Path, seed: int, as_json: bool) -> None:
-    r"""Train on scikit-learn's handwritten digits and measure what was learned, within five minutes on a CPU.
+    """Train on scikit-learn's handwritten digits and measure what was learned, within five minutes on a CPU.
 
     \b
     Examples:

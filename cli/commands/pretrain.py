@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from cli.options import config_option, data_argument, json_option, load, override_option, print_json
+
+if TYPE_CHECKING:
+    from swav_tf.training.rendezvous import ClusterAddress
 
 
 @click.command(short_help="Train SwAV on images.")
@@ -21,8 +25,10 @@ from cli.options import config_option, data_argument, json_option, load, overrid
 @click.option(
     "--fresh", is_flag=True, help="Begin anew where the run folder has a checkpoint; default: go on from it."
 )
-@click.option("--nodes", type=click.IntRange(min=1), help="Machines that train together.")
-@click.option("--node-rank", type=click.IntRange(min=0), help="Number of this machine, 0 to NODES - 1.")
+@click.option("--nodes", type=click.IntRange(min=1), metavar="N", help="Machines that train together.")
+@click.option(
+    "--node-rank", type=click.IntRange(min=0), metavar="N", help="This machine's number, 0 to N - 1."
+)
 @click.option("--master", metavar="HOST:PORT", help="Address of machine 0, which every machine can reach.")
 @click.option("--quiet", is_flag=True, help="No progress on the terminal.")
 @json_option
@@ -38,7 +44,7 @@ def command(
     quiet: bool,
     as_json: bool,
 ) -> None:
-    r"""Train SwAV on the images in DATA: a folder, a pattern of TFRecord shards or a TFDS name.
+    """Train SwAV on the images in DATA: a folder, a pattern of TFRecord shards or a TFDS name.
 
     DATA may be left out where the recipe names its images. A run folder with a checkpoint is
     gone on with. Several machines are taken from TF_CONFIG or SLURM, or from --nodes,
@@ -51,8 +57,8 @@ def command(
       swav-tf pretrain -c demo --run-dir runs/digits -o train.epochs=2
       swav-tf pretrain ILSVRC2012/train -c passl_4nodes --nodes 4 --node-rank 0 --master 10.0.0.1:2222
     """
-    _check_cluster(nodes, node_rank, master)
     recipe = load(config, overrides, data)
+    cluster = _cluster(nodes, node_rank, master)
 
     from swav_tf.recipe_advice import check_recipe
 
@@ -60,11 +66,6 @@ def command(
 
     from swav_tf.training.pretrain import pretrain
 
-    from swav_tf.training.strategy import ClusterAddress
-
-    cluster = None
-    if nodes is not None and node_rank is not None and master is not None:
-        cluster = ClusterAddress(nodes=nodes, node_rank=node_rank, master=master)
     result = pretrain(
         recipe,
         run_dir=run_dir or Path("runs") / recipe.name,
@@ -76,16 +77,12 @@ def command(
         print_json(result.summary)
 
 
-def _check_cluster(nodes: int | None, node_rank: int | None, master: str | None) -> None:
-    given = [value is not None for value in (nodes, node_rank, master)]
-    if any(given) and not all(given):
-        raise click.UsageError("--nodes, --node-rank and --master belong together: give all three or none.")
+def _cluster(nodes: int | None, node_rank: int | None, master: str | None) -> ClusterAddress | None:
+    if nodes is None and node_rank is None and master is None:
+        return None
     if nodes is None or node_rank is None or master is None:
-        return
-    if node_rank >= nodes:
-        raise click.UsageError(
-            f"--node-rank must be 0 to {nodes - 1} for --nodes {nodes}. Received: {node_rank}."
-        )
-    host, _, port = master.rpartition(":")
-    if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
-        raise click.UsageError(f"--master must be HOST:PORT, as 10.0.0.1:2222. Received: {master}.")
+        raise click.UsageError("--nodes, --node-rank and --master belong together: give all three or none.")
+
+    from swav_tf.training.rendezvous import ClusterAddress
+
+    return ClusterAddress(nodes=nodes, node_rank=node_rank, master=master)
