@@ -1,0 +1,49 @@
+# Everything runs in .venv, which is made on first use: `make demo` and `make test` work in a fresh clone.
+
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.PHONY: help demo test check format lint types imports bench clean
+
+help:
+	@echo 'make demo    train SwAV on handwritten digits and measure what it learned (5 minutes on a CPU)'
+	@echo 'make test    run the tests'
+	@echo 'make check   lint, types, import law, then the tests: what continuous integration runs'
+	@echo 'make format  format the code'
+	@echo 'make bench   measure speed side by side with the alternatives'
+	@echo 'make clean   remove .venv and caches; runs/ stays'
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@echo 'Installing into .venv (TensorFlow is large: some minutes the first time) ...'
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,dev]'
+	@touch $@
+
+demo: $(INSTALLED)
+	@$(BIN)/swav-tf demo
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest
+
+check: lint types imports test
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+types: $(INSTALLED)
+	$(BIN)/mypy
+
+imports: $(INSTALLED)
+	$(BIN)/lint-imports
+
+format: $(INSTALLED)
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+bench: $(INSTALLED)
+	$(BIN)/python -m benchmarks
+
+clean:
+	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
