@@ -1,0 +1,90 @@
+"""metrics.jsonl and TensorBoard: the same figures, for programs and for eyes."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any, TextIO
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from swav_tf.method.swav import SwAV
+from swav_tf.recipe import Recipe
+from swav_tf.training.callbacks.position import Position
+from swav_tf.training.run_folder import RunFolder
+
+
+class MetricsLog(keras.callbacks.Callback):
+    """One line every `log_every_steps` steps and one every epoch; docs/metrics.md explains the fields."""
+
+    model: SwAV
+
+    def __init__(self, folder: RunFolder, recipe: Recipe, position: Position) -> None:
+        super().__init__()
+        self.folder, self.recipe, self.position = folder, recipe, position
+        self._file: TextIO | None = None
+        self._board: tf.summary.SummaryWriter | None = None
+        self._mark = (time.perf_counter(), position.step)
+
+    def open(self) -> None:
+        """Opens the files."""
+        self._file = self.folder.metrics.open("a")
+        if self.recipe.monitor.tensorboard:
+            self._board = tf.summary.create_file_writer(str(self.folder.tensorboard))
+
+    def on_train_begin(self, logs: dict[str, float] | None = None) -> None:
+        """Starts the clock."""
+        self._mark = (time.perf_counter(), self.position.step)
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
+        """Writes a step's line, and an epoch's."""
+        position, logs = self.position, logs or {}
+        if position.step % self.recipe.monitor.log_every_steps == 0:
+            used = np.count_nonzero(self.model.assignments)
+            self.write("step", {**logs, "prototypes_used": int(used), **self._speed()})
+        if position.at_epoch_end:
+            used = np.count_nonzero(position.usage)
+            self.write("epoch", {**position.means(), "prototypes_used": int(used)})
+            self._histogram()
+
+    def write(self, kind: str, values: dict[str, Any]) -> None:
+        """One line of metrics.jsonl, and its numbers in TensorBoard under `kind/`."""
+        position = self.position
+        line = {"kind": kind, "step": position.step, "epoch": position.epoch, **values, "time": time.time()}
+        assert self._file is not None
+        # JSON has no NaN; a figure that is none is null.
+        finite = {k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in line.items()}
+        self._file.write(json.dumps(finite) + "\n")
+        self._file.flush()
+        if self._board is not None:
+            with self._board.as_default(step=position.step):
+                for key, value in values.items():
+                    if isinstance(value, (int, float)):
+                        tf.summary.scalar(f"{kind}/{key}", value)
+            self._board.flush()
+
+    def image(self, name: str, image: np.ndarray) -> None:
+        """A uint8 picture (height, width, 3) in TensorBoard."""
+        if self._board is not None:
+            with self._board.as_default(step=self.position.step):
+                tf.summary.image(name, image[np.newaxis])
+
+    def close(self) -> None:
+        """Closes the files."""
+        if self._file is not None:
+            self._file.close()
+        if self._board is not None:
+            self._board.close()
+
+    def _speed(self) -> dict[str, float]:
+        now, (then, step) = time.perf_counter(), self._mark
+        self._mark = (now, self.position.step)
+        images = (self.position.step - step) * self.recipe.train.batch_size
+        return {"images_per_second": images / max(now - then, 1e-9)}
+
+    def _histogram(self) -> None:
+        if self._board is not None:
+            with self._board.as_default(step=self.position.step):
+                tf.summary.histogram("epoch/samples_of_a_prototype", self.position.usage)

@@ -1,0 +1,31 @@
+"""Features of a source's images by the backbone in inference mode, as the k-NN during training wants them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import tensorflow as tf
+
+from swav_tf.data.pipeline import evaluation_batches
+from swav_tf.data.sources import ImageSource
+from swav_tf.method.swav import SwAV
+from swav_tf.recipe import Data
+
+
+def extract_features(
+    model: SwAV, source: ImageSource, indices: Sequence[int], settings: Data, *, batch_size: int = 128
+) -> np.ndarray:
+    """Features (n, F), float32, of the images at `indices`, in that order.
+
+    The running averages of batch normalisation are used, and stay as they are.
+    """
+
+    @tf.function(reduce_retracing=True)
+    def forward(images: tf.Tensor) -> tf.Tensor:
+        return tf.cast(model.backbone(model.normalise(images), training=False), tf.float32)
+
+    batches = evaluation_batches(
+        source, indices, settings.evaluation, batch_size=batch_size, threads=settings.threads
+    )
+    return np.concatenate([forward(images).numpy() for images in batches])

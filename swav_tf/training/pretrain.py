@@ -1,0 +1,249 @@
+"""The main job: build, restore, fit, save."""
+
+from __future__ import annotations
+
+import math
+import platform
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from rich.console import Console
+
+from swav_tf.data.bad_images import BadImages
+from swav_tf.data.contact_sheet import contact_sheet
+from swav_tf.data.pipeline import training_batches
+from swav_tf.data.sources import ImageSource, check_enough, open_source
+from swav_tf.errors import SwavError
+from swav_tf.method.swav import SwAV
+from swav_tf.recipe import Recipe
+from swav_tf.recipe_advice import check_recipe
+from swav_tf.training.build import build_swav
+from swav_tf.training.callbacks.checkpointing import Checkpointing, StopWhenDiverged
+from swav_tf.training.callbacks.collapse import WarnOfCollapse
+from swav_tf.training.callbacks.knn_monitor import WatchNeighbours
+from swav_tf.training.callbacks.metrics_log import MetricsLog
+from swav_tf.training.callbacks.position import CountSteps, Position
+from swav_tf.training.callbacks.progress import ShowProgress
+from swav_tf.training.checkpoint import CheckpointStore
+from swav_tf.training.rendezvous import ClusterAddress
+from swav_tf.training.run_folder import RunFolder
+from swav_tf.training.state import restore
+from swav_tf.training.strategy import Topology, build_strategy, topology
+
+__all__ = ["ClusterAddress", "PretrainResult", "pretrain"]
+
+
+@dataclass(frozen=True)
+class PretrainResult:
+    """A run that has ended: the trained model and the figures of summary.json."""
+
+    model: SwAV
+    run_dir: Path
+    summary: dict[str, Any]
+
+
+def pretrain(
+    recipe: Recipe,
+    *,
+    run_dir: Path | str,
+    cluster: ClusterAddress | None = None,
+    fresh: bool = False,
+    quiet: bool = False,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
+) -> PretrainResult:
+    """Trains by a recipe, or goes on with the run that is in `run_dir`.
+
+    Args:
+        recipe: all settings.
+        run_dir: folder of the run; with a checkpoint in it, the run goes on from there. Several
+            workers need it on a file system that all of them see.
+        cluster: this node's place among several; TF_CONFIG and SLURM are understood without.
+        fresh: start anew; what is in the folder is moved into `previous-N/` there.
+        quiet: print nothing but warnings.
+        callbacks: more Keras callbacks.
+
+    Raises:
+        RecipeError, DataError, UsageError: before anything is built.
+        SwavError: the run diverged, was stopped, or ran out of memory; checkpoints are kept.
+    """
+    started = time.perf_counter()
+    strategy = build_strategy(recipe.train, cluster)
+    team = topology(strategy)
+    console = Console(stderr=True, quiet=quiet or not team.is_chief)
+    warnings = Console(stderr=True, quiet=not team.is_chief, highlight=False)
+
+    source = open_source(recipe.data)
+    for advice in check_recipe(recipe, replicas=team.replicas, images=len(source)):
+        warnings.print(f"[yellow]warning[/] {advice}")
+    check_enough(source, recipe.train.batch_size)
+    steps_per_epoch = len(source) // recipe.train.batch_size
+    position = Position(
+        steps_per_epoch, recipe.train.epochs * steps_per_epoch, usage=np.zeros(recipe.model.prototypes, np.int64)
+    )
+
+    with RunFolder(Path(run_dir), writer=team.is_chief) as folder:
+        if fresh and team.is_chief and (aside := folder.set_aside()):
+            console.print(f"the earlier run is kept in {aside}")
+        folder.save_recipe(recipe)
+        with strategy.scope():
+            model = build_swav(recipe, steps_per_epoch=steps_per_epoch)
+        store = CheckpointStore(folder.checkpoints, kind="pretrain", keep_last=recipe.checkpoint.keep_last)
+        resumed_from = _resume(model, store, position, recipe, team, console, warnings)
+        folder.keep_metrics_until(position.step)
+        console.print(_banner(recipe, team, source, steps_per_epoch), highlight=False)
+
+        bad_images = BadImages(folder.path, source_size=len(source), max_share=recipe.data.max_bad_share)
+        checkpointing = Checkpointing(store, recipe, position, is_chief=team.is_chief)
+        watchers: list[keras.callbacks.Callback] = [CountSteps(position)]
+        log = MetricsLog(folder, recipe, position)
+        progress = ShowProgress(recipe, position, console)
+        neighbours = None
+        if team.is_chief:
+            watchers += [log, progress, WarnOfCollapse(recipe, position, lambda text: warnings.print(f"[yellow]warning[/] {text}"))]
+            if recipe.monitor.knn_every_epochs:
+                has_validation = recipe.data.validation_path or recipe.data.validation_split
+                validation = open_source(recipe.data, validation=True) if has_validation else None
+                neighbours = WatchNeighbours(recipe, position, source, validation, log.write)
+                watchers.append(neighbours)
+        # Checkpoints last: what the others wrote of a step is on disk before the step counts as done.
+        watchers += [*callbacks, StopWhenDiverged(recipe, position, checkpointing), checkpointing]
+
+        try:
+            with checkpointing.listening():
+                if team.is_chief:
+                    log.open()
+                    if position.step == 0 and recipe.monitor.tensorboard:
+                        log.image("crops", np.asarray(contact_sheet(source, recipe, rows=6).convert("RGB")))
+                _fit(model, recipe, source, position, team, bad_images, watchers)
+        except tf.errors.ResourceExhaustedError as error:
+            raise SwavError(
+                f"Out of memory at batch_size {recipe.train.batch_size} over {team.replicas} replica(s). "
+                "Remedies: train.accumulation_steps=2 (or 4, 8: the same batch in parts), "
+                "train.precision=mixed_float16, a smaller train.batch_size with a queue. "
+                f"TensorFlow says: {str(error)[:300]}"
+            ) from error
+        except tf.errors.OpError:
+            if bad_images.fatal is not None:
+                raise bad_images.fatal from None
+            raise
+        finally:
+            progress.close()
+            log.close()
+
+        summary = {
+            "recipe": recipe.name,
+            "loss_first": position.first_loss,
+            "loss_last": position.last_loss,
+            "ln_k": math.log(recipe.model.prototypes),
+            "knn_top1": neighbours.last if neighbours else None,
+            "prototypes_used": int(np.count_nonzero(position.usage)),
+            "prototypes": recipe.model.prototypes,
+            "epochs": recipe.train.epochs,
+            "steps": position.step,
+            "images": len(source),
+            "bad_images": bad_images.count,
+            "replicas": team.replicas,
+            "resumed_from_step": resumed_from,
+            "seconds": round(time.perf_counter() - started, 2),
+            "versions": _versions(),
+        }
+        folder.write_summary(summary)
+    return PretrainResult(model=model, run_dir=Path(run_dir), summary=summary)
+
+
+def _resume(
+    model: SwAV,
+    store: CheckpointStore,
+    position: Position,
+    recipe: Recipe,
+    team: Topology,
+    console: Console,
+    warnings: Console,
+) -> int | None:
+    checkpoint, complaints = store.newest()
+    for complaint in complaints:
+        warnings.print(f"[yellow]warning[/] {complaint} The one before it is used.")
+    if checkpoint is not None:
+        restore(model, checkpoint.arrays, batch_size=recipe.train.batch_size)
+        position.from_json(checkpoint.facts["position"])
+        console.print(f"going on from step {position.step} ({checkpoint.path})", highlight=False)
+    if team.workers > 1:
+        _check_all_at(position.step, model)
+    return checkpoint.step if checkpoint else None
+
+
+def _check_all_at(step: int, model: SwAV) -> None:
+    """All workers must have found the same checkpoint, or they would train apart."""
+    strategy = model.distribute_strategy
+    total = strategy.run(
+        lambda: tf.distribute.get_replica_context().all_reduce("SUM", tf.constant(float(step), tf.float64))
+    )
+    mean = float(strategy.experimental_local_results(total)[0]) / strategy.num_replicas_in_sync
+    if mean != step:
+        raise SwavError(
+            f"All workers must see the same run folder. Received: this worker's checkpoint is of step {step}, "
+            f"the mean over workers is {mean:g}. Put --run-dir on a shared file system."
+        )
+
+
+def _fit(
+    model: SwAV,
+    recipe: Recipe,
+    source: ImageSource,
+    position: Position,
+    team: Topology,
+    bad_images: BadImages,
+    callbacks: list[keras.callbacks.Callback],
+) -> None:
+    strategy = model.distribute_strategy
+    part = recipe.train.batch_size // team.replicas // recipe.train.accumulation_steps
+    while position.step < position.total_steps:
+        epoch, done = divmod(position.step, position.steps_per_epoch)
+        batches = strategy.distribute_datasets_from_function(
+            lambda _: training_batches(
+                recipe,
+                source,
+                steps_per_epoch=position.steps_per_epoch,
+                start_step=position.step,
+                total_steps=position.total_steps,
+                workers=team.workers,
+                worker=team.worker,
+                replica_batch_size=part,
+                bad_images=bad_images,
+            )
+        )
+        model.fit(
+            batches,
+            initial_epoch=epoch,
+            # A run that goes on in the middle of an epoch ends that one first.
+            epochs=epoch + 1 if done else recipe.train.epochs,
+            steps_per_epoch=position.steps_per_epoch - done,
+            callbacks=callbacks,
+            verbose=0,
+        )
+
+
+def _banner(recipe: Recipe, team: Topology, source: ImageSource, steps_per_epoch: int) -> str:
+    train = recipe.train
+    crops = " + ".join(f"{group.count} x {group.size} px" for group in recipe.crops)
+    return (
+        f"{recipe.name}: {len(source):,} images, {crops}, {recipe.model.prototypes} prototypes\n"
+        f"{team.kind}: {team.workers} worker(s), {team.replicas} replica(s) on {team.devices}, global batch "
+        f"{train.batch_size}{f' in {train.accumulation_steps} parts' if train.accumulation_steps > 1 else ''}, "
+        f"{steps_per_epoch} steps an epoch, {train.epochs} epochs, {train.precision}\n"
+        + ", ".join(f"{name} {version}" for name, version in _versions().items())
+    )
+
+
+def _versions() -> dict[str, str]:
+    return {
+        "python": platform.python_version(),
+        "tensorflow": str(tf.__version__),
+        "keras": str(keras.__version__),
+    }

@@ -1,0 +1,127 @@
+"""How nodes that know only the master's address find each other (`--nodes 4 --node-rank 1 --master host:port`).
+
+Node 0 listens at the master's address; every other node tells it its rank and the port that its
+worker will serve on; when all are there, node 0 sends each the whole list. No TensorFlow.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from dataclasses import dataclass
+
+from swav_tf.errors import SwavError, UsageError
+
+
+@dataclass(frozen=True)
+class ClusterAddress:
+    """This node's place in a cluster.
+
+    Args:
+        nodes: number of nodes, one worker process each.
+        node_rank: this node's number, 0 <= node_rank < nodes.
+        master: `host:port` of node 0, reachable from all nodes.
+    """
+
+    nodes: int
+    node_rank: int
+    master: str
+
+    def __post_init__(self) -> None:
+        if self.nodes < 1 or not 0 <= self.node_rank < self.nodes:
+            raise UsageError(
+                f"--node-rank must be from 0 to nodes - 1. Received: --nodes {self.nodes} "
+                f"--node-rank {self.node_rank}."
+            )
+        host, _, port = self.master.rpartition(":")
+        if not host or not port.isdigit() or not 0 < int(port) < 65536:
+            raise UsageError(f"--master must be host:port, such as 10.0.0.1:9000. Received: {self.master!r}.")
+
+    @property
+    def host(self) -> str:
+        """The master's host."""
+        return self.master.rpartition(":")[0].strip("[]")
+
+    @property
+    def port(self) -> int:
+        """The master's port, used only until the nodes have met."""
+        return int(self.master.rpartition(":")[2])
+
+
+def meet(address: ClusterAddress, *, timeout_seconds: float = 600.0) -> list[str]:
+    """`host:port` of every node's worker, by rank; returns when all nodes are there.
+
+    Raises:
+        SwavError: not all came in time (the ranks that are missing are named), or two had one rank.
+    """
+    deadline = time.monotonic() + timeout_seconds
+    if address.node_rank == 0:
+        return _gather(address, deadline)
+    return _join(address, deadline)
+
+
+def _gather(address: ClusterAddress, deadline: float) -> list[str]:
+    workers = {0: f"{address.host}:{free_port()}"}
+    guests: list[socket.socket] = []
+    try:
+        with socket.create_server(("", address.port)) as server:
+            while len(workers) < address.nodes:
+                server.settimeout(max(deadline - time.monotonic(), 0.001))
+                try:
+                    guest, (host, *_) = server.accept()
+                except TimeoutError:
+                    missing = sorted(set(range(address.nodes)) - set(workers))
+                    raise SwavError(
+                        f"All {address.nodes} nodes must start within the time limit. No word from node rank "
+                        f"{', '.join(map(str, missing))}: is the command running there, with the same --nodes, "
+                        f"and does it reach {address.master}?"
+                    ) from None
+                guests.append(guest)
+                try:
+                    guest.settimeout(10.0)
+                    hello = json.loads(guest.makefile("r").readline())
+                    rank, port, nodes = int(hello["rank"]), int(hello["port"]), int(hello["nodes"])
+                except (OSError, ValueError, KeyError, TypeError):
+                    continue  # something else knocked at this port
+                if nodes != address.nodes or rank in workers or not 0 < rank < address.nodes:
+                    raise SwavError(
+                        f"Each node needs its own --node-rank and the same --nodes {address.nodes}. "
+                        f"Received: rank {rank} of {nodes} from {host}; already here: {sorted(workers)}."
+                    )
+                workers[rank] = f"{host}:{port}"
+        listing = [workers[rank] for rank in range(address.nodes)]
+        for guest in guests:
+            guest.sendall((json.dumps(listing) + "\n").encode())
+        return listing
+    except OSError as error:
+        raise SwavError(f"Node 0 must be able to listen at {address.master}: {error}.") from error
+    finally:
+        for guest in guests:
+            guest.close()
+
+
+def _join(address: ClusterAddress, deadline: float) -> list[str]:
+    hello = json.dumps({"rank": address.node_rank, "port": free_port(), "nodes": address.nodes}) + "\n"
+    while True:
+        try:
+            with socket.create_connection((address.host, address.port), timeout=5.0) as master:
+                master.sendall(hello.encode())
+                master.settimeout(max(deadline - time.monotonic(), 0.001))
+                listing = master.makefile("r").readline()
+                if listing:
+                    return [str(worker) for worker in json.loads(listing)]
+                raise SwavError(
+                    f"Node 0 at {address.master} turned this node (rank {address.node_rank} of "
+                    f"{address.nodes}) away: see its log."
+                )
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise SwavError(f"Node 0 did not answer at {address.master}: {error}.") from error
+            time.sleep(0.5)
+
+
+def free_port() -> int:
+    """A TCP port that nothing on this machine listens at now."""
+    with socket.create_server(("", 0)) as server:
+        return int(server.getsockname()[1])

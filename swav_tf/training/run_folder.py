@@ -1,0 +1,148 @@
+"""The folder of one run: who may write it, its recipe, its metrics, its summary. No TensorFlow.
+
+    config.yaml   the recipe, resolved        metrics.jsonl   one JSON object a line
+    checkpoints/  see checkpoint.py           summary.json    the figures at the end
+    tensorboard/  event files                 bad_images.txt  images that could not be read
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TextIO
+
+from swav_tf.errors import UsageError
+from swav_tf.recipe import Recipe
+from swav_tf.recipe_files import load_recipe, save_recipe
+
+# Settings that may differ when a run goes on: they change neither what is learnt nor in what order.
+FREE_TO_CHANGE = (
+    "data.path",
+    "data.threads",
+    "data.prefetch_batches",
+    "data.max_bad_share",
+    "data.validation_path",
+    "data.validation_split",
+    "train.strategy",
+    "train.logical_cpus",
+    "train.deterministic",
+    "train.max_non_finite_steps",
+    "checkpoint",
+    "monitor",
+)
+
+
+class RunFolder:
+    """Opens the folder for one process; only the chief's (`writer`) makes or changes anything.
+
+    Use it as a context manager: the lock is held until the end, and the system lets go of it
+    when the process dies.
+
+    Raises:
+        UsageError: a live process writes this folder, or it holds another recipe's run.
+    """
+
+    def __init__(self, path: Path, *, writer: bool = True) -> None:
+        self.path = path
+        self.writer = writer
+        self.checkpoints = path / "checkpoints"
+        self.tensorboard = path / "tensorboard"
+        self.metrics = path / "metrics.jsonl"
+        self._lock: TextIO | None = None
+
+    def __enter__(self) -> RunFolder:
+        if self.writer:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = (self.path / ".lock").open("a+")
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                lock.seek(0)
+                owner = lock.read().strip() or "unknown"
+                lock.close()
+                raise UsageError(
+                    f"Only one process may write a run folder, and one (process {owner}) writes {self.path} now. "
+                    "Wait for it, stop it, or set another --run-dir."
+                ) from None
+            lock.truncate(0)
+            lock.write(str(os.getpid()))
+            lock.flush()
+            self._lock = lock
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def set_aside(self) -> Path | None:
+        """Moves an earlier run into `previous-N/` below; returns that folder, or None if there was nothing."""
+        earlier = [p for p in self.path.iterdir() if p.name != ".lock" and not p.name.startswith("previous-")]
+        if not earlier:
+            return None
+        number = 1 + sum(1 for _ in self.path.glob("previous-*"))
+        target = self.path / f"previous-{number}"
+        target.mkdir()
+        for path in earlier:
+            path.rename(target / path.name)
+        return target
+
+    def save_recipe(self, recipe: Recipe) -> None:
+        """Writes config.yaml, or holds it against the one that is there.
+
+        Raises:
+            UsageError: the run was started with other settings; all of them are listed.
+        """
+        path = self.path / "config.yaml"
+        if path.exists():
+            before, now = _flat(load_recipe(path).model_dump()), _flat(recipe.model_dump())
+            differences = [
+                f"  {key}: was {before.get(key)!r}, now {now.get(key)!r}"
+                for key in sorted(before.keys() | now.keys())
+                if before.get(key) != now.get(key) and not _is_free(key)
+            ]
+            if differences:
+                raise UsageError(
+                    f"A run goes on only with the settings it was started with. {path} differs:\n"
+                    + "\n".join(differences)
+                    + "\nGive the old values, another --run-dir, or --fresh (the old run is kept aside)."
+                )
+        if self.writer:
+            save_recipe(recipe, path)
+
+    def keep_metrics_until(self, step: int) -> None:
+        """Drops the lines of metrics.jsonl that a resumed run will write again."""
+        if not self.writer or not self.metrics.exists():
+            return
+        kept = []
+        for line in self.metrics.read_text().splitlines():
+            try:
+                if json.loads(line)["step"] <= step:
+                    kept.append(line + "\n")
+            except (ValueError, KeyError):
+                continue  # the last line of a killed run may be cut
+        temporary = self.metrics.with_suffix(".part")
+        temporary.write_text("".join(kept))
+        temporary.replace(self.metrics)
+
+    def write_summary(self, summary: dict[str, Any]) -> None:
+        """Writes summary.json, whole or not at all."""
+        if self.writer:
+            temporary = self.path / "summary.part"
+            temporary.write_text(json.dumps(summary, indent=1) + "\n")
+            temporary.replace(self.path / "summary.json")
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(value, dict) and value:
+        return {k: v for key, item in value.items() for k, v in _flat(item, f"{prefix}.{key}".lstrip(".")).items()}
+    if isinstance(value, (list, tuple)) and value and isinstance(value[0], dict):
+        return {k: v for i, item in enumerate(value) for k, v in _flat(item, f"{prefix}.{i}").items()}
+    return {prefix: value}
+
+
+def _is_free(key: str) -> bool:
+    return any(key == free or key.startswith(free + ".") for free in FREE_TO_CHANGE)

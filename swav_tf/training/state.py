@@ -1,0 +1,126 @@
+"""Everything of a SwAV model that the next step depends on, as named arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from swav_tf.method.swav import SwAV
+from swav_tf.replicas import gather_from_replicas
+from swav_tf.training.checkpoint import CheckpointError
+
+
+def named_variables(model: SwAV) -> dict[str, keras.Variable]:
+    """The weights by name: part of the model, then Keras' path of the variable."""
+    named: dict[str, keras.Variable] = {}
+    for part in ("backbone", "head", "prototypes"):
+        for variable in getattr(model, part).weights:
+            # A layer's path starts with its model's or its own name; the part says that already.
+            path = variable.path.removeprefix(f"{part}/")
+            named[f"{part}/{path}"] = variable
+    if len(named) != len(model.weights):
+        raise AssertionError("two weights share a path")
+    return named
+
+
+def capture(model: SwAV, *, batch_size: int) -> dict[str, np.ndarray]:
+    """All state as arrays. Every worker must call it, since the queues of all replicas are gathered.
+
+    Args:
+        model: under any strategy.
+        batch_size: the global batch, of which the queue holds a whole number.
+    """
+    weights = named_variables(model)
+    arrays = {name: variable.numpy() for name, variable in weights.items()}
+    names = {id(variable): name for name, variable in weights.items()}
+    for variable, momentum in zip(model.trainable_variables, model.optimizer.momentums, strict=True):
+        arrays[f"momentum/{names[id(variable)]}"] = momentum.numpy()
+    arrays["optimizer/iterations"] = np.int64(model.optimizer.iterations.numpy()).reshape(1)
+    arrays["loss_scale/factor"] = model.loss_scale.factor.numpy().reshape(1)
+    arrays["loss_scale/finite_steps"] = model.loss_scale.finite_steps.numpy().reshape(1)
+    if model.queue is not None:
+        arrays["queue/projections"], arrays["queue/pushed"] = _gather_queues(model, batch_size)
+    return arrays
+
+
+def restore(model: SwAV, arrays: Mapping[str, np.ndarray], *, batch_size: int) -> None:
+    """Puts captured state back, on any number of replicas.
+
+    Raises:
+        CheckpointError: arrays are missing, left over, or of another shape; nothing is loaded then.
+    """
+    weights = named_variables(model)
+    names = {id(variable): name for name, variable in weights.items()}
+    targets = dict(weights)
+    for variable, momentum in zip(model.trainable_variables, model.optimizer.momentums, strict=True):
+        targets[f"momentum/{names[id(variable)]}"] = momentum
+    scalars = {
+        "optimizer/iterations": model.optimizer.iterations,
+        "loss_scale/factor": model.loss_scale.factor,
+        "loss_scale/finite_steps": model.loss_scale.finite_steps,
+    }
+    shapes = {name: tuple(target.shape) for name, target in targets.items()} | dict.fromkeys(scalars, (1,))
+    if model.queue is not None:
+        crops, length, dim = model.queue.projections.shape
+        shapes["queue/projections"] = (crops, length * model.distribute_strategy.num_replicas_in_sync, dim)
+        shapes["queue/pushed"] = (1,)
+    wrong = [
+        f"{name}: must be {shapes.get(name, 'absent')}, is {arrays[name].shape if name in arrays else 'missing'}"
+        for name in sorted(shapes.keys() | arrays.keys())
+        if name not in arrays or name not in shapes or arrays[name].shape != shapes[name]
+    ]
+    if wrong:
+        raise CheckpointError("The checkpoint does not fit the recipe:\n  " + "\n  ".join(wrong))
+    for name, target in targets.items():
+        target.assign(arrays[name])
+    for name, target in scalars.items():
+        target.assign(arrays[name][0])
+    if model.queue is not None:
+        _scatter_queues(model, arrays["queue/projections"], int(arrays["queue/pushed"][0]), batch_size)
+
+
+# A replica's queue is (crops, slots * b, D) with b = batch / replicas; saved is the queue of the
+# whole batch, (crops, slots * B, D), so that a run may go on with another number of replicas.
+
+
+def _gather_queues(model: SwAV, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
+    strategy, queue = model.distribute_strategy, model.queue
+    assert queue is not None
+
+    @tf.function
+    def gather() -> tuple[tf.Tensor, tf.Tensor]:
+        return strategy.run(
+            lambda: (gather_from_replicas(queue.projections.read_value()), queue.pushed.read_value())
+        )
+
+    projections, pushed = (strategy.experimental_local_results(value)[0].numpy() for value in gather())
+    replicas, crops, length, dim = projections.shape
+    slots = length * replicas // batch_size
+    projections = projections.reshape(replicas, crops, slots, length // slots, dim).transpose(1, 2, 0, 3, 4)
+    return projections.reshape(crops, replicas * length, dim), np.int64(pushed * replicas).reshape(1)
+
+
+def _scatter_queues(model: SwAV, projections: np.ndarray, pushed: int, batch_size: int) -> None:
+    strategy, queue = model.distribute_strategy, model.queue
+    assert queue is not None
+    replicas = strategy.num_replicas_in_sync
+    crops, total, dim = projections.shape
+    slots = total // batch_size
+    shares = projections.reshape(crops, slots, replicas, -1, dim).transpose(2, 0, 1, 3, 4)
+    shares = shares.reshape(replicas, crops, total // replicas, dim)
+    own = strategy.experimental_distribute_values_from_function(
+        lambda context: tf.constant(shares[context.replica_id_in_sync_group])
+    )
+
+    @tf.function
+    def scatter(own: tf.Tensor) -> None:
+        def assign(share: tf.Tensor) -> None:
+            queue.projections.assign(share)
+            queue.pushed.assign(tf.constant(pushed // replicas, tf.int64))
+
+        strategy.run(assign, args=(own,))
+
+    scatter(own)

@@ -1,0 +1,140 @@
+"""The only place that builds a `tf.distribute` strategy."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+
+import tensorflow as tf
+
+from swav_tf.errors import UsageError
+from swav_tf.recipe import Train
+from swav_tf.training.rendezvous import ClusterAddress, meet
+
+SLURM_PORT = 8888
+
+
+@dataclass(frozen=True)
+class Topology:
+    """Who computes: worker processes, and replicas (devices) over all of them."""
+
+    kind: str
+    workers: int
+    worker: int  # this process, 0 <= worker < workers
+    replicas: int
+    devices: str  # GPU or CPU
+
+    @property
+    def is_chief(self) -> bool:
+        """Whether this process writes the run folder."""
+        return self.worker == 0
+
+
+def build_strategy(settings: Train, cluster: ClusterAddress | None = None) -> tf.distribute.Strategy:
+    """The strategy that a recipe asks for on this machine; call it before any other TensorFlow work.
+
+    `auto` takes several workers if a cluster is described (`cluster`, TF_CONFIG or SLURM), else
+    all visible GPUs (or `logical_cpus`), else one device.
+
+    Raises:
+        UsageError: what was asked for is not there.
+    """
+    if settings.logical_cpus > 1:
+        _split_cpu(settings.logical_cpus)
+    if settings.deterministic:
+        tf.config.experimental.enable_op_determinism()
+    gpus = tf.config.list_physical_devices("GPU")
+    for gpu in gpus:
+        tf.config.experimental.set_memory_growth(gpu, True)
+    kind = settings.strategy
+    if kind == "auto":
+        if cluster is not None or _tf_config_workers() > 1 or _slurm_tasks() > 1:
+            kind = "multi_worker"
+        else:
+            kind = "mirrored" if len(gpus) > 1 or settings.logical_cpus > 1 else "one_device"
+    if cluster is not None and kind != "multi_worker":
+        raise UsageError(f"--nodes needs train.strategy=auto or multi_worker. Received: {kind}.")
+    if kind == "multi_worker":
+        return _multi_worker(cluster, has_gpus=bool(gpus))
+    if kind == "mirrored":
+        if gpus:
+            return tf.distribute.MirroredStrategy()
+        return tf.distribute.MirroredStrategy([device.name for device in tf.config.list_logical_devices("CPU")])
+    return tf.distribute.get_strategy()
+
+
+def topology(strategy: tf.distribute.Strategy) -> Topology:
+    """Who computes under this strategy."""
+    devices = "GPU" if tf.config.list_physical_devices("GPU") else "CPU"
+    replicas = int(strategy.num_replicas_in_sync)
+    resolver = strategy.cluster_resolver
+    if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy) or resolver is None:
+        kind = "mirrored" if isinstance(strategy, tf.distribute.MirroredStrategy) else "one device"
+        return Topology(kind, workers=1, worker=0, replicas=replicas, devices=devices)
+    members = resolver.cluster_spec().as_dict()
+    # TF_CONFIG may name worker 0 'chief': it then comes before the workers.
+    chiefs = len(members.get("chief", []))
+    worker = int(resolver.task_id or 0) + (chiefs if resolver.task_type == "worker" else 0)
+    workers = max(chiefs + len(members.get("worker", [])), 1)
+    return Topology("multi worker", workers=workers, worker=worker, replicas=replicas, devices=devices)
+
+
+def _multi_worker(cluster: ClusterAddress | None, *, has_gpus: bool) -> tf.distribute.Strategy:
+    resolver = None
+    if cluster is not None:
+        if os.environ.get("TF_CONFIG"):
+            raise UsageError("The cluster must be described once: either --nodes or TF_CONFIG. Received: both.")
+        os.environ["TF_CONFIG"] = json.dumps(
+            {"cluster": {"worker": meet(cluster)}, "task": {"type": "worker", "index": cluster.node_rank}}
+        )
+    elif not _tf_config_workers() and _slurm_tasks() > 1:
+        resolver = tf.distribute.cluster_resolver.SlurmClusterResolver(
+            jobs={"worker": _slurm_tasks()}, port_base=SLURM_PORT, auto_set_gpu=has_gpus
+        )
+    elif not _tf_config_workers():
+        raise UsageError(
+            "train.strategy=multi_worker needs a description of the cluster: --nodes N --node-rank R "
+            "--master host:port, the variable TF_CONFIG, or a SLURM job of several tasks. Received: none."
+        )
+    implementation = tf.distribute.experimental.CommunicationImplementation
+    return tf.distribute.MultiWorkerMirroredStrategy(
+        cluster_resolver=resolver,
+        communication_options=tf.distribute.experimental.CommunicationOptions(
+            implementation=implementation.NCCL if has_gpus else implementation.RING
+        ),
+    )
+
+
+def _split_cpu(count: int) -> None:
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    try:
+        tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * count)
+    except RuntimeError:
+        # TensorFlow has started; fine if it started with as many.
+        if len(tf.config.list_logical_devices("CPU")) != count:
+            raise UsageError(
+                f"train.logical_cpus={count} must be set before TensorFlow starts, and this process already "
+                f"uses {len(tf.config.list_logical_devices('CPU'))} logical CPU(s): start a new process."
+            ) from None
+
+
+def _tf_config_workers() -> int:
+    text = os.environ.get("TF_CONFIG", "")
+    if not text:
+        return 0
+    try:
+        members = json.loads(text).get("cluster", {})
+        return len(members.get("worker", [])) + len(members.get("chief", []))
+    except (ValueError, AttributeError) as error:
+        raise UsageError(
+            'TF_CONFIG must be JSON such as {"cluster": {"worker": ["host:port", ...]}, '
+            f'"task": {{"type": "worker", "index": 0}}}}. Received: {text[:200]!r} ({error}).'
+        ) from error
+
+
+def _slurm_tasks() -> int:
+    # SLURM_PROCID is set by srun only: a shell inside an allocation is not a task.
+    if "SLURM_PROCID" not in os.environ or "SLURM_STEP_NUM_TASKS" not in os.environ:
+        return 0
+    return int(os.environ["SLURM_STEP_NUM_TASKS"])
