@@ -1,0 +1,1 @@
+"""Images in, crops out: sources, decoding, augmentation, order and the input pipeline."""

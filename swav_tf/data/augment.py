@@ -1,0 +1,113 @@
+"""Pure operations on one uint8 RGB image, (height, width, 3) in and out.
+
+They follow Pillow, which the reference pipeline uses: each adjustment clips to
+[0, 255] and drops the fraction before the next one begins.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+Image = npt.NDArray[Any]  # uint8, RGB; OpenCV's stubs know no narrower type
+Box = tuple[int, int, int, int]  # top, left, height, width, pixels
+
+LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, for R, G, B
+_LEVELS = np.arange(256, dtype=np.float32)
+_LUMA_ROWS = np.tile(np.array(LUMA, np.float32), (3, 1))
+_IDENTITY = np.eye(3, dtype=np.float32)
+
+cv2.setNumThreads(1)  # the pipeline's threads each work on an image of their own
+
+
+def resize_box(image: Image, box: Box, height: int, width: int, out: Image | None = None) -> Image:
+    """The box (top, left, height, width) of an image, resized bilinearly, antialiased where it shrinks.
+
+    Pillow's antialiased filter is a triangle as wide as the shrinking factor s, of
+    variance s**2 / 6; plain bilinear interpolation has s = 1. So whole factors are
+    taken out first by averaging, then a three-tap filter adds the variance that is
+    missing, and plain interpolation does the rest: three times as fast as a triangle
+    of s, within a few grey levels of it. Pixels outside the box are never read.
+    """
+    top, left, box_height, box_width = box
+    crop = image[top : top + box_height, left : left + box_width]
+    shrink_y, shrink_x = box_height / height, box_width / width
+    if shrink_y >= 2 or shrink_x >= 2:
+        # Averaging k pixels and then shrinking by s / k, which stays in [1, 2).
+        mean_y, mean_x = max(1, int(shrink_y)), max(1, int(shrink_x))
+        reduced = (round(box_width / mean_x), round(box_height / mean_y))
+        crop = cv2.resize(crop, reduced, interpolation=cv2.INTER_AREA)
+        shrink_y, shrink_x = reduced[1] / height, reduced[0] / width
+    if shrink_y > 1 or shrink_x > 1:
+        taps_x, taps_y = _widening(shrink_x), _widening(shrink_y)
+        crop = cv2.sepFilter2D(crop, -1, taps_x, taps_y, borderType=cv2.BORDER_REPLICATE)
+    return cv2.resize(crop, (width, height), dst=out, interpolation=cv2.INTER_LINEAR)
+
+
+def _widening(shrink: float) -> npt.NDArray[np.float32]:
+    """Three taps that bring bilinear interpolation's variance, 1/6, to `shrink`**2 / 6."""
+    side = max(0.0, shrink * shrink - 1) / 12
+    return np.array([side, 1 - 2 * side, side], np.float32)
+
+
+def flip(image: Image, out: Image | None = None) -> Image:
+    """The image mirrored left to right."""
+    return cv2.flip(image, 1, dst=out)
+
+
+def brightness(image: Image, factor: float, out: Image | None = None) -> Image:
+    """Every value times `factor` (>= 0)."""
+    return cv2.LUT(image, _blend_table(0.0, factor), dst=out)
+
+
+def contrast(image: Image, factor: float, out: Image | None = None) -> Image:
+    """Every value's distance from the mean of the gray image times `factor` (>= 0)."""
+    red, green, blue, _ = cv2.mean(image)
+    mean = int(LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue + 0.5)
+    return cv2.LUT(image, _blend_table(mean, factor), dst=out)
+
+
+def _blend_table(origin: float, factor: float) -> npt.NDArray[np.uint8]:
+    """Table of origin + factor * (value - origin), clipped, the fraction dropped as Pillow does."""
+    table: npt.NDArray[np.uint8] = np.clip(origin + factor * (_LEVELS - origin), 0, 255).astype(np.uint8)
+    return table
+
+
+def saturation(image: Image, factor: float, out: Image | None = None) -> Image:
+    """Every pixel's distance from its own gray times `factor` (>= 0)."""
+    matrix = factor * _IDENTITY + (1 - factor) * _LUMA_ROWS
+    return cv2.transform(image, matrix, dst=out)
+
+
+def hue(image: Image, turn: float, out: Image | None = None) -> Image:
+    """Every pixel's hue moved by `turn` (-0.5 to 0.5) of the colour circle, in HSV of 8 bits a channel."""
+    hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV_FULL)
+    hsv[..., 0] += np.uint8(int(turn * 255) % 256)  # wraps round the circle by itself
+    return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL, dst=out)
+
+
+def grayscale(image: Image, out: Image | None = None) -> Image:
+    """The gray image (ITU-R 601), in three equal channels."""
+    return cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB, dst=out)
+
+
+def gaussian_blur(image: Image, sigma: float, out: Image | None = None) -> Image:
+    """Gaussian blur of standard deviation `sigma` (> 0) pixels, edges repeated.
+
+    The kernel reaches three sigma to each side, so it is as large as sigma needs
+    whatever the crop's size.
+    """
+    reach = math.ceil(3 * sigma)
+    kernel = cv2.getGaussianKernel(2 * reach + 1, sigma, cv2.CV_32F)
+    return cv2.sepFilter2D(image, -1, kernel, kernel, dst=out, borderType=cv2.BORDER_REPLICATE)
+
+
+Adjustment = Callable[[Image, float, Image | None], Image]
+
+# In the order in which the settings and the random numbers of a jitter name them.
+ADJUSTMENTS: tuple[Adjustment, ...] = (brightness, contrast, saturation, hue)

@@ -1,0 +1,130 @@
+"""A picture to check a recipe by eye: rows of images, their crops beside them, as the network sees them."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from PIL import Image as PillowImage
+from PIL import ImageDraw, ImageFont, ImageOps
+
+from swav_tf.data.augment import Image
+from swav_tf.data.decode import UndecodableImage, decode
+from swav_tf.data.multicrop import MultiCrop
+from swav_tf.data.order import epoch_order
+from swav_tf.data.sources import ImageSource
+from swav_tf.recipe import CropGroup, Recipe
+
+_BACKGROUND: Final = (250, 250, 248)
+_INK: Final = (40, 40, 44)
+_FAINT: Final = (130, 130, 134)
+_RULE: Final = (222, 222, 218)
+_SMALL_GAP: Final = 4  # between the crops of a group
+_GAP: Final = 20  # around the sheet, and between groups
+_LINE: Final = 20  # height of a line of text
+
+
+def contact_sheet(
+    source: ImageSource,
+    recipe: Recipe,
+    *,
+    rows: int,
+    epoch: int = 0,
+    seed: int | None = None,
+    height: int = 192,
+) -> PillowImage.Image:
+    """One row an image: the whole image, then its crops, the groups' sizes in proportion.
+
+    The images are the first `rows` readable ones in the epoch's order, and their crops
+    those that a run of this recipe and seed takes in that epoch.
+
+    Args:
+        source: images to show.
+        recipe: gives crops, augmentation and, unless `seed` is given, the seed.
+        rows: number of images, at least 1; fewer are shown if the source has fewer.
+        epoch: epoch whose crops are shown, from 0.
+        seed: seed of order and crops.
+        height: height of a row, pixels: that of the largest crop.
+
+    Raises:
+        ValueError: if `rows` is not positive, or no image can be read.
+    """
+    if rows < 1:
+        raise ValueError(f"rows must be at least 1; got {rows}")
+    seed = recipe.train.seed if seed is None else seed
+    multicrop = MultiCrop(recipe.crops, recipe.augment)
+    shown: list[tuple[str, Image, list[Image]]] = []
+    for index in epoch_order(len(source), seed=seed, epoch=epoch).tolist():
+        try:
+            data = source.read(index)
+            image = decode(data) if isinstance(data, bytes) else data
+        except (UndecodableImage, OSError):
+            continue
+        shown.append((source.image_name(index), image, multicrop(image, seed=seed, epoch=epoch, index=index)))
+        if len(shown) == rows:
+            break
+    if not shown:
+        raise ValueError("none of the images can be read")
+    return _draw(shown, recipe, height, f"{recipe.name}   seed {seed}   epoch {epoch}")
+
+
+def _draw(
+    shown: list[tuple[str, Image, list[Image]]], recipe: Recipe, row_height: int, title: str
+) -> PillowImage.Image:
+    largest = max(group.size for group in recipe.crops)
+    sides = [max(8, round(row_height * group.size / largest)) for group in recipe.crops]
+    columns = [_columns(group, side, row_height) for group, side in zip(recipe.crops, sides, strict=True)]
+    widths = [n * side + (n - 1) * _SMALL_GAP for n, side in zip(columns, sides, strict=True)]
+    original_width = row_height * 4 // 3
+    starts = [_GAP + original_width + _GAP]
+    for width in widths[:-1]:
+        starts.append(starts[-1] + width + _GAP)
+    heights = [
+        -(-group.count // n) * (side + _SMALL_GAP) - _SMALL_GAP
+        for group, side, n in zip(recipe.crops, sides, columns, strict=True)
+    ]
+    row_height = max(row_height, *heights)
+
+    font, small = ImageFont.load_default(15), ImageFont.load_default(12)
+    row_step = row_height + _LINE + _GAP
+    top = _GAP + 3 * _LINE
+    sheet = PillowImage.new("RGB", (starts[-1] + widths[-1] + _GAP, top + len(shown) * row_step), _BACKGROUND)
+    pen = ImageDraw.Draw(sheet)
+    pen.text((_GAP, _GAP // 2 + 2), title, _INK, font)
+    pen.text((_GAP, _GAP + _LINE + 6), "image", _INK, small)
+    for group, start in zip(recipe.crops, starts, strict=True):
+        low, high = (round(100 * share, 1) for share in group.scale)
+        caption = f"{group.count} × {group.size} px\n{low:g}–{high:g} % of the area"
+        pen.text((start, _GAP + _LINE + 6), caption, _INK, small, spacing=3)
+    for name, image, crops in shown:
+        pen.line((_GAP, top - _GAP // 2, sheet.width - _GAP, top - _GAP // 2), _RULE)
+        whole = ImageOps.contain(PillowImage.fromarray(image), (original_width, row_height))
+        sheet.paste(whole, (_GAP, top))
+        pen.text((_GAP, top + row_height + 4), _shortened(name, small, starts[0] - 2 * _GAP), _FAINT, small)
+        for views, side, start, n in zip(crops, sides, starts, columns, strict=True):
+            for i, view in enumerate(views):
+                x, y = start + i % n * (side + _SMALL_GAP), top + i // n * (side + _SMALL_GAP)
+                sheet.paste(_scaled(view, side), (x, y))
+        top += row_step
+    return sheet
+
+
+def _columns(group: CropGroup, side: int, row_height: int) -> int:
+    """Crops beside each other: as few as stack within the row's height."""
+    stacked = max(1, (row_height + _SMALL_GAP) // (side + _SMALL_GAP))
+    return -(-group.count // stacked)
+
+
+def _scaled(view: Image, side: int) -> PillowImage.Image:
+    """A crop at the sheet's scale; small ones are enlarged in whole pixels, so that they show what they hold."""
+    enlarge = PillowImage.Resampling.NEAREST if view.shape[0] < side else PillowImage.Resampling.LANCZOS
+    return PillowImage.fromarray(view).resize((side, side), enlarge)
+
+
+def _shortened(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
+    """The end of a text that fits, in characters that can be drawn."""
+    text = text.encode("utf-8", "replace").decode()
+    if font.getlength(text) <= width:
+        return text
+    while font.getlength("…" + text) > width:
+        text = text[1:]
+    return "…" + text

@@ -1,0 +1,100 @@
+"""Encoded image files to pixels.
+
+JPEG goes through OpenCV; everything else, and CMYK JPEG, which OpenCV gets wrong,
+through Pillow. Alpha is dropped and the colours below it kept, as `convert("RGB")`
+of the reference pipeline does. EXIF rotation is applied.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+from typing import Final
+
+import cv2
+import numpy as np
+from PIL import Image as PillowImage
+from PIL import ImageOps, UnidentifiedImageError
+
+from swav_tf.data.augment import Image
+
+MAX_PIXELS: Final = 89_478_485  # Pillow's bound: 256 MiB of RGB; beyond it an image is refused as a bomb
+_FORMATS: Final = ("JPEG", "PNG", "WEBP", "BMP")
+_START_OF_SCAN: Final = b"\xff\xda"
+_END_OF_IMAGE: Final = b"\xff\xd9"
+
+
+class UndecodableImage(Exception):  # noqa: N818  (a fact about a file, not a fault of the program)
+    """An image file is corrupt, truncated, of no known format, or too large; the message says which."""
+
+
+def decode(data: bytes) -> Image:
+    """The pixels of an encoded image, uint8 RGB (height, width, 3).
+
+    JPEG, PNG, WebP and BMP, told apart by content, not by name. Damage inside a JPEG
+    that still has its end marker cannot be told from a picture, and is not reported.
+
+    Raises:
+        UndecodableImage: if the file is corrupt, truncated, of another format, or has
+            more than MAX_PIXELS pixels.
+    """
+    if data.startswith(b"\xff\xd8"):
+        if not _jpeg_is_complete(data):
+            raise UndecodableImage("truncated JPEG: the end-of-image marker is missing")
+        height, width, channels = _jpeg_frame(data)
+        _refuse_bomb(height, width)
+        if channels != 4:
+            pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+            if pixels is None:
+                raise UndecodableImage("corrupt JPEG")
+            return pixels
+    return _decode_with_pillow(data)
+
+
+def _jpeg_is_complete(data: bytes) -> bool:
+    """Whether the picture's end marker is there; OpenCV paints what is missing gray and says nothing.
+
+    A thumbnail in the header has an end marker of its own, but it stands before the
+    picture's scans, in which both byte pairs can only be markers.
+    """
+    return data.endswith(_END_OF_IMAGE) or data.rfind(_END_OF_IMAGE) > data.rfind(_START_OF_SCAN)
+
+
+def _jpeg_frame(data: bytes) -> tuple[int, int, int]:
+    """Height, width and channels from a JPEG's frame header (ITU-T T.81, B.2.2)."""
+    position = 2
+    while position + 9 < len(data):
+        if data[position] != 0xFF:
+            break
+        marker = data[position + 1]
+        if marker == 0xFF:  # fill byte
+            position += 1
+            continue
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            height, width, channels = struct.unpack_from(">HHB", data, position + 5)
+            return height, width, channels
+        position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
+    raise UndecodableImage("corrupt JPEG: no frame header")
+
+
+def _refuse_bomb(height: int, width: int) -> None:
+    if height * width > MAX_PIXELS:
+        raise UndecodableImage(f"{width} x {height} pixels, more than the {MAX_PIXELS:,} that are accepted")
+
+
+def _decode_with_pillow(data: bytes) -> Image:
+    try:
+        with PillowImage.open(io.BytesIO(data), formats=_FORMATS) as image:
+            _refuse_bomb(image.height, image.width)
+            image.load()
+            upright = ImageOps.exif_transpose(image)
+            if upright.mode.startswith("I"):  # 16-bit gray, which convert() would clip at 255
+                gray = np.asarray(upright).astype(np.float32) * (255 / 65535)
+                return np.repeat(np.rint(gray).astype(np.uint8)[..., None], 3, axis=2)
+            return np.array(upright.convert("RGB"))
+    except UndecodableImage:
+        raise
+    except UnidentifiedImageError:
+        raise UndecodableImage(f"not one of the formats {', '.join(_FORMATS)}") from None
+    except Exception as error:  # Pillow's readers raise whatever their parsing trips over
+        raise UndecodableImage(f"{type(error).__name__}: {error}") from error

@@ -1,0 +1,169 @@
+"""Multi-crop: all crops of a row, cut from the same decoded image and augmented each by itself.
+
+Random numbers are a pure function of (seed, epoch, image, crop): they do not depend
+on threads, on other images, or on where a run was resumed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import permutations
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from swav_tf.data import augment as ops
+from swav_tf.recipe import Augment, CropGroup
+
+Uniforms = npt.NDArray[np.float64]
+
+ATTEMPTS: Final = 10
+JITTER_ORDERS: Final = tuple(permutations(range(len(ops.ADJUSTMENTS))))
+
+# Columns of a crop's row of uniform numbers.
+_AREA, _RATIO = slice(0, ATTEMPTS), slice(ATTEMPTS, 2 * ATTEMPTS)
+_TOP, _LEFT, _FLIP, _JITTER, _ORDER, _GRAY, _BLUR, _SIGMA = range(2 * ATTEMPTS, 2 * ATTEMPTS + 8)
+_FACTORS = slice(2 * ATTEMPTS + 8, 2 * ATTEMPTS + 12)
+UNIFORMS_PER_CROP: Final = 2 * ATTEMPTS + 12
+
+
+@dataclass(frozen=True, slots=True)
+class Crop:
+    """What is done to one crop. `None` stands for a step that was not drawn."""
+
+    box: ops.Box  # top, left, height, width in the image, pixels
+    flip: bool
+    jitter: tuple[tuple[int, float], ...] | None  # (index in ADJUSTMENTS, factor or turn), in order
+    grayscale: bool
+    blur_sigma: float | None  # pixels
+
+
+def draw_uniforms(crops: int, *, seed: int, epoch: int, index: int, attempt: int = 0) -> Uniforms:
+    """The random numbers of one image's crops, (crops, UNIFORMS_PER_CROP), uniform in [0, 1).
+
+    A counter-based generator (Philox) keyed by seed and image, its counter set from
+    epoch and attempt, so no two images, epochs or attempts share a number.
+    """
+    generator = np.random.Philox(
+        key=np.array([seed, index], np.uint64), counter=np.array([0, 0, attempt, epoch], np.uint64)
+    )
+    return np.random.Generator(generator).random((crops, UNIFORMS_PER_CROP))
+
+
+def crop_boxes(
+    uniforms: Uniforms,
+    *,
+    height: int,
+    width: int,
+    scale: tuple[float, float],
+    aspect_ratio: tuple[float, float],
+) -> list[ops.Box]:
+    """One random box (top, left, height, width) of a height x width image for each row of uniforms.
+
+    Area uniform in `scale` of the image's, width / height log-uniform in `aspect_ratio`;
+    of ten tries the first that fits is placed uniformly, and if none fits, the largest
+    centred box of an allowed ratio is taken.
+    """
+    area = height * width * (scale[0] + (scale[1] - scale[0]) * uniforms[:, _AREA])
+    low, high = np.log(aspect_ratio)
+    ratio = np.exp(low + (high - low) * uniforms[:, _RATIO])
+    widths = np.rint(np.sqrt(area * ratio)).astype(np.int64)
+    heights = np.rint(np.sqrt(area / ratio)).astype(np.int64)
+    fits = (widths > 0) & (widths <= width) & (heights > 0) & (heights <= height)
+    first = np.argmax(fits, axis=1)
+    boxes: list[ops.Box] = []
+    for row, attempt in enumerate(first.tolist()):
+        if fits[row, attempt]:
+            h, w = int(heights[row, attempt]), int(widths[row, attempt])
+            top = int(uniforms[row, _TOP] * (height - h + 1))
+            left = int(uniforms[row, _LEFT] * (width - w + 1))
+        else:
+            nearest = min(max(width / height, aspect_ratio[0]), aspect_ratio[1])
+            h = min(height, max(1, round(width / nearest)))
+            w = min(width, max(1, round(height * nearest)))
+            top, left = (height - h) // 2, (width - w) // 2
+        boxes.append((top, left, h, w))
+    return boxes
+
+
+def draw_crops(
+    uniforms: Uniforms, group: CropGroup, augment: Augment, *, height: int, width: int
+) -> list[Crop]:
+    """What the rows of uniforms, (group.count, UNIFORMS_PER_CROP), mean for a height x width image."""
+    boxes = crop_boxes(
+        uniforms, height=height, width=width, scale=group.scale, aspect_ratio=augment.aspect_ratio
+    )
+    jitter = augment.jitter
+    strengths = (jitter.brightness, jitter.contrast, jitter.saturation)
+    ranges = [(max(0.0, 1 - x), 1 + x) for x in strengths] + [(-jitter.hue, jitter.hue)]
+    crops = []
+    for box, row in zip(boxes, uniforms.tolist(), strict=True):
+        factors = [low + (high - low) * u for (low, high), u in zip(ranges, row[_FACTORS], strict=True)]
+        order = JITTER_ORDERS[int(row[_ORDER] * len(JITTER_ORDERS))]
+        low, high = augment.blur.sigma
+        sigma = low + (high - low) * row[_SIGMA]
+        crops.append(
+            Crop(
+                box=box,
+                flip=row[_FLIP] < augment.flip_probability,
+                jitter=tuple((i, factors[i]) for i in order) if row[_JITTER] < jitter.probability else None,
+                grayscale=row[_GRAY] < augment.grayscale_probability,
+                blur_sigma=sigma if row[_BLUR] < augment.blur.probability else None,
+            )
+        )
+    return crops
+
+
+def render(image: ops.Image, crop: Crop, out: ops.Image) -> None:
+    """Cut one crop from the image and augment it, into `out`, (size, size, 3)."""
+    ops.resize_box(image, crop.box, out.shape[0], out.shape[1], out)
+    if crop.flip:
+        out[:] = ops.flip(out)
+    for index, amount in crop.jitter or ():
+        ops.ADJUSTMENTS[index](out, amount, out)
+    if crop.grayscale:
+        ops.grayscale(out, out)
+    if crop.blur_sigma is not None and crop.blur_sigma > 0:
+        ops.gaussian_blur(out, crop.blur_sigma, out)
+
+
+class MultiCrop:
+    """From one image to its crops (recipe, section 2, up to the normalisation, which is the device's)."""
+
+    def __init__(self, crops: tuple[CropGroup, ...], augment: Augment, *, colour: bool = True) -> None:
+        """With `colour=False` crops are cut and flipped only; the boxes stay the same."""
+        self.groups = crops
+        self.augment = augment
+        if not colour:
+            self.augment = augment.model_copy(
+                update={
+                    "jitter": augment.jitter.model_copy(update={"probability": 0.0}),
+                    "grayscale_probability": 0.0,
+                    "blur": augment.blur.model_copy(update={"probability": 0.0}),
+                }
+            )
+        self.crop_count = sum(group.count for group in crops)
+
+    def __call__(
+        self, image: ops.Image, *, seed: int, epoch: int, index: int, attempt: int = 0
+    ) -> list[ops.Image]:
+        """The crops of image (height, width, 3), number `index`: one uint8 (count, size, size, 3) a group.
+
+        `attempt` > 0 tells the crops of an image that stands in for another, unreadable
+        one from those of its own place in the epoch.
+        """
+        uniforms = draw_uniforms(self.crop_count, seed=seed, epoch=epoch, index=index, attempt=attempt)
+        height, width = image.shape[:2]
+        result = []
+        start = 0
+        for group in self.groups:
+            rows = uniforms[start : start + group.count]
+            start += group.count
+            views = np.empty((group.count, group.size, group.size, 3), np.uint8)
+            for crop, out in zip(
+                draw_crops(rows, group, self.augment, height=height, width=width), views, strict=True
+            ):
+                render(image, crop, out)
+            result.append(views)
+        return result

@@ -1,0 +1,164 @@
+"""The input pipeline: which image of which epoch each place of a batch is, and its crops, in tf.data.
+
+A run is one long row of positions. Step s takes positions s * B to (s + 1) * B - 1,
+an epoch is `steps_per_epoch * B` of them, and its order and crops are functions of the
+seed. So what a step sees does not depend on where the run was begun or resumed, nor
+on threads, nor on how many workers share the batch.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import tensorflow as tf
+
+from swav_tf.data.augment import Image
+from swav_tf.data.bad_images import BadImages
+from swav_tf.data.decode import UndecodableImage, decode
+from swav_tf.data.multicrop import MultiCrop
+from swav_tf.data.order import epoch_order
+from swav_tf.data.sources import ImageSource
+from swav_tf.data.view import evaluation_view
+from swav_tf.errors import DataError
+from swav_tf.recipe import EvaluationView, Recipe
+
+
+def read_image(source: ImageSource, index: int) -> Image:
+    """The pixels of an image of a source, uint8 RGB (height, width, 3).
+
+    Raises:
+        UndecodableImage: if they cannot be decoded.
+        OSError: if they cannot be read.
+    """
+    data = source.read(index)
+    return data if isinstance(data, np.ndarray) else decode(data)
+
+
+def training_batches(
+    recipe: Recipe,
+    source: ImageSource,
+    *,
+    steps_per_epoch: int,
+    start_step: int,
+    total_steps: int,
+    workers: int,
+    worker: int,
+    replica_batch_size: int,
+    bad_images: BadImages,
+) -> tf.data.Dataset:
+    """The crops of one worker for optimiser steps `start_step` to `total_steps` - 1.
+
+    Worker w of W takes the w-th of W equal runs of each step's images, and hands them out
+    in parts of `replica_batch_size`. An image that cannot be read gives its place to the
+    next one in the epoch's order that can, cut by random numbers of its own.
+
+    Args:
+        recipe: gives crops, augmentation, batch size, seed, threads and prefetch.
+        source: the training images, the same on every worker.
+        steps_per_epoch: optimiser steps of an epoch; times the batch size at most len(source).
+        start_step: first step, from 0.
+        total_steps: steps of the whole run.
+        workers: number of workers, W.
+        worker: number of this worker, from 0.
+        replica_batch_size: images of one element.
+        bad_images: counts unreadable images, and ends the run when they are too many.
+
+    Returns:
+        Data set of tuples, for each crop group a uint8 (replica_batch_size, count, size, size, 3),
+        of static shape. When it fails, `bad_images.fatal` is the error to show if it is set.
+
+    Raises:
+        ValueError: if the batch size cannot be divided so, or an epoch has too few images.
+    """
+    batch_size, seed = recipe.train.batch_size, recipe.train.seed
+    share, rest = divmod(batch_size, workers)
+    if rest or share % replica_batch_size:
+        raise ValueError(
+            f"the batch size must be a multiple of workers x replica_batch_size; got {batch_size}, {workers} "
+            f"and {replica_batch_size}"
+        )
+    images_per_epoch = steps_per_epoch * batch_size
+    if images_per_epoch > len(source):
+        raise ValueError(
+            f"an epoch takes each image at most once; got {steps_per_epoch} steps of {batch_size} from "
+            f"{len(source)} images"
+        )
+    multicrop = MultiCrop(recipe.crops, recipe.augment)
+
+    def crops_at(position: int) -> list[Image]:
+        epoch, place = divmod(position, images_per_epoch)
+        order = epoch_order(len(source), seed=seed, epoch=epoch)
+        for attempt in range(len(source)):
+            index = int(order[(place + attempt) % len(source)])
+            try:
+                image = read_image(source, index)
+            except (UndecodableImage, OSError) as error:
+                bad_images.bad(source.image_name(index), str(error))
+                continue
+            bad_images.good()
+            return multicrop(image, seed=seed, epoch=epoch, index=index, attempt=attempt)
+        raise DataError("none of the images can be read")
+
+    def crops_of(number: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        step, place = number // share, number % share
+        position = step * batch_size + worker * share + place
+        tensors = tf.numpy_function(crops_at, [position], [tf.uint8] * len(recipe.crops), stateful=False)
+        for tensor, group in zip(tensors, recipe.crops, strict=True):
+            tensor.set_shape((group.count, group.size, group.size, 3))
+        return tuple(tensors)
+
+    threads = recipe.data.threads or _cores()
+    numbers = tf.data.Dataset.range(start_step * share, total_steps * share)
+    images = numbers.map(crops_of, num_parallel_calls=threads, deterministic=True)
+    batches = images.batch(replica_batch_size, drop_remainder=True)
+    return batches.prefetch(recipe.data.prefetch_batches).with_options(_options(threads))
+
+
+def evaluation_batches(
+    source: ImageSource,
+    indices: Sequence[int] | npt.NDArray[np.int64],
+    view: EvaluationView,
+    batch_size: int,
+    threads: int,
+) -> tf.data.Dataset:
+    """The evaluation views of the given images, in that order, uint8 (b, crop, crop, 3).
+
+    Every b is `batch_size` but the last, which is what remains.
+
+    An image that cannot be read is an error: leaving it out would shift the labels
+    against the features.
+    """
+
+    def view_of(index: int) -> Image:
+        try:
+            return evaluation_view(read_image(source, int(index)), view)
+        except (UndecodableImage, OSError) as error:
+            raise DataError(f"{source.image_name(int(index))} cannot be read: {error}") from error
+
+    def view_tensor(index: tf.Tensor) -> tf.Tensor:
+        image = tf.numpy_function(view_of, [index], tf.uint8, stateful=False)
+        image.set_shape((view.crop, view.crop, 3))
+        return image
+
+    threads = threads or _cores()
+    images = tf.data.Dataset.from_tensor_slices(np.asarray(indices, np.int64))
+    images = images.map(view_tensor, num_parallel_calls=threads, deterministic=True)
+    return images.batch(batch_size).prefetch(2).with_options(_options(threads))
+
+
+def _cores() -> int:
+    """Cores this process may use: fewer than the machine's in a container or under a job scheduler."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _options(threads: int) -> tf.data.Options:
+    options = tf.data.Options()
+    options.deterministic = True
+    options.threading.private_threadpool_size = threads
+    options.threading.max_intra_op_parallelism = 1
+    # Each worker already takes its own share; sharding again would drop images.
+    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
+    return options
