@@ -52,7 +52,7 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[str] = set()
         for key, _ in node.value:
-            if key.value in seen:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
                 self.repeated_keys.append(
                     f"{key.value}: stands twice in one section, again in line {key.start_mark.line + 1}; "
                     "keep one of them"
@@ -147,20 +147,23 @@ def _read(file_or_name: str | Path) -> tuple[str, str]:
 
 
 def _parse(text: str) -> tuple[dict[str, Any] | None, list[str]]:
-    """The values of a YAML text (None where it cannot be read) and its errors."""
-    loader = None
+    """The values of a recipe (None where it cannot be read) and its errors."""
+    values, errors = _plain_data(text)
+    if isinstance(values, dict):
+        return values, errors
+    return None, errors or [f"must be a mapping of settings, as `name: my_run`; got {shown(values)}"]
+
+
+def _plain_data(text: str) -> tuple[Any, list[str]]:
+    """The data in a YAML text and what is wrong with it; no data where it cannot be read."""
     try:
         loader = _Loader(text)
-        values = loader.get_single_data()
-        json.dumps(values)  # refuses aliases that contain themselves
+        # There and back through JSON: what two aliases share becomes two things that overrides can tell
+        # apart, and an alias that contains itself is refused.
+        data = json.loads(json.dumps(loader.get_single_data()))
     except (yaml.YAMLError, ValueError) as error:
-        return None, [f"is not readable YAML: {_one_line(error)}"]
-    finally:
-        if loader:
-            loader.dispose()
-    if not isinstance(values, dict):
-        return None, [f"must be a mapping of settings, as `name: my_run`; got {shown(values)}"]
-    return values, loader.repeated_keys
+        return None, [f"is not readable YAML: {' '.join(str(error).split())}"]
+    return data, loader.repeated_keys
 
 
 def _apply(override: str, values: dict[str, Any]) -> str | None:
@@ -169,13 +172,9 @@ def _apply(override: str, values: dict[str, Any]) -> str | None:
     keys = path.strip().split(".")
     if not equals or not all(keys):
         return f"override '{override}': must be PATH=VALUE, for example train.epochs=10"
-    try:
-        loader = _Loader(text)
-        value = loader.get_single_data()
-    except yaml.YAMLError as error:
-        return f"override '{override}': its value is not readable YAML: {_one_line(error)}"
-    if loader.repeated_keys:
-        return f"override '{override}': {loader.repeated_keys[0]}"
+    value, errors = _plain_data(text)
+    if errors:
+        return f"override '{override}': {errors[0]}"
     trouble = _set(values, keys, value)
     return f"override '{override}': {trouble}" if trouble else None
 
@@ -214,7 +213,3 @@ def _all_told(label: str, errors: Iterable[str]) -> RecipeError:
     lines = list(errors)
     count = "1 error" if len(lines) == 1 else f"{len(lines)} errors"
     return RecipeError("\n".join([f"{label} has {count}:", *(f"  {line}" for line in lines)]))
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
