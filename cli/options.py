@@ -44,6 +44,15 @@ def load(config: str, overrides: Sequence[str], data: str | None = None) -> Reci
     return load_recipe(config, overrides)
 
 
+def load_for_run(config: str, overrides: Sequence[str], data: str | None) -> Recipe:
+    """The same, its settings known to work together: refused in a moment, before anything large is loaded."""
+    from swav_tf.recipe_advice import check_recipe
+
+    recipe = load(config, overrides, data)
+    check_recipe(recipe)  # its advice is for when images and devices are known: the trainer gives it
+    return recipe
+
+
 def print_json(value: Any) -> None:
     """One JSON document on stdout."""
     click.echo(json.dumps(value, indent=2))

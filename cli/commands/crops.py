@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from cli.options import config_option, data_argument, load, override_option
+from cli.options import config_option, data_argument, load_for_run, override_option
 
 
 @click.command(short_help="Write a contact sheet of images and their crops.")
@@ -41,7 +41,7 @@ def command(
       swav-tf crops -c demo
       swav-tf crops photos/ -c one_gpu -o data.kind=images --rows 10 --epoch 3 --output sheet.png
     """
-    recipe = load(config, overrides, data)
+    recipe = load_for_run(config, overrides, data)
 
     from swav_tf.data.contact_sheet import contact_sheet
     from swav_tf.data.sources import open_source

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cli.options import config_option, data_argument, json_option, load, override_option, print_json
+from cli.options import config_option, data_argument, json_option, load_for_run, override_option, print_json
 
 if TYPE_CHECKING:
     from swav_tf.training.rendezvous import ClusterAddress
@@ -57,12 +57,8 @@ def command(
       swav-tf pretrain -c demo --run-dir runs/digits -o train.epochs=2
       swav-tf pretrain ILSVRC2012/train -c passl_4nodes --nodes 4 --node-rank 0 --master 10.0.0.1:2222
     """
-    recipe = load(config, overrides, data)
+    recipe = load_for_run(config, overrides, data)
     cluster = _cluster(nodes, node_rank, master)
-
-    from swav_tf.recipe_advice import check_recipe
-
-    check_recipe(recipe)  # refuses in a moment what training would refuse after TensorFlow has loaded
 
     from swav_tf.training.pretrain import pretrain
 

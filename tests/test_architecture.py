@@ -1,0 +1,156 @@
+"""The laws of the house: who may import what, and that every setting of a recipe is read."""
+
+import ast
+import pkgutil
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from swav_tf import recipe as recipe_module
+from swav_tf.recipe import Section
+from swav_tf.recipe_fields import section_of
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = [
+    name for name in ("cli", "configs", "evaluate", "swav_tf") if (ROOT / name / "__init__.py").exists()
+]
+
+# Everything else must be importable where TensorFlow is not installed.
+NEEDS_TENSORFLOW = (
+    "swav_tf.data.pipeline",
+    "swav_tf.method.",
+    "swav_tf.model.",
+    "swav_tf.replicas",
+    "swav_tf.training.",
+)
+NEEDS_NO_TENSORFLOW = {
+    "swav_tf.training.checkpoint",
+    "swav_tf.training.rendezvous",
+    "swav_tf.training.run_folder",
+}
+
+IMPORT_WITHOUT_TENSORFLOW = """
+import importlib, sys
+for name in ("tensorflow", "keras", "keras_cv", "tensorflow_datasets", "tf2onnx"):
+    sys.modules[name] = None  # every import of it fails
+broken = {}
+for module in sys.argv[1:]:
+    try:
+        importlib.import_module(module)
+    except ImportError as error:
+        broken[module] = str(error)
+print("\\n".join(f"{module}: {error}" for module, error in broken.items()))
+"""
+
+
+def modules() -> list[str]:
+    found = list(PACKAGES)
+    for package in PACKAGES:
+        found += [module.name for module in pkgutil.walk_packages([str(ROOT / package)], f"{package}.")]
+    return found
+
+
+def broken_without_tensorflow(names: list[str]) -> list[str]:
+    run = subprocess.run(
+        [sys.executable, "-c", IMPORT_WITHOUT_TENSORFLOW, *names],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return run.stdout.split("\n")[:-1]
+
+
+def test_all_other_modules_import_without_tensorflow() -> None:
+    free = [
+        name for name in modules() if not name.startswith(NEEDS_TENSORFLOW) or name in NEEDS_NO_TENSORFLOW
+    ]
+    assert {"cli.commands.pretrain", "swav_tf.recipe", "swav_tf.data.sources"} <= set(free)
+    assert broken_without_tensorflow(free) == [""]
+
+
+def test_tensorflow_is_really_blocked() -> None:
+    [line] = broken_without_tensorflow(["swav_tf.replicas"])
+    assert line.startswith("swav_tf.replicas: ")
+
+
+# === Every setting is read ===
+
+
+def sections() -> dict[str, type[Section]]:
+    return {
+        name: kind
+        for name, kind in vars(recipe_module).items()
+        if isinstance(kind, type) and issubclass(kind, Section) and kind is not Section
+    }
+
+
+def settings() -> set[tuple[str, str]]:
+    """All (section, setting) pairs."""
+    return {
+        (name, field)
+        for name, kind in sections().items()
+        for field, info in kind.model_fields.items()
+        if section_of(info.annotation) is None
+    }
+
+
+def source_without_settings() -> str:
+    """`recipe.py` with its sections but no settings in them."""
+    tree = ast.parse((ROOT / "swav_tf" / "recipe.py").read_text(encoding="utf-8"))
+    gone = settings()
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef) and node.name in sections():
+            node.body = [
+                line
+                for line in node.body
+                if not (isinstance(line, ast.AnnAssign) and (node.name, ast.unparse(line.target)) in gone)
+            ]
+    return ast.unparse(tree)
+
+
+@pytest.fixture(scope="module")
+def settings_read(tmp_path_factory: pytest.TempPathFactory) -> set[tuple[str, str]]:
+    """The settings that mypy misses when no section has any: those that some code reads."""
+    folder = tmp_path_factory.mktemp("mypy")
+    stripped = folder / "recipe.py"
+    stripped.write_text(source_without_settings(), encoding="utf-8")
+    run = subprocess.run(
+        [sys.executable, "-m", "mypy", "--no-pretty", "--shadow-file", "swav_tf/recipe.py", str(stripped)]
+        + ["--cache-dir", str(folder / "cache")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    missed = set()
+    for line in run.stdout.splitlines():
+        found = re.match(r'(\S+?):\d+: error: "(\w+)" has no attribute "(\w+)"', line)
+        # To check a setting, or to advise on it, is not to honour it.
+        if found and Path(found[1]).stem not in {"recipe_advice", "recipe_fields", "recipe_files"}:
+            missed.add((found[2], found[3]))
+    return missed | {("BatchNorm", setting) for setting in read_by_the_batch_norm_layer()}
+
+
+def read_by_the_batch_norm_layer() -> set[str]:
+    """What the layer uses of itself: it is given its section whole, `BatchNorm(**settings.model_dump())`."""
+    tree = ast.parse((ROOT / "swav_tf" / "model" / "batch_norm.py").read_text(encoding="utf-8"))
+    [layer] = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "BatchNorm"]
+    methods = [node for node in layer.body if isinstance(node, ast.FunctionDef) and node.name != "get_config"]
+    return {
+        node.attr
+        for method in methods
+        for node in ast.walk(method)
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.ctx, ast.Load)
+        and ast.unparse(node.value) == "self"
+    }
+
+
+@pytest.mark.parametrize(("section", "setting"), sorted(settings()))
+def test_every_setting_is_read_by_code(
+    section: str, setting: str, settings_read: set[tuple[str, str]]
+) -> None:
+    assert (section, setting) in settings_read, f"no code reads {setting} of {section}"
