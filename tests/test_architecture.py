@@ -119,12 +119,15 @@ def settings_read(tmp_path_factory: pytest.TempPathFactory) -> set[tuple[str, st
     stripped = folder / "recipe.py"
     stripped.write_text(source_without_settings(), encoding="utf-8")
     run = subprocess.run(
-        [sys.executable, "-m", "mypy", "--no-pretty", "--shadow-file", "swav_tf/recipe.py", str(stripped)]
-        + ["--cache-dir", str(folder / "cache")],
+        [
+            *(sys.executable, "-m", "mypy", "--no-pretty", "--cache-dir", str(folder / "cache")),
+            *("--shadow-file", "swav_tf/recipe.py", str(stripped)),
+        ],
         cwd=ROOT,
         capture_output=True,
         text=True,
     )
+    assert run.returncode == 1, run.stdout + run.stderr  # 2: mypy itself failed
     missed = set()
     for line in run.stdout.splitlines():
         found = re.match(r'(\S+?):\d+: error: "(\w+)" has no attribute "(\w+)"', line)
