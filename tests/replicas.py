@@ -2,6 +2,8 @@
 
 import tensorflow as tf
 
+from swav_tf.training.strategy import mirrored
+
 REPLICAS = 2
 
 
@@ -12,8 +14,8 @@ def split_cpu() -> None:
         tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * REPLICAS)
 
 
-def two_replicas() -> tf.distribute.MirroredStrategy:
-    return tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(REPLICAS)])
+def two_replicas() -> tf.distribute.Strategy:
+    return mirrored(tuple(device.name for device in tf.config.list_logical_devices("CPU")))
 
 
 def run_on_shares(strategy, function, *arrays, axis=0):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 from dataclasses import dataclass
@@ -58,10 +59,19 @@ def build_strategy(settings: Train, cluster: ClusterAddress | None = None) -> tf
     if kind == "multi_worker":
         return _multi_worker(cluster, has_gpus=bool(gpus))
     if kind == "mirrored":
-        if gpus:
-            return tf.distribute.MirroredStrategy()
-        return tf.distribute.MirroredStrategy([device.name for device in tf.config.list_logical_devices("CPU")])
+        devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
+        return mirrored(tuple(device.name for device in devices))
     return tf.distribute.get_strategy()
+
+
+@functools.cache
+def mirrored(devices: tuple[str, ...]) -> tf.distribute.Strategy:
+    """The one mirrored strategy of this process over these devices.
+
+    Two of them would number their collectives alike, and TensorFlow then aborts the later one's
+    ("Collective instance 100 expected type ...").
+    """
+    return tf.distribute.MirroredStrategy(list(devices))
 
 
 def topology(strategy: tf.distribute.Strategy) -> Topology:

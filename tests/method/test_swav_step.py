@@ -1,0 +1,244 @@
+import math
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from swav_tf.method.loss_scale import LossScale
+from swav_tf.method.sinkhorn import sinkhorn
+from swav_tf.method.swav import SwAV
+from swav_tf.model.head import Prototypes
+from swav_tf.training.build import build_swav
+from swav_tf.training.lars import LARS
+from swav_tf.training.state import capture
+from tests.swav_models import (
+    PROTOTYPES,
+    backbone_without_bn,
+    batches_of_crops,
+    head_without_bn,
+    tiny_recipe,
+    train_mirrored,
+    train_one,
+)
+
+
+def assert_close(one, other, *, relative):
+    for name, value in one.items():
+        error = np.linalg.norm(value - other[name]) / max(np.linalg.norm(value), 1e-6)
+        assert error < relative, f"{name}: relative difference {error:.2e}"
+
+
+# Bugs caught: codes, statistics or gradients of one replica only; means of sums; drifting copies.
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_two_replicas_equal_one(mirrored, accumulation):
+    recipe = tiny_recipe(method__queue={"length": 16}, train__accumulation_steps=accumulation)
+    batches = batches_of_crops(recipe, 4)
+    # In parts, batch statistics are of a part on a replica: then the parts of one device must be as small.
+    alone = recipe if accumulation == 1 else None
+    one = build_swav(recipe)
+    weights = one.get_weights()
+    if alone is not None:
+        logs = [one.train_on_crops(batch) for batch in batches]
+        two, two_logs = train_mirrored(mirrored, recipe, batches, weights)
+        # Same parts: rows 0-3 then 4-7, each shared by both replicas.
+    else:
+        logs = [one.train_on_crops(batch) for batch in batches]
+        two, two_logs = train_mirrored(mirrored, recipe, batches, weights)
+    for a, b in zip(logs, two_logs, strict=True):
+        assert a == pytest.approx(b, rel=2e-4, abs=1e-6)
+    assert_close(capture(one, batch_size=8), capture(two, batch_size=8), relative=1e-3)
+    for variable in two.weights:
+        first, second = (copy.numpy() for copy in mirrored.experimental_local_results(variable.value))
+        np.testing.assert_array_equal(first, second, err_msg=variable.path)
+
+
+def plain_model(recipe):
+    """A SwAV without batch normalisation: the parts of a batch do not see each other."""
+    keras.utils.set_random_seed(0)
+    model = SwAV(
+        backbone=backbone_without_bn(),
+        head=head_without_bn(),
+        prototypes=Prototypes(PROTOTYPES),
+        method=recipe.method,
+        mean=recipe.augment.mean,
+        std=recipe.augment.std,
+        queue=None,
+        loss_scale=LossScale(enabled=False),
+        accumulation_steps=recipe.train.accumulation_steps,
+    )
+    optimizer = LARS(2.0)
+    model.compile(optimizer=optimizer, jit_compile=False, auto_scale_loss=False)
+    optimizer.build(model.trainable_variables)
+    return model
+
+
+# Bugs caught: codes of a part instead of the batch; a sum of gradients where the mean must be.
+def test_accumulated_parts_equal_the_large_batch():
+    whole, parts = tiny_recipe(), tiny_recipe(train__accumulation_steps=4)
+    batches = batches_of_crops(whole, 3)
+    one, many = plain_model(whole), plain_model(parts)
+    for batch in batches:
+        a, b = one.train_on_crops(batch), many.train_on_crops(batch)
+        assert a == pytest.approx(b, rel=1e-5)
+    assert_close(capture(one, batch_size=8), capture(many, batch_size=8), relative=1e-5)
+
+
+# Bug caught: two looks at a batch that move the running averages twice.
+def test_accumulation_moves_running_averages_once_a_part():
+    recipe = tiny_recipe(train__accumulation_steps=2)
+    [batch] = batches_of_crops(recipe, 1)
+    model = build_swav(recipe)
+    [bn] = [layer for layer in model.head.layers if layer.name == "hidden_bn"]
+    seen = []
+    for part in ([g[:4] for g in batch], [g[4:] for g in batch]):
+        reference = build_swav(recipe)
+        reference(tuple(tf.constant(g) for g in part), training=True)
+        [reference_bn] = [layer for layer in reference.head.layers if layer.name == "hidden_bn"]
+        seen.append(reference_bn.moving_mean.numpy() / 0.1)
+    model.train_on_crops(batch)
+    np.testing.assert_allclose(bn.moving_mean, 0.1 * (0.9 * seen[0] + seen[1]), rtol=1e-3, atol=1e-6)
+
+
+# Bugs caught: prototypes never unfrozen, unfrozen a step early or late, or moved by momentum or decay meanwhile.
+def test_prototypes_are_frozen_for_exactly_so_many_steps():
+    recipe = tiny_recipe(method__prototypes_frozen_steps=3)
+    model = build_swav(recipe)
+    kernels = [model.prototypes.kernel.numpy()]
+    [index] = [i for i, v in enumerate(model.trainable_variables) if v is model.prototypes.kernel]
+    for number, batch in enumerate(batches_of_crops(recipe, 4)):
+        model.train_on_crops(batch)
+        kernels.append(model.prototypes.kernel.numpy())
+        momentum = model.optimizer.momentums[index].numpy()
+        assert np.any(momentum) == (number >= 3)
+    for frozen in kernels[1:4]:
+        np.testing.assert_allclose(frozen, kernels[0], atol=1e-6)
+    assert np.abs(kernels[4] - kernels[0]).max() > 1e-5
+
+
+# Bug caught: prototypes of any length: scores that are no cosines.
+def test_prototypes_are_unit_vectors_when_a_step_begins():
+    recipe = tiny_recipe()
+    model = build_swav(recipe)
+    model.prototypes.kernel.assign(3.0 * model.prototypes.kernel.numpy())
+    [batch] = batches_of_crops(recipe, 1)
+    reference = build_swav(recipe)
+    assert model.train_on_crops(batch)["loss"] == pytest.approx(reference.train_on_crops(batch)["loss"], rel=1e-5)
+
+
+# Bug caught: prototypes with a bias, or learnt in half precision.
+def test_prototypes_have_no_bias_and_are_float32():
+    model = build_swav(tiny_recipe(train__precision="mixed_bfloat16"))
+    assert [v.path for v in model.prototypes.weights] == ["prototypes/kernel"]
+    assert model.prototypes.compute_dtype == "float32"
+    assert model.backbone.compute_dtype == "bfloat16"
+
+
+# Bugs caught: a queue that is accepted and ignored; codes of the queue's rows instead of the batch's.
+def test_codes_are_balanced_with_the_queue_once_it_is_full():
+    recipe = tiny_recipe(method__queue={"length": 8})
+    model = build_swav(recipe)
+    first, second = batches_of_crops(recipe, 2)
+    projections, scores = model(tuple(map(tf.constant, first)), training=False)
+    alone = model.codes(projections, scores)
+    np.testing.assert_allclose(alone, sinkhorn(scores[:2], epsilon=0.05, iterations=3), rtol=1e-5)
+    model.queue.push(projections[:2], step=tf.constant(0), wanted=tf.constant(True))
+    new_projections, new_scores = model(tuple(map(tf.constant, second)), training=False)
+    both = tf.concat([scores[:2], new_scores[:2]], axis=1)
+    expected = sinkhorn(both, epsilon=0.05, iterations=3)[:, 8:]
+    np.testing.assert_allclose(model.codes(new_projections, new_scores), expected, rtol=1e-4, atol=1e-6)
+
+
+# Bug caught: crops of one image spread over rows: row b of a view must be row b of every other.
+def test_row_b_of_every_crop_is_image_b():
+    recipe = tiny_recipe()
+    model = build_swav(recipe)
+    images = np.random.default_rng(0).integers(0, 256, (8, 1, 1, 1, 3), dtype=np.uint8)
+    crops = tuple(
+        tf.constant(np.broadcast_to(images, (8, g.count, g.size, g.size, 3)).copy()) for g in recipe.crops
+    )
+    projections, _ = model(crops, training=False)
+    # Each crop of a row is one flat colour; the two of one size must agree exactly, and rows must differ.
+    np.testing.assert_allclose(projections[0], projections[1], atol=1e-6)
+    np.testing.assert_allclose(projections[2], projections[3], atol=1e-6)
+    similarity = np.einsum("id,jd->ij", projections[0], projections[2])
+    assert np.all(similarity.argmax(axis=1) == np.arange(8))
+
+
+# Bug caught: std .229, or a scale of [0, 255].
+def test_images_are_normalised_by_the_recipe():
+    model = build_swav(tiny_recipe())
+    image = np.random.default_rng(0).integers(0, 256, (1, 4, 4, 3), dtype=np.uint8)
+    expected = (image / 255.0 - [0.485, 0.456, 0.406]) / [0.228, 0.224, 0.225]
+    np.testing.assert_allclose(model.normalise(tf.constant(image)), expected, rtol=1e-5, atol=1e-6)
+
+
+class OverflowOnSecondReplica(keras.layers.Layer):
+    """Features that are infinite on one replica only."""
+
+    def call(self, x):
+        replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+        return x * tf.where(tf.equal(replica, 1), math.inf, 1.0)
+
+
+# Bug caught: 'finite?' decided on one replica's own gradients: the copies drift apart.
+@pytest.mark.parametrize("precision", ["float32", "mixed_float16"])
+def test_a_non_finite_gradient_on_one_replica_skips_the_step_on_all(mirrored, precision):
+    recipe = tiny_recipe()
+    with mirrored.scope():
+        model = plain_model(recipe)
+        model.loss_scale = LossScale(enabled=precision == "mixed_float16")
+        before = [variable.numpy() for variable in model.weights]
+        healthy = model.backbone
+        inputs = keras.Input((None, None, 3))
+        model.backbone = keras.Model(inputs, OverflowOnSecondReplica()(healthy(inputs)))
+    [batch] = batches_of_crops(recipe, 1)
+    shares = tuple(
+        mirrored.experimental_distribute_values_from_function(
+            lambda context, g=group: tf.constant(np.split(g, 2)[context.replica_id_in_sync_group])
+        )
+        for group in batch
+    )
+    step = model.make_train_function()
+    logs = step(iter([shares]))
+    assert logs["finite"] == 0
+    for variable, value in zip(model.weights, before, strict=True):
+        for copy in mirrored.experimental_local_results(variable.value):
+            np.testing.assert_allclose(copy.numpy(), value, atol=1e-6)
+    assert int(model.optimizer.iterations.numpy()) == 1
+    assert float(model.loss_scale.factor.numpy()) == (2.0**14 if precision == "mixed_float16" else 1.0)
+    assert all(np.all(momentum.numpy() == 0) for momentum in model.optimizer.momentums)
+
+
+# Bug caught: a scale that reaches the update, so that LARS sees other gradients.
+def test_the_loss_scale_changes_no_update():
+    recipe = tiny_recipe()
+    [batch] = batches_of_crops(recipe, 1)
+    plain, scaled = plain_model(recipe), plain_model(recipe)
+    scaled.loss_scale = LossScale(enabled=True, initial=1024.0)
+    a, b = plain.train_on_crops(batch), scaled.train_on_crops(batch)
+    assert a["gradient_norm"] == pytest.approx(b["gradient_norm"], rel=1e-5)
+    assert_close(capture(plain, batch_size=8), capture(scaled, batch_size=8) | {"loss_scale/factor": np.ones(1), "loss_scale/finite_steps": np.zeros(1)}, relative=1e-4)
+
+
+# Bug caught: a scale that never grows, or never falls below 1.
+def test_loss_scale_halves_and_doubles():
+    scale = LossScale(enabled=True, initial=4.0, growth_steps=2)
+    factors = []
+    for finite in (True, True, True, False, False, False, False):
+        for variable, update, arguments in scale.updates(tf.constant(finite)):
+            update(variable, *arguments)
+        factors.append(float(scale.factor))
+    assert factors == [4, 8, 8, 4, 2, 1, 1]
+
+
+# Bug caught: a fit that cannot be driven by plain Keras.
+def test_fit_trains_with_keras_callbacks():
+    recipe = tiny_recipe()
+    batches = batches_of_crops(recipe, 4)
+    dataset = tf.data.Dataset.from_generator(
+        lambda: iter(batches), output_signature=tuple(tf.TensorSpec(g.shape, tf.uint8) for g in batches[0])
+    )
+    history = build_swav(recipe).fit(dataset, epochs=1, verbose=0)
+    _, logs = train_one(recipe, batches)
+    assert history.history["loss"][0] == pytest.approx(logs[-1]["loss"], rel=1e-4)

@@ -1,0 +1,97 @@
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from swav_tf.model.batch_norm import BatchNorm
+from tests.replicas import run_on_shares
+
+
+def steps(layer, x, dy):
+    """Outputs and gradients of x, gamma and beta of one training call."""
+    x = tf.constant(x)
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        y = layer(x, training=True)
+        loss = tf.reduce_sum(tf.cast(y, tf.float32) * dy)
+    return [y, *tape.gradient(loss, [x, layer.gamma.value, layer.beta.value])]
+
+
+@pytest.fixture(params=[(6, 5, 5, 4), (16, 4)], ids=["images", "vectors"])
+def tensors(request):
+    rng = np.random.default_rng(0)
+    x = rng.normal(1.0, 3.0, request.param).astype(np.float32)
+    return x, rng.normal(size=request.param).astype(np.float32)
+
+
+# Bugs caught: Bessel's correction in the running variance, an epsilon raised in silence, swapped momentum.
+def test_equals_keras_in_training_and_inference(tensors):
+    x, dy = tensors
+    ours, theirs = BatchNorm(momentum=0.9, epsilon=1e-5), keras.layers.BatchNormalization(momentum=0.9, epsilon=1e-5)
+    for _ in range(3):
+        for a, b in zip(steps(ours, x, dy), steps(theirs, x, dy), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5)
+    for a, b in zip(ours.weights, theirs.weights, strict=True):
+        assert a.path.split("/")[-1] == b.path.split("/")[-1]
+        np.testing.assert_allclose(a.numpy(), b.numpy(), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(ours(x, training=False), theirs(x, training=False), rtol=1e-4, atol=1e-5)
+
+
+# Bugs caught: statistics of one replica; a gradient that forgets the other replicas.
+def test_synchronised_replicas_equal_one(mirrored, tensors):
+    x, dy = tensors
+    alone = BatchNorm(synchronised=True)
+    expected = steps(alone, x, dy)
+    with mirrored.scope():
+        shared = BatchNorm(synchronised=True)
+        shared.build(x.shape)
+    y, dx, d_gamma, d_beta = run_on_shares(mirrored, lambda x, dy: steps(shared, x, dy), x, dy)
+    np.testing.assert_allclose(np.concatenate(y), expected[0], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(np.concatenate(dx), expected[1], rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(sum(d_gamma), expected[2], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(sum(d_beta), expected[3], rtol=1e-4, atol=1e-5)
+    for a, b in zip(alone.weights, shared.weights, strict=True):
+        np.testing.assert_allclose(a.numpy(), b.numpy(), rtol=1e-4, atol=1e-6)
+
+
+# Bug caught: the option that is accepted and ignored.
+def test_unsynchronised_replicas_keep_to_themselves(mirrored, tensors):
+    x, dy = tensors
+    with mirrored.scope():
+        layer = BatchNorm(synchronised=False)
+        layer.build(x.shape)
+    y, *_ = run_on_shares(mirrored, lambda x, dy: steps(layer, x, dy), x, dy)
+    half = len(x) // 2
+    np.testing.assert_allclose(y[1], BatchNorm()(x[half:], training=True), rtol=1e-4, atol=1e-5)
+
+
+# Bug caught: one overflow that stays in the running averages for ever.
+def test_a_non_finite_batch_leaves_the_running_averages():
+    layer = BatchNorm()
+    x = np.ones((4, 3), np.float32)
+    x[0, 1] = np.inf
+    layer(x, training=True)
+    assert np.all(np.isfinite(layer.moving_mean.numpy()))
+    assert np.all(np.isfinite(layer.moving_variance.numpy()))
+
+
+# Bug caught: statistics in half precision, or float32 that leaves a half-precision layer.
+def test_half_precision_keeps_float32_statistics():
+    layer = BatchNorm(dtype="mixed_bfloat16")
+    x = np.random.default_rng(0).normal(3, 1, (64, 4)).astype(np.float32)
+    y = layer(x, training=True)
+    assert y.dtype == tf.bfloat16
+    assert {v.dtype for v in layer.weights} == {"float32"}
+    np.testing.assert_allclose(layer.moving_mean.numpy(), 0.1 * x.mean(axis=0), rtol=1e-2)
+
+
+# Bug caught: a frozen layer whose averages move.
+def test_inference_changes_nothing():
+    layer = BatchNorm()
+    layer.build((None, 3))
+    before = layer.get_weights()
+    layer(np.random.default_rng(0).normal(size=(8, 3)).astype(np.float32), training=False)
+    layer.trainable = False
+    layer(np.random.default_rng(0).normal(size=(8, 3)).astype(np.float32), training=True)
+    for a, b in zip(before, layer.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
