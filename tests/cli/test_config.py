@@ -1,0 +1,99 @@
+import json
+
+import pytest
+
+from cli.errors import run_and_report
+from cli.main import swav_tf
+from swav_tf.recipe import Recipe
+from swav_tf.recipe_fields import recipe_fields
+from swav_tf.recipe_files import bundled_recipes, load_recipe
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """The output of a command that succeeds."""
+    assert run_and_report(swav_tf, ["config", *arguments]) == 0
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    return captured.out
+
+
+def test_list_shows_every_recipe_with_its_summary(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = run(capsys, "list").splitlines()
+    assert [line.split("  ")[0] for line in lines] == list(bundled_recipes())
+    assert lines[0].endswith("SwAV on scikit-learn's handwritten digits, in three minutes on two CPU cores")
+    assert json.loads(run(capsys, "list", "--json")) == bundled_recipes()
+
+
+def test_show_prints_a_recipe_that_loads_again(capsys: pytest.CaptureFixture[str], tmp_path: object) -> None:
+    text = run(capsys, "show", "one_gpu")
+    assert text.startswith("# SwAV, ResNet-50, 200 epochs at batch 256 with a queue, on one GPU\n")
+    assert "sigma: [0.1, 2.0]" in text  # a default that the file does not name
+    path = f"{tmp_path}/mine.yaml"
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(text)
+    assert load_recipe(path) == load_recipe("one_gpu")
+    assert run(capsys, "show", path) == text
+
+
+def test_show_with_overrides_drops_the_header_that_is_no_longer_true(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    text = run(capsys, "show", "one_gpu", "-o", "train.epochs=3")
+    assert text.startswith("name: one_gpu\n")
+    assert "epochs: 3" in text
+
+
+def test_show_as_json_is_the_resolved_recipe(capsys: pytest.CaptureFixture[str]) -> None:
+    told = run(capsys, "show", "demo", "--json", "-o", "train.seed=5")
+    assert Recipe.model_validate_json(told, strict=True) == load_recipe("demo", ["train.seed=5"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "last_line", "advice"),
+    [
+        (["demo"], "demo: valid, no remarks", []),
+        (["passl_1node"], "passl_1node: valid, 1 remark", ["method.queue.length: 3840 is not a multiple"]),
+        (
+            ["demo", "-o", "model.prototypes=100", "-o", "method.prototypes_frozen_steps=0"],
+            "demo: valid, 2 remarks",
+            ["model.prototypes: 100 prototypes share 64", "method.prototypes_frozen_steps: SwAV was seen"],
+        ),
+        (
+            ["demo", "-o", "method.prototypes_frozen_steps=792", "--images", "1437", "--replicas", "2"],
+            "demo: valid, 1 remark",
+            ["method.prototypes_frozen_steps: the run has 792 steps"],
+        ),
+    ],
+)
+def test_check_tells_advice_and_succeeds(
+    arguments: list[str], last_line: str, advice: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    *lines, last = run(capsys, "check", *arguments).splitlines()
+    assert last == last_line
+    assert len(lines) == len(advice)
+    for line, start in zip(lines, advice, strict=True):
+        assert line.startswith(f"Advice: {start}")
+
+
+def test_check_as_json_has_the_advice(capsys: pytest.CaptureFixture[str]) -> None:
+    told = json.loads(run(capsys, "check", "passl_1node", "--json"))
+    assert told["valid"] is True
+    assert told["error"] is None
+    [remark] = told["advice"]
+    assert remark["path"] == "method.queue.length"
+    assert remark["remedy"] == "Set it to 3584 or 4096"
+
+
+def test_settings_explains_every_field(capsys: pytest.CaptureFixture[str]) -> None:
+    told = json.loads(run(capsys, "settings", "--json"))
+    assert list(told) == [field.path for field in recipe_fields()]
+    assert told["crops.N.scale"]["type"] == "list of 2 float"
+    assert told["train.batch_size"] == {
+        "type": "int >= 2",
+        "default": "must be set",
+        "meaning": "images of one optimiser step over all replicas (global)",
+    }
+    assert told["train.precision"]["type"] == "float32 | mixed_float16 | mixed_bfloat16"
+    assert told["augment.jitter.hue"]["type"] == "float >= 0 <= 0.5"
+    assert all(field["meaning"] != "None" for field in told.values())
+    assert "train.seed\n    int >= 0 < 4294967296, default 31. seed of weights" in run(capsys, "settings")

@@ -1,0 +1,256 @@
+"""The frame of the command line: start-up, errors, exit codes."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+
+from cli.errors import run_and_report
+from cli.main import swav_tf
+from swav_tf.errors import DataError, RecipeError, SwavError
+
+ROOT = Path(__file__).parents[2]
+
+# Runs a command line where the named modules cannot be imported, as if they were not installed.
+RUN_WITHOUT = """
+import sys
+for name in {blocked!r}:
+    sys.modules[name] = None
+from cli.main import main
+main({arguments!r})
+"""
+TENSORFLOW = ["tensorflow", "keras", "keras_cv", "tensorflow_datasets"]
+
+
+def run_without(blocked: list[str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", RUN_WITHOUT.format(blocked=blocked, arguments=list(arguments))],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+# === Start-up ===
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["--version"],
+        *([command, "--help"] for command in ("config", "pretrain", "crops", "demo", "doctor")),
+        *(["config", command, "--help"] for command in ("list", "show", "check", "settings")),
+    ],
+)
+def test_help_loads_nothing_large(arguments: list[str]) -> None:
+    run = run_without([*TENSORFLOW, "numpy", "pydantic", "yaml", "PIL", "rich"], *arguments)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["config", "list"],
+        ["config", "show", "swav_800ep"],
+        ["config", "check", "passl_1node", "--images", "1281167"],
+        ["config", "settings"],
+        ["doctor"],
+    ],
+)
+def test_commands_about_recipes_need_no_tensorflow(arguments: list[str]) -> None:
+    run = run_without(TENSORFLOW, *arguments)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout
+
+
+def test_crops_needs_no_tensorflow(tmp_path: Path) -> None:
+    run = run_without(TENSORFLOW, "crops", "-c", "demo", "--output", str(tmp_path / "crops.png"))
+    assert run.returncode == 0, run.stderr
+    assert (tmp_path / "crops.png").exists()
+
+
+def test_the_block_blocks(tmp_path: Path) -> None:
+    run = run_without(TENSORFLOW, "pretrain", "-c", "demo", "--run-dir", str(tmp_path))
+    assert run.returncode == 1
+    assert "which is not installed. Run: pip install 'swav-tf[train]'" in run.stderr
+    assert "Traceback" not in run.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+# === Help ===
+
+
+def all_commands() -> list[tuple[str, click.Command]]:
+    found: list[tuple[str, click.Command]] = []
+
+    def walk(path: str, command: click.Command) -> None:
+        found.append((path, command))
+        if isinstance(command, click.Group):
+            context = click.Context(command)
+            for name in command.list_commands(context):
+                below = command.get_command(context, name)
+                assert below is not None
+                walk(f"{path} {name}", below)
+
+    walk("swav-tf", swav_tf)
+    return found
+
+
+def test_the_commands_are_these() -> None:
+    assert [path for path, _ in all_commands()] == [
+        "swav-tf",
+        "swav-tf config",
+        "swav-tf config check",
+        "swav-tf config list",
+        "swav-tf config settings",
+        "swav-tf config show",
+        "swav-tf crops",
+        "swav-tf demo",
+        "swav-tf doctor",
+        "swav-tf pretrain",
+    ]
+
+
+@pytest.mark.parametrize(("path", "command"), all_commands())
+def test_every_option_is_explained(path: str, command: click.Command) -> None:
+    assert command.help
+    for parameter in command.params:
+        if isinstance(parameter, click.Option):
+            assert parameter.help, f"{path} {parameter.name}"
+
+
+@pytest.mark.parametrize(("path", "command"), all_commands())
+def test_examples_are_command_lines_that_parse(path: str, command: click.Command) -> None:
+    lines = [line.strip() for line in (command.help or "").splitlines()]
+    examples = [line for line in lines if line.startswith("swav-tf ")]
+    if path not in {"swav-tf config list", "swav-tf config settings"}:  # these are their own example
+        assert examples
+    for example in examples:
+        words = example.partition(" > ")[0].partition("   ")[0].split()[1:]
+        context = click.Context(swav_tf)
+        at: click.Command = swav_tf
+        while isinstance(at, click.Group):
+            name = words.pop(0)
+            below = at.get_command(context, name)
+            assert below is not None, example
+            at = below
+        if "--help" not in words:
+            at.make_context(example, words)
+
+
+# === Errors ===
+
+
+def failing(error: BaseException) -> click.Command:
+    @click.command()
+    @click.option("--debug", is_flag=True)
+    def command(debug: bool) -> None:
+        raise error
+
+    return command
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "told"),
+    [
+        (SwavError("it failed"), 1, "Error: it failed\n"),
+        (DataError("no images"), 1, "Error: no images\n"),
+        (RecipeError("two errors:\n  a\n  b"), 2, "Error: two errors:\n  a\n  b\n"),
+        (
+            ZeroDivisionError("division by zero"),
+            1,
+            "Error: ZeroDivisionError: division by zero\n"
+            "This was not foreseen; for the traceback run: swav-tf --debug ...\n",
+        ),
+        (KeyboardInterrupt(), 130, "Interrupted.\n"),
+        (
+            ModuleNotFoundError("No module named 'keras_cv.models'", name="keras_cv.models"),
+            1,
+            "Error: this needs keras_cv.models, which is not installed. Run: pip install 'swav-tf[train]'\n",
+        ),
+    ],
+)
+def test_errors_are_told_without_a_traceback(
+    error: BaseException, code: int, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_and_report(failing(error), []) == code
+    captured = capsys.readouterr()
+    assert captured.err.lstrip("\n") == told
+    assert captured.out == ""
+
+
+def test_an_unknown_module_is_not_blamed_on_an_extra(capsys: pytest.CaptureFixture[str]) -> None:
+    error = ModuleNotFoundError("No module named 'swav_tf.nothing'", name="swav_tf.nothing")
+    assert run_and_report(failing(error), []) == 1
+    assert "pip install" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("error", [SwavError("it failed"), ZeroDivisionError("zero")])
+def test_debug_shows_the_traceback(error: Exception, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_and_report(failing(error), ["--debug"]) == 1
+    assert "Traceback (most recent call last)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["nothing"], ["No such command 'nothing'"]),
+        (["pretrain"], ["Missing option '-c' / '--config'"]),
+        (["pretrain", "-c", "nothing"], ["no recipe 'nothing'", "Bundled recipes: demo"]),
+        (["pretrain", "-c", "demo", "--nodes", "2"], ["--nodes, --node-rank and --master belong together"]),
+        (
+            ["pretrain", "-c", "demo", "--nodes", "2", "--node-rank", "2", "--master", "a:1"],
+            ["--node-rank must be", "--node-rank 2"],
+        ),
+        (
+            ["pretrain", "-c", "demo", "--nodes", "2", "--node-rank", "1", "--master", "a"],
+            ["--master must be", "'a'"],
+        ),
+        (["pretrain", "-c", "demo", "--nodes", "0"], ["Invalid value for '--nodes'"]),
+        (["pretrain", "photos", "-c", "demo"], ["data.path: the digits are bundled", "got 'photos'"]),
+        (["pretrain", "-c", "demo", "-o", "train.epochs=x"], ["train.epochs: must be a valid integer"]),
+        (["pretrain", "-c", "demo", "-o", "crops.0.count=1"], ["crops.0.count: the first two crops"]),
+        (["crops", "-c", "demo", "-o", "crops.0.count=1"], ["crops.0.count: the first two crops"]),
+        (["crops", "-c", "demo", "--rows", "0"], ["Invalid value for '--rows'"]),
+        (["demo", "--seed", "-1"], ["Invalid value for '--seed'"]),
+        (["config", "show", "nothing"], ["no recipe 'nothing'"]),
+        (["config", "check", "demo", "-o", "a=1"], ["a: no such setting (value 1)"]),
+        (["config", "check", "demo", "--images", "10"], ["10 images do not fill one batch of 64"]),
+    ],
+)
+def test_what_is_asked_for_wrongly_has_exit_code_2(
+    arguments: list[str], parts: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_and_report(swav_tf, arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    for part in parts:
+        assert part in captured.err
+
+
+def test_a_reader_that_leaves_early_gets_no_complaint() -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cli.main", "config", "settings"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    process.stderr.close()
+    assert process.wait() == 1
+
+
+def test_json_of_an_error_is_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_and_report(swav_tf, ["config", "check", "demo", "-o", "train.epochs=0", "--json"]) == 2
+    told = json.loads(capsys.readouterr().out)
+    assert told["valid"] is False
+    assert "train.epochs: must be greater than or equal to 1, got 0" in told["error"]
