@@ -11,6 +11,7 @@ from importlib import metadata
 from typing import Any
 
 from cli.extras import EXTRAS
+from cli.quiet import quiet_tensorflow
 
 OUR_NAMES = ("cli", "configs", "evaluate", "export", "swav_tf")
 OUR_DISTRIBUTION = "swav-tf"
@@ -129,6 +130,7 @@ def _memory_gib() -> float | None:
 
 
 def _gpus() -> list[str]:
+    quiet_tensorflow()
     import tensorflow as tf
 
     return [
