@@ -11,7 +11,7 @@ from importlib import metadata
 from typing import Any
 
 from cli.extras import EXTRAS
-from cli.quiet import quiet_tensorflow
+from cli.quiet import load_tensorflow_quietly
 
 OUR_NAMES = ("cli", "configs", "evaluate", "export", "swav_tf")
 OUR_DISTRIBUTION = "swav-tf"
@@ -130,7 +130,7 @@ def _memory_gib() -> float | None:
 
 
 def _gpus() -> list[str]:
-    quiet_tensorflow()
+    load_tensorflow_quietly()
     import tensorflow as tf
 
     return [

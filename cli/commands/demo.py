@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from cli.options import json_option, print_json
-from cli.quiet import quiet_tensorflow
+from cli.quiet import load_tensorflow_quietly
 
 
 @click.command(short_help="Watch SwAV learn on handwritten digits (minutes, no GPU).")
@@ -35,7 +35,7 @@ def command(run_dir: Path, seed: int, as_json: bool) -> None:
       swav-tf demo
       swav-tf demo --seed 7 --run-dir runs/demo7 --json
     """
-    quiet_tensorflow()
+    load_tensorflow_quietly()
     from cli.demo import run_demo
 
     summary = run_demo(run_dir=run_dir, seed=seed, quiet=as_json)

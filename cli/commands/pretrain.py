@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from cli.options import config_option, data_argument, json_option, load_for_run, override_option, print_json
-from cli.quiet import quiet_tensorflow
+from cli.quiet import load_tensorflow_quietly
 
 if TYPE_CHECKING:
     from swav_tf.training.rendezvous import ClusterAddress
@@ -61,7 +61,7 @@ def command(
     recipe = load_for_run(config, overrides, data)
     cluster = _cluster(nodes, node_rank, master)
 
-    quiet_tensorflow()
+    load_tensorflow_quietly()
     from swav_tf.training.pretrain import pretrain
 
     result = pretrain(
