@@ -46,21 +46,13 @@ def batches_of_crops(recipe: Recipe, count: int, seed: int = 0) -> list[tuple[np
 def backbone_without_bn() -> keras.Model:
     """Crops of any size to 10 features; no sample sees another."""
     inputs = keras.Input((None, None, 3))
-    x = keras.layers.Conv2D(10, 3, strides=2, activation="tanh")(inputs)
+    x = keras.layers.Conv2D(10, 3, strides=2, activation="tanh", name="conv")(inputs)
     return keras.Model(inputs, keras.layers.GlobalAveragePooling2D()(x))
 
 
 def head_without_bn() -> keras.Model:
     inputs = keras.Input((10,))
-    return keras.Model(inputs, keras.layers.Dense(16)(inputs))
-
-
-def train_one(recipe, batches, weights=None, **build):
-    """Steps on one device; the model and the logs of each step."""
-    model = build_swav(recipe, **build)
-    if weights is not None:
-        model.set_weights(weights)
-    return model, [model.train_on_crops(batch) for batch in batches]
+    return keras.Model(inputs, keras.layers.Dense(16, name="projection")(inputs))
 
 
 def train_mirrored(strategy, recipe, batches, weights, **build):

@@ -58,7 +58,9 @@ class LARS(keras.optimizers.Optimizer):
     def update_step(self, gradient: tf.Tensor, variable: keras.Variable, learning_rate: tf.Tensor) -> None:
         """One variable's update, as Keras' own `apply` calls it."""
         momentum = self.momentums[self._get_variable_index(variable)]
-        self._update(variable.value, momentum.value, gradient, learning_rate, tf.constant(True))
+        # Keras hands in the TensorFlow variable itself when it updates each device's copy.
+        value = variable.value if isinstance(variable, keras.Variable) else variable
+        self._update(value, momentum.value, gradient, learning_rate, tf.constant(True))
 
     def updates(
         self,

@@ -9,7 +9,7 @@ from tests.replicas import run_on_shares
 
 def steps(layer, x, dy):
     """Outputs and gradients of x, gamma and beta of one training call."""
-    x = tf.constant(x)
+    x = tf.convert_to_tensor(x)
     with tf.GradientTape() as tape:
         tape.watch(x)
         y = layer(x, training=True)

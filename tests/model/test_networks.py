@@ -126,17 +126,12 @@ def test_any_keras_cv_backbone_by_name():
     settings = Model(
         backbone={
             "library": "keras_cv",
-            "name": "ResNetV2Backbone",
-            "arguments": {
-                "stackwise_filters": [8, 16],
-                "stackwise_blocks": [1, 1],
-                "stackwise_strides": [1, 2],
-                "stackwise_dilations": None,
-            },
+            "name": "DenseNetBackbone",
+            "arguments": {"stackwise_num_repeats": [1, 1], "growth_rate": 4},
         }
     )
     backbone = build_backbone(settings)
-    assert backbone.output_shape == (None, 64)
+    assert backbone.output_shape == (None, 38)
     assert not any("rescaling" in layer.name for layer in backbone.layers)
     model = build_swav(tiny_recipe(model__backbone=settings.backbone.model_dump()))
     crops = tuple(np.zeros((8, g.count, g.size, g.size, 3), np.uint8) for g in tiny_recipe().crops)
@@ -147,8 +142,8 @@ def test_any_keras_cv_backbone_by_name():
     ("backbone", "message"),
     [
         ({"name": "resnet51"}, "resnet50"),
-        ({"library": "keras_cv", "name": "ResNet51"}, "ResNetV2Backbone"),
-        ({"library": "keras_cv", "name": "ResNetV2Backbone", "arguments": {"depth": 3}}, "depth"),
+        ({"library": "keras_cv", "name": "ResNet51"}, "DenseNetBackbone"),
+        ({"library": "keras_cv", "name": "DenseNetBackbone", "arguments": {"depth": 3}}, "depth"),
     ],
 )
 def test_an_unknown_backbone_is_refused_with_the_known_ones(backbone, message):
