@@ -14,7 +14,7 @@ LOG_LEVEL = "TF_CPP_MIN_LOG_LEVEL"  # TensorFlow's: 2 errors only, 3 nothing
 
 
 def load_tensorflow_quietly() -> None:
-    """Import TensorFlow without its greetings. With TF_CPP_MIN_LOG_LEVEL in the environment it says what it likes.
+    """Import TensorFlow without its greetings, unless TF_CPP_MIN_LOG_LEVEL is set in the environment.
 
     Errors stay, but for those about CUDA where there is no NVIDIA driver at all.
     """
