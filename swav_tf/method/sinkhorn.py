@@ -52,6 +52,7 @@ def _solve_plain(scores: tf.Tensor, epsilon: float, iterations: int, row_weights
     for _ in range(iterations):
         [prototype_totals] = sum_over_replicas([tf.matmul(u, q, transpose_a=True)])
         v = 1.0 / prototype_totals  # each prototype's total becomes equal...
+        v /= tf.reduce_mean(v, axis=2, keepdims=True)  # (a common factor, which u undoes: no drift)
         sample_totals = tf.matmul(q, v, transpose_b=True)  # (C, B, 1)
         u = row_weights / sample_totals  # ...then each sample's
     return q * v / sample_totals

@@ -91,6 +91,11 @@ class SwAV(keras.Model):
         projections = tf.reshape(projections, [crop_count, batch, projections.shape[-1]])
         return projections, self.prototypes(projections)
 
+    @tf.function(reduce_retracing=True)
+    def features(self, images: tf.Tensor) -> tf.Tensor:
+        """Features (n, F), float32, of uint8 images (n, size, size, 3), in inference mode."""
+        return tf.cast(self.backbone(self.normalise(images), training=False), tf.float32)
+
     def normalise(self, images: tf.Tensor) -> tf.Tensor:
         """uint8 images to what the backbone takes: (x / 255 - mean) / std."""
         images = (tf.cast(images, tf.float32) / 255.0 - self.mean) / self.std

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import tensorflow as tf
 
 from swav_tf.data.pipeline import evaluation_batches
 from swav_tf.data.sources import ImageSource
@@ -21,11 +20,7 @@ def extract_features(
     The running averages of batch normalisation are used, and stay as they are.
     """
 
-    @tf.function(reduce_retracing=True)
-    def forward(images: tf.Tensor) -> tf.Tensor:
-        return tf.cast(model.backbone(model.normalise(images), training=False), tf.float32)
-
     batches = evaluation_batches(
         source, indices, settings.evaluation, batch_size=batch_size, threads=settings.threads
     )
-    return np.concatenate([forward(images).numpy() for images in batches])
+    return np.concatenate([model.features(images).numpy() for images in batches])

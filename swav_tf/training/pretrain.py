@@ -75,8 +75,8 @@ def pretrain(
     started = time.perf_counter()
     strategy = build_strategy(recipe.train, cluster)
     team = topology(strategy)
-    console = Console(stderr=True, quiet=quiet or not team.is_chief)
-    warnings = Console(stderr=True, quiet=not team.is_chief, highlight=False)
+    console = Console(stderr=True, quiet=quiet or not team.is_chief, highlight=False, soft_wrap=True)
+    warnings = Console(stderr=True, quiet=not team.is_chief, highlight=False, soft_wrap=True)
 
     source = open_source(recipe.data)
     for advice in check_recipe(recipe, replicas=team.replicas, images=len(source)):
@@ -96,9 +96,10 @@ def pretrain(
         store = CheckpointStore(folder.checkpoints, kind="pretrain", keep_last=recipe.checkpoint.keep_last)
         resumed_from = _resume(model, store, position, recipe, team, console, warnings)
         folder.keep_metrics_until(position.step)
-        console.print(_banner(recipe, team, source, steps_per_epoch), highlight=False)
+        console.print(_banner(recipe, team, source, steps_per_epoch))
 
-        bad_images = BadImages(folder.path, source_size=len(source), max_share=recipe.data.max_bad_share)
+        bad_list = "bad_images.txt" if team.is_chief else f"bad_images.worker{team.worker}.txt"
+        bad_images = BadImages(folder.path / bad_list, images=len(source), max_share=recipe.data.max_bad_share)
         checkpointing = Checkpointing(store, recipe, position, is_chief=team.is_chief)
         watchers: list[keras.callbacks.Callback] = [CountSteps(position)]
         log = MetricsLog(folder, recipe, position)
@@ -147,7 +148,7 @@ def pretrain(
             "epochs": recipe.train.epochs,
             "steps": position.step,
             "images": len(source),
-            "bad_images": bad_images.count,
+            "bad_images": len(bad_images),
             "replicas": team.replicas,
             "resumed_from_step": resumed_from,
             "seconds": round(time.perf_counter() - started, 2),
@@ -172,7 +173,7 @@ def _resume(
     if checkpoint is not None:
         restore(model, checkpoint.arrays, batch_size=recipe.train.batch_size)
         position.from_json(checkpoint.facts["position"])
-        console.print(f"going on from step {position.step} ({checkpoint.path})", highlight=False)
+        console.print(f"going on from step {position.step} ({checkpoint.path})")
     if team.workers > 1:
         _check_all_at(position.step, model)
     return checkpoint.step if checkpoint else None
@@ -225,6 +226,7 @@ def _fit(
             epochs=epoch + 1 if done else recipe.train.epochs,
             steps_per_epoch=position.steps_per_epoch - done,
             callbacks=callbacks,
+            shuffle=False,  # the batches come in their order
             verbose=0,
         )
 

@@ -46,7 +46,7 @@ class WatchNeighbours(keras.callbacks.Callback):
             self.queries = np.sort(draw.permutation(len(validation))[:limit])
         self.labels = np.array([source.label(int(i)) for i in self.known])
         self.query_labels = np.array([self.asking.label(int(i)) for i in self.queries])
-        if min(self.labels.min(initial=-1), self.query_labels.min(initial=-1)) < 0:
+        if min(self.labels.min(initial=0), self.query_labels.min(initial=0)) < 0:
             raise DataError(
                 "monitor.knn_every_epochs needs labelled images. Received: images without labels. "
                 "Set it to 0, or use data.kind=class_folders."
