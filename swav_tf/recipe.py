@@ -39,14 +39,22 @@ class Data(Section):
     split: str = Field("train", description="split of a tfds or digits source")
     validation_path: str | None = Field(None, description="labelled images for the k-NN during training")
     validation_split: str | None = Field(None, description="the same, as a split of a tfds or digits source")
-    image_key: str = Field("image/encoded", description="feature that holds the encoded image in TFRecord shards")
-    label_key: str = Field("image/class/label", description="feature that holds the integer label in TFRecord shards")
+    image_key: str = Field(
+        "image/encoded", description="feature that holds the encoded image in TFRecord shards"
+    )
+    label_key: str = Field(
+        "image/class/label", description="feature that holds the integer label in TFRecord shards"
+    )
     max_bad_share: Probability = Field(
         0.01, description="share of unreadable images past which the run stops (0 to 1)"
     )
-    threads: int = Field(0, ge=0, description="threads that decode and crop, per worker; 0: one for each core")
+    threads: int = Field(
+        0, ge=0, description="threads that decode and crop, per worker; 0: one for each core"
+    )
     prefetch_batches: int = Field(4, ge=1, description="batches made ready ahead of the device, per worker")
-    evaluation: EvaluationView = Field(default_factory=EvaluationView, description="the view for k-NN and features")
+    evaluation: EvaluationView = Field(
+        default_factory=EvaluationView, description="the view for k-NN and features"
+    )
 
 
 class CropGroup(Section):
@@ -54,7 +62,9 @@ class CropGroup(Section):
 
     count: int = Field(..., ge=1, description="crops of this kind for each image")
     size: int = Field(..., ge=8, description="side of the square crop after resizing, pixels")
-    scale: tuple[float, float] = Field(..., description="least and greatest share of the image's area (0 to 1)")
+    scale: tuple[float, float] = Field(
+        ..., description="least and greatest share of the image's area (0 to 1)"
+    )
 
 
 class ColourJitter(Section):
@@ -64,26 +74,36 @@ class ColourJitter(Section):
     brightness: float = Field(0.8, ge=0, description="factor uniform in [max(0, 1 - x), 1 + x]")
     contrast: float = Field(0.8, ge=0, description="factor uniform in [max(0, 1 - x), 1 + x]")
     saturation: float = Field(0.8, ge=0, description="factor uniform in [max(0, 1 - x), 1 + x]")
-    hue: float = Field(0.2, ge=0, le=0.5, description="shift uniform in [-x, x], in turns of the colour circle")
+    hue: float = Field(
+        0.2, ge=0, le=0.5, description="shift uniform in [-x, x], in turns of the colour circle"
+    )
 
 
 class Blur(Section):
     """Gaussian blur."""
 
     probability: Probability = Field(0.5, description="share of crops that are blurred (0 to 1)")
-    sigma: tuple[float, float] = Field((0.1, 2.0), description="least and greatest standard deviation, pixels")
+    sigma: tuple[float, float] = Field(
+        (0.1, 2.0), description="least and greatest standard deviation, pixels"
+    )
 
 
 class Augment(Section):
     """What happens to each crop, independently of the others (paper, appendix A)."""
 
-    aspect_ratio: tuple[float, float] = Field((3 / 4, 4 / 3), description="least and greatest width / height, log-uniform")
+    aspect_ratio: tuple[float, float] = Field(
+        (3 / 4, 4 / 3), description="least and greatest width / height, log-uniform"
+    )
     flip_probability: Probability = Field(0.5, description="share of crops mirrored left to right (0 to 1)")
     jitter: ColourJitter = Field(default_factory=ColourJitter, description="colour jitter")
     grayscale_probability: Probability = Field(0.2, description="share of crops made gray (0 to 1)")
     blur: Blur = Field(default_factory=Blur, description="Gaussian blur")
-    mean: tuple[float, float, float] = Field((0.485, 0.456, 0.406), description="channel means of images in [0, 1]")
-    std: tuple[float, float, float] = Field((0.228, 0.224, 0.225), description="channel deviations of images in [0, 1]")
+    mean: tuple[float, float, float] = Field(
+        (0.485, 0.456, 0.406), description="channel means of images in [0, 1]"
+    )
+    std: tuple[float, float, float] = Field(
+        (0.228, 0.224, 0.225), description="channel deviations of images in [0, 1]"
+    )
 
 
 class Backbone(Section):
@@ -91,18 +111,26 @@ class Backbone(Section):
 
     library: Literal["swav_tf", "keras_cv"] = Field("swav_tf", description="who defines the network")
     name: str = Field(
-        "resnet50", description="swav_tf: resnet18, resnet34, resnet50, resnet_small; keras_cv: a backbone class"
+        "resnet50",
+        description="swav_tf: resnet18, resnet34, resnet50, resnet18_32px, resnet_small; "
+        "keras_cv: a backbone class",
     )
     width: int = Field(1, ge=1, le=8, description="multiplies the channels of every stage (swav_tf only)")
-    preset: str | None = Field(None, description="keras_cv preset name (downloads weights); else built from arguments")
-    arguments: dict[str, Any] = Field(default_factory=dict, description="keyword arguments of the keras_cv class")
+    preset: str | None = Field(
+        None, description="keras_cv preset name (downloads weights); else built from arguments"
+    )
+    arguments: dict[str, Any] = Field(
+        default_factory=dict, description="keyword arguments of the keras_cv class"
+    )
 
 
 class BatchNorm(Section):
     """Batch normalisation in backbone and head."""
 
     synchronised: bool = Field(True, description="statistics over all replicas, not each replica's own")
-    momentum: float = Field(0.9, ge=0, lt=1, description="share of the old running average kept each step (Keras' sense)")
+    momentum: float = Field(
+        0.9, ge=0, lt=1, description="share of the old running average kept each step (Keras' sense)"
+    )
     epsilon: float = Field(1e-5, gt=0, description="added to the variance")
 
 
@@ -119,7 +147,9 @@ class Model(Section):
 class Queue(Section):
     """Past projections that join the batch when codes are computed."""
 
-    length: int = Field(0, ge=0, description="projections kept per assign crop over all replicas; 0: no queue")
+    length: int = Field(
+        0, ge=0, description="projections kept per assign crop over all replicas; 0: no queue"
+    )
     from_epoch: int = Field(0, ge=0, description="epoch (from 0) in which the queue begins to fill")
 
 
@@ -129,7 +159,9 @@ class Method(Section):
     temperature: float = Field(0.1, gt=0, description="divides the scores in the softmax only")
     epsilon: float = Field(0.05, gt=0, description="entropy weight: divides the scores in Sinkhorn only")
     sinkhorn_iterations: int = Field(3, ge=1, le=100, description="alternating normalisations")
-    prototypes_frozen_steps: int = Field(0, ge=0, description="first steps in which the prototypes get no update")
+    prototypes_frozen_steps: int = Field(
+        0, ge=0, description="first steps in which the prototypes get no update"
+    )
     queue: Queue = Field(default_factory=Queue, description="the queue of projections")
 
 
@@ -150,18 +182,24 @@ class Train(Section):
 
     epochs: int = Field(..., ge=1, description="passes over the images")
     batch_size: int = Field(..., ge=2, description="images of one optimiser step over all replicas (global)")
-    accumulation_steps: int = Field(1, ge=1, description="parts that one batch is split into, one after the other")
+    accumulation_steps: int = Field(
+        1, ge=1, description="parts that one batch is split into, one after the other"
+    )
     precision: Literal["float32", "mixed_float16", "mixed_bfloat16"] = Field(
         "mixed_float16", description="Keras dtype policy of backbone and head"
     )
     seed: int = Field(31, ge=0, lt=2**32, description="seed of weights, order and crops")
     strategy: Literal["auto", "one_device", "mirrored", "multi_worker"] = Field(
-        "auto", description="auto: multi_worker if a cluster is described, else mirrored over several GPUs, else one_device"
+        "auto",
+        description="auto: multi_worker if a cluster is described, else mirrored over several GPUs, "
+        "else one_device",
     )
     logical_cpus: int = Field(
         0, ge=0, le=64, description="replicas to make of the CPU, for trials without a GPU; 0: one"
     )
-    deterministic: bool = Field(False, description="ask TensorFlow for bit-for-bit repeatable kernels (slower on GPU)")
+    deterministic: bool = Field(
+        False, description="ask TensorFlow for bit-for-bit repeatable kernels (slower on GPU)"
+    )
     max_non_finite_steps: int = Field(
         20, ge=1, description="non-finite steps in a row after which the run stops with an error"
     )
@@ -172,18 +210,26 @@ class Checkpoints(Section):
 
     every_minutes: float = Field(15.0, gt=0, description="longest time between two checkpoints, minutes")
     keep_last: int = Field(3, ge=1, description="newest checkpoints that are kept")
-    keep_every_epochs: int = Field(25, ge=0, description="epochs between checkpoints that are kept for ever; 0: none")
+    keep_every_epochs: int = Field(
+        25, ge=0, description="epochs between checkpoints that are kept for ever; 0: none"
+    )
 
 
 class Monitor(Section):
     """What is watched during training."""
 
-    log_every_steps: int = Field(10, ge=1, description="steps between two lines of metrics.jsonl and TensorBoard")
+    log_every_steps: int = Field(
+        10, ge=1, description="steps between two lines of metrics.jsonl and TensorBoard"
+    )
     tensorboard: bool = Field(True, description="write TensorBoard event files")
     collapse_after_steps: int = Field(
-        500, ge=1, description="steps at ln K, the prototypes unfrozen, after which a collapse is warned about"
+        500,
+        ge=1,
+        description="steps at ln K, the prototypes unfrozen, after which a collapse is warned about",
     )
-    knn_every_epochs: int = Field(0, ge=0, description="epochs between two k-NN accuracies on labelled data; 0: never")
+    knn_every_epochs: int = Field(
+        0, ge=0, description="epochs between two k-NN accuracies on labelled data; 0: never"
+    )
     knn_neighbours: int = Field(20, ge=1, description="neighbours that vote, k")
     knn_temperature: float = Field(0.07, gt=0, description="temperature of the neighbours' weights")
     knn_images: int = Field(20_000, ge=10, description="at most so many images are taken for that k-NN")

@@ -13,8 +13,12 @@ def test_what_c_code_writes_is_dropped(capfd: pytest.CaptureFixture[str]) -> Non
 
 
 def test_it_is_told_when_the_import_fails(capfd: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(ImportError), _stderr_held():
-        os.write(2, b"a library is missing\n")
-        raise ImportError
+    def fail() -> None:
+        with _stderr_held():
+            os.write(2, b"a library is missing\n")
+            raise ImportError
+
+    with pytest.raises(ImportError):
+        fail()
     os.write(2, b"after\n")
     assert capfd.readouterr().err == "a library is missing\nafter\n"
