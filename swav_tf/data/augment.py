@@ -28,31 +28,39 @@ cv2.setNumThreads(1)  # the pipeline's threads each work on an image of their ow
 def resize_box(image: Image, box: Box, height: int, width: int, out: Image | None = None) -> Image:
     """The box (top, left, height, width) of an image, resized bilinearly, antialiased where it shrinks.
 
-    Pillow's antialiased filter is a triangle as wide as the shrinking factor s, of
-    variance s**2 / 6; plain bilinear interpolation has s = 1. So whole factors are
-    taken out first by averaging, then a three-tap filter adds the variance that is
-    missing, and plain interpolation does the rest: three times as fast as a triangle
-    of s, within a few grey levels of it. Pixels outside the box are never read.
+    Pillow's antialiased filter is a triangle as wide as the shrinking factor s, of variance
+    s**2 / 6; plain bilinear interpolation has s = 1. Here three or five taps add the variance
+    that is missing and plain interpolation does the rest: three times as fast, and within a
+    few grey levels. From s = 3 on, whole factors are first taken out by averaging. Pixels
+    outside the box are never read.
     """
     top, left, box_height, box_width = box
     crop = image[top : top + box_height, left : left + box_width]
-    shrink_y, shrink_x = box_height / height, box_width / width
-    if shrink_y >= 2 or shrink_x >= 2:
-        # Averaging k pixels and then shrinking by s / k, which stays in [1, 2).
-        mean_y, mean_x = max(1, int(shrink_y)), max(1, int(shrink_x))
-        reduced = (round(box_width / mean_x), round(box_height / mean_y))
-        crop = cv2.resize(crop, reduced, interpolation=cv2.INTER_AREA)
-        shrink_y, shrink_x = reduced[1] / height, reduced[0] / width
-    if shrink_y > 1 or shrink_x > 1:
-        taps_x, taps_y = _widening(shrink_x), _widening(shrink_y)
+    mean_y, mean_x = _averaged(box_height / height), _averaged(box_width / width)
+    if mean_y > 1 or mean_x > 1:
+        box_height, box_width = round(box_height / mean_y), round(box_width / mean_x)
+        crop = cv2.resize(crop, (box_width, box_height), interpolation=cv2.INTER_AREA)
+    if box_height > height or box_width > width:
+        taps_x, taps_y = _widening(box_width / width, mean_x), _widening(box_height / height, mean_y)
         crop = cv2.sepFilter2D(crop, -1, taps_x, taps_y, borderType=cv2.BORDER_REPLICATE)
     return cv2.resize(crop, (width, height), dst=out, interpolation=cv2.INTER_LINEAR)
 
 
-def _widening(shrink: float) -> npt.NDArray[np.float32]:
-    """Three taps that bring bilinear interpolation's variance, 1/6, to `shrink`**2 / 6."""
-    side = max(0.0, shrink * shrink - 1) / 12
-    return np.array([side, 1 - 2 * side, side], np.float32)
+def _averaged(shrink: float) -> int:
+    """How many pixels to average so that a factor below 3, and not near 1, remains."""
+    return max(1, int(shrink / 1.5))
+
+
+def _widening(shrink: float, averaged: int) -> npt.NDArray[Any]:
+    """Taps whose variance, with interpolation's 1/6 and the average's own, makes `shrink`**2 / 6."""
+    variance = max(0.0, (shrink**2 - 1) / 6 - (1 - 1 / averaged**2) / 12)
+    if variance <= 2 / 3:
+        return _three_taps(variance)
+    return np.convolve(_three_taps(variance / 2), _three_taps(variance / 2))
+
+
+def _three_taps(variance: float) -> npt.NDArray[np.float32]:
+    return np.array([variance / 2, 1 - variance, variance / 2], np.float32)
 
 
 def flip(image: Image, out: Image | None = None) -> Image:
@@ -80,7 +88,9 @@ def _blend_table(origin: float, factor: float) -> npt.NDArray[np.uint8]:
 
 def saturation(image: Image, factor: float, out: Image | None = None) -> Image:
     """Every pixel's distance from its own gray times `factor` (>= 0)."""
-    matrix = factor * _IDENTITY + (1 - factor) * _LUMA_ROWS
+    matrix = np.empty((3, 4), np.float32)
+    matrix[:, :3] = factor * _IDENTITY + (1 - factor) * _LUMA_ROWS
+    matrix[:, 3] = -0.499  # OpenCV rounds, Pillow drops the fraction
     return cv2.transform(image, matrix, dst=out)
 
 
@@ -99,11 +109,12 @@ def grayscale(image: Image, out: Image | None = None) -> Image:
 def gaussian_blur(image: Image, sigma: float, out: Image | None = None) -> Image:
     """Gaussian blur of standard deviation `sigma` (> 0) pixels, edges repeated.
 
-    The kernel reaches three sigma to each side, so it is as large as sigma needs
-    whatever the crop's size.
+    The kernel reaches three sigma to each side, so it is as large as sigma needs whatever
+    the crop's size. Samples of a Gaussian narrower than 0.6 px no longer have its variance;
+    three taps with that variance, which Pillow's blur has too, stand for it.
     """
     reach = math.ceil(3 * sigma)
-    kernel = cv2.getGaussianKernel(2 * reach + 1, sigma, cv2.CV_32F)
+    kernel = _three_taps(sigma**2) if sigma < 0.6 else cv2.getGaussianKernel(2 * reach + 1, sigma, cv2.CV_32F)
     return cv2.sepFilter2D(image, -1, kernel, kernel, dst=out, borderType=cv2.BORDER_REPLICATE)
 
 

@@ -86,15 +86,15 @@ def _draw(
 
     font, small = ImageFont.load_default(15), ImageFont.load_default(12)
     row_step = row_height + _LINE + _GAP
-    top = _GAP + 3 * _LINE
+    top = _GAP + 4 * _LINE
     sheet = PillowImage.new("RGB", (starts[-1] + widths[-1] + _GAP, top + len(shown) * row_step), _BACKGROUND)
     pen = ImageDraw.Draw(sheet)
     pen.text((_GAP, _GAP // 2 + 2), title, _INK, font)
     pen.text((_GAP, _GAP + _LINE + 6), "image", _INK, small)
     for group, start in zip(recipe.crops, starts, strict=True):
         low, high = (round(100 * share, 1) for share in group.scale)
-        caption = f"{group.count} × {group.size} px\n{low:g}–{high:g} % of the area"
-        pen.text((start, _GAP + _LINE + 6), caption, _INK, small, spacing=3)
+        pen.text((start, _GAP + _LINE + 6), f"{group.count} x {group.size} px", _INK, small)
+        pen.text((start, _GAP + 2 * _LINE + 2), f"{low:g} to {high:g} % of the area", _FAINT, small)
     for name, image, crops in shown:
         pen.line((_GAP, top - _GAP // 2, sheet.width - _GAP, top - _GAP // 2), _RULE)
         whole = ImageOps.contain(PillowImage.fromarray(image), (original_width, row_height))
@@ -115,7 +115,7 @@ def _columns(group: CropGroup, side: int, row_height: int) -> int:
 
 
 def _scaled(view: Image, side: int) -> PillowImage.Image:
-    """A crop at the sheet's scale; small ones are enlarged in whole pixels, so that they show what they hold."""
+    """A crop at the sheet's scale; an enlarged one shows its pixels."""
     enlarge = PillowImage.Resampling.NEAREST if view.shape[0] < side else PillowImage.Resampling.LANCZOS
     return PillowImage.fromarray(view).resize((side, side), enlarge)
 
@@ -125,6 +125,6 @@ def _shortened(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, wi
     text = text.encode("utf-8", "replace").decode()
     if font.getlength(text) <= width:
         return text
-    while font.getlength("…" + text) > width:
+    while font.getlength("..." + text) > width:
         text = text[1:]
-    return "…" + text
+    return "..." + text

@@ -125,7 +125,7 @@ class ClassFolders:
             if next(_images_below(self.root), None) is not None:
                 raise DataError(
                     f"data.kind class_folders needs one folder for each class, but {self.root} holds its "
-                    "images itself. Set data.kind to images if they have no labels, or sort them into folders."
+                    "images itself. Set data.kind to images if they have no labels, or make class folders."
                 )
             raise _no_image(self.root)
 

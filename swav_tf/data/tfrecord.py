@@ -39,7 +39,7 @@ def find_shards(path: str) -> list[Path]:
     if not shards:
         raise DataError(
             f"data.path must be a folder with TFRecord shards, or a pattern of their names; {path} "
-            "names none. In a folder, shards are known by 'tfrecord' or '-of-' in the name; else give a pattern."
+            "names none. Shards in a folder are known by 'tfrecord' or '-of-' in their names."
         )
     return shards
 
@@ -71,7 +71,7 @@ class TFRecordSource:
             if slices is not None:
                 records = records[slices[number]]
             tables.append(np.insert(records, 0, number, axis=1))
-        self._records: npt.NDArray[Any] = np.concatenate(tables)  # (images, 3): shard, offset, length
+        self._records: Any = np.concatenate(tables)  # int64 (images, 3): shard, offset, length
         if not len(self._records):
             raise DataError(f"TFRecord shards must hold images; the {len(self._shards)} given hold no record")
         features = self._features(0)
@@ -91,7 +91,9 @@ class TFRecordSource:
             OSError: if the record cannot be read, or holds no image.
         """
         features = self._features(index)
-        values = features[self._image_key].bytes_list.value if self._image_key in features else ()
+        values: Sequence[bytes] = (
+            features[self._image_key].bytes_list.value if self._image_key in features else ()
+        )
         if len(values) != 1:
             raise OSError(f"feature {self._image_key!r} holds {len(values)} images, not one")
         return bytes(values[0])
@@ -99,7 +101,9 @@ class TFRecordSource:
     def label(self, index: int) -> int:
         """The integer under `label_key` in record `index`, as it stands there; -1 when there is none."""
         features = self._features(index)
-        values = features[self._label_key].int64_list.value if self._label_key in features else ()
+        values: Sequence[int] = (
+            features[self._label_key].int64_list.value if self._label_key in features else ()
+        )
         return int(values[0]) if len(values) else -1
 
     def image_name(self, index: int) -> str:

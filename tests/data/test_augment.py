@@ -20,7 +20,7 @@ def test_resize_is_pillows_antialiased_one(photo, shrink):
     size, box = round(250 / shrink), (40, 30, 250, 250)
     ours = ops.resize_box(photo, box, size, size)
     theirs = np.asarray(pil.resized_crop(Image.fromarray(photo), box, size))
-    assert difference(ours, theirs) < 3
+    assert difference(ours, theirs) < 2
     assert ours.std() == pytest.approx(theirs.std(), rel=0.01)
     assert ours.mean() == pytest.approx(theirs.mean(), abs=0.25)
 
@@ -39,7 +39,7 @@ def test_resize_does_not_look_outside_the_box():
     assert ops.resize_box(image, (20, 20, 60, 60), 25, 31).max() == 0
 
 
-@pytest.mark.parametrize("shrink", [1.2, 1.6, 2.1, 2.6, 3.7])
+@pytest.mark.parametrize("shrink", [1.6, 2.1, 2.6, 3.7, 5.7])
 def test_resize_removes_what_would_alias(shrink):
     # Stripes too fine for the result must become gray, as with Pillow, not broad false stripes.
     image = np.zeros((300, 300, 3), np.uint8)
@@ -47,7 +47,7 @@ def test_resize_removes_what_would_alias(shrink):
     size = round(300 / shrink)
     ours = ops.resize_box(image, (0, 0, 300, 300), size, size).astype(float).std()
     theirs = np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR), float).std()
-    assert ours < max(1.4 * theirs, 8)
+    assert ours < theirs + 32  # plain interpolation keeps 73 of the stripes' 127
 
 
 @pytest.mark.parametrize("factor", [0.2, 0.7, 1.0, 1.3, 1.8])
