@@ -69,6 +69,12 @@ class _Dumper(yaml.SafeDumper):
     def ignore_aliases(self, data: Any) -> bool:
         return True
 
+    def represent_sequence(
+        self, tag: str, sequence: Iterable[Any], flow_style: bool | None = None
+    ) -> yaml.SequenceNode:
+        plain = not any(isinstance(item, dict | list) for item in sequence)
+        return super().represent_sequence(tag, sequence, flow_style=plain)
+
 
 for _class in (_Loader, _Dumper):
     for _tag, _pattern, _first in _PLAIN_VALUES:
@@ -105,10 +111,7 @@ def save_recipe(recipe: Recipe, path: Path) -> None:
 
 def recipe_yaml(recipe: Recipe) -> str:
     """The resolved recipe, every setting included, as YAML."""
-    return yaml.dump(
-        recipe.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, default_flow_style=None, width=100,
-        allow_unicode=True,
-    )  # fmt: skip
+    return yaml.dump(recipe.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def bundled_recipes() -> dict[str, str]:

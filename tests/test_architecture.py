@@ -20,6 +20,7 @@ PACKAGES = [
 
 # Everything else must be importable where TensorFlow is not installed.
 NEEDS_TENSORFLOW = (
+    "cli.demo",
     "swav_tf.data.pipeline",
     "swav_tf.method.",
     "swav_tf.model.",
