@@ -1,0 +1,142 @@
+"""What `pretrain` and `demo` hand over, and one short run for real."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cli.errors import run_and_report
+from cli.main import swav_tf
+from swav_tf.recipe_files import load_recipe
+from swav_tf.training.rendezvous import ClusterAddress
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """The calls of a trainer that trains nothing."""
+    made: list[dict[str, Any]] = []
+
+    def pretrain(recipe: Any, **arguments: Any) -> SimpleNamespace:
+        made.append({"recipe": recipe, **arguments})
+        return SimpleNamespace(summary={"loss_last": 1.5})
+
+    trainer = ModuleType("swav_tf.training.pretrain")
+    trainer.pretrain = pretrain  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, trainer.__name__, trainer)
+    return made
+
+
+def test_defaults(calls: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_and_report(swav_tf, ["pretrain", "-c", "demo"]) == 0
+    assert calls == [
+        {
+            "recipe": load_recipe("demo"),
+            "run_dir": Path("runs/demo"),
+            "cluster": None,
+            "fresh": False,
+            "quiet": False,
+        }
+    ]
+    assert capsys.readouterr().out == ""
+
+
+def test_every_option(calls: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]) -> None:
+    data = 'a folder/with "quotes" and ü: {1}'
+    arguments = ["pretrain", data, "-c", "one_gpu", "-o", "train.epochs=99", "-o", "data.path=elsewhere"]
+    arguments += ["--run-dir", "somewhere", "--fresh", "--json"]
+    arguments += ["--nodes", "4", "--node-rank", "3", "--master", "host:2222"]
+    assert run_and_report(swav_tf, arguments) == 0
+    [call] = calls
+    assert call["recipe"].train.epochs == 99
+    assert call["recipe"].data.path == data  # the argument wins over the override
+    assert call["run_dir"] == Path("somewhere")
+    assert call["fresh"] is True
+    assert call["quiet"] is True  # JSON alone on the terminal
+    assert call["cluster"] == ClusterAddress(nodes=4, node_rank=3, master="host:2222")
+    assert json.loads(capsys.readouterr().out) == {"loss_last": 1.5}
+
+
+def test_node_rank_0_counts_as_given(calls: list[dict[str, Any]]) -> None:
+    arguments = ["pretrain", "-c", "demo", "--nodes", "1", "--node-rank", "0", "--master", "host:1"]
+    assert run_and_report(swav_tf, arguments) == 0
+    assert calls[0]["cluster"] == ClusterAddress(nodes=1, node_rank=0, master="host:1")
+
+
+def test_nothing_is_trained_when_the_recipe_cannot_work(calls: list[dict[str, Any]]) -> None:
+    assert run_and_report(swav_tf, ["pretrain", "-c", "demo", "-o", "train.accumulation_steps=5"]) == 2
+    assert calls == []
+
+
+def test_demo_hands_over_folder_and_seed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made: list[dict[str, Any]] = []
+
+    def run_demo(**arguments: Any) -> dict[str, float]:
+        made.append(arguments)
+        return {"knn_top1": 0.97}
+
+    demo = ModuleType("cli.demo")
+    demo.run_demo = run_demo  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, demo.__name__, demo)
+    assert run_and_report(swav_tf, ["demo"]) == 0
+    assert capsys.readouterr().out == ""
+    assert run_and_report(swav_tf, ["demo", "--seed", "7", "--run-dir", "x", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"knn_top1": 0.97}
+    assert made == [
+        {"run_dir": Path("runs/demo"), "seed": 31, "quiet": False},
+        {"run_dir": Path("x"), "seed": 7, "quiet": True},
+    ]
+
+
+def test_a_short_run_for_real(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    for index in range(16):
+        folder = tmp_path / "images" / "ab"[index % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = generator.integers(0, 256, (24, 24, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{index}.png")
+    overrides = [
+        "data={kind: class_folders}",
+        "train.batch_size=8",
+        "train.epochs=2",
+        "optimizer.warmup_epochs=1",
+    ]
+    overrides += ["crops=[{count: 2, size: 16, scale: [0.4, 1]}]", "model.prototypes=8"]
+    overrides += ["method.prototypes_frozen_steps=1", "monitor.tensorboard=false"]
+    command = [
+        sys.executable,
+        "-m",
+        "cli.main",
+        "pretrain",
+        "images",
+        "-c",
+        "demo",
+        "--run-dir",
+        "run",
+        "--json",
+    ]
+    run = subprocess.run(
+        [*command, *(word for override in overrides for word in ("-o", override))],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    summary = json.loads(run.stdout)
+    assert (summary["steps"], summary["images"]) == (4, 16)
+    assert summary == json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert "Traceback" not in run.stderr
+    assert "cudart_stub" not in run.stderr  # TensorFlow greets with it
+    recipe = load_recipe(tmp_path / "run" / "config.yaml")
+    assert recipe == load_recipe("demo", [*overrides, "data.path=images"])
