@@ -26,6 +26,7 @@ def tiny_recipe(**changes) -> Recipe:
         "method": {"epsilon": 0.05},
         "optimizer": {"peak_learning_rate": 2.0},
         "train": {"epochs": 2, "batch_size": 8, "precision": "float32"},
+        "checkpoint": {},
         "monitor": {"tensorboard": False, "log_every_steps": 1},
     }
     for key, value in changes.items():

@@ -36,7 +36,8 @@ class BadImages:
             lines = path.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
             self._names = {line.split("\t")[0] for line in lines}
 
-    def __len__(self) -> int:
+    @property
+    def count(self) -> int:
         """Distinct bad images so far."""
         return len(self._names)
 

@@ -109,9 +109,8 @@ def _draw(
 
 
 def _columns(group: CropGroup, side: int, row_height: int) -> int:
-    """Crops beside each other: as few as stack within the row's height."""
-    stacked = max(1, (row_height + _SMALL_GAP) // (side + _SMALL_GAP))
-    return -(-group.count // stacked)
+    """Crops beside each other, the others stacked below them as far as the row is high."""
+    return -(-group.count // (row_height // side))
 
 
 def _scaled(view: Image, side: int) -> PillowImage.Image:

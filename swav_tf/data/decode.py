@@ -24,7 +24,7 @@ _START_OF_SCAN: Final = b"\xff\xda"
 _END_OF_IMAGE: Final = b"\xff\xd9"
 
 
-class UndecodableImage(Exception):  # noqa: N818  (a fact about a file, not a fault of the program)
+class UndecodableImage(Exception):
     """An image file is corrupt, truncated, of no known format, or too large; the message says which."""
 
 

@@ -85,10 +85,15 @@ class SwAV(keras.Model):
             [self.backbone(self.normalise(_by_crop(group)), training=training) for group in crops],
             axis=0,
         )
-        projections = tf.cast(self.head(features, training=training), tf.float32)
-        projections = tf.math.l2_normalize(projections, axis=-1, epsilon=1e-24)
+        projections, scores = self.project(features, training=training)
         crop_count = sum(group.shape[1] for group in crops)
         projections = tf.reshape(projections, [crop_count, batch, projections.shape[-1]])
+        return projections, tf.reshape(scores, [crop_count, batch, scores.shape[-1]])
+
+    def project(self, features: tf.Tensor, training: bool = False) -> tuple[tf.Tensor, tf.Tensor]:
+        """Projections (n, D), of length 1, and scores (n, K) of features (n, F); float32."""
+        projections = tf.cast(self.head(features, training=training), tf.float32)
+        projections = tf.math.l2_normalize(projections, axis=-1, epsilon=1e-24)
         return projections, self.prototypes(projections)
 
     @tf.function(reduce_retracing=True)

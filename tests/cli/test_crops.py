@@ -38,10 +38,6 @@ def test_a_folder_given_as_data(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "2 images with 8 crops each" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    ("arguments", "part"),
-    [(["-c", "one_gpu"], "data.path must be set"), (["nowhere", "-c", "one_gpu"], "nowhere")],
-)
-def test_missing_images_are_told(arguments: list[str], part: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_and_report(swav_tf, ["crops", *arguments]) == 1
-    assert part in capsys.readouterr().err
+def test_missing_images_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_and_report(swav_tf, ["crops", "nowhere", "-c", "one_gpu"]) == 1
+    assert "nowhere" in capsys.readouterr().err

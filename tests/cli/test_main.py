@@ -150,7 +150,8 @@ def test_examples_are_command_lines_that_parse(path: str, command: click.Command
 def failing(error: BaseException) -> click.Command:
     @click.command()
     @click.option("--debug", is_flag=True)
-    def command(debug: bool) -> None:
+    @click.argument("word", required=False)
+    def command(debug: bool, word: str | None) -> None:
         raise error
 
     return command
@@ -166,7 +167,7 @@ def failing(error: BaseException) -> click.Command:
             ZeroDivisionError("division by zero"),
             1,
             "Error: ZeroDivisionError: division by zero\n"
-            "This was not foreseen; for the traceback run: swav-tf --debug ...\n",
+            "This was not foreseen; for the traceback run: swav-tf --debug 'a b'\n",
         ),
         (KeyboardInterrupt(), 130, "Interrupted.\n"),
         (
@@ -179,7 +180,7 @@ def failing(error: BaseException) -> click.Command:
 def test_errors_are_told_without_a_traceback(
     error: BaseException, code: int, told: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run_and_report(failing(error), []) == code
+    assert run_and_report(failing(error), ["a b"]) == code
     captured = capsys.readouterr()
     assert captured.err.lstrip("\n") == told
     assert captured.out == ""
@@ -217,6 +218,8 @@ def test_debug_shows_the_traceback(error: Exception, capsys: pytest.CaptureFixtu
         (["pretrain", "-c", "demo", "-o", "train.epochs=x"], ["train.epochs: must be a valid integer"]),
         (["pretrain", "-c", "demo", "-o", "crops.0.count=1"], ["crops.0.count: the first two crops"]),
         (["crops", "-c", "demo", "-o", "crops.0.count=1"], ["crops.0.count: the first two crops"]),
+        (["crops", "-c", "one_gpu"], ["recipe 'one_gpu' does not say where the images are", "Give DATA, or"]),
+        (["pretrain", "-c", "one_gpu"], ["recipe 'one_gpu' does not say where the images are"]),
         (["crops", "-c", "demo", "--rows", "0"], ["Invalid value for '--rows'"]),
         (["demo", "--seed", "-1"], ["Invalid value for '--seed'"]),
         (["config", "show", "nothing"], ["no recipe 'nothing'"]),

@@ -93,12 +93,12 @@ def test_a_record_that_lost_its_image_is_one_bad_image(tmp_path):
 
 
 class TestTFDS:
-    @pytest.fixture(params=["array_record", "tfrecord"])
-    def prepared(self, request, tmp_path, small_photo):
+    @pytest.fixture(scope="class", params=["array_record", "tfrecord"])
+    def prepared(self, request, tmp_path_factory, small_photo):
         """A data set of ten photos in two classes, prepared on disk."""
         tfds = pytest.importorskip("tensorflow_datasets")
 
-        class Photos(tfds.core.GeneratorBasedBuilder):
+        class Photos(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             VERSION = tfds.core.Version("1.0.0")
 
             def _info(self):
@@ -106,7 +106,7 @@ class TestTFDS:
                     "image": tfds.features.Image(shape=(None, None, 3), encoding_format="png"),
                     "label": tfds.features.ClassLabel(names=["cat", "dog"]),
                 }
-                return self.dataset_info_from_configs(features=tfds.features.FeaturesDict(features))
+                return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
 
             def _split_generators(self, manager):
                 return {"train": self._generate_examples(10), "test": self._generate_examples(4)}
@@ -115,7 +115,7 @@ class TestTFDS:
                 for i in range(count):
                     yield i, {"image": np.full_like(small_photo, i), "label": i % 2}
 
-        builder = Photos(data_dir=str(tmp_path), file_format=request.param)
+        builder = Photos(data_dir=str(tmp_path_factory.mktemp("tfds")), file_format=request.param)
         builder.download_and_prepare()
         return str(builder.data_path)
 

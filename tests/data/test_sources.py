@@ -41,7 +41,12 @@ def test_a_folder_without_images_is_no_class(tmp_path):
 def test_images_are_found_at_any_depth_in_order(tmp_path):
     make(tmp_path, "b/2.bmp", "b/1.JPG", "a.jpeg", "b/c/d/e.png", "c.gif")
     source = open_source(Data(kind="images", path=str(tmp_path)))
-    assert [source.image_name(i) for i in range(len(source))] == ["a.jpeg", "b/1.JPG", "b/2.bmp", "b/c/d/e.png"]
+    assert [source.image_name(i) for i in range(len(source))] == [
+        "a.jpeg",
+        "b/1.JPG",
+        "b/2.bmp",
+        "b/c/d/e.png",
+    ]
     assert source.label(0) == -1
     assert source.read(3) == b"e.png"
 
@@ -96,7 +101,7 @@ def test_a_file_for_a_folder(tmp_path):
 
 def test_a_flat_folder_given_for_class_folders(tmp_path):
     make(tmp_path, "a.jpg", "b.jpg")
-    with pytest.raises(DataError, match="Set data.kind to images"):
+    with pytest.raises(DataError, match=r"Set data\.kind to images"):
         ClassFolders(tmp_path)
 
 
@@ -124,8 +129,8 @@ class TestDigits:
         assert (len(train), len(test)) == (1437, 360)
         names = {s.image_name(i) for s in (train, test) for i in range(len(s))}
         assert len(names) == 1797
-        assert [train.image_name(i) for i in (0, 700, 1436)] == FIXED_NAMES
-        assert sum(int(test.read(i).astype(int).sum()) for i in range(360)) == FIXED_SUM
+        assert [train.image_name(i) for i in (0, 700, 1436)] == ["digits/0", "digits/877", "digits/1796"]
+        assert sum(int(test.read(i).astype(int).sum()) for i in range(360)) == 48_690_360
 
     def test_images_are_gray_and_inside_the_canvas(self):
         source = open_source(Data(kind="digits"))
@@ -144,9 +149,13 @@ class TestDigits:
     def test_raw_pixels_give_the_documented_accuracy(self):
         # Another enlargement: at 16 px it would be 0.65, at 28 px 0.94.
         train, test = (open_source(Data(kind="digits", split=split)) for split in ("train", "test"))
-        x, y = (np.stack([s.read(i)[..., 0].ravel() for i in range(len(s))]).astype(float) for s in (train, test))
+        x, y = (
+            np.stack([s.read(i)[..., 0].ravel() for i in range(len(s))]).astype(float) for s in (train, test)
+        )
         labels, truth = (np.array([s.label(i) for i in range(len(s))]) for s in (train, test))
-        cosine = (y / np.linalg.norm(y, axis=1, keepdims=True)) @ (x / np.linalg.norm(x, axis=1, keepdims=True)).T
+        cosine = (y / np.linalg.norm(y, axis=1, keepdims=True)) @ (
+            x / np.linalg.norm(x, axis=1, keepdims=True)
+        ).T
         nearest = np.argsort(-cosine, axis=1)[:, :20]
         weights = np.exp(np.take_along_axis(cosine, nearest, 1) / 0.07)
         votes = np.stack([(weights * (labels[nearest] == c)).sum(1) for c in range(10)], 1)

@@ -1,0 +1,138 @@
+"""The demo: SwAV on handwritten digits, held against random features and raw pixels."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from evaluate.demo_picture import draw_demo
+from evaluate.linear import linear_accuracy
+from swav_tf.data.sources import ImageSource, open_source
+from swav_tf.data.view import evaluation_view
+from swav_tf.knn import knn_accuracy
+from swav_tf.recipe import Recipe
+from swav_tf.recipe_files import load_recipe
+from swav_tf.training.build import build_swav
+from swav_tf.training.features import extract_features
+from swav_tf.training.pretrain import pretrain
+
+NEIGHBOURS = 20
+
+
+def run_demo(*, run_dir: Path, seed: int = 31, quiet: bool = False) -> dict[str, Any]:
+    """Trains on the training digits, measures on the test digits, draws a picture.
+
+    An interrupted demo goes on; one that ended is kept aside and done anew.
+
+    Args:
+        run_dir: gets the run, summary.json and demo.png.
+        seed: of weights, order and crops.
+        quiet: print nothing.
+
+    Returns:
+        What summary.json holds.
+    """
+    began = time.perf_counter()
+    console = Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
+    recipe = load_recipe("demo", [f"train.seed={seed}"])
+    ended = (run_dir / "summary.json").exists()
+    result = pretrain(recipe, run_dir=run_dir, fresh=ended, quiet=quiet)
+
+    console.print("measuring features of the test digits")
+    train, test = open_source(recipe.data), open_source(recipe.data, validation=True)
+    labels, test_labels = _labels(train), _labels(test)
+    train_images, test_images = _images(train, recipe), _images(test, recipe)
+    swav = _features(result.model, train, recipe), _features(result.model, test, recipe)
+    untrained = build_swav(recipe)
+    kinds = {
+        "random\ninitialisation": (_features(untrained, train, recipe), _features(untrained, test, recipe)),
+        "raw\npixels": (_pixels(train_images), _pixels(test_images)),
+        "SwAV": swav,
+    }
+    accuracies = {
+        name: (
+            knn_accuracy(known, labels, asked, test_labels, k=NEIGHBOURS),
+            linear_accuracy(known, labels, asked, test_labels),
+        )
+        for name, (known, asked) in kinds.items()
+    }
+    random_init, pixels, learnt = accuracies.values()
+
+    losses, knn = _curves(run_dir / "metrics.jsonl", result.summary["steps"] / recipe.train.epochs)
+    picture = run_dir / "demo.png"
+    draw_demo(
+        picture,
+        losses=losses,
+        ln_k=math.log(recipe.model.prototypes),
+        knn=knn,
+        accuracies=accuracies,
+        scores=result.model.project(swav[0])[1].numpy(),
+        images=train_images,
+    )
+    summary = {
+        **result.summary,
+        "seed": seed,
+        "knn_top1": learnt[0],
+        "knn_top1_random_init": random_init[0],
+        "knn_top1_raw_pixels": pixels[0],
+        "linear_top1": learnt[1],
+        "linear_top1_random_init": random_init[1],
+        "linear_top1_raw_pixels": pixels[1],
+        "seconds_pretrain": result.summary["seconds"],
+        "seconds": round(time.perf_counter() - began, 2),
+    }
+    (run_dir / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+    _print_table(console, accuracies, summary)
+    console.print(f"picture   {picture}\nsummary   {run_dir / 'summary.json'}")
+    return summary
+
+
+def _labels(source: ImageSource) -> np.ndarray:
+    return np.array([source.label(i) for i in range(len(source))])
+
+
+def _images(source: ImageSource, recipe: Recipe) -> np.ndarray:
+    return np.stack([evaluation_view(source.read(i), recipe.data.evaluation) for i in range(len(source))])
+
+
+def _features(model: Any, source: ImageSource, recipe: Recipe) -> np.ndarray:
+    return extract_features(model, source, range(len(source)), recipe.data)
+
+
+def _pixels(images: np.ndarray) -> np.ndarray:
+    # The three channels are equal.
+    return images[..., 0].reshape(len(images), -1) / np.float32(255)
+
+
+def _curves(
+    path: Path, steps_per_epoch: float
+) -> tuple[list[tuple[float, float]], list[tuple[float, float]]]:
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+
+    def points(kind: str, key: str) -> list[tuple[float, float]]:
+        return [(line["step"] / steps_per_epoch, line[key]) for line in lines if line["kind"] == kind]
+
+    return points("step", "loss"), points("knn", "knn_top1")
+
+
+def _print_table(
+    console: Console, accuracies: dict[str, tuple[float, float]], summary: dict[str, Any]
+) -> None:
+    table = Table(title="Accuracy on 360 test digits", title_justify="left")
+    table.add_column("features")
+    table.add_column(f"{NEIGHBOURS}-NN", justify="right")
+    table.add_column("linear classifier", justify="right")
+    for name, (knn, linear) in accuracies.items():
+        table.add_row(name.replace("\n", " "), f"{100 * knn:.1f} %", f"{100 * linear:.1f} %")
+    console.print(table)
+    console.print(
+        f"loss {summary['loss_first']:.2f} -> {summary['loss_last']:.2f}, ln K {summary['ln_k']:.2f}; "
+        f"{summary['seconds']:.0f} s in all, {summary['seconds_pretrain']:.0f} s of them training"
+    )

@@ -1,0 +1,72 @@
+"""The tally of unreadable images."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from swav_tf.data.bad_images import BadImages
+from swav_tf.errors import DataError
+
+
+def test_each_is_listed_once_also_after_a_resumption(tmp_path):
+    # An image met in every epoch that fills the list, and ends the run.
+    path = tmp_path / "bad_images.txt"
+    tally = BadImages(path, images=1000, max_share=0.01)
+    assert not path.exists()
+    for _ in range(20):
+        tally.bad("a b/x.jpg", "truncated")
+        tally.good()
+    resumed = BadImages(path, images=1000, max_share=0.01)
+    resumed.bad("a b/x.jpg", "truncated")
+    resumed.bad("y.jpg", "corrupt\n\tin two lines")
+    assert resumed.count == 2
+    assert path.read_text().splitlines() == ["a b/x.jpg\ttruncated", "y.jpg\tcorrupt  in two lines"]
+
+
+@pytest.mark.parametrize(
+    ("images", "max_share", "allowed"), [(1000, 0.01, 10), (50, 0.01, 1), (50, 0.0, 0), (50, 0.1, 5)]
+)
+def test_the_run_ends_past_the_allowed_share(images, max_share, allowed):
+    # A share of the images met so far, which one bad image in the first batch would exceed.
+    tally = BadImages(None, images=images, max_share=max_share)
+    for i in range(allowed):
+        for _ in range(3):
+            tally.good()
+        tally.bad(f"{i}.jpg", "corrupt")
+    assert tally.fatal is None
+    with pytest.raises(DataError, match=rf"{allowed + 1} of {images} images.*last.jpg: corrupt"):
+        tally.bad("last.jpg", "corrupt")
+    assert "max_bad_share" in str(tally.fatal)
+
+
+def test_a_source_of_which_nothing_can_be_read_ends_the_run_early():
+    # 1 % of 1.28 million bad images would take an hour to meet.
+    tally = BadImages(None, images=1_281_167, max_share=0.01)
+    for i in range(50):
+        tally.bad(f"{i}.jpg", "corrupt")
+    with pytest.raises(DataError, match="51 of the first 51"):
+        tally.bad("50.jpg", "corrupt")
+    assert tally.count == 51
+
+
+def test_half_bad_images_among_the_first_are_no_reason_if_the_recipe_allows_them():
+    tally = BadImages(None, images=100, max_share=1.0)
+    for i in range(100):
+        tally.bad(f"{i}.jpg", "corrupt")
+    assert tally.fatal is None
+
+
+def test_names_that_are_no_text(tmp_path):
+    tally = BadImages(tmp_path / "bad.txt", images=1000, max_share=0.01)
+    tally.bad("caf\udce9.jpg", "corrupt")
+    assert (tmp_path / "bad.txt").read_bytes() == b"caf\xe9.jpg\tcorrupt\n"
+    assert BadImages(tmp_path / "bad.txt", images=1000, max_share=0.01).count == 1
+
+
+def test_threads_share_a_tally(tmp_path):
+    # Lines torn or doubled.
+    tally = BadImages(tmp_path / "bad.txt", images=10_000, max_share=1.0)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda i: tally.bad(f"{i % 200}.jpg", "corrupt"), range(2000)))
+    lines = (tmp_path / "bad.txt").read_text().splitlines()
+    assert sorted(lines) == sorted(f"{i}.jpg\tcorrupt" for i in range(200))

@@ -1,0 +1,27 @@
+"""A process that pretrains by a recipe file: python run_pretrain.py RECIPE RUN_DIR [NODES RANK MASTER]."""
+
+import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+import numpy as np
+
+from swav_tf.errors import SwavError
+from swav_tf.recipe_files import load_recipe
+from swav_tf.training.pretrain import pretrain
+from swav_tf.training.rendezvous import ClusterAddress
+from swav_tf.training.state import named_variables
+
+if __name__ == "__main__":
+    recipe, run_dir, *cluster = sys.argv[1:]
+    address = ClusterAddress(int(cluster[0]), int(cluster[1]), cluster[2]) if cluster else None
+    try:
+        result = pretrain(load_recipe(recipe), run_dir=run_dir, cluster=address, quiet=True)
+        if "SWAV_TF_TEST_WEIGHTS" in os.environ:
+            weights = {name: v.numpy() for name, v in named_variables(result.model).items()}
+            np.savez(os.environ["SWAV_TF_TEST_WEIGHTS"], **weights)
+    except SwavError as error:
+        print(error, file=sys.stderr)
+        sys.exit(error.exit_code)

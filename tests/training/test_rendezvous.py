@@ -1,0 +1,57 @@
+import socket
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from swav_tf.errors import SwavError, UsageError
+from swav_tf.training.rendezvous import ClusterAddress, free_port, meet
+
+
+# Bugs caught: lists that differ between nodes, ranks out of order, a stranger who breaks the meeting.
+def test_all_nodes_get_the_same_list_by_rank():
+    master = f"127.0.0.1:{free_port()}"
+
+    def knock():
+        for _ in range(50):
+            try:
+                socket.create_connection(("127.0.0.1", int(master.split(":")[1]))).sendall(b"GET / HTTP/1.1\n")
+                return
+            except OSError:
+                threading.Event().wait(0.05)
+
+    with ThreadPoolExecutor(4) as pool:
+        pool.submit(knock)
+        lists = list(pool.map(lambda r: meet(ClusterAddress(3, r, master), timeout_seconds=30), (2, 0, 1)))
+    assert lists[0] == lists[1] == lists[2]
+    assert len(set(lists[0])) == 3
+    assert all(worker.startswith("127.0.0.1:") for worker in lists[0])
+
+
+# Bug caught: a wait without end, or an error that does not say who is missing.
+def test_missing_nodes_are_named():
+    address = ClusterAddress(3, 0, f"127.0.0.1:{free_port()}")
+    with pytest.raises(SwavError, match="node rank 1, 2"):
+        meet(address, timeout_seconds=0.3)
+
+
+# Bug caught: two nodes of one rank that train apart.
+def test_two_nodes_of_one_rank_are_refused():
+    master = f"127.0.0.1:{free_port()}"
+    with ThreadPoolExecutor(3) as pool:
+        zero = pool.submit(meet, ClusterAddress(3, 0, master), timeout_seconds=20)
+        ones = [pool.submit(meet, ClusterAddress(3, 1, master), timeout_seconds=20) for _ in range(2)]
+        with pytest.raises(SwavError, match="its own --node-rank"):
+            zero.result()
+        for one in ones:
+            with pytest.raises(SwavError, match=r"turned this node|did not answer"):
+                one.result()
+
+
+@pytest.mark.parametrize(
+    ("nodes", "rank", "master", "message"),
+    [(2, 2, "a:1", "node-rank"), (0, 0, "a:1", "node-rank"), (2, 0, "a", "host:port"), (2, 0, "a:x", "host:port")],
+)
+def test_a_bad_address_is_refused(nodes, rank, master, message):
+    with pytest.raises(UsageError, match=message):
+        ClusterAddress(nodes, rank, master)
