@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 import traceback
 
@@ -33,16 +34,15 @@ def run_and_report(command: click.Command, arguments: list[str]) -> int:
     except Exception as error:
         if "--debug" in arguments:
             traceback.print_exc()
-        click.echo(f"Error: {message_of(error)}", err=True)
+        click.echo(f"Error: {message_of(error, arguments)}", err=True)
         return error.exit_code if isinstance(error, SwavError) else 1
 
 
-def message_of(error: Exception) -> str:
+def message_of(error: Exception, arguments: list[str]) -> str:
     """What to tell a person about an error."""
     if isinstance(error, SwavError):
         return str(error)
     if isinstance(error, ModuleNotFoundError) and (extra := extra_of(error.name)):
         return f"this needs {error.name}, which is not installed. Run: pip install 'swav-tf[{extra}]'"
-    return (
-        f"{type(error).__name__}: {error}\nThis was not foreseen; for the traceback run: swav-tf --debug ..."
-    )
+    again = shlex.join(["swav-tf", "--debug", *arguments])
+    return f"{type(error).__name__}: {error}\nThis was not foreseen; for the traceback run: {again}"

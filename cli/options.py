@@ -49,6 +49,11 @@ def load_for_run(config: str, overrides: Sequence[str], data: str | None) -> Rec
     from swav_tf.recipe_advice import check_recipe
 
     recipe = load(config, overrides, data)
+    if recipe.data.path is None and recipe.data.kind != "digits":
+        raise click.UsageError(
+            f"recipe '{recipe.name}' does not say where the images are (data.kind is {recipe.data.kind}). "
+            "Give DATA, or -o data.path=..."
+        )
     check_recipe(recipe)  # its advice is for when images and devices are known: the trainer gives it
     return recipe
 
