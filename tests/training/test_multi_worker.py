@@ -17,7 +17,13 @@ from swav_tf.training.rendezvous import free_port
 from tests.swav_models import tiny_recipe
 
 SCRIPT = Path(__file__).with_name("run_pretrain.py")
-RECIPE = {"train__batch_size": 64, "train__epochs": 1, "method__queue": {"length": 128}}
+# A small learning rate: rounding, which differs between topologies, is then not amplified step by step.
+RECIPE = {
+    "train__batch_size": 64,
+    "train__epochs": 1,
+    "method__queue": {"length": 128},
+    "optimizer__peak_learning_rate": 0.2,
+}
 
 
 def start(recipe, run_dir, *cluster, **environment):
@@ -55,7 +61,7 @@ def assert_close(one, other):
         if "head/hidden/bias" in name:
             continue  # no gradient but rounding, before BN
         error = np.linalg.norm(value - other.arrays[name]) / max(np.linalg.norm(value), 1e-6)
-        assert error < 0.02, f"{name}: relative difference {error:.2e}"
+        assert error < 1e-2, f"{name}: relative difference {error:.2e}"
 
 
 # Bugs caught: shares that overlap, sums over one worker, workers whose weights drift apart, a worker

@@ -1,0 +1,145 @@
+import json
+import math
+
+import cv2
+import keras
+import numpy as np
+import pytest
+
+from swav_tf.errors import DataError, UsageError
+from swav_tf.training.callbacks.checkpointing import Diverged
+from swav_tf.training.checkpoint import CheckpointStore
+from swav_tf.training.load import load_swav
+from swav_tf.training.pretrain import pretrain
+from tests.swav_models import tiny_recipe
+
+LARGE = {"train__batch_size": 128}  # 11 steps an epoch
+
+
+def lines(run_dir, kind):
+    found = map(json.loads, (run_dir / "metrics.jsonl").read_text().splitlines())
+    return [line for line in found if line["kind"] == kind]
+
+
+# Bugs caught: a file of the run folder that is missing, an epoch with a step too many, a summary of other numbers.
+def test_a_run_leaves_a_whole_folder(tmp_path):
+    recipe = tiny_recipe(**LARGE, data__validation_split="test", monitor__knn_every_epochs=2)
+    result = pretrain(recipe, run_dir=tmp_path, quiet=True)
+    assert {p.name for p in tmp_path.iterdir()} >= {"config.yaml", "metrics.jsonl", "checkpoints", "summary.json"}
+    assert json.loads((tmp_path / "summary.json").read_text()) == result.summary
+    steps, epochs = lines(tmp_path, "step"), lines(tmp_path, "epoch")
+    assert [line["step"] for line in steps] == list(range(1, 23))
+    assert [line["epoch"] for line in epochs] == [0, 1]
+    assert epochs[0]["loss"] == pytest.approx(np.mean([line["loss"] for line in steps[:11]]))
+    assert result.summary["loss_first"] == steps[0]["loss"]
+    assert result.summary["loss_last"] == epochs[1]["loss"]
+    assert result.summary["ln_k"] == pytest.approx(math.log(12))
+    [knn] = lines(tmp_path, "knn")
+    assert 0.2 < knn["knn_top1"] == result.summary["knn_top1"] <= 1
+
+    # A run that has ended is only looked at again.
+    again = pretrain(recipe, run_dir=tmp_path, quiet=True)
+    assert again.summary["resumed_from_step"] == again.summary["steps"] == 22
+    assert again.summary["loss_last"] == result.summary["loss_last"]
+
+    # A run folder gives its model back.
+    model, loaded = load_swav(tmp_path)
+    assert loaded == recipe
+    for one, other in zip(result.model.weights, model.weights, strict=True):
+        np.testing.assert_array_equal(one.numpy(), other.numpy())
+
+    with pytest.raises(UsageError, match=r"method.epsilon: was 0.05, now 0.04"):
+        pretrain(tiny_recipe(**LARGE, method__epsilon=0.04), run_dir=tmp_path, quiet=True)
+    fresh = pretrain(tiny_recipe(train__batch_size=700, train__epochs=1), run_dir=tmp_path, quiet=True, fresh=True)
+    assert fresh.summary["resumed_from_step"] is None
+    assert (tmp_path / "previous-1" / "summary.json").exists()
+
+
+# Bug caught: replicas that the recipe asks for and nobody makes; state that only one device can save.
+def test_two_replicas_train_and_one_goes_on(tmp_path):
+    class StopEarly(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            if batch == 5:
+                self.model.wishes[0] = 1
+
+    recipe = tiny_recipe(**LARGE, method__queue={"length": 256}, train__logical_cpus=2)
+    from swav_tf.training.callbacks.checkpointing import StoppedBySignal
+
+    with pytest.raises(StoppedBySignal, match="after step 7"):
+        pretrain(recipe, run_dir=tmp_path, quiet=True, callbacks=[StopEarly()])
+    two = CheckpointStore(tmp_path / "checkpoints", kind="pretrain").newest()[0]
+    assert two.arrays["queue/projections"].shape == (2, 256, 16)
+    np.testing.assert_allclose(np.linalg.norm(two.arrays["queue/projections"], axis=-1), 1, rtol=1e-5)
+    one = pretrain(tiny_recipe(**LARGE, method__queue={"length": 256}), run_dir=tmp_path, quiet=True)
+    assert one.summary["resumed_from_step"] == 7
+    assert one.summary["steps"] == 22
+    assert one.summary["replicas"] == 1
+
+
+class Poison(keras.callbacks.Callback):
+    """From a step on, a weight that makes everything NaN."""
+
+    def __init__(self, step):
+        super().__init__()
+        self.step = step
+
+    def on_train_batch_end(self, batch, logs=None):
+        if batch + 1 == self.step:
+            self.model.head.get_layer("projection").bias.assign([np.nan] * 16)
+
+
+# Bugs caught: NaN that trains on in silence, an error without step or checkpoint, a poisoned checkpoint.
+def test_a_run_that_stays_non_finite_stops_with_a_named_error(tmp_path):
+    recipe = tiny_recipe(**LARGE, train__max_non_finite_steps=3, checkpoint__keep_every_epochs=1)
+    with pytest.raises(Diverged, match=r"3 steps in a row, up to step 16[\s\S]*step-000000011"):
+        pretrain(recipe, run_dir=tmp_path, quiet=True, callbacks=[Poison(13)])
+    checkpoint = CheckpointStore(tmp_path / "checkpoints", kind="pretrain").newest()[0]
+    assert checkpoint.step == 11
+    assert all(np.all(np.isfinite(array)) for array in checkpoint.arrays.values())
+    assert lines(tmp_path, "step")[-1]["loss"] is None
+
+
+# Bug caught: a collapse that nobody is told of.
+@pytest.mark.parametrize(("rate", "warned"), [(1e-6, True), (2.0, False)])
+def test_a_loss_that_stays_at_ln_k_is_warned_about(tmp_path, capfd, rate, warned):
+    recipe = tiny_recipe(
+        **LARGE, optimizer__peak_learning_rate=rate, monitor__collapse_after_steps=20, method__epsilon=0.03
+    )
+    pretrain(recipe, run_dir=tmp_path, quiet=True)
+    assert ("nothing is learnt yet" in capfd.readouterr().err) == warned
+
+
+def write_images(folder, count, bad):
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(count):
+        path = folder / f"{i:03}.png"
+        cv2.imwrite(str(path), rng.integers(0, 256, (40, 50, 3), dtype=np.uint8))
+        if i in bad:
+            path.write_bytes(path.read_bytes()[:100])
+
+
+# Bugs caught: one corrupt file that ends a run; a corrupt file that nobody hears of.
+def test_a_corrupt_image_is_skipped_and_named(tmp_path):
+    write_images(tmp_path / "images", 40, bad={7})
+    recipe = tiny_recipe(data__kind="images", data__path=str(tmp_path / "images"), data__max_bad_share=0.1)
+    result = pretrain(recipe, run_dir=tmp_path / "run", quiet=True)
+    assert result.summary["steps"] == 10
+    assert result.summary["bad_images"] == 1
+    assert (tmp_path / "run" / "bad_images.txt").read_text().startswith("007.png\t")
+
+
+# Bug caught: a TensorFlow error with a stack trace where the data's own error is meant.
+def test_too_many_corrupt_images_stop_the_run(tmp_path):
+    write_images(tmp_path / "images", 40, bad=set(range(10)))
+    recipe = tiny_recipe(data__kind="images", data__path=str(tmp_path / "images"), data__max_bad_share=0.1)
+    with pytest.raises(DataError, match="data.max_bad_share"):
+        pretrain(recipe, run_dir=tmp_path / "run", quiet=True)
+
+
+# Bug caught: a model that is built before it is known that there is nothing to train on.
+def test_fewer_images_than_a_batch_is_an_error_before_anything_is_built(tmp_path):
+    write_images(tmp_path / "images", 5, bad=set())
+    with pytest.raises(DataError, match="5"):
+        pretrain(tiny_recipe(data__kind="images", data__path=str(tmp_path / "images")), run_dir=tmp_path / "run")
+    assert not (tmp_path / "run").exists()

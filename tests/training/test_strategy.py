@@ -1,0 +1,95 @@
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from swav_tf.errors import UsageError
+from swav_tf.recipe import Train
+from swav_tf.training.rendezvous import ClusterAddress
+from swav_tf.training.strategy import build_strategy, topology
+
+
+def settings(**changes):
+    return Train(epochs=1, batch_size=8, **changes)
+
+
+@pytest.fixture(autouse=True)
+def no_cluster(monkeypatch):
+    for name in ("TF_CONFIG", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS"):
+        monkeypatch.delenv(name, raising=False)
+
+
+# Bug caught: a strategy other than the one that was asked for.
+@pytest.mark.parametrize(
+    ("changes", "kind", "replicas"),
+    [
+        ({"strategy": "auto"}, "one device", 1),
+        ({"strategy": "auto", "logical_cpus": 2}, "mirrored", 2),
+        ({"strategy": "one_device", "logical_cpus": 2}, "one device", 1),
+        ({"strategy": "mirrored"}, "mirrored", 2),
+    ],
+)
+def test_kinds(changes, kind, replicas):
+    team = topology(build_strategy(settings(**changes)))
+    assert (team.kind, team.replicas, team.workers, team.is_chief) == (kind, replicas, 1, True)
+
+
+# Bug caught: a cluster that is asked for, not there, and silently replaced by one device.
+@pytest.mark.parametrize(
+    ("changes", "environment", "cluster", "message"),
+    [
+        ({"strategy": "multi_worker"}, {}, None, "needs a description of the cluster"),
+        ({}, {"TF_CONFIG": "{workers: 2"}, None, "TF_CONFIG must be JSON"),
+        ({}, {"TF_CONFIG": '{"cluster": {"worker": ["a:1", "b:1"]}}'}, ClusterAddress(2, 0, "a:1"), "described once"),
+        ({"strategy": "mirrored"}, {}, ClusterAddress(2, 0, "a:1"), "--nodes needs"),
+        ({"logical_cpus": 7}, {}, None, "must be set before TensorFlow starts"),
+    ],
+)
+def test_what_is_not_there_is_refused(changes, environment, cluster, message, monkeypatch):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UsageError, match=message):
+        build_strategy(settings(**changes), cluster)
+
+
+# Variables as `srun --nodes=2 --ntasks-per-node=1` sets them on the second of two nodes.
+SLURM = {
+    "SLURM_PROCID": "1",
+    "SLURM_LOCALID": "0",
+    "SLURM_STEP_NUM_TASKS": "2",
+    "SLURM_STEP_NODELIST": "node[07-08]",
+    "SLURM_STEP_TASKS_PER_NODE": "1(x2)",
+    "SLURM_NTASKS": "2",
+}
+PRINT_CLUSTER = """
+import json, tensorflow as tf
+from swav_tf.training import strategy
+tf.distribute.MultiWorkerMirroredStrategy = lambda cluster_resolver, communication_options: print(json.dumps(
+    {**cluster_resolver.cluster_spec().as_dict(), "task": cluster_resolver.task_id,
+     "how": communication_options.implementation.value}))
+from swav_tf.recipe import Train
+strategy.build_strategy(Train(epochs=1, batch_size=8))
+"""
+
+
+# Bugs caught: a node list that is not unfolded, a wrong rank, NCCL without a GPU.
+def test_a_slurm_step_is_understood():
+    process = subprocess.run(
+        [sys.executable, "-c", PRINT_CLUSTER],
+        env={**os.environ, **SLURM},
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert process.returncode == 0, process.stderr[-2000:]
+    found = json.loads(process.stdout.strip().splitlines()[-1])
+    assert found == {"worker": ["node07:8888", "node08:8888"], "task": 1, "how": "RING"}
+
+
+# Bug caught: an interactive shell in an allocation that waits for tasks that never come.
+def test_an_allocation_without_srun_is_no_cluster(monkeypatch):
+    monkeypatch.setenv("SLURM_NTASKS", "4")
+    monkeypatch.setenv("SLURM_JOB_NODELIST", "node[1-4]")
+    assert topology(build_strategy(settings())).workers == 1
