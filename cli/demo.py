@@ -14,6 +14,7 @@ from rich.table import Table
 
 from evaluate.demo_picture import draw_demo
 from evaluate.linear import linear_accuracy
+from swav_tf.data.pipeline import read_image
 from swav_tf.data.sources import ImageSource, open_source
 from swav_tf.data.view import evaluation_view
 from swav_tf.knn import knn_accuracy
@@ -99,7 +100,9 @@ def _labels(source: ImageSource) -> np.ndarray:
 
 
 def _images(source: ImageSource, recipe: Recipe) -> np.ndarray:
-    return np.stack([evaluation_view(source.read(i), recipe.data.evaluation) for i in range(len(source))])
+    return np.stack(
+        [evaluation_view(read_image(source, i), recipe.data.evaluation) for i in range(len(source))]
+    )
 
 
 def _features(model: Any, source: ImageSource, recipe: Recipe) -> np.ndarray:

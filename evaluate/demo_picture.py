@@ -39,7 +39,8 @@ def draw_demo(
 
     figure = plt.figure(figsize=(13, 8.2), dpi=110, layout="constrained")
     figure.suptitle("SwAV on handwritten digits, without a label", fontsize=15, fontweight="bold")
-    top, bottom = figure.subfigures(2, 1, height_ratios=(1, 1.15))
+    halves: Any = figure.subfigures(2, 1, height_ratios=(1, 1.15))
+    top, bottom = halves
     curve, bars = top.subplots(1, 2, width_ratios=(1.6, 1))
     _draw_curve(curve, losses, ln_k, knn)
     _draw_accuracies(bars, accuracies)
@@ -49,11 +50,15 @@ def draw_demo(
     plt.close(figure)
 
 
-def _draw_curve(axes: Any, losses: Sequence[tuple[float, float]], ln_k: float, knn: Sequence[tuple[float, float]]) -> None:
+def _draw_curve(
+    axes: Any, losses: Sequence[tuple[float, float]], ln_k: float, knn: Sequence[tuple[float, float]]
+) -> None:
     epochs, values = np.array(losses).T
     axes.plot(epochs, values, color="tab:blue", linewidth=1.2, label="loss")
     axes.axhline(ln_k, color="gray", linestyle="--", linewidth=1)
-    axes.annotate("ln K: nothing learnt", (epochs[-1], ln_k), ha="right", va="bottom", color="gray", fontsize=9)
+    axes.annotate(
+        "ln K: nothing learnt", (epochs[-1], ln_k), ha="right", va="bottom", color="gray", fontsize=9
+    )
     axes.set(xlabel="epochs", ylabel="swapped-prediction loss", title="Learning")
     axes.set_ylim(bottom=0)
     axes.spines[["top"]].set_visible(False)

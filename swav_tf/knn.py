@@ -57,7 +57,9 @@ def knn_accuracy(
     temperature: float = 0.07,
 ) -> float:
     """Share of queries (0 to 1) whose label `knn_predict` finds."""
-    return float(np.mean(knn_predict(features, labels, queries, k=k, temperature=temperature) == query_labels))
+    return float(
+        np.mean(knn_predict(features, labels, queries, k=k, temperature=temperature) == query_labels)
+    )
 
 
 def _unit_rows(rows: np.ndarray) -> np.ndarray:

@@ -71,7 +71,9 @@ def train_mirrored(strategy, recipe, batches, weights, **build):
         def micro(part, shares=shares):
             return tuple(
                 strategy.experimental_distribute_values_from_function(
-                    lambda context, s=share: tf.constant(s[part * REPLICAS + context.replica_id_in_sync_group])
+                    lambda context, s=share: tf.constant(
+                        s[part * REPLICAS + context.replica_id_in_sync_group]
+                    )
                 )
                 for share in shares
             )

@@ -24,7 +24,9 @@ class FeatureQueue(tf.Module):
         super().__init__(name="feature_queue")
         self.length = length
         self.from_step = from_step
-        self.projections = per_replica_variable(tf.zeros([assign_crops, length, projection_dim]), "projections")
+        self.projections = per_replica_variable(
+            tf.zeros([assign_crops, length, projection_dim]), "projections"
+        )
         self.pushed = per_replica_variable(tf.zeros([], tf.int64), "pushed")  # projections pushed so far
 
     def in_use(self) -> tf.Tensor:

@@ -19,6 +19,8 @@ from swav_tf.replicas import per_replica_variable, replica_count, sum_over_repli
 
 ASSIGN_CROPS = 2  # codes are computed from crops 0 and 1
 
+TrainFunction = Callable[[Iterator["Crops"]], dict[str, float]]
+
 # The crops of a batch: one uint8 tensor (B, count, size, size, 3) for each group of crops.
 Crops = Sequence[tf.Tensor]
 
@@ -58,7 +60,7 @@ class SwAV(keras.Model):
         self.head = head
         self.prototypes = prototypes
         self.method = method
-        self.mean, self.std = np.float32(mean), np.float32(std)
+        self.mean, self.std = np.asarray(mean, np.float32), np.asarray(std, np.float32)
         self.queue = queue
         self.loss_scale = loss_scale
         self.accumulation_steps = accumulation_steps
@@ -69,6 +71,7 @@ class SwAV(keras.Model):
         if not prototypes.built:
             prototypes.build((None, head.output_shape[-1]))
         self.built = True
+        self.train_function: TrainFunction | None = None
         if accumulation_steps > 1:
             self.gradient_sums = [
                 per_replica_variable(tf.zeros(v.shape), f"gradient_sum_{i}")
@@ -186,7 +189,8 @@ class SwAV(keras.Model):
             for variable in self.trainable_variables
         ]
         update_on_all_replicas(
-            self.optimizer.updates(gradients, self.trainable_variables, applied) + self.loss_scale.updates(finite)
+            self.optimizer.updates(gradients, self.trainable_variables, applied)
+            + self.loss_scale.updates(finite)
         )
         return logs
 
@@ -257,7 +261,7 @@ class SwAV(keras.Model):
 
     # === What Keras' `fit` calls ===
 
-    def make_train_function(self, force: bool = False) -> Callable[[Iterator[Crops]], dict[str, float]]:
+    def make_train_function(self, force: bool = False) -> TrainFunction:
         """One step from an iterator of batches.
 
         Not Keras' own: that one fails on scalars under MultiWorkerMirroredStrategy, and knows
@@ -283,6 +287,9 @@ class SwAV(keras.Model):
         self.train_function = train_function
         return train_function
 
+    def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
+        """Nothing to build. Keras would draw a batch for it and average its uint8 crops over replicas."""
+
     def train_on_crops(self, crops: Crops) -> dict[str, float]:
         """One optimiser step on one batch of crops; returns the step's measures.
 
@@ -304,7 +311,9 @@ class SwAV(keras.Model):
 
     def _to_host(self, logs: dict[str, Any]) -> dict[str, float]:
         # Summed over replicas already: any replica's are everyone's.
-        local = {key: self.distribute_strategy.experimental_local_results(v)[0].numpy() for key, v in logs.items()}
+        local = {
+            key: self.distribute_strategy.experimental_local_results(v)[0].numpy() for key, v in logs.items()
+        }
         self.agreed = local.pop("wishes") > 0
         self.assignments = local.pop("assignments").astype(np.int64)
         return {key: float(value) for key, value in local.items()}

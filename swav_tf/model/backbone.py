@@ -39,10 +39,8 @@ def _keras_cv_backbone(settings: Model) -> keras.Model:
     # The images come normalised; a second rescaling inside the network would undo that.
     arguments = {"include_rescaling": False, "input_shape": (None, None, 3), **wanted.arguments}
     try:
-        if wanted.preset:
-            network = backbone_class.from_preset(wanted.preset)
-        else:
-            network = backbone_class(**arguments)
+        preset = wanted.preset
+        network = backbone_class.from_preset(preset) if preset else backbone_class(**arguments)
     except (TypeError, ValueError, OSError) as error:
         raise RecipeError(
             f"KerasCV could not build model.backbone.name={wanted.name} from preset={wanted.preset!r}, "

@@ -47,7 +47,10 @@ class BatchNorm(keras.layers.Layer):
         """Normalises (..., channels); same shape and dtype."""
         gamma, beta = tf.convert_to_tensor(self.gamma), tf.convert_to_tensor(self.beta)
         if not (training and self.trainable):
-            mean, variance = tf.convert_to_tensor(self.moving_mean), tf.convert_to_tensor(self.moving_variance)
+            mean, variance = (
+                tf.convert_to_tensor(self.moving_mean),
+                tf.convert_to_tensor(self.moving_variance),
+            )
             return _fused(inputs, gamma, beta, mean, variance, self.epsilon, training=False)[0]
         if self.synchronised and replica_count() > 1:
             outputs, mean, variance = _synchronised(inputs, gamma, beta, self.epsilon)
@@ -89,7 +92,13 @@ def _fused(
     images = x if x.shape.rank == 4 else tf.reshape(x, [-1, 1, 1, x.shape[-1]])
     # The raw op, since tf.nn's wrapper raises epsilon to 1.001e-5 without a word.
     result = tf.raw_ops.FusedBatchNormV3(
-        x=images, scale=gamma, offset=beta, mean=mean, variance=variance, epsilon=epsilon, is_training=training
+        x=images,
+        scale=gamma,
+        offset=beta,
+        mean=mean,
+        variance=variance,
+        epsilon=epsilon,
+        is_training=training,
     )
     count = tf.cast(tf.size(images) // tf.shape(images)[-1], tf.float32)
     biased = result.batch_variance * ((count - 1.0) / count)

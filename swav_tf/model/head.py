@@ -51,7 +51,9 @@ class Prototypes(keras.layers.Layer):
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         """Makes the (D, K) kernel, one prototype a column, already normalised."""
-        dim = int(input_shape[-1])
+        dim = input_shape[-1]
+        if dim is None:
+            raise ValueError(f"projections must have a known length. Received shape: {input_shape}.")
         uniform = _uniform_by_fan_in(dim)
         self.kernel = self.add_weight(
             shape=(dim, self.count),

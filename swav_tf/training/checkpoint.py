@@ -119,7 +119,9 @@ class CheckpointStore:
                     f"{facts['kind']}, step {facts['step']}, format {facts['format']}."
                 )
             if _sha256(path / ARRAYS) != facts["sha256"]:
-                raise CheckpointError(f"{path} is damaged: its checksum differs from the one it was written with.")
+                raise CheckpointError(
+                    f"{path} is damaged: its checksum differs from the one it was written with."
+                )
             return Checkpoint(step=step, arrays=load_file(path / ARRAYS), facts=facts, path=path)
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise CheckpointError(f"{path} is damaged: {error!r}.") from error

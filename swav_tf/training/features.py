@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from swav_tf.data.pipeline import evaluation_batches
 from swav_tf.data.sources import ImageSource
@@ -13,13 +14,17 @@ from swav_tf.recipe import Data
 
 
 def extract_features(
-    model: SwAV, source: ImageSource, indices: Sequence[int], settings: Data, *, batch_size: int = 128
+    model: SwAV,
+    source: ImageSource,
+    indices: Sequence[int] | npt.NDArray[np.int64],
+    settings: Data,
+    *,
+    batch_size: int = 128,
 ) -> np.ndarray:
     """Features (n, F), float32, of the images at `indices`, in that order.
 
     The running averages of batch normalisation are used, and stay as they are.
     """
-
     batches = evaluation_batches(
         source, indices, settings.evaluation, batch_size=batch_size, threads=settings.threads
     )

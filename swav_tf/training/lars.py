@@ -83,7 +83,12 @@ class LARS(keras.optimizers.Optimizer):
         return [*steps, (self.iterations.value, lambda iterations: iterations.assign_add(1), ())]
 
     def _update(
-        self, variable: tf.Variable, momentum: tf.Variable, gradient: tf.Tensor, rate: tf.Tensor, wanted: tf.Tensor
+        self,
+        variable: tf.Variable,
+        momentum: tf.Variable,
+        gradient: tf.Tensor,
+        rate: tf.Tensor,
+        wanted: tf.Tensor,
     ) -> None:
         direction = lars_direction(
             variable,

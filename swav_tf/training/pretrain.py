@@ -18,7 +18,7 @@ from rich.console import Console
 from swav_tf.data.bad_images import BadImages
 from swav_tf.data.contact_sheet import contact_sheet
 from swav_tf.data.pipeline import training_batches
-from swav_tf.data.sources import ImageSource, check_enough, open_source
+from swav_tf.data.sources import ImageSource, open_source
 from swav_tf.errors import SwavError
 from swav_tf.method.swav import SwAV
 from swav_tf.recipe import Recipe
@@ -79,12 +79,15 @@ def pretrain(
     warnings = Console(stderr=True, quiet=not team.is_chief, highlight=False, soft_wrap=True)
 
     source = open_source(recipe.data)
-    for advice in check_recipe(recipe, replicas=team.replicas, images=len(source)):
+    for advice in check_recipe(
+        recipe, replicas=team.replicas, images=len(source), on_cpu=team.devices == "CPU"
+    ):
         warnings.print(f"[yellow]warning[/] {advice}")
-    check_enough(source, recipe.train.batch_size)
     steps_per_epoch = len(source) // recipe.train.batch_size
     position = Position(
-        steps_per_epoch, recipe.train.epochs * steps_per_epoch, usage=np.zeros(recipe.model.prototypes, np.int64)
+        steps_per_epoch,
+        recipe.train.epochs * steps_per_epoch,
+        usage=np.zeros(recipe.model.prototypes, np.int64),
     )
 
     with RunFolder(Path(run_dir), writer=team.is_chief) as folder:
@@ -99,14 +102,20 @@ def pretrain(
         console.print(_banner(recipe, team, source, steps_per_epoch))
 
         bad_list = "bad_images.txt" if team.is_chief else f"bad_images.worker{team.worker}.txt"
-        bad_images = BadImages(folder.path / bad_list, images=len(source), max_share=recipe.data.max_bad_share)
+        bad_images = BadImages(
+            folder.path / bad_list, images=len(source), max_share=recipe.data.max_bad_share
+        )
         checkpointing = Checkpointing(store, recipe, position, is_chief=team.is_chief)
         watchers: list[keras.callbacks.Callback] = [CountSteps(position)]
         log = MetricsLog(folder, recipe, position)
         progress = ShowProgress(recipe, position, console)
         neighbours = None
         if team.is_chief:
-            watchers += [log, progress, WarnOfCollapse(recipe, position, lambda text: warnings.print(f"[yellow]warning[/] {text}"))]
+            watchers += [
+                log,
+                progress,
+                WarnOfCollapse(recipe, position, lambda text: warnings.print(f"[yellow]warning[/] {text}")),
+            ]
             if recipe.monitor.knn_every_epochs:
                 has_validation = recipe.data.validation_path or recipe.data.validation_split
                 validation = open_source(recipe.data, validation=True) if has_validation else None
@@ -148,7 +157,7 @@ def pretrain(
             "epochs": recipe.train.epochs,
             "steps": position.step,
             "images": len(source),
-            "bad_images": len(bad_images),
+            "bad_images": bad_images.count,
             "replicas": team.replicas,
             "resumed_from_step": resumed_from,
             "seconds": round(time.perf_counter() - started, 2),

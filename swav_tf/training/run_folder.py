@@ -1,8 +1,8 @@
 """The folder of one run: who may write it, its recipe, its metrics, its summary. No TensorFlow.
 
-    config.yaml   the recipe, resolved        metrics.jsonl   one JSON object a line
-    checkpoints/  see checkpoint.py           summary.json    the figures at the end
-    tensorboard/  event files                 bad_images.txt  images that could not be read
+config.yaml   the recipe, resolved        metrics.jsonl   one JSON object a line
+checkpoints/  see checkpoint.py           summary.json    the figures at the end
+tensorboard/  event files                 bad_images.txt  images that could not be read
 """
 
 from __future__ import annotations
@@ -73,7 +73,9 @@ class RunFolder:
             self._lock = lock
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._lock is not None:
             self._lock.close()
             self._lock = None
@@ -138,7 +140,9 @@ class RunFolder:
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
     if isinstance(value, dict) and value:
-        return {k: v for key, item in value.items() for k, v in _flat(item, f"{prefix}.{key}".lstrip(".")).items()}
+        return {
+            k: v for key, item in value.items() for k, v in _flat(item, f"{prefix}.{key}".lstrip(".")).items()
+        }
     if isinstance(value, (list, tuple)) and value and isinstance(value[0], dict):
         return {k: v for i, item in enumerate(value) for k, v in _flat(item, f"{prefix}.{i}").items()}
     return {prefix: value}

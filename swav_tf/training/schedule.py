@@ -19,7 +19,9 @@ class WarmupCosine(keras.optimizers.schedules.LearningRateSchedule):
     final + (peak - final) (1 + cos(pi t / T)) / 2. Past the end it stays at t = T.
     """
 
-    def __init__(self, *, peak: float, final: float, start: float, warmup_steps: int, total_steps: int) -> None:
+    def __init__(
+        self, *, peak: float, final: float, start: float, warmup_steps: int, total_steps: int
+    ) -> None:
         super().__init__()
         self.peak, self.final, self.start = peak, final, start
         self.warmup_steps, self.total_steps = warmup_steps, total_steps

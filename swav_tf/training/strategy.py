@@ -94,13 +94,21 @@ def _multi_worker(cluster: ClusterAddress | None, *, has_gpus: bool) -> tf.distr
     resolver = None
     if cluster is not None:
         if os.environ.get("TF_CONFIG"):
-            raise UsageError("The cluster must be described once: either --nodes or TF_CONFIG. Received: both.")
+            raise UsageError(
+                "The cluster must be described once: either --nodes or TF_CONFIG. Received: both."
+            )
         os.environ["TF_CONFIG"] = json.dumps(
             {"cluster": {"worker": meet(cluster)}, "task": {"type": "worker", "index": cluster.node_rank}}
         )
     elif not _tf_config_workers() and _slurm_tasks() > 1:
         resolver = tf.distribute.cluster_resolver.SlurmClusterResolver(
-            jobs={"worker": _slurm_tasks()}, port_base=SLURM_PORT, auto_set_gpu=has_gpus
+            jobs={"worker": _slurm_tasks()},
+            port_base=SLURM_PORT,
+            # Which GPUs a task sees is SLURM's to say (--gpus-per-task); it is too late to change it here;
+            # these counts only keep the resolver from asking nvidia-smi.
+            auto_set_gpu=False,
+            gpus_per_node=_slurm_tasks(),
+            gpus_per_task=1,
         )
     elif not _tf_config_workers():
         raise UsageError(

@@ -32,7 +32,9 @@ def test_loss_equals_the_formula(crops):
 # Bug caught: a factor lost, so that 'stuck at ln K' would not be at ln K.
 def test_knowing_nothing_costs_ln_k():
     codes = tf.constant(np.random.default_rng(0).dirichlet(np.ones(7), (2, 4)), tf.float32)
-    assert float(swapped_prediction_loss(tf.zeros([8, 4, 7]), codes, temperature=0.1)) == pytest.approx(np.log(7))
+    assert float(swapped_prediction_loss(tf.zeros([8, 4, 7]), codes, temperature=0.1)) == pytest.approx(
+        np.log(7)
+    )
 
 
 # Bug caught: a gradient of the wrong size or sign; the oracle is a central difference in float64.

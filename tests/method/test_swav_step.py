@@ -122,7 +122,9 @@ def test_prototypes_are_unit_vectors_when_a_step_begins():
     model.prototypes.kernel.assign(3.0 * model.prototypes.kernel.numpy())
     [batch] = batches_of_crops(recipe, 1)
     reference = build_swav(recipe)
-    assert model.train_on_crops(batch)["loss"] == pytest.approx(reference.train_on_crops(batch)["loss"], rel=1e-5)
+    assert model.train_on_crops(batch)["loss"] == pytest.approx(
+        reference.train_on_crops(batch)["loss"], rel=1e-5
+    )
 
 
 # Bug caught: prototypes with a bias, or learnt in half precision.

@@ -27,7 +27,10 @@ def tensors(request):
 # Bugs caught: Bessel's correction in the running variance, an epsilon raised in silence, swapped momentum.
 def test_equals_keras_in_training_and_inference(tensors):
     x, dy = tensors
-    ours, theirs = BatchNorm(momentum=0.9, epsilon=1e-5), keras.layers.BatchNormalization(momentum=0.9, epsilon=1e-5)
+    ours, theirs = (
+        BatchNorm(momentum=0.9, epsilon=1e-5),
+        keras.layers.BatchNormalization(momentum=0.9, epsilon=1e-5),
+    )
     for _ in range(3):
         for a, b in zip(steps(ours, x, dy), steps(theirs, x, dy), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5)

@@ -36,7 +36,12 @@ def test_parameter_counts(name, width, expected, monkeypatch):
 # Bug caught: a head or prototypes of another size or with a bias too many.
 def test_whole_training_graph_has_the_published_size():
     model = build_swav(
-        tiny_recipe(model__backbone={"name": "resnet50"}, model__head_hidden=2048, model__projection_dim=128, model__prototypes=3000)
+        tiny_recipe(
+            model__backbone={"name": "resnet50"},
+            model__head_hidden=2048,
+            model__projection_dim=128,
+            model__prototypes=3000,
+        )
     )
     assert parameters(model) == 28_354_752
 
@@ -74,7 +79,9 @@ def test_small_network_equals_a_literal_forward():
         return literal_conv(x, kernel, stride, kernel.shape[0] // 2)
 
     def norm(x, name):
-        gamma, beta, mean, var = (w[f"{name}/{n}"] for n in ("gamma", "beta", "moving_mean", "moving_variance"))
+        gamma, beta, mean, var = (
+            w[f"{name}/{n}"] for n in ("gamma", "beta", "moving_mean", "moving_variance")
+        )
         return (x - mean) / np.sqrt(var + 1e-5) * gamma + beta
 
     def block(x, name, stride):

@@ -38,7 +38,8 @@ def test_steps_equal_the_formula(tensors, weight_decay):
         optimizer.learning_rate.assign(rate)
         optimizer.apply([tf.constant(g, tf.float32) for g in step])
         results = [
-            literal_lars(p, v, g, lr=rate, wd=weight_decay) for p, v, g in zip(values, momenta, step, strict=True)
+            literal_lars(p, v, g, lr=rate, wd=weight_decay)
+            for p, v, g in zip(values, momenta, step, strict=True)
         ]
         values, momenta = [r[0] for r in results], [r[1] for r in results]
         for variable, expected in zip(variables, values, strict=True):
@@ -54,7 +55,9 @@ def test_an_unwanted_update_changes_neither_value_nor_momentum(tensors):
     optimizer.apply([tf.constant(g, tf.float32) for g in gradients[0]])
     before = [v.numpy() for v in variables], [v.numpy() for v in optimizer.momentums]
     nan = [tf.fill(g.shape, np.float32("nan")) for g in gradients[1]]
-    for variable, update, arguments in optimizer.updates(nan, variables, [tf.constant(False)] * len(variables)):
+    for variable, update, arguments in optimizer.updates(
+        nan, variables, [tf.constant(False)] * len(variables)
+    ):
         update(variable, *arguments)
     for old, new in zip(before[0] + before[1], variables + optimizer.momentums, strict=True):
         np.testing.assert_array_equal(old, new.numpy())

@@ -61,7 +61,10 @@ def assert_close(one, other):
         if "head/hidden/bias" in name:
             continue  # no gradient but rounding, before BN
         error = np.linalg.norm(value - other.arrays[name]) / max(np.linalg.norm(value), 1e-6)
-        assert error < 1e-2, f"{name}: relative difference {error:.2e}"
+        # What starts at zero, as momentum does, is all rounding and updates: a looser bound.
+        assert error < (0.1 if name.startswith("momentum/") else 0.01), (
+            f"{name}: relative difference {error:.2e}"
+        )
 
 
 # Bugs caught: shares that overlap, sums over one worker, workers whose weights drift apart, a worker
@@ -72,7 +75,14 @@ def test_two_workers_equal_one_process(tmp_path, alone):
     # Each worker is given a folder of its own, to see who writes what.
     folders = [tmp_path / "chief", tmp_path / "other"]
     processes = [
-        start(tmp_path / "recipe.yaml", folder, 2, rank, master, SWAV_TF_TEST_WEIGHTS=str(tmp_path / f"{rank}.npz"))
+        start(
+            tmp_path / "recipe.yaml",
+            folder,
+            2,
+            rank,
+            master,
+            SWAV_TF_TEST_WEIGHTS=str(tmp_path / f"{rank}.npz"),
+        )
         for rank, folder in enumerate(folders)
     ]
     finish(processes)

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 
-from swav_tf.errors import DataError, UsageError
+from swav_tf.errors import DataError, RecipeError, UsageError
 from swav_tf.training.callbacks.checkpointing import Diverged
 from swav_tf.training.checkpoint import CheckpointStore
 from swav_tf.training.load import load_swav
@@ -25,7 +25,12 @@ def lines(run_dir, kind):
 def test_a_run_leaves_a_whole_folder(tmp_path):
     recipe = tiny_recipe(**LARGE, data__validation_split="test", monitor__knn_every_epochs=2)
     result = pretrain(recipe, run_dir=tmp_path, quiet=True)
-    assert {p.name for p in tmp_path.iterdir()} >= {"config.yaml", "metrics.jsonl", "checkpoints", "summary.json"}
+    assert {p.name for p in tmp_path.iterdir()} >= {
+        "config.yaml",
+        "metrics.jsonl",
+        "checkpoints",
+        "summary.json",
+    }
     assert json.loads((tmp_path / "summary.json").read_text()) == result.summary
     steps, epochs = lines(tmp_path, "step"), lines(tmp_path, "epoch")
     assert [line["step"] for line in steps] == list(range(1, 23))
@@ -50,7 +55,9 @@ def test_a_run_leaves_a_whole_folder(tmp_path):
 
     with pytest.raises(UsageError, match=r"method.epsilon: was 0.05, now 0.04"):
         pretrain(tiny_recipe(**LARGE, method__epsilon=0.04), run_dir=tmp_path, quiet=True)
-    fresh = pretrain(tiny_recipe(train__batch_size=700, train__epochs=1), run_dir=tmp_path, quiet=True, fresh=True)
+    fresh = pretrain(
+        tiny_recipe(train__batch_size=700, train__epochs=1), run_dir=tmp_path, quiet=True, fresh=True
+    )
     assert fresh.summary["resumed_from_step"] is None
     assert (tmp_path / "previous-1" / "summary.json").exists()
 
@@ -81,10 +88,11 @@ class Poison(keras.callbacks.Callback):
 
     def __init__(self, step):
         super().__init__()
-        self.step = step
+        self.left = step
 
     def on_train_batch_end(self, batch, logs=None):
-        if batch + 1 == self.step:
+        self.left -= 1
+        if self.left == 0:
             self.model.head.get_layer("projection").bias.assign([np.nan] * 16)
 
 
@@ -97,16 +105,6 @@ def test_a_run_that_stays_non_finite_stops_with_a_named_error(tmp_path):
     assert checkpoint.step == 11
     assert all(np.all(np.isfinite(array)) for array in checkpoint.arrays.values())
     assert lines(tmp_path, "step")[-1]["loss"] is None
-
-
-# Bug caught: a collapse that nobody is told of.
-@pytest.mark.parametrize(("rate", "warned"), [(1e-6, True), (2.0, False)])
-def test_a_loss_that_stays_at_ln_k_is_warned_about(tmp_path, capfd, rate, warned):
-    recipe = tiny_recipe(
-        **LARGE, optimizer__peak_learning_rate=rate, monitor__collapse_after_steps=20, method__epsilon=0.03
-    )
-    pretrain(recipe, run_dir=tmp_path, quiet=True)
-    assert ("nothing is learnt yet" in capfd.readouterr().err) == warned
 
 
 def write_images(folder, count, bad):
@@ -133,13 +131,15 @@ def test_a_corrupt_image_is_skipped_and_named(tmp_path):
 def test_too_many_corrupt_images_stop_the_run(tmp_path):
     write_images(tmp_path / "images", 40, bad=set(range(10)))
     recipe = tiny_recipe(data__kind="images", data__path=str(tmp_path / "images"), data__max_bad_share=0.1)
-    with pytest.raises(DataError, match="data.max_bad_share"):
+    with pytest.raises(DataError, match=r"data\.max_bad_share"):
         pretrain(recipe, run_dir=tmp_path / "run", quiet=True)
 
 
 # Bug caught: a model that is built before it is known that there is nothing to train on.
 def test_fewer_images_than_a_batch_is_an_error_before_anything_is_built(tmp_path):
     write_images(tmp_path / "images", 5, bad=set())
-    with pytest.raises(DataError, match="5"):
-        pretrain(tiny_recipe(data__kind="images", data__path=str(tmp_path / "images")), run_dir=tmp_path / "run")
+    with pytest.raises(RecipeError, match="5 images do not fill one batch of 8"):
+        pretrain(
+            tiny_recipe(data__kind="images", data__path=str(tmp_path / "images")), run_dir=tmp_path / "run"
+        )
     assert not (tmp_path / "run").exists()

@@ -15,7 +15,9 @@ def test_all_nodes_get_the_same_list_by_rank():
     def knock():
         for _ in range(50):
             try:
-                socket.create_connection(("127.0.0.1", int(master.split(":")[1]))).sendall(b"GET / HTTP/1.1\n")
+                socket.create_connection(("127.0.0.1", int(master.split(":")[1]))).sendall(
+                    b"GET / HTTP/1.1\n"
+                )
                 return
             except OSError:
                 threading.Event().wait(0.05)
@@ -50,7 +52,12 @@ def test_two_nodes_of_one_rank_are_refused():
 
 @pytest.mark.parametrize(
     ("nodes", "rank", "master", "message"),
-    [(2, 2, "a:1", "node-rank"), (0, 0, "a:1", "node-rank"), (2, 0, "a", "host:port"), (2, 0, "a:x", "host:port")],
+    [
+        (2, 2, "a:1", "node-rank"),
+        (0, 0, "a:1", "node-rank"),
+        (2, 0, "a", "host:port"),
+        (2, 0, "a:x", "host:port"),
+    ],
 )
 def test_a_bad_address_is_refused(nodes, rank, master, message):
     with pytest.raises(UsageError, match=message):

@@ -15,7 +15,8 @@ def literal_schedule(peak, final, start, warmup_epochs, epochs, steps_per_epoch)
 
 # Bugs caught: a warm-up that ends a step late or repeats its peak; a cosine over all steps; rates per epoch.
 @pytest.mark.parametrize(
-    ("warmup_epochs", "epochs", "steps_per_epoch"), [(10, 100, 312), (0, 5, 7), (2, 36, 22), (3, 3, 4), (1, 3, 1)]
+    ("warmup_epochs", "epochs", "steps_per_epoch"),
+    [(10, 100, 312), (0, 5, 7), (2, 36, 22), (3, 3, 4), (1, 3, 1)],
 )
 def test_every_step_has_its_rate(warmup_epochs, epochs, steps_per_epoch):
     settings = Optimizer(

@@ -42,7 +42,12 @@ def test_kinds(changes, kind, replicas):
     [
         ({"strategy": "multi_worker"}, {}, None, "needs a description of the cluster"),
         ({}, {"TF_CONFIG": "{workers: 2"}, None, "TF_CONFIG must be JSON"),
-        ({}, {"TF_CONFIG": '{"cluster": {"worker": ["a:1", "b:1"]}}'}, ClusterAddress(2, 0, "a:1"), "described once"),
+        (
+            {},
+            {"TF_CONFIG": '{"cluster": {"worker": ["a:1", "b:1"]}}'},
+            ClusterAddress(2, 0, "a:1"),
+            "described once",
+        ),
         ({"strategy": "mirrored"}, {}, ClusterAddress(2, 0, "a:1"), "--nodes needs"),
         ({"logical_cpus": 7}, {}, None, "must be set before TensorFlow starts"),
     ],

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import time
+from typing import Any
 
 import keras
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from swav_tf.recipe import Recipe
 from swav_tf.training.callbacks.position import Position
@@ -20,7 +21,9 @@ class ShowProgress(keras.callbacks.Callback):
         console: where to; a line at least every `line_seconds` where it is no terminal.
     """
 
-    def __init__(self, recipe: Recipe, position: Position, console: Console, *, line_seconds: float = 10.0) -> None:
+    def __init__(
+        self, recipe: Recipe, position: Position, console: Console, *, line_seconds: float = 10.0
+    ) -> None:
         super().__init__()
         self.recipe, self.position, self.console = recipe, position, console
         self.line_seconds = line_seconds
@@ -32,20 +35,24 @@ class ShowProgress(keras.callbacks.Callback):
             TextColumn("epoch {task.fields[epoch]}/{task.fields[epochs]}"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("loss {task.fields[loss]} (ln K {task.fields[ln_k]})  lr {task.fields[lr]}  {task.fields[speed]} images/s"),
+            TextColumn(
+                "loss {task.fields[loss]} (ln K {task.fields[ln_k]})  lr {task.fields[lr]}  "
+                "{task.fields[speed]} images/s"
+            ),
             TimeRemainingColumn(),
             console=console,
             refresh_per_second=4,
         )
-        self._task = None
+        self._task: TaskID | None = None
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, float] | None = None) -> None:
         """Starts the clock at the second step: the first one traces the graph."""
         if self.position.step == self._first_step + 1:
             self._began = time.perf_counter()
         if self._task is None and self.console.is_terminal:
+            fields: dict[str, Any] = self._fields({})
             self._task = self._bar.add_task(
-                "", total=self.position.total_steps, completed=self.position.step, **self._fields({})
+                "", total=self.position.total_steps, completed=self.position.step, **fields
             )
             self._bar.start()
 
