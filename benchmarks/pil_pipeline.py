@@ -63,10 +63,8 @@ def multicrop(
 ) -> list[np.ndarray]:
     """One image's crops for the draws of `key` (seed, epoch, index): uint8 (count, size, size, 3) a group."""
     uniforms = draw_uniforms(sum(group.count for group in groups), **key)
-    result, start = [], 0
-    for group in groups:
-        rows = uniforms[start : start + group.count]
-        start += group.count
-        crops = draw_crops(rows, group, augment, height=image.height, width=image.width)
-        result.append(np.stack([np.asarray(render(image, crop, group.size)) for crop in crops]))
-    return result
+    crops = iter(draw_crops(uniforms, groups, augment, height=image.height, width=image.width))
+    return [
+        np.stack([np.asarray(render(image, next(crops), group.size)) for _ in range(group.count)])
+        for group in groups
+    ]

@@ -18,9 +18,8 @@ Image = npt.NDArray[Any]  # uint8, RGB; OpenCV's stubs know no narrower type
 Box = tuple[int, int, int, int]  # top, left, height, width, pixels
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, for R, G, B
-_LEVELS = np.arange(256, dtype=np.float32)
-_LUMA_ROWS = np.tile(np.array(LUMA, np.float32), (3, 1))
-_IDENTITY = np.eye(3, dtype=np.float32)
+_IDENTITY = np.eye(3, 4, dtype=np.float32)
+_LUMA_ROWS = np.tile(np.array((*LUMA, 0), np.float32), (3, 1))
 
 cv2.setNumThreads(1)  # the pipeline's threads each work on an image of their own
 
@@ -70,34 +69,32 @@ def flip(image: Image, out: Image | None = None) -> Image:
 
 def brightness(image: Image, factor: float, out: Image | None = None) -> Image:
     """Every value times `factor` (>= 0)."""
-    return cv2.LUT(image, _blend_table(0.0, factor), dst=out)
+    return _affine(image, factor * _IDENTITY, 0.0, out)
 
 
 def contrast(image: Image, factor: float, out: Image | None = None) -> Image:
     """Every value's distance from the mean of the gray image times `factor` (>= 0)."""
     red, green, blue, _ = cv2.mean(image)
     mean = int(LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue + 0.5)
-    return cv2.LUT(image, _blend_table(mean, factor), dst=out)
-
-
-def _blend_table(origin: float, factor: float) -> npt.NDArray[np.uint8]:
-    """Table of origin + factor * (value - origin), clipped, the fraction dropped as Pillow does."""
-    table: npt.NDArray[np.uint8] = np.clip(origin + factor * (_LEVELS - origin), 0, 255).astype(np.uint8)
-    return table
+    return _affine(image, factor * _IDENTITY, (1 - factor) * mean, out)
 
 
 def saturation(image: Image, factor: float, out: Image | None = None) -> Image:
     """Every pixel's distance from its own gray times `factor` (>= 0)."""
-    matrix = np.empty((3, 4), np.float32)
-    matrix[:, :3] = factor * _IDENTITY + (1 - factor) * _LUMA_ROWS
-    matrix[:, 3] = -0.499  # OpenCV rounds, Pillow drops the fraction
+    return _affine(image, factor * _IDENTITY + (1 - factor) * _LUMA_ROWS, 0.0, out)
+
+
+def _affine(image: Image, matrix: npt.NDArray[np.float32], shift: float, out: Image | None) -> Image:
+    """Every pixel times the first three columns of `matrix` (3, 4), plus `shift`, clipped."""
+    matrix[:, 3] = shift - 0.499  # OpenCV rounds, Pillow drops the fraction
     return cv2.transform(image, matrix, dst=out)
 
 
 def hue(image: Image, turn: float, out: Image | None = None) -> Image:
     """Every pixel's hue moved by `turn` (-0.5 to 0.5) of the colour circle, in HSV of 8 bits a channel."""
     hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV_FULL)
-    hsv[..., 0] += np.uint8(int(turn * 255) % 256)  # wraps round the circle by itself
+    angle = hsv[..., 0]
+    np.add(angle, np.uint8(int(turn * 255) % 256), out=angle)  # wraps round the circle by itself
     return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL, dst=out)
 
 

@@ -6,6 +6,7 @@ on threads, on other images, or on where a run was resumed.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import permutations
 from typing import Final
@@ -56,16 +57,17 @@ def crop_boxes(
     *,
     height: int,
     width: int,
-    scale: tuple[float, float],
+    scales: Sequence[tuple[float, float]],
     aspect_ratio: tuple[float, float],
 ) -> list[ops.Box]:
     """One random box (top, left, height, width) of a height x width image for each row of uniforms.
 
-    Area uniform in `scale` of the image's, width / height log-uniform in `aspect_ratio`;
+    Area uniform in the row's scale of the image's, width / height log-uniform in `aspect_ratio`;
     of ten tries the first that fits is placed uniformly, and if none fits, the largest
     centred box of an allowed ratio is taken.
     """
-    area = height * width * (scale[0] + (scale[1] - scale[0]) * uniforms[:, _AREA])
+    least, greatest = np.array(scales).T[..., None]
+    area = height * width * (least + (greatest - least) * uniforms[:, _AREA])
     low, high = np.log(aspect_ratio)
     ratio = np.exp(low + (high - low) * uniforms[:, _RATIO])
     widths = np.rint(np.sqrt(area * ratio)).astype(np.int64)
@@ -88,11 +90,15 @@ def crop_boxes(
 
 
 def draw_crops(
-    uniforms: Uniforms, group: CropGroup, augment: Augment, *, height: int, width: int
+    uniforms: Uniforms, groups: Sequence[CropGroup], augment: Augment, *, height: int, width: int
 ) -> list[Crop]:
-    """What the rows of uniforms, (group.count, UNIFORMS_PER_CROP), mean for a height x width image."""
+    """What the uniforms, (crops, UNIFORMS_PER_CROP), mean for the groups' crops of a height x width image."""
     boxes = crop_boxes(
-        uniforms, height=height, width=width, scale=group.scale, aspect_ratio=augment.aspect_ratio
+        uniforms,
+        height=height,
+        width=width,
+        scales=[group.scale for group in groups for _ in range(group.count)],
+        aspect_ratio=augment.aspect_ratio,
     )
     jitter = augment.jitter
     strengths = (jitter.brightness, jitter.contrast, jitter.saturation)
@@ -117,9 +123,11 @@ def draw_crops(
 
 def render(image: ops.Image, crop: Crop, out: ops.Image) -> None:
     """Cut one crop from the image and augment it, into `out`, (size, size, 3)."""
-    ops.resize_box(image, crop.box, out.shape[0], out.shape[1], out)
+    height, width, _ = out.shape
     if crop.flip:
-        out[:] = ops.flip(out)
+        ops.flip(ops.resize_box(image, crop.box, height, width), out)
+    else:
+        ops.resize_box(image, crop.box, height, width, out)
     for index, amount in crop.jitter or ():
         ops.ADJUSTMENTS[index](out, amount, out)
     if crop.grayscale:
@@ -155,15 +163,11 @@ class MultiCrop:
         """
         uniforms = draw_uniforms(self.crop_count, seed=seed, epoch=epoch, index=index, attempt=attempt)
         height, width = image.shape[:2]
+        crops = iter(draw_crops(uniforms, self.groups, self.augment, height=height, width=width))
         result = []
-        start = 0
         for group in self.groups:
-            rows = uniforms[start : start + group.count]
-            start += group.count
             views = np.empty((group.count, group.size, group.size, 3), np.uint8)
-            for crop, out in zip(
-                draw_crops(rows, group, self.augment, height=height, width=width), views, strict=True
-            ):
-                render(image, crop, out)
+            for out in views:
+                render(image, next(crops), out)
             result.append(views)
         return result

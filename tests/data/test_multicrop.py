@@ -50,7 +50,7 @@ def crops():
     """The draws of MANY crops of the paper's small group, of a 375 x 500 image."""
     group = SMALL.model_copy(update={"count": MANY})
     uniforms = draw_uniforms(MANY, seed=1, epoch=2, index=3)
-    return draw_crops(uniforms, group, PAPER, height=375, width=500)
+    return draw_crops(uniforms, [group], PAPER, height=375, width=500)
 
 
 @pytest.mark.parametrize("scale", [(0.14, 1.0), (0.05, 0.14)])
@@ -59,7 +59,10 @@ def test_boxes_are_distributed_as_the_recipe_says(height, width, scale):
     # Ratio uniform instead of log-uniform; side instead of area uniform; no second try;
     # positions that never reach the far edge.
     uniforms = draw_uniforms(MANY, seed=0, epoch=0, index=0)
-    ours = np.array(crop_boxes(uniforms, height=height, width=width, scale=scale, aspect_ratio=RATIO), float)
+    scales = [scale] * MANY
+    ours = np.array(
+        crop_boxes(uniforms, height=height, width=width, scales=scales, aspect_ratio=RATIO), float
+    )
     rng = random.Random(0)
     theirs = np.array([oracle_box(height, width, scale, rng) for _ in range(MANY)], float)
 
@@ -81,7 +84,7 @@ def test_boxes_are_distributed_as_the_recipe_says(height, width, scale):
 def test_an_image_that_no_box_fits_is_cut_in_the_centre(height, width, box):
     # A box larger than the image, or of no pixels.
     uniforms = draw_uniforms(5, seed=0, epoch=0, index=0)
-    boxes = crop_boxes(uniforms, height=height, width=width, scale=(0.9, 1.0), aspect_ratio=RATIO)
+    boxes = crop_boxes(uniforms, height=height, width=width, scales=[(0.9, 1.0)] * 5, aspect_ratio=RATIO)
     assert boxes == [box] * 5
 
 
@@ -130,7 +133,7 @@ def test_strengths_above_one_do_not_give_negative_factors():
     augment = Augment(jitter={"brightness": 1.5, "contrast": 1.5, "saturation": 1.5, "probability": 1})
     group = LARGE.model_copy(update={"count": 500})
     uniforms = draw_uniforms(500, seed=0, epoch=0, index=0)
-    crops = draw_crops(uniforms, group, augment, height=50, width=50)
+    crops = draw_crops(uniforms, [group], augment, height=50, width=50)
     assert min(amount for c in crops for index, amount in c.jitter if index != 3) >= 0
 
 
@@ -188,8 +191,8 @@ def test_host_half_cuts_the_same_boxes_without_colour(photo):
     key = {"seed": 0, "epoch": 0, "index": 7}
     np.testing.assert_array_equal(plain(photo, **key)[0], same(photo, **key)[0])
     uniforms = draw_uniforms(2, **key)
-    full = draw_crops(uniforms, LARGE, PAPER, height=427, width=640)
-    half = draw_crops(uniforms, LARGE, plain.augment, height=427, width=640)
+    full = draw_crops(uniforms, [LARGE], PAPER, height=427, width=640)
+    half = draw_crops(uniforms, [LARGE], plain.augment, height=427, width=640)
     assert [(c.box, c.flip) for c in full] == [(c.box, c.flip) for c in half]
     assert all(c.jitter is None and not c.grayscale and c.blur_sigma is None for c in half)
 

@@ -1,0 +1,247 @@
+"""The input pipeline beside what users would pick instead: `python -m benchmarks.pipeline [--json FILE]`.
+
+2 x 224 + 6 x 96 px crops from 500 x 375 JPEG files of 110 KB, uint8 crops out, on the
+CPU. The first three rows count the CPU time of one thread, with the same draws in both;
+the rows of other layers the CPU time of the whole process in tf.data; the last row wall
+time. Normalisation is left out everywhere: it is the device's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+from collections.abc import Callable
+from dataclasses import asdict
+
+import numpy as np
+
+from benchmarks import pil_pipeline as pil
+from benchmarks.paired import Comparison, compare
+from benchmarks.photos import photos
+from swav_tf.data.bad_images import BadImages
+from swav_tf.data.decode import decode
+from swav_tf.data.multicrop import MultiCrop
+from swav_tf.recipe import Augment, CropGroup, Recipe
+
+GROUPS = (CropGroup(count=2, size=224, scale=(0.14, 1.0)), CropGroup(count=6, size=96, scale=(0.05, 0.14)))
+AUGMENT = Augment()
+IMAGES = 16
+
+
+class Photos:
+    """The benchmark's files as a source."""
+
+    class_names: tuple[str, ...] = ()
+
+    def __init__(self, files: list[bytes]) -> None:
+        self.files = files
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def read(self, index: int) -> bytes:
+        return self.files[index]
+
+    def label(self, index: int) -> int:
+        return -1
+
+    def image_name(self, index: int) -> str:
+        return str(index)
+
+
+def over_images(crop: Callable[..., object], files: list[bytes]) -> Callable[[], None]:
+    """Crops of all files, other ones each time it is called."""
+    epoch = -1
+
+    def work() -> None:
+        nonlocal epoch
+        epoch += 1
+        for index, file in enumerate(files):
+            crop(file, seed=0, epoch=epoch, index=index)
+
+    return work
+
+
+def check_parity(files: list[bytes]) -> None:
+    """The crops of both pipelines are the same but for a few grey levels."""
+    multicrop = MultiCrop(GROUPS, AUGMENT)
+    differences = []
+    for index, file in enumerate(files):
+        ours = multicrop(decode(file), seed=0, epoch=0, index=index)
+        theirs = pil.multicrop(pil.decode(file), GROUPS, AUGMENT, seed=0, epoch=0, index=index)
+        differences += [np.abs(a.astype(int) - b).mean() for a, b in zip(ours, theirs, strict=True)]
+    mean, worst = np.mean(differences), max(differences)
+    print(f"parity with Pillow: mean difference {mean:.2f} of 255, worst group of crops {worst:.2f}")
+    if worst > 8:
+        raise SystemExit("the two pipelines do not make the same crops: nothing to compare")
+
+
+def ours_in_tf(files: list[bytes], *, threads: int, batches: int) -> Callable[[], None]:
+    from swav_tf.data.pipeline import training_batches
+
+    recipe = Recipe(
+        name="benchmark",
+        crops=GROUPS,
+        data={"threads": threads},
+        optimizer={"peak_learning_rate": 1},
+        train={"epochs": 1, "batch_size": IMAGES},
+    )
+
+    def work() -> None:
+        bad = BadImages(None, images=len(files), max_share=0)
+        data = training_batches(
+            recipe, Photos(files), steps_per_epoch=1, start_step=0, total_steps=batches, workers=1, worker=0,
+            replica_batch_size=IMAGES, bad_images=bad,
+        )  # fmt: skip
+        for _ in data:
+            pass
+
+    return work
+
+
+def layers_in_tf(files: list[bytes], library: str, *, batches: int) -> Callable[[], None]:
+    """Decode once and cut each crop by tf.image, antialiased; colour and blur by a library's layers."""
+    import tensorflow as tf
+
+    colour = (keras_cv_layers if library == "keras_cv" else keras_layers)()
+
+    def crops(file: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        image = tf.io.decode_jpeg(file, channels=3)
+        views = []
+        for group in GROUPS:
+            boxes = [
+                tf.image.sample_distorted_bounding_box(
+                    tf.shape(image), tf.zeros((1, 0, 4)), aspect_ratio_range=(3 / 4, 4 / 3),
+                    area_range=group.scale, max_attempts=10, use_image_if_no_bounding_boxes=True,
+                )[:2]
+                for _ in range(group.count)
+            ]  # fmt: skip
+            cut = [
+                tf.image.resize(tf.slice(image, *box), (group.size, group.size), antialias=True)
+                for box in boxes
+            ]
+            views.append(tf.stack(cut))
+        return tuple(views)
+
+    def augment(*batch: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        results = []
+        for views, group in zip(batch, GROUPS, strict=True):
+            flat = tf.reshape(views, (-1, group.size, group.size, 3))
+            for layer in colour:
+                flat = layer(flat, training=True)
+            results.append(tf.cast(flat, tf.uint8))
+        return tuple(results)
+
+    data = tf.data.Dataset.from_tensor_slices(files).repeat(batches)
+    data = data.map(crops, num_parallel_calls=1).batch(IMAGES).map(augment, num_parallel_calls=1)
+    options = tf.data.Options()
+    options.threading.private_threadpool_size = 1
+    options.threading.max_intra_op_parallelism = 1
+    data = data.with_options(options)
+
+    def work() -> None:
+        for _ in data:
+            pass
+
+    return work
+
+
+def keras_layers() -> list[Callable[..., object]]:
+    """The nearest that Keras offers: jitter in a fixed order and always, one blur sigma a batch."""
+    from keras import layers
+
+    return [
+        layers.RandomFlip("horizontal"),
+        layers.RandomColorJitter(
+            value_range=(0, 255),
+            brightness_factor=0.8,
+            contrast_factor=0.8,
+            saturation_factor=0.8,
+            hue_factor=0.2,
+        ),
+        layers.RandomGrayscale(0.2),
+        layers.RandomGaussianBlur(factor=0.5, kernel_size=13, sigma=(0.1, 2.0), value_range=(0, 255)),
+    ]
+
+
+def keras_cv_layers() -> list[Callable[..., object]]:
+    """The nearest that KerasCV offers."""
+    from keras_cv import layers
+
+    return [
+        layers.RandomFlip("horizontal"),
+        layers.RandomColorJitter(
+            value_range=(0, 255),
+            brightness_factor=0.8,
+            contrast_factor=0.8,
+            saturation_factor=0.8,
+            hue_factor=0.2,
+        ),
+        layers.RandomApply(layers.Grayscale(output_channels=3), rate=0.2),
+        layers.RandomApply(layers.RandomGaussianBlur(kernel_size=13, factor=(0.1, 1.0)), rate=0.5),
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", help="file to write the figures to")
+    parser.add_argument("--pairs", type=int, default=20, help="pairs of measurements, at least 10")
+    arguments = parser.parse_args()
+    if arguments.pairs < 10:
+        parser.error("--pairs must be at least 10")
+    pairs = arguments.pairs
+
+    files = photos(IMAGES)
+    check_parity(files)
+    full, half = MultiCrop(GROUPS, AUGMENT), MultiCrop(GROUPS, AUGMENT, colour=False)
+    ours = over_images(lambda file, **key: full(decode(file), **key), files)
+    host = over_images(lambda file, **key: half(decode(file), **key), files)
+    pillow = over_images(lambda file, **key: pil.multicrop(pil.decode(file), GROUPS, AUGMENT, **key), files)
+    pillow_host = over_images(
+        lambda file, **key: pil.multicrop(pil.decode(file), GROUPS, half.augment, **key), files
+    )
+    print(f"\n{'':44} {'target':>7} {'ratio':>7} {'quartiles':>13} {'ms an image':>15} {'load':>5}")
+    rows: list[dict[str, object]] = []
+
+    def row(name: str, target: float | None, images: int, comparison: Comparison) -> None:
+        c = comparison
+        each = f"{c.a_ms / images:.2f} / {c.b_ms / images:.2f}"
+        wanted = f"{target:.2f}x" if target else ""
+        print(
+            f"{name:44} {wanted:>7} {c.ratio:6.2f}x {c.low:6.2f}-{c.high:.2f} {each:>15} {c.load:5.1f}",
+            flush=True,
+        )
+        rows.append({"row": name, "target": target, "images": images, **asdict(c)})
+
+    row("full pipeline v Pillow", 2.5, IMAGES, compare(ours, pillow, pairs=pairs))
+    row("host half v the full Pillow pipeline", 3.5, IMAGES, compare(host, pillow, pairs=pairs))
+    row("host half v the same half of Pillow's", None, IMAGES, compare(host, pillow_host, pairs=pairs))
+
+    batches = 4
+    in_tf = ours_in_tf(files, threads=1, batches=batches)
+    for library, name in (("keras_cv", "KerasCV"), ("keras", "Keras")):
+        theirs = layers_in_tf(files, library, batches=batches)
+        row(f"in tf.data v {name} layers", 3.0, IMAGES * batches, compare(in_tf, theirs, pairs=pairs))
+
+    import time
+
+    batches = 24  # long enough that starting the threads does not count
+    one, two = (ours_in_tf(files, threads=threads, batches=batches) for threads in (1, 2))
+    scaling = compare(two, one, pairs=pairs, clock=time.perf_counter)
+    row("in tf.data, 2 threads v 1, wall time", 1.85, IMAGES * batches, scaling)
+
+    if arguments.json:
+        import cv2
+        import keras
+        import PIL
+        import tensorflow as tf
+
+        versions = {m.__name__: m.__version__ for m in (np, cv2, PIL, tf, keras)}
+        machine = {"python": platform.python_version(), "machine": platform.machine(), "versions": versions}
+        with open(arguments.json, "w") as file:
+            json.dump({"benchmark": "pipeline", "rows": rows, **machine}, file, indent=2)
+
+
+if __name__ == "__main__":
+    main()
