@@ -61,7 +61,7 @@ class ShowProgress(keras.callbacks.Callback):
         position, logs = self.position, logs or {}
         if logs["finite"]:
             self.loss = logs["loss"] if self.loss is None else 0.9 * self.loss + 0.1 * logs["loss"]
-        fields = self._fields(logs)
+        fields: dict[str, Any] = self._fields(logs)
         if self._task is not None:
             self._bar.update(self._task, completed=position.step, **fields)
             return
