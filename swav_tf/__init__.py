@@ -1,6 +1,37 @@
-"""SwAV self-supervised pretraining in TensorFlow/Keras 3."""
+"""SwAV self-supervised pretraining in TensorFlow/Keras 3.
 
+The names below are what a notebook needs; each is loaded when it is first asked for, so that
+`import swav_tf` costs nothing and recipes and crops work without TensorFlow.
+"""
+
+import importlib
 import os
+from typing import Any
 
 # Everything here is written for Keras on TensorFlow; a keras.json of the user's may say otherwise.
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+
+_HOMES = {
+    "load_recipe": "swav_tf.recipe_files",
+    "Recipe": "swav_tf.recipe",
+    "open_source": "swav_tf.data.sources",
+    "MultiCrop": "swav_tf.data.multicrop",
+    "sinkhorn": "swav_tf.method.sinkhorn",
+    "swapped_prediction_loss": "swav_tf.method.loss",
+    "SwAV": "swav_tf.method.swav",
+    "LARS": "swav_tf.training.lars",
+    "build_swav": "swav_tf.training.build",
+    "load_swav": "swav_tf.training.load",
+    "pretrain": "swav_tf.training.pretrain",
+}
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'swav_tf' has no attribute {name!r}; it has {', '.join(__all__)}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

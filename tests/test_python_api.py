@@ -1,0 +1,39 @@
+"""What the README shows from Python."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import swav_tf
+
+
+# Bug caught: a name that is promised and not there.
+@pytest.mark.parametrize("name", swav_tf.__all__)
+def test_every_name_is_there(name):
+    assert getattr(swav_tf, name) is not None
+    with pytest.raises(AttributeError, match="load_recipe"):
+        swav_tf.no_such_name  # noqa: B018
+
+
+# Bug caught: an import of six seconds for whoever only wants a recipe.
+def test_import_brings_no_tensorflow():
+    code = "import sys, swav_tf; swav_tf.load_recipe('demo'); sys.exit('tensorflow' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+
+
+# Bug caught: a step on the caller's own crops that no longer works as the README shows it.
+def test_a_step_on_crops_of_my_own():
+    from swav_tf import MultiCrop, build_swav, load_recipe, open_source
+
+    recipe = load_recipe("demo", ["train.batch_size=8"])
+    model = build_swav(recipe, steps_per_epoch=100)
+    images = open_source(recipe.data)
+    multicrop = MultiCrop(recipe.crops, recipe.augment)
+    rows = [multicrop(images.read(i), seed=0, epoch=0, index=i) for i in range(8)]
+    crops = [np.stack(group) for group in zip(*rows, strict=True)]
+    measures = model.train_on_crops(crops)
+    assert np.isfinite(measures["loss"])
+    features = model.features(np.stack([images.read(i) for i in range(8)]))
+    assert features.shape == (8, 128)
