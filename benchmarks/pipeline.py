@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import time
 from collections.abc import Callable
 from dataclasses import asdict
 
@@ -77,12 +78,15 @@ def check_parity(files: list[bytes]) -> None:
         raise SystemExit("the two pipelines do not make the same crops: nothing to compare")
 
 
-def ours_in_tf(files: list[bytes], *, threads: int, batches: int) -> Callable[[], None]:
+def ours_in_tf(
+    files: list[bytes], *, threads: int, batches: int, augment: Augment = AUGMENT
+) -> Callable[[], None]:
     from swav_tf.data.pipeline import training_batches
 
     recipe = Recipe(
         name="benchmark",
         crops=GROUPS,
+        augment=augment,
         data={"threads": threads},
         optimizer={"peak_learning_rate": 1},
         train={"epochs": 1, "batch_size": IMAGES},
@@ -224,12 +228,11 @@ def main() -> None:
         theirs = layers_in_tf(files, library, batches=batches)
         row(f"in tf.data v {name} layers", 3.0, IMAGES * batches, compare(in_tf, theirs, pairs=pairs))
 
-    import time
-
     batches = 24  # long enough that starting the threads does not count
-    one, two = (ours_in_tf(files, threads=threads, batches=batches) for threads in (1, 2))
-    scaling = compare(two, one, pairs=pairs, clock=time.perf_counter)
-    row("in tf.data, 2 threads v 1, wall time", 1.85, IMAGES * batches, scaling)
+    for name, augment in (("full pipeline", AUGMENT), ("host half", half.augment)):
+        one, two = (ours_in_tf(files, threads=n, batches=batches, augment=augment) for n in (1, 2))
+        scaling = compare(two, one, pairs=pairs, clock=time.perf_counter)
+        row(f"{name} in tf.data, 2 threads v 1, wall time", 1.85, IMAGES * batches, scaling)
 
     if arguments.json:
         import cv2

@@ -8,10 +8,10 @@ from PIL import Image as PillowImage
 from PIL import ImageDraw, ImageFont, ImageOps
 
 from swav_tf.data.augment import Image
-from swav_tf.data.decode import UndecodableImage, decode
+from swav_tf.data.decode import UndecodableImage
 from swav_tf.data.multicrop import MultiCrop
 from swav_tf.data.order import epoch_order
-from swav_tf.data.sources import ImageSource
+from swav_tf.data.sources import ImageSource, read_image
 from swav_tf.recipe import CropGroup, Recipe
 
 _BACKGROUND: Final = (250, 250, 248)
@@ -55,8 +55,7 @@ def contact_sheet(
     shown: list[tuple[str, Image, list[Image]]] = []
     for index in epoch_order(len(source), seed=seed, epoch=epoch).tolist():
         try:
-            data = source.read(index)
-            image = decode(data) if isinstance(data, bytes) else data
+            image = read_image(source, index)
         except (UndecodableImage, OSError):
             continue
         shown.append((source.image_name(index), image, multicrop(image, seed=seed, epoch=epoch, index=index)))

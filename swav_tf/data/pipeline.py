@@ -17,24 +17,14 @@ import tensorflow as tf
 
 from swav_tf.data.augment import Image
 from swav_tf.data.bad_images import BadImages
-from swav_tf.data.decode import UndecodableImage, decode
+from swav_tf.data.decode import UndecodableImage
 from swav_tf.data.multicrop import MultiCrop
 from swav_tf.data.order import epoch_order
 from swav_tf.data.sources import ImageSource
+from swav_tf.data.sources import read_image as read_image  # the command line takes it from here
 from swav_tf.data.view import evaluation_view
 from swav_tf.errors import DataError
 from swav_tf.recipe import EvaluationView, Recipe
-
-
-def read_image(source: ImageSource, index: int) -> Image:
-    """The pixels of an image of a source, uint8 RGB (height, width, 3).
-
-    Raises:
-        UndecodableImage: if they cannot be decoded.
-        OSError: if they cannot be read.
-    """
-    data = source.read(index)
-    return data if isinstance(data, np.ndarray) else decode(data)
 
 
 def training_batches(

@@ -7,7 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, Protocol
 
+import numpy as np
+
 from swav_tf.data.augment import Image
+from swav_tf.data.decode import decode
 from swav_tf.errors import DataError
 from swav_tf.recipe import Data
 
@@ -63,6 +66,17 @@ def open_source(data: Data, *, validation: bool = False) -> ImageSource:
         return TFRecordSource(find_shards(path), image_key=data.image_key, label_key=data.label_key)
     # Unlabelled training images still need labelled ones to be validated on.
     return ClassFolders(path) if data.kind == "class_folders" or validation else ImageFolder(path)
+
+
+def read_image(source: ImageSource, index: int) -> Image:
+    """The pixels of an image of a source, uint8 RGB (height, width, 3).
+
+    Raises:
+        UndecodableImage: if they cannot be decoded.
+        OSError: if they cannot be read.
+    """
+    data = source.read(index)
+    return data if isinstance(data, np.ndarray) else decode(data)
 
 
 def check_enough(source: ImageSource, batch_size: int) -> None:

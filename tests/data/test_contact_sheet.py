@@ -5,8 +5,7 @@ import numpy as np
 from swav_tf.data.contact_sheet import contact_sheet
 from swav_tf.data.multicrop import MultiCrop
 from swav_tf.data.order import epoch_order
-from swav_tf.data.pipeline import read_image
-from swav_tf.data.sources import ImageFolder
+from swav_tf.data.sources import ImageFolder, read_image
 
 
 def holds(sheet, view):
