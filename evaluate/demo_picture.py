@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-PROTOTYPES_SHOWN, IMAGES_SHOWN = 16, 9
+ROWS, COLUMNS, IMAGES_SHOWN = 6, 4, 9
 
 
 def draw_demo(
@@ -37,14 +37,16 @@ def draw_demo(
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure = plt.figure(figsize=(13, 8.2), dpi=110, layout="constrained")
+    figure = plt.figure(figsize=(13, 7.9), dpi=110, layout="constrained")
     figure.suptitle("SwAV on handwritten digits, without a label", fontsize=15, fontweight="bold")
-    halves: Any = figure.subfigures(2, 1, height_ratios=(1, 1.15))
+    halves: Any = figure.subfigures(2, 1, height_ratios=(1.1, 1))
     top, bottom = halves
     curve, bars = top.subplots(1, 2, width_ratios=(1.6, 1))
     _draw_curve(curve, losses, ln_k, knn)
     _draw_accuracies(bars, accuracies)
-    bottom.suptitle("Sixteen prototypes, each with the nine images nearest to it", fontsize=11)
+    bottom.suptitle(
+        f"The {ROWS * COLUMNS} most used prototypes, each with the {IMAGES_SHOWN} images nearest to it", fontsize=12
+    )
     _draw_prototypes(bottom, scores, images)
     figure.savefig(path)
     plt.close(figure)
@@ -66,7 +68,7 @@ def _draw_curve(
         right = axes.twinx()
         epochs, values = np.array(knn).T
         right.plot(epochs, 100 * values, color="tab:orange", marker="o", markersize=4, label="20-NN accuracy")
-        right.set(ylabel="20-NN accuracy, %", ylim=(50, 100))
+        right.set(ylabel="20-NN accuracy, %", ylim=(40, 102))
         right.spines[["top"]].set_visible(False)
         handles = axes.get_lines()[:1] + right.get_lines()
         axes.legend(handles, [str(line.get_label()) for line in handles], loc="lower left", frameon=False)
@@ -88,8 +90,8 @@ def _draw_accuracies(axes: Any, accuracies: Mapping[str, tuple[float, float]]) -
 def _draw_prototypes(figure: Any, scores: np.ndarray, images: np.ndarray) -> None:
     # The most used prototypes, each as a strip of its nearest images.
     usage = np.bincount(scores.argmax(axis=1), minlength=scores.shape[1])
-    shown = np.argsort(-usage, kind="stable")[:PROTOTYPES_SHOWN]
-    for axes, prototype in zip(figure.subplots(4, 4).flat, shown, strict=False):
+    shown = np.argsort(-usage, kind="stable")[: ROWS * COLUMNS]
+    for axes, prototype in zip(figure.subplots(ROWS, COLUMNS).flat, shown, strict=False):
         nearest = np.argsort(-scores[:, prototype])[:IMAGES_SHOWN]
         axes.imshow(np.concatenate(images[nearest], axis=1))
         axes.set_title(f"{usage[prototype]} images", fontsize=8, pad=2)

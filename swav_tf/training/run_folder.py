@@ -18,7 +18,8 @@ from swav_tf.errors import UsageError
 from swav_tf.recipe import Recipe
 from swav_tf.recipe_files import load_recipe, save_recipe
 
-# Settings that may differ when a run goes on: they change neither what is learnt nor in what order.
+# Settings that may differ when a run goes on, so that it can move to another machine: the batch and the
+# order of the images stay as they are.
 FREE_TO_CHANGE = (
     "data.path",
     "data.threads",
@@ -26,6 +27,7 @@ FREE_TO_CHANGE = (
     "data.max_bad_share",
     "data.validation_path",
     "data.validation_split",
+    "train.accumulation_steps",
     "train.strategy",
     "train.logical_cpus",
     "train.deterministic",
