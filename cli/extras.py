@@ -11,6 +11,7 @@ EXTRAS = {
         "tensorboard",
         "sklearn",
         "matplotlib",
+        "pyarrow",
     ),
     "onnx": ("onnx", "onnxruntime", "tf2onnx"),
     "tensorrt": ("tensorrt",),

@@ -2,9 +2,91 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
 import numpy as np
 
-CHUNK = 1024  # queries whose similarities are in memory at once
+FEATURE_ROWS = 2_048  # features that are compared at once: their rows are read, made float32 and of length 1
+QUERY_ROWS = 1_024  # queries that they are compared with at once: 1,024 x 2,048 cosines are 8 MiB
+SLAB_ROWS = 65_536  # queries that are in memory while all features pass by: 512 MiB at 2048 a row
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """The k nearest features of each query, nearest first.
+
+    Attributes:
+        cosines: (M, k) float32.
+        indices: (M, k) int64, rows of the features.
+    """
+
+    cosines: np.ndarray
+    indices: np.ndarray
+
+
+def find_neighbours(
+    features: np.ndarray,
+    queries: np.ndarray,
+    *,
+    k: int,
+    on_progress: Callable[[float], None] | None = None,
+) -> Neighbours:
+    """The k features of greatest cosine with each query: exact, in blocks of both.
+
+    Neither array is copied whole, so both may be memory-mapped: at any time the blocks named
+    above are in memory, and k neighbours of a slab of queries. The features are read once for
+    each slab. Among features of equal cosine at the k-th place it is open which one is taken.
+
+    Args:
+        features: (N, F), any scale; rows are normalised here.
+        queries: (M, F), likewise.
+        k: neighbours, 1 <= k <= N.
+        on_progress: called with the share that is done, 0 to 1.
+
+    Raises:
+        ValueError: k or the shapes do not fit, or a value is not finite.
+    """
+    if not 1 <= k <= len(features):
+        raise ValueError(f"`k` must be from 1 to the number of features, {len(features)}. Received: {k}.")
+    if features.ndim != 2 or features.shape[1:] != queries.shape[1:]:
+        raise ValueError(
+            f"Features (N, F) and queries (M, F) must fit. Received: {features.shape} and {queries.shape}."
+        )
+    cosines = np.full((len(queries), k), -np.inf, np.float32)
+    indices = np.full((len(queries), k), -1, np.int64)
+    done, total = 0, len(queries) * len(features)
+    for slab in _blocks(len(queries), SLAB_ROWS):
+        asked = _unit_rows(queries[slab])
+        for block in _blocks(len(features), FEATURE_ROWS):
+            known = _unit_rows(features[block])
+            for part in _blocks(len(asked), QUERY_ROWS):
+                here = slice(slab.start + part.start, slab.start + part.stop)
+                _merge(cosines[here], indices[here], asked[part] @ known.T, block.start)
+            done += len(asked) * len(known)
+            if on_progress is not None:
+                on_progress(done / total)
+    order = np.argsort(-cosines, axis=1, kind="stable")
+    return Neighbours(np.take_along_axis(cosines, order, axis=1), np.take_along_axis(indices, order, axis=1))
+
+
+def vote(cosines: np.ndarray, labels: np.ndarray, *, classes: int, temperature: float) -> np.ndarray:
+    """Votes for each class, (M, classes): every neighbour's label counts exp(cosine / temperature).
+
+    Args:
+        cosines: (M, k) of the neighbours.
+        labels: (M, k) of the neighbours, 0 to classes - 1.
+        classes: number of classes.
+        temperature: > 0; large values make all votes equal.
+
+    Returns:
+        Votes up to a factor for each query; that of its nearest neighbour is 1.
+    """
+    # The greatest cosine is subtracted: the same vote, no overflow.
+    weights = np.exp((cosines - cosines.max(axis=1, keepdims=True)).astype(np.float64) / temperature)
+    cells = np.arange(len(labels))[:, np.newaxis] * classes + labels
+    votes = np.bincount(cells.ravel(), weights.ravel(), minlength=len(labels) * classes)
+    return votes.reshape(len(labels), classes)
 
 
 def knn_predict(
@@ -20,30 +102,22 @@ def knn_predict(
         temperature: > 0; large values make all votes equal.
 
     Returns:
-        (M,) predicted labels; exact search, in chunks of queries.
+        (M,) predicted labels; exact search.
 
     Raises:
-        ValueError: k or the shapes do not fit.
+        ValueError: k or the shapes do not fit, or a feature is not finite.
     """
-    if not 1 <= k <= len(features):
-        raise ValueError(f"`k` must be from 1 to the number of features, {len(features)}. Received: {k}.")
-    if features.shape[1:] != queries.shape[1:] or len(labels) != len(features):
+    if len(labels) != len(features):
         raise ValueError(
-            f"Features (N, F), labels (N,) and queries (M, F) must fit. Received: {features.shape}, "
-            f"{labels.shape}, {queries.shape}."
+            f"Features (N, F) and labels (N,) must fit. Received: {features.shape} and {labels.shape}."
         )
-    features, queries = _unit_rows(features), _unit_rows(queries)
+    found = find_neighbours(features, queries, k=k)
     classes = int(labels.max()) + 1
     predicted = np.empty(len(queries), np.int64)
-    for start in range(0, len(queries), CHUNK):
-        similarity = queries[start : start + CHUNK] @ features.T  # (chunk, N)
-        nearest = np.argpartition(-similarity, k - 1, axis=1)[:, :k]
-        cosines = np.take_along_axis(similarity, nearest, axis=1)
-        # The greatest cosine is subtracted: the same vote, no overflow.
-        votes = np.exp((cosines - cosines.max(axis=1, keepdims=True)) / temperature)
-        totals = np.zeros((len(similarity), classes))
-        np.add.at(totals, (np.arange(len(similarity))[:, np.newaxis], labels[nearest]), votes)
-        predicted[start : start + CHUNK] = totals.argmax(axis=1)
+    for part in _blocks(len(queries), QUERY_ROWS):
+        near = labels[found.indices[part]]
+        votes = vote(found.cosines[part], near, classes=classes, temperature=temperature)
+        predicted[part] = votes.argmax(axis=1)
     return predicted
 
 
@@ -62,7 +136,42 @@ def knn_accuracy(
     )
 
 
+def _merge(cosines: np.ndarray, indices: np.ndarray, similarity: np.ndarray, first: int) -> None:
+    """Puts a block's similarities (q, n) into the best so far (q, k), in place; the k-th best stands last.
+
+    After the first blocks few similarities beat the k-th best so far, so that one comparison
+    of each is most of the work; a partition of each row is much slower.
+    """
+    k = cosines.shape[1]
+    rows, columns = np.divmod(np.flatnonzero(similarity > cosines[:, -1:]), similarity.shape[1])
+    if not len(rows):
+        return
+    counts = np.bincount(rows, minlength=len(similarity))
+    # Each row's winners to the left of a table as wide as the longest row.
+    width = int(counts.max())
+    place = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
+    new_cosines = np.full((len(similarity), width), -np.inf, np.float32)
+    new_indices = np.full((len(similarity), width), -1, np.int64)
+    new_cosines[rows, place] = similarity[rows, columns]
+    new_indices[rows, place] = first + columns
+    all_cosines = np.concatenate([cosines, new_cosines], axis=1)
+    all_indices = np.concatenate([indices, new_indices], axis=1)
+    best = np.argpartition(-all_cosines, k - 1, axis=1)[:, :k]
+    cosines[:] = np.take_along_axis(all_cosines, best, axis=1)
+    indices[:] = np.take_along_axis(all_indices, best, axis=1)
+
+
+def _blocks(rows: int, size: int) -> Iterator[slice]:
+    for start in range(0, rows, size):
+        yield slice(start, min(start + size, rows))
+
+
 def _unit_rows(rows: np.ndarray) -> np.ndarray:
-    rows = np.asarray(rows, np.float32)
-    unit: np.ndarray = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+    unit = np.array(rows, np.float32)
+    norms = np.linalg.norm(unit, axis=1, keepdims=True)
+    if not np.isfinite(norms).all():
+        raise ValueError(
+            f"Features must be finite. Received: {int((~np.isfinite(norms)).sum())} rows that are not."
+        )
+    unit /= np.maximum(norms, 1e-12)
     return unit

@@ -1,0 +1,134 @@
+"""k-NN accuracy of one feature file's labels on another's images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from evaluate.feature_file import FeatureFile
+from swav_tf.errors import DataError, UsageError
+from swav_tf.knn import find_neighbours, vote
+
+NEIGHBOURS = (10, 20, 100, 200)
+TEMPERATURE = 0.07
+QUERIES = 1024  # whose votes for all classes are in memory at once
+
+
+@dataclass(frozen=True)
+class KnnAccuracy:
+    """Share of queries (0 to 1) whose class has the most votes, or is among the five that have."""
+
+    top1: float
+    top5: float
+
+
+def knn_accuracies(
+    known: FeatureFile,
+    asked: FeatureFile,
+    *,
+    neighbours: Sequence[int] = NEIGHBOURS,
+    temperature: float = TEMPERATURE,
+    on_progress: Callable[[float], None] | None = None,
+) -> dict[int, KnnAccuracy]:
+    """k-NN accuracy for several k, by one exact search for the largest.
+
+    Args:
+        known: the images that vote, labelled.
+        asked: the images that are classified, labelled to tell whether it was right.
+        neighbours: values of k.
+        temperature: a neighbour's vote is exp(cosine / temperature).
+        on_progress: called with the share that is done, 0 to 1.
+
+    Raises:
+        UsageError: the files do not fit each other, or k is larger than the file that votes.
+        DataError: labels are missing or features are not finite.
+    """
+    _check(known, asked, neighbours)
+    try:
+        found = find_neighbours(
+            known.rows.features, asked.rows.features, k=max(neighbours), on_progress=on_progress
+        )
+    except ValueError as error:  # all but the numbers themselves is checked
+        raise DataError(f"{known.path} and {asked.path}: {error}") from error
+    classes = 1 + int(max(known.rows.labels.max(), asked.rows.labels.max()))
+    ranks = {k: np.empty(len(asked.rows.labels), np.int64) for k in neighbours}
+    for start in range(0, len(asked.rows.labels), QUERIES):
+        here = slice(start, start + QUERIES)
+        near, truth = known.rows.labels[found.indices[here]], asked.rows.labels[here]
+        for k in neighbours:
+            votes = vote(found.cosines[here, :k], near[:, :k], classes=classes, temperature=temperature)
+            ranks[k][here] = _ranks(votes, truth)
+    return {k: KnnAccuracy(float((r < 1).mean()), float((r < 5).mean())) for k, r in ranks.items()}
+
+
+def _ranks(votes: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Place of the true class by votes, from 0; of equal ones the first class wins. Without a vote: last."""
+    own = np.take_along_axis(votes, truth[:, np.newaxis], axis=1)
+    classes = np.arange(votes.shape[1])
+    ahead = (votes > own) | ((votes == own) & (classes < truth[:, np.newaxis]))
+    places: np.ndarray = np.where(own[:, 0] > 0, ahead.sum(axis=1), votes.shape[1] + 5)
+    return places
+
+
+def _check(known: FeatureFile, asked: FeatureFile, neighbours: Sequence[int]) -> None:
+    widths = [file.rows.features.shape[1] for file in (known, asked)]
+    if widths[0] != widths[1]:
+        raise UsageError(
+            f"Both files must hold features of the same width. Received: {known.path} with {widths[0]}, "
+            f"{asked.path} with {widths[1]}: they are of different models."
+        )
+    check_same_model(known.facts, asked.facts, str(known.path), str(asked.path))
+    for file in (known, asked):
+        unlabelled = int((file.rows.labels < 0).sum())
+        if unlabelled:
+            raise DataError(
+                f"k-NN accuracy needs labels. Received: {file.path}, where {unlabelled} of "
+                f"{len(file.rows.labels)} images have none. Make it from class folders (--kind class_folders)."
+            )
+    if known.class_names and asked.class_names and known.class_names != asked.class_names:
+        only = sorted(set(known.class_names) ^ set(asked.class_names))
+        raise UsageError(
+            f"Both files must have the same classes. Received: {known.path} with {len(known.class_names)}, "
+            f"{asked.path} with {len(asked.class_names)}; in one of them only: {', '.join(only[:10])}"
+            f"{' ...' if len(only) > 10 else ''}."
+        )
+    if known.facts.get("source") and known.facts.get("source") == asked.facts.get("source"):
+        raise UsageError(
+            f"The images that vote and those that are asked about must be different ones. Received: "
+            f"{known.path} and {asked.path}, both of the same images, where each finds itself."
+        )
+    for k in neighbours:
+        if not 1 <= k <= len(known.rows.labels):
+            raise UsageError(
+                f"k must be from 1 to the number of images that vote, {len(known.rows.labels)} in "
+                f"{known.path}. Received: {k}."
+            )
+
+
+def check_same_model(
+    one: dict[str, object], other: dict[str, object], one_name: str, other_name: str
+) -> None:
+    """Refuses to compare features of different models or views; what a file does not tell is not asked.
+
+    Raises:
+        UsageError: weights or view differ.
+    """
+    weights = [_weights(facts) for facts in (one, other)]
+    if None not in weights and weights[0] != weights[1]:
+        raise UsageError(
+            f"Only features of one model can be compared. Received: {one_name} of weights {weights[0]}..., "
+            f"{other_name} of weights {weights[1]}...: other weights, or another step of the training."
+        )
+    views = one.get("view"), other.get("view")
+    if None not in views and views[0] != views[1]:
+        raise UsageError(
+            f"Only features of one view of images can be compared. Received: {one_name} with {views[0]}, "
+            f"{other_name} with {views[1]}."
+        )
+
+
+def _weights(facts: dict[str, object]) -> str | None:
+    model = facts.get("model")
+    return str(model["weights_sha256"])[:12] if isinstance(model, dict) else None

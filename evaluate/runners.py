@@ -1,0 +1,114 @@
+"""Who computes features: one small protocol, whatever the model was saved as."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from swav_tf.errors import UsageError
+from swav_tf.recipe import Data, EvaluationView
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """Which model it is.
+
+    Attributes:
+        path: its folder or file.
+        runner: who runs it: `keras`.
+        weights_sha256: of the weights' file; features of equal weights may be compared.
+        step: optimiser steps that it was trained for.
+        recipe: name of its recipe.
+    """
+
+    path: str
+    runner: str
+    weights_sha256: str
+    step: int
+    recipe: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """The facts as plain data."""
+        return asdict(self)
+
+
+class Runner(Protocol):
+    """A model that is ready to run.
+
+    Attributes:
+        name: who runs it: `keras`.
+        view: the preprocessing that its images need, the evaluation view of its training.
+        feature_dim: F.
+        facts: which model it is.
+        data: settings of its training images, what commands assume where nothing else is said.
+    """
+
+    name: str
+    view: EvaluationView
+    feature_dim: int
+    facts: ModelFacts
+    data: Data
+
+    def run(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        """What the model says of a batch of images.
+
+        Args:
+            images: uint8 RGB (n, view.crop, view.crop, 3), n >= 1; not yet normalised.
+
+        Returns:
+            `features` (n, F) and, where the model has them, `projections` (n, D), of length 1, and
+            `scores` (n, K), the cosines with the prototypes; all float32.
+
+        Raises:
+            ValueError: the images have another type or shape.
+        """
+        ...
+
+
+def is_run_folder(model: Path | str) -> bool:
+    """Whether this is the folder of a pretraining run: what only Keras can run."""
+    return (Path(model) / "config.yaml").is_file()
+
+
+def open_runner(model: Path | str) -> Runner:
+    """The model in a run folder, with the weights of its newest checkpoint.
+
+    Raises:
+        UsageError: it is missing, is no run folder, has no checkpoint, or is of a kind that cannot be run.
+        CheckpointError: its checkpoint is damaged.
+    """
+    path = Path(model)
+    if not path.exists():
+        raise UsageError(
+            f"--model must be the folder of a pretraining run. Received: {path}, which is not there."
+        )
+    if is_run_folder(path):
+        from evaluate.keras_runner import KerasRunner
+
+        return KerasRunner(path)
+    if path.suffix in (".onnx", ".plan", ".engine"):
+        raise UsageError(
+            f"--model must be the folder of a pretraining run: this version cannot run ONNX files and "
+            f"TensorRT engines yet. Received: {path}."
+        )
+    what = "a folder without config.yaml" if path.is_dir() else "a file"
+    raise UsageError(
+        f"--model must be the folder of a pretraining run, with config.yaml and checkpoints/. "
+        f"Received: {path}, {what}."
+    )
+
+
+def check_images(images: np.ndarray, view: EvaluationView) -> None:
+    """Refuses what `Runner.run` does not take.
+
+    Raises:
+        ValueError: the images are not uint8 (n, view.crop, view.crop, 3) with n >= 1.
+    """
+    if images.dtype != np.uint8 or len(images) < 1 or images.shape[1:] != (view.crop, view.crop, 3):
+        raise ValueError(
+            f"Images must be uint8 (n, {view.crop}, {view.crop}, 3), n >= 1. "
+            f"Received: {images.dtype} {images.shape}."
+        )
