@@ -1,0 +1,57 @@
+"""`swav-tf plot`: a feature file as a map."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from cli.evaluation import output_option
+
+
+@click.command(short_help="Draw a 2-d map of a feature file.")
+@click.argument("features", type=click.Path(path_type=Path))
+@output_option("Picture to write; the ending says the format.", default=Path("plot.png"), show_default=True)
+@click.option(
+    "--method",
+    type=click.Choice(["pca", "tsne", "umap"]),
+    default="pca",
+    show_default=True,
+    help="How 2 dimensions are made of many; umap needs the package umap-learn.",
+)
+@click.option(
+    "--limit",
+    type=click.IntRange(min=1),
+    metavar="N",
+    default=5000,
+    show_default=True,
+    help="So many images at most, drawn at random: t-SNE of 5,000 takes about a minute.",
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(0, 2**32 - 1),
+    metavar="N",
+    default=0,
+    show_default=True,
+    help="Seed of the draw, of t-SNE and of UMAP.",
+)
+def command(features: Path, output: Path, method: str, limit: int, seed: int) -> None:
+    """Draw a map of the images in a feature file, coloured by class.
+
+    Features are made of length 1 first, so that the map shows what cosines see.
+
+    \b
+    Examples:
+      swav-tf plot test.npz -o plot.png
+      swav-tf plot val.npy -o plot.png --method tsne --limit 10000
+    """
+    from evaluate.feature_file import read_feature_file
+    from evaluate.feature_map import draw_map, map_features
+    from evaluate.pictures import check_picture
+
+    check_picture(output)
+    file = read_feature_file(features)
+    drawn = map_features(file, method=method, limit=limit, seed=seed)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    draw_map(output, file, drawn, method=method)
+    click.echo(f"{output}: {len(drawn.rows):,} of {len(file.rows.labels):,} images")
