@@ -205,7 +205,7 @@ def main() -> None:
     pillow_host = over_images(
         lambda file, **key: pil.multicrop(pil.decode(file), GROUPS, half.augment, **key), files
     )
-    print(f"\n{'':44} {'target':>7} {'ratio':>7} {'quartiles':>13} {'ms an image':>15} {'load':>5}")
+    print(f"\n{'':48} {'target':>7} {'ratio':>7} {'quartiles':>13} {'ms an image':>15} {'load':>5}")
     rows: list[dict[str, object]] = []
 
     def row(name: str, target: float | None, images: int, comparison: Comparison) -> None:
@@ -213,7 +213,7 @@ def main() -> None:
         each = f"{c.a_ms / images:.2f} / {c.b_ms / images:.2f}"
         wanted = f"{target:.2f}x" if target else ""
         print(
-            f"{name:44} {wanted:>7} {c.ratio:6.2f}x {c.low:6.2f}-{c.high:.2f} {each:>15} {c.load:5.1f}",
+            f"{name:48} {wanted:>7} {c.ratio:6.2f}x {c.low:6.2f}-{c.high:.2f} {each:>15} {c.load:5.1f}",
             flush=True,
         )
         rows.append({"row": name, "target": target, "images": images, **asdict(c)})

@@ -1,8 +1,8 @@
 """Encoded image files to pixels.
 
-JPEG goes through OpenCV; everything else, and CMYK JPEG, which OpenCV gets wrong,
-through Pillow. Alpha is dropped and the colours below it kept, as `convert("RGB")`
-of the reference pipeline does. EXIF rotation is applied.
+JPEG goes through OpenCV, everything else through Pillow. Alpha is dropped and the
+colours below it kept, as `convert("RGB")` of the reference pipeline does. EXIF rotation
+is applied.
 """
 
 from __future__ import annotations
@@ -41,13 +41,11 @@ def decode(data: bytes) -> Image:
     if data.startswith(b"\xff\xd8"):
         if not _jpeg_is_complete(data):
             raise UndecodableImage("truncated JPEG: the end-of-image marker is missing")
-        height, width, channels = _jpeg_frame(data)
-        _refuse_bomb(height, width)
-        if channels != 4:
-            pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
-            if pixels is None:
-                raise UndecodableImage("corrupt JPEG")
-            return pixels
+        _refuse_bomb(*_jpeg_size(data))
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+        if pixels is None:
+            raise UndecodableImage("corrupt JPEG")
+        return pixels
     return _decode_with_pillow(data)
 
 
@@ -60,8 +58,8 @@ def _jpeg_is_complete(data: bytes) -> bool:
     return data.endswith(_END_OF_IMAGE) or data.rfind(_END_OF_IMAGE) > data.rfind(_START_OF_SCAN)
 
 
-def _jpeg_frame(data: bytes) -> tuple[int, int, int]:
-    """Height, width and channels from a JPEG's frame header (ITU-T T.81, B.2.2)."""
+def _jpeg_size(data: bytes) -> tuple[int, int]:
+    """Height and width from a JPEG's frame header (ITU-T T.81, B.2.2)."""
     position = 2
     while position + 9 < len(data):
         if data[position] != 0xFF:
@@ -71,8 +69,8 @@ def _jpeg_frame(data: bytes) -> tuple[int, int, int]:
             position += 1
             continue
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            height, width, channels = struct.unpack_from(">HHB", data, position + 5)
-            return height, width, channels
+            height, width = struct.unpack_from(">HH", data, position + 5)
+            return height, width
         position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
     raise UndecodableImage("corrupt JPEG: no frame header")
 
