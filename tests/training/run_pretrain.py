@@ -7,14 +7,30 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import numpy as np
+import tensorflow as tf
 
 from swav_tf.errors import SwavError
+from swav_tf.method.swav import SwAV
 from swav_tf.recipe_files import load_recipe
 from swav_tf.training.pretrain import pretrain
 from swav_tf.training.rendezvous import ClusterAddress
 from swav_tf.training.state import named_variables
 
+
+def poison_gradients(step):
+    """Makes this process's own gradients NaN at one step."""
+    original = SwAV._gradients
+
+    def gradients(self, tape, loss):
+        factor = tf.where(self.optimizer.iterations.value == step, float("nan"), 1.0)
+        return [gradient * factor for gradient in original(self, tape, loss)]
+
+    SwAV._gradients = gradients
+
+
 if __name__ == "__main__":
+    if "SWAV_TF_TEST_POISONED_STEP" in os.environ:
+        poison_gradients(int(os.environ["SWAV_TF_TEST_POISONED_STEP"]))
     recipe, run_dir, *cluster = sys.argv[1:]
     address = ClusterAddress(int(cluster[0]), int(cluster[1]), cluster[2]) if cluster else None
     try:

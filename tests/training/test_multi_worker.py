@@ -94,6 +94,30 @@ def test_two_workers_equal_one_process(tmp_path, alone):
         np.testing.assert_array_equal(weights[0][name], weights[1][name], err_msg=name)
 
 
+# Bug caught: 'finite?' decided by each worker for itself: one skips, the other steps, and they drift apart or hang.
+def test_a_non_finite_gradient_on_one_worker_skips_the_step_on_both(tmp_path):
+    save_recipe(tiny_recipe(**RECIPE), tmp_path / "recipe.yaml")
+    master = f"127.0.0.1:{free_port()}"
+    finish(
+        [
+            start(
+                tmp_path / "recipe.yaml",
+                tmp_path / f"run{rank}",
+                *(2, rank, master),
+                SWAV_TF_TEST_WEIGHTS=str(tmp_path / f"{rank}.npz"),
+                **({"SWAV_TF_TEST_POISONED_STEP": "4"} if rank == 1 else {}),
+            )
+            for rank in range(2)
+        ]
+    )
+    lines = [json.loads(line) for line in (tmp_path / "run0" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if line.get("finite") == 0] == [5]
+    weights = [np.load(tmp_path / f"{rank}.npz") for rank in range(2)]
+    for name in weights[0]:
+        assert np.all(np.isfinite(weights[0][name]))
+        np.testing.assert_array_equal(weights[0][name], weights[1][name], err_msg=name)
+
+
 # Bugs caught: a signal that stops one worker and hangs the other; a run that cannot go on with fewer workers.
 def test_a_signal_to_one_worker_stops_all_at_one_step_and_one_process_goes_on(tmp_path, alone):
     save_recipe(tiny_recipe(**RECIPE), tmp_path / "recipe.yaml")
