@@ -92,7 +92,7 @@ def read_feature_file(path: Path | str) -> FeatureFile:
         raise UsageError(f"A feature file must be there: `swav-tf features` writes one. Received: {path}.")
     try:
         rows, facts = _READERS[path.suffix](path)
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile, csv.Error) as error:
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, csv.Error) as error:
         raise DataError(f"{path} must be a feature file; it cannot be read as one: {error}") from error
     n = len(rows.features)
     if rows.features.ndim != 2 or rows.features.dtype.kind != "f" or 0 in rows.features.shape:

@@ -1,0 +1,184 @@
+import tracemalloc
+
+import numpy as np
+import pytest
+from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
+
+from evaluate.feature_file import FeatureFile, Rows
+from evaluate.knn import knn_accuracies
+from swav_tf import knn
+from swav_tf.errors import DataError, UsageError
+
+
+def feature_file(features, labels, name="x.npz", **facts):
+    n = len(features)
+    rows = Rows(features, np.asarray(labels, np.int64), np.arange(n), [str(i) for i in range(n)])
+    return FeatureFile(name, rows, facts)
+
+
+@pytest.fixture
+def labelled():
+    draw = np.random.default_rng(1)
+    centres = draw.normal(size=(6, 12))
+
+    def some(n):
+        labels = draw.integers(0, 6, n)
+        return (centres[labels] + 1.5 * draw.normal(size=(n, 12))).astype(np.float32), labels
+
+    return some(211), some(93)
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    monkeypatch.setattr(knn, "FEATURE_ROWS", 17)
+    monkeypatch.setattr(knn, "QUERY_ROWS", 10)
+    monkeypatch.setattr(knn, "SLAB_ROWS", 31)
+
+
+# Bugs caught: a block's offset that is not added, a neighbour lost between two blocks or slabs, a last block that
+# is left out, rows that are not normalised, an order that is not by distance.
+@pytest.mark.parametrize("k", [1, 5, 16, 40, 211])
+def test_neighbours_are_scikit_learns(labelled, small_blocks, k):
+    (known, _), (asked, _) = labelled
+    found = knn.find_neighbours(known * 3, asked * 0.1, k=k)
+    distances, indices = (
+        NearestNeighbors(n_neighbors=k, metric="cosine", algorithm="brute").fit(known).kneighbors(asked)
+    )
+    np.testing.assert_array_equal(found.indices, indices)
+    np.testing.assert_allclose(found.cosines, 1 - distances, atol=1e-5)
+
+
+# Bug caught: candidates of later blocks that are given up because an early one was good enough.
+def test_every_block_may_be_better_than_the_one_before(small_blocks):
+    angles = np.linspace(0, 1.5, 100)
+    known = np.stack([np.sin(angles), np.cos(angles)], axis=1)
+    found = knn.find_neighbours(known, np.array([[1.0, 0.0], [0.0, 1.0]]), k=20)
+    np.testing.assert_array_equal(found.indices[0], np.arange(99, 79, -1))
+    np.testing.assert_array_equal(found.indices[1], np.arange(20))
+
+
+# Bugs caught: weights by another temperature or by distance, top-1 of other neighbours than the k nearest.
+@pytest.mark.parametrize("temperature", [0.07, 1.0])
+def test_accuracies_are_scikit_learns(labelled, small_blocks, temperature):
+    (known, labels), (asked, truth) = labelled
+    accuracies = knn_accuracies(
+        feature_file(known, labels),
+        feature_file(asked, truth),
+        neighbours=(3, 20, 100),
+        temperature=temperature,
+    )
+    for k, accuracy in accuracies.items():
+        classifier = KNeighborsClassifier(
+            k, metric="cosine", algorithm="brute", weights=lambda d: np.exp((1 - d) / temperature)
+        ).fit(known, labels)
+        assert accuracy.top1 == pytest.approx(classifier.score(asked, truth))
+        chances = classifier.predict_proba(asked)
+        five = np.argsort(-chances, axis=1, kind="stable")[:, :5]
+        found = (five == truth[:, None]) & (np.take_along_axis(chances, five, axis=1) > 0)
+        assert accuracy.top5 == pytest.approx(np.mean(found.any(axis=1)))
+        assert accuracy.top1 == knn.knn_accuracy(known, labels, asked, truth, k=k, temperature=temperature)
+    assert 0.4 < accuracies[20].top1 < 0.99
+
+
+# Bug caught: classes without a single vote that count as fourth and fifth guess.
+def test_no_class_is_guessed_without_a_vote():
+    known = feature_file(np.eye(3), [0, 1, 2])
+    asked = feature_file(np.eye(3), [1, 1, 4])
+    [accuracy] = knn_accuracies(known, asked, neighbours=(1,)).values()
+    assert accuracy.top1 == accuracy.top5 == pytest.approx(1 / 3)
+
+
+# Bug caught: features that are copied whole into memory.
+def test_memory_mapped_features_stay_on_disk(tmp_path):
+    array = np.lib.format.open_memmap(tmp_path / "x.npy", "w+", np.float32, (40_000, 128))  # 20 MiB
+    array[:] = np.random.default_rng(0).normal(size=array.shape)
+    mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
+    tracemalloc.start()
+    found = knn.find_neighbours(mapped, mapped[:50], k=3)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    np.testing.assert_array_equal(found.indices[:, 0], np.arange(50))
+    assert peak < 8 * 2**20
+
+
+# Bug caught: garbage neighbours where k, widths or values do not fit.
+def test_what_cannot_be_searched_is_refused():
+    rows = np.eye(4)
+    for k in (0, 5):
+        with pytest.raises(ValueError, match="from 1 to the number of features, 4"):
+            knn.find_neighbours(rows, rows, k=k)
+    with pytest.raises(ValueError, match="must fit"):
+        knn.find_neighbours(rows, rows[:, :3], k=1)
+    with pytest.raises(ValueError, match=r"must be finite. Received: 1 row"):
+        knn.find_neighbours(np.where(rows + np.arange(4) == 4, np.nan, rows), rows, k=1)
+
+
+MODEL_A = {"model": {"weights_sha256": "a" * 64}}
+MODEL_B = {"model": {"weights_sha256": "b" * 64}}
+
+
+# Bugs caught: an accuracy of features that cannot be compared, or of labels that do not mean the same.
+@pytest.mark.parametrize(
+    ("known", "asked", "kind", "told"),
+    [
+        (
+            feature_file(np.eye(4), range(4)),
+            feature_file(np.ones((2, 3)), [0, 1]),
+            UsageError,
+            "the same width.*with 4, .*with 3",
+        ),
+        (
+            feature_file(np.eye(4), range(4), **MODEL_A),
+            feature_file(np.eye(4), range(4), **MODEL_B),
+            UsageError,
+            "features of one model",
+        ),
+        (
+            feature_file(np.eye(4), range(4), view={"crop": 1}),
+            feature_file(np.eye(4), range(4), view={"crop": 2}),
+            UsageError,
+            "one view",
+        ),
+        (
+            feature_file(np.eye(4), [0, 1, -1, -1]),
+            feature_file(np.eye(4), range(4)),
+            DataError,
+            "needs labels.*where 2 of 4",
+        ),
+        (
+            feature_file(np.eye(4), range(4)),
+            feature_file(np.eye(4), [-1] * 4),
+            DataError,
+            "needs labels.*where 4 of 4",
+        ),
+        (
+            feature_file(np.eye(4), range(4), class_names=["a", "b"]),
+            feature_file(np.eye(4), range(4), class_names=["a", "c"]),
+            UsageError,
+            "same classes.*only: b, c",
+        ),
+        (
+            feature_file(np.eye(4), range(4), source={"path": "x"}),
+            feature_file(np.eye(4), range(4), source={"path": "x"}),
+            UsageError,
+            "must be different ones",
+        ),
+        (
+            feature_file(np.full((4, 4), np.inf), range(4)),
+            feature_file(np.eye(4), range(4)),
+            DataError,
+            "must be finite",
+        ),
+    ],
+)
+def test_files_that_do_not_fit_are_refused(known, asked, kind, told):
+    with pytest.raises(kind, match=told), np.errstate(invalid="ignore"):
+        knn_accuracies(known, asked, neighbours=(1,))
+
+
+# Bug caught: a k that is lowered without a word.
+def test_more_neighbours_than_images():
+    with pytest.raises(UsageError, match=r"number of images that vote, 4.*Received: 5"):
+        knn_accuracies(
+            feature_file(np.eye(4), range(4)), feature_file(np.eye(4), range(4)), neighbours=(2, 5)
+        )

@@ -1,0 +1,93 @@
+import shutil
+
+import cv2
+import numpy as np
+import pytest
+from sklearn.datasets import load_sample_images
+
+from evaluate.images import open_images, stack_views, view_images
+from evaluate.runners import open_runner
+from swav_tf.errors import UsageError
+from swav_tf.training.checkpoint import CheckpointError
+from swav_tf.training.features import extract_features
+from swav_tf.training.load import load_swav
+from tests.tiny_run import tiny_run
+
+
+@pytest.fixture(scope="session")
+def run_dir():
+    return tiny_run()
+
+
+@pytest.fixture(scope="session")
+def runner(run_dir):
+    return open_runner(run_dir)
+
+
+# Bugs caught: preprocessing that differs from the training's evaluation view (resize, crop, channel order,
+# normalisation), batch normalisation in training mode, weights of another checkpoint.
+def test_features_are_those_of_training(tmp_path, run_dir, runner):
+    for number, photo in enumerate(load_sample_images().images):
+        for side in (40, 90):
+            small = cv2.resize(photo, (side * 2, side), interpolation=cv2.INTER_AREA)
+            cv2.imwrite(str(tmp_path / f"{number}-{side}.jpg"), small[..., ::-1])
+    images = open_images(str(tmp_path), like=runner.data, kind="images")
+    views = stack_views(list(view_images(images.source, range(4), runner.view)))
+    outputs = runner.run(views)
+    model, recipe = load_swav(run_dir)
+    features = extract_features(model, images.source, range(4), recipe.data)
+    assert features.std(axis=0).max() > 0.01
+    np.testing.assert_allclose(outputs["features"], features, rtol=1e-5, atol=1e-6)
+    assert outputs["features"].shape == (4, runner.feature_dim)
+
+    # Projections are unit vectors, and scores their cosines with the prototypes.
+    np.testing.assert_allclose(np.linalg.norm(outputs["projections"], axis=1), 1, rtol=1e-5)
+    scores = outputs["projections"] @ model.prototypes.kernel.numpy()
+    np.testing.assert_allclose(outputs["scores"], scores, atol=1e-5)
+    assert {output.dtype for output in outputs.values()} == {np.dtype(np.float32)}
+
+
+# Bug caught: facts of another checkpoint than the one that runs.
+def test_facts(run_dir, runner):
+    assert (runner.facts.step, runner.facts.recipe, runner.facts.runner) == (11, "tiny", "keras")
+    assert (
+        f'"sha256": "{runner.facts.weights_sha256}"'
+        in (run_dir / "checkpoints" / "step-000000011" / "state.json").read_text()
+    )
+
+
+# Bug caught: images of another size or type that are run all the same.
+@pytest.mark.parametrize(
+    "images",
+    [
+        np.zeros((1, 32, 32, 3), np.float32),
+        np.zeros((1, 30, 32, 3), np.uint8),
+        np.zeros((0, 32, 32, 3), np.uint8),
+    ],
+)
+def test_other_images_are_refused(runner, images):
+    with pytest.raises(ValueError, match=r"uint8 \(n, 32, 32, 3\)"):
+        runner.run(images)
+
+
+# Bugs caught: a traceback for what is no run folder, an older checkpoint taken for a damaged one without a word.
+def test_what_is_no_model(tmp_path, run_dir):
+    with pytest.raises(UsageError, match="which is not there"):
+        open_runner(tmp_path / "nowhere")
+    with pytest.raises(UsageError, match=r"a folder without config.yaml"):
+        open_runner(tmp_path)
+    (tmp_path / "model.onnx").write_bytes(b"")
+    with pytest.raises(UsageError, match="cannot run ONNX files and TensorRT engines yet"):
+        open_runner(tmp_path / "model.onnx")
+    (tmp_path / "x.txt").write_bytes(b"")
+    with pytest.raises(UsageError, match=r"x.txt, a file"):
+        open_runner(tmp_path / "x.txt")
+    copy = tmp_path / "copy"
+    shutil.copytree(run_dir, copy)
+    weights = copy / "checkpoints" / "step-000000011" / "state.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    with pytest.raises(CheckpointError, match="is damaged"):
+        open_runner(copy)
+    shutil.rmtree(copy / "checkpoints")
+    with pytest.raises(UsageError, match="has no checkpoint yet"):
+        open_runner(copy)
