@@ -14,8 +14,7 @@ from rich.table import Table
 
 from evaluate.demo_picture import draw_demo
 from evaluate.linear import linear_accuracy
-from swav_tf.data.pipeline import read_image
-from swav_tf.data.sources import ImageSource, open_source
+from swav_tf.data.sources import ImageSource, open_source, read_image
 from swav_tf.data.view import evaluation_view
 from swav_tf.knn import knn_accuracy
 from swav_tf.recipe import Recipe

@@ -20,8 +20,7 @@ from swav_tf.data.bad_images import BadImages
 from swav_tf.data.decode import UndecodableImage
 from swav_tf.data.multicrop import MultiCrop
 from swav_tf.data.order import epoch_order
-from swav_tf.data.sources import ImageSource
-from swav_tf.data.sources import read_image as read_image  # the command line takes it from here
+from swav_tf.data.sources import ImageSource, read_image
 from swav_tf.data.view import evaluation_view
 from swav_tf.errors import DataError
 from swav_tf.recipe import EvaluationView, Recipe

@@ -79,19 +79,6 @@ def read_image(source: ImageSource, index: int) -> Image:
     return data if isinstance(data, np.ndarray) else decode(data)
 
 
-def check_enough(source: ImageSource, batch_size: int) -> None:
-    """Refuse a source that cannot fill one batch.
-
-    Raises:
-        DataError: if it holds fewer than `batch_size` images.
-    """
-    if len(source) < batch_size:
-        raise DataError(
-            f"one batch must be filled by distinct images: train.batch_size is {batch_size}, but there are "
-            f"only {len(source)} images. Lower train.batch_size, or give more images."
-        )
-
-
 class ImageFolder:
     """All images below a folder at any depth, in the order of their paths, unlabelled."""
 

@@ -5,7 +5,7 @@ import os
 import numpy as np
 import pytest
 
-from swav_tf.data.sources import ClassFolders, ImageFolder, check_enough, open_source
+from swav_tf.data.sources import ClassFolders, ImageFolder, open_source
 from swav_tf.errors import DataError
 from swav_tf.recipe import Data
 
@@ -103,14 +103,6 @@ def test_a_flat_folder_given_for_class_folders(tmp_path):
     make(tmp_path, "a.jpg", "b.jpg")
     with pytest.raises(DataError, match=r"Set data\.kind to images"):
         ClassFolders(tmp_path)
-
-
-def test_fewer_images_than_a_batch(tmp_path):
-    make(tmp_path, "a.jpg", "b.jpg")
-    source = ImageFolder(tmp_path)
-    check_enough(source, 2)
-    with pytest.raises(DataError, match="only 2 images"):
-        check_enough(source, 3)
 
 
 def test_validation_images_are_labelled_even_beside_unlabelled_ones(tmp_path):
