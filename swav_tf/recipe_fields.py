@@ -61,12 +61,12 @@ def describe_field(field: RecipeField) -> dict[str, str]:
     }
 
 
-def explain_errors(invalid: ValidationError) -> list[str]:
-    """Pydantic's errors, each as `path: what must hold, what came, how to mend it`."""
+def explain_errors(invalid: ValidationError, recipe: type[Section] = Recipe) -> list[str]:
+    """Pydantic's errors of a kind of recipe, each as `path: what must hold, what came, how to mend it`."""
     errors = invalid.errors()
     # A list with a wrong item is also reported as too short: only the item is worth telling.
     return [
-        _explain(error)
+        _explain(error, recipe)
         for error in errors
         if not any(
             len(other["loc"]) > len(error["loc"]) and other["loc"][: len(error["loc"])] == error["loc"]
@@ -75,12 +75,12 @@ def explain_errors(invalid: ValidationError) -> list[str]:
     ]
 
 
-def _explain(error: ErrorDetails) -> str:
+def _explain(error: ErrorDetails, recipe: type[Section]) -> str:
     keys, kind, came = error["loc"], error["type"], error["input"]
     path = dotted(keys)
     if kind == "extra_forbidden":
-        return f"{path}: no such setting (value {shown(came)}).{_nearest_setting(keys)}"
-    meaning = _meaning(keys)
+        return f"{path}: no such setting (value {shown(came)}).{_nearest_setting(keys, recipe)}"
+    meaning = _meaning(keys, recipe)
     if kind == "missing" and isinstance(keys[-1], int):
         return f"{dotted(keys[:-1])}: must have {keys[-1] + 1} values, got {shown(came)}{meaning}"
     if kind == "too_short":
@@ -128,23 +128,23 @@ def _type_name(annotation: Any) -> str:
     return str(annotation).replace("typing.", "")
 
 
-def _nearest_setting(keys: Sequence[Any]) -> str:
+def _nearest_setting(keys: Sequence[Any], recipe: type[Section]) -> str:
     """The setting that was probably meant: in the same section, else one of that name elsewhere."""
-    section = _section_at(keys[:-1])
+    section = _section_at(keys[:-1], recipe)
     if section is None:
         return ""
     word = str(keys[-1])
     siblings = difflib.get_close_matches(word, section.model_fields, n=1)
     if siblings:
         return f" Did you mean '{dotted([*keys[:-1], siblings[0]])}'?"
-    elsewhere = [field.path for field in recipe_fields() if field.path.rpartition(".")[2] == word]
+    elsewhere = [field.path for field in recipe_fields(recipe) if field.path.rpartition(".")[2] == word]
     if elsewhere:
         return f" Did you mean '{elsewhere[0]}'?"
     return f" {'Settings here' if len(keys) > 1 else 'Sections'}: {', '.join(section.model_fields)}."
 
 
-def _section_at(keys: Sequence[Any]) -> type[Section] | None:
-    section: type[Section] | None = Recipe
+def _section_at(keys: Sequence[Any], recipe: type[Section]) -> type[Section] | None:
+    section: type[Section] | None = recipe
     for key in keys:
         if isinstance(key, int):
             continue
@@ -154,10 +154,10 @@ def _section_at(keys: Sequence[Any]) -> type[Section] | None:
     return section
 
 
-def _meaning(keys: Sequence[Any]) -> str:
+def _meaning(keys: Sequence[Any], recipe: type[Section]) -> str:
     """` (description)` of the setting at `keys`, or of the one that contains it."""
     for end in range(len(keys), 0, -1):
-        parent = _section_at(keys[: end - 1])
+        parent = _section_at(keys[: end - 1], recipe)
         if parent is not None and keys[end - 1] in parent.model_fields:
             return f" ({parent.model_fields[keys[end - 1]].description})"
     return ""

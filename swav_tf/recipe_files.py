@@ -12,14 +12,26 @@ import re
 from collections.abc import Hashable, Iterable, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import ValidationError
 
+from swav_tf.classifier_recipe import FinetuneRecipe, ProbeRecipe
 from swav_tf.errors import RecipeError
 from swav_tf.recipe import Recipe
 from swav_tf.recipe_fields import did_you_mean, dotted, explain_errors, shown
+
+AnyRecipe = Recipe | ProbeRecipe | FinetuneRecipe
+AskedFor = TypeVar("AskedFor", Recipe, ProbeRecipe, FinetuneRecipe)
+
+# What `kind:` in a recipe may say; one that does not say it is for pretraining.
+PRETRAIN = "pretrain"
+KINDS: dict[str, type[Recipe] | type[ProbeRecipe] | type[FinetuneRecipe]] = {
+    PRETRAIN: Recipe,
+    "probe": ProbeRecipe,
+    "finetune": FinetuneRecipe,
+}
 
 _CORE_TAGS = ("null", "bool", "int", "float", "str", "seq", "map")
 # YAML 1.2's core schema. PyYAML follows 1.1, where `1e-6` is a string and `no` is false.
@@ -82,11 +94,39 @@ for _class in (_Loader, _Dumper):
 
 
 def load_recipe(file_or_name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe, apply overrides such as `train.epochs=10` or `crops.0.size=160`, check it whole.
+    """Read a recipe for pretraining, apply overrides such as `train.epochs=10`, check it whole.
 
     Args:
         file_or_name: a YAML file, or the name of a bundled recipe (a bare name is looked up there first).
-        overrides: `path=value`; the path is dotted, a number indexes a list; the value is YAML.
+        overrides: `path=value`, as `crops.0.size=160`; the path is dotted, a number indexes a list; the
+            value is YAML.
+
+    Raises:
+        RecipeError: lists every error of file and overrides.
+    """
+    return load_recipe_of(Recipe, file_or_name, overrides)
+
+
+def load_recipe_of(
+    wanted: type[AskedFor], file_or_name: str | Path, overrides: Sequence[str] = ()
+) -> AskedFor:
+    """The same for a recipe of the kind that is wanted.
+
+    Raises:
+        RecipeError: it is of another kind, or lists every error of file and overrides.
+    """
+    recipe = load_any_recipe(file_or_name, overrides)
+    if not isinstance(recipe, wanted):
+        [kind] = [name for name, known in KINDS.items() if known is wanted]
+        raise RecipeError(
+            f"a recipe of kind {kind} is needed here. Received: {file_or_name}, of kind {kind_of(recipe)}. "
+            f"Of kind {kind} are: {', '.join(name for name in bundled_recipes() if recipe_kind(name) == kind)}."
+        )
+    return recipe
+
+
+def load_any_recipe(file_or_name: str | Path, overrides: Sequence[str] = ()) -> AnyRecipe:
+    """The same for a recipe of any kind: its `kind` says which.
 
     Raises:
         RecipeError: lists every error of file and overrides.
@@ -96,20 +136,35 @@ def load_recipe(file_or_name: str | Path, overrides: Sequence[str] = ()) -> Reci
     if values is None:
         raise _all_told(label, errors)
     errors += [error for override in overrides if (error := _apply(override, values))]
-    recipe, more = _validate(values)
+    kind = values.get("kind", PRETRAIN)
+    if kind not in ("probe", "finetune") and "kind" in values:
+        raise _all_told(
+            label, [*errors, f"kind: must be 'probe' or 'finetune', or left out, got {shown(kind)}"]
+        )
+    recipe, more = _validate(values, KINDS[kind])
     if recipe is None or errors:
         raise _all_told(label, errors + more)
     return recipe
 
 
-def save_recipe(recipe: Recipe, path: Path) -> None:
-    """Write the resolved recipe; `load_recipe(path)` returns an equal one."""
+def kind_of(recipe: AnyRecipe) -> str:
+    """`pretrain`, `probe` or `finetune`."""
+    return PRETRAIN if isinstance(recipe, Recipe) else recipe.kind
+
+
+def recipe_kind(file_or_name: str | Path) -> str:
+    """What a recipe is for: `pretrain`, `probe` or `finetune`."""
+    return kind_of(load_any_recipe(file_or_name))
+
+
+def save_recipe(recipe: AnyRecipe, path: Path) -> None:
+    """Write the resolved recipe; `load_any_recipe(path)` returns an equal one."""
     partial = path.with_name(path.name + ".partial")
     partial.write_text(recipe_yaml(recipe), encoding="utf-8")
     os.replace(partial, path)
 
 
-def recipe_yaml(recipe: Recipe) -> str:
+def recipe_yaml(recipe: AnyRecipe) -> str:
     """The resolved recipe, every setting included, as YAML."""
     return yaml.dump(recipe.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
@@ -203,13 +258,15 @@ def _set(values: dict[str, Any], keys: list[str], value: Any) -> str | None:
     return None
 
 
-def _validate(values: dict[str, Any]) -> tuple[Recipe | None, list[str]]:
+def _validate(
+    values: dict[str, Any], kind: type[Recipe] | type[ProbeRecipe] | type[FinetuneRecipe]
+) -> tuple[AnyRecipe | None, list[str]]:
     # By way of JSON: pydantic's strict JSON mode takes lists for tuples and whole numbers for floats,
     # and nothing else: no "10" for 10, no `true` for 1.
     try:
-        return Recipe.model_validate_json(json.dumps(values), strict=True), []
+        return kind.model_validate_json(json.dumps(values), strict=True), []
     except ValidationError as invalid:
-        return None, explain_errors(invalid)
+        return None, explain_errors(invalid, kind)
 
 
 def _all_told(label: str, errors: Iterable[str]) -> RecipeError:
