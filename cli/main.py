@@ -42,6 +42,7 @@ def swav_tf(debug: bool) -> None:
       swav-tf demo                                     watch SwAV learn on handwritten digits
       swav-tf config list                              the recipes that come with it
       swav-tf pretrain IMAGES -c one_gpu --run-dir runs/first
+      swav-tf features IMAGES --model runs/first -o features.npy
       swav-tf pretrain --help                          all about one command
     """
 

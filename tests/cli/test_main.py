@@ -44,6 +44,7 @@ def run_without(blocked: list[str], *arguments: str) -> subprocess.CompletedProc
         ["--help"],
         ["--version"],
         *([command, "--help"] for command in ("config", "pretrain", "crops", "demo", "doctor")),
+        *([command, "--help"] for command in ("features", "knn", "clusters", "similar", "plot")),
         *(["config", command, "--help"] for command in ("list", "show", "check", "settings")),
     ],
 )
@@ -105,6 +106,7 @@ def all_commands() -> list[tuple[str, click.Command]]:
 def test_the_commands_are_these() -> None:
     assert [path for path, _ in all_commands()] == [
         "swav-tf",
+        "swav-tf clusters",
         "swav-tf config",
         "swav-tf config check",
         "swav-tf config list",
@@ -113,7 +115,11 @@ def test_the_commands_are_these() -> None:
         "swav-tf crops",
         "swav-tf demo",
         "swav-tf doctor",
+        "swav-tf features",
+        "swav-tf knn",
+        "swav-tf plot",
         "swav-tf pretrain",
+        "swav-tf similar",
     ]
 
 

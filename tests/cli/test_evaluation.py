@@ -1,0 +1,230 @@
+"""What comes after pretraining: features, k-NN, clusters, similar images, maps."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cli.errors import run_and_report
+from cli.main import swav_tf
+from swav_tf.data.digits import Digits
+from tests.tiny_run import tiny_run
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="session")
+def model() -> str:
+    return str(tiny_run())
+
+
+@pytest.fixture(scope="session")
+def files(model: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with train.npy, test.npz and an image of the test digits, digit.png."""
+    folder = tmp_path_factory.mktemp("features")
+    for split, name in (("train", "train.npy"), ("test", "test.npz")):
+        arguments = ["features", "digits", "--split", split, "--model", model, "-o", str(folder / name)]
+        assert run_and_report(swav_tf, [*arguments, "--quiet"]) == 0
+    Image.fromarray(Digits("test").read(17)).save(folder / "digit.png")
+    return folder
+
+
+def told(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    assert run_and_report(swav_tf, list(arguments)) == 0
+    return capsys.readouterr().out
+
+
+# Bugs caught: options that do not reach the extraction, JSON among other lines.
+def test_features(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = str(tmp_path / "new" / "x.parquet")
+    arguments = [
+        "features",
+        "digits",
+        "--split",
+        "test",
+        "--model",
+        model,
+        "-o",
+        output,
+        "--shard-size",
+        "100",
+    ]
+    result = json.loads(told(capsys, *arguments, "--batch-size", "64", "--threads", "2", "--json"))
+    assert (result["output"], result["images"], result["unreadable"]) == (output, 360, 0)
+    assert result["images_per_second"] > 0
+    assert len(list(Path(output).glob("part-*.parquet"))) == 4
+    again = told(capsys, *arguments)
+    assert (
+        f"{output}: 360 images x {result['feature_dim']} features\n360 of the images were done before"
+        in again
+    )
+
+
+# Bugs caught: train and test swapped, another k or temperature than was asked for.
+def test_knn(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train, test = str(files / "train.npy"), str(files / "test.npz")
+    result = json.loads(told(capsys, "knn", train, test, "-k", "50,5", "--temperature", "0.5", "--json"))
+    assert (result["train_images"], result["test_images"], result["temperature"]) == (1437, 360, 0.5)
+    assert list(result["knn"]) == ["5", "50"]
+    assert 0.4 < result["knn"]["5"]["top1"] <= result["knn"]["5"]["top5"] <= 1
+    table = told(capsys, "knn", train, test)
+    assert "360 images by 1,437 others" in table
+    assert [line.split()[1] for line in table.splitlines() if "%" in line] == ["10", "20", "100", "200"]
+
+
+# Bug caught: one of the files of a folder of clusters that is missing.
+def test_clusters(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["clusters", "digits", "--split", "test", "--model", model, "-o", str(tmp_path / "c")]
+    printed = told(capsys, *arguments, "--prototypes", "3", "--images", "4")
+    assert "of 12 prototypes used" in printed
+    names = {path.name for path in (tmp_path / "c").iterdir()}
+    assert names == {"index.html", "sheet.png", "clusters.json", "usage.csv", "assignments.csv"}
+    whole = json.loads((tmp_path / "c" / "clusters.json").read_text())
+    assert sum(row["images"] for row in whole["usage"]) == whole["images"] == 360
+    assert len(whole["usage"]) == 12
+    assert json.loads(told(capsys, *arguments, "--json"))["usage"] == whole["usage"]
+
+
+# Bug caught: neighbours that are not those of the image.
+def test_similar(model: str, files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["similar", str(files / "digit.png"), "--features", str(files / "test.npz"), "--model", model]
+    arguments += ["-o", str(tmp_path / "x.png"), "-k", "3"]
+    near = json.loads(told(capsys, *arguments, "--json"))["similar"]
+    assert near[0]["index"] == 17
+    assert near[0]["cosine"] == pytest.approx(1, abs=1e-5)
+    assert len(near) == 3
+    assert near[0]["name"] in told(capsys, *arguments)
+    assert np.asarray(Image.open(tmp_path / "x.png")).std() > 20
+
+
+# Bug caught: --method or --limit that does not arrive.
+def test_plot(files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = str(tmp_path / "x.png")
+    arguments = ["plot", str(files / "test.npz"), "-o", output, "--limit", "50"]
+    assert told(capsys, *arguments) == f"{output}: 50 of 360 images\n"
+    first = Path(output).read_bytes()
+    told(capsys, *arguments, "--method", "tsne")
+    assert Path(output).read_bytes() != first
+
+
+# Bug caught: images of a folder decoded, labelled or left out otherwise than is said.
+def test_a_folder_with_an_unreadable_image(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(12):
+        folder = tmp_path / "images" / "ab"[number % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(number).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.jpg")
+    (tmp_path / "images" / "a" / "0.jpg").write_bytes(b"no image")
+    arguments = ["features", str(tmp_path / "images"), "--model", model, "-o", str(tmp_path / "x.npz")]
+    assert run_and_report(swav_tf, arguments) == 2
+    assert "--kind class_folders" in capsys.readouterr().err
+    arguments += ["--kind", "class_folders", "--quiet"]
+    assert run_and_report(swav_tf, [*arguments, "--max-bad-share", "0"]) == 1
+    assert "unreadable, 0 of 12" in capsys.readouterr().err
+    assert "1 unreadable images are left out" in told(capsys, *arguments)
+    with np.load(tmp_path / "x.npz") as file:
+        assert file["features"].shape[0] == 11
+        assert sorted(file["labels"].tolist()) == [0] * 5 + [1] * 6
+
+
+# Bugs caught: a traceback, or the wrong exit code, where what is asked for cannot be done.
+@pytest.mark.parametrize(
+    ("arguments", "code", "part"),
+    [
+        (["features", "digits", "--model", "nowhere", "-o", "x.npz"], 2, "nowhere, which is not there"),
+        (["features", "digits", "--model", "FILES", "-o", "x.npz"], 2, "a folder without config.yaml"),
+        (["features", "digits", "--model", "model.onnx", "-o", "x.npz"], 2, "which is not there"),
+        (["features", "digits", "--model", "MODEL", "-o", "x.csv"], 2, "must end in .npz, .npy or .parquet"),
+        (["features", "digits", "--model", "MODEL"], 2, "Missing option '-o' / '--output'"),
+        (
+            ["features", "FILES", "--kind", "folder", "--model", "MODEL", "-o", "x.npz"],
+            2,
+            "--kind must be one of",
+        ),
+        (["features", "EMPTY", "--kind", "images", "--model", "MODEL", "-o", "x.npz"], 1, "is empty"),
+        (["features", "gone", "--kind", "images", "--model", "MODEL", "-o", "x.npz"], 1, "gone does not"),
+        (
+            ["features", "digits", "--model", "MODEL", "-o", "FILES/train.npy", "--split", "test"],
+            2,
+            "is there already",
+        ),
+        (["knn", "gone.npz", "FILES/test.npz"], 2, "must be there"),
+        (["knn", "FILES/digit.png", "FILES/test.npz"], 2, "must end in"),
+        (["knn", "FILES/train.npy", "FILES/other.npz"], 2, "of the same width"),
+        (["knn", "FILES/train.npy", "FILES/unlabelled.npz"], 1, "needs labels"),
+        (["knn", "FILES/train.npy", "FILES/text.npz"], 1, "cannot be read as one"),
+        (["knn", "FILES/train.npy", "FILES/test.npz", "-k", "2000"], 2, "Received: 2000"),
+        (["knn", "FILES/train.npy", "FILES/test.npz", "-k", "0"], 2, "whole numbers >= 1"),
+        (["knn", "FILES/train.npy", "FILES/test.npz", "-k", "5;6"], 2, "whole numbers >= 1"),
+        (["knn", "FILES/test.npz", "FILES/test.npz"], 2, "must be different ones"),
+        (["knn", "FILES/train.npy", "FILES/test.npz", "--temperature", "0"], 2, "'--temperature'"),
+        (["clusters", "digits", "--model", "FILES", "-o", "c"], 2, "a folder without config.yaml"),
+        (["clusters", "digits", "--model", "MODEL", "-o", "FILES/test.npz"], 2, "-o must be a folder"),
+        (["similar", "gone.png", "--features", "FILES/test.npz", "--model", "MODEL"], 2, "No such file"),
+        (
+            ["similar", "FILES/test.npz", "--features", "FILES/test.npz", "--model", "MODEL"],
+            1,
+            "must be an image",
+        ),
+        (
+            ["similar", "FILES/digit.png", "--features", "FILES/other.npz", "--model", "MODEL"],
+            2,
+            "must be of the model",
+        ),
+        (
+            ["similar", "FILES/digit.png", "--features", "FILES/test.npz", "--model", "MODEL", "-o", "x"],
+            2,
+            "A picture must",
+        ),
+        (["plot", "FILES/test.npz", "-o", "x.txt"], 2, "A picture must end in"),
+        (["plot", "gone.npz"], 2, "must be there"),
+    ],
+)
+def test_what_cannot_be_done(
+    arguments: list[str],
+    code: int,
+    part: str,
+    model: str,
+    files: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    np.savez(files / "other.npz", features=np.ones((9, 3), np.float32), labels=np.zeros(9, np.int64))
+    with np.load(files / "test.npz") as file:
+        np.savez(files / "unlabelled.npz", features=file["features"])
+    (files / "text.npz").write_text("text")
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path)
+    places = {"MODEL": model, "FILES": str(files), "EMPTY": "empty"}
+    for name, place in places.items():
+        arguments = [word.replace(name, place) for word in arguments]
+    assert run_and_report(swav_tf, arguments) == code
+    captured = capsys.readouterr()
+    assert part in captured.err
+    assert "not foreseen" not in captured.err
+    assert captured.out == ""
+    assert {path.name for path in tmp_path.iterdir()} == {"empty"}
+
+
+# Bug caught: a command on feature files that loads TensorFlow, which a server does not have.
+def test_feature_files_need_no_tensorflow(files: Path, tmp_path: Path) -> None:
+    block = "import sys\nfor name in ('tensorflow', 'keras'): sys.modules[name] = None\nfrom cli.main import main\n"
+    for arguments in (
+        ["knn", str(files / "train.npy"), str(files / "test.npz"), "--json"],
+        ["plot", str(files / "test.npz"), "-o", str(tmp_path / "x.png")],
+    ):
+        run = subprocess.run(
+            [sys.executable, "-c", f"{block}main({arguments!r})"],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert run.returncode == 0, run.stderr
