@@ -89,20 +89,18 @@ def _fused(
     training: bool,
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """TensorFlow's one kernel; gives (normalised, batch mean, biased batch variance)."""
-    images = x if x.shape.rank == 4 else tf.reshape(x, [-1, 1, 1, x.shape[-1]])
+    is_flat = x.shape.rank != 4
+    images = tf.reshape(x, [-1, 1, 1, x.shape[-1]]) if is_flat else x
     # The raw op, since tf.nn's wrapper raises epsilon to 1.001e-5 without a word.
     result = tf.raw_ops.FusedBatchNormV3(
-        x=images,
-        scale=gamma,
-        offset=beta,
-        mean=mean,
-        variance=variance,
-        epsilon=epsilon,
-        is_training=training,
+        x=images, scale=gamma, offset=beta, mean=mean, variance=variance, epsilon=epsilon, is_training=training
     )
+    outputs = tf.reshape(result.y, tf.shape(x)) if is_flat else result.y
+    if not training:
+        return outputs, mean, variance
     count = tf.cast(tf.size(images) // tf.shape(images)[-1], tf.float32)
     biased = result.batch_variance * ((count - 1.0) / count)
-    return tf.reshape(result.y, tf.shape(x)), result.batch_mean, biased
+    return outputs, result.batch_mean, biased
 
 
 def _synchronised(

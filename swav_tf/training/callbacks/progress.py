@@ -10,33 +10,43 @@ import keras
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from swav_tf.recipe import Recipe
+from swav_tf.recipe_files import AnyRecipe
 from swav_tf.training.callbacks.position import Position
 
 
 class ShowProgress(keras.callbacks.Callback):
-    """Epoch, step, loss against ln K, learning rate, images/s and the time that is left.
+    """Epoch, step, loss beside that of a model that knows nothing, learning rate, images/s, time that is left.
 
     Args:
+        recipe: of the run.
+        position: where it stands.
         console: where to; a line at least every `line_seconds` where it is no terminal.
+        ignorance: name and value of the loss of a model that knows nothing.
+        line_seconds: longest time between two lines.
     """
 
     def __init__(
-        self, recipe: Recipe, position: Position, console: Console, *, line_seconds: float = 10.0
+        self,
+        recipe: AnyRecipe,
+        position: Position,
+        console: Console,
+        *,
+        ignorance: tuple[str, float],
+        line_seconds: float = 10.0,
     ) -> None:
         super().__init__()
         self.recipe, self.position, self.console = recipe, position, console
         self.line_seconds = line_seconds
-        self.ln_k = math.log(recipe.model.prototypes)
+        self.ignorance = f"{ignorance[0]} {ignorance[1]:.3f}"
         self.loss: float | None = None  # smoothed
         self._began = self._spoke = time.perf_counter()
         self._first_step = position.step
         self._bar = Progress(
             TextColumn("epoch {task.fields[epoch]}/{task.fields[epochs]}"),
-            BarColumn(),
+            BarColumn(bar_width=20),
             MofNCompleteColumn(),
             TextColumn(
-                "loss {task.fields[loss]} (ln K {task.fields[ln_k]})  lr {task.fields[lr]}  "
+                "loss {task.fields[loss]} ({task.fields[ignorance]})  lr {task.fields[lr]}  "
                 "{task.fields[speed]} images/s"
             ),
             TimeRemainingColumn(),
@@ -73,7 +83,7 @@ class ShowProgress(keras.callbacks.Callback):
         left = (now - self._began) / done * (position.total_steps - position.step) if done > 0 else math.nan
         self.console.print(
             f"epoch {fields['epoch']}/{fields['epochs']}  step {position.step}/{position.total_steps}  "
-            f"loss {fields['loss']} (ln K {fields['ln_k']})  lr {fields['lr']}  {fields['speed']} images/s  "
+            f"loss {fields['loss']} ({fields['ignorance']})  lr {fields['lr']}  {fields['speed']} images/s  "
             f"{_clock(left)} left",
             highlight=False,
         )
@@ -90,7 +100,7 @@ class ShowProgress(keras.callbacks.Callback):
             "epoch": str(position.epoch + 1),
             "epochs": str(self.recipe.train.epochs),
             "loss": "-" if self.loss is None else f"{self.loss:.3f}",
-            "ln_k": f"{self.ln_k:.3f}",
+            "ignorance": self.ignorance,
             "lr": f"{logs.get('learning_rate', 0.0):.4g}",
             "speed": f"{speed:.0f}" if done > 0 else "-",
         }
