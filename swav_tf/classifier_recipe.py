@@ -32,7 +32,7 @@ class TrainingCrop(Section):
     flip_probability: Probability = Field(0.5, description="share of crops mirrored left to right (0 to 1)")
 
 
-class SGD(Section):
+class SGDSettings(Section):
     """SGD with momentum; learning rates change between epochs only."""
 
     momentum: float = Field(0.9, ge=0, lt=1, description="momentum")
@@ -50,13 +50,13 @@ class SGD(Section):
     )
 
 
-class ProbeOptimizer(SGD):
+class ProbeOptimizer(SGDSettings):
     """The optimiser of a probe: the backbone has no learning rate."""
 
     learning_rate: float = Field(..., gt=0, description="rate of the classifier in the first epoch")
 
 
-class FinetuneOptimizer(SGD):
+class FinetuneOptimizer(SGDSettings):
     """The optimiser of fine-tuning."""
 
     backbone_learning_rate: float = Field(..., gt=0, description="rate of the backbone in the first epoch")
@@ -124,7 +124,7 @@ class ClassifierRecipe(Section):
         )
 
     @property
-    def sgd(self) -> SGD:
+    def sgd(self) -> SGDSettings:
         """The optimiser's settings, as far as both kinds have them."""
         raise NotImplementedError
 
@@ -142,7 +142,7 @@ class ProbeRecipe(ClassifierRecipe):
     cached: Cached = Field(default_factory=Cached, description="the probe on features computed once")
 
     @property
-    def sgd(self) -> SGD:
+    def sgd(self) -> SGDSettings:
         """The optimiser's settings."""
         return self.optimizer
 
@@ -159,7 +159,7 @@ class FinetuneRecipe(ClassifierRecipe):
     optimizer: FinetuneOptimizer = Field(..., description="SGD and its schedule")
 
     @property
-    def sgd(self) -> SGD:
+    def sgd(self) -> SGDSettings:
         """The optimiser's settings."""
         return self.optimizer
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import keras
 import numpy as np
@@ -12,20 +11,19 @@ import tensorflow as tf
 from swav_tf.method.feature_queue import FeatureQueue
 from swav_tf.method.loss import swapped_prediction_loss
 from swav_tf.method.loss_scale import LossScale
+from swav_tf.method.replicated_model import ReplicatedModel, TrainFunction
 from swav_tf.method.sinkhorn import sinkhorn
 from swav_tf.model.head import Prototypes
 from swav_tf.recipe import Method
-from swav_tf.replicas import per_replica_variable, replica_count, sum_over_replicas, update_on_all_replicas
+from swav_tf.replicas import replica_count, sum_over_replicas, update_on_all_replicas
 
 ASSIGN_CROPS = 2  # codes are computed from crops 0 and 1
-
-TrainFunction = Callable[[Iterator["Crops"]], dict[str, float]]
 
 # The crops of a batch: one uint8 tensor (B, count, size, size, 3) for each group of crops.
 Crops = Sequence[tf.Tensor]
 
 
-class SwAV(keras.Model):
+class SwAV(ReplicatedModel):
     """Backbone, head and prototypes, trained by swapped prediction.
 
     Use `build_swav` to make one from a recipe. `fit` trains it with any Keras callbacks on
@@ -42,6 +40,8 @@ class SwAV(keras.Model):
         accumulation_steps: parts that a batch comes in, one after the other.
     """
 
+    parts = ("backbone", "head", "prototypes")
+
     def __init__(
         self,
         *,
@@ -55,28 +55,17 @@ class SwAV(keras.Model):
         loss_scale: LossScale,
         accumulation_steps: int = 1,
     ) -> None:
-        super().__init__(name="swav")
+        super().__init__(name="swav", loss_scale=loss_scale, accumulation_steps=accumulation_steps)
         self.backbone = backbone
         self.head = head
         self.prototypes = prototypes
         self.method = method
         self.mean, self.std = np.asarray(mean, np.float32), np.asarray(std, np.float32)
         self.queue = queue
-        self.loss_scale = loss_scale
-        self.accumulation_steps = accumulation_steps
-        # What this worker wants after the step, and what all workers agreed on: any one's wish counts.
-        self.wishes = np.zeros(2, np.float32)  # stop, write a checkpoint
-        self.agreed = np.zeros(2, bool)
         self.assignments = np.zeros(prototypes.count, np.int64)  # samples of the last batch by prototype
         if not prototypes.built:
             prototypes.build((None, head.output_shape[-1]))
-        self.built = True
-        self.train_function: TrainFunction | None = None
-        if accumulation_steps > 1:
-            self.gradient_sums = [
-                per_replica_variable(tf.zeros(v.shape), f"gradient_sum_{i}")
-                for i, v in enumerate(self.trainable_variables)
-            ]
+        self.finish_init()
 
     # === Forward ===
 
@@ -150,13 +139,6 @@ class SwAV(keras.Model):
             [(self.prototypes.kernel.value, lambda w: w.assign(tf.math.l2_normalize(w, axis=0)), ())]
         )
 
-    def _gradients(self, tape: tf.GradientTape, loss: tf.Tensor) -> list[tf.Tensor]:
-        variables = [variable.value for variable in self.trainable_variables]
-        gradients: list[tf.Tensor] = tape.gradient(
-            loss, variables, unconnected_gradients=tf.UnconnectedGradients.ZERO
-        )
-        return gradients
-
     def _update(
         self,
         gradients: Sequence[tf.Tensor],
@@ -168,20 +150,11 @@ class SwAV(keras.Model):
         """Sums over replicas, then decides once for all of them, then updates."""
         step = self.optimizer.iterations.value
         rate = tf.cast(self.optimizer.learning_rate, tf.float32)
-        divisor = self.loss_scale.factor * float(replica_count() * self.accumulation_steps)
-        gradients = [gradient / divisor for gradient in sum_over_replicas(gradients)]
-        gradient_norm = tf.linalg.global_norm(gradients)
-        finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(gradient)) for gradient in gradients])
+        gradients, finite, of_gradients = self._mean_gradients(gradients)
 
         if self.queue is not None:
             self.queue.push(projections, step=step, wanted=finite)
-        logs = self._diagnostics(loss, projections, codes, wishes)
-        logs |= {
-            "learning_rate": rate,
-            "gradient_norm": gradient_norm,
-            "finite": tf.cast(finite, tf.float32),
-            "loss_scale": tf.identity(self.loss_scale.factor),
-        }
+        logs = self._diagnostics(loss, projections, codes, wishes) | {"learning_rate": rate} | of_gradients
         thawed = step >= self.method.prototypes_frozen_steps
         frozen_kernel = self.prototypes.kernel
         applied = [
@@ -240,8 +213,7 @@ class SwAV(keras.Model):
             _, scores = self(crops, training=True)
             loss = swapped_prediction_loss(scores, codes, temperature=self.method.temperature)
             scaled = loss * self.loss_scale.factor
-        for total, gradient in zip(self.gradient_sums, self._gradients(tape, scaled), strict=True):
-            total.assign_add(gradient)
+        self._add_to_sums(self._gradients(tape, scaled))
         return loss
 
     def _finish(
@@ -251,13 +223,13 @@ class SwAV(keras.Model):
         codes: Sequence[tf.Tensor],
         wishes: tf.Tensor | None,
     ) -> dict[str, tf.Tensor]:
-        gradients = [total.read_value() for total in self.gradient_sums]
-        logs = self._update(
-            gradients, tf.add_n(losses) / len(losses), projections, tf.concat(codes, axis=1), wishes
+        return self._update(
+            self._take_sums(),
+            tf.add_n(losses) / len(losses),
+            projections,
+            tf.concat(codes, axis=1),
+            wishes,
         )
-        for total in self.gradient_sums:
-            total.assign(tf.zeros_like(total))
-        return logs
 
     # === What Keras' `fit` calls ===
 
@@ -287,9 +259,6 @@ class SwAV(keras.Model):
         self.train_function = train_function
         return train_function
 
-    def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
-        """Nothing to build. Keras would draw a batch for it and average its uint8 crops over replicas."""
-
     def train_on_crops(self, crops: Crops) -> dict[str, float]:
         """One optimiser step on one batch of crops; returns the step's measures.
 
@@ -300,23 +269,8 @@ class SwAV(keras.Model):
         parts = [tf.split(tf.convert_to_tensor(group), self.accumulation_steps) for group in crops]
         return self.make_train_function()(iter(zip(*parts, strict=True)))
 
-    def _on_replicas(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        strategy = self.distribute_strategy
-
-        @tf.function(reduce_retracing=True)
-        def run(*arguments: Any) -> Any:
-            return strategy.run(function, args=arguments)
-
-        return run
-
-    def _to_host(self, logs: dict[str, Any]) -> dict[str, float]:
-        # Summed over replicas already: any replica's are everyone's.
-        local = {
-            key: self.distribute_strategy.experimental_local_results(v)[0].numpy() for key, v in logs.items()
-        }
-        self.agreed = local.pop("wishes") > 0
+    def _keep(self, local: dict[str, np.ndarray]) -> None:
         self.assignments = local.pop("assignments").astype(np.int64)
-        return {key: float(value) for key, value in local.items()}
 
 
 def _by_crop(group: tf.Tensor) -> tf.Tensor:

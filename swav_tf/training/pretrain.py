@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import platform
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,14 +11,12 @@ from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
 from rich.console import Console
 
 from swav_tf.data.bad_images import BadImages
 from swav_tf.data.contact_sheet import contact_sheet
 from swav_tf.data.pipeline import training_batches
 from swav_tf.data.sources import ImageSource, open_source
-from swav_tf.errors import SwavError
 from swav_tf.method.swav import SwAV
 from swav_tf.recipe import Recipe
 from swav_tf.recipe_advice import check_recipe
@@ -28,15 +25,17 @@ from swav_tf.training.callbacks.checkpointing import Checkpointing, StopWhenDive
 from swav_tf.training.callbacks.collapse import WarnOfCollapse
 from swav_tf.training.callbacks.knn_monitor import WatchNeighbours
 from swav_tf.training.callbacks.metrics_log import MetricsLog
-from swav_tf.training.callbacks.position import CountSteps, Position
+from swav_tf.training.callbacks.position import CountAssignments, CountSteps, Position
 from swav_tf.training.callbacks.progress import ShowProgress
 from swav_tf.training.checkpoint import CheckpointStore
+from swav_tf.training.job import failures_explained, fit, resume, versions
 from swav_tf.training.rendezvous import ClusterAddress
 from swav_tf.training.run_folder import RunFolder
-from swav_tf.training.state import restore
 from swav_tf.training.strategy import Topology, build_strategy, topology
 
 __all__ = ["ClusterAddress", "PretrainResult", "pretrain"]
+
+MEANS_OF = ("loss", "code_entropy", "projection_spread", "gradient_norm")
 
 
 @dataclass(frozen=True)
@@ -97,7 +96,15 @@ def pretrain(
         with strategy.scope():
             model = build_swav(recipe, steps_per_epoch=steps_per_epoch)
         store = CheckpointStore(folder.checkpoints, kind="pretrain", keep_last=recipe.checkpoint.keep_last)
-        resumed_from = _resume(model, store, position, recipe, team, console, warnings)
+        resumed_from = resume(
+            model,
+            store,
+            position,
+            batch_size=recipe.train.batch_size,
+            team=team,
+            console=console,
+            warnings=warnings,
+        )
         folder.keep_metrics_until(position.step)
         console.print(_banner(recipe, team, source, steps_per_epoch))
 
@@ -106,9 +113,19 @@ def pretrain(
             folder.path / bad_list, images=len(source), max_share=recipe.data.max_bad_share
         )
         checkpointing = Checkpointing(store, recipe, position, is_chief=team.is_chief)
-        watchers: list[keras.callbacks.Callback] = [CountSteps(position)]
-        log = MetricsLog(folder, recipe, position)
-        progress = ShowProgress(recipe, position, console)
+        watchers: list[keras.callbacks.Callback] = [
+            CountSteps(position, MEANS_OF),
+            CountAssignments(position),
+        ]
+        log = MetricsLog(
+            folder,
+            recipe,
+            position,
+            beside=lambda: {"prototypes_used": int(np.count_nonzero(model.assignments))},
+        )
+        progress = ShowProgress(
+            recipe, position, console, ignorance=("ln K", math.log(recipe.model.prototypes))
+        )
         neighbours = None
         if team.is_chief:
             watchers += [
@@ -124,24 +141,28 @@ def pretrain(
         # Checkpoints last: what the others wrote of a step is on disk before the step counts as done.
         watchers += [*callbacks, StopWhenDiverged(recipe, position, checkpointing), checkpointing]
 
+        def batches_from(step: int) -> Any:
+            return training_batches(
+                recipe,
+                source,
+                steps_per_epoch=steps_per_epoch,
+                start_step=step,
+                total_steps=position.total_steps,
+                workers=team.workers,
+                worker=team.worker,
+                replica_batch_size=recipe.train.batch_size
+                // team.replicas
+                // recipe.train.accumulation_steps,
+                bad_images=bad_images,
+            )
+
         try:
-            with checkpointing.listening():
+            with checkpointing.listening(), failures_explained(recipe.train, team.replicas, bad_images):
                 if team.is_chief:
                     log.open()
                     if position.step == 0 and recipe.monitor.tensorboard:
                         log.image("crops", np.asarray(contact_sheet(source, recipe, rows=6).convert("RGB")))
-                _fit(model, recipe, source, position, team, bad_images, watchers)
-        except tf.errors.ResourceExhaustedError as error:
-            raise SwavError(
-                f"Out of memory at batch_size {recipe.train.batch_size} over {team.replicas} replica(s). "
-                "Remedies: train.accumulation_steps=2 (or 4, 8: the same batch in parts), "
-                "train.precision=mixed_float16, a smaller train.batch_size with a queue. "
-                f"TensorFlow says: {str(error)[:300]}"
-            ) from error
-        except tf.errors.OpError:
-            if bad_images.fatal is not None:
-                raise bad_images.fatal from None
-            raise
+                fit(model, position, batches_from, epochs=recipe.train.epochs, callbacks=watchers)
         finally:
             progress.close()
             log.close()
@@ -161,83 +182,10 @@ def pretrain(
             "replicas": team.replicas,
             "resumed_from_step": resumed_from,
             "seconds": round(time.perf_counter() - started, 2),
-            "versions": _versions(),
+            "versions": versions(),
         }
         folder.write_summary(summary)
     return PretrainResult(model=model, run_dir=Path(run_dir), summary=summary)
-
-
-def _resume(
-    model: SwAV,
-    store: CheckpointStore,
-    position: Position,
-    recipe: Recipe,
-    team: Topology,
-    console: Console,
-    warnings: Console,
-) -> int | None:
-    checkpoint, complaints = store.newest()
-    for complaint in complaints:
-        warnings.print(f"[yellow]warning[/] {complaint} The one before it is used.")
-    if checkpoint is not None:
-        restore(model, checkpoint.arrays, batch_size=recipe.train.batch_size)
-        position.from_json(checkpoint.facts["position"])
-        console.print(f"going on from step {position.step} ({checkpoint.path})")
-    if team.workers > 1:
-        _check_all_at(position.step, model)
-    return checkpoint.step if checkpoint else None
-
-
-def _check_all_at(step: int, model: SwAV) -> None:
-    """All workers must have found the same checkpoint, or they would train apart."""
-    strategy = model.distribute_strategy
-    total = strategy.run(
-        lambda: tf.distribute.get_replica_context().all_reduce("SUM", tf.constant(float(step), tf.float64))
-    )
-    mean = float(strategy.experimental_local_results(total)[0]) / strategy.num_replicas_in_sync
-    if mean != step:
-        raise SwavError(
-            f"All workers must see the same run folder. Received: this worker's checkpoint is of step {step}, "
-            f"the mean over workers is {mean:g}. Put --run-dir on a shared file system."
-        )
-
-
-def _fit(
-    model: SwAV,
-    recipe: Recipe,
-    source: ImageSource,
-    position: Position,
-    team: Topology,
-    bad_images: BadImages,
-    callbacks: list[keras.callbacks.Callback],
-) -> None:
-    strategy = model.distribute_strategy
-    part = recipe.train.batch_size // team.replicas // recipe.train.accumulation_steps
-    while position.step < position.total_steps:
-        epoch, done = divmod(position.step, position.steps_per_epoch)
-        batches = strategy.distribute_datasets_from_function(
-            lambda _: training_batches(
-                recipe,
-                source,
-                steps_per_epoch=position.steps_per_epoch,
-                start_step=position.step,
-                total_steps=position.total_steps,
-                workers=team.workers,
-                worker=team.worker,
-                replica_batch_size=part,
-                bad_images=bad_images,
-            )
-        )
-        model.fit(
-            batches,
-            initial_epoch=epoch,
-            # A run that goes on in the middle of an epoch ends that one first.
-            epochs=epoch + 1 if done else recipe.train.epochs,
-            steps_per_epoch=position.steps_per_epoch - done,
-            callbacks=callbacks,
-            shuffle=False,  # the batches come in their order
-            verbose=0,
-        )
 
 
 def _banner(recipe: Recipe, team: Topology, source: ImageSource, steps_per_epoch: int) -> str:
@@ -248,13 +196,5 @@ def _banner(recipe: Recipe, team: Topology, source: ImageSource, steps_per_epoch
         f"{team.kind}: {team.workers} worker(s), {team.replicas} replica(s) on {team.devices}, global batch "
         f"{train.batch_size}{f' in {train.accumulation_steps} parts' if train.accumulation_steps > 1 else ''}, "
         f"{steps_per_epoch} steps an epoch, {train.epochs} epochs, {train.precision}\n"
-        + ", ".join(f"{name} {version}" for name, version in _versions().items())
+        + ", ".join(f"{name} {version}" for name, version in versions().items())
     )
-
-
-def _versions() -> dict[str, str]:
-    return {
-        "python": platform.python_version(),
-        "tensorflow": str(tf.__version__),
-        "keras": str(keras.__version__),
-    }

@@ -15,8 +15,7 @@ from types import TracebackType
 from typing import Any, TextIO
 
 from swav_tf.errors import UsageError
-from swav_tf.recipe import Recipe
-from swav_tf.recipe_files import load_recipe, save_recipe
+from swav_tf.recipe_files import AnyRecipe, kind_of, load_any_recipe, save_recipe
 
 # Settings that may differ when a run goes on, so that it can move to another machine: the batch and the
 # order of the images stay as they are.
@@ -34,6 +33,7 @@ FREE_TO_CHANGE = (
     "train.max_non_finite_steps",
     "checkpoint",
     "monitor",
+    "subset",  # the names in it are compared, not where the file lies
 )
 
 
@@ -94,15 +94,30 @@ class RunFolder:
             path.rename(target / path.name)
         return target
 
-    def save_recipe(self, recipe: Recipe) -> None:
+    def check_kind(self, recipe: AnyRecipe) -> None:
+        """Refuses the folder of another kind of run.
+
+        Raises:
+            UsageError: it is one.
+        """
+        path = self.path / "config.yaml"
+        if path.exists() and (earlier := kind_of(load_any_recipe(path))) != kind_of(recipe):
+            raise UsageError(
+                f"A run folder holds runs of one kind. {self.path} holds a {earlier} run; a {kind_of(recipe)} "
+                "run neither goes on from it nor takes its place. Set another --run-dir."
+            )
+
+    def save_recipe(self, recipe: AnyRecipe) -> None:
         """Writes config.yaml, or holds it against the one that is there.
 
         Raises:
-            UsageError: the run was started with other settings; all of them are listed.
+            UsageError: the folder holds a run of another kind, or one that was started with other
+                settings; all of them are listed.
         """
         path = self.path / "config.yaml"
         if path.exists():
-            before, now = _flat(load_recipe(path).model_dump()), _flat(recipe.model_dump())
+            self.check_kind(recipe)
+            before, now = _flat(load_any_recipe(path).model_dump()), _flat(recipe.model_dump())
             differences = [
                 f"  {key}: was {before.get(key)!r}, now {now.get(key)!r}"
                 for key in sorted(before.keys() | now.keys())

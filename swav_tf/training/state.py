@@ -1,4 +1,4 @@
-"""Everything of a SwAV model that the next step depends on, as named arrays."""
+"""Everything of a model that the next step depends on, as named arrays."""
 
 from __future__ import annotations
 
@@ -8,25 +8,28 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from swav_tf.method.swav import SwAV
+from swav_tf.method.replicated_model import ReplicatedModel
 from swav_tf.replicas import gather_from_replicas
 from swav_tf.training.checkpoint import CheckpointError
 
 
-def named_variables(model: SwAV) -> dict[str, keras.Variable]:
+def named_variables(model: ReplicatedModel) -> dict[str, keras.Variable]:
     """The weights by name: part of the model, then Keras' path of the variable."""
     named: dict[str, keras.Variable] = {}
-    for part in ("backbone", "head", "prototypes"):
-        for variable in getattr(model, part).weights:
-            # A layer's path starts with its model's or its own name; the part says that already.
-            path = variable.path.removeprefix(f"{part}/")
-            named[f"{part}/{path}"] = variable
+    for part in model.parts:
+        named |= named_weights(part, getattr(model, part))
     if len(named) != len(model.weights):
         raise AssertionError("two weights share a path")
     return named
 
 
-def capture(model: SwAV, *, batch_size: int) -> dict[str, np.ndarray]:
+def named_weights(part: str, layer: keras.layers.Layer) -> dict[str, keras.Variable]:
+    """The weights of one part of a model by name."""
+    # A layer's path starts with its model's or its own name; the part says that already.
+    return {f"{part}/{v.path.removeprefix(f'{part}/')}": v for v in layer.weights}
+
+
+def capture(model: ReplicatedModel, *, batch_size: int) -> dict[str, np.ndarray]:
     """All state as arrays. Every worker must call it, since the queues of all replicas are gathered.
 
     Args:
@@ -46,7 +49,7 @@ def capture(model: SwAV, *, batch_size: int) -> dict[str, np.ndarray]:
     return arrays
 
 
-def restore(model: SwAV, arrays: Mapping[str, np.ndarray], *, batch_size: int) -> None:
+def restore(model: ReplicatedModel, arrays: Mapping[str, np.ndarray], *, batch_size: int) -> None:
     """Puts captured state back, on any number of replicas.
 
     Raises:
@@ -86,7 +89,7 @@ def restore(model: SwAV, arrays: Mapping[str, np.ndarray], *, batch_size: int) -
 # whole batch, (crops, slots * B, D), so that a run may go on with another number of replicas.
 
 
-def _gather_queues(model: SwAV, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
+def _gather_queues(model: ReplicatedModel, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
     strategy, queue = model.distribute_strategy, model.queue
     assert queue is not None
 
@@ -103,7 +106,7 @@ def _gather_queues(model: SwAV, batch_size: int) -> tuple[np.ndarray, np.ndarray
     return projections.reshape(crops, replicas * length, dim), np.int64(pushed * replicas).reshape(1)
 
 
-def _scatter_queues(model: SwAV, projections: np.ndarray, pushed: int, batch_size: int) -> None:
+def _scatter_queues(model: ReplicatedModel, projections: np.ndarray, pushed: int, batch_size: int) -> None:
     strategy, queue = model.distribute_strategy, model.queue
     assert queue is not None
     replicas = strategy.num_replicas_in_sync

@@ -31,7 +31,7 @@ def test_a_loss_that_stays_at_ln_k_is_warned_about_once(last_loss, warnings):
 def test_lines_where_there_is_no_terminal():
     recipe, position, output = tiny_recipe(train__epochs=2), Position(10, 20), io.StringIO()
     console = Console(file=output, force_terminal=False, width=200)
-    callback = ShowProgress(recipe, position, console, line_seconds=1000)
+    callback = ShowProgress(recipe, position, console, ignorance=("ln K", LN_K), line_seconds=1000)
     for step in range(20):
         callback.on_train_batch_begin(step)
         position.step += 1
@@ -44,7 +44,8 @@ def test_lines_where_there_is_no_terminal():
 # Bug caught: a terminal that is left without a bar, or a bar without the figures that matter.
 def test_a_bar_on_a_terminal():
     recipe, position, output = tiny_recipe(train__epochs=2), Position(10, 20), io.StringIO()
-    callback = ShowProgress(recipe, position, Console(file=output, force_terminal=True, width=160))
+    console = Console(file=output, force_terminal=True, width=160)
+    callback = ShowProgress(recipe, position, console, ignorance=("ln K", LN_K))
     for step in range(20):
         callback.on_train_batch_begin(step)
         position.step += 1

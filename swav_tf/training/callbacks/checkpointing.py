@@ -12,13 +12,13 @@ from types import FrameType
 import keras
 
 from swav_tf.errors import SwavError
-from swav_tf.method.swav import SwAV
-from swav_tf.recipe import Recipe
+from swav_tf.method.replicated_model import ReplicatedModel
+from swav_tf.recipe_files import AnyRecipe
 from swav_tf.training.callbacks.position import Position
 from swav_tf.training.checkpoint import CheckpointStore
 from swav_tf.training.state import capture
 
-STOP, WRITE = 0, 1  # places in SwAV.wishes
+STOP, WRITE = 0, 1  # places in ReplicatedModel.wishes
 
 
 class StoppedBySignal(SwavError):
@@ -43,9 +43,11 @@ class Checkpointing(keras.callbacks.Callback):
     the wish travels with the step's own sums, so all workers write the same step.
     """
 
-    model: SwAV
+    model: ReplicatedModel
 
-    def __init__(self, store: CheckpointStore, recipe: Recipe, position: Position, *, is_chief: bool) -> None:
+    def __init__(
+        self, store: CheckpointStore, recipe: AnyRecipe, position: Position, *, is_chief: bool
+    ) -> None:
         super().__init__()
         self.store, self.recipe, self.position, self.is_chief = store, recipe, position, is_chief
         self.written_at = time.monotonic()
@@ -106,7 +108,7 @@ class Checkpointing(keras.callbacks.Callback):
 class StopWhenDiverged(keras.callbacks.Callback):
     """Ends a run whose loss or gradients stay non-finite; such steps change no weight."""
 
-    def __init__(self, recipe: Recipe, position: Position, checkpointing: Checkpointing) -> None:
+    def __init__(self, recipe: AnyRecipe, position: Position, checkpointing: Checkpointing) -> None:
         super().__init__()
         self.limit = recipe.train.max_non_finite_steps
         self.precision = recipe.train.precision
@@ -122,6 +124,7 @@ class StopWhenDiverged(keras.callbacks.Callback):
             raise Diverged(
                 f"Loss or gradients were not finite in {self.in_a_row} steps in a row, up to step "
                 f"{self.position.step} (precision {self.precision}, loss scale {(logs or {})['loss_scale']:g}). "
-                f"Last good checkpoint: {good}.\nRemedies in order: a lower optimizer.peak_learning_rate, a longer "
-                "warm-up, train.precision=float32 or mixed_bfloat16; look for broken images with `swav-tf crops`."
+                f"Last good checkpoint: {good}.\nRemedies in order: a lower learning rate in optimizer, a longer "
+                "warm-up where there is one, train.precision=float32 or mixed_bfloat16; look for broken images with "
+                "`swav-tf crops`."
             )

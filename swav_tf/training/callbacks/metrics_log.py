@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from typing import Any, TextIO
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from swav_tf.method.swav import SwAV
-from swav_tf.recipe import Recipe
+from swav_tf.recipe_files import AnyRecipe
 from swav_tf.training.callbacks.position import Position
 from swav_tf.training.run_folder import RunFolder
 
@@ -19,11 +19,17 @@ from swav_tf.training.run_folder import RunFolder
 class MetricsLog(keras.callbacks.Callback):
     """One line every `log_every_steps` steps and one every epoch; docs/metrics.md explains the fields."""
 
-    model: SwAV
-
-    def __init__(self, folder: RunFolder, recipe: Recipe, position: Position) -> None:
+    def __init__(
+        self,
+        folder: RunFolder,
+        recipe: AnyRecipe,
+        position: Position,
+        *,
+        beside: Callable[[], dict[str, Any]] = dict,
+    ) -> None:
+        """`beside` gives what a step's line has beside the step's measures."""
         super().__init__()
-        self.folder, self.recipe, self.position = folder, recipe, position
+        self.folder, self.recipe, self.position, self.beside = folder, recipe, position, beside
         self._file: TextIO | None = None
         self._board: tf.summary.SummaryWriter | None = None
         self._mark = (time.perf_counter(), position.step)
@@ -42,11 +48,10 @@ class MetricsLog(keras.callbacks.Callback):
         """Writes a step's line, and an epoch's."""
         position, logs = self.position, logs or {}
         if position.step % self.recipe.monitor.log_every_steps == 0:
-            used = np.count_nonzero(self.model.assignments)
-            self.write("step", {**logs, "prototypes_used": int(used), **self._speed()})
+            self.write("step", {**logs, **self.beside(), **self._speed()})
         if position.at_epoch_end:
-            used = np.count_nonzero(position.usage)
-            self.write("epoch", {**position.means(), "prototypes_used": int(used)})
+            used = {"prototypes_used": int(np.count_nonzero(position.usage))} if position.usage.size else {}
+            self.write("epoch", {**position.means(), **used})
             self._histogram()
 
     def write(self, kind: str, values: dict[str, Any]) -> None:
@@ -85,6 +90,6 @@ class MetricsLog(keras.callbacks.Callback):
         return {"images_per_second": images / max(now - then, 1e-9)}
 
     def _histogram(self) -> None:
-        if self._board is not None:
+        if self._board is not None and self.position.usage.size:
             with self._board.as_default(step=self.position.step):
                 tf.summary.histogram("epoch/samples_of_a_prototype", self.position.usage)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,6 +28,7 @@ class Position:
     sums: dict[str, float] = field(default_factory=dict)  # of the epoch so far
     finite_steps: int = 0  # of the epoch so far
     usage: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # samples by prototype, likewise
+    validation: dict[str, Any] = field(default_factory=dict)  # accuracies of the last and of the best epoch
 
     @property
     def epoch(self) -> int:
@@ -45,7 +46,7 @@ class Position:
 
     def to_json(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
-        keys = ("step", "first_loss", "last_loss", "sums", "finite_steps")
+        keys = ("step", "first_loss", "last_loss", "sums", "finite_steps", "validation")
         return {key: getattr(self, key) for key in keys} | {"usage": self.usage.tolist()}
 
     def from_json(self, saved: Mapping[str, Any]) -> None:
@@ -55,7 +56,36 @@ class Position:
 
 
 class CountSteps(keras.callbacks.Callback):
-    """Keeps the position; must be the first callback."""
+    """Keeps the position; must be the first callback.
+
+    Args:
+        position: is moved on.
+        means_of: the measures of a step whose means over an epoch are wanted; "loss" must be one.
+    """
+
+    def __init__(self, position: Position, means_of: Sequence[str]) -> None:
+        super().__init__()
+        self.position, self.means_of = position, means_of
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
+        """Counts one step."""
+        position, logs = self.position, logs or {}
+        if position.step % position.steps_per_epoch == 0:
+            position.sums, position.finite_steps = {}, 0
+            position.usage = np.zeros_like(position.usage)
+        position.step += 1
+        if logs["finite"]:
+            position.finite_steps += 1
+            for key in self.means_of:
+                position.sums[key] = position.sums.get(key, 0.0) + logs[key]
+            if position.first_loss is None:
+                position.first_loss = logs["loss"]
+        if position.at_epoch_end and position.finite_steps:
+            position.last_loss = position.means()["loss"]
+
+
+class CountAssignments(keras.callbacks.Callback):
+    """Counts the epoch's samples by prototype; comes right after `CountSteps`."""
 
     model: SwAV
 
@@ -64,18 +94,5 @@ class CountSteps(keras.callbacks.Callback):
         self.position = position
 
     def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
-        """Counts one step."""
-        position, logs = self.position, logs or {}
-        if position.step % position.steps_per_epoch == 0:
-            position.sums, position.finite_steps = {}, 0
-            position.usage = np.zeros_like(self.model.assignments)
-        position.step += 1
-        position.usage = position.usage + self.model.assignments
-        if logs["finite"]:
-            position.finite_steps += 1
-            for key in ("loss", "code_entropy", "projection_spread", "gradient_norm"):
-                position.sums[key] = position.sums.get(key, 0.0) + logs[key]
-            if position.first_loss is None:
-                position.first_loss = logs["loss"]
-        if position.at_epoch_end and position.finite_steps:
-            position.last_loss = position.means()["loss"]
+        """Adds the step's."""
+        self.position.usage = self.position.usage + self.model.assignments

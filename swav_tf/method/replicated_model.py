@@ -1,0 +1,111 @@
+"""What every model that is trained here shares: steps on replicas, sums before decisions, wishes between workers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, ClassVar
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from swav_tf.method.feature_queue import FeatureQueue
+from swav_tf.method.loss_scale import LossScale
+from swav_tf.replicas import per_replica_variable, replica_count, sum_over_replicas
+
+TrainFunction = Callable[[Iterator[Any]], dict[str, float]]
+
+
+class ReplicatedModel(keras.Model):
+    """A `keras.Model` whose step sums over replicas first and decides on the sum.
+
+    A subclass makes its weights, calls `finish_init`, and writes `make_train_function`.
+
+    Args:
+        name: of the model.
+        loss_scale: factor on the loss, for half precision.
+        accumulation_steps: parts that a batch comes in, one after the other.
+    """
+
+    parts: ClassVar[tuple[str, ...]]  # attributes that hold the weights: their names in a checkpoint
+
+    def __init__(self, *, name: str, loss_scale: LossScale, accumulation_steps: int) -> None:
+        super().__init__(name=name)
+        self.loss_scale = loss_scale
+        self.accumulation_steps = accumulation_steps
+        self.queue: FeatureQueue | None = None
+        # What this worker wants after the step, and what all workers agreed on: any one's wish counts.
+        self.wishes = np.zeros(2, np.float32)  # stop, write a checkpoint
+        self.agreed = np.zeros(2, bool)
+        self.train_function: TrainFunction | None = None
+
+    def finish_init(self) -> None:
+        """Makes what depends on the weights; the last thing that a subclass does in its own."""
+        self.built = True
+        if self.accumulation_steps > 1:
+            self.gradient_sums = [
+                per_replica_variable(tf.zeros(v.shape), f"gradient_sum_{i}")
+                for i, v in enumerate(self.trainable_variables)
+            ]
+
+    # === One step, as one replica sees it ===
+
+    def _gradients(self, tape: tf.GradientTape, loss: tf.Tensor) -> list[tf.Tensor]:
+        variables = [variable.value for variable in self.trainable_variables]
+        gradients: list[tf.Tensor] = tape.gradient(
+            loss, variables, unconnected_gradients=tf.UnconnectedGradients.ZERO
+        )
+        return gradients
+
+    def _mean_gradients(
+        self, gradients: Sequence[tf.Tensor]
+    ) -> tuple[list[tf.Tensor], tf.Tensor, dict[str, tf.Tensor]]:
+        """The whole batch's gradients, whether they are finite, and what is logged of them."""
+        divisor = self.loss_scale.factor * float(replica_count() * self.accumulation_steps)
+        gradients = [gradient / divisor for gradient in sum_over_replicas(gradients)]
+        finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(gradient)) for gradient in gradients])
+        logs = {
+            "gradient_norm": tf.linalg.global_norm(gradients),
+            "finite": tf.cast(finite, tf.float32),
+            "loss_scale": tf.identity(self.loss_scale.factor),
+        }
+        return gradients, finite, logs
+
+    def _add_to_sums(self, gradients: Sequence[tf.Tensor]) -> None:
+        for total, gradient in zip(self.gradient_sums, gradients, strict=True):
+            total.assign_add(gradient)
+
+    def _take_sums(self) -> list[tf.Tensor]:
+        """The gradients of all parts of the batch; the sums start at zero again."""
+        gradients = [tf.identity(total.read_value()) for total in self.gradient_sums]
+        with tf.control_dependencies(gradients):
+            for total in self.gradient_sums:
+                total.assign(tf.zeros_like(total))
+        return gradients
+
+    # === What Keras' `fit` calls ===
+
+    def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
+        """Nothing to build. Keras would draw a batch for it and average its uint8 images over replicas."""
+
+    def _on_replicas(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        strategy = self.distribute_strategy
+
+        @tf.function(reduce_retracing=True)
+        def run(*arguments: Any) -> Any:
+            return strategy.run(function, args=arguments)
+
+        return run
+
+    def _to_host(self, logs: dict[str, Any]) -> dict[str, float]:
+        """A step's measures; what the workers agreed on is kept in `agreed`."""
+        # Summed over replicas already: any replica's are everyone's.
+        local = {
+            key: self.distribute_strategy.experimental_local_results(v)[0].numpy() for key, v in logs.items()
+        }
+        self.agreed = local.pop("wishes") > 0
+        self._keep(local)
+        return {key: float(value) for key, value in local.items()}
+
+    def _keep(self, local: dict[str, np.ndarray]) -> None:
+        """Takes out of a step's measures what is no single number."""

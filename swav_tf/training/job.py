@@ -1,0 +1,126 @@
+"""What every training job does round its own model: go on from a checkpoint, fit, explain what ended it."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import keras
+import tensorflow as tf
+from rich.console import Console
+
+from swav_tf.data.bad_images import BadImages
+from swav_tf.errors import SwavError
+from swav_tf.method.replicated_model import ReplicatedModel
+from swav_tf.recipe import Train
+from swav_tf.training.callbacks.position import Position
+from swav_tf.training.checkpoint import CheckpointStore
+from swav_tf.training.state import restore
+from swav_tf.training.strategy import Topology
+
+
+def resume(
+    model: ReplicatedModel,
+    store: CheckpointStore,
+    position: Position,
+    *,
+    batch_size: int,
+    team: Topology,
+    console: Console,
+    warnings: Console,
+) -> int | None:
+    """Puts the newest whole checkpoint into the model; returns its step, or None if there is none.
+
+    Raises:
+        CheckpointError: no checkpoint is whole, or it does not fit the model.
+        SwavError: the workers do not see the same checkpoint.
+    """
+    checkpoint, complaints = store.newest()
+    for complaint in complaints:
+        warnings.print(f"[yellow]warning[/] {complaint} The one before it is used.")
+    if checkpoint is not None:
+        restore(model, checkpoint.arrays, batch_size=batch_size)
+        position.from_json(checkpoint.facts["position"])
+        console.print(f"going on from step {position.step} ({checkpoint.path})")
+    if team.workers > 1:
+        _check_all_at(position.step, model)
+    return checkpoint.step if checkpoint else None
+
+
+def _check_all_at(step: int, model: ReplicatedModel) -> None:
+    """All workers must have found the same checkpoint, or they would train apart."""
+    strategy = model.distribute_strategy
+    total = strategy.run(
+        lambda: tf.distribute.get_replica_context().all_reduce("SUM", tf.constant(float(step), tf.float64))
+    )
+    mean = float(strategy.experimental_local_results(total)[0]) / strategy.num_replicas_in_sync
+    if mean != step:
+        raise SwavError(
+            f"All workers must see the same run folder. Received: this worker's checkpoint is of step {step}, "
+            f"the mean over workers is {mean:g}. Put --run-dir on a shared file system."
+        )
+
+
+def fit(
+    model: ReplicatedModel,
+    position: Position,
+    batches_from: Callable[[int], tf.data.Dataset],
+    *,
+    epochs: int,
+    callbacks: Sequence[keras.callbacks.Callback],
+) -> None:
+    """Trains from the position to the end.
+
+    Args:
+        model: compiled, under its strategy.
+        position: where the run stands; a callback moves it on.
+        batches_from: this worker's batches from a step (from 0) to the end of the run.
+        epochs: of the whole run.
+        callbacks: for Keras.
+    """
+    strategy = model.distribute_strategy
+    while position.step < position.total_steps:
+        epoch, done = divmod(position.step, position.steps_per_epoch)
+        batches = strategy.distribute_datasets_from_function(lambda _: batches_from(position.step))
+        model.fit(
+            batches,
+            initial_epoch=epoch,
+            # A run that goes on in the middle of an epoch ends that one first.
+            epochs=epoch + 1 if done else epochs,
+            steps_per_epoch=position.steps_per_epoch - done,
+            callbacks=list(callbacks),
+            shuffle=False,  # the batches come in their order
+            verbose=0,
+        )
+
+
+@contextmanager
+def failures_explained(train: Train, replicas: int, bad_images: BadImages) -> Iterator[None]:
+    """TensorFlow's errors in words: out of memory, and images that cannot be read.
+
+    Raises:
+        SwavError: instead of them; what has no words stays as it is.
+    """
+    try:
+        yield
+    except tf.errors.ResourceExhaustedError as error:
+        raise SwavError(
+            f"Out of memory at batch_size {train.batch_size} over {replicas} replica(s). "
+            "Remedies: train.accumulation_steps=2 (or 4, 8: the same batch in parts), "
+            "train.precision=mixed_float16, a smaller train.batch_size (in pretraining with a queue). "
+            f"TensorFlow says: {str(error)[:300]}"
+        ) from error
+    except tf.errors.OpError:
+        if bad_images.fatal is not None:
+            raise bad_images.fatal from None
+        raise
+
+
+def versions() -> dict[str, str]:
+    """Of Python, TensorFlow and Keras."""
+    return {
+        "python": platform.python_version(),
+        "tensorflow": str(tf.__version__),
+        "keras": str(keras.__version__),
+    }
