@@ -94,11 +94,18 @@ def _draw_png(
 
 
 def _headline(figures: dict[str, Any], shown: int) -> str:
-    text = (
-        f"{figures['images']:,} images   {figures['prototypes_used']} of {figures['prototypes']} prototypes used, "
-        f"as if {figures['effective_prototypes']:g} were used alike   the {shown} most used are shown"
-    )
-    return text + (f"   purity {100 * figures['purity']:.1f} %" if "purity" in figures else "")
+    texts = [
+        f"{figures['images']:,} images",
+        f"{figures['prototypes_used']:,} of {figures['prototypes']:,} prototypes used",
+        f"as if {figures['effective_prototypes']:g} were used alike",
+        *([f"purity {100 * figures['purity']:.1f} %"] if "purity" in figures else []),
+        f"shown: {_most_used(shown)}",
+    ]
+    return "   ".join(texts)
+
+
+def _most_used(shown: int) -> str:
+    return "the most used prototype" if shown == 1 else f"the {shown:,} most used prototypes"
 
 
 # === HTML ===
@@ -176,8 +183,8 @@ def _page(
 equal usage, {len(clusters.index) / clusters.count:,.1f} images.</p>
 {_usage_chart(sorted((row["images"] for row in rows.values()), reverse=True))}
 <h2>Nearest images</h2>
-<p>The {len(shown):,} most used prototypes, each with the images of greatest score, whichever prototype
-these go to. usage.csv lists all prototypes, assignments.csv all images.</p>
+<p>Shown: {_most_used(len(shown))}, each with the images of greatest score, whichever prototype these go to.
+usage.csv lists all prototypes, assignments.csv all images.</p>
 {cards}
 </html>
 """
