@@ -17,7 +17,7 @@ help:
 $(INSTALLED): pyproject.toml constraints.txt
 	@echo 'Installing into .venv (TensorFlow is large: some minutes the first time) ...'
 	@$(PYTHON) -m venv .venv
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[train,dev]'
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[train,export,dev]'
 	@touch $@
 
 demo: $(INSTALLED)

@@ -13,7 +13,8 @@ EXTRAS = {
         "matplotlib",
         "pyarrow",
     ),
-    "onnx": ("onnx", "onnxruntime", "tf2onnx"),
+    "onnx": ("onnxruntime",),
+    "export": ("onnx", "tf2onnx"),
     "tensorrt": ("tensorrt",),
 }
 

@@ -18,7 +18,7 @@ class ModelFacts:
 
     Attributes:
         path: its folder or file.
-        runner: who runs it: `keras`.
+        runner: who runs it: `keras`, or `onnxruntime` with provider and precision.
         weights_sha256: of the weights' file; features of equal weights may be compared.
         step: optimiser steps that it was trained for.
         recipe: name of its recipe.
@@ -39,7 +39,7 @@ class Runner(Protocol):
     """A model that is ready to run.
 
     Attributes:
-        name: who runs it: `keras`.
+        name: who runs it: `keras` or `onnxruntime`.
         view: the preprocessing that its images need, the evaluation view of its training.
         feature_dim: F.
         facts: which model it is.
@@ -73,30 +73,45 @@ def is_run_folder(model: Path | str) -> bool:
     return (Path(model) / "config.yaml").is_file()
 
 
-def open_runner(model: Path | str) -> Runner:
-    """The model in a run folder, with the weights of its newest checkpoint.
+def open_runner(model: Path | str, *, provider: str | None = None, threads: int = 0) -> Runner:
+    """The model in a run folder, with the weights of its newest checkpoint, or in a file by `swav-tf export`.
+
+    Args:
+        model: the folder or file.
+        provider: ONNX files only: `cpu`, `cuda` or `tensorrt`, that one and no other; None is `cpu`.
+        threads: ONNX files on a CPU only: that compute one batch; 0 for one a core.
 
     Raises:
         UsageError: it is missing, is no run folder, has no checkpoint, or is of a kind that cannot be run.
         CheckpointError: its checkpoint is damaged.
+        DataError: the file is damaged.
     """
     path = Path(model)
     if not path.exists():
         raise UsageError(
-            f"--model must be the folder of a pretraining run. Received: {path}, which is not there."
+            f"--model must be the folder of a pretraining run or an ONNX file. Received: {path}, "
+            "which is not there."
+        )
+    if path.is_file() and path.suffix == ".onnx":
+        from evaluate.onnx_runner import OnnxRunner
+
+        return OnnxRunner(path, provider=provider or "cpu", threads=threads)
+    if provider is not None or threads:
+        raise UsageError(
+            f"A provider and its threads belong to an ONNX file. Received: {path}, which is none."
         )
     if is_run_folder(path):
         from evaluate.keras_runner import KerasRunner
 
         return KerasRunner(path)
-    if path.suffix in (".onnx", ".plan", ".engine"):
+    if path.suffix in (".plan", ".engine"):
         raise UsageError(
-            f"--model must be the folder of a pretraining run: this version cannot run ONNX files and "
+            f"--model must be the folder of a pretraining run or an ONNX file: this version cannot run "
             f"TensorRT engines yet. Received: {path}."
         )
     what = "a folder without config.yaml" if path.is_dir() else "a file"
     raise UsageError(
-        f"--model must be the folder of a pretraining run, with config.yaml and checkpoints/. "
+        f"--model must be the folder of a pretraining run, with config.yaml and checkpoints/, or an ONNX file. "
         f"Received: {path}, {what}."
     )
 

@@ -15,12 +15,13 @@ from swav_tf.recipe_fields import section_of
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = [
-    name for name in ("cli", "configs", "evaluate", "swav_tf") if (ROOT / name / "__init__.py").exists()
+    name for name in ("cli", "configs", "evaluate", "export", "swav_tf") if (ROOT / name / "__init__.py").exists()
 ]
 
 # Everything else must be importable where TensorFlow is not installed.
 NEEDS_TENSORFLOW = (
     "cli.demo",
+    "export.onnx_graph",
     "swav_tf.data.pipeline",
     "swav_tf.method.",
     "swav_tf.model.",

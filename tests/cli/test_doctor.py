@@ -76,5 +76,5 @@ def test_every_extra_names_modules_of_its_own() -> None:
     assert extras.extra_of("tensorflow_datasets") == "train"
     assert extras.extra_of("tensorflowx") is None
     assert extras.extra_of(None) is None
-    assert set(extras.EXTRAS) <= {"train", "onnx", "tensorrt"}
+    assert set(extras.EXTRAS) <= {"train", "onnx", "export", "tensorrt"}
     assert "swav-tf" in installation.PACKAGES

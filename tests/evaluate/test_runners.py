@@ -76,9 +76,9 @@ def test_what_is_no_model(tmp_path, run_dir):
         open_runner(tmp_path / "nowhere")
     with pytest.raises(UsageError, match=r"a folder without config.yaml"):
         open_runner(tmp_path)
-    (tmp_path / "model.onnx").write_bytes(b"")
-    with pytest.raises(UsageError, match="cannot run ONNX files and TensorRT engines yet"):
-        open_runner(tmp_path / "model.onnx")
+    (tmp_path / "model.plan").write_bytes(b"")
+    with pytest.raises(UsageError, match="cannot run TensorRT engines yet"):
+        open_runner(tmp_path / "model.plan")
     (tmp_path / "x.txt").write_bytes(b"")
     with pytest.raises(UsageError, match=r"x.txt, a file"):
         open_runner(tmp_path / "x.txt")

@@ -1,0 +1,1 @@
+"""Models for machines without TensorFlow, with the proof that their features are the same."""
