@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from swav_tf.errors import RecipeError
-from swav_tf.recipe import Recipe
+from swav_tf.recipe import Data, Recipe, Train
 
 # Known from TensorFlow modules, written again so that a check needs no TensorFlow; a test compares them.
 BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet18_32px", "resnet_small")
@@ -46,9 +46,13 @@ def check_recipe(
     replicas = replicas or max(1, recipe.train.logical_cpus)
     errors = [
         *_impossible_crops(recipe),
-        *_impossible_data(recipe),
+        *impossible_view(recipe.data),
+        *_impossible_monitor(recipe),
         *_impossible_model(recipe),
-        *_impossible_course(recipe, replicas, images),
+        *impossible_batch(recipe.train, replicas, images),
+        *_impossible_warmup(recipe),
+        *impossible_devices(recipe.train),
+        *_impossible_queue(recipe),
     ]
     if errors:
         raise RecipeError(
@@ -65,23 +69,16 @@ def _impossible_crops(recipe: Recipe) -> Iterator[Advice]:
             "Set crops.0.count=2 or more",
         )
     for index, group in enumerate(recipe.crops):
-        least, greatest = group.scale
-        if not 0 < least <= greatest <= 1:
-            yield Advice(
-                f"crops.{index}.scale",
-                f"must be shares of the area with 0 < least <= greatest <= 1; got [{least}, {greatest}]",
-                "The paper's large crops have [0.14, 1.0], its small ones [0.05, 0.14]",
-            )
-    for path, (least, greatest), paper in (
+        yield from impossible_scale(
+            f"crops.{index}.scale",
+            group.scale,
+            "The paper's large crops have [0.14, 1.0], its small ones [0.05, 0.14]",
+        )
+    for path, bounds, paper in (
         ("augment.aspect_ratio", recipe.augment.aspect_ratio, "[0.75, 1.333]"),
         ("augment.blur.sigma", recipe.augment.blur.sigma, "[0.1, 2.0]"),
     ):
-        if not 0 < least <= greatest:
-            yield Advice(
-                path,
-                f"must have 0 < least <= greatest; got [{least}, {greatest}]",
-                f"The paper's are {paper}",
-            )
+        yield from impossible_scale(path, bounds, f"The paper's are {paper}", most=None)
     if min(recipe.augment.std) <= 0:
         yield Advice(
             "augment.std",
@@ -90,8 +87,20 @@ def _impossible_crops(recipe: Recipe) -> Iterator[Advice]:
         )
 
 
-def _impossible_data(recipe: Recipe) -> Iterator[Advice]:
-    data, view, monitor = recipe.data, recipe.data.evaluation, recipe.monitor
+def impossible_scale(
+    path: str, bounds: tuple[float, float], remedy: str, *, most: float | None = 1
+) -> Iterator[Advice]:
+    """Bounds that do not rise, or leave 0 to `most`: shares of the area where that is 1."""
+    least, greatest = bounds
+    if not 0 < least <= greatest or (most is not None and greatest > most):
+        shares = "be shares of the area with" if most is not None else "have"
+        top = f" <= {most:g}" if most is not None else ""
+        yield Advice(path, f"must {shares} 0 < least <= greatest{top}; got [{least}, {greatest}]", remedy)
+
+
+def impossible_view(data: Data) -> Iterator[Advice]:
+    """A view of the images, or a place of theirs, that cannot be."""
+    view = data.evaluation
     if view.crop > view.resize:
         yield Advice(
             "data.evaluation.crop",
@@ -104,6 +113,10 @@ def _impossible_data(recipe: Recipe) -> Iterator[Advice]:
             f"the digits are bundled and have no path; got {data.path!r}",
             "For images of your own set data.kind (class_folders, images, tfrecord or tfds)",
         )
+
+
+def _impossible_monitor(recipe: Recipe) -> Iterator[Advice]:
+    data, monitor = recipe.data, recipe.monitor
     if monitor.knn_every_epochs and data.kind == "images":
         yield Advice(
             "monitor.knn_every_epochs",
@@ -149,8 +162,8 @@ def _impossible_model(recipe: Recipe) -> Iterator[Advice]:
             )
 
 
-def _impossible_course(recipe: Recipe, replicas: int, images: int | None) -> Iterator[Advice]:
-    train, queue, warmup = recipe.train, recipe.method.queue, recipe.optimizer.warmup_epochs
+def impossible_batch(train: Train, replicas: int, images: int | None) -> Iterator[Advice]:
+    """A batch that cannot be shared out, or not be filled."""
     parts = train.accumulation_steps * replicas
     if train.batch_size % parts:
         yield Advice(
@@ -165,18 +178,30 @@ def _impossible_course(recipe: Recipe, replicas: int, images: int | None) -> Ite
             f"{images} images do not fill one batch of {train.batch_size}, so an epoch would have no step",
             f"Set it to {images} or less, or use more images",
         )
+
+
+def _impossible_warmup(recipe: Recipe) -> Iterator[Advice]:
+    train, warmup = recipe.train, recipe.optimizer.warmup_epochs
     if warmup > train.epochs:
         yield Advice(
             "optimizer.warmup_epochs",
             f"a warm-up of {warmup} epochs is longer than the run of {train.epochs}",
             f"Set it to {train.epochs // 10} or train for longer",
         )
+
+
+def impossible_devices(train: Train) -> Iterator[Advice]:
+    """Devices that are asked for in two ways."""
     if train.strategy == "one_device" and train.logical_cpus > 1:
         yield Advice(
             "train.logical_cpus",
             f"makes {train.logical_cpus} replicas and train.strategy is one_device",
             "Set train.strategy=mirrored, or leave logical_cpus out",
         )
+
+
+def _impossible_queue(recipe: Recipe) -> Iterator[Advice]:
+    train, queue = recipe.train, recipe.method.queue
     if queue.length and not recipe.queue_length:
         yield Advice(
             "method.queue.length",
@@ -268,6 +293,11 @@ def _unwise_course(recipe: Recipe, images: int | None, on_cpu: bool) -> Iterator
             "the warm-up lasts the whole run, the rate never decays",
             f"Set it to {train.epochs // 10} or train for longer",
         )
+    yield from slow_precision(train, on_cpu)
+
+
+def slow_precision(train: Train, on_cpu: bool) -> Iterator[Advice]:
+    """A precision that is slower on these devices than float32."""
     if train.precision == "mixed_float16" and (on_cpu or train.logical_cpus):
         yield Advice(
             "train.precision",

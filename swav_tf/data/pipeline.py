@@ -15,11 +15,13 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
+from swav_tf.classifier_recipe import ClassifierRecipe
 from swav_tf.data.augment import Image
 from swav_tf.data.bad_images import BadImages
 from swav_tf.data.decode import UndecodableImage
 from swav_tf.data.multicrop import MultiCrop
 from swav_tf.data.order import epoch_order
+from swav_tf.data.python_calls import PythonCalls
 from swav_tf.data.sources import ImageSource, read_image
 from swav_tf.data.view import evaluation_view
 from swav_tf.errors import DataError
@@ -27,7 +29,7 @@ from swav_tf.recipe import EvaluationView, Recipe
 
 
 def training_batches(
-    recipe: Recipe,
+    recipe: Recipe | ClassifierRecipe,
     source: ImageSource,
     *,
     steps_per_epoch: int,
@@ -37,6 +39,7 @@ def training_batches(
     worker: int,
     replica_batch_size: int,
     bad_images: BadImages,
+    labelled: bool = False,
 ) -> tf.data.Dataset:
     """The crops of one worker for optimiser steps `start_step` to `total_steps` - 1.
 
@@ -54,10 +57,12 @@ def training_batches(
         worker: number of this worker, from 0.
         replica_batch_size: images of one element.
         bad_images: counts unreadable images, and ends the run when they are too many.
+        labelled: the classes of the images are wanted too.
 
     Returns:
         Data set of tuples, for each crop group a uint8 (replica_batch_size, count, size, size, 3),
-        of static shape. When it fails, `bad_images.fatal` is the error to show if it is set.
+        of static shape, then with `labelled` the classes, int64 (replica_batch_size,).
+        When it fails, `bad_images.fatal` is the error to show if it is set.
 
     Raises:
         ValueError: if the batch size cannot be divided so, or an epoch has too few images.
@@ -76,8 +81,12 @@ def training_batches(
             f"{len(source)} images"
         )
     multicrop = MultiCrop(recipe.crops, recipe.augment)
+    shapes: list[tuple[int, ...]] = [(group.count, group.size, group.size, 3) for group in recipe.crops]
+    types = [tf.uint8] * len(shapes)
+    if labelled:
+        shapes, types = [*shapes, ()], [*types, tf.int64]
 
-    def crops_at(position: int) -> list[Image]:
+    def crops_at(position: int) -> list[Image | np.int64]:
         epoch, place = divmod(position, images_per_epoch)
         order = epoch_order(len(source), seed=seed, epoch=epoch)
         for attempt in range(len(source)):
@@ -88,15 +97,21 @@ def training_batches(
                 bad_images.bad(source.image_name(index), str(error))
                 continue
             bad_images.good()
-            return multicrop(image, seed=seed, epoch=epoch, index=index, attempt=attempt)
+            crops = multicrop(image, seed=seed, epoch=epoch, index=index, attempt=attempt)
+            return [*crops, np.int64(source.label(index))] if labelled else [*crops]
         raise DataError("none of the images can be read")
+
+    def nothing() -> list[Image | np.int64]:
+        return [np.zeros(shape, kind.as_numpy_dtype) for shape, kind in zip(shapes, types, strict=True)]
+
+    counted = PythonCalls().counted(crops_at, nothing)
 
     def crops_of(number: tf.Tensor) -> tuple[tf.Tensor, ...]:
         step, place = number // share, number % share
         position = step * batch_size + worker * share + place
-        tensors = tf.numpy_function(crops_at, [position], [tf.uint8] * len(recipe.crops), stateful=False)
-        for tensor, group in zip(tensors, recipe.crops, strict=True):
-            tensor.set_shape((group.count, group.size, group.size, 3))
+        tensors = tf.numpy_function(counted, [position], types, stateful=False)
+        for tensor, shape in zip(tensors, shapes, strict=True):
+            tensor.set_shape(shape)
         return tuple(tensors)
 
     threads = recipe.data.threads or _cores()
@@ -115,20 +130,25 @@ def evaluation_batches(
 ) -> tf.data.Dataset:
     """The evaluation views of the given images, in that order, uint8 (b, crop, crop, 3).
 
-    Every b is `batch_size` but the last, which is what remains.
+    Every b is `batch_size` but the last, which is what remains. The index -1 gives a black
+    image, for filling up a batch.
 
     An image that cannot be read is an error: leaving it out would shift the labels
     against the features.
     """
 
     def view_of(index: int) -> Image:
+        if index < 0:
+            return np.zeros((view.crop, view.crop, 3), np.uint8)
         try:
             return evaluation_view(read_image(source, int(index)), view)
         except (UndecodableImage, OSError) as error:
             raise DataError(f"{source.image_name(int(index))} cannot be read: {error}") from error
 
+    counted = PythonCalls().counted(view_of, lambda: np.zeros((view.crop, view.crop, 3), np.uint8))
+
     def view_tensor(index: tf.Tensor) -> tf.Tensor:
-        image = tf.numpy_function(view_of, [index], tf.uint8, stateful=False)
+        image = tf.numpy_function(counted, [index], tf.uint8, stateful=False)
         image.set_shape((view.crop, view.crop, 3))
         return image
 

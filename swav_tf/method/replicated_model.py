@@ -17,20 +17,33 @@ TrainFunction = Callable[[Iterator[Any]], dict[str, float]]
 
 
 class ReplicatedModel(keras.Model):
-    """A `keras.Model` whose step sums over replicas first and decides on the sum.
+    """A backbone and what is trained on it; a step sums over replicas first and decides on the sum.
 
-    A subclass makes its weights, calls `finish_init`, and writes `make_train_function`.
+    A subclass makes its other weights, calls `finish_init`, and writes `make_train_function`.
 
     Args:
         name: of the model.
+        backbone: normalised images (n, size, size, 3) to features (n, F).
+        mean, std: of the three channels of images in [0, 1].
         loss_scale: factor on the loss, for half precision.
         accumulation_steps: parts that a batch comes in, one after the other.
     """
 
     parts: ClassVar[tuple[str, ...]]  # attributes that hold the weights: their names in a checkpoint
 
-    def __init__(self, *, name: str, loss_scale: LossScale, accumulation_steps: int) -> None:
+    def __init__(
+        self,
+        *,
+        name: str,
+        backbone: keras.Model,
+        mean: Sequence[float],
+        std: Sequence[float],
+        loss_scale: LossScale,
+        accumulation_steps: int,
+    ) -> None:
         super().__init__(name=name)
+        self.backbone = backbone
+        self.mean, self.std = np.asarray(mean, np.float32), np.asarray(std, np.float32)
         self.loss_scale = loss_scale
         self.accumulation_steps = accumulation_steps
         self.queue: FeatureQueue | None = None
@@ -38,6 +51,7 @@ class ReplicatedModel(keras.Model):
         self.wishes = np.zeros(2, np.float32)  # stop, write a checkpoint
         self.agreed = np.zeros(2, bool)
         self.train_function: TrainFunction | None = None
+        self.batches_in_use: Iterator[Any] | None = None
 
     def finish_init(self) -> None:
         """Makes what depends on the weights; the last thing that a subclass does in its own."""
@@ -47,6 +61,18 @@ class ReplicatedModel(keras.Model):
                 per_replica_variable(tf.zeros(v.shape), f"gradient_sum_{i}")
                 for i, v in enumerate(self.trainable_variables)
             ]
+
+    # === Features ===
+
+    @tf.function(reduce_retracing=True)
+    def features(self, images: tf.Tensor) -> tf.Tensor:
+        """Features (n, F), float32, of uint8 images (n, size, size, 3), in inference mode."""
+        return tf.cast(self.backbone(self.normalise(images), training=False), tf.float32)
+
+    def normalise(self, images: tf.Tensor) -> tf.Tensor:
+        """uint8 images to what the backbone takes: (x / 255 - mean) / std."""
+        images = (tf.cast(images, tf.float32) / 255.0 - self.mean) / self.std
+        return tf.cast(images, self.backbone.compute_dtype)
 
     # === One step, as one replica sees it ===
 
@@ -87,6 +113,11 @@ class ReplicatedModel(keras.Model):
 
     def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
         """Nothing to build. Keras would draw a batch for it and average its uint8 images over replicas."""
+
+    def _next(self, iterator: Iterator[Any]) -> Any:
+        """The next batch. The iterator is held: it must not go while Python calls of its data set run."""
+        self.batches_in_use = iterator
+        return next(iterator)
 
     def _on_replicas(self, function: Callable[..., Any]) -> Callable[..., Any]:
         strategy = self.distribute_strategy

@@ -55,12 +55,17 @@ class SwAV(ReplicatedModel):
         loss_scale: LossScale,
         accumulation_steps: int = 1,
     ) -> None:
-        super().__init__(name="swav", loss_scale=loss_scale, accumulation_steps=accumulation_steps)
-        self.backbone = backbone
+        super().__init__(
+            name="swav",
+            backbone=backbone,
+            mean=mean,
+            std=std,
+            loss_scale=loss_scale,
+            accumulation_steps=accumulation_steps,
+        )
         self.head = head
         self.prototypes = prototypes
         self.method = method
-        self.mean, self.std = np.asarray(mean, np.float32), np.asarray(std, np.float32)
         self.queue = queue
         self.assignments = np.zeros(prototypes.count, np.int64)  # samples of the last batch by prototype
         if not prototypes.built:
@@ -87,16 +92,6 @@ class SwAV(ReplicatedModel):
         projections = tf.cast(self.head(features, training=training), tf.float32)
         projections = tf.math.l2_normalize(projections, axis=-1, epsilon=1e-24)
         return projections, self.prototypes(projections)
-
-    @tf.function(reduce_retracing=True)
-    def features(self, images: tf.Tensor) -> tf.Tensor:
-        """Features (n, F), float32, of uint8 images (n, size, size, 3), in inference mode."""
-        return tf.cast(self.backbone(self.normalise(images), training=False), tf.float32)
-
-    def normalise(self, images: tf.Tensor) -> tf.Tensor:
-        """uint8 images to what the backbone takes: (x / 255 - mean) / std."""
-        images = (tf.cast(images, tf.float32) / 255.0 - self.mean) / self.std
-        return tf.cast(images, self.backbone.compute_dtype)
 
     def codes(self, projections: tf.Tensor, scores: tf.Tensor) -> tf.Tensor:
         """Codes (2, B, K) of the assign crops, balanced with the queue and over all replicas.
@@ -249,8 +244,8 @@ class SwAV(ReplicatedModel):
         def train_function(iterator: Iterator[Crops]) -> dict[str, float]:
             wishes = tf.constant(self.wishes)
             if self.accumulation_steps == 1:
-                return self._to_host(step(next(iterator), wishes))
-            parts = [next(iterator) for _ in range(self.accumulation_steps)]
+                return self._to_host(step(self._next(iterator), wishes))
+            parts = [self._next(iterator) for _ in range(self.accumulation_steps)]
             begin()
             projections, codes = assign([look(part) for part in parts])
             losses = [accumulate(part, part_codes) for part, part_codes in zip(parts, codes, strict=True)]

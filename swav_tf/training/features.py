@@ -1,4 +1,4 @@
-"""Features of a source's images by the backbone in inference mode, as the k-NN during training wants them."""
+"""Features of a source's images by the backbone in inference mode, as k-NN and cached probe want them."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ import numpy as np
 import numpy.typing as npt
 
 from swav_tf.data.pipeline import evaluation_batches
+from swav_tf.data.python_calls import ended_after
 from swav_tf.data.sources import ImageSource
-from swav_tf.method.swav import SwAV
+from swav_tf.method.replicated_model import ReplicatedModel
 from swav_tf.recipe import Data
 
 
 def extract_features(
-    model: SwAV,
+    model: ReplicatedModel,
     source: ImageSource,
     indices: Sequence[int] | npt.NDArray[np.int64],
     settings: Data,
@@ -25,7 +26,16 @@ def extract_features(
 
     The running averages of batch normalisation are used, and stay as they are.
     """
-    batches = evaluation_batches(
-        source, indices, settings.evaluation, batch_size=batch_size, threads=settings.threads
-    )
-    return np.concatenate([model.features(images).numpy() for images in batches])
+    # In place: a list of parts and its concatenation would need twice the memory.
+    features = np.empty((len(indices), model.backbone.output_shape[-1]), np.float32)
+    done = 0
+    with ended_after():
+        batches = iter(
+            evaluation_batches(
+                source, indices, settings.evaluation, batch_size=batch_size, threads=settings.threads
+            )
+        )
+        for images in batches:
+            features[done : done + len(images)] = model.features(images).numpy()
+            done += len(images)
+    return features

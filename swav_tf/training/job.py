@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -11,7 +12,8 @@ import tensorflow as tf
 from rich.console import Console
 
 from swav_tf.data.bad_images import BadImages
-from swav_tf.errors import SwavError
+from swav_tf.data.python_calls import ended_after
+from swav_tf.errors import DataError, SwavError
 from swav_tf.method.replicated_model import ReplicatedModel
 from swav_tf.recipe import Train
 from swav_tf.training.callbacks.position import Position
@@ -82,17 +84,19 @@ def fit(
     strategy = model.distribute_strategy
     while position.step < position.total_steps:
         epoch, done = divmod(position.step, position.steps_per_epoch)
-        batches = strategy.distribute_datasets_from_function(lambda _: batches_from(position.step))
-        model.fit(
-            batches,
-            initial_epoch=epoch,
-            # A run that goes on in the middle of an epoch ends that one first.
-            epochs=epoch + 1 if done else epochs,
-            steps_per_epoch=position.steps_per_epoch - done,
-            callbacks=list(callbacks),
-            shuffle=False,  # the batches come in their order
-            verbose=0,
-        )
+        with ended_after():
+            batches = strategy.distribute_datasets_from_function(lambda _: batches_from(position.step))
+            model.fit(
+                batches,
+                initial_epoch=epoch,
+                # A run that goes on in the middle of an epoch ends that one first.
+                epochs=epoch + 1 if done else epochs,
+                steps_per_epoch=position.steps_per_epoch - done,
+                callbacks=list(callbacks),
+                shuffle=False,  # the batches come in their order
+                verbose=0,
+            )
+        model.batches_in_use = None
 
 
 @contextmanager
@@ -111,9 +115,12 @@ def failures_explained(train: Train, replicas: int, bad_images: BadImages) -> It
             "train.precision=mixed_float16, a smaller train.batch_size (in pretraining with a queue). "
             f"TensorFlow says: {str(error)[:300]}"
         ) from error
-    except tf.errors.OpError:
+    except tf.errors.OpError as error:
         if bad_images.fatal is not None:
             raise bad_images.fatal from None
+        # What a tf.data function raises arrives as TensorFlow's error, its message inside a stack trace.
+        if meant := re.search(r"DataError: (.+)", str(error)):
+            raise DataError(meant[1]) from None
         raise
 
 

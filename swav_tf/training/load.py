@@ -9,7 +9,7 @@ from swav_tf.method.swav import SwAV
 from swav_tf.recipe import Recipe
 from swav_tf.recipe_files import load_recipe
 from swav_tf.training.build import build_swav
-from swav_tf.training.checkpoint import CheckpointStore
+from swav_tf.training.checkpoint import Checkpoint, CheckpointStore
 from swav_tf.training.state import named_variables
 
 
@@ -17,7 +17,21 @@ def load_swav(run_dir: Path | str, *, step: int | None = None) -> tuple[SwAV, Re
     """The model of a pretraining run with the weights of its newest (or one) checkpoint, and its recipe.
 
     Raises:
-        UsageError: there is no run or no checkpoint.
+        UsageError: there is no run or no checkpoint, or it is a run of another kind.
+        CheckpointError: the checkpoint is damaged.
+    """
+    checkpoint, recipe = read_pretrained(run_dir, step=step)
+    model = build_swav(recipe)
+    for name, variable in named_variables(model).items():
+        variable.assign(checkpoint.arrays[name])
+    return model, recipe
+
+
+def read_pretrained(run_dir: Path | str, *, step: int | None = None) -> tuple[Checkpoint, Recipe]:
+    """The newest (or one) checkpoint of a pretraining run, and its recipe; nothing is built.
+
+    Raises:
+        UsageError: there is no run or no checkpoint, or it is a run of another kind.
         CheckpointError: the checkpoint is damaged.
     """
     run_dir = Path(run_dir)
@@ -30,7 +44,4 @@ def load_swav(run_dir: Path | str, *, step: int | None = None) -> tuple[SwAV, Re
     checkpoint = store.read(step) if step is not None else store.newest()[0]
     if checkpoint is None:
         raise UsageError(f"{run_dir} has no checkpoint yet: let `swav-tf pretrain` write one.")
-    model = build_swav(recipe)
-    for name, variable in named_variables(model).items():
-        variable.assign(checkpoint.arrays[name])
-    return model, recipe
+    return checkpoint, recipe
