@@ -14,7 +14,8 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -115,14 +116,14 @@ def extract_features(
             for path, indices in missing.items():
                 seen: list[ViewedImage] = []
                 outputs: list[np.ndarray] = []
-                mine = _told(itertools.islice(views, len(indices)), done, on_progress)
                 known = len(unreadable.reasons)
-                for batch in batches(mine, batch_size, unreadable):
+                for batch in batches(itertools.islice(views, len(indices)), batch_size, unreadable):
                     outputs.append(runner.run(stack_views(batch))["features"])
                     seen += [replace(image, view=None) for image in batch]
-                _write_shard(
-                    path, seen, outputs, runner.feature_dim, dict([*unreadable.reasons.items()][known:])
-                )
+                    if on_progress is not None:
+                        on_progress(done + 1 + batch[-1].index - indices.start)
+                bad = dict([*unreadable.reasons.items()][known:])
+                _write_shard(path, seen, outputs, runner.feature_dim, bad)
                 done += len(indices)
         finally:
             views.close()
@@ -134,15 +135,6 @@ def extract_features(
         shutil.rmtree(folder)
     seconds = time.perf_counter() - began
     return Extraction(output, rows, runner.feature_dim, unreadable.reasons, images_before, seconds)
-
-
-def _told(
-    images: Iterable[ViewedImage], done: int, on_progress: Callable[[int], None] | None
-) -> Iterator[ViewedImage]:
-    for number, image in enumerate(images, start=done + 1):
-        yield image
-        if on_progress is not None:
-            on_progress(number)
 
 
 # === What is kept between two calls ===
@@ -207,13 +199,24 @@ def _write_shard(
 
 
 def _read_shard(path: Path) -> Rows:
-    with np.load(path, allow_pickle=False) as file:
+    with _open_shard(path) as file:
         return Rows(file["features"], file["labels"], file["index"], file["names"].tolist())
 
 
 def _unreadable_of(path: Path) -> dict[str, str]:
-    with np.load(path, allow_pickle=False) as file:
+    with _open_shard(path) as file:
         return dict(zip(file["bad_names"].tolist(), file["bad_reasons"].tolist(), strict=True))
+
+
+@contextmanager
+def _open_shard(path: Path) -> Iterator[Any]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            yield file
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise DataError(
+            f"{path} is damaged: {error}. Remove it and give the same command again: its images are done anew."
+        ) from error
 
 
 def _write_whole(path: Path, data: bytes | memoryview) -> None:

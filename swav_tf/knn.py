@@ -168,7 +168,7 @@ def _blocks(rows: int, size: int) -> Iterator[slice]:
 
 def _unit_rows(rows: np.ndarray) -> np.ndarray:
     unit = np.array(rows, np.float32)
-    norms = np.linalg.norm(unit, axis=1, keepdims=True)
+    norms = np.sqrt(np.einsum("ij,ij->i", unit, unit))[:, np.newaxis]  # np.linalg.norm would square a copy
     if not np.isfinite(norms).all():
         raise ValueError(
             f"Features must be finite. Received: {int((~np.isfinite(norms)).sum())} rows that are not."

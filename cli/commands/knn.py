@@ -48,7 +48,7 @@ def command(
     """Classify the images of feature file TEST by their nearest neighbours in TRAIN, by cosine.
 
     The search is exact. Files that end in .npy stay on disk: 1.28 million features of 2048 and
-    50,000 queries need 1.1 GiB of memory.
+    50,000 queries need less than 1 GiB of memory.
 
     \b
     Examples:

@@ -1,4 +1,7 @@
+import base64
 import csv
+import html
+import io
 import math
 import re
 
@@ -8,8 +11,10 @@ from PIL import Image
 
 from evaluate.cluster_sheet import write_cluster_sheets
 from evaluate.clusters import Clusters, assign_images, summary, usage_table, write_tables
-from evaluate.images import UnreadableImages, stack_views, view_images
+from evaluate.images import ImageSet, UnreadableImages, stack_views, view_images
+from evaluate.thumbnails import thumbnail
 from swav_tf.errors import UsageError
+from swav_tf.recipe import Data
 from tests.evaluate.models import PROTOTYPES, NumpyRunner, class_folders, make_class_folders
 
 
@@ -20,20 +25,51 @@ def assign(images, folder, runner=None, **settings):
 
 # Bugs caught: nearest images of one batch only, of another prototype, or out of order; rows confused with numbers
 # in the source where an image is unreadable.
-@pytest.mark.parametrize("batch_size", [3, 100])
-def test_assignment_is_by_all_scores(tmp_path, folders, batch_size):
+@pytest.mark.parametrize(("batch_size", "near"), [(3, 5), (100, 5), (4, 14), (100, 14)])
+def test_assignment_is_by_all_scores(tmp_path, folders, batch_size, near):
     (folders / "cat" / "04.png").write_bytes(b"")
     images = class_folders(folders)
-    clusters = assign(images, tmp_path, images_of_each=5, batch_size=batch_size)
+    clusters = assign(images, tmp_path, images_of_each=near, batch_size=batch_size)
     readable = [i for i in range(20) if i != 4]
     views = stack_views(list(view_images(images.source, readable, NumpyRunner.view)))
     scores = NumpyRunner().run(views)["scores"]
     assert clusters.index.tolist() == readable
     np.testing.assert_array_equal(clusters.prototypes, scores.argmax(axis=1))
     np.testing.assert_allclose(clusters.scores, scores.max(axis=1), rtol=1e-5)
-    assert clusters.nearest.shape == (PROTOTYPES, 5)
-    np.testing.assert_array_equal(clusters.nearest, np.argsort(-scores, axis=0)[:5].T)
-    np.testing.assert_allclose(clusters.nearest_scores, -np.sort(-scores, axis=0)[:5].T, rtol=1e-4, atol=1e-5)
+    assert clusters.nearest.shape == (PROTOTYPES, near)
+    np.testing.assert_array_equal(clusters.nearest, np.argsort(-scores, axis=0)[:near].T)
+    np.testing.assert_allclose(
+        clusters.nearest_scores, -np.sort(-scores, axis=0)[:near].T, rtol=1e-4, atol=1e-5
+    )
+
+
+class ManyImages:
+    """800 images in memory."""
+
+    class_names = ()
+    pixels = np.random.default_rng(3).integers(0, 256, (800, 8, 8, 3), dtype=np.uint8)
+
+    def __len__(self):
+        return len(self.pixels)
+
+    def read(self, index):
+        return self.pixels[index]
+
+    def label(self, index):
+        return -1
+
+    def image_name(self, index):
+        return str(index)
+
+
+# Bug caught: the nearest images of many in the order that a partition leaves them in, which is by chance right for few.
+def test_the_nearest_of_many_are_in_order(tmp_path):
+    images = ImageSet(ManyImages(), Data(kind="images"))
+    clusters = assign(images, tmp_path, images_of_each=600, batch_size=800)
+    views = stack_views(list(view_images(images.source, range(800), NumpyRunner.view)))
+    scores = NumpyRunner().run(views)["scores"]
+    nearest = np.take_along_axis(scores, clusters.nearest.T, axis=0)
+    np.testing.assert_allclose(nearest, -np.sort(-scores, axis=0)[:600], rtol=1e-4, atol=1e-5)
 
 
 def some_clusters(labels):
@@ -105,6 +141,22 @@ def test_pages_and_tables(tmp_path):
     for row in usage:
         assert int(row["images"]) == sum(line["prototype"] == row["prototype"] for line in assignments)
     assert len(usage) == PROTOTYPES
+
+
+# Bug caught: pictures of other images than those that are named, where one before them is unreadable.
+def test_pictures_are_of_the_images_named(tmp_path, folders):
+    (folders / "cat" / "00.png").write_bytes(b"")
+    images, runner = class_folders(folders), NumpyRunner()
+    clusters = assign(images, tmp_path, images_of_each=4)
+    write_cluster_sheets(tmp_path, clusters, images, model=runner.facts, view=runner.view, prototypes=9)
+    page = (tmp_path / "index.html").read_text(encoding="utf-8")
+    figures = re.findall(r'src="data:image/[a-z]+;base64,([^"]*)" alt="(.*?), class', page)
+    numbers = {html.escape(images.source.image_name(i)): i for i in range(20)}
+    assert len(figures) >= 8
+    for encoded, name in figures:
+        picture = Image.open(io.BytesIO(base64.b64decode(encoded))).convert("RGB")
+        expected = thumbnail(images.source, numbers[name], runner.view, 96)
+        assert np.abs(np.asarray(picture, float) - np.asarray(expected, float)).mean() < 8
 
 
 # Bug caught: a traceback for a model without prototypes.

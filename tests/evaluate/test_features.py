@@ -1,4 +1,7 @@
+import dataclasses
+import errno
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +22,11 @@ SCRIPT = Path(__file__).parent / "run_features.py"
 def directly(images, runner):
     views = view_images(images.source, range(len(images.source)), runner.view)
     return np.concatenate([runner.run(v.view[None])["features"] for v in views])
+
+
+def ends(total, size):
+    """Where batches of a shard end."""
+    return [*range(size, total, size), total]
 
 
 # Bugs caught: shards or batches put together wrongly, the last partial batch or shard left out, labels or names
@@ -42,7 +50,10 @@ def test_features_are_the_models(tmp_path, folders, batch_size, shard_size):
     assert file.facts["model"]["step"] == 3
     assert file.facts["class_names"] == ["cat", 'dög, "big"']
     assert (result.images, result.feature_dim, result.images_before, result.unreadable) == (20, 5, 0, {})
-    assert progress == list(range(1, 21))
+    done = [
+        min(start + end, 20) for start in range(0, 20, shard_size) for end in ends(shard_size, batch_size)
+    ]
+    assert progress == list(dict.fromkeys(done))
     assert {p.name for p in tmp_path.iterdir()} == {"images", "x.npy", "x.npy.csv", "x.npy.json"}
 
 
@@ -106,6 +117,14 @@ def test_an_interrupted_run_with_other_settings(tmp_path, folders):
     result = extract_features(NumpyRunner("b" * 64), images, output, batch_size=4, shard_size=5, fresh=True)
     assert result.images_before == 0
     assert read_feature_file(output).facts["model"]["weights_sha256"] == "b" * 64
+
+
+# Bug caught: a run folder that was moved taken for another model.
+def test_a_model_may_move(tmp_path, folders):
+    images, output, moved = class_folders(folders), tmp_path / "x.npy", NumpyRunner()
+    interrupted(NumpyRunner(), images, output)
+    moved.facts = dataclasses.replace(moved.facts, path="elsewhere")
+    assert extract_features(moved, images, output, batch_size=4, shard_size=4).images_before == 8
 
 
 # Bugs caught: a finished file that is computed again, or overwritten by another model's.
@@ -172,6 +191,32 @@ def test_one_process_at_a_time(tmp_path, folders):
 
     extract_features(NumpyRunner(), images, output, on_progress=another)
     assert told == [True]
+
+
+# Bugs caught: a traceback for a full disk or a damaged shard; what was done before that is lost.
+def test_a_full_disk_and_a_damaged_shard(tmp_path, folders, monkeypatch):
+    images, output, flush = class_folders(folders), tmp_path / "x.npz", os.fsync
+    calls = []
+
+    def full(descriptor):
+        calls.append(descriptor)
+        if len(calls) == 4:  # settings, two shards, and then
+            raise OSError(errno.ENOSPC, "No space left on device")
+        flush(descriptor)
+
+    settings = {"batch_size": 4, "shard_size": 4}
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(
+        DataError, match=r"No space left on device. Make room and give the same command again"
+    ):
+        extract_features(NumpyRunner(), images, output, **settings)
+    shard = tmp_path / "x.npz.shards" / "shard-000001.npz"
+    shard.write_bytes(shard.read_bytes()[:100])
+    with pytest.raises(DataError, match=r"shard-000001.npz is damaged.*Remove it"):
+        extract_features(NumpyRunner(), images, output, **settings)
+    shard.unlink()
+    again = extract_features(NumpyRunner(), images, output, **settings)
+    assert (again.images, again.images_before) == (20, 4)
 
 
 # Bug caught: settings.json that cannot be read by a person or another version.

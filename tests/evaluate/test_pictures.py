@@ -80,7 +80,7 @@ def test_queries_that_are_no_image(tmp_path):
 # === Maps ===
 
 
-# Bugs caught: the length of features drawn instead of their direction, classes that are apart drawn together.
+# Bug caught: classes that are apart drawn together.
 @pytest.mark.parametrize("method", ["pca", "tsne"])
 def test_a_map_keeps_apart_what_is_apart(tmp_path, two_clouds, method):
     drawn = map_features(two_clouds, method=method, limit=1000)
@@ -91,6 +91,14 @@ def test_a_map_keeps_apart_what_is_apart(tmp_path, two_clouds, method):
     draw_map(tmp_path / "x.png", two_clouds, drawn, method=method)
     colours = np.asarray(Image.open(tmp_path / "x.png").convert("RGB")).reshape(-1, 3)
     assert len(np.unique(colours[np.ptp(colours, axis=1) > 80], axis=0)) > 5
+
+
+# Bug caught: the length of features drawn instead of their direction.
+def test_lengths_do_not_matter(two_clouds):
+    features, labels = two_clouds.rows.features, two_clouds.rows.labels
+    longer = feature_file(features * np.linspace(1, 50, len(features))[:, None], labels)
+    places = [map_features(file, method="pca", limit=100).places for file in (two_clouds, longer)]
+    np.testing.assert_allclose(*places, atol=1e-3)
 
 
 # Bug caught: rows and places of different images where only some are drawn.
