@@ -1,0 +1,279 @@
+"""What the folder of a probe or fine-tuning run has beside a pretraining run's: where it began, what came of it.
+
+model.json      architecture, normalisation, class names, and whose weights it began with
+per_class.csv   accuracy by class             confusion.csv, confusion.png   who is taken for whom
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from swav_tf.classifier_recipe import FinetuneRecipe, ProbeRecipe
+from swav_tf.data.labelled import LabelledData
+from swav_tf.errors import UsageError
+from swav_tf.method.loss_scale import LossScale
+from swav_tf.model.backbone import build_backbone
+from swav_tf.recipe import Model, Recipe
+from swav_tf.recipe_files import load_any_recipe, load_recipe
+from swav_tf.training.build import dtype_policy
+from swav_tf.training.checkpoint import CheckpointError, CheckpointStore
+from swav_tf.training.classifier import Classifier
+from swav_tf.training.confusion_picture import draw_confusion
+from swav_tf.training.load import read_pretrained
+from swav_tf.training.run_folder import RunFolder
+from swav_tf.training.state import named_variables, named_weights
+from swav_tf.training.validation import Counts
+
+BY_SGD, BY_CACHE = "sgd", "cached features"
+
+
+@dataclass(frozen=True)
+class Start:
+    """Whose backbone a classifier is put on.
+
+    Attributes:
+        recipe: of the pretraining run: architecture, mean and std of images.
+        weights: its arrays by name, or None for a random initialisation.
+        origin: the same in words, for summaries.
+    """
+
+    recipe: Recipe
+    weights: Mapping[str, np.ndarray] | None
+    origin: dict[str, Any]
+
+
+def start_from(model: Path | str, *, from_scratch: bool = False) -> Start:
+    """The backbone of a pretraining run, or with `from_scratch` its architecture alone.
+
+    Args:
+        model: a run folder; with `from_scratch` it may be a recipe's file or name too.
+        from_scratch: weights are drawn at random.
+
+    Raises:
+        UsageError: there is no such run, or it has no checkpoint.
+        CheckpointError: the checkpoint is damaged.
+    """
+    if from_scratch:
+        config = Path(model) / "config.yaml"
+        recipe = load_recipe(config if config.exists() else model)
+        return Start(recipe, None, {"weights": "random", "recipe": recipe.name})
+    checkpoint, recipe = read_pretrained(model)
+    weights = {name: array for name, array in checkpoint.arrays.items() if name.startswith("backbone/")}
+    origin = {
+        "weights": "pretrained",
+        "recipe": recipe.name,
+        "run": str(model),
+        "step": checkpoint.step,
+        "sha256": checkpoint.facts["sha256"],
+    }
+    return Start(recipe, weights, origin)
+
+
+def build_classifier(
+    recipe: ProbeRecipe | FinetuneRecipe, architecture: Recipe | ModelFacts, class_count: int
+) -> Classifier:
+    """A classifier with the recipe's own seed, under the strategy in scope; not compiled.
+
+    Args:
+        recipe: says what is frozen, precision and seed.
+        architecture: says which backbone, and how its images are normalised.
+        class_count: number of classes.
+    """
+    keras.utils.set_random_seed(recipe.train.seed)
+    model = architecture.model
+    # In training mode the statistics are over all replicas, whatever they were in pretraining.
+    batch_norm = model.batch_norm.model_copy(update={"synchronised": True})
+    with dtype_policy(recipe.train.precision):
+        backbone = build_backbone(model.model_copy(update={"batch_norm": batch_norm}))
+    normalisation = architecture.augment if isinstance(architecture, Recipe) else architecture
+    return Classifier(
+        backbone=backbone,
+        class_count=class_count,
+        frozen=recipe.learning_rates[0] is None,
+        mean=normalisation.mean,
+        std=normalisation.std,
+        loss_scale=LossScale(enabled=recipe.train.precision == "mixed_float16"),
+        accumulation_steps=recipe.train.accumulation_steps,
+    )
+
+
+def put_weights(model: Classifier, weights: Mapping[str, np.ndarray]) -> None:
+    """Puts a pretrained backbone's arrays in.
+
+    Raises:
+        CheckpointError: arrays are missing or of another shape; nothing is loaded then.
+    """
+    targets = named_weights("backbone", model.backbone)
+    wrong = [
+        f"{name}: must be {tuple(v.shape)}, is {weights[name].shape if name in weights else 'missing'}"
+        for name, v in targets.items()
+        if name not in weights or weights[name].shape != tuple(v.shape)
+    ]
+    if wrong:
+        raise CheckpointError("The checkpoint does not fit its recipe:\n  " + "\n  ".join(wrong))
+    for name, variable in targets.items():
+        variable.assign(weights[name])
+
+
+# === model.json ===
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What model.json holds.
+
+    Attributes:
+        model: architecture of the backbone.
+        mean, std: of the channels of images in [0, 1].
+        class_names: in the order of the classifier's outputs.
+        how: `sgd` or `cached features`.
+        origin: whose weights the backbone began with.
+        train_images: number of training images.
+        train_sha256: of their names.
+    """
+
+    model: Model
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    class_names: tuple[str, ...]
+    how: str
+    origin: dict[str, Any]
+    train_images: int
+    train_sha256: str
+
+    @classmethod
+    def of(cls, start: Start, data: LabelledData, how: str) -> ModelFacts:
+        """Those of a run that begins."""
+        names = hashlib.sha256()
+        for index in range(len(data.train)):
+            names.update(data.train.image_name(index).encode("utf-8", "surrogateescape") + b"\n")
+        return cls(
+            model=start.recipe.model,
+            mean=start.recipe.augment.mean,
+            std=start.recipe.augment.std,
+            class_names=data.class_names,
+            how=how,
+            origin=start.origin,
+            train_images=len(data.train),
+            train_sha256=names.hexdigest(),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain data."""
+        return {**vars(self), "model": self.model.model_dump(mode="json")}
+
+    @classmethod
+    def read(cls, path: Path) -> ModelFacts:
+        """Those of a run that is there.
+
+        Raises:
+            UsageError: the file is missing or damaged.
+        """
+        try:
+            told = json.loads(path.read_text(encoding="utf-8"))
+            model = Model.model_validate_json(json.dumps(told.pop("model")), strict=True)
+            lists: dict[str, Any] = {key: tuple(told.pop(key)) for key in ("mean", "std", "class_names")}
+            return cls(model=model, **lists, **told)
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise UsageError(
+                f"A probe's or fine-tuned model's folder must hold {path.name}. Received: {path}: {error}."
+            ) from error
+
+
+def save_facts(folder: RunFolder, facts: ModelFacts) -> None:
+    """Writes model.json, or holds it against the one that is there.
+
+    Raises:
+        UsageError: the run began with other weights, images or classes; all differences are listed.
+    """
+    path = folder.path / "model.json"
+    if path.exists():
+        before, now = _flat_facts(ModelFacts.read(path)), _flat_facts(facts)
+        differences = [
+            f"  {key}: was {before[key]}, now {now[key]}" for key in now if before[key] != now[key]
+        ]
+        if differences:
+            raise UsageError(
+                f"A run goes on only with what it was started with. {path} differs:\n"
+                + "\n".join(differences)
+                + "\nGive the same --model, images and --subset, another --run-dir, or --fresh (the old run is kept)."
+            )
+    if folder.writer:
+        temporary = path.with_suffix(".part")
+        temporary.write_text(
+            json.dumps(facts.to_json(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
+        temporary.replace(path)
+
+
+def _flat_facts(facts: ModelFacts) -> dict[str, Any]:
+    origin = facts.origin
+    return {
+        "probe": facts.how,
+        "weights": origin.get("sha256", origin["weights"]),
+        "architecture": facts.model.model_dump(mode="json"),
+        "number of training images": facts.train_images,
+        "SHA-256 of the training images' names": facts.train_sha256,
+        "classes": facts.class_names,
+    }
+
+
+# === Results ===
+
+
+def write_results(folder: Path, counts: Counts, class_names: tuple[str, ...], title: str) -> None:
+    """Writes per_class.csv, confusion.csv and confusion.png."""
+    with (folder / "per_class.csv").open("w", encoding="utf-8", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["class", "images", "top1", "top5"])
+        for name, images, right, top5 in zip(
+            class_names, counts.images.tolist(), counts.right.tolist(), counts.top5.tolist(), strict=True
+        ):
+            shares = [right / images, top5 / images] if images else ["", ""]
+            rows.writerow([name, images, *shares])
+    with (folder / "confusion.csv").open("w", encoding="utf-8", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["true class", *class_names])
+        for name, row in zip(class_names, counts.confusion.tolist(), strict=True):
+            rows.writerow([name, *row])
+    draw_confusion(folder / "confusion.png", counts.confusion, class_names, title=title)
+
+
+def load_classifier(run_dir: Path | str) -> tuple[Classifier, ProbeRecipe | FinetuneRecipe, ModelFacts]:
+    """The model of a probe or fine-tuning run with the weights of its newest checkpoint.
+
+    Raises:
+        UsageError: there is no such run, or it has no checkpoint.
+        CheckpointError: the checkpoint is damaged or does not fit.
+    """
+    run_dir = Path(run_dir)
+    if not (run_dir / "config.yaml").exists():
+        raise UsageError(
+            f"A folder of `swav-tf probe` or `swav-tf finetune` is needed. Received: {run_dir}, "
+            "which holds no config.yaml."
+        )
+    recipe = load_any_recipe(run_dir / "config.yaml")
+    if isinstance(recipe, Recipe):
+        raise UsageError(
+            f"A folder of `swav-tf probe` or `swav-tf finetune` is needed. Received: {run_dir}, a pretraining "
+            "run, which knows no classes. Probes are usually in a folder below it."
+        )
+    facts = ModelFacts.read(run_dir / "model.json")
+    checkpoint, _ = CheckpointStore(run_dir / "checkpoints", kind=recipe.kind).newest()
+    if checkpoint is None:
+        raise UsageError(f"{run_dir} has no checkpoint yet: let `swav-tf {recipe.kind}` write one.")
+    model = build_classifier(recipe, facts, len(facts.class_names))
+    for name, variable in named_variables(model).items():
+        if name not in checkpoint.arrays or checkpoint.arrays[name].shape != tuple(variable.shape):
+            raise CheckpointError(f"{checkpoint.path} does not fit model.json at {name}.")
+        variable.assign(checkpoint.arrays[name])
+    return model, recipe, facts
