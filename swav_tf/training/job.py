@@ -72,7 +72,7 @@ def fit(
     epochs: int,
     callbacks: Sequence[keras.callbacks.Callback],
 ) -> None:
-    """Trains from the position to the end.
+    """Trains from the position to the end, or until a callback sets `stop_training`.
 
     Args:
         model: compiled, under its strategy.
@@ -97,6 +97,8 @@ def fit(
                 verbose=0,
             )
         model.batches_in_use = None
+        if model.stop_training:  # a callback of the caller's
+            break
 
 
 @contextmanager

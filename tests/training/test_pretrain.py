@@ -111,6 +111,16 @@ def test_a_stopped_run_of_two_replicas_equals_an_uninterrupted_one(tmp_path, rep
         assert error < (0.1 if name.startswith("momentum/") else 0.01), name
 
 
+# Bug caught: a callback that ends the run, as early stopping does, and a run that begins again for ever.
+def test_a_callback_can_end_the_run(tmp_path):
+    class Enough(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            self.model.stop_training = batch == 4
+
+    result = pretrain(tiny_recipe(**LARGE), run_dir=tmp_path, quiet=True, callbacks=[Enough()])
+    assert result.summary["steps"] == newest(tmp_path).step == 5
+
+
 class Poison(keras.callbacks.Callback):
     """From a step on, a weight that makes everything NaN."""
 

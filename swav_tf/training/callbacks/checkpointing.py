@@ -70,6 +70,11 @@ class Checkpointing(keras.callbacks.Callback):
         if stop:
             raise StoppedBySignal(self.signal_number, position.step)
 
+    def on_train_end(self, logs: dict[str, float] | None = None) -> None:
+        """Writes if a callback ended the run before its last step."""
+        if self.last_written != self.position.step:
+            self.write()
+
     def write(self, *, keep: bool = False) -> None:
         """Writes now. All workers must come here at the same step."""
         self.model.wishes[WRITE] = 0
