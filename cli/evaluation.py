@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from evaluate.images import ImageSet
     from evaluate.runners import Runner
+
+LINE_SECONDS = 30.0
 
 model_option = click.option(
     "--model",
@@ -79,8 +85,35 @@ def output_option(meaning: str, **settings: Any) -> Callable[[Any], Any]:
 
 @contextmanager
 def image_progress(total: int, what: str, *, quiet: bool) -> Iterator[Callable[[int], None]]:
-    """A bar with images/s and the time that is left; call it with the number of images that are done."""
+    """Images/s and the time that is left; call it with the number of images that are done.
+
+    A bar on a terminal; elsewhere, as in the log of a job, a line every LINE_SECONDS.
+    """
     from rich.console import Console
+
+    console = Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
+    if console.is_terminal:
+        with _image_bar(total, what, console) as done:
+            yield done
+        return
+    began = spoke = time.perf_counter()
+    first: int | None = None  # what an earlier call did is not part of the speed
+
+    def tell(images: int) -> None:
+        nonlocal first, spoke
+        now = time.perf_counter()
+        first = images if first is None else first
+        if now - spoke >= LINE_SECONDS and images > first:
+            spoke = now
+            speed = (images - first) / (now - began)
+            left = timedelta(seconds=round((total - images) / speed))
+            console.print(f"{what} {images:,}/{total:,}  {speed:,.0f} images/s  {left} left")
+
+    yield tell
+
+
+@contextmanager
+def _image_bar(total: int, what: str, console: Console) -> Iterator[Callable[[int], None]]:
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -107,14 +140,17 @@ def image_progress(total: int, what: str, *, quiet: bool) -> Iterator[Callable[[
         Speed(),
         TimeRemainingColumn(),
     )
-    console = Console(stderr=True, quiet=quiet)
-    with Progress(*columns, console=console, disable=quiet) as progress:
+    with Progress(*columns, console=console) as progress:
         task = progress.add_task(what, total=total)
+        begun = False
 
         def done(images: int) -> None:
-            if progress.tasks[0].completed == 0 and images > 1:
-                progress.reset(task, completed=images)  # done before: not part of the speed
-            progress.update(task, completed=images)
+            nonlocal begun
+            if begun:
+                progress.update(task, completed=images)
+            else:
+                progress.reset(task, completed=images)  # done before, or while the model was traced
+                begun = True
 
         yield done
 
