@@ -113,9 +113,12 @@ def check_format(path: Path) -> None:
 
     Raises:
         UsageError: it is none of .npz, .npy and .parquet.
+        ModuleNotFoundError: .parquet, and pyarrow is not installed.
     """
     if path.suffix not in _READERS:
         raise UsageError(f"A feature file must end in .npz, .npy or .parquet. Received: {path}.")
+    if path.suffix == ".parquet":
+        import pyarrow.parquet  # noqa: F401 -- where it is not installed, that is told before hours of work
 
 
 def _read_npz(path: Path) -> tuple[Rows, dict[str, Any]]:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cli import evaluation
 from cli.errors import run_and_report
 from cli.main import swav_tf
 from swav_tf.data.digits import Digits
@@ -211,6 +212,27 @@ def test_what_cannot_be_done(
     assert "not foreseen" not in captured.err
     assert captured.out == ""
     assert {path.name for path in tmp_path.iterdir()} == {"empty"}
+
+
+# Bug caught: hours of work before it is told that the output cannot be written.
+def test_parquet_needs_its_package(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    monkeypatch.delitem(sys.modules, "pyarrow.parquet", raising=False)
+    assert run_and_report(swav_tf, ["features", "digits", "--model", "nowhere", "-o", "x.parquet"]) == 1
+    assert "pip install 'swav-tf[train]'" in capsys.readouterr().err
+
+
+# Bug caught: a speed that counts the images of an earlier call, or a log without a sign of life.
+def test_progress_in_a_log(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(evaluation, "LINE_SECONDS", 0.0)
+    clock = iter([0.0, 1.0, 3.0])
+    monkeypatch.setattr(evaluation.time, "perf_counter", lambda: next(clock))
+    with evaluation.image_progress(1000, "features", quiet=False) as done:
+        done(400)
+        done(700)
+    assert capsys.readouterr().err == "features 700/1,000  100 images/s  0:00:03 left\n"
 
 
 # Bug caught: a command on feature files that loads TensorFlow, which a server does not have.
