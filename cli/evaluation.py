@@ -22,8 +22,13 @@ LINE_SECONDS = 30.0
 model_option = click.option(
     "--model",
     required=True,
-    metavar="RUN",
-    help="Run folder of `swav-tf pretrain`; its newest checkpoint is taken.",
+    metavar="MODEL",
+    help="Run folder of `swav-tf pretrain`, of which the newest checkpoint is taken, or a file of `swav-tf export`.",
+)
+provider_option = click.option(
+    "--provider",
+    type=click.Choice(["cpu", "cuda", "tensorrt"]),
+    help="ONNX Runtime's processor for an ONNX file: this one or an error.  [default: cpu]",
 )
 kind_option = click.option(
     "--kind",
@@ -58,7 +63,7 @@ max_bad_share_option = click.option(
 quiet_option = click.option("--quiet", is_flag=True, help="No progress on the terminal.")
 
 
-def open_model(model: str) -> Runner:
+def open_model(model: str, provider: str | None = None) -> Runner:
     """The model, TensorFlow loaded quietly if it is one that needs it."""
     from evaluate.runners import is_run_folder, open_runner
 
@@ -66,7 +71,7 @@ def open_model(model: str) -> Runner:
         from cli.quiet import load_tensorflow_quietly
 
         load_tensorflow_quietly()
-    return open_runner(model)
+    return open_runner(model, provider=provider)
 
 
 def open_data(runner: Runner, data: str | None, kind: str | None, split: str | None) -> ImageSet:
@@ -161,6 +166,19 @@ def share_progress(what: str, *, quiet: bool) -> Iterator[Callable[[float], None
     from rich.console import Console
     from rich.progress import Progress
 
-    with Progress(console=Console(stderr=True, quiet=quiet), disable=quiet) as progress:
-        task = progress.add_task(what, total=1.0)
-        yield lambda share: progress.update(task, completed=share)
+    progress = Progress(console=Console(stderr=True, quiet=quiet), disable=quiet)
+    task = progress.add_task(what, total=1.0)
+    begun = False
+
+    def done(share: float) -> None:
+        nonlocal begun
+        if not begun:
+            progress.start()  # not before: what is refused shall not look begun
+            begun = True
+        progress.update(task, completed=share)
+
+    try:
+        yield done
+    finally:
+        if begun:
+            progress.stop()

@@ -54,10 +54,11 @@ class OnnxRunner:
     def run(self, images: np.ndarray) -> dict[str, np.ndarray]:
         """The file's outputs for a batch, as `Runner.run` has it."""
         check_images(images, self.view)
-        values = self._session.run(self.outputs, {"images": self._prepared(images)})
+        values = self._session.run(self.outputs, {"images": self.prepared(images)})
         return dict(zip(self.outputs, values, strict=True))
 
-    def _prepared(self, images: np.ndarray) -> np.ndarray:
+    def prepared(self, images: np.ndarray) -> np.ndarray:
+        """What the graph takes for uint8 images: these themselves, or normalised and channels first."""
         how = self.metadata.preprocessing
         if how.inside:
             return images

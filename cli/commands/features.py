@@ -15,6 +15,7 @@ from cli.evaluation import (
     open_data,
     open_model,
     output_option,
+    provider_option,
     quiet_option,
     split_option,
     threads_option,
@@ -39,6 +40,7 @@ from cli.options import data_argument, json_option, print_json
 )
 @threads_option
 @max_bad_share_option
+@provider_option
 @click.option("--fresh", is_flag=True, help="Begin anew where this output is there already or was begun.")
 @quiet_option
 @json_option
@@ -52,6 +54,7 @@ def command(
     shard_size: int,
     threads: int,
     max_bad_share: float | None,
+    provider: str | None,
     fresh: bool,
     quiet: bool,
     as_json: bool,
@@ -75,7 +78,7 @@ def command(
     from evaluate.feature_file import check_format
 
     check_format(output)  # before TensorFlow loads
-    runner = open_model(model)
+    runner = open_model(model, provider)
 
     from evaluate.features import extract_features
 

@@ -1,0 +1,208 @@
+"""`swav-tf export`: a run as ONNX files for machines without TensorFlow, with the proof beside them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from cli.evaluation import kind_option, quiet_option, split_option
+from cli.options import json_option, print_json
+
+
+def _names(context: click.Context, option: click.Parameter, value: str) -> tuple[str, ...]:
+    """Names from a text with commas."""
+    return tuple(word.strip() for word in value.split(","))
+
+
+def _size(context: click.Context, option: click.Parameter, value: str | None) -> int | str | None:
+    """A number of pixels, or `dynamic`."""
+    if value is None or value == "dynamic":
+        return value
+    if not value.isdecimal() or int(value) < 8:
+        raise click.BadParameter(f"must be a number of pixels >= 8, or dynamic. Received: {value}")
+    return int(value)
+
+
+@click.command(short_help="Write a run as ONNX files, checked and compared with Keras.")
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Folder to write into; files of the same names are replaced.",
+)
+@click.option(
+    "--to",
+    "kind_of_file",
+    type=click.Choice(["onnx"]),
+    default="onnx",
+    show_default=True,
+    help="Kind of file.",
+)
+@click.option(
+    "--precision",
+    "precisions",
+    callback=_names,
+    metavar="NAME,...",
+    default="fp32",
+    show_default=True,
+    help="fp32, fp16, int8: of the backbone's arithmetic; a file for each.",
+)
+@click.option(
+    "--target",
+    type=click.Choice(["cpu"]),
+    default="cpu",
+    show_default=True,
+    help="Where int8 will run: its graph is of the target's form.",
+)
+@click.option(
+    "--input",
+    "graph_input",
+    type=click.Choice(["uint8", "float32"]),
+    default="uint8",
+    show_default=True,
+    help="What the graph takes: bytes (n, size, size, 3), or normalised float32 (n, 3, size, size).",
+)
+@click.option(
+    "--outputs",
+    callback=_names,
+    metavar="NAME,...",
+    default="features",
+    show_default=True,
+    help="features, projections, scores (cosines with the prototypes).",
+)
+@click.option(
+    "--size",
+    callback=_size,
+    metavar="N",
+    help="Side of the images, pixels, or `dynamic` for any.  [default: the recipe's evaluation view]",
+)
+@click.option(
+    "--step", type=click.IntRange(min=0), metavar="N", help="Checkpoint to export.  [default: the newest]"
+)
+@click.option(
+    "--calibration",
+    "data",
+    metavar="DATA",
+    help="Images to compare with and to calibrate int8 on.  [default: the training images]",
+)
+@kind_option
+@split_option
+@click.option(
+    "--calibration-images", type=click.IntRange(min=2), metavar="N", default=256, show_default=True,
+    help="Images that int8 is calibrated on.",
+)  # fmt: skip
+@click.option(
+    "--calibration-method",
+    type=click.Choice(["minmax", "entropy", "percentile"]),
+    default="minmax",
+    show_default=True,
+    help="How the range of an activation follows from its values.",
+)
+@click.option(
+    "--percentile", type=click.FloatRange(50, 100), metavar="X",
+    help="With that method: percent in the range.  [default: 99.99]",
+)  # fmt: skip
+@click.option(
+    "--reference-images", type=click.IntRange(min=2), metavar="N", default=512, show_default=True,
+    help="Other images that are compared and kept in reference.npz.",
+)  # fmt: skip
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    metavar="N",
+    default=0,
+    show_default=True,
+    help="Of the draw of images.",
+)
+@quiet_option
+@json_option
+def command(
+    run: Path,
+    output: Path,
+    kind_of_file: str,
+    precisions: tuple[str, ...],
+    target: str,
+    graph_input: str,
+    outputs: tuple[str, ...],
+    size: int | str | None,
+    step: int | None,
+    data: str | None,
+    kind: str | None,
+    split: str | None,
+    calibration_images: int,
+    calibration_method: str,
+    percentile: float | None,
+    reference_images: int,
+    seed: int,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Write the newest checkpoint of run folder RUN as ONNX files that need no TensorFlow.
+
+    Each file is checked, run by ONNX Runtime and compared with Keras in float32, on real images
+    and on random pixels; one that is not near enough is an error and not written. Beside them:
+    reference.npz, with which `swav-tf verify` repeats the proof elsewhere, and parity.json.
+
+    \b
+    Examples:
+      swav-tf export runs/demo -o exported
+      swav-tf export runs/first --precision fp32,int8 --calibration photos/ --kind images -o exported
+      swav-tf features photos/ --kind images --model exported/model-fp32.onnx -o photos.npz
+    """
+    if percentile is not None and calibration_method != "percentile":
+        raise click.UsageError("--percentile belongs to --calibration-method percentile")
+    from export.run_export import ExportSettings, export_run
+
+    settings = ExportSettings(
+        precisions=precisions,  # type: ignore[arg-type]  # checked next
+        outputs=outputs,
+        graph_input=graph_input,  # type: ignore[arg-type]  # one of the choices
+        size=size if isinstance(size, int) else None,
+        dynamic_size=size == "dynamic",
+        step=step,
+        data=data,
+        kind=kind,
+        split=split,
+        reference_images=reference_images,
+        calibration_images=calibration_images,
+        calibration=calibration_method,  # type: ignore[arg-type]  # one of the choices
+        percentile=99.99 if percentile is None else percentile,
+        seed=seed,
+    )
+    settings.check()  # before TensorFlow loads
+    from cli.quiet import load_tensorflow_quietly
+
+    load_tensorflow_quietly()
+    silent = quiet or as_json
+    exported = export_run(
+        run, output, settings, tell=lambda line: None if silent else click.echo(line, err=True)
+    )
+    if as_json:
+        print_json(
+            {
+                "output": str(output),
+                "files": {
+                    file.path.name: {
+                        "precision": file.precision,
+                        "bytes": file.bytes,
+                        "float32_convolutions": list(file.float32_convolutions),
+                        **file.parity.as_dict(),
+                    }
+                    for file in exported
+                },
+            }
+        )
+        return
+    from cli.parity_table import print_parity
+
+    print_parity({file.path.name: file.parity for file in exported})
+    for file in exported:
+        kept = len(file.float32_convolutions)
+        click.echo(
+            f"{file.path}: {file.bytes / 2**20:.1f} MiB"
+            + (f", {kept} convolutions in float32 to meet the gate" if kept else "")
+        )

@@ -1,0 +1,95 @@
+"""`swav-tf verify`: did the features survive the export? Needs no TensorFlow."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from cli.evaluation import batch_size_option, kind_option, provider_option, split_option
+from cli.options import json_option, print_json
+
+if TYPE_CHECKING:
+    from export.verify import Labelled
+
+
+@click.command(short_help="Prove that exported files compute Keras' features.")
+@click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="DIR|FILES...")
+@click.option(
+    "--labelled",
+    "data",
+    metavar="DATA",
+    help="Labelled images for the k-NN, the fp32 file the measure.  [default: those in reference.npz]",
+)
+@kind_option
+@split_option
+@click.option(
+    "--labelled-images", type=click.IntRange(min=2), metavar="N", default=2000, show_default=True,
+    help="At most so many of them, drawn at random.",
+)  # fmt: skip
+@provider_option
+@click.option(
+    "--threads",
+    type=click.IntRange(min=0),
+    metavar="N",
+    default=0,
+    show_default="one a core",
+    help="Threads that compute a batch on a CPU.",
+)
+@batch_size_option
+@json_option
+def command(
+    paths: tuple[Path, ...],
+    data: str | None,
+    kind: str | None,
+    split: str | None,
+    labelled_images: int,
+    provider: str | None,
+    threads: int,
+    batch_size: int,
+    as_json: bool,
+) -> int:
+    """Run exported files on the images of reference.npz and hold them against what Keras said.
+
+    The gates: fp32 relative error 1e-5; fp16 cosine 0.9999 for every image; int8 cosine 0.99
+    and at most 0.5 points of k-NN accuracy. The figures go to parity.json. Exit code 1 if a file fails.
+
+    \b
+    Examples:
+      swav-tf verify exported/
+      swav-tf verify exported/model-fp32.onnx exported/model-int8-cpu.onnx --labelled digits --split test
+    """
+    from export.reference import REFERENCE, read_reference
+    from export.verify import find_artifacts, parity_document, verify
+
+    artifacts = find_artifacts(paths)
+    if data is None and (kind, split) != (None, None):
+        raise click.UsageError("--kind and --split say how --labelled is read")
+    labelled = None if data is None else _labelled(artifacts[0], data, kind, split, labelled_images)
+    results = verify(
+        artifacts, provider=provider or "cpu", threads=threads, batch_size=batch_size, labelled=labelled
+    )
+    if as_json:
+        print_json(parity_document(read_reference(artifacts[0].parent / REFERENCE), results))
+    else:
+        from cli.parity_table import print_parity
+
+        print_parity({name: parity for name, (_, parity) in results.items()})
+    return 0 if all(parity.passed for _, parity in results.values()) else 1
+
+
+def _labelled(artifact: Path, data: str, kind: str | None, split: str | None, count: int) -> Labelled:
+    """Some of the images, as the model sees them."""
+    from evaluate.images import open_images
+    from evaluate.onnx_runner import OnnxRunner
+    from export.images import draw_images
+    from export.verify import Labelled
+    from swav_tf.errors import DataError
+
+    runner = OnnxRunner(artifact)
+    images = open_images(data, like=runner.data, kind=kind, split=split)
+    drawn, _ = draw_images(images, (count, 0), runner.view, seed=0, max_bad_share=runner.data.max_bad_share)
+    if (drawn.labels < 0).any():
+        raise DataError(f"--labelled must be images with classes (--kind class_folders). Received: {data}.")
+    return Labelled(drawn.views, drawn.labels)

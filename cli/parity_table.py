@@ -1,0 +1,56 @@
+"""The table of how near files are to Keras, for `export` and `verify`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from export.parity import Parity
+
+
+def print_parity(results: Mapping[str, Parity]) -> None:
+    """One column a file, and below the table what is not as it must be."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table()
+    table.add_column("against Keras in float32")
+    for name in results:
+        table.add_column(name.removesuffix(".onnx"), justify="right")
+    rows: dict[str, Callable[[Parity], str]] = {
+        "images": lambda parity: f"{parity.images:,}",
+        "of random pixels": lambda parity: f"{parity.images - parity.real_images:,}",
+        "relative error": lambda parity: _error(parity.relative_error),
+        "least cosine": lambda parity: _figure(parity.cosine_min),
+        "median cosine": lambda parity: _figure(parity.cosine_median),
+        "10 nearest kept": lambda parity: _percent(parity.neighbour_overlap),
+        "same prototype": lambda parity: _percent(parity.cluster_agreement),
+        "k-NN accuracy": lambda parity: _percent(parity.knn),
+        "change, points": lambda parity: _points(parity.knn_drop_points),
+        "verdict": lambda parity: "passed" if parity.passed else "FAILED",
+    }
+    for heading, figure in rows.items():
+        table.add_row(heading, *map(figure, results.values()))
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(table)
+    for name, parity in results.items():
+        for failure in parity.failures:
+            console.print(f"{name}: {failure}", markup=False)
+
+
+def _error(errors: Mapping[str, float]) -> str:
+    """The greatest of all outputs."""
+    return f"{max(errors.values()):.1e}" if errors else "-"
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.6f}"
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.2f} %"
+
+
+def _points(drop: float | None) -> str:
+    return "-" if drop is None else f"{0.0 - drop:+.2f}"

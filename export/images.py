@@ -1,0 +1,91 @@
+"""The images of an export: some to compare, others to calibrate int8. No TensorFlow."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from evaluate.images import ImageSet, UnreadableImages, view_images
+from swav_tf.errors import DataError
+from swav_tf.recipe import EvaluationView
+
+RANDOM_IMAGES: Final = 16  # of random pixels, beside the real ones
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Images drawn at random, as the model sees them.
+
+    Attributes:
+        views: uint8 (n, crop, crop, 3).
+        labels: (n,) classes, -1 for none.
+        names_sha256: of the names of the images, one a line.
+    """
+
+    views: np.ndarray
+    labels: np.ndarray
+    names_sha256: str
+
+    def facts(self, images: ImageSet, seed: int) -> dict[str, Any]:
+        """Which images they are."""
+        return {
+            "images": len(self.views),
+            "seed": seed,
+            "names_sha256": self.names_sha256,
+            "source": images.facts(),
+        }
+
+
+def draw_images(
+    images: ImageSet, counts: tuple[int, int], view: EvaluationView, *, seed: int, max_bad_share: float
+) -> tuple[Drawn, Drawn]:
+    """Two draws with no image in common; unreadable images are passed over.
+
+    Where there are fewer images than asked for, both get the share that they asked for.
+
+    Args:
+        images: where from.
+        counts: images of the first and of the second draw; the second may be 0.
+        view: how they are shown.
+        seed: of the draw.
+        max_bad_share: share of unreadable images (0 to 1) past which it is an error.
+
+    Raises:
+        DataError: a draw that was asked for is empty, or too many images are unreadable.
+    """
+    order = np.random.default_rng(seed).permutation(len(images.source)).tolist()
+    total = sum(counts)
+    unreadable = UnreadableImages(min(total, len(order)), max_bad_share, Path("no list is written"))
+    seen = []
+    for image in view_images(images.source, order, view, ahead=64):
+        if image.view is None:
+            unreadable.add(image)
+            continue
+        seen.append((image.view, image.label, image.name))
+        if len(seen) == total:
+            break
+    first = min(counts[0], len(seen) * counts[0] // total)
+    draws = seen[:first], seen[first : first + counts[1]]
+    if any(wanted and len(draw) < 2 for wanted, draw in zip(counts, draws, strict=True)):
+        where = images.settings.path or images.settings.kind
+        raise DataError(
+            f"There must be at least 2 readable images to compare, and 2 others to calibrate int8. "
+            f"Received: {len(seen)} in {where}."
+        )
+    return _drawn(draws[0], view), _drawn(draws[1], view)
+
+
+def random_pixels(view: EvaluationView, *, seed: int) -> np.ndarray:
+    """Images that no photograph is like, uint8 (16, crop, crop, 3)."""
+    draw = np.random.default_rng(seed)
+    return draw.integers(0, 256, (RANDOM_IMAGES, view.crop, view.crop, 3), dtype=np.uint8)
+
+
+def _drawn(seen: list[tuple[np.ndarray, int, str]], view: EvaluationView) -> Drawn:
+    names = hashlib.sha256("".join(f"{name}\n" for _, _, name in seen).encode())
+    views = np.array([shown for shown, _, _ in seen], np.uint8).reshape(-1, view.crop, view.crop, 3)
+    return Drawn(views, np.array([label for _, label, _ in seen], np.int64), names.hexdigest())

@@ -1,0 +1,347 @@
+"""From a run folder to files that were checked, run and compared; all of them or none."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from evaluate.images import ImageSet, open_images
+from evaluate.onnx_metadata import Input, OnnxMetadata, Precision, Preprocessing
+from evaluate.onnx_runner import OnnxRunner
+from export.errors import ExportError
+from export.images import Drawn, draw_images, random_pixels
+from export.parity import GATES, Parity, compare, run_all
+from export.quantize import Method
+from export.reference import REFERENCE, Reference, write_reference
+from export.verify import PARITY, write_parity
+from swav_tf.errors import DataError, UsageError
+from swav_tf.recipe import EvaluationView
+
+if TYPE_CHECKING:
+    import onnx
+
+    from export.onnx_graph import TrainedModel
+
+OUTPUTS: Final = ("features", "projections", "scores")
+FILES: Final = {"fp32": "model-fp32.onnx", "fp16": "model-fp16.onnx", "int8": "model-int8-cpu.onnx"}
+TOOLS: Final = ("swav-tf", "tensorflow", "keras", "tf2onnx", "onnx", "onnxruntime", "numpy")
+
+
+@dataclass(frozen=True)
+class ExportSettings:
+    """What is asked for.
+
+    Attributes:
+        precisions: of the files to write.
+        outputs: of OUTPUTS, in order; `features` among them.
+        graph_input: uint8 (batch, size, size, 3), or normalised float32 (batch, 3, size, size).
+        size: side of the images, pixels; None: the recipe's evaluation view.
+        dynamic_size: let the graph take images of any size; it is compared at `size`.
+        step: of the checkpoint; None: the newest.
+        data, kind, split: images to compare with and to calibrate on; None: the training images.
+        reference_images: that are compared.
+        calibration_images: that int8 is calibrated on; others.
+        calibration: how.
+        percentile: of the activations in the range, percent; with calibration `percentile` only.
+        seed: of the draw of images.
+    """
+
+    precisions: tuple[Precision, ...] = ("fp32",)
+    outputs: tuple[str, ...] = ("features",)
+    graph_input: Input = "uint8"
+    size: int | None = None
+    dynamic_size: bool = False
+    step: int | None = None
+    data: str | None = None
+    kind: str | None = None
+    split: str | None = None
+    reference_images: int = 512
+    calibration_images: int = 256
+    calibration: Method = "minmax"
+    percentile: float = 99.99
+    seed: int = 0
+
+    def check(self) -> None:
+        """Refuses what does not fit together.
+
+        Raises:
+            UsageError: it does not.
+        """
+        unknown = [name for name in self.outputs if name not in OUTPUTS]
+        if unknown or "features" not in self.outputs or len(set(self.outputs)) < len(self.outputs):
+            raise UsageError(
+                f"--outputs must be of {', '.join(OUTPUTS)}, each once and features among them. "
+                f"Received: {', '.join(self.outputs)}."
+            )
+        wrong = [precision for precision in self.precisions if precision not in FILES]
+        if wrong or not self.precisions:
+            raise UsageError(
+                f"--precision must be of {', '.join(FILES)}. Received: {', '.join(wrong) or 'nothing'}."
+            )
+
+
+@dataclass(frozen=True)
+class Exported:
+    """One file.
+
+    Attributes:
+        path: where it is.
+        precision: of its backbone.
+        bytes: its size.
+        parity: how near to Keras it is.
+        float32_convolutions: int8 only: names of those that stayed in float32 to meet the gate.
+    """
+
+    path: Path
+    precision: Precision
+    bytes: int
+    parity: Parity
+    float32_convolutions: tuple[str, ...] = ()
+
+
+def export_run(
+    run_dir: Path,
+    output: Path,
+    settings: ExportSettings,
+    *,
+    tell: Callable[[str], None],
+) -> list[Exported]:
+    """Writes ONNX files, reference.npz and parity.json into a folder.
+
+    Args:
+        run_dir: of a pretraining run.
+        output: the folder; files of these names in it are replaced.
+        settings: what to write.
+        tell: called with a line about what goes on.
+
+    Raises:
+        UsageError: what is asked for cannot be had.
+        DataError: images are missing.
+        ExportError: a file would not be what was asked for, or the disk refuses.
+        CheckpointError: the checkpoint is damaged.
+    """
+    settings.check()
+    from export.onnx_graph import build_graph, load_trained
+
+    trained = load_trained(run_dir, step=settings.step)
+    view = _view(trained.recipe.data.evaluation, settings.size)
+    images = _open_images(trained, settings, tell)
+    drawn = _draw(images, settings, view, trained.recipe.data.max_bad_share)
+    tell(
+        f"Keras: {len(drawn[0].views) if drawn else 0} images and {len(random_pixels(view, seed=0))} of random pixels"
+    )
+    reference = _reference(trained, settings, view, images, drawn)
+    tell("graph in float32")
+    graph = build_graph(
+        trained,
+        outputs=list(settings.outputs),
+        size=None if settings.dynamic_size else view.crop,
+        graph_input=settings.graph_input,
+    )
+    facts = _metadata(trained, settings, view)
+    with _staging(output) as folder:
+        write_reference(folder / REFERENCE, reference)
+        exported = []
+        for precision in settings.precisions:
+            tell(f"{precision}: {FILES[precision]}")
+            path, of_precision = folder / FILES[precision], _of_precision(facts, precision)
+            kept: list[str] = []
+            if precision == "fp32":
+                _save(graph, of_precision, path)
+            elif precision == "fp16":
+                from export.half import to_fp16
+
+                _save(to_fp16(graph), of_precision, path)
+            else:
+                assert images is not None  # _open_images sees to it
+                assert drawn is not None
+                kept = _save_int8(graph, of_precision, path, settings, images, drawn[1], tell)
+            parity = compare(reference, run_all(OnnxRunner(path), reference.images), gate=GATES[precision])
+            if not parity.passed:
+                raise ExportError(
+                    f"{precision} does not compute what Keras computes: {'; '.join(parity.failures)}."
+                )
+            exported.append(Exported(output / path.name, precision, path.stat().st_size, parity, tuple(kept)))
+        write_parity(
+            folder / PARITY, reference, {FILES[e.precision]: (e.precision, e.parity) for e in exported}
+        )
+    return exported
+
+
+# === Images ===
+
+
+def _view(view: EvaluationView, size: int | None) -> EvaluationView:
+    """The evaluation view at another size, cut from the same share of the image."""
+    if size is None:
+        return view
+    return EvaluationView(resize=round(size * view.resize / view.crop), crop=size)
+
+
+def _open_images(
+    trained: TrainedModel, settings: ExportSettings, tell: Callable[[str], None]
+) -> ImageSet | None:
+    """Images of the user's; without any, int8 cannot be and the others are compared on random pixels."""
+    data = trained.recipe.data
+    given = (settings.data, settings.kind, settings.split) != (None, None, None)
+    try:
+        return open_images(settings.data, like=data, kind=settings.kind, split=settings.split)
+    except (UsageError, DataError) as error:
+        if given or "int8" in settings.precisions:
+            raise type(error)(f"--calibration: {error}") from error
+        tell(f"No real images are compared, random pixels only: {error} Give some with --calibration.")
+        return None
+
+
+def _draw(
+    images: ImageSet | None, settings: ExportSettings, view: EvaluationView, max_bad_share: float
+) -> tuple[Drawn, Drawn] | None:
+    if images is None:
+        return None
+    calibration = settings.calibration_images if "int8" in settings.precisions else 0
+    counts = settings.reference_images, calibration
+    return draw_images(images, counts, view, seed=settings.seed, max_bad_share=max_bad_share)
+
+
+def _reference(
+    trained: TrainedModel,
+    settings: ExportSettings,
+    view: EvaluationView,
+    images: ImageSet | None,
+    drawn: tuple[Drawn, Drawn] | None,
+) -> Reference:
+    noise = random_pixels(view, seed=settings.seed)
+    labels = np.full(len(noise), -1, np.int64)
+    views, real = noise, np.zeros(len(noise), bool)
+    facts: dict[str, Any] = {"step": trained.step, "recipe": trained.recipe.name, "real": None}
+    if images is not None and drawn is not None:
+        views = np.concatenate([drawn[0].views, noise])
+        labels = np.concatenate([drawn[0].labels, labels])
+        real = np.concatenate([np.ones(len(drawn[0].views), bool), real])
+        facts["real"] = drawn[0].facts(images, settings.seed)
+    outputs = trained.outputs(views)
+    return Reference(
+        images=views,
+        labels=labels,
+        real=real,
+        outputs={name: outputs[name] for name in settings.outputs},
+        weights_sha256=trained.weights_sha256,
+        view=view,
+        facts=facts,
+    )
+
+
+# === Files ===
+
+
+def _metadata(trained: TrainedModel, settings: ExportSettings, view: EvaluationView) -> OnnxMetadata:
+    recipe = trained.recipe
+    return OnnxMetadata(
+        precision="fp32",
+        preprocessing=Preprocessing(
+            resize=view.resize,
+            crop=view.crop,
+            mean=recipe.augment.mean,
+            std=recipe.augment.std,
+            layout="NHWC" if settings.graph_input == "uint8" else "NCHW",
+            inside=settings.graph_input == "uint8",
+        ),
+        recipe=recipe.name,
+        step=trained.step,
+        data=recipe.data,
+        weights_sha256=trained.weights_sha256,
+        versions={"python": platform.python_version(), **{tool: metadata.version(tool) for tool in TOOLS}},
+    )
+
+
+def _of_precision(facts: OnnxMetadata, precision: Precision) -> OnnxMetadata:
+    return facts.model_copy(update={"precision": precision})
+
+
+def _save(graph: onnx.ModelProto, facts: OnnxMetadata, path: Path) -> None:
+    import onnx
+
+    onnx.helper.set_model_props(graph, facts.as_properties())
+    with path.open("wb") as file:
+        file.write(graph.SerializeToString())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _save_int8(
+    graph: onnx.ModelProto,
+    facts: OnnxMetadata,
+    path: Path,
+    settings: ExportSettings,
+    images: ImageSet,
+    drawn: Drawn,
+    tell: Callable[[str], None],
+) -> list[str]:
+    """int8 that keeps to its gate on the calibration images; names of the convolutions left in float32."""
+    from export.quantize import calibrate, quantise_within
+
+    float32 = path.with_suffix(".float32")
+    _save(graph, _of_precision(facts, "fp32"), float32)
+    runner = OnnxRunner(float32)
+    measure = Reference(
+        images=drawn.views,
+        labels=drawn.labels,
+        real=np.ones(len(drawn.views), bool),
+        outputs=run_all(runner, drawn.views),
+        weights_sha256=facts.weights_sha256,
+        view=runner.view,
+        facts={},
+    )
+    inputs = runner.prepared(drawn.views)
+    float32.unlink()
+
+    def acceptable(candidate: onnx.ModelProto) -> bool:
+        _save(candidate, facts, path)
+        return compare(measure, run_all(OnnxRunner(path), drawn.views), gate=GATES["int8"]).passed
+
+    tell(f"int8: calibration ({settings.calibration}) on {len(drawn.views)} images")
+    ranges = calibrate(graph, inputs, method=settings.calibration, percentile=settings.percentile)
+    quantised, kept = quantise_within(graph, ranges, inputs, acceptable=acceptable, tell=tell)
+    quantisation = {
+        "target": "cpu",
+        "scheme": "QDQ, activations uint8, weights int8 with a scale for each channel",
+        "calibration": settings.calibration,
+        "percentile": settings.percentile if settings.calibration == "percentile" else None,
+        **drawn.facts(images, settings.seed),
+        "float32_convolutions": kept,
+    }
+    _save(quantised, facts.model_copy(update={"quantisation": quantisation}), path)
+    return kept
+
+
+@contextmanager
+def _staging(output: Path) -> Iterator[Path]:
+    """A folder whose files appear in `output` at the end, when all of them are whole."""
+    was_there = output.is_dir()
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=".part-", dir=output))
+    except OSError as error:
+        raise ExportError(f"{output} cannot be written: {error}. Give another -o.") from error
+    try:
+        yield folder
+        for path in sorted(folder.iterdir()):
+            os.replace(path, output / path.name)
+    except OSError as error:
+        raise ExportError(
+            f"{output} could not be written: {error}. Make room, or give another -o."
+        ) from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        if not was_there and not any(output.iterdir()):
+            output.rmdir()

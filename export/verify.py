@@ -1,0 +1,178 @@
+"""Files by `swav-tf export` against the reference beside them. No TensorFlow."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from evaluate.onnx_metadata import Precision
+from evaluate.onnx_runner import OnnxRunner
+from export.parity import GATES, LabelledFeatures, Parity, compare, run_all
+from export.reference import REFERENCE, Reference, read_reference
+from swav_tf.errors import DataError, UsageError
+
+PARITY: Final = "parity.json"
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Labelled images, as the model sees them.
+
+    Attributes:
+        views: uint8 (n, crop, crop, 3).
+        labels: (n,), all >= 0.
+    """
+
+    views: np.ndarray
+    labels: np.ndarray
+
+
+def find_artifacts(paths: Sequence[Path]) -> list[Path]:
+    """The ONNX files that folders and files name, each once.
+
+    Raises:
+        UsageError: there are none, or they lie in several folders.
+    """
+    found: list[Path] = []
+    for path in paths:
+        if not path.exists():
+            raise UsageError(f"To verify takes ONNX files, or a folder of them. Received: {path}, not there.")
+        found += sorted(path.glob("*.onnx")) if path.is_dir() else [path]
+    found = list(dict.fromkeys(found))
+    if not found:
+        raise UsageError(
+            f"To verify takes at least one ONNX file. Received: none in {', '.join(map(str, paths))}."
+        )
+    folders = {path.resolve().parent for path in found}
+    if len(folders) > 1:
+        raise UsageError(
+            "The files must lie in one folder, beside their reference. Received: files in "
+            f"{', '.join(sorted(map(str, folders)))}."
+        )
+    return found
+
+
+def verify(
+    artifacts: Sequence[Path],
+    *,
+    provider: str = "cpu",
+    threads: int = 0,
+    batch_size: int = 32,
+    labelled: Labelled | None = None,
+) -> dict[str, tuple[Precision | None, Parity]]:
+    """Runs the files on the reference's images, and writes parity.json beside them.
+
+    Args:
+        artifacts: ONNX files of one folder.
+        provider: that runs them, and no other.
+        threads: that compute one batch on a CPU; 0 for one a core.
+        batch_size: images at once.
+        labelled: images for the k-NN instead of the reference's; the fp32 file among `artifacts` is then
+            what the others are held against.
+
+    Returns:
+        Precision and figures by name of the file; the precision is None where the file cannot be run.
+
+    Raises:
+        UsageError: there is no reference or no such provider, or `labelled` lacks an fp32 file.
+        DataError: the reference is damaged, or the disk refuses.
+    """
+    reference = read_reference(artifacts[0].parent / REFERENCE)
+    runners: dict[str, OnnxRunner] = {}
+    results: dict[str, tuple[Precision | None, Parity]] = {}
+    for path in artifacts:
+        try:
+            runners[path.name] = OnnxRunner(path, provider=provider, threads=threads)
+        except DataError as error:
+            results[path.name] = (None, Parity(0, 0, failures=(str(error),)))
+    on_labelled = {} if labelled is None else _labelled_features(runners, labelled, batch_size)
+    for name, runner in runners.items():
+        precision = runner.metadata.precision
+        results[name] = (
+            precision,
+            _compare_one(reference, runner, batch_size, on_labelled.get(name)),
+        )
+    results = {path.name: results[path.name] for path in artifacts}
+    path = artifacts[0].parent / PARITY
+    try:
+        write_parity(path, reference, results)
+    except OSError as error:
+        raise DataError(f"{path} could not be written: {error}.") from error
+    return results
+
+
+def _compare_one(
+    reference: Reference, runner: OnnxRunner, batch_size: int, labelled: LabelledFeatures | None
+) -> Parity:
+    """An artifact's figures; of another model there are none."""
+    failures = []
+    if runner.facts.weights_sha256 != reference.weights_sha256:
+        failures.append(
+            f"its weights are {runner.facts.weights_sha256[:12]}..., the reference's "
+            f"{reference.weights_sha256[:12]}...: another model, or another step of the training"
+        )
+    if runner.view != reference.view:
+        failures.append(f"its images are {runner.view}, the reference's {reference.view}")
+    if failures:
+        return Parity(0, 0, failures=tuple(failures))
+    outputs = run_all(runner, reference.images, batch_size=batch_size)
+    return compare(reference, outputs, gate=GATES[runner.metadata.precision], labelled=labelled)
+
+
+def _labelled_features(
+    runners: Mapping[str, OnnxRunner], labelled: Labelled, batch_size: int
+) -> dict[str, LabelledFeatures]:
+    features = {
+        name: run_all(runner, labelled.views, batch_size=batch_size)["features"]
+        for name, runner in runners.items()
+    }
+    exact = [name for name, runner in runners.items() if runner.metadata.precision == "fp32"]
+    if not exact:
+        raise UsageError(
+            "--labelled holds the files against the fp32 file, which must be among them. Received: "
+            f"{', '.join(runners) or 'none that can be run'}."
+        )
+    return {
+        name: LabelledFeatures(labelled.labels, features[exact[0]], found) for name, found in features.items()
+    }
+
+
+def write_parity(
+    path: Path, reference: Reference, results: Mapping[str, tuple[Precision | None, Parity]]
+) -> None:
+    """Writes the figures as JSON, whole or not at all.
+
+    Raises:
+        OSError: the disk is full or refuses.
+    """
+    partial = path.with_name(f".{path.name}.part")
+    try:
+        partial.write_text(json.dumps(parity_document(reference, results), indent=2) + "\n", encoding="utf-8")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def parity_document(
+    reference: Reference, results: Mapping[str, tuple[Precision | None, Parity]]
+) -> dict[str, Any]:
+    """The figures of all files as plain data."""
+    return {
+        "passed": bool(results) and all(parity.passed for _, parity in results.values()),
+        "reference": {
+            "weights_sha256": reference.weights_sha256,
+            "view": reference.view.model_dump(),
+            "images": len(reference.images),
+            **reference.facts,
+        },
+        "files": {
+            name: {"precision": precision, **parity.as_dict()}
+            for name, (precision, parity) in results.items()
+        },
+    }
