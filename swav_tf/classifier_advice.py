@@ -56,6 +56,14 @@ def _impossible_data(recipe: ClassifierRecipe) -> Iterator[Advice]:
             "a classifier needs labels and data.kind is images, a folder without labels",
             "Set it to class_folders, and put the images into one folder a class",
         )
+    of_splits = recipe.data.kind in ("digits", "tfds")
+    unread = "validation_path" if of_splits else "validation_split"
+    if getattr(recipe.data, unread) is not None:
+        yield Advice(
+            f"data.{unread}",
+            f"plays no part where data.kind is {recipe.data.kind}; got {getattr(recipe.data, unread)!r}",
+            f"Set data.{'validation_split' if of_splits else 'validation_path'} instead",
+        )
 
 
 def _impossible_decay(recipe: ClassifierRecipe) -> Iterator[Advice]:

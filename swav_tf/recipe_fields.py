@@ -121,6 +121,8 @@ def _type_name(annotation: Any) -> str:
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is typing.Literal:
         return " | ".join(arguments)
+    if origin is tuple and arguments[-1] is Ellipsis:
+        return f"list of {arguments[0].__name__}"
     if origin is tuple:
         return f"list of {len(arguments)} {arguments[0].__name__}"
     if origin is None:

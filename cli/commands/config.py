@@ -6,7 +6,7 @@ import dataclasses
 
 import click
 
-from cli.options import json_option, load, override_option, print_json
+from cli.options import json_option, override_option, print_json
 
 
 @click.group()
@@ -25,16 +25,16 @@ def command() -> None:
 @command.command("list")
 @json_option
 def list_recipes(as_json: bool) -> None:
-    """List the recipes that come with the package."""
-    from swav_tf.recipe_files import bundled_recipes
+    """List the recipes that come with the package, each with the command that it is for."""
+    from swav_tf.recipe_files import bundled_recipes, recipe_kind
 
-    recipes = bundled_recipes()
+    recipes = {name: (recipe_kind(name), summary) for name, summary in bundled_recipes().items()}
     if as_json:
-        print_json(recipes)
+        print_json({name: {"kind": kind, "summary": summary} for name, (kind, summary) in recipes.items()})
         return
     width = max(map(len, recipes))
-    for name, summary in recipes.items():
-        click.echo(f"{name:{width}}  {summary}")
+    for name, (kind, summary) in recipes.items():
+        click.echo(f"{name:{width}}  {kind:8}  {summary}")
 
 
 @command.command(short_help="Print a recipe with every setting.")
@@ -49,9 +49,9 @@ def show(recipe: str, overrides: tuple[str, ...], as_json: bool) -> None:
       swav-tf config show swav_200ep
       swav-tf config show one_gpu -o train.epochs=50 > mine.yaml
     """
-    from swav_tf.recipe_files import recipe_header, recipe_yaml
+    from swav_tf.recipe_files import load_any_recipe, recipe_header, recipe_yaml
 
-    loaded = load(recipe, overrides)
+    loaded = load_any_recipe(recipe, overrides)
     if as_json:
         print_json(loaded.model_dump(mode="json"))
         return
@@ -81,12 +81,18 @@ def check(
       swav-tf config check mine.yaml
       swav-tf config check passl_1node --replicas 8 --images 1281167
     """
+    from swav_tf.classifier_advice import check_classifier_recipe
     from swav_tf.errors import RecipeError
+    from swav_tf.recipe import Recipe
     from swav_tf.recipe_advice import check_recipe
+    from swav_tf.recipe_files import load_any_recipe
 
     try:
-        loaded = load(recipe, overrides)
-        advice = check_recipe(loaded, images=images, replicas=replicas)
+        loaded = load_any_recipe(recipe, overrides)
+        if isinstance(loaded, Recipe):
+            advice = check_recipe(loaded, images=images, replicas=replicas)
+        else:
+            advice = check_classifier_recipe(loaded, images=images, replicas=replicas)
     except RecipeError as error:
         if not as_json:
             raise
@@ -104,12 +110,26 @@ def check(
 
 
 @command.command(short_help="Explain every setting.")
+@click.option(
+    "--kind",
+    type=click.Choice(("pretrain", "probe", "finetune")),
+    default="pretrain",
+    show_default=True,
+    help="Recipes of which kind.",
+)
 @json_option
-def settings(as_json: bool) -> None:
-    """Explain every setting of a recipe: path, type, bounds, default and meaning."""
-    from swav_tf.recipe_fields import describe_field, recipe_fields
+def settings(kind: str, as_json: bool) -> None:
+    """Explain every setting of a kind of recipe: path, type, bounds, default and meaning.
 
-    fields = {field.path: describe_field(field) for field in recipe_fields()}
+    \b
+    Examples:
+      swav-tf config settings
+      swav-tf config settings --kind probe
+    """
+    from swav_tf.recipe_fields import describe_field, recipe_fields
+    from swav_tf.recipe_files import KINDS
+
+    fields = {field.path: describe_field(field) for field in recipe_fields(KINDS[kind])}
     if as_json:
         print_json(fields)
         return

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
+from cli.cluster import cluster_of, cluster_options
 from cli.options import config_option, data_argument, json_option, load_for_run, override_option, print_json
 from cli.quiet import load_tensorflow_quietly
-
-if TYPE_CHECKING:
-    from swav_tf.training.rendezvous import ClusterAddress
 
 
 @click.command(short_help="Train SwAV on images.")
@@ -26,11 +23,7 @@ if TYPE_CHECKING:
 @click.option(
     "--fresh", is_flag=True, help="Begin anew where the run folder has a checkpoint; default: go on from it."
 )
-@click.option("--nodes", type=click.IntRange(min=1), metavar="N", help="Machines that train together.")
-@click.option(
-    "--node-rank", type=click.IntRange(min=0), metavar="N", help="This machine's number, 0 to N - 1."
-)
-@click.option("--master", metavar="HOST:PORT", help="Address of machine 0, which every machine can reach.")
+@cluster_options
 @click.option("--quiet", is_flag=True, help="No progress on the terminal.")
 @json_option
 def command(
@@ -59,7 +52,7 @@ def command(
       swav-tf pretrain ILSVRC2012/train -c passl_4nodes --nodes 4 --node-rank 0 --master 10.0.0.1:2222
     """
     recipe = load_for_run(config, overrides, data)
-    cluster = _cluster(nodes, node_rank, master)
+    cluster = cluster_of(nodes, node_rank, master)
 
     load_tensorflow_quietly()
     from swav_tf.training.pretrain import pretrain
@@ -73,14 +66,3 @@ def command(
     )
     if as_json:
         print_json(result.summary)
-
-
-def _cluster(nodes: int | None, node_rank: int | None, master: str | None) -> ClusterAddress | None:
-    if nodes is None and node_rank is None and master is None:
-        return None
-    if nodes is None or node_rank is None or master is None:
-        raise click.UsageError("--nodes, --node-rank and --master belong together: give all three or none.")
-
-    from swav_tf.training.rendezvous import ClusterAddress
-
-    return ClusterAddress(nodes=nodes, node_rank=node_rank, master=master)

@@ -1,0 +1,105 @@
+"""What `probe` and `finetune` share: arguments, the recipe that they ask for, where the run goes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from cli.cluster import cluster_options
+from cli.options import config_option, json_option, override_option
+
+if TYPE_CHECKING:
+    from swav_tf.classifier_recipe import FinetuneRecipe, ProbeRecipe
+
+    Asked = TypeVar("Asked", ProbeRecipe, FinetuneRecipe)
+
+
+def classification_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds TRAIN, VALIDATION and the options of both commands."""
+    for option in (
+        json_option,
+        click.option("--quiet", is_flag=True, help="No progress on the terminal."),
+        cluster_options,
+        click.option(
+            "--fresh", is_flag=True, help="Begin anew where the run folder has a run; default: go on with it."
+        ),
+        click.option(
+            "--run-dir",
+            type=click.Path(file_okay=False, path_type=Path),
+            help="Folder for checkpoints, metrics and results.  [default: the recipe's name in the folder of "
+            "--model; with --from-scratch in runs/]",
+        ),
+        click.option(
+            "--from-scratch",
+            is_flag=True,
+            help="Draw the backbone's weights at random, for comparison; --model may then be a recipe.",
+        ),
+        click.option(
+            "--subset",
+            type=click.Path(exists=True, dir_okay=False, path_type=Path),
+            metavar="FILE",
+            help="Train on the images that FILE names, one a line, as n01440764_10026.JPEG.",
+        ),
+        override_option,
+        config_option,
+        click.option(
+            "--model",
+            required=True,
+            metavar="RUN",
+            help="Run folder of `swav-tf pretrain`; its newest checkpoint is taken.",
+        ),
+        click.argument("validation", required=False),
+        click.argument("train", required=False),
+    ):
+        command = option(command)
+    return command
+
+
+def load_for_classification(
+    wanted: type[Asked],
+    config: str,
+    overrides: Sequence[str],
+    *,
+    train: str | None,
+    validation: str | None,
+    subset: Path | None,
+) -> Asked:
+    """The recipe that the options ask for, its settings known to work together."""
+    from swav_tf.classifier_advice import check_classifier_recipe
+    from swav_tf.recipe_files import load_recipe_of
+
+    kind = load_recipe_of(wanted, config, overrides).data.kind
+    of_validation = {"digits": None, "tfds": "validation_split"}.get(kind, "validation_path")
+    if validation is not None and of_validation is None:
+        raise click.UsageError(f"the digits are bundled and have no VALIDATION. Received: {validation}.")
+    given = {
+        "data.path": train,
+        f"data.{of_validation}": validation,
+        "subset": None if subset is None else str(subset),
+    }
+    words = [
+        f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in given.items() if value is not None
+    ]
+    recipe = load_recipe_of(wanted, config, [*overrides, *words])
+    for place, what in (("path", "training"), (of_validation, "validation")):
+        if of_validation is not None and place is not None and getattr(recipe.data, place) is None:
+            raise click.UsageError(
+                f"recipe '{recipe.name}' does not say where the {what} images are (data.kind is {kind}). "
+                f"Give TRAIN and VALIDATION, or -o data.{place}=..."
+            )
+    check_classifier_recipe(recipe)  # its advice is for when images and devices are known
+    return recipe
+
+
+def run_dir_of(
+    run_dir: Path | None, *, model: str, name: str, from_scratch: bool, cached: bool = False
+) -> Path:
+    """Where the run goes: beside nothing that it could be taken for."""
+    if run_dir is not None:
+        return run_dir
+    name = f"{name}_cached" if cached else name
+    return Path("runs") / f"{name}_from_scratch" if from_scratch else Path(model) / name

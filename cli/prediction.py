@@ -1,0 +1,129 @@
+"""The most probable classes of images, and the CSV or JSON file that they are written to."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from evaluate.images import ViewedImage, stack_views, view_images
+from swav_tf.data.sources import ImageSource
+from swav_tf.errors import UsageError
+from swav_tf.recipe import EvaluationView
+
+if TYPE_CHECKING:
+    from swav_tf.training.classifier import Classifier
+
+TOP = 5
+ENDINGS = (".csv", ".json")
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the classifier says of one file.
+
+    Attributes:
+        file: its path below the folder.
+        classes: the five most probable ones (fewer if there are fewer), most probable first.
+        probabilities: of these classes, 0 to 1.
+        error: why the file cannot be read; None if it can.
+    """
+
+    file: str
+    classes: tuple[str, ...]
+    probabilities: tuple[float, ...]
+    error: str | None = None
+
+
+def predict(
+    model: Classifier,
+    class_names: tuple[str, ...],
+    source: ImageSource,
+    view: EvaluationView,
+    *,
+    batch_size: int,
+    threads: int,
+) -> Iterator[Prediction]:
+    """Predictions in the order of the source; a file that cannot be read gets its error.
+
+    Args:
+        model: the classifier.
+        class_names: of its outputs.
+        source: the images.
+        view: how they are shown.
+        batch_size: images that the model sees at once.
+        threads: that decode; 0 for one a core.
+    """
+    waiting: list[ViewedImage] = []
+    for image in view_images(source, range(len(source)), view, threads=threads):
+        waiting.append(image)
+        if len(waiting) == batch_size:
+            yield from _predict_batch(model, class_names, waiting)
+            waiting = []
+    yield from _predict_batch(model, class_names, waiting)
+
+
+def _predict_batch(
+    model: Classifier, class_names: tuple[str, ...], images: list[ViewedImage]
+) -> Iterator[Prediction]:
+    readable = [image for image in images if image.view is not None]
+    found = iter(model.probabilities(stack_views(readable)).numpy() if readable else ())
+    for image in images:
+        if image.view is None:
+            yield Prediction(image.name, (), (), image.reason)
+            continue
+        probabilities = next(found)
+        order = np.argsort(-probabilities, kind="stable")[:TOP]
+        yield Prediction(
+            image.name,
+            tuple(class_names[i] for i in order),
+            tuple(float(probabilities[i]) for i in order),
+        )
+
+
+def check_output(path: Path) -> None:
+    """Refuses a file that is neither CSV nor JSON, before anything is computed.
+
+    Raises:
+        UsageError: the name ends otherwise.
+    """
+    if path.suffix.lower() not in ENDINGS:
+        raise UsageError(f"--output must end in {' or '.join(ENDINGS)}. Received: {path}.")
+
+
+def write_predictions(path: Path, predictions: list[Prediction]) -> None:
+    """Writes the file whole: a row, or an object, for each image."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    with part.open("w", encoding="utf-8", newline="") as file:
+        if path.suffix.lower() == ".json":
+            json.dump(
+                [_as_json(prediction) for prediction in predictions], file, indent=1, ensure_ascii=False
+            )
+            file.write("\n")
+        else:
+            rows = csv.writer(file)
+            places = range(1, TOP + 1)
+            rows.writerow(
+                ["file", *(f"{what}_{i}" for i in places for what in ("class", "probability")), "error"]
+            )
+            for prediction in predictions:
+                pairs = zip(prediction.classes, prediction.probabilities, strict=True)
+                cells = [cell for name, p in pairs for cell in (name, f"{p:.6g}")]
+                rows.writerow(
+                    [prediction.file, *cells, *[""] * (2 * TOP - len(cells)), prediction.error or ""]
+                )
+    os.replace(part, path)
+
+
+def _as_json(prediction: Prediction) -> dict[str, Any]:
+    if prediction.error is not None:
+        return {"file": prediction.file, "error": prediction.error}
+    pairs = zip(prediction.classes, prediction.probabilities, strict=True)
+    return {"file": prediction.file, "top": [{"class": name, "probability": p} for name, p in pairs]}
