@@ -93,7 +93,13 @@ def _fused(
     images = tf.reshape(x, [-1, 1, 1, x.shape[-1]]) if is_flat else x
     # The raw op, since tf.nn's wrapper raises epsilon to 1.001e-5 without a word.
     result = tf.raw_ops.FusedBatchNormV3(
-        x=images, scale=gamma, offset=beta, mean=mean, variance=variance, epsilon=epsilon, is_training=training
+        x=images,
+        scale=gamma,
+        offset=beta,
+        mean=mean,
+        variance=variance,
+        epsilon=epsilon,
+        is_training=training,
     )
     outputs = tf.reshape(result.y, tf.shape(x)) if is_flat else result.y
     if not training:
