@@ -1,0 +1,168 @@
+"""`swav-tf weights`: other people's weights, in and out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from cli.options import json_option, override_option, print_json
+
+file_argument = click.argument("source", metavar="FILE", type=click.Path(path_type=Path))
+
+
+@click.group()
+def command() -> None:
+    """Import, export and identify weights: SwAV, torchvision, timm, PASSL, VISSL, solo-learn, lightly.
+
+    What a file is is told by its keys, not by its name. PyTorch is not needed, and nothing in a
+    file is ever run.
+
+    \b
+    Examples:
+      swav-tf weights show swav_800ep_pretrain.pth.tar
+      swav-tf weights import swav_800ep_pretrain.pth.tar --to runs/released
+      swav-tf weights export runs/first -o first.pth.tar
+    """
+
+
+@command.command(short_help="Tell what a file of weights is.")
+@file_argument
+@json_option
+def show(source: Path, as_json: bool) -> None:
+    """Tell whose weights FILE holds, of what model, and whether they are whole.
+
+    FILE may be a run folder or a checkpoint too.
+
+    \b
+    Examples:
+      swav-tf weights show swav_RN50w2_400ep_pretrain.pth.tar
+      swav-tf weights show runs/first --json
+    """
+    from swav_tf.weights.describe import describe
+
+    told = describe(source)
+    if as_json:
+        print_json(told.as_dict())
+        return
+    click.echo(f"{source}: {told.format}")
+    click.echo(
+        f"{told.model or 'no model that is known here'}; {told.tensors} tensors, {told.numbers:,} numbers"
+    )
+    _echo_left_out(told.left_out)
+    for line in told.problems:
+        click.echo(f"  {line}")
+    if told.problems:
+        click.echo("It cannot be imported whole: see above.")
+
+
+@command.command("import", short_help="Make a run folder, or a file of ours, of somebody's weights.")
+@file_argument
+@click.option(
+    "--to",
+    required=True,
+    type=click.Path(path_type=Path),
+    metavar="RUN_OR_FILE",
+    help="New run folder, or new file that ends in .safetensors.",
+)
+@click.option(
+    "-c",
+    "--config",
+    metavar="FILE_OR_NAME",
+    help="Recipe of the run folder.  [default: the bundled one of this network and width, in float32]",
+)
+@override_option
+@click.option(
+    "--backbone-only", is_flag=True, help="Take the backbone, whatever else there is or is missing."
+)
+@json_option
+def import_(
+    source: Path,
+    to: Path,
+    config: str | None,
+    overrides: tuple[str, ...],
+    backbone_only: bool,
+    as_json: bool,
+) -> None:
+    """Make a run folder, or a file of ours, of the weights in FILE.
+
+    The folder's recipe gets the model that the shapes tell. Every tensor must be there, in its
+    shape, and none may be left over; else all that is wrong is listed and nothing is written.
+
+    \b
+    Examples:
+      swav-tf weights import swav_800ep_pretrain.pth.tar --to runs/released
+      swav-tf weights import resnet50.safetensors --to runs/timm -o data.evaluation.resize=232
+      swav-tf weights import half.pth --to half.safetensors --backbone-only
+    """
+    from swav_tf.weights.importing import import_weights
+
+    done = import_weights(source, to, config=config, overrides=overrides, backbone_only=backbone_only)
+    if as_json:
+        print_json(
+            {
+                "output": str(done.path),
+                "format": done.format,
+                "model": str(done.sizes),
+                "left_out": list(done.left_out),
+                "recipe": done.recipe.name if done.recipe else None,
+            }
+        )
+        return
+    click.echo(f"{source}: {done.format}")
+    click.echo(f"{done.path}: {done.sizes}")
+    _echo_left_out(done.left_out)
+
+
+@command.command(short_help="Write weights for PyTorch users.")
+@click.argument("source", metavar="RUN_OR_FILE", type=click.Path(path_type=Path))
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="New file; .pth.tar, .pth and .pt are PyTorch's, .safetensors is everybody's.",
+)
+@click.option(
+    "--names",
+    type=click.Choice(["swav", "torchvision", "swav_tf"]),
+    help="swav: as the released SwAV; torchvision: a ResNet, its classifier as fc; swav_tf: ours.  "
+    "[default: swav_tf for .safetensors, else swav]",
+)
+@json_option
+def export(source: Path, output: Path, names: str | None, as_json: bool) -> None:
+    """Write the newest checkpoint of a run, or a file of any known format, as one file.
+
+    \b
+    Examples:
+      swav-tf weights export runs/first -o first.pth.tar
+      swav-tf weights export runs/first -o backbone.pth --names torchvision
+      swav-tf weights export runs/first -o first.safetensors
+    """
+    from swav_tf.weights.exporting import NAMES, export_weights
+
+    chosen = next((name for name in NAMES if name == names), None)
+    done = export_weights(source, output, names=chosen)
+    if as_json:
+        print_json(
+            {
+                "output": str(done.path),
+                "names": done.names,
+                "tensors": done.tensors,
+                "left_out": list(done.left_out),
+            }
+        )
+        return
+    click.echo(f"{done.path}: {done.tensors} tensors by the names of {done.names}")
+    _echo_left_out(done.left_out)
+
+
+def _echo_left_out(names: tuple[str, ...]) -> None:
+    """Tensors that were not taken, by the first words of their names."""
+    if not names:
+        return
+    counts: dict[str, int] = {}
+    for name in names:
+        counts[name.partition(".")[0]] = counts.get(name.partition(".")[0], 0) + 1
+    click.echo("left out: " + ", ".join(f"{stem} ({count})" for stem, count in counts.items()))

@@ -1,0 +1,93 @@
+"""Any file or folder of weights: what container it is, told by its first bytes, and whose weights it holds."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from swav_tf.errors import UsageError
+from swav_tf.weights.errors import WeightsError
+from swav_tf.weights.formats import Recognised, recognise
+from swav_tf.weights.layout import as_torch
+from swav_tf.weights.own import PARTS, OwnWeights, read_own_folder
+from swav_tf.weights.safe_pickle import read_pickle
+from swav_tf.weights.safetensors_file import read_safetensors
+from swav_tf.weights.torch_file import LEGACY_START, read_torch_legacy, read_torch_zip
+
+STD_KEY = "std"  # in the metadata of our own safetensors files
+
+
+def open_weights(path: Path) -> Recognised:
+    """Whose weights a file or folder holds; no tensor of a file is read yet.
+
+    Raises:
+        UsageError: there is no such file, or the folder is none of ours.
+        WeightsError: it is damaged, unsafe or of no known format.
+        CheckpointError: a checkpoint of ours is damaged.
+    """
+    own = read_own(path)
+    if own is not None:
+        return Recognised(own.what, as_torch(own.arrays), std=own.std, step=own.step)
+    return recognise(_tree(path), str(path))
+
+
+def read_own(path: Path) -> OwnWeights | None:
+    """The weights of our own run folder, checkpoint or safetensors file; None: it is somebody else's.
+
+    Raises:
+        UsageError, WeightsError, CheckpointError: as `open_weights`.
+    """
+    if not path.exists():
+        raise UsageError(f"There must be a file or folder of weights. Received: {path}, which is not there.")
+    if path.is_dir():
+        return read_own_folder(path)
+    if not _is_safetensors(path):
+        return None
+    tensors, metadata = read_safetensors(path)
+    if not any(name.partition("/")[0] in PARTS and "/" in name for name in tensors):
+        return None
+    arrays = {name: tensor.read() for name, tensor in tensors.items()}
+    std = json.loads(metadata[STD_KEY]) if STD_KEY in metadata else None
+    return OwnWeights(
+        arrays, "swav-tf safetensors", int(metadata.get("step", 0)), tuple(std) if std else None
+    )
+
+
+def _tree(path: Path) -> Any:
+    """What a file holds, as dictionaries and tensors."""
+    if _is_safetensors(path):
+        return read_safetensors(path)[0]
+    with path.open("rb") as file:
+        start = file.read(len(LEGACY_START))
+        file.seek(max(0, path.stat().st_size - 1))
+        last = file.read(1)
+    if start.startswith(b"PK\x03\x04"):
+        return read_torch_zip(path)
+    if start == LEGACY_START:
+        return read_torch_legacy(path)
+    # Protocols 2 and later begin with 0x80; the older ones are known by their end alone.
+    if start.startswith(b"\x80") or last == b".":
+        with path.open("rb") as file:
+            return read_pickle(file, source=str(path))
+    what = "empty" if not start else f"begins with {start[:12]!r}"
+    raise WeightsError(
+        f"{path} is no file of weights that is known here: it must be one of torch.save, a pickle of arrays, or "
+        f"safetensors. It is {what}."
+    )
+
+
+def _is_safetensors(path: Path) -> bool:
+    """The length of a JSON header that fits into the file, then the header."""
+    with path.open("rb") as file:
+        start = file.read(9)
+    return start[8:] == b"{" and int.from_bytes(start[:8], "little") <= path.stat().st_size
+
+
+def sha256_of(path: Path) -> str:
+    """Of a file, or of the arrays of the newest checkpoint in a folder of ours."""
+    if path.is_dir():
+        path = max(path.glob("**/state.safetensors"))
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,277 @@
+"""Reads what `torch.save` wrote, the zip format of today and the one before, without PyTorch."""
+
+from __future__ import annotations
+
+import math
+import pickle
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.lib.stride_tricks import as_strided
+
+from swav_tf.weights.errors import WeightsError
+from swav_tf.weights.safe_pickle import PLAIN, Call, read_pickle, whole_numbers
+from swav_tf.weights.tensors import Tensor, from_bytes
+
+LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+LEGACY_START = b"\x80\x02\x8a\x0a" + LEGACY_MAGIC.to_bytes(10, "little")
+LEGACY_PROTOCOL = 1001
+
+STORAGES = {
+    "FloatStorage": "float32",
+    "HalfStorage": "float16",
+    "BFloat16Storage": "bfloat16",
+    "DoubleStorage": "float64",
+    "LongStorage": "int64",
+    "IntStorage": "int32",
+    "ShortStorage": "int16",
+    "CharStorage": "int8",
+    "ByteStorage": "uint8",
+    "BoolStorage": "bool",
+}
+_DTYPE_NAMES = (
+    "float32",
+    "float16",
+    "bfloat16",
+    "float64",
+    "int64",
+    "int32",
+    "int16",
+    "int8",
+    "uint8",
+    "bool",
+)
+
+
+def item_size(dtype: str) -> int:
+    """Bytes of one number."""
+    return 2 if dtype == "bfloat16" else np.dtype(dtype).itemsize
+
+
+class _StorageType(str):
+    """The stand-in of a storage class: the type of its numbers."""
+
+    __slots__ = ()
+
+    def __setstate__(self, state: Any) -> None:
+        raise pickle.UnpicklingError("it sets the state of a class")
+
+
+@dataclass(frozen=True)
+class _Storage:
+    """Numbers that tensors are views of.
+
+    Attributes:
+        key: its name in the file.
+        dtype: of its numbers.
+        length: how many there are.
+        read: gets `count` of them from the `first` on.
+    """
+
+    key: str
+    dtype: str
+    length: int
+    read: Callable[[int, int], np.ndarray]
+
+    def __setstate__(self, state: Any) -> None:
+        raise pickle.UnpicklingError("it sets the state of a storage")
+
+
+class TorchView:
+    """A tensor: a strided view of a storage, checked to lie inside of it."""
+
+    def __init__(self, storage: Any, offset: Any, shape: Any, stride: Any, *_: Any) -> None:
+        if not isinstance(storage, _Storage):
+            raise pickle.UnpicklingError("a tensor has no storage")
+        shape, stride = whole_numbers(shape), whole_numbers(stride)
+        [offset] = whole_numbers([offset])
+        if len(shape) != len(stride):
+            raise pickle.UnpicklingError(f"a tensor has shape {shape} and strides {stride}")
+        count = math.prod(shape)
+        reach = 1 + sum((size - 1) * step for size, step in zip(shape, stride, strict=True)) if count else 0
+        # A stride of 0 would make an array of any size out of one number.
+        if count > storage.length or offset + reach > storage.length:
+            raise pickle.UnpicklingError(
+                f"a tensor of shape {shape}, strides {stride}, offset {offset} lies outside of its storage "
+                f"of {storage.length} numbers"
+            )
+        size = item_size(storage.dtype) if storage.dtype != "bfloat16" else 4
+
+        def read() -> np.ndarray:
+            numbers = storage.read(offset, reach)
+            return np.ascontiguousarray(as_strided(numbers, shape, [step * size for step in stride]))
+
+        self._tensor = Tensor("", shape, storage.dtype, read)
+
+    def __setstate__(self, state: Any) -> None:
+        raise pickle.UnpicklingError("it sets the state of a tensor")
+
+    @property
+    def tensor(self) -> Tensor:
+        """The tensor."""
+        return self._tensor
+
+
+def _parameter(data: Any, *_: Any) -> TorchView:
+    if not isinstance(data, TorchView):
+        raise pickle.UnpicklingError("a parameter has no tensor")
+    return data
+
+
+ADMITTED = {
+    **PLAIN,
+    "torch._utils._rebuild_tensor": Call(TorchView),
+    "torch._utils._rebuild_tensor_v2": Call(TorchView),
+    "torch._utils._rebuild_parameter": Call(_parameter),
+    "torch.Size": Call(lambda sizes=(): whole_numbers(tuple(sizes))),
+    "torch.device": Call(lambda *_: None),
+    **{f"torch.{name}": _StorageType(dtype) for name, dtype in STORAGES.items()},
+    **{f"torch.{name}": name for name in _DTYPE_NAMES},
+}
+
+
+def _storage_of(
+    pid: Any, read: Callable[[str, str, int, int], np.ndarray], length_of: Callable[[str, str, int], int]
+) -> _Storage:
+    """The storage that a persistent id names: ("storage", type, key, device, length, ...)."""
+    if (
+        not isinstance(pid, tuple)
+        or len(pid) < 5
+        or pid[0] != "storage"
+        or not isinstance(pid[1], _StorageType)
+    ):
+        kind = pid[0] if isinstance(pid, tuple) and pid and isinstance(pid[0], str) else type(pid).__name__
+        raise pickle.UnpicklingError(f"it refers to a {kind[:20]!r}, not to a storage of numbers")
+    dtype, key = str.__str__(pid[1]), pid[2]
+    [length] = whole_numbers([pid[4]])
+    if not isinstance(key, str):
+        raise pickle.UnpicklingError("a storage has no name")
+    length = length_of(key, dtype, length)
+    return _Storage(key, dtype, length, lambda first, count: read(key, dtype, first, count))
+
+
+# === The zip format (PyTorch 1.6 and later) ===
+
+
+def read_torch_zip(path: Path) -> Any:
+    """The saved object; its tensors are `TorchView`s.
+
+    Raises:
+        WeightsError: it is no such file, is damaged, or asks for anything but tensors and plain data.
+    """
+    try:
+        archive = zipfile.ZipFile(path)
+        members = {info.filename: info for info in archive.infolist()}
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        raise WeightsError(f"{path} is damaged, or cut off in a download: {error}.") from error
+    with archive:
+        roots = [name.removesuffix("data.pkl") for name in members if name.endswith("/data.pkl")]
+        if len(roots) != 1:
+            raise WeightsError(f"{path} is a zip archive, but not one that `torch.save` writes.")
+        [root] = roots
+        if root + "constants.pkl" in members:
+            raise WeightsError(
+                f"{path} is a TorchScript program, which holds code. Save the model's state_dict() instead."
+            )
+        # `torch.save` never compresses: a small file cannot unfold into a large one.
+        if any(info.compress_type != zipfile.ZIP_STORED for info in members.values()):
+            raise WeightsError(
+                f"{path} is refused: members of it are compressed, as `torch.save` never does."
+            )
+        if root + "byteorder" in members and _member(archive, members, root + "byteorder", path) != b"little":
+            raise WeightsError(f"{path} was written on a big-endian machine; write it again on another.")
+
+        def length_of(key: str, dtype: str, length: int) -> int:
+            info = members.get(f"{root}data/{key}")
+            if info is None or info.file_size != length * item_size(dtype):
+                there = "missing" if info is None else f"of {info.file_size} bytes"
+                raise pickle.UnpicklingError(f"storage {key[:40]} of {length} {dtype} is {there}")
+            return length
+
+        def read(key: str, dtype: str, first: int, count: int) -> np.ndarray:
+            return from_bytes(_part(path, f"{root}data/{key}", first, count, item_size(dtype)), dtype)
+
+        with archive.open(members[root + "data.pkl"]) as file:
+            return read_pickle(
+                file,
+                source=str(path),
+                admitted=ADMITTED,
+                storage=lambda pid: _storage_of(pid, read, length_of),
+            )
+
+
+def _member(archive: zipfile.ZipFile, members: dict[str, zipfile.ZipInfo], name: str, path: Path) -> bytes:
+    try:
+        return archive.read(members[name])
+    except (zipfile.BadZipFile, OSError, RuntimeError, EOFError) as error:
+        raise WeightsError(f"{path} is damaged: {name}: {error}.") from error
+
+
+def _part(path: Path, name: str, first: int, count: int, size: int) -> bytes:
+    try:
+        with zipfile.ZipFile(path) as archive, archive.open(name) as file:
+            if first:
+                file.seek(first * size)
+            data = file.read(count * size)  # read from start to end, its checksum is verified
+    except (zipfile.BadZipFile, OSError, RuntimeError, EOFError) as error:
+        raise WeightsError(f"{path} is damaged: {name}: {error}.") from error
+    if len(data) != count * size:
+        raise WeightsError(f"{path} is damaged: {name} ends early.")
+    return data
+
+
+# === The format before ===
+
+
+def read_torch_legacy(path: Path) -> Any:
+    """The saved object of a file from before PyTorch 1.6; its tensors are `TorchView`s.
+
+    Five pickles: magic number, protocol, machine, the object, the keys of the storages; then each
+    storage: its length as 8 bytes, and its numbers.
+
+    Raises:
+        WeightsError: it is no such file, is damaged, or asks for anything but tensors and plain data.
+    """
+    dtypes: dict[str, tuple[str, int]] = {}
+    starts: dict[str, int] = {}
+
+    def length_of(key: str, dtype: str, length: int) -> int:
+        if dtypes.setdefault(key, (dtype, length)) != (dtype, length):
+            raise pickle.UnpicklingError(f"storage {key[:40]} is described in two ways")
+        return length
+
+    def read(key: str, dtype: str, first: int, count: int) -> np.ndarray:
+        with path.open("rb") as file:
+            file.seek(starts[key] + first * item_size(dtype))
+            return from_bytes(file.read(count * item_size(dtype)), dtype)
+
+    def next_pickle(file: IO[bytes]) -> Any:
+        return read_pickle(
+            file, source=str(path), admitted=ADMITTED, storage=lambda pid: _storage_of(pid, read, length_of)
+        )
+
+    with path.open("rb") as file:
+        magic, protocol, machine = next_pickle(file), next_pickle(file), next_pickle(file)
+        if magic != LEGACY_MAGIC or protocol != LEGACY_PROTOCOL or not isinstance(machine, dict):
+            raise WeightsError(f"{path} is damaged: it does not begin as files of `torch.save` do.")
+        if machine.get("little_endian") is not True:
+            raise WeightsError(f"{path} was written on a big-endian machine; write it again on another.")
+        tree, keys = next_pickle(file), next_pickle(file)
+        if not isinstance(keys, list) or set(dtypes) != {key for key in keys if isinstance(key, str)}:
+            raise WeightsError(f"{path} is damaged: its list of storages does not fit its tensors.")
+        position, end = file.tell(), path.stat().st_size
+        for key in keys:
+            dtype, length = dtypes[key]
+            file.seek(position)
+            stored = int.from_bytes(file.read(8), "little")
+            starts[key] = position + 8
+            position = starts[key] + length * item_size(dtype)
+            if stored != length or position > end:
+                raise WeightsError(
+                    f"{path} is damaged, or cut off in a download: storage {key} is not whole."
+                )
+    return tree
