@@ -76,12 +76,12 @@ def load_for_classification(
     of_validation = {"digits": None, "tfds": "validation_split"}.get(kind, "validation_path")
     if validation is not None and of_validation is None:
         raise click.UsageError(f"the digits are bundled and have no VALIDATION. Received: {validation}.")
-    given = {
+    given: dict[str, str | None] = {
         "data.path": train,
         f"data.{of_validation}": validation,
         "subset": None if subset is None else str(subset),
     }
-    words = [
+    words: list[str] = [
         f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in given.items() if value is not None
     ]
     recipe = load_recipe_of(wanted, config, [*overrides, *words])

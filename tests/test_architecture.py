@@ -6,16 +6,19 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
-from swav_tf import recipe as recipe_module
+from swav_tf import classifier_recipe, recipe
 from swav_tf.recipe import Section
 from swav_tf.recipe_fields import section_of
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = [
-    name for name in ("cli", "configs", "evaluate", "export", "swav_tf") if (ROOT / name / "__init__.py").exists()
+    name
+    for name in ("cli", "configs", "evaluate", "export", "swav_tf")
+    if (ROOT / name / "__init__.py").exists()
 ]
 
 # Everything else must be importable where TensorFlow is not installed.
@@ -82,30 +85,39 @@ def test_tensorflow_is_really_blocked() -> None:
 # === Every setting is read ===
 
 
-def sections() -> dict[str, type[Section]]:
+RECIPES = (recipe, classifier_recipe)
+
+
+def sections(module: ModuleType) -> dict[str, type[Section]]:
+    """The sections that a module defines."""
     return {
         name: kind
-        for name, kind in vars(recipe_module).items()
-        if isinstance(kind, type) and issubclass(kind, Section) and kind is not Section
+        for name, kind in vars(module).items()
+        if isinstance(kind, type) and issubclass(kind, Section) and kind.__module__ == module.__name__
     }
+
+
+def own_settings(kind: type[Section]) -> list[str]:
+    """The settings that a section defines itself and does not inherit."""
+    return [
+        name
+        for name, info in kind.model_fields.items()
+        if name in kind.__annotations__ and section_of(info.annotation) is None
+    ]
 
 
 def settings() -> set[tuple[str, str]]:
     """All (section, setting) pairs."""
-    return {
-        (name, field)
-        for name, kind in sections().items()
-        for field, info in kind.model_fields.items()
-        if section_of(info.annotation) is None
-    }
+    kinds = {name: kind for module in RECIPES for name, kind in sections(module).items()}
+    return {(name, field) for name, kind in kinds.items() for field in own_settings(kind)}
 
 
-def source_without_settings() -> str:
-    """`recipe.py` with its sections but no settings in them."""
-    tree = ast.parse((ROOT / "swav_tf" / "recipe.py").read_text(encoding="utf-8"))
+def source_without_settings(module: ModuleType) -> str:
+    """A module of recipes with its sections but no settings in them."""
+    tree = ast.parse(Path(str(module.__file__)).read_text(encoding="utf-8"))
     gone = settings()
     for node in tree.body:
-        if isinstance(node, ast.ClassDef) and node.name in sections():
+        if isinstance(node, ast.ClassDef) and node.name in sections(module):
             node.body = [
                 line
                 for line in node.body
@@ -118,24 +130,35 @@ def source_without_settings() -> str:
 def settings_read(tmp_path_factory: pytest.TempPathFactory) -> set[tuple[str, str]]:
     """The settings that mypy misses when no section has any: those that some code reads."""
     folder = tmp_path_factory.mktemp("mypy")
-    stripped = folder / "recipe.py"
-    stripped.write_text(source_without_settings(), encoding="utf-8")
+    shadows = []
+    for module in RECIPES:
+        stripped = folder / Path(str(module.__file__)).name
+        stripped.write_text(source_without_settings(module), encoding="utf-8")
+        shadows += ["--shadow-file", f"swav_tf/{stripped.name}", str(stripped)]
     run = subprocess.run(
         [
             *(sys.executable, "-m", "mypy", "--no-pretty", "--cache-dir", str(folder / "cache")),
-            *("--shadow-file", "swav_tf/recipe.py", str(stripped)),
+            *shadows,
         ],
         cwd=ROOT,
         capture_output=True,
         text=True,
     )
     assert run.returncode == 1, run.stdout + run.stderr  # 2: mypy itself failed
+    # What is read of a section is read of those that it inherits from.
+    kinds = {name: kind for module in RECIPES for name, kind in sections(module).items()}
+    bases = {name: [base.__name__ for base in kind.__mro__] for name, kind in kinds.items()}
     missed = set()
     for line in run.stdout.splitlines():
-        found = re.match(r'(\S+?):\d+: error: "(\w+)" has no attribute "(\w+)"', line)
+        found = re.match(r'(\S+?):\d+: error: (?:Item )?"(\w+)" (?:of .+ )?has no attribute "(\w+)"', line)
         # To check a setting, or to advise on it, is not to honour it.
-        if found and Path(found[1]).stem not in {"recipe_advice", "recipe_fields", "recipe_files"}:
-            missed.add((found[2], found[3]))
+        if found and Path(found[1]).stem not in {
+            "classifier_advice",
+            "recipe_advice",
+            "recipe_fields",
+            "recipe_files",
+        }:
+            missed |= {(base, found[3]) for base in bases.get(found[2], [])}
     return missed | {("BatchNorm", setting) for setting in read_by_the_batch_norm_layer()}
 
 

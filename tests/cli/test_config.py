@@ -6,7 +6,7 @@ from cli.errors import run_and_report
 from cli.main import swav_tf
 from swav_tf.recipe import Recipe
 from swav_tf.recipe_fields import recipe_fields
-from swav_tf.recipe_files import bundled_recipes, load_recipe
+from swav_tf.recipe_files import KINDS, bundled_recipes, load_recipe
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -21,7 +21,9 @@ def test_list_shows_every_recipe_with_its_summary(capsys: pytest.CaptureFixture[
     lines = run(capsys, "list").splitlines()
     assert [line.split("  ")[0] for line in lines] == list(bundled_recipes())
     assert lines[0].endswith("SwAV on scikit-learn's handwritten digits, in three minutes on two CPU cores")
-    assert json.loads(run(capsys, "list", "--json")) == bundled_recipes()
+    told = json.loads(run(capsys, "list", "--json"))
+    assert {name: recipe["summary"] for name, recipe in told.items()} == bundled_recipes()
+    assert {told[name]["kind"] for name in ("demo", "probe", "finetune_1pct")} == set(KINDS)
 
 
 def test_show_prints_a_recipe_that_loads_again(capsys: pytest.CaptureFixture[str], tmp_path: object) -> None:
@@ -52,6 +54,7 @@ def test_show_as_json_is_the_resolved_recipe(capsys: pytest.CaptureFixture[str])
     ("arguments", "last_line", "advice"),
     [
         (["demo"], "demo: valid, no remarks", []),
+        (["probe", "--replicas", "8"], "probe: valid, no remarks", []),
         (["passl_1node"], "passl_1node: valid, 1 remark", ["method.queue.length: 3840 is not a multiple"]),
         (
             ["demo", "-o", "model.prototypes=100", "-o", "method.prototypes_frozen_steps=0"],
@@ -59,9 +62,9 @@ def test_show_as_json_is_the_resolved_recipe(capsys: pytest.CaptureFixture[str])
             ["model.prototypes: 100 prototypes share 64", "method.prototypes_frozen_steps: SwAV was seen"],
         ),
         (
-            ["demo", "-o", "method.prototypes_frozen_steps=792", "--images", "1437", "--replicas", "2"],
+            ["demo", "-o", "method.prototypes_frozen_steps=616", "--images", "1437", "--replicas", "2"],
             "demo: valid, 1 remark",
-            ["method.prototypes_frozen_steps: the run has 792 steps"],
+            ["method.prototypes_frozen_steps: the run has 616 steps"],
         ),
     ],
 )
@@ -97,3 +100,16 @@ def test_settings_explains_every_field(capsys: pytest.CaptureFixture[str]) -> No
     assert told["augment.jitter.hue"]["type"] == "float >= 0 <= 0.5"
     assert all(field["meaning"] != "None" for field in told.values())
     assert "train.seed\n    int >= 0 < 4294967296, default 31. seed of weights" in run(capsys, "settings")
+
+
+@pytest.mark.parametrize("kind", ["probe", "finetune"])
+def test_settings_of_another_kind(capsys: pytest.CaptureFixture[str], kind: str) -> None:
+    told = json.loads(run(capsys, "settings", "--kind", kind, "--json"))
+    assert list(told) == [field.path for field in recipe_fields(KINDS[kind])]
+    assert told["optimizer.decay_epochs"]["type"] == "list of int"
+    assert ("optimizer.backbone_learning_rate" in told) == (kind == "finetune")
+    assert all(field["meaning"] != "None" for field in told.values())
+
+
+def test_show_prints_a_probe(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "kind: probe\n" in run(capsys, "show", "probe")
