@@ -30,9 +30,11 @@ class KerasRunner:
         checkpoint = store.read(store.steps()[-1])
         import tensorflow as tf
 
-        from swav_tf.training.load import load_swav
+        from swav_tf.training.load import load_swav, parts_of
 
-        model, recipe = load_swav(run_dir, step=checkpoint.step)
+        # Of an imported backbone there are features only: a random head would give meaningless scores.
+        has_head = len(parts_of(checkpoint)) > 1
+        model, recipe = load_swav(run_dir, step=checkpoint.step, backbone_only=not has_head)
         self.view = recipe.data.evaluation
         self.data = recipe.data
         self.feature_dim = int(model.backbone.output_shape[-1])
@@ -46,6 +48,8 @@ class KerasRunner:
 
         def run(images: Any) -> dict[str, Any]:
             features = model.features(images)
+            if not has_head:
+                return {"features": features}
             projections, scores = model.project(features)
             return {"features": features, "projections": projections, "scores": scores}
 

@@ -23,6 +23,12 @@ from cli.quiet import load_tensorflow_quietly
 @click.option(
     "--fresh", is_flag=True, help="Begin anew where the run folder has a checkpoint; default: go on from it."
 )
+@click.option(
+    "--weights",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    metavar="RUN",
+    help="Begin with the weights of this run folder, trained or imported.  [default: random ones]",
+)
 @cluster_options
 @click.option("--quiet", is_flag=True, help="No progress on the terminal.")
 @json_option
@@ -32,6 +38,7 @@ def command(
     overrides: tuple[str, ...],
     run_dir: Path | None,
     fresh: bool,
+    weights: Path | None,
     nodes: int | None,
     node_rank: int | None,
     master: str | None,
@@ -48,6 +55,7 @@ def command(
     Examples:
       swav-tf pretrain ILSVRC2012/train -c one_gpu --run-dir runs/first
       swav-tf pretrain photos/ -c one_gpu -o data.kind=images -o train.epochs=50
+      swav-tf pretrain photos/ -c one_gpu --weights runs/released --run-dir runs/photos
       swav-tf pretrain -c demo --run-dir runs/digits -o train.epochs=2
       swav-tf pretrain ILSVRC2012/train -c passl_4nodes --nodes 4 --node-rank 0 --master 10.0.0.1:2222
     """
@@ -62,6 +70,7 @@ def command(
         run_dir=run_dir or Path("runs") / recipe.name,
         cluster=cluster,
         fresh=fresh,
+        weights=weights,
         quiet=quiet or as_json,
     )
     if as_json:

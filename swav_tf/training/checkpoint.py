@@ -25,6 +25,7 @@ from swav_tf.errors import SwavError
 
 ARRAYS, FACTS = "state.safetensors", "state.json"
 FORMAT = 1
+IMPORTED = "imported"  # fact of a checkpoint that no training wrote: where its weights are from
 
 
 class CheckpointError(SwavError):

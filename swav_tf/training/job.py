@@ -13,11 +13,11 @@ from rich.console import Console
 
 from swav_tf.data.bad_images import BadImages
 from swav_tf.data.python_calls import ended_after
-from swav_tf.errors import DataError, SwavError
+from swav_tf.errors import DataError, SwavError, UsageError
 from swav_tf.method.replicated_model import ReplicatedModel
 from swav_tf.recipe import Train
 from swav_tf.training.callbacks.position import Position
-from swav_tf.training.checkpoint import CheckpointStore
+from swav_tf.training.checkpoint import IMPORTED, CheckpointStore
 from swav_tf.training.state import restore
 from swav_tf.training.strategy import Topology
 
@@ -36,12 +36,19 @@ def resume(
 
     Raises:
         CheckpointError: no checkpoint is whole, or it does not fit the model.
+        UsageError: the folder holds imported weights, which were never trained here.
         SwavError: the workers do not see the same checkpoint.
     """
     checkpoint, complaints = store.newest()
     for complaint in complaints:
         warnings.print(f"[yellow]warning[/] {complaint} The one before it is used.")
     if checkpoint is not None:
+        if IMPORTED in checkpoint.facts:
+            raise UsageError(
+                f"{store.folder.parent} holds imported weights ({checkpoint.facts[IMPORTED]['file']}) and no run that "
+                "could be gone on with. To begin a new run with them: swav-tf pretrain ... "
+                f"--weights {store.folder.parent} --run-dir NEW."
+            )
         restore(model, checkpoint.arrays, batch_size=batch_size)
         position.from_json(checkpoint.facts["position"])
         console.print(f"going on from step {position.step} ({checkpoint.path})")

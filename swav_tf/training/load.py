@@ -9,22 +9,44 @@ from swav_tf.method.swav import SwAV
 from swav_tf.recipe import Recipe
 from swav_tf.recipe_files import load_recipe
 from swav_tf.training.build import build_swav
-from swav_tf.training.checkpoint import Checkpoint, CheckpointStore
+from swav_tf.training.checkpoint import IMPORTED, Checkpoint, CheckpointStore
 from swav_tf.training.state import named_variables
 
 
-def load_swav(run_dir: Path | str, *, step: int | None = None) -> tuple[SwAV, Recipe]:
+def load_swav(
+    run_dir: Path | str, *, step: int | None = None, backbone_only: bool = False
+) -> tuple[SwAV, Recipe]:
     """The model of a pretraining run with the weights of its newest (or one) checkpoint, and its recipe.
 
+    Args:
+        run_dir: folder of the run, or of an import.
+        step: of the checkpoint; unset: the newest.
+        backbone_only: leave head and prototypes as they are made: random.
+
     Raises:
-        UsageError: there is no run or no checkpoint, or it is a run of another kind.
+        UsageError: there is no run or no checkpoint, it is a run of another kind, or a backbone was imported
+            alone and more is asked for.
         CheckpointError: the checkpoint is damaged.
     """
     checkpoint, recipe = read_pretrained(run_dir, step=step)
     model = build_swav(recipe)
+    wanted = ("backbone",) if backbone_only else model.parts
+    if missing := [part for part in wanted if part not in parts_of(checkpoint)]:
+        raise UsageError(
+            f"{run_dir} was imported from a backbone alone. It has no {' and no '.join(missing)}: what needs them "
+            "needs another model."
+        )
     for name, variable in named_variables(model).items():
-        variable.assign(checkpoint.arrays[name])
+        if name.partition("/")[0] in wanted:
+            variable.assign(checkpoint.arrays[name])
     return model, recipe
+
+
+def parts_of(checkpoint: Checkpoint) -> tuple[str, ...]:
+    """The parts of the model that a checkpoint of pretraining holds: all but where a backbone was imported alone."""
+    if IMPORTED not in checkpoint.facts:
+        return SwAV.parts
+    return tuple(part for part in SwAV.parts if part in checkpoint.facts[IMPORTED]["parts"])
 
 
 def read_pretrained(run_dir: Path | str, *, step: int | None = None) -> tuple[Checkpoint, Recipe]:

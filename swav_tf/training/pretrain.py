@@ -31,6 +31,7 @@ from swav_tf.training.checkpoint import CheckpointStore
 from swav_tf.training.job import failures_explained, fit, resume, versions
 from swav_tf.training.rendezvous import ClusterAddress
 from swav_tf.training.run_folder import RunFolder
+from swav_tf.training.start import start_with
 from swav_tf.training.strategy import Topology, build_strategy, topology
 
 __all__ = ["ClusterAddress", "PretrainResult", "pretrain"]
@@ -53,6 +54,7 @@ def pretrain(
     run_dir: Path | str,
     cluster: ClusterAddress | None = None,
     fresh: bool = False,
+    weights: Path | str | None = None,
     quiet: bool = False,
     callbacks: Sequence[keras.callbacks.Callback] = (),
 ) -> PretrainResult:
@@ -64,6 +66,7 @@ def pretrain(
             workers need it on a file system that all of them see.
         cluster: this node's place among several; TF_CONFIG and SLURM are understood without.
         fresh: start anew; what is in the folder is moved into `previous-N/` there.
+        weights: run folder (or import) whose weights the first step begins with, instead of random ones.
         quiet: print nothing but warnings.
         callbacks: more Keras callbacks.
 
@@ -105,6 +108,8 @@ def pretrain(
             console=console,
             warnings=warnings,
         )
+        if weights is not None:
+            console.print(start_with(model, weights, folder, resumed=resumed_from is not None))
         folder.keep_metrics_until(position.step)
         console.print(_banner(recipe, team, source, steps_per_epoch))
 

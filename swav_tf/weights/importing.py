@@ -14,7 +14,7 @@ import numpy as np
 from swav_tf.errors import UsageError
 from swav_tf.recipe import Recipe
 from swav_tf.recipe_files import load_recipe, save_recipe
-from swav_tf.training.checkpoint import CheckpointStore
+from swav_tf.training.checkpoint import IMPORTED, CheckpointStore
 from swav_tf.weights.errors import WeightsError
 from swav_tf.weights.formats import Recognised
 from swav_tf.weights.layout import Sizes, Slot, problems, sizes_of, slots
@@ -206,7 +206,7 @@ def _write_run(to: Path, recipe: Recipe, arrays: Mapping[str, np.ndarray], facts
         store = CheckpointStore(part / "checkpoints", kind="pretrain")
         parts = sorted({name.partition("/")[0] for name in arrays})
         # What `pretrain` needs to go on (optimiser, position) is not there, and not made up.
-        store.write(0, arrays, {"imported": {**facts, "parts": parts}}, keep=True)
+        store.write(0, arrays, {IMPORTED: {**facts, "parts": parts}}, keep=True)
         save_recipe(recipe, part / "config.yaml")
         part.rename(to)
     except OSError as error:

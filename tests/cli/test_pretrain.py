@@ -42,6 +42,7 @@ def test_defaults(calls: list[dict[str, Any]], capsys: pytest.CaptureFixture[str
             "run_dir": Path("runs/demo"),
             "cluster": None,
             "fresh": False,
+            "weights": None,
             "quiet": False,
         }
     ]
@@ -51,7 +52,7 @@ def test_defaults(calls: list[dict[str, Any]], capsys: pytest.CaptureFixture[str
 def test_every_option(calls: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]) -> None:
     data = 'a folder/with "quotes" and ü: {1}'
     arguments = ["pretrain", data, "-c", "one_gpu", "-o", "train.epochs=99", "-o", "data.path=elsewhere"]
-    arguments += ["--run-dir", "somewhere", "--fresh", "--json"]
+    arguments += ["--run-dir", "somewhere", "--fresh", "--json", "--weights", "."]
     arguments += ["--nodes", "4", "--node-rank", "3", "--master", "host:2222"]
     assert run_and_report(swav_tf, arguments) == 0
     [call] = calls
@@ -59,6 +60,7 @@ def test_every_option(calls: list[dict[str, Any]], capsys: pytest.CaptureFixture
     assert call["recipe"].data.path == data  # the argument wins over the override
     assert call["run_dir"] == Path("somewhere")
     assert call["fresh"] is True
+    assert call["weights"] == Path(".")
     assert call["quiet"] is True  # JSON alone on the terminal
     assert call["cluster"] == ClusterAddress(nodes=4, node_rank=3, master="host:2222")
     assert json.loads(capsys.readouterr().out) == {"loss_last": 1.5}
