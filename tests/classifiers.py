@@ -1,0 +1,81 @@
+"""Small classifiers, their recipes and a pretraining run to start from, for tests."""
+
+from pathlib import Path
+
+import numpy as np
+
+from swav_tf.classifier_recipe import ProbeRecipe
+from swav_tf.method.loss_scale import LossScale
+from swav_tf.recipe_files import save_recipe
+from swav_tf.training.build import build_swav
+from swav_tf.training.checkpoint import CheckpointStore
+from swav_tf.training.classifier import Classifier
+from swav_tf.training.classify import compile_classifier
+from swav_tf.training.state import named_variables
+from tests.swav_models import backbone_without_bn, tiny_recipe
+
+MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.25)
+
+
+def tiny_classifier_recipe(kind, **changes):
+    """A recipe of seconds on the digits; `changes` are section__field=value."""
+    rates = {"learning_rate": 0.3} if kind is ProbeRecipe else {
+        "backbone_learning_rate": 0.05, "classifier_learning_rate": 0.2
+    }  # fmt: skip
+    recipe = {
+        "name": "tiny",
+        "data": {
+            "kind": "digits", "validation_split": "test", "evaluation": {"resize": 16, "crop": 16}, "threads": 1
+        },
+        "crop": {"size": 16, "scale": (0.6, 1.0), "flip_probability": 0.0},
+        "optimizer": {**rates, "weight_decay": 1e-6},
+        "train": {"epochs": 2, "batch_size": 128, "precision": "float32"},
+        "monitor": {"tensorboard": False, "log_every_steps": 1},
+    }  # fmt: skip
+    for key, value in changes.items():
+        section, _, field = key.partition("__")
+        if field:
+            recipe.setdefault(section, {})[field] = value
+        else:
+            recipe[section] = value
+    return kind(**recipe)
+
+
+def pretraining_run(folder: Path) -> Path:
+    """A run folder with one checkpoint of random weights whose moving averages are no round numbers."""
+    recipe = tiny_recipe()
+    model = build_swav(recipe)
+    draw = np.random.default_rng(7)
+    arrays = {}
+    for name, variable in named_variables(model).items():
+        value = variable.numpy()
+        if "moving_" in name:
+            value = draw.uniform(0.5, 1.5, value.shape).astype(np.float32)
+        arrays[name] = value
+    CheckpointStore(folder / "checkpoints", kind="pretrain").write(5, arrays, {})
+    save_recipe(recipe, folder / "config.yaml")
+    return folder
+
+
+def bare_classifier(recipe, backbone=None, *, class_count=4, steps_per_epoch=3) -> Classifier:
+    """A compiled classifier, by default on a backbone where no sample sees another."""
+    model = Classifier(
+        backbone=backbone or backbone_without_bn(),
+        class_count=class_count,
+        frozen=recipe.learning_rates[0] is None,
+        mean=MEAN,
+        std=STD,
+        loss_scale=LossScale(enabled=recipe.train.precision == "mixed_float16"),
+        accumulation_steps=recipe.train.accumulation_steps,
+    )
+    compile_classifier(model, recipe, steps_per_epoch)
+    return model
+
+
+def labelled_batches(count, *, size=8, pixels=12, classes=4, seed=0):
+    """`count` batches (uint8 (size, 1, pixels, pixels, 3), classes (size,))."""
+    draw = np.random.default_rng(seed)
+    return [
+        (draw.integers(0, 256, (size, 1, pixels, pixels, 3), dtype=np.uint8), draw.integers(0, classes, size))
+        for _ in range(count)
+    ]
