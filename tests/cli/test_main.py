@@ -115,11 +115,13 @@ def test_the_commands_are_these() -> None:
         "swav-tf crops",
         "swav-tf demo",
         "swav-tf doctor",
+        "swav-tf export",
         "swav-tf features",
         "swav-tf knn",
         "swav-tf plot",
         "swav-tf pretrain",
         "swav-tf similar",
+        "swav-tf verify",
     ]
 
 
