@@ -40,11 +40,11 @@ def open_labelled(recipe: ClassifierRecipe) -> LabelledData:
             validation images have different classes.
     """
     train, validation = open_source(recipe.data), open_source(recipe.data, validation=True)
-    if train.class_names != validation.class_names:
-        raise DataError(_differences(train.class_names, validation.class_names))
     train_labels, validation_labels = (
         _labels(s, what) for s, what in ((train, "training"), (validation, "validation"))
     )
+    if train.class_names != validation.class_names:
+        raise DataError(_differences(train.class_names, validation.class_names))
     names = train.class_names or tuple(str(label) for label in range(1 + int(train_labels.max())))
     unknown = sorted(set(validation_labels.tolist()) - set(range(len(names))))
     if unknown:

@@ -1,0 +1,193 @@
+"""What `probe`, `finetune` and `predict` hand over, and `predict` for real."""
+
+import csv
+import json
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cli.errors import run_and_report
+from cli.main import swav_tf
+from swav_tf.classifier_recipe import FinetuneRecipe, ProbeRecipe
+from swav_tf.recipe_files import load_recipe_of
+from swav_tf.training.rendezvous import ClusterAddress
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """The calls of trainers that train nothing."""
+    made: list[dict[str, Any]] = []
+
+    def job(name: str) -> Any:
+        def run(recipe: Any, **arguments: Any) -> SimpleNamespace:
+            made.append({"job": name, "recipe": recipe, **arguments})
+            return SimpleNamespace(summary={"last": {"top1": 0.5}})
+
+        return run
+
+    for module, names in (("linear_probe", ("probe", "probe_cached")), ("finetune", ("finetune",))):
+        trainer = ModuleType(f"swav_tf.training.{module}")
+        for name in names:
+            setattr(trainer, name, job(name))
+        monkeypatch.setitem(sys.modules, trainer.__name__, trainer)
+    return made
+
+
+# Bug caught: a default folder that is the pretraining run's own, or the same for two kinds of probe.
+@pytest.mark.parametrize(
+    ("words", "job", "run_dir"),
+    [
+        (["probe", "-c", "probe_digits"], "probe", "runs/demo/probe_digits"),
+        (["probe", "-c", "probe_digits", "--cached"], "probe_cached", "runs/demo/probe_digits_cached"),
+        (["probe", "-c", "probe_digits", "--from-scratch"], "probe", "runs/probe_digits_from_scratch"),
+        (["finetune", "-c", "finetune_digits"], "finetune", "runs/demo/finetune_digits"),
+        (["finetune", "-c", "finetune_digits", "--run-dir", "x"], "finetune", "x"),
+    ],
+)
+def test_where_a_run_goes(
+    calls: list[dict[str, Any]], words: list[str], job: str, run_dir: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_and_report(swav_tf, [*words, "--model", "runs/demo"]) == 0
+    [call] = calls
+    assert (call["job"], call["run_dir"], call["model"]) == (job, Path(run_dir), "runs/demo")
+    assert call["from_scratch"] == ("--from-scratch" in words)
+    assert capsys.readouterr().out == ""
+
+
+# Bugs caught: an option that is parsed and dropped, TRAIN and VALIDATION in the wrong order.
+def test_every_option(
+    calls: list[dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "list: 1.txt").write_text("a.JPEG\n")
+    words = ["finetune", 'train/"ü"', "val", "-c", "finetune_1pct", "--model", "m", "-o", "train.epochs=17"]
+    words += ["--subset", str(tmp_path / "list: 1.txt"), "--fresh", "--json", "--run-dir", "r"]
+    words += ["--nodes", "2", "--node-rank", "0", "--master", "h:1"]
+    assert run_and_report(swav_tf, words) == 0
+    [call] = calls
+    expected = load_recipe_of(FinetuneRecipe, "finetune_1pct", ["train.epochs=17"])
+    data = expected.data.model_copy(update={"path": 'train/"ü"', "validation_path": "val"})
+    subset = str(tmp_path / "list: 1.txt")
+    assert call["recipe"] == expected.model_copy(update={"data": data, "subset": subset})
+    assert call["cluster"] == ClusterAddress(nodes=2, node_rank=0, master="h:1")
+    assert (call["fresh"], call["quiet"]) == (True, True)
+    assert json.loads(capsys.readouterr().out) == {"last": {"top1": 0.5}}
+
+
+# Bug caught: a TFDS split that is taken for a path and read by nobody.
+def test_validation_is_a_split_of_a_tfds_data_set(calls: list[dict[str, Any]]) -> None:
+    words = ["probe", "cifar10", "test", "-c", "probe", "--model", "m", "-o", "data.kind=tfds"]
+    assert run_and_report(swav_tf, words) == 0
+    data = calls[0]["recipe"].data
+    assert (data.path, data.validation_split, data.validation_path) == ("cifar10", "test", None)
+    assert isinstance(calls[0]["recipe"], ProbeRecipe)
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (["probe", "-c", "probe_digits"], ["Missing option '--model'"]),
+        (["probe", "-c", "demo", "--model", "m"], ["a recipe of kind probe is needed here"]),
+        (["finetune", "-c", "probe", "--model", "m"], ["a recipe of kind finetune is needed here"]),
+        (["probe", "-c", "probe", "--model", "m"], ["where the training images are", "Give TRAIN and VALIDATION"]),
+        (["probe", "t", "-c", "probe", "--model", "m"], ["where the validation images are"]),
+        (["probe", "t", "v", "-c", "probe_digits", "--model", "m"], ["digits are bundled and have no VALIDATION"]),
+        (["probe", "t", "-c", "probe_digits", "--model", "m"], ["data.path: the digits are bundled"]),
+        (["finetune", "-c", "finetune_digits", "--model", "m", "--subset", "no.txt"], ["'no.txt' does not exist"]),
+        (
+            ["probe", "-c", "probe_digits", "--model", "m", "--cached", "--nodes", "1", "--node-rank", "0", "--master", "h:1"],
+            ["--cached runs on one machine"],
+        ),
+        (["predict", "m", ".", "-o", "x.txt"], ["--output must end in .csv or .json"]),
+    ],
+)  # fmt: skip
+def test_what_is_asked_for_wrongly_has_exit_code_2(
+    calls: list[dict[str, Any]], words: list[str], parts: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_and_report(swav_tf, words) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert all(part in captured.err for part in parts), captured.err
+    assert calls == []
+
+
+# === predict ===
+
+
+@pytest.fixture(scope="module")
+def probed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A probe's folder, one step old."""
+    from swav_tf.training.linear_probe import probe
+    from tests.classifiers import pretraining_run, tiny_classifier_recipe
+
+    folder = tmp_path_factory.mktemp("probed")
+    recipe = tiny_classifier_recipe(ProbeRecipe, train__epochs=1, train__batch_size=700)
+    probe(recipe, model=pretraining_run(folder / "pretrained"), run_dir=folder / "probe", quiet=True)
+    return folder / "probe"
+
+
+def write_images(folder: Path) -> None:
+    draw = np.random.default_rng(0)
+    (folder / "below").mkdir(parents=True)
+    for name in ("a.png", "below/b.png", "c.png"):
+        Image.fromarray(draw.integers(0, 256, (20, 24, 3), dtype=np.uint8)).save(folder / name)
+    (folder / "broken.jpg").write_bytes(b"no picture")
+
+
+# Bugs caught: predictions under the wrong name after an unreadable file, probabilities that are logits, an unreadable
+# file that stops the others or goes unmentioned, classes that are numbers of another order.
+@pytest.mark.parametrize("batch_size", ["2", "128"])
+def test_predictions_are_the_models(
+    probed: Path, tmp_path: Path, batch_size: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from swav_tf.training.classifier_folder import load_classifier
+
+    write_images(tmp_path / "images")
+    words = ["predict", str(probed), str(tmp_path / "images"), "--quiet", "--batch-size", batch_size]
+    assert run_and_report(swav_tf, [*words, "-o", str(tmp_path / "out.json")]) == 1
+    assert "3 images, 1 that cannot be read" in capsys.readouterr().err
+    told = {item["file"]: item for item in json.loads((tmp_path / "out.json").read_text())}
+    assert list(told) == ["a.png", "broken.jpg", "c.png", "below/b.png"]
+    assert "not one of the formats" in told["broken.jpg"]["error"]
+
+    from swav_tf.data.view import evaluation_view
+
+    model, recipe, _ = load_classifier(probed)
+    for name in ("a.png", "below/b.png", "c.png"):
+        image = np.array(Image.open(tmp_path / "images" / name))
+        view = evaluation_view(image, recipe.data.evaluation)
+        logits = model(view[None], training=False).numpy()[0].astype(np.float64)
+        probabilities = np.exp(logits) / np.exp(logits).sum()
+        order = np.argsort(-probabilities)[:5]
+        assert [place["class"] for place in told[name]["top"]] == [str(i) for i in order]
+        np.testing.assert_allclose(
+            [p["probability"] for p in told[name]["top"]], probabilities[order], rtol=1e-4
+        )
+
+    (tmp_path / "images" / "broken.jpg").unlink()
+    assert run_and_report(swav_tf, [*words, "-o", str(tmp_path / "new" / "out.csv")]) == 0
+    with (tmp_path / "new" / "out.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["file"] for row in rows] == ["a.png", "c.png", "below/b.png"]
+    assert [row["class_1"] for row in rows] == [told[row["file"]]["top"][0]["class"] for row in rows]
+    assert all(row["error"] == "" for row in rows)
+
+
+# Bug caught: a pretraining run, or no run at all, that ends in a traceback.
+def test_a_folder_that_is_no_classifier_is_refused(
+    probed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_images(tmp_path / "images")
+    output = str(tmp_path / "out.csv")
+    for model, told in (
+        (tmp_path, "holds no config.yaml"),
+        (probed.parent / "pretrained", "a pretraining run"),
+    ):
+        assert run_and_report(swav_tf, ["predict", str(model), str(tmp_path / "images"), "-o", output]) == 2
+        assert told in capsys.readouterr().err
+    assert run_and_report(swav_tf, ["predict", str(probed), str(tmp_path / "gone"), "-o", output]) == 1
+    assert "does not" in capsys.readouterr().err

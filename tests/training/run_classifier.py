@@ -1,0 +1,23 @@
+"""A process that probes or fine-tunes by a recipe file: python run_classifier.py RECIPE MODEL RUN_DIR."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from swav_tf.classifier_recipe import FinetuneRecipe
+from swav_tf.errors import SwavError
+from swav_tf.recipe_files import load_any_recipe
+
+if __name__ == "__main__":
+    recipe_file, model, run_dir = sys.argv[1:]
+    recipe = load_any_recipe(recipe_file)
+    try:
+        if isinstance(recipe, FinetuneRecipe):
+            from swav_tf.training.finetune import finetune as job
+        else:
+            from swav_tf.training.linear_probe import probe as job
+        job(recipe, model=model, run_dir=run_dir, quiet=True)
+    except SwavError as error:
+        print(error, file=sys.stderr)
+        sys.exit(error.exit_code)
