@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from export.errors import ExportError
 from export.graph_rules import backbone_nodes
+
+MAX_HALF: Final = float(np.finfo(np.float16).max)
 
 
 def to_fp16(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -79,9 +83,9 @@ def _types(model: onnx.ModelProto) -> dict[str, int]:
 def _half(tensor: onnx.TensorProto) -> onnx.TensorProto:
     values = numpy_helper.to_array(tensor)
     largest = float(np.abs(values).max(initial=0))
-    if largest > np.finfo(np.float16).max:
+    if largest > MAX_HALF:
         raise ExportError(
-            f"Weights must be within {np.finfo(np.float16).max:g} for fp16. Received: {largest:g} in {tensor.name}."
+            f"Weights must be within {MAX_HALF:g} for fp16. Received: {largest:g} in {tensor.name}."
         )
     return numpy_helper.from_array(values.astype(np.float16), _half_name(tensor.name))
 

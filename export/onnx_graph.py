@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,6 +102,8 @@ def build_graph(
         )
     import tf2onnx  # after TensorFlow, which it needs
 
+    # Else it passes over optimisations that fail, without a word, and for that copies the graph before each.
+    os.environ["TF2ONNX_CATCH_ERRORS"] = "FALSE"
     logging.getLogger("tf2onnx").setLevel(logging.CRITICAL)  # what it logs is an error in `tidied`
     spec = tf.TensorSpec((None, size, size, 3), tf.as_dtype(graph_input), name="images")
     function = tf.function(_forward(trained, outputs, graph_input), input_signature=[spec])

@@ -138,10 +138,10 @@ def compare(
         else np.full_like(reference.real, True)
     )
     images, real_images = int(counted.sum()), int(reference.real[counted].sum())
-    failures = [*_unusable(reference, outputs)]
     if images < 2:
-        failures.append(f"at least 2 images must be compared, but there were {images}")
-    if failures:
+        failure = f"at least 2 images must be compared, but there are {images}"
+        return Parity(images, real_images, failures=(failure,))
+    if failures := _unusable(reference, outputs):
         return Parity(images, real_images, failures=tuple(failures))
     ours = {name: np.asarray(outputs[name], np.float64)[counted] for name in reference.outputs}
     theirs = {name: np.asarray(values, np.float64)[counted] for name, values in reference.outputs.items()}

@@ -1,0 +1,163 @@
+"""The float32 graph: what is in it, and that it computes what Keras computes."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import tensorflow as tf
+
+import export.onnx_graph
+from export.errors import ExportError
+from export.graph_rules import backbone_nodes, operators
+from export.onnx_graph import TrainedModel, build_graph
+from swav_tf.errors import UsageError
+from swav_tf.training.build import build_swav
+from tests.swav_models import tiny_recipe
+
+ALL = ["scores", "features", "projections"]  # neither Keras' order nor the alphabet's
+
+
+def trained(**backbone):
+    """A model with generic running averages, as only training makes them."""
+    recipe = tiny_recipe(
+        model__backbone=backbone or {"name": "resnet_small"},
+        train__precision="float32",
+    )
+    model = build_swav(recipe)
+    draw = np.random.default_rng(0)
+    for variable in model.weights:
+        if variable.path.endswith(("gamma", "moving_variance")):
+            variable.assign(draw.uniform(0.5, 1.5, variable.shape))
+        elif variable.path.endswith(("beta", "moving_mean")):
+            variable.assign(draw.normal(0, 0.1, variable.shape))
+    return TrainedModel(model, recipe, 0, "0" * 64)
+
+
+def run(model, outputs, images):
+    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    return dict(zip(outputs, session.run(outputs, {"images": images}), strict=True))
+
+
+def check_like_keras(source, model, outputs, *, size, graph_input="uint8"):
+    images = np.random.default_rng(1).integers(0, 256, (3, size, size, 3), dtype=np.uint8)
+    given = images
+    if graph_input == "float32":
+        given = ((images / np.float32(255) - source.swav.mean) / source.swav.std).transpose(0, 3, 1, 2)
+    found, wanted = run(model, outputs, given), source.outputs(images)
+    for name in outputs:
+        assert found[name].dtype == np.float32
+        assert np.linalg.norm(wanted[name]) > 0
+        assert np.linalg.norm(found[name] - wanted[name]) <= 1e-5 * np.linalg.norm(wanted[name])
+
+
+# Bugs caught: batch normalisation left in the graph, pooling as a reduction, transposes beyond the one that
+# NHWC costs, names of the converter, a batch of fixed size, a version that runtimes refuse.
+@pytest.mark.parametrize(
+    ("name", "convolutions", "graph_input", "transposes", "shape"),
+    [("resnet50", 53, "uint8", 1, [64, 64, 3]), ("resnet18", 20, "float32", 0, [3, 64, 64])],
+)
+def test_resnets(name, convolutions, graph_input, transposes, shape):
+    source = trained(name=name)
+    model = build_graph(source, outputs=["features"], size=64, graph_input=graph_input)
+    found = operators(model)
+    assert (found["Conv"], found["GlobalAveragePool"], found["Transpose"]) == (convolutions, 1, transposes)
+    assert found["BatchNormalization"] == 0
+    assert model.ir_version == 8
+    assert {(opset.domain, opset.version) for opset in model.opset_import} >= {("", 17)}
+    [image], [features] = model.graph.input, model.graph.output
+    assert (image.name, features.name) == ("images", "features")
+    assert dims(image) == ["batch", *shape]
+    assert dims(features) == ["batch", source.swav.backbone.output_shape[-1]]
+    check_like_keras(source, model, ["features"], size=64, graph_input=graph_input)
+
+
+def dims(value):
+    return [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
+
+
+# Bugs caught: a network that converts and computes something else; widths; batch normalisation before convolutions.
+@pytest.mark.parametrize(
+    "backbone",
+    [
+        {"name": "resnet_small", "width": 2},
+        {
+            "library": "keras_cv",
+            "name": "DenseNetBackbone",
+            "arguments": {"stackwise_num_repeats": [2, 2, 2], "growth_rate": 8, "compression_ratio": 0.5},
+        },
+    ],
+    ids=["width 2", "DenseNet"],
+)
+def test_other_networks(backbone):
+    source = trained(**backbone)
+    model = build_graph(source, outputs=["features"], size=48, graph_input="uint8")
+    check_like_keras(source, model, ["features"], size=48)
+
+
+# Bugs caught: outputs in alphabetical order, a head with its batch normalisation in training mode, projections that
+# are not of length 1, a second transpose where features are read by the head too, a fixed size where any was asked for.
+@pytest.mark.parametrize("size", [32, None])
+def test_all_outputs(size):
+    source = trained()
+    model = build_graph(source, outputs=ALL, size=size, graph_input="uint8")
+    assert [output.name for output in model.graph.output] == ALL
+    assert dims(model.graph.input[0]) == (["batch", 32, 32, 3] if size else ["batch", "height", "width", 3])
+    found = operators(model)
+    assert (found["Transpose"], found["ReduceMean"], found["BatchNormalization"]) == (1, 0, 0)
+    check_like_keras(source, model, ALL, size=size or 40)
+
+
+# Bug caught: normalisation, head or prototypes counted as backbone, and so made inexact.
+def test_backbone_nodes():
+    model = build_graph(trained(), outputs=ALL, size=32, graph_input="uint8")
+    names = set(backbone_nodes(model))
+    inside = [node.op_type for node in model.graph.node if node.name in names]
+    assert inside[0] == "Conv"
+    assert inside[-2:] == ["GlobalAveragePool", "Flatten"]
+    assert set(inside) == {"Conv", "Relu", "Add", "GlobalAveragePool", "Flatten"}
+
+
+def stand_in(backbone):
+    backbone.weights, backbone.output_shape = [], (None, 3)
+    swav = SimpleNamespace(
+        backbone=backbone,
+        normalise=lambda images: tf.cast(images, tf.float32),
+        head=SimpleNamespace(layers=[], weights=[]),
+        prototypes=SimpleNamespace(kernel=SimpleNamespace(numpy=lambda: np.eye(3, dtype=np.float32))),
+    )
+    return TrainedModel(swav, tiny_recipe(), 0, "0" * 64)
+
+
+# Bug caught: the converter's broken file, which it only logs about.
+def test_an_operation_that_onnx_lacks():
+    def backbone(images, training):
+        return tf.reduce_mean(tf.image.resize(images, (8, 8), antialias=True), axis=(1, 2))
+
+    with pytest.raises(ExportError, match="ScaleAndTranslate, which TensorFlow has"):
+        build_graph(stand_in(backbone), outputs=["features"], size=32, graph_input="uint8")
+
+
+# Bug caught: a tensor captured from outside that becomes a second input of the file.
+def test_a_captured_tensor():
+    scale = tf.constant(np.random.default_rng(0).normal(size=(32, 32, 3)), tf.float32)
+
+    def backbone(images, training):
+        return tf.reduce_mean(images * scale, axis=(1, 2))
+
+    with pytest.raises(ExportError, match="must read `images` and no other input"):
+        build_graph(stand_in(backbone), outputs=["features"], size=32, graph_input="uint8")
+
+
+# Bug caught: a protobuf of more than 2 GiB, which fails after minutes with a message about serialisation.
+def test_too_large_a_model(monkeypatch):
+    monkeypatch.setattr(export.onnx_graph, "MAX_BYTES", 1_000_000)
+    with pytest.raises(UsageError, match="must fit one ONNX file"):
+        build_graph(trained(), outputs=["features"], size=32, graph_input="uint8")
+
+
+# Bug caught: a model that ONNX's own checker refuses.
+def test_the_checker_agrees():
+    model = build_graph(trained(), outputs=ALL, size=32, graph_input="float32")
+    onnx.checker.check_model(model, full_check=True)

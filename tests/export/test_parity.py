@@ -1,0 +1,151 @@
+"""The figures of a comparison and the gates: oracles in plain NumPy."""
+
+import numpy as np
+import pytest
+
+from export.parity import GATES, compare, leave_one_out
+from export.reference import Reference
+from swav_tf.recipe import EvaluationView
+
+N = 60
+
+
+@pytest.fixture
+def reference():
+    """Three classes that k-NN tells apart; the last ten images are random pixels."""
+    draw = np.random.default_rng(0)
+    labels = np.arange(N) % 3
+    labels[-10:] = -1
+    features = (np.eye(3)[np.arange(N) % 3].repeat(4, axis=1) + draw.normal(0, 0.3, (N, 12))).astype(
+        np.float32
+    )
+    return Reference(
+        images=np.zeros((N, 8, 8, 3), np.uint8),
+        labels=labels,
+        real=np.arange(N) < 50,
+        outputs={"features": features, "scores": draw.normal(size=(N, 5)).astype(np.float32)},
+        weights_sha256="a" * 64,
+        view=EvaluationView(resize=8, crop=8),
+        facts={},
+    )
+
+
+def like(reference, **changes):
+    return {name: values.copy() for name, values in reference.outputs.items()} | changes
+
+
+# Bugs caught: a gate or a figure that fails on equal features; k-NN of images without labels.
+def test_equal_outputs(reference):
+    for gate in GATES.values():
+        parity = compare(reference, like(reference), gate=gate)
+        assert parity.passed
+        assert parity.relative_error == {"features": 0, "scores": 0}
+        assert (parity.neighbour_overlap, parity.cluster_agreement, parity.knn_drop_points) == (1, 1, 0)
+        assert parity.cosine_min == pytest.approx(1)
+        assert parity.knn_images == 50
+
+
+# Bugs caught: a cosine over all images at once, an overlap that counts the image itself, random pixels in int8.
+def test_figures(reference):
+    draw = np.random.default_rng(1)
+    features = reference.outputs["features"] + draw.normal(0, 0.1, (N, 12)).astype(np.float32)
+    parity = compare(reference, like(reference, features=features), gate=GATES["int8"])
+    a, b = features[:50].astype(float), reference.outputs["features"][:50].astype(float)
+    cosines = (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
+    assert (parity.images, parity.real_images) == (50, 50)
+    assert parity.cosine_min == pytest.approx(cosines.min())
+    assert parity.cosine_median == pytest.approx(np.median(cosines))
+    assert parity.relative_error["features"] == pytest.approx(np.linalg.norm(a - b) / np.linalg.norm(b))
+
+    def nearest(x):
+        unit = x / np.linalg.norm(x, axis=1, keepdims=True)
+        similar = unit @ unit.T - 10 * np.eye(len(x))
+        return np.argsort(-similar, axis=1)[:, :10]
+
+    shared = [len(set(x) & set(y)) / 10 for x, y in zip(nearest(a), nearest(b), strict=True)]
+    assert 0.3 < np.mean(shared) < 0.99
+    assert parity.neighbour_overlap == pytest.approx(np.mean(shared))
+
+
+# Bug caught: a gate that lets through what it is there for.
+@pytest.mark.parametrize(
+    ("precision", "noise", "passes"),
+    [
+        ("fp32", 1e-6, True),
+        ("fp32", 1e-4, False),
+        ("fp16", 1e-3, True),
+        ("fp16", 3e-2, False),
+        ("int8", 3e-2, True),
+        ("int8", 0.3, False),
+    ],
+)
+def test_gates(reference, precision, noise, passes):
+    draw = np.random.default_rng(2)
+    features = reference.outputs["features"] + draw.normal(0, noise, (N, 12)).astype(np.float32)
+    assert compare(reference, like(reference, features=features), gate=GATES[precision]).passed is passes
+
+
+# Bug caught: features within the cosine gate whose neighbours are of other classes.
+def test_the_knn_gate(reference):
+    spoilt = reference.outputs["features"].copy()
+    spoilt[:50] = spoilt[:50].mean(axis=0) + 0.05 * spoilt[:50][np.random.default_rng(0).permutation(50)]
+    near = Reference(**{**vars(reference), "outputs": {"features": reference.outputs["features"] + 30}})
+    parity = compare(near, {"features": spoilt + 30}, gate=GATES["int8"])
+    assert parity.cosine_min > 0.99
+    assert parity.knn_drop_points > 20
+    assert any("k-NN accuracy may drop by 0.5" in failure for failure in parity.failures)
+
+
+# Bugs caught: outputs that mean nothing and still pass.
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda outputs: outputs.pop("scores"), "output `scores` is missing"),
+        (lambda outputs: outputs["features"].fill(3), "`features` is the same for every image"),
+        (lambda outputs: outputs["features"].fill(0), "`features` is the same for every image"),
+        (lambda outputs: outputs["scores"].__setitem__((3, 2), np.nan), "`scores` is not finite"),
+        (lambda outputs: outputs.__setitem__("features", outputs["features"][:-1]), "must have shape"),
+    ],
+)
+def test_useless_outputs(reference, spoil, message):
+    outputs = like(reference)
+    spoil(outputs)
+    for gate in GATES.values():
+        [failure] = compare(reference, outputs, gate=gate).failures
+        assert message in failure
+
+
+# Bug caught: a proof by no image or one.
+@pytest.mark.parametrize("count", [0, 1])
+def test_nothing_to_compare(reference, count):
+    few = {name: values[:count] for name, values in reference.outputs.items()}
+    small = Reference(
+        reference.images[:count],
+        reference.labels[:count],
+        reference.real[:count],
+        few,
+        "a",
+        reference.view,
+        {},
+    )
+    parity = compare(small, few, gate=GATES["fp32"])
+    assert any("at least 2 images" in failure for failure in parity.failures)
+
+
+# Bug caught: an image that votes for itself, also where two are equal.
+def test_leave_one_out():
+    features = np.repeat(np.random.default_rng(0).normal(size=(10, 6)), 2, axis=0)
+    assert leave_one_out(features[:2], np.array([0, 1])) == 0
+    assert leave_one_out(features[:2], np.array([1, 1])) == 1
+    draw = np.random.default_rng(1)
+    labels, x = draw.integers(0, 3, 50), draw.normal(size=(50, 4))
+    x += 1.0 * np.eye(4)[labels]
+    unit = x / np.linalg.norm(x, axis=1, keepdims=True)
+    right = 0
+    for i in range(50):
+        cosines = unit @ unit[i]
+        others = [j for j in np.argsort(-cosines) if j != i][:20]
+        votes = np.bincount(labels[others], np.exp(cosines[others] / 0.07), minlength=3)
+        right += votes.argmax() == labels[i]
+    assert 0.3 < right / 50 < 1
+    assert leave_one_out(x, labels) == pytest.approx(right / 50)
