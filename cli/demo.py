@@ -22,6 +22,7 @@ from swav_tf.recipe_files import load_recipe
 from swav_tf.training.build import build_swav
 from swav_tf.training.features import extract_features
 from swav_tf.training.pretrain import pretrain
+from swav_tf.training.run_folder import RunFolder
 
 NEIGHBOURS = 20
 
@@ -42,7 +43,10 @@ def run_demo(*, run_dir: Path, seed: int = 31, quiet: bool = False) -> dict[str,
     began = time.perf_counter()
     console = Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
     recipe = load_recipe("demo", [f"train.seed={seed}"])
-    ended = (run_dir / "summary.json").exists()
+    earlier = RunFolder(run_dir).read_summary()
+    ended = (
+        earlier is not None and "linear_top1" in earlier
+    )  # else it was interrupted, perhaps while measuring
     result = pretrain(recipe, run_dir=run_dir, fresh=ended, quiet=quiet)
 
     console.print("measuring features of the test digits")
@@ -88,7 +92,7 @@ def run_demo(*, run_dir: Path, seed: int = 31, quiet: bool = False) -> dict[str,
         "seconds_pretrain": result.summary["seconds"],
         "seconds": round(time.perf_counter() - began, 2),
     }
-    (run_dir / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+    RunFolder(run_dir).write_summary(summary)
     _print_table(console, accuracies, summary)
     console.print(f"picture   {picture}\nsummary   {run_dir / 'summary.json'}")
     return summary

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import numpy as np
 
@@ -77,6 +78,14 @@ def read_image(source: ImageSource, index: int) -> Image:
     """
     data = source.read(index)
     return data if isinstance(data, np.ndarray) else decode(data)
+
+
+def fingerprint(source: ImageSource) -> dict[str, Any]:
+    """What tells these images from others: how many, and the SHA-256 of their names."""
+    names = hashlib.sha256()
+    for index in range(len(source)):
+        names.update(source.image_name(index).encode("utf-8", "surrogateescape") + b"\0")
+    return {"images": len(source), "names_sha256": names.hexdigest()}
 
 
 class ImageFolder:

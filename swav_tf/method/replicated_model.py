@@ -122,11 +122,12 @@ class ReplicatedModel(keras.Model):
     def _on_replicas(self, function: Callable[..., Any]) -> Callable[..., Any]:
         strategy = self.distribute_strategy
 
-        @tf.function(reduce_retracing=True)
         def run(*arguments: Any) -> Any:
             return strategy.run(function, args=arguments)
 
-        return run
+        # TensorFlow warns of one function that is traced again and again; these are several.
+        run.__code__ = run.__code__.replace(co_name=function.__name__)
+        return tf.function(run, reduce_retracing=True)
 
     def _to_host(self, logs: dict[str, Any]) -> dict[str, float]:
         """A step's measures; what the workers agreed on is kept in `agreed`."""

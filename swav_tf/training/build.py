@@ -23,7 +23,8 @@ def build_swav(recipe: Recipe, *, steps_per_epoch: int = 1) -> SwAV:
 
     Args:
         recipe: all settings.
-        steps_per_epoch: optimiser steps an epoch; the schedule and the queue's start follow from it.
+        steps_per_epoch: optimiser steps an epoch; the schedule and the queue's start follow from it, so a
+            model that is to be trained needs it. 1 will do for one that only computes features.
 
     Raises:
         RecipeError: no such backbone.

@@ -102,7 +102,7 @@ class CheckpointStore:
                 f"The checkpoint of step {step} could not be written to {self.folder}: {error}. "
                 "Make room or set another --run-dir; earlier checkpoints are untouched."
             ) from error
-        self._prune()
+        self._prune(step)
         return final
 
     def read(self, step: int) -> Checkpoint:
@@ -147,8 +147,9 @@ class CheckpointStore:
             )
         return None, []
 
-    def _prune(self) -> None:
-        for step in self.steps()[: -self.keep_last]:
+    def _prune(self, newest: int) -> None:
+        # Later ones are those that a run could not go on from: they are no reason to remove a good one.
+        for step in [step for step in self.steps() if step <= newest][: -self.keep_last]:
             path = self.path(step)
             try:
                 keep = json.loads((path / FACTS).read_text()).get("keep", False)

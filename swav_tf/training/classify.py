@@ -17,6 +17,7 @@ from swav_tf.classifier_recipe import FinetuneRecipe, ProbeRecipe
 from swav_tf.data.bad_images import BadImages
 from swav_tf.data.labelled import LabelledData, open_labelled
 from swav_tf.data.pipeline import training_batches
+from swav_tf.data.sources import fingerprint
 from swav_tf.training.callbacks.checkpointing import Checkpointing, StopWhenDiverged
 from swav_tf.training.callbacks.metrics_log import MetricsLog
 from swav_tf.training.callbacks.position import CountSteps, Position
@@ -32,9 +33,8 @@ from swav_tf.training.classifier_folder import (
     save_facts,
     write_results,
 )
-from swav_tf.training.job import failures_explained, fit, resume, versions
+from swav_tf.training.job import failures_explained, fit, resume, run_folder, versions
 from swav_tf.training.rendezvous import ClusterAddress
-from swav_tf.training.run_folder import RunFolder
 from swav_tf.training.sgd import SGD, EpochSchedule, epoch_shares
 from swav_tf.training.strategy import Topology, build_strategy, topology
 from swav_tf.training.validation import Validate, Validation
@@ -92,11 +92,8 @@ def train_classifier(
     steps_per_epoch = len(data.train) // batch_size
     position = Position(steps_per_epoch, epochs * steps_per_epoch)
 
-    with RunFolder(Path(run_dir), writer=team.is_chief) as folder:
-        folder.check_kind(recipe)
-        if fresh and team.is_chief and (aside := folder.set_aside()):
-            console.print(f"the earlier run is kept in {aside}")
-        folder.save_recipe(recipe)
+    images = fingerprint(data.train)
+    with run_folder(Path(run_dir), recipe, fresh=fresh, strategy=strategy, console=console) as folder:
         save_facts(folder, ModelFacts.of(start, data, BY_SGD))
         with strategy.scope():
             model = build_classifier(recipe, start.recipe, len(data.class_names))
@@ -105,7 +102,14 @@ def train_classifier(
             compile_classifier(model, recipe, steps_per_epoch)
         store = CheckpointStore(folder.checkpoints, kind=recipe.kind, keep_last=recipe.checkpoint.keep_last)
         resumed_from = resume(
-            model, store, position, batch_size=batch_size, team=team, console=console, warnings=warnings
+            model,
+            store,
+            position,
+            recipe=recipe,
+            images=images,
+            team=team,
+            console=console,
+            warnings=warnings,
         )
         folder.keep_metrics_until(position.step)
         console.print(_banner(recipe, start, data, team, steps_per_epoch))
@@ -123,7 +127,7 @@ def train_classifier(
             replica_batch_size=min(replica_batch_size, LARGEST_VALIDATION_BATCH),
             team=team,
         )
-        checkpointing = Checkpointing(store, recipe, position, is_chief=team.is_chief)
+        checkpointing = Checkpointing(store, recipe, position, images=images, is_chief=team.is_chief)
         log = MetricsLog(folder, recipe, position)
         progress = ShowProgress(
             recipe, position, console, ignorance=("ln classes", math.log(len(data.class_names)))

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import platform
 import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -16,10 +18,43 @@ from swav_tf.data.python_calls import ended_after
 from swav_tf.errors import DataError, SwavError, UsageError
 from swav_tf.method.replicated_model import ReplicatedModel
 from swav_tf.recipe import Train
+from swav_tf.recipe_files import AnyRecipe
 from swav_tf.training.callbacks.position import Position
 from swav_tf.training.checkpoint import IMPORTED, CheckpointStore
+from swav_tf.training.run_folder import RunFolder, check_settings
 from swav_tf.training.state import restore
-from swav_tf.training.strategy import Topology
+from swav_tf.training.strategy import Topology, topology
+
+
+@contextmanager
+def run_folder(
+    path: Path, recipe: AnyRecipe, *, fresh: bool, strategy: tf.distribute.Strategy, console: Console
+) -> Iterator[RunFolder]:
+    """The run's folder, made ready by the chief before any other worker looks into it.
+
+    Raises:
+        UsageError: a live process writes it, or it holds a run of another kind or with other settings.
+        SwavError: that is so on another worker.
+    """
+    team = topology(strategy)
+    folder, failure = RunFolder(path, writer=team.is_chief), None
+    with ExitStack() as stack:
+        if team.is_chief:
+            try:
+                stack.enter_context(folder)
+                folder.check_kind(recipe)
+                if fresh and (aside := folder.set_aside()):
+                    console.print(f"the earlier run is kept in {aside}")
+                folder.save_recipe(recipe)
+            except SwavError as error:
+                failure = error
+        if team.workers > 1 and _mean_over_workers(strategy, float(failure is not None)) and failure is None:
+            raise SwavError("The chief could not open the run folder; its own message says why.")
+        if failure is not None:
+            raise failure
+        if not team.is_chief:
+            folder.save_recipe(recipe)
+        yield folder
 
 
 def resume(
@@ -27,7 +62,8 @@ def resume(
     store: CheckpointStore,
     position: Position,
     *,
-    batch_size: int,
+    recipe: AnyRecipe,
+    images: Mapping[str, Any],
     team: Topology,
     console: Console,
     warnings: Console,
@@ -35,6 +71,7 @@ def resume(
     """Puts the newest whole checkpoint into the model; returns its step, or None if there is none.
 
     Raises:
+        UsageError: the checkpoint is of other settings, or of other images.
         CheckpointError: no checkpoint is whole, or it does not fit the model.
         UsageError: the folder holds imported weights, which were never trained here.
         SwavError: the workers do not see the same checkpoint.
@@ -49,7 +86,16 @@ def resume(
                 "could be gone on with. To begin a new run with them: swav-tf pretrain ... "
                 f"--weights {store.folder.parent} --run-dir NEW."
             )
-        restore(model, checkpoint.arrays, batch_size=batch_size)
+        check_settings(checkpoint.facts["recipe"], recipe, of=checkpoint.path)
+        before = checkpoint.facts["images"]
+        if before != images:
+            raise UsageError(
+                "A run goes on only with the images it was started with: their order and the schedule follow from "
+                f"them. It began with {before['images']:,} images, now there are {images['images']:,}"
+                f"{', of other names' if before['images'] == images['images'] else ''}. "
+                "Give the old images, another --run-dir, or --fresh (the old run is kept aside)."
+            )
+        restore(model, checkpoint.arrays, batch_size=recipe.train.batch_size)
         position.from_json(checkpoint.facts["position"])
         console.print(f"going on from step {position.step} ({checkpoint.path})")
     if team.workers > 1:
@@ -59,16 +105,19 @@ def resume(
 
 def _check_all_at(step: int, model: ReplicatedModel) -> None:
     """All workers must have found the same checkpoint, or they would train apart."""
-    strategy = model.distribute_strategy
-    total = strategy.run(
-        lambda: tf.distribute.get_replica_context().all_reduce("SUM", tf.constant(float(step), tf.float64))
-    )
-    mean = float(strategy.experimental_local_results(total)[0]) / strategy.num_replicas_in_sync
+    mean = _mean_over_workers(model.distribute_strategy, float(step))
     if mean != step:
         raise SwavError(
             f"All workers must see the same run folder. Received: this worker's checkpoint is of step {step}, "
             f"the mean over workers is {mean:g}. Put --run-dir on a shared file system."
         )
+
+
+def _mean_over_workers(strategy: tf.distribute.Strategy, value: float) -> float:
+    total = strategy.run(
+        lambda: tf.distribute.get_replica_context().all_reduce("SUM", tf.constant(value, tf.float64))
+    )
+    return float(strategy.experimental_local_results(total)[0]) / strategy.num_replicas_in_sync
 
 
 def fit(
@@ -92,7 +141,9 @@ def fit(
     while position.step < position.total_steps:
         epoch, done = divmod(position.step, position.steps_per_epoch)
         with ended_after():
-            batches = strategy.distribute_datasets_from_function(lambda _: batches_from(position.step))
+            batches = strategy.distribute_datasets_from_function(
+                lambda _: _endless(batches_from(position.step))
+            )
             model.fit(
                 batches,
                 initial_epoch=epoch,
@@ -106,6 +157,11 @@ def fit(
         model.batches_in_use = None
         if model.stop_training:  # a callback of the caller's
             break
+
+
+def _endless(batches: tf.data.Dataset) -> tf.data.Dataset:
+    """The same batches, whose end is never reached: else workers would ask each other at each whether there is one."""
+    return batches.apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY))
 
 
 @contextmanager
@@ -123,6 +179,13 @@ def failures_explained(train: Train, replicas: int, bad_images: BadImages) -> It
             "Remedies: train.accumulation_steps=2 (or 4, 8: the same batch in parts), "
             "train.precision=mixed_float16, a smaller train.batch_size (in pretraining with a queue). "
             f"TensorFlow says: {str(error)[:300]}"
+        ) from error
+    except (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError) as error:
+        if replicas == 1:
+            raise
+        raise SwavError(
+            "Another worker has ended; its own message says why. The last checkpoint is kept: start the same "
+            "command on all machines to go on."
         ) from error
     except tf.errors.OpError as error:
         if bad_images.fatal is not None:

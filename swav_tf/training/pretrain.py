@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from rich.console import Console
 from swav_tf.data.bad_images import BadImages
 from swav_tf.data.contact_sheet import contact_sheet
 from swav_tf.data.pipeline import training_batches
-from swav_tf.data.sources import ImageSource, open_source
+from swav_tf.data.sources import ImageSource, fingerprint, open_source
 from swav_tf.method.swav import SwAV
 from swav_tf.recipe import Recipe
 from swav_tf.recipe_advice import check_recipe
@@ -28,9 +29,8 @@ from swav_tf.training.callbacks.metrics_log import MetricsLog
 from swav_tf.training.callbacks.position import CountAssignments, CountSteps, Position
 from swav_tf.training.callbacks.progress import ShowProgress
 from swav_tf.training.checkpoint import CheckpointStore
-from swav_tf.training.job import failures_explained, fit, resume, versions
+from swav_tf.training.job import failures_explained, fit, resume, run_folder, versions
 from swav_tf.training.rendezvous import ClusterAddress
-from swav_tf.training.run_folder import RunFolder
 from swav_tf.training.start import start_with
 from swav_tf.training.strategy import Topology, build_strategy, topology
 
@@ -85,6 +85,7 @@ def pretrain(
         recipe, replicas=team.replicas, images=len(source), on_cpu=team.devices == "CPU"
     ):
         warnings.print(f"[yellow]warning[/] {advice}")
+    images = fingerprint(source)
     steps_per_epoch = len(source) // recipe.train.batch_size
     position = Position(
         steps_per_epoch,
@@ -92,32 +93,44 @@ def pretrain(
         usage=np.zeros(recipe.model.prototypes, np.int64),
     )
 
-    with RunFolder(Path(run_dir), writer=team.is_chief) as folder:
-        if fresh and team.is_chief and (aside := folder.set_aside()):
-            console.print(f"the earlier run is kept in {aside}")
-        folder.save_recipe(recipe)
-        with strategy.scope():
-            model = build_swav(recipe, steps_per_epoch=steps_per_epoch)
-        store = CheckpointStore(folder.checkpoints, kind="pretrain", keep_last=recipe.checkpoint.keep_last)
-        resumed_from = resume(
-            model,
-            store,
-            position,
-            batch_size=recipe.train.batch_size,
-            team=team,
-            console=console,
-            warnings=warnings,
+    log: MetricsLog
+    neighbours = None
+    if recipe.monitor.knn_every_epochs:
+        # Opened on every worker, though the chief alone will ask: what is wrong with them ends all at once.
+        has_validation = recipe.data.validation_path or recipe.data.validation_split
+        validation = open_source(recipe.data, validation=True) if has_validation else None
+        neighbours = WatchNeighbours(
+            recipe, position, source, validation, lambda kind, values: log.write(kind, values)
         )
-        if weights is not None:
-            console.print(start_with(model, weights, folder, resumed=resumed_from is not None))
-        folder.keep_metrics_until(position.step)
-        console.print(_banner(recipe, team, source, steps_per_epoch))
 
+    with run_folder(Path(run_dir), recipe, fresh=fresh, strategy=strategy, console=console) as folder:
         bad_list = "bad_images.txt" if team.is_chief else f"bad_images.worker{team.worker}.txt"
         bad_images = BadImages(
             folder.path / bad_list, images=len(source), max_share=recipe.data.max_bad_share
         )
-        checkpointing = Checkpointing(store, recipe, position, is_chief=team.is_chief)
+        with strategy.scope():
+            model = build_swav(recipe, steps_per_epoch=steps_per_epoch)
+        store = CheckpointStore(folder.checkpoints, kind="pretrain", keep_last=recipe.checkpoint.keep_last)
+        with failures_explained(recipe.train, team.replicas, bad_images):
+            resumed_from = resume(
+                model,
+                store,
+                position,
+                recipe=recipe,
+                images=images,
+                team=team,
+                console=console,
+                warnings=warnings,
+            )
+        if weights is not None:
+            console.print(start_with(model, weights, folder, resumed=resumed_from is not None))
+        if position.step == position.total_steps and (ended := folder.read_summary()):
+            console.print(f"this run is complete: {folder.path / 'summary.json'}")
+            return PretrainResult(model=model, run_dir=folder.path, summary=ended)
+        folder.keep_metrics_until(position.step)
+        console.print(_banner(recipe, team, source, steps_per_epoch))
+
+        checkpointing = Checkpointing(store, recipe, position, images=images, is_chief=team.is_chief)
         watchers: list[keras.callbacks.Callback] = [
             CountSteps(position, MEANS_OF),
             CountAssignments(position),
@@ -131,17 +144,13 @@ def pretrain(
         progress = ShowProgress(
             recipe, position, console, ignorance=("ln K", math.log(recipe.model.prototypes))
         )
-        neighbours = None
         if team.is_chief:
             watchers += [
                 log,
                 progress,
                 WarnOfCollapse(recipe, position, lambda text: warnings.print(f"[yellow]warning[/] {text}")),
             ]
-            if recipe.monitor.knn_every_epochs:
-                has_validation = recipe.data.validation_path or recipe.data.validation_split
-                validation = open_source(recipe.data, validation=True) if has_validation else None
-                neighbours = WatchNeighbours(recipe, position, source, validation, log.write)
+            if neighbours is not None:
                 watchers.append(neighbours)
         # Checkpoints last: what the others wrote of a step is on disk before the step counts as done.
         watchers += [*callbacks, StopWhenDiverged(recipe, position, checkpointing), checkpointing]
@@ -166,7 +175,10 @@ def pretrain(
                 if team.is_chief:
                     log.open()
                     if position.step == 0 and recipe.monitor.tensorboard:
-                        log.image("crops", np.asarray(contact_sheet(source, recipe, rows=6).convert("RGB")))
+                        with contextlib.suppress(ValueError):  # broken images are the pipeline's to tell of
+                            log.image(
+                                "crops", np.asarray(contact_sheet(source, recipe, rows=6).convert("RGB"))
+                            )
                 fit(model, position, batches_from, epochs=recipe.train.epochs, callbacks=watchers)
         finally:
             progress.close()
@@ -177,7 +189,7 @@ def pretrain(
             "loss_first": position.first_loss,
             "loss_last": position.last_loss,
             "ln_k": math.log(recipe.model.prototypes),
-            "knn_top1": neighbours.last if neighbours else None,
+            "knn_top1": position.validation.get("knn_top1"),
             "prototypes_used": int(np.count_nonzero(position.usage)),
             "prototypes": recipe.model.prototypes,
             "epochs": recipe.train.epochs,

@@ -57,8 +57,13 @@ class RunFolder:
 
     def __enter__(self) -> RunFolder:
         if self.writer:
-            self.path.mkdir(parents=True, exist_ok=True)
-            lock = (self.path / ".lock").open("a+")
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+                lock = (self.path / ".lock").open("a+")
+            except OSError as error:
+                raise UsageError(
+                    f"--run-dir must be a folder that can be written. Received: {self.path} ({error})."
+                ) from error
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
@@ -83,14 +88,15 @@ class RunFolder:
             self._lock = None
 
     def set_aside(self) -> Path | None:
-        """Moves an earlier run into `previous-N/` below; returns that folder, or None if there was nothing."""
-        earlier = [p for p in self.path.iterdir() if p.name != ".lock" and not p.name.startswith("previous-")]
-        if not earlier:
+        """Moves an earlier run into `previous-N/` below; returns that folder, or None if there was no run."""
+        if not (self.path / "config.yaml").exists():
             return None
-        number = 1 + sum(1 for _ in self.path.glob("previous-*"))
-        target = self.path / f"previous-{number}"
+        numbers = [int(p.name[9:]) for p in self.path.glob("previous-*") if p.name[9:].isdigit()]
+        target = self.path / f"previous-{1 + max(numbers, default=0)}"
         target.mkdir()
-        for path in earlier:
+        earlier = [p for p in self.path.iterdir() if p.name != ".lock" and not p.name.startswith("previous-")]
+        # The recipe last: as long as it stands, what is left is that run's, should this be interrupted.
+        for path in sorted(earlier, key=lambda p: p.name == "config.yaml"):
             path.rename(target / path.name)
         return target
 
@@ -117,18 +123,9 @@ class RunFolder:
         path = self.path / "config.yaml"
         if path.exists():
             self.check_kind(recipe)
-            before, now = _flat(load_any_recipe(path).model_dump()), _flat(recipe.model_dump())
-            differences = [
-                f"  {key}: was {before.get(key)!r}, now {now.get(key)!r}"
-                for key in sorted(before.keys() | now.keys())
-                if before.get(key) != now.get(key) and not _is_free(key)
-            ]
-            if differences:
-                raise UsageError(
-                    f"A run goes on only with the settings it was started with. {path} differs:\n"
-                    + "\n".join(differences)
-                    + "\nGive the old values, another --run-dir, or --fresh (the old run is kept aside)."
-                )
+            # Before its first checkpoint a run has learnt nothing that other settings could spoil.
+            if self.checkpoints.is_dir():
+                check_settings(load_any_recipe(path).model_dump(mode="json"), recipe, of=path)
         if self.writer:
             save_recipe(recipe, path)
 
@@ -147,12 +144,37 @@ class RunFolder:
         temporary.write_text("".join(kept))
         temporary.replace(self.metrics)
 
+    def read_summary(self) -> dict[str, Any] | None:
+        """What summary.json holds, or None if the run has not ended."""
+        path = self.path / "summary.json"
+        return dict(json.loads(path.read_text())) if path.exists() else None
+
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Writes summary.json, whole or not at all."""
         if self.writer:
             temporary = self.path / "summary.part"
             temporary.write_text(json.dumps(summary, indent=1) + "\n")
             temporary.replace(self.path / "summary.json")
+
+
+def check_settings(before: dict[str, Any], recipe: AnyRecipe, *, of: Path) -> None:
+    """Holds a run's settings against those that it was started with.
+
+    Raises:
+        UsageError: they differ in more than what is free to change; all differences are listed.
+    """
+    old, new = _flat(before), _flat(recipe.model_dump(mode="json"))
+    differences = [
+        f"  {key}: was {old.get(key)!r}, now {new.get(key)!r}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key) and not _is_free(key)
+    ]
+    if differences:
+        raise UsageError(
+            f"A run goes on only with the settings it was started with. {of} differs:\n"
+            + "\n".join(differences)
+            + "\nGive the old values, another --run-dir, or --fresh (the old run is kept aside)."
+        )
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
@@ -47,7 +48,10 @@ def build_strategy(settings: Train, cluster: ClusterAddress | None = None) -> tf
         tf.config.experimental.enable_op_determinism()
     gpus = tf.config.list_physical_devices("GPU")
     for gpu in gpus:
-        tf.config.experimental.set_memory_growth(gpu, True)
+        with contextlib.suppress(RuntimeError):  # a notebook has used it already: then it is as it is
+            tf.config.experimental.set_memory_growth(gpu, True)
+    # TensorFlow's default rounds float32 products to 10 bits on Ampere and later, Sinkhorn's and the scores' too.
+    tf.config.experimental.enable_tensor_float_32_execution(False)
     kind = settings.strategy
     if kind == "auto":
         if cluster is not None or _tf_config_workers() > 1 or _slurm_tasks() > 1:
@@ -142,7 +146,10 @@ def _tf_config_workers() -> int:
     if not text:
         return 0
     try:
-        members = json.loads(text).get("cluster", {})
+        described = json.loads(text)
+        members = described.get("cluster", {})
+        if members and not {"type", "index"} <= described.get("task", {}).keys():
+            raise ValueError("task.type and task.index are missing")
         return len(members.get("worker", [])) + len(members.get("chief", []))
     except (ValueError, AttributeError) as error:
         raise UsageError(

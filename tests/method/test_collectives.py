@@ -26,7 +26,9 @@ def collectives_of_a_step(strategy, recipe) -> tuple[int, int]:
 
     graph = step.get_concrete_function(shares).graph.as_graph_def()
     nodes = [*graph.node, *(node for function in graph.library.function for node in function.node_def)]
-    count = sum(node.op.startswith(("CollectiveReduce", "CollectiveGather", "NcclAllReduce")) for node in nodes)
+    count = sum(
+        node.op.startswith(("CollectiveReduce", "CollectiveGather", "NcclAllReduce")) for node in nodes
+    )
     in_backbone = sum(isinstance(layer, BatchNorm) for layer in model.backbone.layers)
     in_head = sum(isinstance(layer, BatchNorm) for layer in model.head.layers)
     return count // REPLICAS, in_backbone * len(recipe.crops) + in_head

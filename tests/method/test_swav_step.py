@@ -9,9 +9,9 @@ from swav_tf.method.loss_scale import LossScale
 from swav_tf.method.sinkhorn import sinkhorn
 from swav_tf.method.swav import SwAV
 from swav_tf.model.head import Prototypes
-from swav_tf.training.build import build_swav
+from swav_tf.training.build import build_swav, dtype_policy
 from swav_tf.training.lars import LARS
-from swav_tf.training.state import capture
+from swav_tf.training.state import capture, restore
 from tests.swav_models import (
     PROTOTYPES,
     backbone_without_bn,
@@ -50,6 +50,52 @@ def test_two_replicas_equal_one(mirrored, accumulation):
     for variable in two.weights:
         first, second = (copy.numpy() for copy in mirrored.experimental_local_results(variable.value))
         np.testing.assert_array_equal(first, second, err_msg=variable.path)
+
+
+# Bugs caught: half precision that breaks the L2 norm, BN or codes, or that replicas do differently.
+def test_bfloat16_learns_like_float32_on_one_and_on_two_replicas(mirrored):
+    recipe = tiny_recipe(train__precision="mixed_bfloat16", train__batch_size=4)
+    batches = batches_of_crops(recipe, 2)
+    one = build_swav(recipe, steps_per_epoch=10)
+    weights = one.get_weights()
+    exact = build_swav(tiny_recipe(train__batch_size=4), steps_per_epoch=10)
+    exact.set_weights(weights)
+    logs = [one.train_on_crops(batch) for batch in batches]
+    exact_logs = [exact.train_on_crops(batch) for batch in batches]
+    _, two_logs = train_mirrored(mirrored, recipe, batches, weights, steps_per_epoch=10)
+    for half, full, two in zip(logs, exact_logs, two_logs, strict=True):
+        assert half["finite"] == two["finite"] == 1
+        assert half["loss"] == pytest.approx(full["loss"], rel=0.05)
+        assert two["loss"] == pytest.approx(full["loss"], rel=0.05)
+    assert {v.dtype for v in one.trainable_variables} == {"float32"}
+
+
+# Bug caught: float16 that overflows, or a loss scale that is left in the gradients. (A network without BN: float16
+# convolutions take a hundred times as long on a CPU.)
+def test_float16_learns_like_float32():
+    recipe = tiny_recipe()
+    batches = batches_of_crops(recipe, 2)
+    full = plain_model(recipe)
+    with dtype_policy("mixed_float16"):
+        half = plain_model(recipe)
+    half.loss_scale = LossScale(enabled=True)
+    assert half.backbone.layers[1].compute_dtype == "float16"
+    for batch in batches:
+        a, b = full.train_on_crops(batch), half.train_on_crops(batch)
+        assert b["finite"] == 1
+        assert b["loss"] == pytest.approx(a["loss"], rel=0.02)
+        assert b["gradient_norm"] == pytest.approx(a["gradient_norm"], rel=0.05)
+
+
+# Bug caught: a loss scale that begins anew after every restart.
+def test_the_loss_scale_is_part_of_the_state():
+    recipe = tiny_recipe(train__precision="mixed_float16")
+    model, again = build_swav(recipe), build_swav(recipe)
+    model.loss_scale.factor.assign(128.0)
+    model.loss_scale.finite_steps.assign(77)
+    restore(again, capture(model, batch_size=8), batch_size=8)
+    assert float(again.loss_scale.factor.numpy()) == 128
+    assert int(again.loss_scale.finite_steps.numpy()) == 77
 
 
 def plain_model(recipe):
@@ -242,7 +288,12 @@ def test_fit_trains_with_keras_callbacks():
     dataset = tf.data.Dataset.from_generator(
         lambda: iter(batches), output_signature=tuple(tf.TensorSpec(g.shape, tf.uint8) for g in batches[0])
     )
-    history = build_swav(recipe).fit(dataset, epochs=1, verbose=0)
+    seen = []
+    callback = keras.callbacks.LambdaCallback(
+        on_train_batch_end=lambda batch, logs: seen.append(logs["loss"])
+    )
+    history = build_swav(recipe).fit(dataset, epochs=1, verbose=0, callbacks=[callback])
     model = build_swav(recipe)
     logs = [model.train_on_crops(batch) for batch in batches]
+    assert seen == pytest.approx([log["loss"] for log in logs], rel=1e-4)
     assert history.history["loss"][0] == pytest.approx(logs[-1]["loss"], rel=1e-4)

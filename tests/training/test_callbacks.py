@@ -24,6 +24,13 @@ def test_a_loss_that_stays_at_ln_k_is_warned_about_once(last_loss, warnings):
         loss = LN_K + (last_loss - LN_K) * min(step / 150, 1)
         callback.on_train_batch_end(0, {"loss": loss, "finite": 1.0, "projection_spread": 0.1})
     assert [step for step, _ in told] == [300] * warnings
+    # A run too short for that is judged at its end.
+    short, told = Position(10, 60), []
+    callback = WarnOfCollapse(recipe, short, lambda text: told.append((short.step, text)))
+    for step in range(1, 61):
+        short.step = step
+        callback.on_train_batch_end(0, {"loss": last_loss, "finite": 1.0, "projection_spread": 0.1})
+    assert [step for step, _ in told] == [60] * warnings
     assert all("1. a smaller method.epsilon" in text for _, text in told)
 
 

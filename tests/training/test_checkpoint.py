@@ -37,6 +37,15 @@ def test_the_last_and_the_kept_stay(store):
     assert store.steps() == [10, 100, 101]
 
 
+# Bug caught: a damaged later one, which a run could not go on from, that pushes out the good one just written.
+def test_a_damaged_later_one_costs_no_good_one(tmp_path):
+    store = CheckpointStore(tmp_path / "checkpoints", kind="pretrain", keep_last=1)
+    store.write(10, arrays(10), {})
+    truncate(store.path(10))
+    store.write(9, arrays(9), {})
+    assert store.newest()[0].step == 9
+
+
 def truncate(path):
     (path / ARRAYS).write_bytes((path / ARRAYS).read_bytes()[:-5])
 

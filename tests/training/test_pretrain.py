@@ -44,8 +44,7 @@ def test_a_run_leaves_a_whole_folder(tmp_path):
 
     # A run that has ended is only looked at again.
     again = pretrain(recipe, run_dir=tmp_path, quiet=True)
-    assert again.summary["resumed_from_step"] == again.summary["steps"] == 22
-    assert again.summary["loss_last"] == result.summary["loss_last"]
+    assert again.summary == result.summary == json.loads((tmp_path / "summary.json").read_text())
 
     # A run folder gives its model back.
     model, loaded = load_swav(tmp_path)
@@ -60,6 +59,41 @@ def test_a_run_leaves_a_whole_folder(tmp_path):
     )
     assert fresh.summary["resumed_from_step"] is None
     assert (tmp_path / "previous-1" / "summary.json").exists()
+
+
+# Bug caught: a run that goes on with other images, in another order and with another schedule, without a word.
+def test_a_run_goes_on_with_its_own_images_only(tmp_path):
+    write_images(tmp_path / "images", 40, bad=set())
+    recipe = tiny_recipe(data__kind="images", data__path=str(tmp_path / "images"))
+    with pytest.raises(StoppedBySignal):
+        pretrain(recipe, run_dir=tmp_path / "run", quiet=True, callbacks=[StopAfter(2)])
+    (tmp_path / "images" / "000.png").rename(tmp_path / "images" / "other.png")
+    with pytest.raises(UsageError, match="40 images, now there are 40, of other names"):
+        pretrain(recipe, run_dir=tmp_path / "run", quiet=True)
+    (tmp_path / "images" / "other.png").unlink()
+    with pytest.raises(UsageError, match="40 images, now there are 39"):
+        pretrain(recipe, run_dir=tmp_path / "run", quiet=True)
+
+
+# Bug caught: the recipe's copy in the folder as the only guard: without it any settings would go on.
+def test_a_checkpoint_knows_its_recipe(tmp_path):
+    with pytest.raises(StoppedBySignal):
+        pretrain(tiny_recipe(**LARGE), run_dir=tmp_path, quiet=True, callbacks=[StopAfter(2)])
+    (tmp_path / "config.yaml").unlink()
+    with pytest.raises(UsageError, match=r"method.epsilon: was 0.05, now 0.04"):
+        pretrain(tiny_recipe(**LARGE, method__epsilon=0.04), run_dir=tmp_path, quiet=True)
+
+
+# Bug caught: state of a batch in parts that a checkpoint forgets.
+def test_a_stopped_run_in_parts_equals_an_uninterrupted_one(tmp_path):
+    recipe = tiny_recipe(**LARGE, train__accumulation_steps=2, method__queue={"length": 256})
+    pretrain(recipe, run_dir=tmp_path / "whole", quiet=True)
+    with pytest.raises(StoppedBySignal, match="after step 7"):
+        pretrain(recipe, run_dir=tmp_path / "run", quiet=True, callbacks=[StopAfter(6)])
+    pretrain(recipe, run_dir=tmp_path / "run", quiet=True)
+    one, other = newest(tmp_path / "whole"), newest(tmp_path / "run")
+    for name, value in one.arrays.items():
+        np.testing.assert_array_equal(value, other.arrays[name], err_msg=name)
 
 
 class StopAfter(keras.callbacks.Callback):

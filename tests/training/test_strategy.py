@@ -36,15 +36,20 @@ def test_kinds(changes, kind, replicas):
     assert (team.kind, team.replicas, team.workers, team.is_chief) == (kind, replicas, 1, True)
 
 
+DESCRIBED = '{"cluster": {"worker": ["a:1", "b:1"]}, "task": {"type": "worker", "index": 0}}'
+NO_TASK = '{"cluster": {"worker": ["a:1", "b:1"]}}'
+
+
 # Bug caught: a cluster that is asked for, not there, and silently replaced by one device.
 @pytest.mark.parametrize(
     ("changes", "environment", "cluster", "message"),
     [
         ({"strategy": "multi_worker"}, {}, None, "needs a description of the cluster"),
         ({}, {"TF_CONFIG": "{workers: 2"}, None, "TF_CONFIG must be JSON"),
+        ({}, {"TF_CONFIG": NO_TASK}, None, "task.type and task.index are missing"),
         (
             {},
-            {"TF_CONFIG": '{"cluster": {"worker": ["a:1", "b:1"]}}'},
+            {"TF_CONFIG": DESCRIBED},
             ClusterAddress(2, 0, "a:1"),
             "described once",
         ),

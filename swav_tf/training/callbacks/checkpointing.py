@@ -5,9 +5,10 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 import keras
 
@@ -46,9 +47,17 @@ class Checkpointing(keras.callbacks.Callback):
     model: ReplicatedModel
 
     def __init__(
-        self, store: CheckpointStore, recipe: AnyRecipe, position: Position, *, is_chief: bool
+        self,
+        store: CheckpointStore,
+        recipe: AnyRecipe,
+        position: Position,
+        *,
+        images: Mapping[str, Any],
+        is_chief: bool,
     ) -> None:
+        """`images` tells the training images from others, as `swav_tf.data.sources.fingerprint` does."""
         super().__init__()
+        self.images = images
         self.store, self.recipe, self.position, self.is_chief = store, recipe, position, is_chief
         self.written_at = time.monotonic()
         self.last_written: int | None = None
@@ -80,7 +89,11 @@ class Checkpointing(keras.callbacks.Callback):
         self.model.wishes[WRITE] = 0
         arrays = capture(self.model, batch_size=self.recipe.train.batch_size)
         if self.is_chief:
-            facts = {"position": self.position.to_json(), "recipe": self.recipe.model_dump(mode="json")}
+            facts = {
+                "position": self.position.to_json(),
+                "recipe": self.recipe.model_dump(mode="json"),
+                "images": dict(self.images),
+            }
             self.store.write(self.position.step, arrays, facts, keep=keep)
         self.last_written = self.position.step
         self.written_at = time.monotonic()
@@ -93,8 +106,9 @@ class Checkpointing(keras.callbacks.Callback):
             return
 
         def stop(number: int, frame: FrameType | None) -> None:
-            if self.model.wishes[STOP]:
-                raise KeyboardInterrupt  # asked twice: now
+            # Ctrl-C twice means now. Schedulers may send SIGTERM twice and mean the same as once.
+            if number == signal.SIGINT and self.signal_number == signal.SIGINT:
+                raise KeyboardInterrupt
             self.signal_number = number
             self.model.wishes[STOP] = 1
 
@@ -130,6 +144,6 @@ class StopWhenDiverged(keras.callbacks.Callback):
                 f"Loss or gradients were not finite in {self.in_a_row} steps in a row, up to step "
                 f"{self.position.step} (precision {self.precision}, loss scale {(logs or {})['loss_scale']:g}). "
                 f"Last good checkpoint: {good}.\nRemedies in order: a lower learning rate in optimizer, a longer "
-                "warm-up where there is one, train.precision=float32 or mixed_bfloat16; look for broken images with "
-                "`swav-tf crops`."
+                "warm-up where there is one, train.precision=float32 or mixed_bfloat16, each with another --run-dir; "
+                "look for broken images with `swav-tf crops`."
             )

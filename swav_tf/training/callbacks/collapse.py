@@ -19,6 +19,9 @@ REMEDIES = (
 )
 
 
+ENOUGH_STEPS = 50  # that the smoothed loss is made of, so that a run which went on is not judged by its first
+
+
 class WarnOfCollapse(keras.callbacks.Callback):
     """Warns once if the loss is still at ln K so many steps after the prototypes were unfrozen."""
 
@@ -26,7 +29,11 @@ class WarnOfCollapse(keras.callbacks.Callback):
         super().__init__()
         self.position, self.tell = position, tell
         self.ln_k = math.log(recipe.model.prototypes)
-        self.look_at = recipe.method.prototypes_frozen_steps + recipe.monitor.collapse_after_steps
+        wait = recipe.method.prototypes_frozen_steps + recipe.monitor.collapse_after_steps
+        self.look_at = min(wait, position.total_steps)
+        self.enough = min(ENOUGH_STEPS, position.total_steps)
+        self.seen = 0
+        self.looked = False
         self.loss: float | None = None
         self.spread = 1.0
 
@@ -36,8 +43,12 @@ class WarnOfCollapse(keras.callbacks.Callback):
         if logs["finite"]:
             self.loss = logs["loss"] if self.loss is None else 0.98 * self.loss + 0.02 * logs["loss"]
             self.spread = logs["projection_spread"]
+            self.seen += 1
+        if self.looked or self.loss is None or self.position.step < self.look_at or self.seen < self.enough:
+            return
+        self.looked = True
         # Knowing nothing costs ln K; a twentieth below is more than noise and less than learning.
-        if self.position.step == self.look_at and self.loss is not None and self.loss > 0.95 * self.ln_k:
+        if self.loss > 0.95 * self.ln_k:
             self.tell(
                 f"The loss is {self.loss:.3f} after {self.position.step} steps, and ln K is {self.ln_k:.3f}: "
                 f"nothing is learnt yet (projection spread {self.spread:.3f}; 0 is full collapse). "

@@ -52,7 +52,6 @@ class WatchNeighbours(keras.callbacks.Callback):
                 "monitor.knn_every_epochs needs labelled images. Received: images without labels. "
                 "Set it to 0, or use data.kind=class_folders."
             )
-        self.last: float | None = None
 
     def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
         """Measures at the end of its epochs and of the run."""
@@ -63,10 +62,10 @@ class WatchNeighbours(keras.callbacks.Callback):
         known = extract_features(self.model, self.source, self.known, self.recipe.data)
         queries = extract_features(self.model, self.asking, self.queries, self.recipe.data)
         if not (np.isfinite(known).all() and np.isfinite(queries).all()):
-            self.last = None
+            self.position.validation["knn_top1"] = None
             self.write("knn", {"knn_top1": math.nan})  # a figure that is none; the run's own end is another's
             return
-        self.last = knn_accuracy(
+        accuracy = knn_accuracy(
             known,
             self.labels,
             queries,
@@ -74,4 +73,5 @@ class WatchNeighbours(keras.callbacks.Callback):
             k=min(monitor.knn_neighbours, len(known)),
             temperature=monitor.knn_temperature,
         )
-        self.write("knn", {"knn_top1": self.last})
+        self.position.validation["knn_top1"] = accuracy  # a checkpoint keeps it
+        self.write("knn", {"knn_top1": accuracy})
