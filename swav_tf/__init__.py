@@ -23,6 +23,13 @@ _HOMES = {
     "build_swav": "swav_tf.training.build",
     "load_swav": "swav_tf.training.load",
     "pretrain": "swav_tf.training.pretrain",
+    "probe": "swav_tf.training.linear_probe",
+    "probe_cached": "swav_tf.training.linear_probe",
+    "finetune": "swav_tf.training.finetune",
+    "load_classifier": "swav_tf.training.classifier_folder",
+    "load_recipe_of": "swav_tf.recipe_files",
+    "ProbeRecipe": "swav_tf.classifier_recipe",
+    "FinetuneRecipe": "swav_tf.classifier_recipe",
 }
 __all__ = sorted(_HOMES)
 

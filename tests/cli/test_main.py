@@ -117,9 +117,12 @@ def test_the_commands_are_these() -> None:
         "swav-tf doctor",
         "swav-tf export",
         "swav-tf features",
+        "swav-tf finetune",
         "swav-tf knn",
         "swav-tf plot",
+        "swav-tf predict",
         "swav-tf pretrain",
+        "swav-tf probe",
         "swav-tf similar",
         "swav-tf verify",
     ]
