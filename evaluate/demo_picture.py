@@ -45,7 +45,8 @@ def draw_demo(
     _draw_curve(curve, losses, ln_k, knn)
     _draw_accuracies(bars, accuracies)
     bottom.suptitle(
-        f"The {ROWS * COLUMNS} most used prototypes, each with the {IMAGES_SHOWN} images nearest to it", fontsize=12
+        f"The {ROWS * COLUMNS} most used prototypes, each with the {IMAGES_SHOWN} images nearest to it",
+        fontsize=12,
     )
     _draw_prototypes(bottom, scores, images)
     figure.savefig(path)

@@ -78,7 +78,7 @@ def test_float16_learns_like_float32():
     full = plain_model(recipe)
     with dtype_policy("mixed_float16"):
         half = plain_model(recipe)
-    half.loss_scale = LossScale(enabled=True)
+    half.loss_scale = LossScale(enabled=True, initial=64.0)
     assert half.backbone.layers[1].compute_dtype == "float16"
     for batch in batches:
         a, b = full.train_on_crops(batch), half.train_on_crops(batch)
