@@ -164,5 +164,6 @@ def _echo_left_out(names: tuple[str, ...]) -> None:
         return
     counts: dict[str, int] = {}
     for name in names:
-        counts[name.partition(".")[0]] = counts.get(name.partition(".")[0], 0) + 1
+        stem = name.removeprefix("module.").partition(".")[0]
+        counts[stem] = counts.get(stem, 0) + 1
     click.echo("left out: " + ", ".join(f"{stem} ({count})" for stem, count in counts.items()))

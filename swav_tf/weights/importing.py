@@ -27,7 +27,7 @@ _RECIPES = {
     ("resnet50", 1): "swav_800ep",
     ("resnet50", 2): "swav_rn50w2_400ep",
     ("resnet18_32px", 1): "small_images",
-    ("resnet_small", 1): "small_images",
+    ("resnet_small", 1): "demo",
 }
 _BACKBONE = ("conv1.", "bn1.", "layer")
 

@@ -14,6 +14,7 @@ from swav_tf.weights.layout import as_torch
 from swav_tf.weights.own import PARTS, OwnWeights, read_own_folder
 from swav_tf.weights.safe_pickle import read_pickle
 from swav_tf.weights.safetensors_file import read_safetensors
+from swav_tf.weights.tensors import FLOATS
 from swav_tf.weights.torch_file import LEGACY_START, read_torch_legacy, read_torch_zip
 
 STD_KEY = "std"  # in the metadata of our own safetensors files
@@ -48,11 +49,19 @@ def read_own(path: Path) -> OwnWeights | None:
     tensors, metadata = read_safetensors(path)
     if not any(name.partition("/")[0] in PARTS and "/" in name for name in tensors):
         return None
-    arrays = {name: tensor.read() for name, tensor in tensors.items()}
-    std = json.loads(metadata[STD_KEY]) if STD_KEY in metadata else None
-    return OwnWeights(
-        arrays, "swav-tf safetensors", int(metadata.get("step", 0)), tuple(std) if std else None
-    )
+    strange = [f"{name} is {tensor.dtype}" for name, tensor in tensors.items() if tensor.dtype not in FLOATS]
+    if strange:
+        raise WeightsError(f"{path} must hold floats only:\n  " + "\n  ".join(strange))
+    arrays = {name: tensor.float32() for name, tensor in tensors.items()}
+    try:
+        step = int(metadata.get("step", 0))
+        std = None
+        if STD_KEY in metadata:
+            red, green, blue = json.loads(metadata[STD_KEY])
+            std = float(red), float(green), float(blue)
+    except (ValueError, TypeError) as error:
+        raise WeightsError(f"{path} has metadata that swav-tf does not write: {error}.") from error
+    return OwnWeights(arrays, "swav-tf safetensors", step, std)
 
 
 def _tree(path: Path) -> Any:

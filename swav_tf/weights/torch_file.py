@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import math
 import pickle
+import struct
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -33,6 +35,17 @@ STORAGES = {
     "ByteStorage": "uint8",
     "BoolStorage": "bool",
 }
+# What `zipfile` raises at damaged archives: it does not promise less.
+_ZIP_ERRORS = (
+    zipfile.BadZipFile,
+    OSError,
+    ValueError,
+    RuntimeError,
+    EOFError,
+    struct.error,
+    MemoryError,
+    OverflowError,
+)
 _DTYPE_NAMES = (
     "float32",
     "float16",
@@ -166,7 +179,7 @@ def read_torch_zip(path: Path) -> Any:
     try:
         archive = zipfile.ZipFile(path)
         members = {info.filename: info for info in archive.infolist()}
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+    except _ZIP_ERRORS as error:
         raise WeightsError(f"{path} is damaged, or cut off in a download: {error}.") from error
     with archive:
         roots = [name.removesuffix("data.pkl") for name in members if name.endswith("/data.pkl")]
@@ -195,19 +208,18 @@ def read_torch_zip(path: Path) -> Any:
         def read(key: str, dtype: str, first: int, count: int) -> np.ndarray:
             return from_bytes(_part(path, f"{root}data/{key}", first, count, item_size(dtype)), dtype)
 
-        with archive.open(members[root + "data.pkl"]) as file:
-            return read_pickle(
-                file,
-                source=str(path),
-                admitted=ADMITTED,
-                storage=lambda pid: _storage_of(pid, read, length_of),
-            )
+        return read_pickle(
+            io.BytesIO(_member(archive, members, root + "data.pkl", path)),
+            source=str(path),
+            admitted=ADMITTED,
+            storage=lambda pid: _storage_of(pid, read, length_of),
+        )
 
 
 def _member(archive: zipfile.ZipFile, members: dict[str, zipfile.ZipInfo], name: str, path: Path) -> bytes:
     try:
         return archive.read(members[name])
-    except (zipfile.BadZipFile, OSError, RuntimeError, EOFError) as error:
+    except _ZIP_ERRORS as error:
         raise WeightsError(f"{path} is damaged: {name}: {error}.") from error
 
 
@@ -217,7 +229,7 @@ def _part(path: Path, name: str, first: int, count: int, size: int) -> bytes:
             if first:
                 file.seek(first * size)
             data = file.read(count * size)  # read from start to end, its checksum is verified
-    except (zipfile.BadZipFile, OSError, RuntimeError, EOFError) as error:
+    except _ZIP_ERRORS as error:
         raise WeightsError(f"{path} is damaged: {name}: {error}.") from error
     if len(data) != count * size:
         raise WeightsError(f"{path} is damaged: {name} ends early.")

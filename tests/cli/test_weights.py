@@ -1,0 +1,134 @@
+"""`swav-tf weights`, and what other commands make of an import."""
+
+import json
+import os
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cli.errors import run_and_report
+from cli.main import swav_tf
+from swav_tf.weights.layout import Sizes, slots
+from swav_tf.weights.torch_writer import write_torch_file
+
+SIZES = Sizes("resnet_small", head=(24, 16), prototypes=12)
+
+
+def state(sizes: Sizes = SIZES) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    return {
+        f"module.{slot.torch}": rng.uniform(0.1, 0.5, slot.shape).astype(np.float32) for slot in slots(sizes)
+    }
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory, with good.pth, backbone.pth, linear.pth, short.pth, hostile.pth and cut.pth."""
+    monkeypatch.chdir(tmp_path)
+    whole = state()
+    backbone = {name: array for name, array in whole.items() if ".pro" not in name}
+    write_torch_file(whole, tmp_path / "good.pth")
+    write_torch_file(backbone, tmp_path / "backbone.pth")
+    linear = {"linear.weight": np.ones((5, 128), np.float32), "linear.bias": np.ones(5, np.float32)}
+    write_torch_file(linear, tmp_path / "linear.pth")
+    short = {name: array for name, array in whole.items() if "prototypes" not in name}
+    write_torch_file(short, tmp_path / "short.pth")
+    (tmp_path / "cut.pth").write_bytes((tmp_path / "good.pth").read_bytes()[:5000])
+
+    class Hostile:
+        def __reduce__(self):
+            return os.system, ("touch canary",)
+
+    (tmp_path / "hostile.pth").write_bytes(pickle.dumps({"state_dict": Hostile()}))
+    return tmp_path
+
+
+def told(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    assert run_and_report(swav_tf, list(arguments)) == 0, capsys.readouterr().err
+    return capsys.readouterr().out
+
+
+# Bugs caught: options that do not arrive, JSON among other lines, an import that nothing can use.
+def test_in_and_out(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = "resnet_small, 128 features, head 24 -> 16, 12 prototypes"
+    assert told(capsys, "weights", "show", "good.pth").splitlines() == [
+        "good.pth: SwAV as released",
+        f"{model}; {len(state())} tensors, {sum(array.size for array in state().values()):,} numbers",
+    ]
+    digits = ["-o", "data.kind=digits", "-o", "data.evaluation.resize=32", "-o", "data.evaluation.crop=32"]
+    imported = ["weights", "import", "good.pth", "--to", "runs/a"]
+    assert told(capsys, *imported, *digits) == f"good.pth: SwAV as released\nruns/a: {model}\n"
+    assert json.loads(told(capsys, "weights", "show", "runs/a", "--json"))["model"] == model
+    done = json.loads(told(capsys, "weights", "import", "good.pth", "--to", "b.safetensors", "--json"))
+    assert (done["output"], done["format"], done["recipe"]) == ("b.safetensors", "SwAV as released", None)
+    told(capsys, "weights", "export", "runs/a", "-o", "c.pth.tar")
+    counters = sum(name.endswith("running_var") for name in state())
+    assert f"{len(state()) + counters} tensors by the names of swav" in told(
+        capsys, "weights", "export", "b.safetensors", "-o", "d.pth"
+    )
+    assert (folder / "c.pth.tar").read_bytes() == (folder / "d.pth").read_bytes()
+    printed = told(capsys, "weights", "export", "runs/a", "-o", "e.pt", "--names", "torchvision")
+    assert "left out: projection_head (8), prototypes (1)" in printed
+    made = told(
+        capsys, "features", "--split", "test", "--model", "runs/a", "-o", "f.npz", "--quiet", "--json"
+    )
+    assert json.loads(made)["feature_dim"] == 128
+
+
+# Bugs caught: a backbone alone that is given random scores, or that is left out of features.
+def test_a_backbone_alone(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    digits = ["-o", "data.kind=digits", "-o", "data.evaluation.resize=32", "-o", "data.evaluation.crop=32"]
+    assert "left out: projection_head (8)" in told(
+        capsys, "weights", "import", "short.pth", "--to", "run", "--backbone-only", *digits
+    )
+    arguments = ["--split", "test", "--model", "run", "--quiet"]
+    told(capsys, "features", *arguments, "-o", "f.npz")
+    assert run_and_report(swav_tf, ["clusters", *arguments, "-o", "c"]) == 2
+    assert "need a model with prototypes" in capsys.readouterr().err
+
+
+# Bugs caught: a traceback, the wrong exit code, something written in spite of an error, code that was run.
+@pytest.mark.parametrize(
+    ("arguments", "code", "part"),
+    [
+        (["show", "gone.pth"], 2, "gone.pth, which is not there"),
+        (["show", "."], 2, "must be a run's (config.yaml and checkpoints/) or a checkpoint"),
+        (["show", "hostile.pth"], 1, "asks for posix.system,"),
+        (["import", "hostile.pth", "--to", "run"], 1, "asks for posix.system,"),
+        (["import", "cut.pth", "--to", "run"], 1, "cut off in a download"),
+        (["import", "short.pth", "--to", "run"], 1, "missing    prototypes.weight (1, 16)"),
+        (["import", "linear.pth", "--to", "run"], 2, "needs a backbone"),
+        (["import", "good.pth"], 2, "Missing option '--to'"),
+        (["import", "good.pth", "--to", "good.pth"], 2, "nothing is overwritten"),
+        (["import", "good.pth", "--to", "run", "-o", "model.prototypes=3"], 2, "must be 12, is 3"),
+        (["import", "good.pth", "--to", "run", "-o", "model.heads=3"], 2, "model.heads"),
+        (["import", "good.pth", "--to", "run", "-c", "nothing"], 2, "no recipe 'nothing'"),
+        (["import", "good.pth", "--to", "x.safetensors", "-c", "demo"], 2, "A file has no recipe"),
+        (["export", "good.pth", "-o", "x.onnx"], 2, "must end in .safetensors or, for PyTorch, in .pth.tar"),
+        (["export", "good.pth", "-o", "x.pth", "--names", "swav_tf"], 2, "for .safetensors only"),
+        (["export", "good.pth", "-o", "x.pth", "--names", "timm"], 2, "'timm' is not one of"),
+        (["export", "backbone.pth", "-o", "x.pth"], 2, "Give --names torchvision"),
+        (["export", "hostile.pth", "-o", "x.safetensors"], 1, "asks for posix.system,"),
+        (["export", "linear.pth", "-o", "x.pth", "--names", "torchvision"], 2, "names are for a backbone"),
+    ],
+)
+def test_what_cannot_be_done(
+    arguments: list[str], code: int, part: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = sorted(path.name for path in folder.iterdir())
+    assert run_and_report(swav_tf, ["weights", *arguments]) == code
+    error = capsys.readouterr().err
+    assert part in error
+    assert "not foreseen" not in error
+    assert sorted(path.name for path in folder.iterdir()) == before
+
+
+# Bug caught: a file that is told to be fine by `show` and refused by `import`.
+def test_show_tells_what_is_wrong(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    printed = told(capsys, "weights", "show", "short.pth")
+    assert "  missing    prototypes.weight (1, 16)\nIt cannot be imported whole: see above.\n" in printed
+    assert json.loads(told(capsys, "weights", "show", "short.pth", "--json"))["problems"] == [
+        "missing    prototypes.weight (1, 16)"
+    ]
