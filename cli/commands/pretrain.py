@@ -25,7 +25,7 @@ from cli.quiet import load_tensorflow_quietly
 )
 @click.option(
     "--weights",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    type=click.Path(path_type=Path),
     metavar="RUN",
     help="Begin with the weights of this run folder, trained or imported.  [default: random ones]",
 )

@@ -125,6 +125,10 @@ def test_the_commands_are_these() -> None:
         "swav-tf probe",
         "swav-tf similar",
         "swav-tf verify",
+        "swav-tf weights",
+        "swav-tf weights export",
+        "swav-tf weights import",
+        "swav-tf weights show",
     ]
 
 
