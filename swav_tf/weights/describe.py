@@ -19,7 +19,7 @@ class Description:
     Attributes:
         format: whose it is, in words.
         model: what the shapes tell, in words; None where they are no network that is known here.
-        tensors: how many there are, counters of steps not counted.
+        tensors: how many an import would look at; counters of steps are not counted.
         numbers: in all of them.
         left_out: names of tensors that an import would not take.
         problems: what is missing, left over or misshapen; one line each.
@@ -54,7 +54,7 @@ def describe(source: Path) -> Description:
     return Description(
         format=found.format,
         model=model,
-        tensors=len(found.tensors) + len(found.left_out),
+        tensors=len(found.tensors),
         numbers=sum(math.prod(tensor.shape) for tensor in found.tensors.values()),
         left_out=found.left_out,
         problems=wrong,

@@ -45,7 +45,7 @@ def read_own_folder(path: Path) -> OwnWeights:
         UsageError: it is neither, or has no checkpoint.
         CheckpointError: the checkpoint is damaged.
     """
-    std = None
+    path, std = path.resolve(), None
     if (path / FACTS).is_file():
         try:
             facts = json.loads((path / FACTS).read_text())

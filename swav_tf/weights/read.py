@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from swav_tf.errors import UsageError
+from swav_tf.training.checkpoint import ARRAYS, CheckpointStore
 from swav_tf.weights.errors import WeightsError
 from swav_tf.weights.formats import Recognised, recognise
 from swav_tf.weights.layout import as_torch
@@ -95,8 +96,9 @@ def _is_safetensors(path: Path) -> bool:
 
 
 def sha256_of(path: Path) -> str:
-    """Of a file, or of the arrays of the newest checkpoint in a folder of ours."""
-    if path.is_dir():
-        path = max(path.glob("**/state.safetensors"))
-    with path.open("rb") as file:
+    """Of a file, or of the arrays of a checkpoint: the one that the folder is, or the newest of a run."""
+    if path.is_dir() and not (path / ARRAYS).exists():
+        store = CheckpointStore(path / "checkpoints", kind="any")
+        path = store.path(store.steps()[-1])
+    with (path / ARRAYS if path.is_dir() else path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -32,8 +32,9 @@ class Tensor:
         return replace(self, shape=self.shape[::-1], read=lambda: self.read().T)
 
     def float32(self) -> np.ndarray:
-        """The array as float32."""
-        return np.asarray(self.read(), np.float32)
+        """The array as float32; what is too large for it becomes infinite."""
+        with np.errstate(over="ignore"):
+            return np.asarray(self.read(), np.float32)
 
     @staticmethod
     def of(name: str, array: np.ndarray) -> Tensor:

@@ -116,7 +116,9 @@ class TorchView:
 
         def read() -> np.ndarray:
             numbers = storage.read(offset, reach)
-            return np.ascontiguousarray(as_strided(numbers, shape, [step * size for step in stride]))
+            # The stride of an axis of one is anything at all.
+            steps = [step * size if length > 1 else 0 for step, length in zip(stride, shape, strict=True)]
+            return as_strided(numbers, shape, steps).copy()
 
         self._tensor = Tensor("", shape, storage.dtype, read)
 
@@ -273,7 +275,8 @@ def read_torch_legacy(path: Path) -> Any:
         if machine.get("little_endian") is not True:
             raise WeightsError(f"{path} was written on a big-endian machine; write it again on another.")
         tree, keys = next_pickle(file), next_pickle(file)
-        if not isinstance(keys, list) or set(dtypes) != {key for key in keys if isinstance(key, str)}:
+        known = isinstance(keys, list) and all(isinstance(key, str) for key in keys)
+        if not known or sorted(keys) != sorted(dtypes):
             raise WeightsError(f"{path} is damaged: its list of storages does not fit its tensors.")
         position, end = file.tell(), path.stat().st_size
         for key in keys:

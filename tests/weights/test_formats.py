@@ -362,6 +362,18 @@ def test_a_backbone_alone(small, tmp_path):
     )
 
 
+# Bug caught: the checksum of a run that was set aside in the folder, or of an older checkpoint.
+def test_the_checksum_is_of_the_newest_checkpoint(small, tmp_path):
+    write_torch_file(small, tmp_path / "x.pth")
+    import_weights(tmp_path / "x.pth", tmp_path / "run")
+    older = tmp_path / "run" / "previous-1" / "checkpoints" / "step-000000009"
+    older.mkdir(parents=True)
+    (older / "state.safetensors").write_bytes(b"older")
+    import_weights(tmp_path / "run", tmp_path / "again")
+    first, second = (read_pretrained(tmp_path / name)[0].facts for name in ("run", "again"))
+    assert second["imported"]["sha256"] == first["sha256"]
+
+
 # Bug caught: a run that is overwritten.
 def test_nothing_is_overwritten(small, tmp_path):
     write_torch_file(small, tmp_path / "x.pth")

@@ -156,6 +156,7 @@ def tensor(numel: int, shape: tuple[int, ...], stride: tuple[int, ...], offset: 
         (tensor(4, (4,), (1,), offset=-4), "a size that is none"),
         (tensor(5, (5,), (1,)), "storage 0 of 5 float32 is of 16 bytes"),
         (tensor(1 << 62, (4,), (1,)), "is of 16 bytes"),
+        (tensor(4, (4, 2), (1, 1 << 70)), "outside of its storage"),
         (tensor(4, (1,) * 40, (1,) * 40), "no list of sizes"),
         (b"\x80\x02]r\xff\xff\xff\xff.", "memo has an absurd index"),
         (b"\x80\x02\x8d" + b"\xff" * 7 + b"\x3fx.", "damaged or no pickle"),
@@ -174,6 +175,21 @@ def test_a_compressed_archive(tmp_path):
     data = as_zip(tensor(1 << 20, (1 << 20,), (1,)), zipfile.ZIP_DEFLATED, **{"0": bytes(1 << 22)})
     assert len(data) < 1 << 14
     assert "compressed, as `torch.save` never does" in refusal(tmp_path, data)
+
+
+# Bug caught: an axis of one whose stride, which means nothing, is believed.
+def test_the_stride_of_an_axis_of_one(tmp_path):
+    data = as_zip(tensor(4, (1, 4), (1 << 70, 1)), **{"0": struct.pack("<4f", 1, 2, 3, 4)})
+    (tmp_path / "x.pth").write_bytes(data)
+    found = open_weights(tmp_path / "x.pth").tensors["conv1.weight"].read()
+    np.testing.assert_array_equal(found, [[1, 2, 3, 4]])
+
+
+# Bug caught: a list of storages that is believed.
+@pytest.mark.parametrize("keys", [["0"], [0], "0", [["0"]]])
+def test_the_list_of_storages_of_the_old_format(keys, tmp_path):
+    data = as_legacy(pickle.dumps({}, 2)).removesuffix(pickle.dumps([], 2)) + pickle.dumps(keys, 2)
+    assert "list of storages does not fit" in refusal(tmp_path, data)
 
 
 # Bugs caught: half a download that is taken for a whole file; a reader that dies of it with a traceback.
