@@ -122,8 +122,8 @@ def pretrain(
                 console=console,
                 warnings=warnings,
             )
-        if weights is not None:
-            console.print(start_with(model, weights, folder, resumed=resumed_from is not None))
+        if said := start_with(model, weights, folder, resumed=resumed_from is not None):
+            console.print(said)
         if position.step == position.total_steps and (ended := folder.read_summary()):
             console.print(f"this run is complete: {folder.path / 'summary.json'}")
             return PretrainResult(model=model, run_dir=folder.path, summary=ended)

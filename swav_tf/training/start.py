@@ -14,7 +14,7 @@ from swav_tf.training.state import named_variables
 RECORD = "started_from.json"
 
 
-def start_with(model: SwAV, source: Path | str, folder: RunFolder, *, resumed: bool) -> str:
+def start_with(model: SwAV, source: Path | str | None, folder: RunFolder, *, resumed: bool) -> str | None:
     """Puts the weights of another run (or an import) into a model before its first step.
 
     The schedule, the optimiser and the queue begin anew. A run that is gone on with has them already:
@@ -22,20 +22,24 @@ def start_with(model: SwAV, source: Path | str, folder: RunFolder, *, resumed: b
 
     Args:
         model: a new one, or one that was restored from a checkpoint of `folder`.
-        source: run folder that the weights are in.
+        source: run folder that the weights are in; None: the model keeps those it has.
         folder: of this run; it gets a record of the source.
         resumed: the model was restored.
 
     Returns:
-        What was done, in words.
+        What was done, in words; None: nothing.
 
     Raises:
         UsageError: the weights do not fit the recipe's model, all that does not is listed; or the run
             that is gone on with began with others.
         CheckpointError: the source's checkpoint is damaged.
     """
-    checkpoint, recipe = read_pretrained(source)
     record = folder.path / RECORD
+    if source is None:
+        if folder.writer and not resumed:
+            record.unlink(missing_ok=True)  # of a run that ended before its first checkpoint
+        return None
+    checkpoint, recipe = read_pretrained(source)
     facts = {
         "run": str(source),
         "recipe": recipe.name,

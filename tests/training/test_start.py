@@ -69,3 +69,11 @@ def test_what_fits_and_what_does_not(tmp_path):
         model.backbone.get_layer("conv1").kernel.numpy(), source["backbone/conv1/kernel"]
     )
     assert all(np.array_equal(a, b) for a, b in zip(head, model.head.get_weights(), strict=True))
+
+    # Bug caught: the record of weights that a run was to begin with and did not.
+    with RunFolder(tmp_path / "run") as folder:
+        assert (folder.path / "started_from.json").exists()
+        assert start_with(model, None, folder, resumed=True) is None
+        assert (folder.path / "started_from.json").exists()
+        start_with(model, None, folder, resumed=False)
+        assert not (folder.path / "started_from.json").exists()
