@@ -1,0 +1,159 @@
+"""Sessions of ONNX Runtime: on the processor that is asked for, or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from swav_tf.errors import DataError, UsageError
+
+PROVIDERS: Final = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+}
+
+
+def missing_provider(provider: str) -> str | None:
+    """Why the installed ONNX Runtime cannot have a provider; None if it has it.
+
+    Raises:
+        UsageError: there is no provider of that name.
+    """
+    if provider not in PROVIDERS:
+        raise UsageError(f"--provider must be one of {', '.join(PROVIDERS)}. Received: {provider}.")
+    import onnxruntime as ort
+
+    if PROVIDERS[provider] in ort.get_available_providers():
+        return None
+    return (
+        f"--provider {provider} needs an ONNX Runtime that has it. Received: onnxruntime {ort.__version__} "
+        f"with {', '.join(ort.get_available_providers())}. On a machine with an NVIDIA GPU: "
+        "pip uninstall onnxruntime, then pip install 'swav-tf[gpu]'"
+    )
+
+
+def open_session(
+    source: Path | bytes, *, provider: str = "cpu", threads: int = 0, cuda_graph: bool = False
+) -> Any:
+    """A session on exactly one provider.
+
+    Args:
+        source: an ONNX file or its content.
+        provider: a key of PROVIDERS.
+        threads: that compute one batch on a CPU; 0 for one a core.
+        cuda_graph: record the launches of a run and repeat them as one; on a GPU, for bound tensors only.
+
+    Raises:
+        UsageError: there is no such provider here.
+        DataError: the file is damaged, or the provider cannot run it.
+    """
+    if (missing := missing_provider(provider)) is not None:
+        raise UsageError(missing)
+    import onnxruntime as ort
+
+    wanted, name = PROVIDERS[provider], source if isinstance(source, Path) else "the graph"
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3  # its warnings are about its own optimisations
+    if provider != "cpu":
+        # Without this a GPU that is missing, or an operator that it lacks, ends on the CPU in silence.
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    settings = provider_settings(source, provider=provider, cuda_graph=cuda_graph)
+    try:
+        session = ort.InferenceSession(
+            str(source) if isinstance(source, Path) else source, options, providers=[(wanted, settings)]
+        )
+    except Exception as error:  # ONNX Runtime's errors have no common class but this
+        raise DataError(
+            f"{name} cannot be run by onnxruntime {ort.__version__} on {provider}: {error}"
+        ) from error
+    if session.get_providers()[0] != wanted:
+        raise UsageError(
+            f"--provider {provider} must be able to run {name}. Received: a session on "
+            f"{', '.join(session.get_providers())}; see that GPU, driver and CUDA libraries are there."
+        )
+    return session
+
+
+def provider_settings(source: Path | bytes, *, provider: str, cuda_graph: bool) -> dict[str, str]:
+    """The provider's own options, as ONNX Runtime takes them."""
+    graph = "1" if cuda_graph else "0"
+    if provider == "cuda":
+        return {"enable_cuda_graph": graph}
+    if provider != "tensorrt":
+        return {}
+    content = source.read_bytes() if isinstance(source, Path) else source
+    cache = engine_cache()
+    cache.mkdir(parents=True, exist_ok=True)
+    precision = _precision_of(content)
+    return {
+        "trt_cuda_graph_enable": graph,
+        "trt_engine_cache_enable": "1",
+        "trt_engine_cache_path": str(cache),
+        # Its own key leaves out the weights: a model that was trained on would get the engine of before.
+        "trt_engine_cache_prefix": hashlib.sha256(content).hexdigest()[:32],
+        # Without its flag TensorRT 10 computes what the graph has in a lower precision in float32.
+        "trt_fp16_enable": "1" if precision == "fp16" else "0",
+        "trt_int8_enable": "1" if precision == "int8" else "0",
+    }
+
+
+def engine_cache() -> Path:
+    """Where engines that ONNX Runtime has TensorRT build are kept: a build takes minutes."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "swav-tf" / "tensorrt"
+
+
+def _precision_of(content: bytes) -> str:
+    """What the metadata say; fp32 of a graph without any."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 4
+    try:
+        facts = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"]).get_modelmeta()
+    except Exception:  # what is wrong with the file is told when it is opened for good
+        return "fp32"
+    return str(facts.custom_metadata_map.get("precision", "fp32"))
+
+
+class BoundRun:
+    """Runs on tensors that stay where they are computed, for one size of batch.
+
+    Args:
+        session: of `open_session`.
+        provider: of that session.
+        images: what the graph takes, (batch, ...); stays bound.
+    """
+
+    def __init__(self, session: Any, *, provider: str, images: np.ndarray) -> None:
+        import onnxruntime as ort
+
+        device = "cpu" if provider == "cpu" else "cuda"
+        self._session, self._binding = session, session.io_binding()
+        self._input = ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(images), device, 0)
+        self._binding.bind_ortvalue_input(session.get_inputs()[0].name, self._input)
+        self._outputs: dict[str, Any] = {}
+        for output in session.get_outputs():
+            shape = [len(images), *output.shape[1:]]
+            # Bound at one place for good: a CUDA graph repeats writes to the addresses that it was recorded with.
+            self._outputs[output.name] = ort.OrtValue.ortvalue_from_shape_and_type(
+                shape, np.float32, device, 0
+            )
+            self._binding.bind_ortvalue_output(output.name, self._outputs[output.name])
+
+    def run(self) -> None:
+        """Computes the bound batch, and waits until it is done."""
+        self._session.run_with_iobinding(self._binding)
+        self._binding.synchronize_outputs()
+
+    def run_from_host(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        """Copies a batch of the same shape in, computes it, and copies the outputs out."""
+        self._input.update_inplace(images)
+        self.run()
+        return {name: value.numpy() for name, value in self._outputs.items()}
