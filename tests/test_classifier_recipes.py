@@ -10,8 +10,15 @@ from swav_tf.errors import RecipeError
 from swav_tf.recipe_files import bundled_recipes, load_any_recipe, load_recipe, load_recipe_of, recipe_header
 
 PROBES = {"probe", "probe_passl", "probe_one_gpu", "probe_digits"}
-FINETUNING = {"finetune_10pct", "finetune_1pct", "finetune_full", "finetune_digits"}
-IMAGES = {"probe_digits": 1437, "finetune_digits": 144, "finetune_10pct": 128_116, "finetune_1pct": 12_811}
+FINETUNING = {
+    *("finetune_10pct", "finetune_10pct_passl", "finetune_1pct", "finetune_1pct_passl"),
+    *("finetune_full", "finetune_digits"),
+}
+IMAGES = {"probe_digits": 1437, "finetune_digits": 144} | {
+    f"finetune_{share}{whose}": images
+    for share, images in (("10pct", 128_116), ("1pct", 12_811))
+    for whose in ("", "_passl")
+}
 
 bundled = pytest.mark.parametrize("name", sorted(PROBES | FINETUNING))
 
@@ -40,7 +47,15 @@ def test_the_published_probe(name: str) -> None:
 
 
 # Bug caught: a cell of the published fine-tuning that is another number.
-@pytest.mark.parametrize(("name", "rates"), [("finetune_10pct", (0.01, 0.2)), ("finetune_1pct", (0.02, 5.0))])
+@pytest.mark.parametrize(
+    ("name", "rates"),
+    [
+        ("finetune_10pct", (0.01, 0.2)),
+        ("finetune_1pct", (0.02, 5.0)),
+        ("finetune_10pct_passl", (0.02, 5.0)),
+        ("finetune_1pct_passl", (0.02, 5.0)),
+    ],
+)
 def test_the_published_fine_tuning(name: str, rates: tuple[float, float]) -> None:
     recipe = load_recipe_of(FinetuneRecipe, name)
     assert recipe.learning_rates == rates
@@ -69,6 +84,7 @@ def test_the_header_tells_what_a_reader_needs(name: str) -> None:
     if "digits" not in name:
         assert "Not run by this project" in header
     figures = {"probe": "75.3", "probe_passl": "75.3", "finetune_10pct": "70.2", "finetune_1pct": "53.9"}
+    figures |= {"finetune_10pct_passl": "69.0", "finetune_1pct_passl": "55.0"}
     assert f"{figures.get(name, '')} % ImageNet top-1" in header or name not in figures
 
 
