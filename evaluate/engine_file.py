@@ -199,6 +199,16 @@ def write_engine(plan: Path, data: bytes, facts: EngineFacts) -> None:
         raise DataError(f"{plan} could not be written: {error}. Make room, or write elsewhere.") from error
 
 
+def write_whole(path: Path, data: bytes) -> None:
+    """Writes a file, whole or not at all.
+
+    Raises:
+        OSError: the disk is full or refuses.
+    """
+    with _on_disk(path.parent, data) as partial:
+        os.replace(partial, path)
+
+
 @contextmanager
 def _on_disk(folder: Path, data: bytes) -> Iterator[Path]:
     """A file of another name, whole; gone afterwards if it was not renamed."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from swav_tf.errors import UsageError
+from swav_tf.errors import DataError, UsageError
 from swav_tf.recipe import Section
 
 ModuleName = Literal["tensorrt", "tensorrt_rtx"]
@@ -181,6 +181,28 @@ def fresh_log(tensorrt: TensorRT) -> Log:
     log = _log(tensorrt.module_name)
     log.clear()
     return log
+
+
+def load_engine(tensorrt: TensorRT, data: bytes, *, version_compatible: bool, what: str) -> tuple[Any, Any]:
+    """A runtime and the engine that it made of a plan; the runtime must live as long.
+
+    Args:
+        tensorrt: that runs it; the caller has compared it with the plan's facts.
+        data: the plan.
+        version_compatible: whether the plan brings code of its own that may be run.
+        what: to call the plan in a message.
+
+    Raises:
+        DataError: TensorRT refuses it.
+    """
+    log = fresh_log(tensorrt)
+    runtime = tensorrt.module.Runtime(log.logger)
+    if version_compatible:
+        runtime.engine_host_code_allowed = True
+    engine = runtime.deserialize_cuda_engine(data)
+    if engine is None:
+        raise DataError(f"{what} cannot be loaded by {tensorrt}: {log.told()}.")
+    return runtime, engine
 
 
 def _answer(result: tuple[Any, Any]) -> Any:
