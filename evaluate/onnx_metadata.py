@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import PurePath
 from typing import Any, Final, Literal
 
 from pydantic import ValidationError
@@ -46,6 +47,18 @@ class Preprocessing(Section):
         return EvaluationView(resize=self.resize, crop=self.crop)
 
 
+class WeightsFile(Section):
+    """The second file of a graph that is too large for one.
+
+    Attributes:
+        name: of the file, in the same folder.
+        sha256: of its bytes.
+    """
+
+    name: str
+    sha256: str
+
+
 class OnnxMetadata(Section):
     """The facts of one file.
 
@@ -55,10 +68,13 @@ class OnnxMetadata(Section):
         preprocessing: from an image to the input.
         recipe: name of the recipe that it was trained by.
         step: optimiser steps that it was trained for.
-        data: settings of the images that it was trained on.
+        data: how the images that it was trained on are read; where they lie stays at home (see `public_data`).
+        dataset: their name, for people.
         weights_sha256: of the checkpoint's weights.
         versions: of the tools that made the file.
         quantisation: int8 only: calibration images, method, what stayed in float.
+        class_names: of the output `logits`, in its order; empty without it.
+        weights_file: of graphs beyond 2 GiB only.
     """
 
     format: Literal[1] = FORMAT
@@ -67,9 +83,12 @@ class OnnxMetadata(Section):
     recipe: str
     step: int
     data: Data
+    dataset: str
     weights_sha256: str
     versions: dict[str, str]
     quantisation: dict[str, Any] | None = None
+    class_names: tuple[str, ...] = ()
+    weights_file: WeightsFile | None = None
 
     def as_properties(self) -> dict[str, str]:
         """As ONNX keeps it: all of it as JSON under one key, and what people look for under keys of its own."""
@@ -81,6 +100,20 @@ class OnnxMetadata(Section):
             "step": str(self.step),
             "weights_sha256": self.weights_sha256,
         }
+
+
+def public_data(data: Data) -> Data:
+    """The settings without the paths of the machine that trained: a file goes to others. A TFDS name stays."""
+    if data.kind in ("digits", "tfds"):
+        return data
+    return data.model_copy(update={"path": None, "validation_path": None})
+
+
+def dataset_name(data: Data) -> str:
+    """What to call the images: TFDS's name, or the last folder's."""
+    if data.kind == "digits" or data.path is None:
+        return data.kind
+    return data.path if data.kind == "tfds" else PurePath(data.path).name
 
 
 def read_metadata(properties: Mapping[str, str], path: str) -> OnnxMetadata:

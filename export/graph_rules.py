@@ -10,6 +10,7 @@ import onnx
 from onnx import helper
 
 from export.errors import ExportError
+from export.onnx_file import check
 
 OPSET = 17  # 18 loses GlobalAveragePool and keeps a Transpose
 IR_VERSION = 8  # the opset's own; runtimes refuse files newer than they are
@@ -46,7 +47,7 @@ def tidied(model: onnx.ModelProto, *, outputs: Sequence[str]) -> onnx.ModelProto
     del graph.value_info[:]  # of the batch sizes that the converter saw
     model.ir_version = IR_VERSION
     model.producer_name = "swav-tf"
-    onnx.checker.check_model(model, full_check=True)
+    check(model)
     return model
 
 

@@ -10,6 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from export.errors import ExportError
 from export.graph_rules import backbone_nodes
+from export.onnx_file import check, without_weights
 
 MAX_HALF: Final = float(np.finfo(np.float16).max)
 
@@ -59,8 +60,7 @@ def to_fp16(model: onnx.ModelProto) -> onnx.ModelProto:
             if name in used_outside:
                 nodes.append(_cast(_half_name(name), name, TensorProto.FLOAT))
 
-    half = onnx.ModelProto()
-    half.CopyFrom(model)
+    half = without_weights(model, as_inputs=False)
     del half.graph.node[:]
     half.graph.node.extend(nodes)
     del half.graph.initializer[:]
@@ -68,12 +68,12 @@ def to_fp16(model: onnx.ModelProto) -> onnx.ModelProto:
     half.graph.initializer.extend(
         tensor for tensor in [*model.graph.initializer, *half_weights.values()] if tensor.name in read
     )
-    onnx.checker.check_model(half, full_check=True)  # types that do not fit, too
+    check(half)  # types that do not fit, too
     return half
 
 
 def _types(model: onnx.ModelProto) -> dict[str, int]:
-    graph = onnx.shape_inference.infer_shapes(model).graph
+    graph = onnx.shape_inference.infer_shapes(without_weights(model, as_inputs=True)).graph
     values = [*graph.input, *graph.value_info, *graph.output]
     return {value.name: value.type.tensor_type.elem_type for value in values} | {
         tensor.name: tensor.data_type for tensor in graph.initializer

@@ -10,6 +10,7 @@ from typing import Any, Final
 import numpy as np
 
 from evaluate.images import ImageSet, UnreadableImages, view_images
+from evaluate.onnx_metadata import dataset_name
 from swav_tf.errors import DataError
 from swav_tf.recipe import EvaluationView
 
@@ -36,7 +37,7 @@ class Drawn:
             "images": len(self.views),
             "seed": seed,
             "names_sha256": self.names_sha256,
-            "source": images.facts(),
+            "source": {**images.facts(), "path": dataset_name(images.settings)},  # no path of this machine
         }
 
 

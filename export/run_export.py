@@ -8,7 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -16,10 +16,19 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from evaluate.images import ImageSet, open_images
-from evaluate.onnx_metadata import Input, OnnxMetadata, Precision, Preprocessing
+from evaluate.onnx_metadata import (
+    Input,
+    OnnxMetadata,
+    Precision,
+    Preprocessing,
+    dataset_name,
+    public_data,
+)
 from evaluate.onnx_runner import OnnxRunner
+from export import onnx_file
 from export.errors import ExportError
 from export.images import Drawn, draw_images, random_pixels
+from export.onnx_file import save_model, weight_bytes
 from export.parity import GATES, Parity, compare, run_all
 from export.quantize import Method
 from export.reference import REFERENCE, Reference, write_reference
@@ -30,9 +39,9 @@ from swav_tf.recipe import EvaluationView
 if TYPE_CHECKING:
     import onnx
 
-    from export.onnx_graph import TrainedModel
+    from export.trained import TrainedModel
 
-OUTPUTS: Final = ("features", "projections", "scores")
+OUTPUTS: Final = ("features", "projections", "scores", "logits")
 FILES: Final = {"fp32": "model-fp32.onnx", "fp16": "model-fp16.onnx", "int8": "model-int8-cpu.onnx"}
 TOOLS: Final = ("swav-tf", "tensorflow", "keras", "tf2onnx", "onnx", "onnxruntime", "numpy")
 
@@ -43,7 +52,7 @@ class ExportSettings:
 
     Attributes:
         precisions: of the files to write.
-        outputs: of OUTPUTS, in order; `features` among them.
+        outputs: of OUTPUTS, in order, `features` among them; empty: `features`, and `logits` of a classifier.
         graph_input: uint8 (batch, size, size, 3), or normalised float32 (batch, 3, size, size).
         size: side of the images, pixels; None: the recipe's evaluation view.
         dynamic_size: let the graph take images of any size; it is compared at `size`.
@@ -57,7 +66,7 @@ class ExportSettings:
     """
 
     precisions: tuple[Precision, ...] = ("fp32",)
-    outputs: tuple[str, ...] = ("features",)
+    outputs: tuple[str, ...] = ()
     graph_input: Input = "uint8"
     size: int | None = None
     dynamic_size: bool = False
@@ -78,7 +87,8 @@ class ExportSettings:
             UsageError: it does not.
         """
         unknown = [name for name in self.outputs if name not in OUTPUTS]
-        if unknown or "features" not in self.outputs or len(set(self.outputs)) < len(self.outputs):
+        lacks_features = bool(self.outputs) and "features" not in self.outputs
+        if unknown or lacks_features or len(set(self.outputs)) < len(self.outputs):
             raise UsageError(
                 f"--outputs must be of {', '.join(OUTPUTS)}, each once and features among them. "
                 f"Received: {', '.join(self.outputs)}."
@@ -119,7 +129,7 @@ def export_run(
     """Writes ONNX files, reference.npz and parity.json into a folder.
 
     Args:
-        run_dir: of a pretraining run.
+        run_dir: of a pretraining run, a probe or fine-tuning.
         output: the folder; files of these names in it are replaced.
         settings: what to write.
         tell: called with a line about what goes on.
@@ -131,16 +141,40 @@ def export_run(
         CheckpointError: the checkpoint is damaged.
     """
     settings.check()
-    from export.onnx_graph import build_graph, load_trained
+    source = _from_keras(run_dir, settings, tell)
+    with _staging(output) as folder:
+        write_reference(folder / REFERENCE, source.reference)
+        exported = [
+            _export_one(source, precision, folder, settings, tell) for precision in settings.precisions
+        ]
+        results = {file.path.name: (file.precision, file.parity) for file in exported}
+        write_parity(folder / PARITY, source.reference, results)
+    return [replace(file, path=output / file.path.name) for file in exported]
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What all files of an export are made of; Keras' model is not needed any more."""
+
+    graph: onnx.ModelProto
+    facts: OnnxMetadata
+    reference: Reference
+    images: ImageSet | None
+    calibration: Drawn | None
+
+
+def _from_keras(run_dir: Path, settings: ExportSettings, tell: Callable[[str], None]) -> _Source:
+    from export.onnx_graph import build_graph
+    from export.trained import load_trained
 
     trained = load_trained(run_dir, step=settings.step)
+    settings = replace(settings, outputs=_outputs(trained, settings.outputs))
     view = _view(trained.recipe.data.evaluation, settings.size)
     images = _open_images(trained, settings, tell)
     drawn = _draw(images, settings, view, trained.recipe.data.max_bad_share)
-    tell(
-        f"Keras: {len(drawn[0].views) if drawn else 0} images and {len(random_pixels(view, seed=0))} of random pixels"
-    )
-    reference = _reference(trained, settings, view, images, drawn)
+    noise = random_pixels(view, seed=settings.seed)
+    tell(f"Keras: {len(drawn[0].views) if drawn else 0} images and {len(noise)} of random pixels")
+    reference = _reference(trained, settings, view, noise, images, drawn)
     tell("graph in float32")
     graph = build_graph(
         trained,
@@ -148,34 +182,56 @@ def export_run(
         size=None if settings.dynamic_size else view.crop,
         graph_input=settings.graph_input,
     )
-    facts = _metadata(trained, settings, view)
-    with _staging(output) as folder:
-        write_reference(folder / REFERENCE, reference)
-        exported = []
-        for precision in settings.precisions:
-            tell(f"{precision}: {FILES[precision]}")
-            path, of_precision = folder / FILES[precision], _of_precision(facts, precision)
-            kept: list[str] = []
-            if precision == "fp32":
-                _save(graph, of_precision, path)
-            elif precision == "fp16":
-                from export.half import to_fp16
-
-                _save(to_fp16(graph), of_precision, path)
-            else:
-                assert images is not None  # _open_images sees to it
-                assert drawn is not None
-                kept = _save_int8(graph, of_precision, path, settings, images, drawn[1], tell)
-            parity = compare(reference, run_all(OnnxRunner(path), reference.images), gate=GATES[precision])
-            if not parity.passed:
-                raise ExportError(
-                    f"{precision} does not compute what Keras computes: {'; '.join(parity.failures)}."
-                )
-            exported.append(Exported(output / path.name, precision, path.stat().st_size, parity, tuple(kept)))
-        write_parity(
-            folder / PARITY, reference, {FILES[e.precision]: (e.precision, e.parity) for e in exported}
+    if "int8" in settings.precisions and weight_bytes(graph) > onnx_file.ONE_FILE_BYTES:
+        raise UsageError(
+            f"int8 is made from a float32 graph of {onnx_file.ONE_FILE_BYTES / 2**30:.2f} GiB at most. Received: "
+            f"{weight_bytes(graph) / 2**30:.2f} GiB. Give --precision fp32,fp16."
         )
-    return exported
+    facts = _metadata(trained, settings, view)
+    return _Source(graph, facts, reference, images, None if drawn is None else drawn[1])
+
+
+def _export_one(
+    source: _Source,
+    precision: Precision,
+    folder: Path,
+    settings: ExportSettings,
+    tell: Callable[[str], None],
+) -> Exported:
+    """One file, written, run and compared."""
+    tell(f"{precision}: {FILES[precision]}")
+    path, facts = folder / FILES[precision], _of_precision(source.facts, precision)
+    kept: list[str] = []
+    if precision == "fp32":
+        save_model(source.graph, facts, path)
+    elif precision == "fp16":
+        from export.half import to_fp16
+
+        save_model(to_fp16(source.graph), facts, path)
+    else:
+        assert source.images is not None  # _open_images sees to it
+        assert source.calibration is not None
+        kept = _save_int8(source.graph, facts, path, settings, source.images, source.calibration, tell)
+    parity = compare(
+        source.reference, run_all(OnnxRunner(path), source.reference.images), gate=GATES[precision]
+    )
+    if not parity.passed:
+        raise ExportError(f"{precision} does not compute what Keras computes: {'; '.join(parity.failures)}.")
+    size = sum(part.stat().st_size for part in folder.glob(f"{path.name}*"))
+    return Exported(path, precision, size, parity, tuple(kept))
+
+
+def _outputs(trained: TrainedModel, wanted: tuple[str, ...]) -> tuple[str, ...]:
+    """The outputs that are asked for, where the model has them."""
+    there = trained.output_names
+    if not wanted:
+        return there if "logits" in there else ("features",)
+    if missing := [name for name in wanted if name not in there]:
+        raise UsageError(
+            f"--outputs of this model must be of {', '.join(there)}. Received: {', '.join(missing)}. Logits come from "
+            "the folder of a probe or fine-tuning run, projections and scores from that of pretraining."
+        )
+    return wanted
 
 
 # === Images ===
@@ -217,10 +273,10 @@ def _reference(
     trained: TrainedModel,
     settings: ExportSettings,
     view: EvaluationView,
+    noise: np.ndarray,
     images: ImageSet | None,
     drawn: tuple[Drawn, Drawn] | None,
 ) -> Reference:
-    noise = random_pixels(view, seed=settings.seed)
     labels = np.full(len(noise), -1, np.int64)
     views, real = noise, np.zeros(len(noise), bool)
     facts: dict[str, Any] = {"step": trained.step, "recipe": trained.recipe.name, "real": None}
@@ -251,31 +307,29 @@ def _metadata(trained: TrainedModel, settings: ExportSettings, view: EvaluationV
         preprocessing=Preprocessing(
             resize=view.resize,
             crop=view.crop,
-            mean=recipe.augment.mean,
-            std=recipe.augment.std,
+            mean=_three(trained.model.mean),
+            std=_three(trained.model.std),
             layout="NHWC" if settings.graph_input == "uint8" else "NCHW",
             inside=settings.graph_input == "uint8",
         ),
         recipe=recipe.name,
         step=trained.step,
-        data=recipe.data,
+        data=public_data(recipe.data),
+        dataset=dataset_name(recipe.data),
         weights_sha256=trained.weights_sha256,
+        class_names=trained.class_names if "logits" in settings.outputs else (),
         versions={"python": platform.python_version(), **{tool: metadata.version(tool) for tool in TOOLS}},
     )
 
 
+def _three(values: np.ndarray) -> tuple[float, float, float]:
+    """As the recipe has them: float32's shortest decimals."""
+    red, green, blue = (float(str(value)) for value in values)
+    return red, green, blue
+
+
 def _of_precision(facts: OnnxMetadata, precision: Precision) -> OnnxMetadata:
     return facts.model_copy(update={"precision": precision})
-
-
-def _save(graph: onnx.ModelProto, facts: OnnxMetadata, path: Path) -> None:
-    import onnx
-
-    onnx.helper.set_model_props(graph, facts.as_properties())
-    with path.open("wb") as file:
-        file.write(graph.SerializeToString())
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _save_int8(
@@ -291,7 +345,7 @@ def _save_int8(
     from export.quantize import calibrate, quantise_within
 
     float32 = path.with_suffix(".float32")
-    _save(graph, _of_precision(facts, "fp32"), float32)
+    save_model(graph, _of_precision(facts, "fp32"), float32)
     runner = OnnxRunner(float32)
     measure = Reference(
         images=drawn.views,
@@ -306,7 +360,7 @@ def _save_int8(
     float32.unlink()
 
     def acceptable(candidate: onnx.ModelProto) -> bool:
-        _save(candidate, facts, path)
+        save_model(candidate, facts, path)
         return compare(measure, run_all(OnnxRunner(path), drawn.views), gate=GATES["int8"]).passed
 
     tell(f"int8: calibration ({settings.calibration}) on {len(drawn.views)} images")
@@ -320,7 +374,7 @@ def _save_int8(
         **drawn.facts(images, settings.seed),
         "float32_convolutions": kept,
     }
-    _save(quantised, facts.model_copy(update={"quantisation": quantisation}), path)
+    save_model(quantised, facts.model_copy(update={"quantisation": quantisation}), path)
     return kept
 
 
@@ -335,8 +389,12 @@ def _staging(output: Path) -> Iterator[Path]:
         raise ExportError(f"{output} cannot be written: {error}. Give another -o.") from error
     try:
         yield folder
-        for path in sorted(folder.iterdir()):
-            os.replace(path, output / path.name)
+        whole = sorted(path.name for path in folder.iterdir())
+        for name in reversed(whole):  # weights in a file of their own before the graph that reads them
+            os.replace(folder / name, output / name)
+        for name in whole:  # of a larger model that was there before
+            if f"{name}.data" not in whole:
+                (output / f"{name}.data").unlink(missing_ok=True)
     except OSError as error:
         raise ExportError(
             f"{output} could not be written: {error}. Make room, or give another -o."

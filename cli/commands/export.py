@@ -10,8 +10,10 @@ from cli.evaluation import kind_option, quiet_option, split_option
 from cli.options import json_option, print_json
 
 
-def _names(context: click.Context, option: click.Parameter, value: str) -> tuple[str, ...]:
+def _names(context: click.Context, option: click.Parameter, value: str | None) -> tuple[str, ...]:
     """Names from a text with commas."""
+    if value is None:
+        return ()
     return tuple(word.strip() for word in value.split(","))
 
 
@@ -70,9 +72,8 @@ def _size(context: click.Context, option: click.Parameter, value: str | None) ->
     "--outputs",
     callback=_names,
     metavar="NAME,...",
-    default="features",
-    show_default=True,
-    help="features, projections, scores (cosines with the prototypes).",
+    help="features, projections, scores (cosines with the prototypes), logits (of a probe or fine-tuned model).  "
+    "[default: features, and logits where there are any]",
 )
 @click.option(
     "--size",
@@ -141,7 +142,9 @@ def command(
     quiet: bool,
     as_json: bool,
 ) -> None:
-    """Write the newest checkpoint of run folder RUN as ONNX files that need no TensorFlow.
+    """Write the newest checkpoint of RUN as ONNX files that need no TensorFlow.
+
+    RUN is the folder of `swav-tf pretrain`, or that of a probe or fine-tuning: its files give logits too.
 
     Each file is checked, run by ONNX Runtime and compared with Keras in float32, on real images
     and on random pixels; one that is not near enough is an error and not written. Beside them:

@@ -1,0 +1,100 @@
+"""Kernels into a graph that was converted without them, batch normalisation folded in. No TensorFlow.
+
+The converter holds every weight some ten times over; so it never sees the large ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from export.errors import ExportError
+
+KERNEL_LAYOUT = [3, 2, 0, 1]  # (height, width, in, out) to (out, in, height, width)
+
+
+def fold_kernels(model: onnx.ModelProto, kernels: Mapping[str, tuple[str, Callable[[], np.ndarray]]]) -> None:
+    """Turns inputs that stand for kernels into weights, one at a time.
+
+    Each such input must go, transposed, into one convolution, and this into one batch normalisation.
+
+    Args:
+        model: changed in place.
+        kernels: by name of the input: the name that the weight gets, and what gives its value
+            (height, width, in, out), float32.
+
+    Raises:
+        ExportError: the graph has another form.
+    """
+    graph = model.graph
+    values = {tensor.name: tensor for tensor in graph.initializer}
+    readers: dict[str, list[onnx.NodeProto]] = {}
+    for node in graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    gone: set[str] = set()  # names of nodes
+    for given, (name, value) in kernels.items():
+        transpose = _only_reader(readers, given, "Transpose")
+        if list(_attribute(transpose, "perm") or ()) != KERNEL_LAYOUT:
+            raise _foreign(given)
+        convolution = _only_reader(readers, transpose.output[0], "Conv")
+        norm = _only_reader(readers, convolution.output[0], "BatchNormalization")
+        if list(convolution.input[1:]) != [transpose.output[0]]:
+            raise _foreign(given)
+        gamma, beta, mean, variance = (
+            numpy_helper.to_array(values[each]).astype(np.float64) for each in norm.input[1:]
+        )
+        scale = gamma / np.sqrt(variance + (_attribute(norm, "epsilon") or 1e-5))
+        kernel = np.ascontiguousarray(value().transpose(KERNEL_LAYOUT))
+        kernel *= scale.astype(np.float32)[:, np.newaxis, np.newaxis, np.newaxis]
+        bias = f"{name.rpartition('/')[0]}/bias"
+        _add_weight(graph, name, kernel)
+        _add_weight(graph, bias, (beta - mean * scale).astype(np.float32))
+        del convolution.input[1:]
+        convolution.input.extend([name, bias])
+        convolution.output[0] = norm.output[0]
+        gone |= {transpose.name, norm.name}
+    _keep(graph.node, lambda node: node.name not in gone)
+    _keep(graph.input, lambda value: value.name not in kernels)
+    read = {name for node in graph.node for name in node.input}
+    _keep_read(graph, read)
+
+
+def _add_weight(graph: onnx.GraphProto, name: str, value: np.ndarray) -> None:
+    tensor = graph.initializer.add()  # in place: `append` would copy it
+    tensor.name, tensor.data_type = name, TensorProto.FLOAT
+    tensor.dims.extend(value.shape)
+    tensor.raw_data = value.tobytes()
+
+
+def _keep(items: Any, wanted: Callable[[Any], bool]) -> None:
+    for index in reversed(range(len(items))):
+        if not wanted(items[index]):
+            del items[index]
+
+
+def _keep_read(graph: onnx.GraphProto, read: set[str]) -> None:
+    _keep(graph.initializer, lambda tensor: tensor.name in read)
+
+
+def _only_reader(readers: Mapping[str, list[onnx.NodeProto]], name: str, kind: str) -> onnx.NodeProto:
+    found = readers.get(name, [])
+    if [node.op_type for node in found] != [kind]:
+        raise _foreign(name)
+    return found[0]
+
+
+def _attribute(node: onnx.NodeProto, name: str) -> Any:
+    found = [helper.get_attribute_value(attribute) for attribute in node.attribute if attribute.name == name]
+    return found[0] if found else None
+
+
+def _foreign(name: str) -> ExportError:
+    return ExportError(
+        f"`{name}` must go through one Transpose and one Conv into one BatchNormalization. tf2onnx made another "
+        "graph of it: install the version of tf2onnx that constraints.txt names."
+    )
