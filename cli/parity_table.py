@@ -10,13 +10,14 @@ if TYPE_CHECKING:
 
 
 def print_parity(results: Mapping[str, Parity]) -> None:
-    """One column a file, and below the table what is not as it must be."""
+    """One column for each file that was compared, and below the table what is not as it must be."""
     from rich.console import Console
     from rich.table import Table
 
     table = Table()
     table.add_column("against Keras in float32")
-    for name in results:
+    compared = {name: parity for name, parity in results.items() if parity.images}
+    for name in compared:
         table.add_column(name.removesuffix(".onnx"), justify="right")
     rows: dict[str, Callable[[Parity], str]] = {
         "images": lambda parity: f"{parity.images:,}",
@@ -31,9 +32,10 @@ def print_parity(results: Mapping[str, Parity]) -> None:
         "verdict": lambda parity: "passed" if parity.passed else "FAILED",
     }
     for heading, figure in rows.items():
-        table.add_row(heading, *map(figure, results.values()))
+        table.add_row(heading, *map(figure, compared.values()))
     console = Console(highlight=False, soft_wrap=True)
-    console.print(table)
+    if compared:
+        console.print(table)
     for name, parity in results.items():
         for failure in parity.failures:
             console.print(f"{name}: {failure}", markup=False)

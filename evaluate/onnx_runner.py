@@ -8,6 +8,7 @@ import numpy as np
 
 from evaluate.onnx_metadata import read_metadata
 from evaluate.onnx_session import BoundRun, open_session
+from evaluate.preparing import prepared
 from evaluate.runners import ModelFacts, check_images
 from swav_tf.errors import DataError
 
@@ -60,11 +61,11 @@ class OnnxRunner:
         check_images(images, self.view)
         return BoundRun(self._session, provider=self._provider, images=self.prepared(images))
 
+    def prepared_shape(self, batch: int) -> tuple[int, ...]:
+        """Shape of what the graph takes for so many images."""
+        side = self.view.crop
+        return (batch, side, side, 3) if self.metadata.preprocessing.inside else (batch, 3, side, side)
+
     def prepared(self, images: np.ndarray) -> np.ndarray:
         """What the graph takes for uint8 images: these themselves, or normalised and channels first."""
-        how = self.metadata.preprocessing
-        if how.inside:
-            return images
-        scaled = images.astype(np.float32) / np.float32(255)
-        normalised = (scaled - np.array(how.mean, np.float32)) / np.array(how.std, np.float32)
-        return np.ascontiguousarray(normalised.transpose(0, 3, 1, 2))
+        return prepared(images, self.metadata.preprocessing)

@@ -18,7 +18,7 @@ class ModelFacts:
 
     Attributes:
         path: its folder or file.
-        runner: who runs it: `keras`, or `onnxruntime` with provider and precision.
+        runner: who runs it: `keras`, `onnxruntime` with provider and precision, or TensorRT with version and precision.
         weights_sha256: of the weights' file; features of equal weights may be compared.
         step: optimiser steps that it was trained for.
         recipe: name of its recipe.
@@ -39,7 +39,7 @@ class Runner(Protocol):
     """A model that is ready to run.
 
     Attributes:
-        name: who runs it: `keras` or `onnxruntime`.
+        name: who runs it: `keras`, `onnxruntime` or `tensorrt`.
         view: the preprocessing that its images need, the evaluation view of its training.
         feature_dim: F.
         facts: which model it is.
@@ -82,14 +82,14 @@ def open_runner(model: Path | str, *, provider: str | None = None, threads: int 
         threads: ONNX files on a CPU only: that compute one batch; 0 for one a core.
 
     Raises:
-        UsageError: it is missing, is no run folder, has no checkpoint, or is of a kind that cannot be run.
+        UsageError: it is missing, is no run folder, has no checkpoint, or cannot be run on this machine.
         CheckpointError: its checkpoint is damaged.
         DataError: the file is damaged.
     """
     path = Path(model)
     if not path.exists():
         raise UsageError(
-            f"--model must be the folder of a pretraining run or an ONNX file. Received: {path}, "
+            f"--model must be the folder of a pretraining run, an ONNX file or an engine. Received: {path}, "
             "which is not there."
         )
     if path.is_file() and path.suffix == ".onnx":
@@ -104,15 +104,14 @@ def open_runner(model: Path | str, *, provider: str | None = None, threads: int 
         from evaluate.keras_runner import KerasRunner
 
         return KerasRunner(path)
-    if path.suffix in (".plan", ".engine"):
-        raise UsageError(
-            f"--model must be the folder of a pretraining run or an ONNX file: this version cannot run "
-            f"TensorRT engines yet. Received: {path}."
-        )
+    if path.is_file() and path.suffix in (".plan", ".engine"):
+        from evaluate.tensorrt_runner import TensorrtRunner
+
+        return TensorrtRunner(path)
     what = "a folder without config.yaml" if path.is_dir() else "a file"
     raise UsageError(
-        f"--model must be the folder of a pretraining run, with config.yaml and checkpoints/, or an ONNX file. "
-        f"Received: {path}, {what}."
+        f"--model must be the folder of a pretraining run, with config.yaml and checkpoints/, an ONNX file, or "
+        f"an engine (.plan). Received: {path}, {what}."
     )
 
 

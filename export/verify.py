@@ -11,13 +11,16 @@ from typing import Any, Final
 
 import numpy as np
 
+from evaluate.engine_file import SUFFIXES
 from evaluate.onnx_metadata import Precision
 from evaluate.onnx_runner import OnnxRunner
+from evaluate.tensorrt_runner import TensorrtRunner
 from export.parity import GATES, LabelledFeatures, Parity, compare, run_all
 from export.reference import REFERENCE, Reference, read_reference
 from swav_tf.errors import DataError, UsageError
 
 PARITY: Final = "parity.json"
+ArtifactRunner = OnnxRunner | TensorrtRunner
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ class Labelled:
 
 
 def find_artifacts(paths: Sequence[Path]) -> list[Path]:
-    """The ONNX files that folders and files name, each once.
+    """The ONNX files and engines that folders and files name, each once.
 
     Raises:
         UsageError: there are none, or they lie in several folders.
@@ -42,12 +45,14 @@ def find_artifacts(paths: Sequence[Path]) -> list[Path]:
     found: list[Path] = []
     for path in paths:
         if not path.exists():
-            raise UsageError(f"To verify takes ONNX files, or a folder of them. Received: {path}, not there.")
-        found += sorted(path.glob("*.onnx")) if path.is_dir() else [path]
+            raise UsageError(
+                f"To verify takes ONNX files and engines, or a folder of them. Received: {path}, not there."
+            )
+        found += sorted([*path.glob("*.onnx"), *path.glob("*.plan")]) if path.is_dir() else [path]
     found = list(dict.fromkeys(found))
     if not found:
         raise UsageError(
-            f"To verify takes at least one ONNX file. Received: none in {', '.join(map(str, paths))}."
+            f"To verify takes at least one ONNX file or engine. Received: none in {', '.join(map(str, paths))}."
         )
     folders = {path.resolve().parent for path in found}
     if len(folders) > 1:
@@ -69,8 +74,8 @@ def verify(
     """Runs the files on the reference's images, and writes parity.json beside them.
 
     Args:
-        artifacts: ONNX files of one folder.
-        provider: that runs them, and no other.
+        artifacts: ONNX files and engines of one folder.
+        provider: that runs the ONNX files, and no other; engines are TensorRT's.
         threads: that compute one batch on a CPU; 0 for one a core.
         batch_size: images at once.
         labelled: images for the k-NN instead of the reference's; the fp32 file among `artifacts` is then
@@ -84,11 +89,11 @@ def verify(
         DataError: the reference is damaged, or the disk refuses.
     """
     reference = read_reference(artifacts[0].parent / REFERENCE)
-    runners: dict[str, OnnxRunner] = {}
+    runners: dict[str, ArtifactRunner] = {}
     results: dict[str, tuple[Precision | None, Parity]] = {}
     for path in artifacts:
         try:
-            runners[path.name] = OnnxRunner(path, provider=provider, threads=threads)
+            runners[path.name] = _open(path, provider, threads)
         except DataError as error:
             results[path.name] = (None, Parity(0, 0, failures=(str(error),)))
     on_labelled = {} if labelled is None else _labelled_features(runners, labelled, batch_size)
@@ -107,8 +112,18 @@ def verify(
     return results
 
 
+def _open(path: Path, provider: str, threads: int) -> ArtifactRunner:
+    """Who runs a file; an engine that this machine cannot run is a file that fails, among others that do not."""
+    if path.suffix not in SUFFIXES:
+        return OnnxRunner(path, provider=provider, threads=threads)
+    try:
+        return TensorrtRunner(path)
+    except UsageError as error:
+        raise DataError(f"not run, features not compared: {error}") from error
+
+
 def _compare_one(
-    reference: Reference, runner: OnnxRunner, batch_size: int, labelled: LabelledFeatures | None
+    reference: Reference, runner: ArtifactRunner, batch_size: int, labelled: LabelledFeatures | None
 ) -> Parity:
     """An artifact's figures; of another model there are none."""
     failures = []
@@ -126,7 +141,7 @@ def _compare_one(
 
 
 def _labelled_features(
-    runners: Mapping[str, OnnxRunner], labelled: Labelled, batch_size: int
+    runners: Mapping[str, ArtifactRunner], labelled: Labelled, batch_size: int
 ) -> dict[str, LabelledFeatures]:
     features = {
         name: run_all(runner, labelled.views, batch_size=batch_size)["features"]

@@ -77,7 +77,7 @@ def test_what_is_no_model(tmp_path, run_dir):
     with pytest.raises(UsageError, match=r"a folder without config.yaml"):
         open_runner(tmp_path)
     (tmp_path / "model.plan").write_bytes(b"")
-    with pytest.raises(UsageError, match="cannot run TensorRT engines yet"):
+    with pytest.raises(UsageError, match=r"An engine is model.plan with model.plan.json beside it"):
         open_runner(tmp_path / "model.plan")
     (tmp_path / "x.txt").write_bytes(b"")
     with pytest.raises(UsageError, match=r"x.txt, a file"):

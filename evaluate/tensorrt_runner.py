@@ -1,0 +1,169 @@
+"""An engine by `swav-tf export --to tensorrt`, run by TensorRT itself, without ONNX Runtime.
+
+Written against the documented interface of TensorRT 10.12 to 11; see docs/tensorrt.md for what has been run where.
+"""
+
+from __future__ import annotations
+
+import weakref
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from evaluate.engine_file import check_fits, read_engine, read_facts
+from evaluate.gpu_memory import Buffer, GpuError, Graph, call
+from evaluate.onnx_metadata import OnnxMetadata
+from evaluate.preparing import prepared
+from evaluate.runners import ModelFacts, check_images
+from evaluate.tensorrt_module import find_tensorrt, fresh_log, load_engine, the_gpu
+from swav_tf.errors import DataError
+
+GRAPHS: Final = 4  # batch sizes with a CUDA graph, each with an execution context of its own
+
+
+def engine_facts(path: Path) -> OnnxMetadata:
+    """What the ONNX file of an engine told about itself; needs neither TensorRT nor a GPU.
+
+    Raises:
+        UsageError: the engine or its sidecar is not there.
+        DataError: the sidecar is damaged.
+    """
+    return read_facts(path).metadata(path)
+
+
+class TensorrtRunner:
+    """An engine (see `Runner`).
+
+    Images go through page-locked memory. For the first batch sizes that come, all work of a batch is recorded
+    as a CUDA graph and started by one call; TensorRT-RTX, which compiles while it runs, gets none.
+
+    Args:
+        path: the `.plan`, its sidecar beside it.
+
+    Raises:
+        UsageError: TensorRT or the GPU is missing, or the engine is for another.
+        DataError: the engine or its sidecar is damaged.
+    """
+
+    name = "tensorrt"
+
+    def __init__(self, path: Path) -> None:
+        data, self.built = read_engine(path)
+        self.metadata = self.built.metadata(path)
+        tensorrt = find_tensorrt(self.built.module)
+        check_fits(path, self.built, tensorrt, the_gpu())
+        self._tensorrt = tensorrt
+        self._runtime, self._engine = load_engine(
+            tensorrt,
+            data,
+            version_compatible=self.built.options.version_compatible,
+            what=str(path),
+        )
+        self.view = self.metadata.preprocessing.view
+        self.data = self.metadata.data
+        self.outputs = self._names(tensorrt.module.TensorIOMode.OUTPUT)
+        if "features" not in self.outputs or self._names(tensorrt.module.TensorIOMode.INPUT) != ["images"]:
+            raise DataError(
+                f"{path} must read `images` and give `features`. It gives: {', '.join(self.outputs)}."
+            )
+        self.feature_dim = int(tuple(self._engine.get_tensor_shape("features"))[1])
+        self.facts = ModelFacts(
+            path=str(path),
+            runner=f"{tensorrt} {self.metadata.precision}",
+            weights_sha256=self.metadata.weights_sha256,
+            step=self.metadata.step,
+            recipe=self.metadata.recipe,
+        )
+        self._reserve()
+
+    def run(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        """The engine's outputs for a batch, as `Runner.run` has it; one beyond its profile goes in parts."""
+        check_images(images, self.view)
+        most = self.built.profile.max
+        parts = [self._run(images[start : start + most]) for start in range(0, len(images), most)]
+        return {name: np.concatenate([part[name] for part in parts]) for name in self.outputs}
+
+    def prepared(self, images: np.ndarray) -> np.ndarray:
+        """What the engine takes for uint8 images, see `Preprocessing`."""
+        return prepared(images, self.metadata.preprocessing)
+
+    # === The GPU ===
+
+    def _reserve(self) -> None:
+        """Buffers for the largest batch, and a stream."""
+        from cuda.bindings import runtime
+
+        self._cuda = runtime
+        trt, most, crop = self._tensorrt.module, self.built.profile.max, self.view.crop
+        self._buffers: dict[str, Buffer] = {}
+        self._contexts: dict[int, Any] = {}  # by batch size; 0: of sizes without a graph
+        self._graphs: dict[int, Graph] = {}
+        self._stream = call(runtime.cudaStreamCreateWithFlags, runtime.cudaStreamNonBlocking)
+        weakref.finalize(self, _free, runtime, self._stream, self._buffers, self._graphs)
+        for name in ["images", *self.outputs]:
+            sides = tuple(self._engine.get_tensor_shape(name))[1:]
+            shape = (most, *(crop if side == -1 else side for side in sides))  # -1: of any size
+            self._buffers[name] = Buffer(shape, trt.nptype(self._engine.get_tensor_dtype(name)), runtime)
+
+    def _run(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        """One batch of at most the profile's greatest; one below its least is filled up."""
+        count = len(images)
+        size = max(count, self.built.profile.min)
+        filled = self._buffers["images"].host
+        filled[:count] = self.prepared(images)
+        filled[count:size] = 0
+        if size in self._graphs:
+            self._graphs[size].start(self._stream)
+        else:
+            self._queue(size)
+            if len(self._graphs) < GRAPHS and not self._tensorrt.is_rtx:
+                # The run above has done what TensorRT puts off to the first one, which no graph may hold.
+                call(self._cuda.cudaStreamSynchronize, self._stream)
+                self._graphs[size] = Graph(lambda: self._queue(size), self._stream, self._cuda)
+        call(self._cuda.cudaStreamSynchronize, self._stream)
+        return {name: self._buffers[name].host[:count].copy() for name in self.outputs}
+
+    def _queue(self, size: int) -> None:
+        """All of a batch's work: to the GPU, through the engine, back."""
+        self._buffers["images"].send(size, self._stream)
+        context = self._context(size)
+        log = fresh_log(self._tensorrt)
+        if not context.execute_async_v3(int(self._stream)):
+            raise GpuError(
+                f"{self._tensorrt} could not run {self.facts.path} on {size} images: {log.told()}."
+            )
+        for name in self.outputs:
+            self._buffers[name].fetch(size, self._stream)
+
+    def _context(self, size: int) -> Any:
+        """An execution context set to a batch size. A graph holds on to its context, which must not change."""
+        key = size if size in self._contexts or len(self._contexts) < GRAPHS else 0
+        context = self._contexts.get(key)
+        if context is None:
+            context = self._contexts[key] = self._engine.create_execution_context()
+            if context is None:
+                raise GpuError(
+                    f"{self.facts.path} needs more memory than the GPU has free. Make some, or build it for smaller "
+                    "batches (--batch)."
+                )
+            for name, buffer in self._buffers.items():
+                context.set_tensor_address(name, buffer.device)
+        shape = (size, *self._buffers["images"].host.shape[1:])
+        if tuple(context.get_tensor_shape("images")) != shape and not context.set_input_shape(
+            "images", shape
+        ):
+            raise GpuError(f"{self.facts.path} does not take batches of {shape}.")
+        return context
+
+    def _names(self, mode: Any) -> list[str]:
+        names = [self._engine.get_tensor_name(place) for place in range(self._engine.num_io_tensors)]
+        return [name for name in names if self._engine.get_tensor_mode(name) == mode]
+
+
+def _free(runtime: Any, stream: Any, buffers: dict[str, Buffer], graphs: dict[int, Graph]) -> None:
+    for graph in graphs.values():
+        graph.free()
+    for buffer in buffers.values():
+        buffer.free()
+    runtime.cudaStreamDestroy(stream)
