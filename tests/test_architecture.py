@@ -32,6 +32,7 @@ NEEDS_TENSORFLOW = (
     "swav_tf.training.",
 )
 NEEDS_NO_TENSORFLOW = {
+    "swav_tf.model.architectures",
     "swav_tf.training.checkpoint",
     "swav_tf.training.rendezvous",
     "swav_tf.training.run_folder",

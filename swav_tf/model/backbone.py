@@ -5,7 +5,8 @@ from __future__ import annotations
 import keras
 
 from swav_tf.errors import RecipeError
-from swav_tf.model.resnet import ARCHITECTURES, build_resnet
+from swav_tf.model.architectures import ARCHITECTURES
+from swav_tf.model.resnet import build_resnet
 from swav_tf.recipe import Model
 
 

@@ -6,33 +6,13 @@ convolution on the right and below only, which moves every feature by half a pix
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import keras
 
+from swav_tf.model.architectures import ARCHITECTURES, EXPANSION, STEM_CHANNELS
 from swav_tf.model.batch_norm import BatchNorm
 from swav_tf.recipe import BatchNorm as BatchNormSettings
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """What tells one ResNet from another."""
-
-    block: Literal["basic", "bottleneck"]
-    depths: tuple[int, ...]  # blocks of each stage
-    channels: tuple[int, ...]  # inner channels of each stage, at width 1
-    stem: Literal["imagenet", "plain", "halving"]  # 7x7/2 and pooling; 3x3; 3x3/2
-
-
-ARCHITECTURES = {
-    "resnet18": Architecture("basic", (2, 2, 2, 2), (64, 128, 256, 512), "imagenet"),
-    "resnet34": Architecture("basic", (3, 4, 6, 3), (64, 128, 256, 512), "imagenet"),
-    "resnet50": Architecture("bottleneck", (3, 4, 6, 3), (64, 128, 256, 512), "imagenet"),
-    "resnet18_32px": Architecture("basic", (2, 2, 2, 2), (64, 128, 256, 512), "plain"),
-    "resnet_small": Architecture("basic", (1, 1), (64, 128), "halving"),
-}
-EXPANSION = {"basic": 1, "bottleneck": 4}
 
 
 def build_resnet(name: str, *, width: int = 1, batch_norm: BatchNormSettings) -> keras.Model:
@@ -87,7 +67,7 @@ def build_resnet(name: str, *, width: int = 1, batch_norm: BatchNormSettings) ->
 
     # === Functional model ===
     inputs = keras.Input((None, None, 3), name="images")
-    stem_channels = 64 * width
+    stem_channels = STEM_CHANNELS * width
     if architecture.stem == "imagenet":
         x = conv(inputs, stem_channels, 7, 2, "conv1")
     else:

@@ -1,0 +1,27 @@
+"""What tells one ResNet from another, as numbers. No TensorFlow: plans count with them too."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What tells one ResNet from another."""
+
+    block: Literal["basic", "bottleneck"]
+    depths: tuple[int, ...]  # blocks of each stage
+    channels: tuple[int, ...]  # inner channels of each stage, at width 1
+    stem: Literal["imagenet", "plain", "halving"]  # 7x7/2 and pooling; 3x3; 3x3/2
+
+
+ARCHITECTURES = {
+    "resnet18": Architecture("basic", (2, 2, 2, 2), (64, 128, 256, 512), "imagenet"),
+    "resnet34": Architecture("basic", (3, 4, 6, 3), (64, 128, 256, 512), "imagenet"),
+    "resnet50": Architecture("bottleneck", (3, 4, 6, 3), (64, 128, 256, 512), "imagenet"),
+    "resnet18_32px": Architecture("basic", (2, 2, 2, 2), (64, 128, 256, 512), "plain"),
+    "resnet_small": Architecture("basic", (1, 1), (64, 128), "halving"),
+}
+STEM_CHANNELS = 64  # at width 1
+EXPANSION = {"basic": 1, "bottleneck": 4}

@@ -1,0 +1,380 @@
+"""How long a recipe takes on so many GPUs of a kind, what fills them, and what their links carry: an estimate."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+from swav_tf.errors import UsageError
+from swav_tf.planning.gpus import GPUS, Gpu
+from swav_tf.planning.network_cost import PASSES_OF_OUTPUTS, NetworkCost, network_cost
+from swav_tf.recipe import Recipe
+from swav_tf.recipe_advice import check_recipe
+from swav_tf.recipe_files import load_recipe
+
+IMAGENET_IMAGES = 1_281_167
+JPEG_BYTES = 110_000  # of one of ImageNet's files, mean
+CPU_MS = 7.0  # decoding and cropping 2x224 + 6x96, of one thread among many (docs/performance.md: 3.7 alone)
+DECODE_SHARE = 0.25  # of that, the same for any crops
+CPU_PIXELS = 2 * 224**2 + 6 * 96**2
+PROCESS_IMAGES_PER_SECOND = 1000  # of one process: its threads share Python's lock
+
+LATENCY_S = {"node": 50e-6, "cluster": 150e-6}  # of one collective, inside a machine and between machines
+MOMENTARY = 1.15  # activations and what lives beside them for a moment
+CONTEXT_BYTES = 1e9  # of the driver, the libraries and their workspaces
+USABLE = 0.95  # of a GPU's memory: the rest is lost between blocks
+
+# The one published speed of this method: 3 min 40 s an epoch at batch 4096 on 64 V100 (91 images/s each).
+REFERENCE = ("swav_100ep", "v100", 64, 8, 100.0)  # recipe, GPU, GPUs, GPUs a node, Gbit/s (not published)
+REFERENCE_EPOCH_S = 220.0
+# That is 22 to 27 % of what tuned supervised training of ResNet-50 does on a V100 at equal FLOPs.
+REFERENCE_OF_TUNED = 0.245
+REFERENCE_IMAGES_PER_SECOND = 91.0
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """GPUs of one kind and what joins them.
+
+    Attributes:
+        gpu: the kind.
+        gpus: how many, over all machines.
+        gpus_per_node: of one machine.
+        link_gbit: of one machine's network, Gbit/s in each direction.
+    """
+
+    gpu: Gpu
+    gpus: int
+    gpus_per_node: int
+    link_gbit: float
+
+    @property
+    def nodes(self) -> int:
+        """Machines."""
+        return -(-self.gpus // self.gpus_per_node)
+
+    @property
+    def link_bytes_per_second(self) -> float:
+        """What the narrowest link of a ring through all GPUs carries in one direction."""
+        inside = self.gpu.link_gb * 1e9 / 2
+        return inside if self.nodes == 1 else min(inside, self.link_gbit * 1e9 / 8)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What fills one GPU, GB (10^9 bytes)."""
+
+    weights: float  # float32, their copies in half precision, and running averages
+    momentum: float
+    gradients: float  # and the vector they are summed in
+    activations: float
+    rest: float  # crops, queue, driver and libraries
+    total: float
+    available: float
+    largest_batch: int  # images that fit a GPU at once; 0: none
+
+    @property
+    def fits(self) -> bool:
+        """Whether all of it fits."""
+        return self.total <= USABLE * self.available
+
+
+@dataclass(frozen=True)
+class Communication:
+    """What the replicas exchange in one optimiser step."""
+
+    collectives: int
+    megabytes: float  # of all their tensors
+    ring_megabytes: float  # that each GPU sends for them
+    transfer_ms: float
+    latency_ms: float
+
+    @property
+    def ms(self) -> float:
+        """Time of all, one after the other: nothing is computed meanwhile."""
+        return self.transfer_ms + self.latency_ms
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How the run goes at one assumption of speed."""
+
+    name: str
+    efficiency: float | None  # share of the roofline that is reached; None where the speed was given
+    images_per_second_gpu: float
+    images_per_second: float
+    step_ms: float
+    communication_share: float  # of the step, 0 to 1
+    hours: float
+    gpu_hours: float
+    node_images_per_second: float
+    node_cpu_cores: float  # that decode and crop
+    node_jpeg_megabytes: float  # from disk or network, a second
+    node_crop_megabytes: float  # to the GPUs, a second
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The estimate of one run."""
+
+    recipe: str
+    cluster: Cluster
+    images: int
+    epochs: int
+    steps: int
+    batch_size: int
+    replica_batch: int  # images that a GPU holds at once
+    accumulation_steps: int
+    precision: str
+    cost: NetworkCost
+    memory: Memory
+    communication: Communication
+    paces: tuple[Pace, ...]
+    checkpoint_megabytes: float
+    warnings: tuple[str, ...]
+    assumptions: tuple[str, ...]
+
+
+def make_plan(
+    recipe: Recipe, cluster: Cluster, *, images: int = IMAGENET_IMAGES, images_per_second: float | None = None
+) -> Plan:
+    """Estimates a whole run.
+
+    Args:
+        recipe: of one of our own networks.
+        cluster: what it is to run on.
+        images: training images.
+        images_per_second: of one GPU, where it was measured (`swav-tf profile`): then it is not estimated,
+            and communication is taken to be in it.
+
+    Raises:
+        UsageError: the batch cannot be shared out so, the network is not ours, or the GPU lacks bfloat16.
+    """
+    if cluster.nodes > 1 and cluster.gpus % cluster.gpus_per_node:
+        raise UsageError(
+            f"--gpus must be a multiple of --gpus-per-node, so that all machines are alike. Received: {cluster.gpus} "
+            f"and {cluster.gpus_per_node}."
+        )
+    if recipe.train.precision == "mixed_bfloat16" and not cluster.gpu.bfloat16:
+        raise UsageError(
+            f"{cluster.gpu.name} has no bfloat16 arithmetic. Give -o train.precision=mixed_float16, or another --gpu."
+        )
+    check_recipe(recipe, replicas=cluster.gpus, images=images)
+    train, cost = recipe.train, network_cost(recipe)
+    parts = train.accumulation_steps
+    replica_batch = train.batch_size // cluster.gpus // parts
+    memory = memory_of(recipe, cost, cluster)
+    communication = communication_of(recipe, cost, cluster)
+    if images_per_second is not None:
+        speeds: list[tuple[str, float | None, float]] = [
+            ("as measured", None, train.batch_size / cluster.gpus / images_per_second)
+        ]
+    else:
+        compute = roofline_seconds(recipe, cost, cluster.gpu) * train.batch_size / cluster.gpus
+        speeds = [
+            (name, efficiency, compute / efficiency + communication.ms / 1000)
+            for name, efficiency in (
+                ("as the reference ran", reference_efficiency()),
+                ("as tuned training runs", tuned_efficiency()),
+            )
+        ]
+    steps = images // train.batch_size * train.epochs
+    paces = tuple(
+        _pace(name, efficiency, step_s, recipe, cost, cluster, communication, steps)
+        for name, efficiency, step_s in speeds
+    )
+    queue = 2 * recipe.queue_length * recipe.model.projection_dim
+    return Plan(
+        recipe=recipe.name,
+        cluster=cluster,
+        images=images,
+        epochs=train.epochs,
+        steps=steps,
+        batch_size=train.batch_size,
+        replica_batch=replica_batch,
+        accumulation_steps=parts,
+        precision=train.precision,
+        cost=cost,
+        memory=memory,
+        communication=communication,
+        paces=paces,
+        checkpoint_megabytes=4 * (2 * cost.parameters + cost.averages + queue) / 1e6,
+        warnings=tuple(_warnings(recipe, cluster, memory, paces)),
+        assumptions=tuple(_assumptions(recipe, cluster, cost, measured=images_per_second is not None)),
+    )
+
+
+def roofline_seconds(recipe: Recipe, cost: NetworkCost, gpu: Gpu) -> float:
+    """Time of one image if products ran at their peak and then memory at its own, neither hiding the other."""
+    single = recipe.train.precision == "float32"
+    # In parts, each image goes forward once more, for the codes of the whole batch.
+    twice = recipe.train.accumulation_steps > 1
+    flops = cost.step_flops + (2 * cost.forward_macs if twice else 0)
+    moved = cost.moved * (1 + (6 / PASSES_OF_OUTPUTS if twice else 0))
+    peak = (gpu.single_tflops if single else gpu.half_tflops) * 1e12
+    return flops / peak + moved * (4 if single else 2) / (gpu.bandwidth_gb * 1e9)
+
+
+@cache
+def reference_efficiency() -> float:
+    """Share of the roofline that the reference reached, its communication taken off."""
+    name, gpu, gpus, gpus_per_node, link_gbit = REFERENCE
+    recipe = load_recipe(name)
+    cluster = Cluster(GPUS[gpu], gpus, gpus_per_node, link_gbit)
+    cost = network_cost(recipe)
+    steps = IMAGENET_IMAGES // recipe.train.batch_size
+    computing = REFERENCE_EPOCH_S / steps - communication_of(recipe, cost, cluster).ms / 1000
+    return roofline_seconds(recipe, cost, cluster.gpu) * recipe.train.batch_size / gpus / computing
+
+
+@cache
+def tuned_efficiency() -> float:
+    """Share of the roofline that supervised training of ResNet-50 reaches on the reference's GPU."""
+    recipe = load_recipe(REFERENCE[0])
+    seconds = roofline_seconds(recipe, network_cost(recipe), GPUS[REFERENCE[1]])
+    return seconds * REFERENCE_IMAGES_PER_SECOND / REFERENCE_OF_TUNED
+
+
+def communication_of(recipe: Recipe, cost: NetworkCost, cluster: Cluster) -> Communication:
+    """The collectives of a step: batch normalisation, codes, gradients, diagnostics (docs/architecture.md)."""
+    if cluster.gpus == 1:
+        return Communication(0, 0.0, 0.0, 0.0, 0.0)
+    parts, model = recipe.train.accumulation_steps, recipe.model
+    # Once forward and once back; in parts, each also looks ahead once.
+    rounds = 0 if not model.batch_norm.synchronised else (2 if parts == 1 else 3 * parts)
+    iterations = recipe.method.sinkhorn_iterations
+    collectives = rounds * cost.normalisations + iterations + 1 + 1
+    numbers = (
+        rounds * 2 * cost.normalised_channels
+        + iterations * 2 * model.prototypes
+        + cost.parameters
+        + model.prototypes
+        + model.projection_dim
+    )
+    ring = 2 * (cluster.gpus - 1) / cluster.gpus * 4 * numbers
+    latency = LATENCY_S["node" if cluster.nodes == 1 else "cluster"]
+    return Communication(
+        collectives=collectives,
+        megabytes=4 * numbers / 1e6,
+        ring_megabytes=ring / 1e6,
+        transfer_ms=1000 * ring / cluster.link_bytes_per_second,
+        latency_ms=1000 * collectives * latency,
+    )
+
+
+def memory_of(recipe: Recipe, cost: NetworkCost, cluster: Cluster) -> Memory:
+    """What one GPU holds at the moment when it holds most: the end of the forward pass."""
+    half = recipe.train.precision != "float32"
+    parts, several = recipe.train.accumulation_steps, cluster.gpus > 1
+    replica_batch = recipe.train.batch_size // cluster.gpus // parts
+    weights = (6 if half else 4) * cost.parameters + 4 * cost.averages
+    momentum = 4 * cost.parameters
+    # Their sum over replicas is of one flat vector, before and after; parts are summed in another.
+    gradients = 4 * cost.parameters * (1 + (2 if several else 0) + (1 if parts > 1 else 0))
+    queue = recipe.queue_length // cluster.gpus
+    prototypes, dim = recipe.model.prototypes, recipe.model.projection_dim
+    codes = 2 * 4 * (queue * (dim + 2 * prototypes) + 2 * replica_batch * parts * prototypes)
+    rest = CONTEXT_BYTES + codes
+    image = MOMENTARY * (cost.kept * (2 if half else 4) + 4 * cost.kept_single) + 2 * 3 * cost.crop_pixels
+    fixed = weights + momentum + gradients + rest
+    free = USABLE * cluster.gpu.memory_gb * 1e9 - fixed
+    activations = image * replica_batch
+    return Memory(
+        weights=weights / 1e9,
+        momentum=momentum / 1e9,
+        gradients=gradients / 1e9,
+        activations=activations / 1e9,
+        rest=rest / 1e9,
+        total=(fixed + activations) / 1e9,
+        available=cluster.gpu.memory_gb,
+        largest_batch=max(0, int(free // image)),
+    )
+
+
+def _pace(
+    name: str,
+    efficiency: float | None,
+    step_s: float,
+    recipe: Recipe,
+    cost: NetworkCost,
+    cluster: Cluster,
+    communication: Communication,
+    steps: int,
+) -> Pace:
+    speed = recipe.train.batch_size / step_s
+    node = speed / cluster.nodes
+    cpu_s = CPU_MS / 1000 * (DECODE_SHARE + (1 - DECODE_SHARE) * cost.crop_pixels / CPU_PIXELS)
+    hours = steps * step_s / 3600
+    return Pace(
+        name=name,
+        efficiency=efficiency,
+        images_per_second_gpu=speed / cluster.gpus,
+        images_per_second=speed,
+        step_ms=1000 * step_s,
+        communication_share=communication.ms / 1000 / step_s,
+        hours=hours,
+        gpu_hours=hours * cluster.gpus,
+        node_images_per_second=node,
+        node_cpu_cores=node * cpu_s,
+        node_jpeg_megabytes=node * JPEG_BYTES / 1e6,
+        node_crop_megabytes=node * 3 * cost.crop_pixels / 1e6,
+    )
+
+
+def _warnings(recipe: Recipe, cluster: Cluster, memory: Memory, paces: tuple[Pace, ...]) -> list[str]:
+    found, train = [], recipe.train
+    if not memory.fits:
+        shares = train.batch_size // cluster.gpus
+        fitting = [n for n in range(1, shares + 1) if shares % n == 0 and shares // n <= memory.largest_batch]
+        remedy = (
+            f"-o train.accumulation_steps={fitting[0]}"
+            if fitting
+            else "another GPU, a narrower network or smaller crops: not one image fits"
+        )
+        found.append(
+            f"{shares // train.accumulation_steps} images do not fit {cluster.gpu.name}: {memory.total:.0f} GB of "
+            f"{USABLE * memory.available:.0f}. Remedy: {remedy}"
+        )
+    fastest = paces[-1]
+    if fastest.communication_share > 0.15:
+        found.append(
+            f"communication takes up to {100 * fastest.communication_share:.0f} % of a step: a faster --link-gbit, "
+            "more images a GPU, or batch statistics of each GPU's own (model.batch_norm.synchronised=false)"
+        )
+    if fastest.node_images_per_second > PROCESS_IMAGES_PER_SECOND:
+        found.append(
+            f"a node wants up to {fastest.node_images_per_second:,.0f} images/s, and the threads of one process share "
+            f"Python's lock: above about {PROCESS_IMAGES_PER_SECOND:,} run one process a GPU (docs/performance.md)"
+        )
+    return found
+
+
+def _assumptions(recipe: Recipe, cluster: Cluster, cost: NetworkCost, *, measured: bool) -> list[str]:
+    single = recipe.train.precision == "float32"
+    gpu = cluster.gpu
+    found = [
+        f"{gpu.name} by its data sheet: {gpu.single_tflops if single else gpu.half_tflops:g} TFLOP/s "
+        f"({'float32' if single else 'half precision, dense'}), {gpu.memory_gb:g} GB at {gpu.bandwidth_gb:,g} GB/s",
+    ]
+    if not measured:
+        roofline = 1 / roofline_seconds(recipe, cost, gpu)
+        found += [
+            f"roofline (products, then memory traffic of unfused operations): {roofline:,.0f} images/s a GPU",
+            f"of it {100 * reference_efficiency():.0f} % as the reference ran: 91 images/s a V100, 64 of them at batch "
+            f"4096; {100 * tuned_efficiency():.0f} % as tuned supervised ResNet-50 training runs on a V100 (four times "
+            "that, at equal FLOPs). No GPU was at hand to measure this program",
+        ]
+    if cluster.gpus > 1:
+        inside = f"{'NVLink' if gpu.nvlink else 'PCI Express'} {gpu.link_gb / 2:g} GB/s each way in a machine"
+        between = f", {cluster.link_gbit:g} Gbit/s between machines" if cluster.nodes > 1 else ""
+        latency = 1e6 * LATENCY_S["node" if cluster.nodes == 1 else "cluster"]
+        found.append(
+            f"{inside}{between}; ring all-reduce, {latency:.0f} us a collective, nothing overlaps with computing"
+        )
+    found += [
+        f"memory: what gradients need is kept in {'float32' if single else 'half precision'}, {MOMENTARY:g} times for "
+        f"what lives for a moment, {CONTEXT_BYTES / 1e9:g} GB for driver and libraries",
+        f"input: JPEGs of {JPEG_BYTES / 1000:.0f} KB, {CPU_MS:g} ms of a core for 2x224 + 6x96 crops, else by pixels",
+        "hours are of training steps alone: no k-NN, no checkpoints, no start",
+    ]
+    return found

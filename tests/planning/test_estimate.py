@@ -1,0 +1,123 @@
+"""The estimate against what is published, against the trainer, and against itself."""
+
+import dataclasses
+
+import pytest
+
+from cli.commands.plan import GPU_NAMES
+from swav_tf.errors import RecipeError, UsageError
+from swav_tf.planning.estimate import Cluster, make_plan
+from swav_tf.planning.gpus import GPUS
+from swav_tf.recipe_files import load_recipe
+from swav_tf.training.build import build_swav
+from swav_tf.training.state import capture
+from tests.swav_models import tiny_recipe
+
+
+def plan(recipe="swav_100ep", *, gpu="a100", gpus=64, per_node=8, gbit=200.0, overrides=(), **more):
+    return make_plan(load_recipe(recipe, list(overrides)), Cluster(GPUS[gpu], gpus, per_node, gbit), **more)
+
+
+def test_the_command_knows_all_gpus():
+    assert tuple(GPUS) == GPU_NAMES
+
+
+# The published figure that the first pace is taken from comes out again: 3 min 40 s an epoch.
+def test_the_reference_is_reproduced():
+    slow, fast = plan(gpu="v100", gbit=100.0).paces
+    assert slow.hours == pytest.approx(100 * 220 / 3600)
+    assert slow.images_per_second_gpu == pytest.approx(91, rel=0.01)
+    assert slow.gpu_hours == pytest.approx(64 * slow.hours)
+    assert 3 < fast.images_per_second_gpu / slow.images_per_second_gpu < 5
+
+
+def test_measured_images_per_second_are_taken_as_they_are():
+    [pace] = plan(gpus=8, images_per_second=500.0, images=409_600).paces
+    assert pace.images_per_second == pytest.approx(4000)
+    assert pace.hours == pytest.approx(100 * 100 * 4096 / 4000 / 3600)
+    assert pace.efficiency is None
+
+
+# 219 is what the traced graph of two replicas has (tests/method/test_collectives.py).
+@pytest.mark.parametrize(
+    ("overrides", "gpus", "collectives"),
+    [
+        ((), 2, 219),
+        (("model.batch_norm.synchronised=false",), 2, 5),
+        (("train.accumulation_steps=2",), 2, 3 * 2 * 107 + 5),
+        ((), 1, 0),
+    ],
+)
+def test_collectives(overrides, gpus, collectives):
+    assert plan(gpus=gpus, overrides=overrides).communication.collectives == collectives
+
+
+def test_bytes_of_a_ring():
+    exchange = plan(gpus=16, overrides=["model.batch_norm.synchronised=false"]).communication
+    numbers = 28_354_752 + 3 * 2 * 3000 + 3000 + 128  # gradients, Sinkhorn, diagnostics
+    assert exchange.megabytes == pytest.approx(4e-6 * numbers)
+    # Each of 16 sends 15/16 of them twice; two machines are joined by 25 GB/s.
+    assert exchange.transfer_ms == pytest.approx(1000 * 2 * 15 / 16 * 4 * numbers / 25e9)
+    inside = plan(gpus=8, overrides=["model.batch_norm.synchronised=false"]).communication
+    assert inside.transfer_ms == pytest.approx(1000 * 2 * 7 / 8 * 4 * numbers / 300e9)  # NVLink, one way
+
+
+def test_a_checkpoint_is_as_large_as_the_trainers():
+    recipe = tiny_recipe(method__queue={"length": 16})
+    arrays = capture(build_swav(recipe), batch_size=8)
+    estimate = make_plan(recipe, Cluster(GPUS["t4"], 1, 8, 1.0), images=1000)
+    assert estimate.checkpoint_megabytes * 1e6 == pytest.approx(
+        sum(array.nbytes for array in arrays.values()), abs=100
+    )
+
+
+def test_what_does_not_fit_is_told_with_a_remedy_that_does():
+    overrides = ["train.accumulation_steps=1"]
+    too_much = plan("one_gpu", gpu="t4", gpus=1, overrides=overrides)
+    assert not too_much.memory.fits
+    [warning] = [text for text in too_much.warnings if "do not fit" in text]
+    remedy = warning.rpartition("-o ")[2]
+    assert plan("one_gpu", gpu="t4", gpus=1, overrides=[remedy]).memory.fits
+    # The largest batch that is told is the largest that fits.
+    at = too_much.memory.largest_batch
+    sizes = [[*overrides, f"train.batch_size={n}", "method.queue.length=0"] for n in (at - 1, at + 2)]
+    assert [plan("one_gpu", gpu="t4", gpus=1, overrides=o).memory.fits for o in sizes] == [True, False]
+
+
+def test_memory_of_more_precise_numbers_and_of_parts():
+    half, single = plan().memory, plan(overrides=["train.precision=float32"]).memory
+    assert single.activations == pytest.approx(2 * half.activations, rel=0.02)
+    parts = plan(overrides=["train.accumulation_steps=4"]).memory
+    assert parts.activations == pytest.approx(half.activations / 4)
+    assert parts.gradients > half.gradients
+
+
+# Twice the GPUs are never more than twice as fast, nor slower, and a slower link never helps.
+def test_more_gpus_and_slower_links():
+    for slow, fast in zip(plan(gpus=32).paces, plan(gpus=64).paces, strict=True):
+        assert slow.hours / 2 <= fast.hours < slow.hours
+    assert plan(gbit=10.0).paces[1].hours > plan(gbit=200.0).paces[1].hours
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "told"),
+    [
+        ({"gpus": 12}, UsageError, "multiple of --gpus-per-node"),
+        ({"gpus": 24}, RecipeError, "multiple of 24"),
+        ({"gpu": "v100", "overrides": ["train.precision=mixed_bfloat16"]}, UsageError, "mixed_float16"),
+        ({"images": 1000}, RecipeError, "do not fill one batch"),
+    ],
+)
+def test_what_cannot_be_is_refused(arguments, error, told):
+    with pytest.raises(error, match=told):
+        plan(**arguments)
+
+
+def test_the_input_scales_with_crops_and_machines():
+    many = plan(gpus=64).paces[0]
+    assert many.node_images_per_second == pytest.approx(many.images_per_second / 8)
+    assert many.node_cpu_cores == pytest.approx(7e-3 * many.node_images_per_second)
+    assert many.node_crop_megabytes == pytest.approx(0.466944 * many.node_images_per_second)
+    small = plan(gpus=64, overrides=["crops=[{count: 2, size: 224, scale: [0.14, 1.0]}]"]).paces[0]
+    assert small.node_cpu_cores / small.node_images_per_second < 7e-3
+    assert dataclasses.asdict(many)  # plain values: the JSON of the command

@@ -1,0 +1,81 @@
+"""The arithmetic of a step against the operations that TensorFlow really traces."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from swav_tf.errors import UsageError
+from swav_tf.planning.network_cost import network_cost
+from swav_tf.recipe_files import load_recipe
+from swav_tf.training.build import build_swav
+from tests.swav_models import batches_of_crops, tiny_recipe
+
+
+def macs_of(operations) -> int:
+    """Products summed by all convolutions and matrix products of a graph, by the shapes of its tensors."""
+    total = 0
+    for op in operations:
+        if not any(output.consumers() for output in op.outputs):
+            continue  # the gradient of the images: nobody asks for it, so TensorFlow drops it
+        if op.type == "MatMul":
+            left = op.inputs[0].shape
+            inner = left[0] if op.get_attr("transpose_a") else left[1]
+            total += int(np.prod(op.outputs[0].shape)) * inner
+        elif op.type in ("Conv2D", "Conv2DBackpropInput", "Conv2DBackpropFilter"):
+            if op.type == "Conv2D":
+                large, kernel = op.outputs[0].shape, op.inputs[1].shape
+            else:
+                is_image = op.type == "Conv2DBackpropInput"
+                large, kernel = op.inputs[2].shape, (op.inputs[1] if is_image else op.outputs[0]).shape
+            total += int(np.prod(large)) * int(np.prod(kernel[:3]))
+    return total
+
+
+@pytest.fixture(scope="module", params=["resnet50", "resnet_small"])
+def traced(request):
+    """A recipe, its model, and the operations of a forward pass and of a step on two images."""
+    backbone = {"name": request.param, "width": 2 if request.param == "resnet_small" else 1}
+    recipe = tiny_recipe(model__backbone=backbone, train__batch_size=2)
+    model = build_swav(recipe)
+    [crops] = batches_of_crops(recipe, 1)
+    crops = tuple(tf.constant(group) for group in crops)
+    forward = tf.function(lambda: model(crops, training=True)).get_concrete_function().graph
+    step = tf.function(lambda: model.train_step(crops)).get_concrete_function().graph
+    return recipe, model, forward.get_operations(), step.get_operations()
+
+
+# Bugs caught: a stride in the wrong place (v1 for v1.5), a missing shortcut, a group of crops counted once, the
+# first convolution's image gradient counted though nobody computes it.
+def test_products_are_those_that_tensorflow_traces(traced):
+    recipe, _, forward, step = traced
+    cost = network_cost(recipe)
+    assert cost.forward_macs == macs_of(forward) / 2
+    assert cost.step_flops / 2 == macs_of(step) / 2  # Sinkhorn's own are BatchMatMul: 6 K of a sample
+
+
+def test_parameters_and_normalisations_are_the_models(traced):
+    recipe, model, forward, _ = traced
+    cost = network_cost(recipe)
+    assert cost.parameters == sum(int(np.prod(v.shape)) for v in model.trainable_variables)
+    assert cost.averages == sum(int(np.prod(v.shape)) for v in model.non_trainable_variables)
+    calls = [op for op in forward if op.type == "FusedBatchNormV3"]
+    assert cost.normalisations == len(calls)
+    assert cost.normalised_channels == sum(int(op.inputs[1].shape[0]) for op in calls)
+
+
+# The figures that docs/performance.md and every comparison here start from.
+def test_the_papers_crops_cost_what_is_known():
+    cost = network_cost(load_recipe("swav_100ep"))
+    assert cost.backbone_macs / 1e9 == pytest.approx(12.68, abs=0.005)
+    backbone_flops = cost.step_flops - 6 * cost.head_macs
+    assert backbone_flops / 1e9 == pytest.approx(75.3, abs=0.05)
+    assert cost.head_macs / cost.backbone_macs == pytest.approx(0.0031, abs=0.0001)
+    # One 224-pixel image of ResNet-50 is 4.09 GMAC; its 25.6 million parameters without the classifier's.
+    single = network_cost(load_recipe("swav_100ep", ["crops=[{count: 2, size: 224, scale: [0.14, 1.0]}]"]))
+    assert single.backbone_macs / 2e9 == pytest.approx(4.09, abs=0.005)
+
+
+def test_a_network_of_others_is_refused():
+    recipe = tiny_recipe(model__backbone={"library": "keras_cv", "name": "ResNet50V2Backbone"})
+    with pytest.raises(UsageError, match="swav-tf profile"):
+        network_cost(recipe)
