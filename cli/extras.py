@@ -15,7 +15,7 @@ EXTRAS = {
     ),
     "onnx": ("onnxruntime",),
     "export": ("onnx", "tf2onnx"),
-    "tensorrt": ("tensorrt",),
+    "tensorrt": ("tensorrt", "cuda"),
 }
 
 

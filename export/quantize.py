@@ -1,4 +1,4 @@
-"""int8 of a float32 graph, for a CPU. No TensorFlow."""
+"""int8 of a float32 graph: calibration, the form for a CPU, and what stays in float32. No TensorFlow."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, Protocol
 
 import numpy as np
 import onnx
@@ -17,6 +17,7 @@ from export.errors import ExportError
 from export.graph_rules import backbone_nodes
 
 Method = Literal["minmax", "entropy", "percentile"]
+Target = Literal["cpu", "tensorrt"]
 
 # What ONNX Runtime computes in int8 on a CPU; other operators of the backbone stay in float32.
 # Pooling to features is left out too: they are read in float32.
@@ -111,6 +112,16 @@ def to_int8(model: onnx.ModelProto, ranges: Ranges, *, in_float: Sequence[str] =
     return quantised
 
 
+class Quantise(Protocol):
+    """A form of int8, see `to_int8`."""
+
+    def __call__(
+        self, model: onnx.ModelProto, ranges: Ranges, *, in_float: Sequence[str] = ()
+    ) -> onnx.ModelProto:
+        """The graph in int8."""
+        ...
+
+
 def quantise_within(
     model: onnx.ModelProto,
     ranges: Ranges,
@@ -118,6 +129,7 @@ def quantise_within(
     *,
     acceptable: Callable[[onnx.ModelProto], bool],
     tell: Callable[[str], None],
+    quantise: Quantise = to_int8,
 ) -> tuple[onnx.ModelProto, list[str]]:
     """int8, with as few convolutions left in float32 as the gate needs.
 
@@ -130,6 +142,7 @@ def quantise_within(
         images: what its input takes; the first 32 are for the sweep.
         acceptable: whether a graph is good enough.
         tell: called with a line about what goes on.
+        quantise: the form of int8.
 
     Returns:
         The graph, and the names of the convolutions in float32.
@@ -137,7 +150,7 @@ def quantise_within(
     Raises:
         ExportError: no graph with a convolution in int8 is acceptable.
     """
-    quantised = to_int8(model, ranges)
+    quantised = quantise(model, ranges)
     if acceptable(quantised):
         return quantised, []
     convolutions = [
@@ -146,11 +159,11 @@ def quantise_within(
         if node.op_type == "Conv" and node.name in set(backbone_nodes(model))
     ]
     tell(f"int8 is beyond its gate; looking for the sensitive ones of {len(convolutions)} convolutions")
-    ranked = _by_error(model, ranges, images[:SWEEP_IMAGES], convolutions)
+    ranked = _by_error(model, ranges, images[:SWEEP_IMAGES], convolutions, quantise)
     count = 1
     while count < len(ranked):
         tell(f"int8 with {count} of {len(ranked)} convolutions in float32")
-        quantised = to_int8(model, ranges, in_float=ranked[:count])
+        quantised = quantise(model, ranges, in_float=ranked[:count])
         if acceptable(quantised):
             return quantised, ranked[:count]
         count *= 2
@@ -161,14 +174,18 @@ def quantise_within(
 
 
 def _by_error(
-    model: onnx.ModelProto, ranges: Ranges, images: np.ndarray, convolutions: Sequence[str]
+    model: onnx.ModelProto,
+    ranges: Ranges,
+    images: np.ndarray,
+    convolutions: Sequence[str],
+    quantise: Quantise,
 ) -> list[str]:
     """The convolutions by the error that each makes alone in int8, the worst first."""
     wanted = _features(model, images)
     errors = {}
     everything = backbone_nodes(model)
     for name in convolutions:
-        alone = to_int8(model, ranges, in_float=[other for other in everything if other != name])
+        alone = quantise(model, ranges, in_float=[other for other in everything if other != name])
         errors[name] = float(np.linalg.norm(_features(alone, images) - wanted))
     return sorted(convolutions, key=lambda name: -errors[name])
 

@@ -30,7 +30,7 @@ from export.errors import ExportError
 from export.images import Drawn, draw_images, random_pixels
 from export.onnx_file import save_model, weight_bytes
 from export.parity import GATES, Parity, compare, run_all
-from export.quantize import Method
+from export.quantize import Method, Target
 from export.reference import REFERENCE, Reference, write_reference
 from export.verify import PARITY, write_parity
 from swav_tf.errors import DataError, UsageError
@@ -42,8 +42,13 @@ if TYPE_CHECKING:
     from export.trained import TrainedModel
 
 OUTPUTS: Final = ("features", "projections", "scores", "logits")
-FILES: Final = {"fp32": "model-fp32.onnx", "fp16": "model-fp16.onnx", "int8": "model-int8-cpu.onnx"}
+PRECISIONS: Final = ("fp32", "fp16", "int8")
 TOOLS: Final = ("swav-tf", "tensorflow", "keras", "tf2onnx", "onnx", "onnxruntime", "numpy")
+
+
+def file_name(precision: Precision, target: Target) -> str:
+    """What the file of a precision is called; int8 is one for each target."""
+    return f"model-{precision}-{target}.onnx" if precision == "int8" else f"model-{precision}.onnx"
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,7 @@ class ExportSettings:
         data, kind, split: images to compare with and to calibrate on; None: the training images.
         reference_images: that are compared.
         calibration_images: that int8 is calibrated on; others.
+        target: of int8: where it will run; each wants a graph of its own.
         calibration: how.
         percentile: of the activations in the range, percent; with calibration `percentile` only.
         seed: of the draw of images.
@@ -76,6 +82,7 @@ class ExportSettings:
     split: str | None = None
     reference_images: int = 512
     calibration_images: int = 256
+    target: Target = "cpu"
     calibration: Method = "minmax"
     percentile: float = 99.99
     seed: int = 0
@@ -93,10 +100,10 @@ class ExportSettings:
                 f"--outputs must be of {', '.join(OUTPUTS)}, each once and features among them. "
                 f"Received: {', '.join(self.outputs)}."
             )
-        wrong = [precision for precision in self.precisions if precision not in FILES]
+        wrong = [precision for precision in self.precisions if precision not in PRECISIONS]
         if wrong or not self.precisions:
             raise UsageError(
-                f"--precision must be of {', '.join(FILES)}. Received: {', '.join(wrong) or 'nothing'}."
+                f"--precision must be of {', '.join(PRECISIONS)}. Received: {', '.join(wrong) or 'nothing'}."
             )
 
 
@@ -199,8 +206,8 @@ def _export_one(
     tell: Callable[[str], None],
 ) -> Exported:
     """One file, written, run and compared."""
-    tell(f"{precision}: {FILES[precision]}")
-    path, facts = folder / FILES[precision], _of_precision(source.facts, precision)
+    path, facts = folder / file_name(precision, settings.target), _of_precision(source.facts, precision)
+    tell(f"{precision}: {path.name}")
     kept: list[str] = []
     if precision == "fp32":
         save_model(source.graph, facts, path)
@@ -342,7 +349,8 @@ def _save_int8(
     tell: Callable[[str], None],
 ) -> list[str]:
     """int8 that keeps to its gate on the calibration images; names of the convolutions left in float32."""
-    from export.quantize import calibrate, quantise_within
+    from export.quantize import calibrate, quantise_within, to_int8
+    from export.quantize_tensorrt import to_int8_tensorrt
 
     float32 = path.with_suffix(".float32")
     save_model(graph, _of_precision(facts, "fp32"), float32)
@@ -365,10 +373,15 @@ def _save_int8(
 
     tell(f"int8: calibration ({settings.calibration}) on {len(drawn.views)} images")
     ranges = calibrate(graph, inputs, method=settings.calibration, percentile=settings.percentile)
-    quantised, kept = quantise_within(graph, ranges, inputs, acceptable=acceptable, tell=tell)
+    quantise, activations = {"cpu": (to_int8, "uint8"), "tensorrt": (to_int8_tensorrt, "int8")}[
+        settings.target
+    ]
+    quantised, kept = quantise_within(
+        graph, ranges, inputs, acceptable=acceptable, tell=tell, quantise=quantise
+    )
     quantisation = {
-        "target": "cpu",
-        "scheme": "QDQ, activations uint8, weights int8 with a scale for each channel",
+        "target": settings.target,
+        "scheme": f"QDQ, activations {activations}, weights int8 with a scale for each channel",
         "calibration": settings.calibration,
         "percentile": settings.percentile if settings.calibration == "percentile" else None,
         **drawn.facts(images, settings.seed),

@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
+from cli.engine_options import (
+    NAMES,
+    engine_as_dict,
+    engine_line,
+    engine_options,
+    engine_settings,
+    refuse_without_tensorrt,
+)
 from cli.evaluation import kind_option, quiet_option, split_option
 from cli.options import json_option, print_json
+
+if TYPE_CHECKING:
+    from export.run_engines import ExportedEngine
+    from export.run_export import Exported
 
 
 def _names(context: click.Context, option: click.Parameter, value: str | None) -> tuple[str, ...]:
@@ -26,7 +40,7 @@ def _size(context: click.Context, option: click.Parameter, value: str | None) ->
     return int(value)
 
 
-@click.command(short_help="Write a run as ONNX files, checked and compared with Keras.")
+@click.command(short_help="Write a run as ONNX files and engines, checked and compared with Keras.")
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option(
     "-o",
@@ -38,11 +52,12 @@ def _size(context: click.Context, option: click.Parameter, value: str | None) ->
 )
 @click.option(
     "--to",
-    "kind_of_file",
-    type=click.Choice(["onnx"]),
+    "kinds",
+    callback=_names,
+    metavar="NAME,...",
     default="onnx",
     show_default=True,
-    help="Kind of file.",
+    help="onnx, tensorrt: kinds of files. An engine's ONNX file is written in any case.",
 )
 @click.option(
     "--precision",
@@ -55,10 +70,8 @@ def _size(context: click.Context, option: click.Parameter, value: str | None) ->
 )
 @click.option(
     "--target",
-    type=click.Choice(["cpu"]),
-    default="cpu",
-    show_default=True,
-    help="Where int8 will run: its graph is of the target's form.",
+    type=click.Choice(["cpu", "tensorrt"]),
+    help="Where int8 will run: its graph is of the target's form.  [default: tensorrt with --to tensorrt, else cpu]",
 )
 @click.option(
     "--input",
@@ -119,14 +132,17 @@ def _size(context: click.Context, option: click.Parameter, value: str | None) ->
     show_default=True,
     help="Of the draw of images.",
 )
+@engine_options
 @quiet_option
 @json_option
+@click.pass_context
 def command(
+    context: click.Context,
     run: Path,
     output: Path,
-    kind_of_file: str,
+    kinds: tuple[str, ...],
     precisions: tuple[str, ...],
-    target: str,
+    target: str | None,
     graph_input: str,
     outputs: tuple[str, ...],
     size: int | str | None,
@@ -139,12 +155,14 @@ def command(
     percentile: float | None,
     reference_images: int,
     seed: int,
+    engine: dict[str, Any],
     quiet: bool,
     as_json: bool,
 ) -> None:
     """Write the newest checkpoint of RUN as ONNX files that need no TensorFlow.
 
     RUN is the folder of `swav-tf pretrain`, or that of a probe or fine-tuning: its files give logits too.
+    With --to tensorrt it may also be an exported ONNX file, on a GPU server without TensorFlow.
 
     Each file is checked, run by ONNX Runtime and compared with Keras in float32, on real images
     and on random pixels; one that is not near enough is an error and not written. Beside them:
@@ -154,10 +172,30 @@ def command(
     Examples:
       swav-tf export runs/demo -o exported
       swav-tf export runs/first --precision fp32,int8 --calibration photos/ --kind images -o exported
+      swav-tf export runs/first --to onnx,tensorrt --precision fp32,fp16 --batch 1,64,256 -o exported
+      swav-tf export exported/model-fp16.onnx --to tensorrt -o exported
       swav-tf features photos/ --kind images --model exported/model-fp32.onnx -o photos.npz
     """
     if percentile is not None and calibration_method != "percentile":
         raise click.UsageError("--percentile belongs to --calibration-method percentile")
+    if wrong := [kind for kind in kinds if kind not in ("onnx", "tensorrt")]:
+        raise click.UsageError(f"--to must be of onnx, tensorrt. Received: {', '.join(wrong)}")
+    silent = quiet or as_json
+
+    def tell(line: str) -> None:
+        if not silent:
+            click.echo(line, err=True)
+
+    engines: list[ExportedEngine] = []
+    if "tensorrt" not in kinds:
+        refuse_without_tensorrt(engine)
+    elif run.suffix == ".onnx":
+        _refuse_options_of_a_run(context)
+        from export.run_engines import export_engines
+
+        engines = export_engines([run], output, engine_settings(engine), tell=tell)
+        _show(output, [], engines, as_json)
+        return
     from export.run_export import ExportSettings, export_run
 
     settings = ExportSettings(
@@ -175,15 +213,45 @@ def command(
         calibration=calibration_method,  # type: ignore[arg-type]  # one of the choices
         percentile=99.99 if percentile is None else percentile,
         seed=seed,
+        target=target or ("tensorrt" if "tensorrt" in kinds else "cpu"),  # type: ignore[arg-type]  # a choice
     )
     settings.check()  # before TensorFlow loads
+    if "tensorrt" in kinds:
+        from export.tensorrt_engine import builder_here
+
+        if "int8" in precisions and settings.target != "tensorrt":
+            raise click.UsageError("--to tensorrt takes int8 in its own form: leave out --target")
+        builder_here(engine_settings(engine).module_name)  # what is missing is told now, not after the export
     from cli.quiet import load_tensorflow_quietly
 
     load_tensorflow_quietly()
-    silent = quiet or as_json
-    exported = export_run(
-        run, output, settings, tell=lambda line: None if silent else click.echo(line, err=True)
-    )
+    exported = export_run(run, output, settings, tell=tell)
+    if "tensorrt" in kinds:
+        from export.run_engines import export_engines
+
+        engines = export_engines([file.path for file in exported], output, engine_settings(engine), tell=tell)
+    _show(output, exported, engines, as_json)
+
+
+def _refuse_options_of_a_run(context: click.Context) -> None:
+    """Options that an ONNX file has answered already.
+
+    Raises:
+        click.UsageError: there are some.
+    """
+    of_engines = {"run", "output", "kinds", "quiet", "as_json", *NAMES}
+    given = [
+        parameter.opts[0]
+        for parameter in context.command.params
+        if parameter.name not in of_engines
+        and context.get_parameter_source(str(parameter.name)) is ParameterSource.COMMANDLINE
+    ]
+    if given:
+        raise click.UsageError(f"{', '.join(given)}: for a run; {context.params['run']} is exported already")
+
+
+def _show(output: Path, exported: list[Exported], engines: list[ExportedEngine], as_json: bool) -> None:
+    """What was written, for a person or as JSON."""
     if as_json:
         print_json(
             {
@@ -197,15 +265,19 @@ def command(
                     }
                     for file in exported
                 },
+                "engines": {file.path.name: engine_as_dict(file) for file in engines},
             }
         )
         return
     from cli.parity_table import print_parity
 
-    print_parity({file.path.name: file.parity for file in exported})
+    compared = {file.path.name: file.parity for file in engines if file.parity is not None}
+    print_parity({file.path.name: file.parity for file in exported} | compared)
     for file in exported:
         kept = len(file.float32_convolutions)
         click.echo(
             f"{file.path}: {file.bytes / 2**20:.1f} MiB"
             + (f", {kept} convolutions in float32 to meet the gate" if kept else "")
         )
+    for built in engines:
+        click.echo(engine_line(built))

@@ -50,7 +50,7 @@ def command(
     batch_size: int,
     as_json: bool,
 ) -> int:
-    """Run exported files on the images of reference.npz and hold them against what Keras said.
+    """Run exported files, ONNX and engines, on the images of reference.npz and hold them against what Keras said.
 
     The gates: fp32 relative error 1e-5; fp16 cosine 0.9999 for every image; int8 cosine 0.99
     and at most 0.5 points of k-NN accuracy. The figures go to parity.json. Exit code 1 if a file fails.
@@ -66,7 +66,7 @@ def command(
     artifacts = find_artifacts(paths)
     if data is None and (kind, split) != (None, None):
         raise click.UsageError("--kind and --split say how --labelled is read")
-    labelled = None if data is None else _labelled(artifacts[0], data, kind, split, labelled_images)
+    labelled = None if data is None else _labelled(artifacts, data, kind, split, labelled_images)
     results = verify(
         artifacts, provider=provider or "cpu", threads=threads, batch_size=batch_size, labelled=labelled
     )
@@ -79,15 +79,21 @@ def command(
     return 0 if all(parity.passed for _, parity in results.values()) else 1
 
 
-def _labelled(artifact: Path, data: str, kind: str | None, split: str | None, count: int) -> Labelled:
+def _labelled(artifacts: list[Path], data: str, kind: str | None, split: str | None, count: int) -> Labelled:
     """Some of the images, as the model sees them."""
     from evaluate.images import open_images
     from evaluate.onnx_runner import OnnxRunner
     from export.images import draw_images
     from export.verify import Labelled
-    from swav_tf.errors import DataError
+    from swav_tf.errors import DataError, UsageError
 
-    runner = OnnxRunner(artifact)
+    exported = [path for path in artifacts if path.suffix == ".onnx"]
+    if not exported:
+        raise UsageError(
+            "--labelled holds the files against the fp32 ONNX file, which must be among them. "
+            f"Received: {', '.join(path.name for path in artifacts)}."
+        )
+    runner = OnnxRunner(exported[0])
     images = open_images(data, like=runner.data, kind=kind, split=split)
     drawn, _ = draw_images(images, (count, 0), runner.view, seed=0, max_bad_share=runner.data.max_bad_share)
     if (drawn.labels < 0).any():
