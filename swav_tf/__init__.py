@@ -30,6 +30,8 @@ _HOMES = {
     "load_recipe_of": "swav_tf.recipe_files",
     "ProbeRecipe": "swav_tf.classifier_recipe",
     "FinetuneRecipe": "swav_tf.classifier_recipe",
+    "import_weights": "swav_tf.weights.importing",
+    "export_weights": "swav_tf.weights.exporting",
 }
 __all__ = sorted(_HOMES)
 

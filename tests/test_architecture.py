@@ -34,6 +34,7 @@ NEEDS_TENSORFLOW = (
 NEEDS_NO_TENSORFLOW = {
     "swav_tf.model.architectures",
     "swav_tf.training.checkpoint",
+    "swav_tf.training.model_facts",
     "swav_tf.training.rendezvous",
     "swav_tf.training.run_folder",
 }

@@ -75,6 +75,18 @@ def show(source: Path, as_json: bool) -> None:
 @click.option(
     "--backbone-only", is_flag=True, help="Take the backbone, whatever else there is or is missing."
 )
+@click.option(
+    "--backbone",
+    type=click.Path(path_type=Path),
+    metavar="RUN_OR_FILE",
+    help="For a classifier alone: the pretraining run or file with the backbone that it was trained on.",
+)
+@click.option(
+    "--classes",
+    type=click.Path(path_type=Path),
+    metavar="LIST",
+    help="For a classifier: text file with a name for each class, one a line.  [default: numbers from 0]",
+)
 @json_option
 def import_(
     source: Path,
@@ -82,22 +94,34 @@ def import_(
     config: str | None,
     overrides: tuple[str, ...],
     backbone_only: bool,
+    backbone: Path | None,
+    classes: Path | None,
     as_json: bool,
 ) -> None:
     """Make a run folder, or a file of ours, of the weights in FILE.
 
     The folder's recipe gets the model that the shapes tell. Every tensor must be there, in its
     shape, and none may be left over; else all that is wrong is listed and nothing is written.
+    A classifier becomes the folder of a probe, for `predict`, `validate` and `export`.
 
     \b
     Examples:
       swav-tf weights import swav_800ep_pretrain.pth.tar --to runs/released
       swav-tf weights import resnet50.safetensors --to runs/timm -o data.evaluation.resize=232
       swav-tf weights import half.pth --to half.safetensors --backbone-only
+      swav-tf weights import eval_linear.pth.tar --backbone runs/released --to runs/released_probe
     """
     from swav_tf.weights.importing import import_weights
 
-    done = import_weights(source, to, config=config, overrides=overrides, backbone_only=backbone_only)
+    done = import_weights(
+        source,
+        to,
+        config=config,
+        overrides=overrides,
+        backbone_only=backbone_only,
+        backbone=backbone,
+        classes=classes,
+    )
     if as_json:
         print_json(
             {

@@ -1,14 +1,12 @@
 """What the folder of a probe or fine-tuning run has beside a pretraining run's: where it began, what came of it.
 
-model.json      architecture, normalisation, class names, and whose weights it began with
+model.json      see model_facts.py
 per_class.csv   accuracy by class             confusion.csv, confusion.png   who is taken for whom
 """
 
 from __future__ import annotations
 
 import csv
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,22 +16,19 @@ import keras
 import numpy as np
 
 from swav_tf.classifier_recipe import FinetuneRecipe, ProbeRecipe
-from swav_tf.data.labelled import LabelledData
 from swav_tf.errors import UsageError
 from swav_tf.method.loss_scale import LossScale
 from swav_tf.model.backbone import build_backbone
-from swav_tf.recipe import Model, Recipe
+from swav_tf.recipe import Recipe
 from swav_tf.recipe_files import load_any_recipe, load_recipe
 from swav_tf.training.build import dtype_policy
 from swav_tf.training.checkpoint import CheckpointError, CheckpointStore
 from swav_tf.training.classifier import Classifier
 from swav_tf.training.confusion_picture import draw_confusion
 from swav_tf.training.load import read_pretrained
-from swav_tf.training.run_folder import RunFolder
+from swav_tf.training.model_facts import ModelFacts
 from swav_tf.training.state import named_variables, named_weights
 from swav_tf.training.validation import Counts
-
-BY_SGD, BY_CACHE = "sgd", "cached features"
 
 
 @dataclass(frozen=True)
@@ -122,109 +117,6 @@ def put_weights(model: Classifier, weights: Mapping[str, np.ndarray]) -> None:
         raise CheckpointError("The checkpoint does not fit its recipe:\n  " + "\n  ".join(wrong))
     for name, variable in targets.items():
         variable.assign(weights[name])
-
-
-# === model.json ===
-
-
-@dataclass(frozen=True)
-class ModelFacts:
-    """What model.json holds.
-
-    Attributes:
-        model: architecture of the backbone.
-        mean, std: of the channels of images in [0, 1].
-        class_names: in the order of the classifier's outputs.
-        how: `sgd` or `cached features`.
-        origin: whose weights the backbone began with.
-        train_images: number of training images.
-        train_sha256: of their names.
-    """
-
-    model: Model
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    class_names: tuple[str, ...]
-    how: str
-    origin: dict[str, Any]
-    train_images: int
-    train_sha256: str
-
-    @classmethod
-    def of(cls, start: Start, data: LabelledData, how: str) -> ModelFacts:
-        """Those of a run that begins."""
-        names = hashlib.sha256()
-        for index in range(len(data.train)):
-            names.update(data.train.image_name(index).encode("utf-8", "surrogateescape") + b"\n")
-        return cls(
-            model=start.recipe.model,
-            mean=start.recipe.augment.mean,
-            std=start.recipe.augment.std,
-            class_names=data.class_names,
-            how=how,
-            origin=start.origin,
-            train_images=len(data.train),
-            train_sha256=names.hexdigest(),
-        )
-
-    def to_json(self) -> dict[str, Any]:
-        """As plain data."""
-        return {**vars(self), "model": self.model.model_dump(mode="json")}
-
-    @classmethod
-    def read(cls, path: Path) -> ModelFacts:
-        """Those of a run that is there.
-
-        Raises:
-            UsageError: the file is missing or damaged.
-        """
-        try:
-            told = json.loads(path.read_text(encoding="utf-8"))
-            model = Model.model_validate_json(json.dumps(told.pop("model")), strict=True)
-            lists: dict[str, Any] = {key: tuple(told.pop(key)) for key in ("mean", "std", "class_names")}
-            return cls(model=model, **lists, **told)
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            raise UsageError(
-                f"A probe's or fine-tuned model's folder must hold {path.name}. Received: {path}: {error}."
-            ) from error
-
-
-def save_facts(folder: RunFolder, facts: ModelFacts) -> None:
-    """Writes model.json, or holds it against the one that is there.
-
-    Raises:
-        UsageError: the run began with other weights, images or classes; all differences are listed.
-    """
-    path = folder.path / "model.json"
-    if path.exists():
-        before, now = _flat_facts(ModelFacts.read(path)), _flat_facts(facts)
-        differences = [
-            f"  {key}: was {before[key]}, now {now[key]}" for key in now if before[key] != now[key]
-        ]
-        if differences:
-            raise UsageError(
-                f"A run goes on only with what it was started with. {path} differs:\n"
-                + "\n".join(differences)
-                + "\nGive the same --model, images and --subset, another --run-dir, or --fresh (the old run is kept)."
-            )
-    if folder.writer:
-        temporary = path.with_suffix(".part")
-        temporary.write_text(
-            json.dumps(facts.to_json(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
-        )
-        temporary.replace(path)
-
-
-def _flat_facts(facts: ModelFacts) -> dict[str, Any]:
-    origin = facts.origin
-    return {
-        "probe": facts.how,
-        "weights": origin.get("sha256", origin["weights"]),
-        "architecture": facts.model.model_dump(mode="json"),
-        "number of training images": facts.train_images,
-        "SHA-256 of the training images' names": facts.train_sha256,
-        "classes": facts.class_names,
-    }
 
 
 # === Results ===

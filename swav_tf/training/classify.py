@@ -24,16 +24,9 @@ from swav_tf.training.callbacks.position import CountSteps, Position
 from swav_tf.training.callbacks.progress import ShowProgress
 from swav_tf.training.checkpoint import CheckpointStore
 from swav_tf.training.classifier import Classifier
-from swav_tf.training.classifier_folder import (
-    BY_SGD,
-    ModelFacts,
-    Start,
-    build_classifier,
-    put_weights,
-    save_facts,
-    write_results,
-)
+from swav_tf.training.classifier_folder import Start, build_classifier, put_weights, write_results
 from swav_tf.training.job import failures_explained, fit, resume, run_folder, versions
+from swav_tf.training.model_facts import BY_SGD, ModelFacts, save_facts
 from swav_tf.training.rendezvous import ClusterAddress
 from swav_tf.training.sgd import SGD, EpochSchedule, epoch_shares
 from swav_tf.training.strategy import Topology, build_strategy, topology
@@ -94,7 +87,7 @@ def train_classifier(
 
     images = fingerprint(data.train)
     with run_folder(Path(run_dir), recipe, fresh=fresh, strategy=strategy, console=console) as folder:
-        save_facts(folder, ModelFacts.of(start, data, BY_SGD))
+        save_facts(folder, ModelFacts.of(start.recipe, start.origin, data, BY_SGD))
         with strategy.scope():
             model = build_classifier(recipe, start.recipe, len(data.class_names))
             if start.weights is not None:

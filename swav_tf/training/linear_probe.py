@@ -15,19 +15,12 @@ from swav_tf.classifier_recipe import ProbeRecipe
 from swav_tf.data.bad_images import BadImages
 from swav_tf.data.labelled import open_labelled
 from swav_tf.training.checkpoint import CheckpointStore
-from swav_tf.training.classifier_folder import (
-    BY_CACHE,
-    ModelFacts,
-    build_classifier,
-    put_weights,
-    save_facts,
-    start_from,
-    write_results,
-)
+from swav_tf.training.classifier_folder import build_classifier, put_weights, start_from, write_results
 from swav_tf.training.classify import ClassifierResult, train_classifier
 from swav_tf.training.features import extract_features
 from swav_tf.training.job import failures_explained, versions
 from swav_tf.training.logistic import best_penalty, choose_penalty, fit_path
+from swav_tf.training.model_facts import BY_CACHE, ModelFacts, save_facts
 from swav_tf.training.rendezvous import ClusterAddress
 from swav_tf.training.run_folder import RunFolder
 from swav_tf.training.state import named_variables
@@ -115,7 +108,7 @@ def probe_cached(
         if fresh and (aside := folder.set_aside()):
             console.print(f"the earlier run is kept in {aside}")
         folder.save_recipe(recipe)
-        save_facts(folder, ModelFacts.of(start, data, BY_CACHE))
+        save_facts(folder, ModelFacts.of(start.recipe, start.origin, data, BY_CACHE))
         classifier = build_classifier(recipe, start.recipe, class_count)
         if start.weights is not None:
             put_weights(classifier, start.weights)

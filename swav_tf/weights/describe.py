@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from swav_tf.weights.errors import WeightsError
-from swav_tf.weights.importing import wrong_with
+from swav_tf.weights.fitting import wrong_with
 from swav_tf.weights.read import open_weights
 
 

@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 
 from swav_tf.errors import UsageError
-from swav_tf.weights.importing import Fitted, fit
+from swav_tf.weights.fitting import Fitted, fit
 from swav_tf.weights.own import write_safetensors
 from swav_tf.weights.read import STD_KEY, open_weights, read_own
 from swav_tf.weights.torch_writer import write_torch_file
@@ -38,7 +38,7 @@ class Exported:
     left_out: tuple[str, ...]
 
 
-def export_weights(source: Path, to: Path, *, names: Names | None = None) -> Exported:
+def export_weights(source: Path | str, to: Path | str, *, names: Names | None = None) -> Exported:
     """Writes weights as a file for PyTorch (.pth.tar, .pth, .pt) or as .safetensors.
 
     Args:
@@ -52,6 +52,7 @@ def export_weights(source: Path, to: Path, *, names: Names | None = None) -> Exp
         UsageError: the file is there, has another ending, or the names have no place for the weights.
         WeightsError, CheckpointError: the source is damaged or of no known format.
     """
+    source, to = Path(source), Path(to)
     as_torch = to.name.endswith(TORCH_ENDINGS)
     if not as_torch and to.suffix != ".safetensors":
         raise UsageError(

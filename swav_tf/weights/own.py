@@ -16,6 +16,7 @@ from swav_tf.errors import UsageError
 from swav_tf.recipe import Recipe
 from swav_tf.recipe_files import kind_of, load_any_recipe
 from swav_tf.training.checkpoint import FACTS, CheckpointError, CheckpointStore
+from swav_tf.training.model_facts import NAME, ModelFacts
 from swav_tf.weights.errors import WeightsError
 
 PARTS = ("backbone", "head", "prototypes", "classifier")
@@ -42,7 +43,7 @@ def read_own_folder(path: Path) -> OwnWeights:
     """The newest checkpoint of a run folder, or the one that the folder is.
 
     Raises:
-        UsageError: it is neither, or has no checkpoint.
+        UsageError: it is neither, or has no checkpoint, or a classifier's has no model.json.
         CheckpointError: the checkpoint is damaged.
     """
     path, std = path.resolve(), None
@@ -60,7 +61,7 @@ def read_own_folder(path: Path) -> OwnWeights:
     elif (path / "config.yaml").is_file():
         recipe = load_any_recipe(path / "config.yaml")
         kind = kind_of(recipe)
-        std = recipe.augment.std if isinstance(recipe, Recipe) else None
+        std = recipe.augment.std if isinstance(recipe, Recipe) else ModelFacts.read(path / NAME).std
         store = CheckpointStore(path / "checkpoints", kind=kind)
         if not store.steps():
             raise UsageError(f"{path} has no checkpoint yet.")

@@ -8,7 +8,8 @@ from swav_tf.training.build import build_swav
 from swav_tf.training.load import load_swav, read_pretrained
 from swav_tf.training.state import named_variables
 from swav_tf.weights.exporting import export_weights
-from swav_tf.weights.importing import fit, import_weights
+from swav_tf.weights.fitting import fit
+from swav_tf.weights.importing import import_weights
 from swav_tf.weights.layout import NETWORKS, Sizes, slots
 from swav_tf.weights.read import open_weights
 from swav_tf.weights.torch_file import read_torch_zip
