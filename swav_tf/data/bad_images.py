@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from pathlib import Path
 
+from swav_tf.data.names import printable
 from swav_tf.errors import DataError
 
 _FIRST = 100  # so many tries are enough to see that the whole source is wrong
@@ -33,7 +34,7 @@ class BadImages:
         self._tried_bad = 0
         self._names: set[str] = set()
         if path is not None and path.exists():
-            lines = path.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+            lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
             self._names = {line.split("\t")[0] for line in lines}
 
     @property
@@ -58,7 +59,7 @@ class BadImages:
         Raises:
             DataError: if that makes too many.
         """
-        name, reason = (" ".join(text.split("\t")).replace("\n", " ") for text in (name, reason))
+        name, reason = printable(name), printable(" ".join(reason.split()))  # one line, one tab between them
         with self._lock:
             if self.fatal is not None:
                 raise self.fatal
@@ -68,7 +69,7 @@ class BadImages:
             if name not in self._names:
                 self._names.add(name)
                 if self.path is not None:
-                    with self.path.open("a", encoding="utf-8", errors="surrogateescape") as file:
+                    with self.path.open("a", encoding="utf-8") as file:
                         file.write(f"{name}\t{reason}\n")
             self._stop_if_too_many(name, reason)
 

@@ -98,7 +98,7 @@ def _draw(
         pen.line((_GAP, top - _GAP // 2, sheet.width - _GAP, top - _GAP // 2), _RULE)
         whole = ImageOps.contain(PillowImage.fromarray(image), (original_width, row_height))
         sheet.paste(whole, (_GAP, top))
-        pen.text((_GAP, top + row_height + 4), _shortened(name, small, starts[0] - 2 * _GAP), _FAINT, small)
+        pen.text((_GAP, top + row_height + 4), shortened(name, small, starts[0] - 2 * _GAP), _FAINT, small)
         for views, side, start, n in zip(crops, sides, starts, columns, strict=True):
             for i, view in enumerate(views):
                 x, y = start + i % n * (side + _SMALL_GAP), top + i // n * (side + _SMALL_GAP)
@@ -118,7 +118,7 @@ def _scaled(view: Image, side: int) -> PillowImage.Image:
     return PillowImage.fromarray(view).resize((side, side), enlarge)
 
 
-def _shortened(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
+def shortened(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
     """The end of a text that fits, in characters that can be drawn."""
     text = text.encode("utf-8", "replace").decode()
     if font.getlength(text) <= width:

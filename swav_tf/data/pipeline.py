@@ -8,7 +8,6 @@ on threads, nor on how many workers share the batch.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 
 import numpy as np
@@ -18,6 +17,7 @@ import tensorflow as tf
 from swav_tf.classifier_recipe import ClassifierRecipe
 from swav_tf.data.augment import Image
 from swav_tf.data.bad_images import BadImages
+from swav_tf.data.cores import available_cores
 from swav_tf.data.decode import UndecodableImage
 from swav_tf.data.multicrop import MultiCrop
 from swav_tf.data.order import epoch_order
@@ -114,7 +114,7 @@ def training_batches(
             tensor.set_shape(shape)
         return tuple(tensors)
 
-    threads = recipe.data.threads or _cores()
+    threads = recipe.data.threads or available_cores()
     numbers = tf.data.Dataset.range(start_step * share, total_steps * share)
     images = numbers.map(crops_of, num_parallel_calls=threads, deterministic=True)
     batches = images.batch(replica_batch_size, drop_remainder=True)
@@ -152,15 +152,10 @@ def evaluation_batches(
         image.set_shape((view.crop, view.crop, 3))
         return image
 
-    threads = threads or _cores()
+    threads = threads or available_cores()
     images = tf.data.Dataset.from_tensor_slices(np.asarray(indices, np.int64))
     images = images.map(view_tensor, num_parallel_calls=threads, deterministic=True)
     return images.batch(batch_size).prefetch(2).with_options(_options(threads))
-
-
-def _cores() -> int:
-    """Cores this process may use: fewer than the machine's in a container or under a job scheduler."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _options(threads: int) -> tf.data.Options:

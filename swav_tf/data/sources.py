@@ -10,8 +10,10 @@ from typing import Any, Final, Protocol
 
 import numpy as np
 
+from swav_tf.data import storage
 from swav_tf.data.augment import Image
 from swav_tf.data.decode import decode
+from swav_tf.data.names import name_bytes
 from swav_tf.errors import DataError
 from swav_tf.recipe import Data
 
@@ -62,11 +64,24 @@ def open_source(data: Data, *, validation: bool = False) -> ImageSource:
     else:
         path = _given(data.path, "data.path", "the folder of the images")
     if data.kind == "tfrecord":
-        from swav_tf.data.tfrecord import TFRecordSource, find_shards
+        from swav_tf.data.tfrecord import open_shards
 
-        return TFRecordSource(find_shards(path), image_key=data.image_key, label_key=data.label_key)
+        return open_shards(path, image_key=data.image_key, label_key=data.label_key)
     # Unlabelled training images still need labelled ones to be validated on.
     return ClassFolders(path) if data.kind == "class_folders" or validation else ImageFolder(path)
+
+
+def guess_kind(path: str) -> str:
+    """How images at a path are most likely to be read, as `data.kind`; what is there decides, not its name."""
+    if path == "digits":
+        return path
+    folder = storage.local_or_remote(path)
+    if not storage.is_folder(folder):
+        return "tfrecord" if storage.matching(folder) else "class_folders"
+    names = [name for name in storage.names_in(folder) if not name.startswith(".")]
+    if any("tfrecord" in name or "-of-" in name for name in names):
+        return "tfrecord"
+    return "images" if any(name.lower().endswith(EXTENSIONS) for name in names) else "class_folders"
 
 
 def read_image(source: ImageSource, index: int) -> Image:
@@ -84,48 +99,61 @@ def fingerprint(source: ImageSource) -> dict[str, Any]:
     """What tells these images from others: how many, and the SHA-256 of their names."""
     names = hashlib.sha256()
     for index in range(len(source)):
-        names.update(source.image_name(index).encode("utf-8", "surrogateescape") + b"\0")
+        names.update(name_bytes(source.image_name(index)) + b"\0")
     return {"images": len(source), "names_sha256": names.hexdigest()}
 
 
-class ImageFolder:
-    """All images below a folder at any depth, in the order of their paths, unlabelled."""
-
-    class_names: tuple[str, ...] = ()
+class _Files:
+    """Images that are files below a folder, each by its path relative to it."""
 
     def __init__(self, path: str | Path) -> None:
         self.root = _existing_folder(path)
-        self._names = list(_images_below(self.root))
-        if not self._names:
-            raise _no_image(self.root)
+        self._names: list[str] = []
 
     def __len__(self) -> int:
         return len(self._names)
 
     def read(self, index: int) -> bytes:
         """The file of image `index`."""
-        return _read_file(self.root, self._names[index])
+        return storage.read_file(storage.join(self.root, self._names[index]))
+
+    def facts(self, index: int) -> storage.FileFacts:
+        """Size and time of the last change of the file of image `index`."""
+        return storage.facts(storage.join(self.root, self._names[index]))
+
+    def image_name(self, index: int) -> str:
+        """Path of image `index` relative to the folder; in class folders `<class>/<file>`."""
+        return self._names[index]
+
+
+class ImageFolder(_Files):
+    """All images below a folder at any depth, in the order of their paths, unlabelled."""
+
+    kind: Final = "images"
+    class_names: tuple[str, ...] = ()
+
+    def __init__(self, path: str | Path) -> None:
+        super().__init__(path)
+        self._names = list(_images_below(self.root))
+        if not self._names:
+            raise _no_image(self.root)
 
     def label(self, index: int) -> int:
         """-1: these images have no labels."""
         return -1
 
-    def image_name(self, index: int) -> str:
-        """Path of image `index` relative to the folder."""
-        return self._names[index]
 
-
-class ClassFolders:
+class ClassFolders(_Files):
     """One folder a class, `<root>/<class>/*.JPEG` as ImageNet comes; classes are numbered by sorted name."""
 
+    kind: Final = "class_folders"
+
     def __init__(self, path: str | Path) -> None:
-        self.root = _existing_folder(path)
-        folders = sorted(e.name for e in os.scandir(self.root) if e.is_dir() and not e.name.startswith("."))
-        self._names: list[str] = []
+        super().__init__(path)
         self._labels: list[int] = []
         classes: list[str] = []
-        for folder in folders:
-            names = [f"{folder}/{name}" for name in _images_below(self.root / folder)]
+        for folder in _folders_in(self.root):
+            names = [f"{folder}/{name}" for name in _images_below(storage.join(self.root, folder))]
             if names:
                 self._names += names
                 self._labels += [len(classes)] * len(names)
@@ -139,20 +167,9 @@ class ClassFolders:
                 )
             raise _no_image(self.root)
 
-    def __len__(self) -> int:
-        return len(self._names)
-
-    def read(self, index: int) -> bytes:
-        """The file of image `index`."""
-        return _read_file(self.root, self._names[index])
-
     def label(self, index: int) -> int:
         """Number of the class of image `index`."""
         return self._labels[index]
-
-    def image_name(self, index: int) -> str:
-        """Path of image `index` relative to the root: `<class>/<file>`."""
-        return self._names[index]
 
 
 def _given(value: str | None, field: str, meaning: str) -> str:
@@ -161,24 +178,33 @@ def _given(value: str | None, field: str, meaning: str) -> str:
     return value
 
 
-def _existing_folder(path: str | Path) -> Path:
-    folder = Path(path).expanduser()
-    if not folder.exists():
+def _existing_folder(path: str | Path) -> str:
+    folder = storage.local_or_remote(path)
+    if not storage.exists(folder):
         raise DataError(f"the folder of images must exist: {folder} does not. Check data.path.")
-    if not folder.is_dir():
+    if not storage.is_folder(folder):
         raise DataError(
             f"images are read from a folder, but {folder} is a file. Give the folder that holds it."
         )
     return folder
 
 
-def _no_image(folder: Path) -> DataError:
-    entries = sum(1 for _ in os.scandir(folder))
+def _no_image(folder: str) -> DataError:
+    entries = len(storage.names_in(folder))
     what = "is empty" if entries == 0 else f"has {entries} entries, but no image at any depth"
     return DataError(f"the folder {folder} must hold images ({', '.join(EXTENSIONS)}, any case); it {what}.")
 
 
-def _images_below(folder: Path) -> Iterator[str]:
+def _folders_in(folder: str) -> list[str]:
+    """Names of the folders in a folder, hidden ones left out, sorted."""
+    if storage.is_remote(folder):
+        _, folders, _ = next(storage.walk(folder))
+        return [name for name in folders if not name.startswith(".")]
+    with os.scandir(folder) as entries:
+        return sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
+
+
+def _images_below(folder: str) -> Iterator[str]:
     """Paths of all images below a folder, relative to it, sorted within each folder.
 
     Hidden files are left out: a Mac leaves `._name.JPEG` beside every `name.JPEG` it
@@ -206,9 +232,17 @@ def _images_below(folder: Path) -> Iterator[str]:
         for name in sorted(folders):
             yield from walk(f"{path}/{name}", f"{prefix}{name}/")
 
-    yield from walk(str(folder), "")
+    if storage.is_remote(folder):
+        yield from _remote_images_below(folder)
+    else:
+        yield from walk(folder, "")
 
 
-def _read_file(root: Path, name: str) -> bytes:
-    with open(f"{root}/{name}", "rb") as file:
-        return file.read()
+def _remote_images_below(folder: str) -> Iterator[str]:
+    """The same of an object store, in the same order; it knows no links."""
+    for path, folders, files in storage.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        prefix = path[len(folder.rstrip("/")) :].lstrip("/")
+        for name in files:
+            if name.lower().endswith(EXTENSIONS) and not name.startswith("."):
+                yield f"{prefix}/{name}" if prefix else name

@@ -45,6 +45,7 @@ def run_without(blocked: list[str], *arguments: str) -> subprocess.CompletedProc
         ["--version"],
         *([command, "--help"] for command in ("config", "pretrain", "crops", "demo", "doctor")),
         *([command, "--help"] for command in ("features", "knn", "clusters", "similar", "plot")),
+        *(["data", command, "--help"] for command in ("shard", "check")),
         *(["config", command, "--help"] for command in ("list", "show", "check", "settings")),
     ],
 )
@@ -113,6 +114,9 @@ def test_the_commands_are_these() -> None:
         "swav-tf config settings",
         "swav-tf config show",
         "swav-tf crops",
+        "swav-tf data",
+        "swav-tf data check",
+        "swav-tf data shard",
         "swav-tf demo",
         "swav-tf doctor",
         "swav-tf export",

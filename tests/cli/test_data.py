@@ -1,0 +1,107 @@
+"""`swav-tf data`."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cli.errors import run_and_report
+from cli.main import swav_tf
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """Seven images of two classes; one is a copy of another, one is no image."""
+    root = tmp_path / "images"
+    for number in range(6):
+        path = root / ("cat", "dog")[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((20 + 2 * number, 30, 3), 40 * number, np.uint8)).save(path)
+    (root / "dog" / "copy.png").write_bytes((root / "dog" / "1.png").read_bytes())
+    (root / "dog" / "no image.jpg").write_bytes(b"\xff\xd8 this is none")
+    return root
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    code = run_and_report(swav_tf, ["data", *map(str, arguments)])
+    return (code, *capsys.readouterr())
+
+
+# Bugs caught: options that do not arrive, JSON among other lines, a second call that packs anew.
+def test_shard(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "shard", images, tmp_path / "out", "--shards", 3, "--quiet")
+    assert (code, out.splitlines()) == (
+        0,
+        [f"{tmp_path / 'out'}: 8 images of 2 classes in 3 shards, 0.0 MiB"],
+    )
+    code, out, _ = run(capsys, "shard", images, tmp_path / "out", "--json")
+    told = json.loads(out)
+    assert (code, told["images"], told["kept_shards"]) == (0, 8, 3)
+    code, out, _ = run(
+        capsys, "shard", images, tmp_path / "flat", "--kind", "images", "--threads", 2, "--json"
+    )
+    assert (code, json.loads(out)["classes"], json.loads(out)["shards"]) == (0, 0, 1)
+
+
+# Bugs caught: wrong counts and extents, a corrupt image that passes, a sheet that is not written.
+@pytest.mark.parametrize("packed", [False, True])
+def test_check(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], packed: bool) -> None:
+    data = tmp_path / "out" if packed else images
+    if packed:
+        run(capsys, "shard", images, data)
+    code, out, _ = run(
+        capsys, "check", data, "--duplicates", "--json", "--sheet", tmp_path / "sheets" / "s.png"
+    )
+    report = json.loads(out)
+    assert code == 1
+    assert report["kind"] == ("tfrecord" if packed else "class_folders")
+    assert report["images"] == 8
+    assert report["classes"] == {"cat": 3, "dog": 5}
+    assert report["images_per_class"] == {"least": 3, "median": 4, "greatest": 5}
+    assert report["height"] == {"least": 20, "median": 24, "greatest": 30}
+    assert report["width"] == {"least": 30, "median": 30, "greatest": 30}
+    assert report["corrupt"] == {"dog/no image.jpg": "truncated JPEG: the end-of-image marker is missing"}
+    assert report["duplicates"] == [["dog/1.png", "dog/copy.png"]]
+    assert report["bad_shards"] == ({} if packed else None)
+    sheet = np.asarray(Image.open(tmp_path / "sheets" / "s.png"))
+    assert {(40 * n,) * 3 for n in range(6)} <= {tuple(color) for color in sheet.reshape(-1, 3).tolist()}
+    code, out, _ = run(capsys, "check", data, "--max-bad-share", 0.2, "--quiet")
+    assert code == 0
+    assert "corrupt  1 images cannot be read (12.5 %)" in out
+    assert "classes  2, of 3 to 5 images, median 4" in out
+
+
+def test_check_fails_for_a_wrong_checksum(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (images / "dog" / "no image.jpg").unlink()
+    run(capsys, "shard", images, tmp_path / "out")
+    shard = tmp_path / "out" / "images-00000-of-00001.tfrecord"
+    shard.write_bytes(b"\0" * 8 + shard.read_bytes()[8:])  # a length, which the index makes unnecessary
+    code, out, _ = run(capsys, "check", tmp_path / "out", "--quiet")
+    assert code == 1
+    assert "images-00000-of-00001.tfrecord: its SHA-256 is not that of the index" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["shard", "nowhere", "out"], 1, "nowhere does not"),
+        (["shard", "{images}", "out", "--shards", "9"], 2, "8 images, 9 shards"),
+        (["shard", "{images}", "{images}"], 2, "new or empty"),
+        (["check", "nowhere"], 1, "nowhere does not"),
+        (["check", "{images}", "--kind", "tfrecord"], 1, "TFRecord shards"),
+        (["check", "s4://bucket/images"], 1, "must have a file system for s4://"),
+    ],
+)
+def test_what_is_wrong_is_told(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    arguments: list[str], code: int, message: str,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    got, _, err = run(capsys, *(word.format(images=images) for word in arguments))
+    assert got == code
+    assert message in err
+    assert "Traceback" not in err
