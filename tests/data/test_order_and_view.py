@@ -29,6 +29,20 @@ def test_an_order_is_a_function_of_seed_and_epoch():
     np.testing.assert_array_equal(epoch_order(50, seed=3, epoch=7), expected)
 
 
+def test_the_shuffle_is_global():
+    # A shuffle buffer, or shuffled shards read one after the other: neighbours on disk stay neighbours in the epoch,
+    # and a batch of a data set that lies sorted by class has few classes.
+    images, classes, batch = 128_000, 1000, 256
+    orders = [epoch_order(images, seed=31, epoch=epoch) for epoch in (0, 1)]
+    places = np.arange(images)
+    for one, other in ((orders[0], places), (orders[1], places), (orders[0], orders[1])):
+        assert abs(np.corrcoef(one, other)[0, 1]) < 5 / np.sqrt(images)  # five standard deviations
+    distances = np.abs(np.diff(orders[0])) / images
+    assert distances.mean() == pytest.approx(1 / 3, abs=0.005)  # of two uniform numbers
+    distinct = [len(set(part)) for part in (orders[0] * classes // images).reshape(-1, batch)]
+    assert np.mean(distinct) == pytest.approx(classes * (1 - (1 - 1 / classes) ** batch), rel=0.01)  # 226
+
+
 @pytest.mark.parametrize("turned", [False, True])
 def test_evaluation_view_is_pillows(photo, turned):
     # The long side resized, the aspect ratio lost, no antialias, or a corner for the centre.
