@@ -40,22 +40,42 @@ def open_labelled(recipe: ClassifierRecipe) -> LabelledData:
             validation images have different classes.
     """
     train, validation = open_source(recipe.data), open_source(recipe.data, validation=True)
-    train_labels, validation_labels = (
-        _labels(s, what) for s, what in ((train, "training"), (validation, "validation"))
-    )
+    train_labels = _labels(train, "training")
+    names = train.class_names or numbered(1 + int(train_labels.max()))
     if train.class_names != validation.class_names:
         raise DataError(_differences(train.class_names, validation.class_names))
-    names = train.class_names or tuple(str(label) for label in range(1 + int(train_labels.max())))
-    unknown = sorted(set(validation_labels.tolist()) - set(range(len(names))))
-    if unknown:
-        raise DataError(
-            f"Validation images must be of the classes of the training images, 0 to {len(names) - 1}. "
-            f"Received: {', '.join(map(str, unknown[:_SHOWN]))}."
-        )
+    validation_labels = labels_among(names, validation)
     if recipe.subset is not None:
         train = read_subset(recipe.subset, train)
         train_labels = _labels(train, "training")
     return LabelledData(train, train_labels, validation, validation_labels, names)
+
+
+def labels_among(class_names: tuple[str, ...], validation: ImageSource) -> npt.NDArray[np.int64]:
+    """The classes of validation images, known to be those that a classifier was trained on.
+
+    Args:
+        class_names: of the classifier's outputs.
+        validation: the images; where they do not name their classes, their numbers count.
+
+    Raises:
+        DataError: labels are missing, or of other classes.
+    """
+    labels = _labels(validation, "validation")
+    if validation.class_names not in ((), class_names):
+        raise DataError(_differences(class_names, validation.class_names))
+    unknown = sorted(set(labels.tolist()) - set(range(len(class_names))))
+    if unknown:
+        raise DataError(
+            f"Validation images must be of the classes of the training images, 0 to {len(class_names) - 1}. "
+            f"Received: {', '.join(map(str, unknown[:_SHOWN]))}."
+        )
+    return labels
+
+
+def numbered(count: int) -> tuple[str, ...]:
+    """Names of classes that have none."""
+    return tuple(map(str, range(count)))
 
 
 def _labels(source: ImageSource, what: str) -> npt.NDArray[np.int64]:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from swav_tf.classifier_recipe import ProbeRecipe
+from swav_tf.data.labelled import numbered
 from swav_tf.errors import UsageError
 from swav_tf.recipe import Recipe
 from swav_tf.recipe_files import load_recipe, load_recipe_of
@@ -132,7 +133,7 @@ def _class_names(path: Path | None, count: int) -> tuple[str, ...]:
         UsageError: the file cannot be read, or has more or fewer names.
     """
     if path is None:
-        return tuple(map(str, range(count)))
+        return numbered(count)
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:

@@ -191,3 +191,78 @@ def test_a_folder_that_is_no_classifier_is_refused(
         assert told in capsys.readouterr().err
     assert run_and_report(swav_tf, ["predict", str(probed), str(tmp_path / "gone"), "-o", output]) == 1
     assert "does not" in capsys.readouterr().err
+
+
+# === validate ===
+
+
+# Bugs caught: another view, other images or other weights than those of the run's own validation.
+def test_validation_finds_the_runs_own_figures(
+    probed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["validate", str(probed), "--json", "--batch-size", "100", "-o", str(tmp_path / "results")]
+    assert run_and_report(swav_tf, words) == 0, capsys.readouterr().err
+    found = json.loads(capsys.readouterr().out)
+    last = json.loads((probed / "summary.json").read_text())["last"]
+    assert found["images"] == 360
+    assert (found["top1"], found["top5"]) == (last["top1"], last["top5"])
+    assert found["loss"] == pytest.approx(last["loss"], rel=1e-5)
+    assert (tmp_path / "results" / "per_class.csv").read_text() == (probed / "per_class.csv").read_text()
+
+
+def write_classes(folder: Path, names: list[str]) -> Path:
+    """One image a class."""
+    for number, name in enumerate(names):
+        (folder / name).mkdir(parents=True)
+        Image.fromarray(np.full((20, 20, 3), 20 * number, np.uint8)).save(folder / name / "a.png")
+    return folder
+
+
+# Bugs caught: labels by folder number where the classes are others, an unreadable image that changes the figure.
+@pytest.mark.parametrize(
+    ("names", "broken", "part"),
+    [
+        (["cat", "dog"], False, "2 only among the validation images: cat, dog"),
+        (list("0123456789"), True, "0/b.png cannot be read"),
+    ],
+)
+def test_other_images_are_refused(
+    probed: Path,
+    tmp_path: Path,
+    names: list[str],
+    broken: bool,
+    part: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = write_classes(tmp_path / "val", names)
+    if broken:
+        (folder / "0" / "b.png").write_bytes(b"no picture")
+    assert run_and_report(swav_tf, ["validate", str(probed), str(folder), "--kind", "class_folders"]) == 1
+    error = capsys.readouterr().err
+    assert part in error
+    assert "not foreseen" not in error
+
+
+# Bug caught: an imported classifier without names that cannot be measured on folders with names.
+def test_an_import_without_class_names_takes_those_of_the_images(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from swav_tf.weights.importing import import_weights
+    from swav_tf.weights.layout import Sizes, slots
+    from swav_tf.weights.torch_writer import write_torch_file
+
+    draw = np.random.default_rng(0)
+    state = {
+        slot.torch: draw.uniform(0.1, 0.5, slot.shape).astype(np.float32)
+        for slot in slots(Sizes("resnet_small"))
+    }
+    write_torch_file(state, tmp_path / "backbone.pth")
+    bias = np.array([0, 9, 0], np.float32)
+    linear = {"linear.weight": np.zeros((3, 128), np.float32), "linear.bias": bias}
+    write_torch_file(linear, tmp_path / "linear.pth")
+    import_weights(tmp_path / "linear.pth", tmp_path / "run", backbone=tmp_path / "backbone.pth")
+    folder = write_classes(tmp_path / "val", ["ant", "bee", "cow"])
+    words = ["validate", str(tmp_path / "run"), str(folder), "-o", str(tmp_path / "results")]
+    assert run_and_report(swav_tf, words) == 0, capsys.readouterr().err
+    rows = list(csv.reader((tmp_path / "results" / "per_class.csv").read_text().splitlines()))
+    assert rows[1:] == [["ant", "1", "0.0", "1.0"], ["bee", "1", "1.0", "1.0"], ["cow", "1", "0.0", "1.0"]]

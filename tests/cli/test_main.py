@@ -128,6 +128,7 @@ def test_the_commands_are_these() -> None:
         "swav-tf pretrain",
         "swav-tf probe",
         "swav-tf similar",
+        "swav-tf validate",
         "swav-tf verify",
         "swav-tf weights",
         "swav-tf weights export",
