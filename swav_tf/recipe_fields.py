@@ -14,6 +14,8 @@ from pydantic_core import ErrorDetails
 
 from swav_tf.recipe import Recipe, Section
 
+ERRORS_TOLD = 100  # of one recipe; a file that is no recipe at all may have many thousands
+
 
 class RecipeField(NamedTuple):
     """One setting: its dotted path (`N` stands for a list index) and its definition."""
@@ -65,21 +67,18 @@ def explain_errors(invalid: ValidationError, recipe: type[Section] = Recipe) -> 
     """Pydantic's errors of a kind of recipe, each as `path: what must hold, what came, how to mend it`."""
     errors = invalid.errors()
     # A list with a wrong item is also reported as too short: only the item is worth telling.
-    return [
-        _explain(error, recipe)
-        for error in errors
-        if not any(
-            len(other["loc"]) > len(error["loc"]) and other["loc"][: len(error["loc"])] == error["loc"]
-            for other in errors
-        )
-    ]
+    around = {error["loc"][:end] for error in errors for end in range(len(error["loc"]))}
+    within = [error for error in errors if error["loc"] not in around]
+    return [_explain(error, recipe, guess=index < ERRORS_TOLD) for index, error in enumerate(within)]
 
 
-def _explain(error: ErrorDetails, recipe: type[Section]) -> str:
+def _explain(error: ErrorDetails, recipe: type[Section], *, guess: bool) -> str:
     keys, kind, came = error["loc"], error["type"], error["input"]
     path = dotted(keys)
     if kind == "extra_forbidden":
-        return f"{path}: no such setting (value {shown(came)}).{_nearest_setting(keys, recipe)}"
+        return (
+            f"{path}: no such setting (value {shown(came)}).{_nearest_setting(keys, recipe) if guess else ''}"
+        )
     meaning = _meaning(keys, recipe)
     if kind == "missing" and isinstance(keys[-1], int):
         return f"{dotted(keys[:-1])}: must have {keys[-1] + 1} values, got {shown(came)}{meaning}"

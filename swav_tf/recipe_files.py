@@ -20,7 +20,10 @@ from pydantic import ValidationError
 from swav_tf.classifier_recipe import FinetuneRecipe, ProbeRecipe
 from swav_tf.errors import RecipeError
 from swav_tf.recipe import Recipe
-from swav_tf.recipe_fields import did_you_mean, dotted, explain_errors, shown
+from swav_tf.recipe_fields import ERRORS_TOLD, did_you_mean, dotted, explain_errors, shown
+
+LONGEST_BYTES = 2**20  # of a file; the longest recipe here has 2 kB
+MOST_LETTERS = 2**20  # of all values once aliases are written out: ten lines could ask for a billion
 
 AnyRecipe = Recipe | ProbeRecipe | FinetuneRecipe
 AskedFor = TypeVar("AskedFor", Recipe, ProbeRecipe, FinetuneRecipe)
@@ -192,6 +195,10 @@ def _read(file_or_name: str | Path) -> tuple[str, str]:
     if bare and bundled.is_file():
         return bundled.read_text(encoding="utf-8"), f"recipe '{name}'"
     if path.is_file():
+        if path.stat().st_size > LONGEST_BYTES:
+            raise RecipeError(
+                f"recipe file {name} must have {LONGEST_BYTES:,} bytes at most; it has {path.stat().st_size:,}."
+            )
         try:
             return path.read_text(encoding="utf-8"), f"recipe file {name}"
         except UnicodeDecodeError as error:
@@ -216,12 +223,28 @@ def _plain_data(text: str) -> tuple[Any, list[str]]:
     """The data in a YAML text and what is wrong with it; no data where it cannot be read."""
     try:
         loader = _Loader(text)
+        data = loader.get_single_data()
+        if _letters(data, {}) > MOST_LETTERS:
+            return None, [f"must have {MOST_LETTERS:,} letters at most once its aliases are written out"]
         # There and back through JSON: what two aliases share becomes two things that overrides can tell
         # apart, and an alias that contains itself is refused.
-        data = json.loads(json.dumps(loader.get_single_data()))
+        data = json.loads(json.dumps(data))
     except (yaml.YAMLError, ValueError) as error:
         return None, [f"is not readable YAML: {' '.join(str(error).split())}"]
+    except RecursionError:
+        return None, ["is not readable YAML: its sections are nested too deep"]
     return data, loader.repeated_keys
+
+
+def _letters(data: Any, known: dict[int, int]) -> int:
+    """Length of the data as text, about; each thing that aliases share is looked at once."""
+    if not isinstance(data, dict | list):
+        return 1 + len(data) if isinstance(data, str) else 1
+    if id(data) not in known:
+        known[id(data)] = 0  # for an alias that contains itself
+        items = [*data.keys(), *data.values()] if isinstance(data, dict) else data
+        known[id(data)] = 1 + sum(_letters(item, known) for item in items)
+    return known[id(data)]
 
 
 def _apply(override: str, values: dict[str, Any]) -> str | None:
@@ -271,5 +294,8 @@ def _validate(
 
 def _all_told(label: str, errors: Iterable[str]) -> RecipeError:
     lines = list(errors)
-    count = "1 error" if len(lines) == 1 else f"{len(lines)} errors"
-    return RecipeError("\n".join([f"{label} has {count}:", *(f"  {line}" for line in lines)]))
+    count = "1 error" if len(lines) == 1 else f"{len(lines):,} errors"
+    told = [f"{label} has {count}:", *(f"  {line}" for line in lines[:ERRORS_TOLD])]
+    if len(lines) > ERRORS_TOLD:
+        told.append(f"  and {len(lines) - ERRORS_TOLD:,} more")
+    return RecipeError("\n".join(told))

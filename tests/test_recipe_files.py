@@ -109,11 +109,33 @@ def test_a_missing_recipe_names_the_nearest(asked: str, parts: list[str]) -> Non
         ("data: &d {path: *d}", "is not readable YAML: "),
         ("[1]: 2", "is not readable YAML: "),
         ("name: a\x07b", "is not readable YAML: "),
+        ("a: " + "[" * 3000 + "]" * 3000, "is not readable YAML: its sections are nested too deep"),
+        # Nine lines that would be a billion values, and six that would be 10 GB.
+        (
+            "a0: &a0 [x, x]\n"
+            + "\n".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 10)),
+            "must have 1,048,576 letters at most once its aliases are written out",
+        ),
     ],
 )
 def test_what_is_no_recipe_is_refused(tmp_path: Path, text: str, part: str) -> None:
     [line] = errors_of(write(tmp_path, text))
     assert part in line
+
+
+# Bug caught: a picture or a log given for a recipe is parsed for minutes.
+def test_a_file_far_longer_than_recipes_are_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path, "# " + "x" * 2**20)
+    with pytest.raises(RecipeError, match="must have 1,048,576 bytes at most; it has 1,048,578"):
+        load_recipe(path)
+
+
+# Bug caught: an error for each key, and for each a search for what was meant: minutes without a word.
+def test_of_very_many_errors_the_first_are_told(tmp_path: Path) -> None:
+    file = write(tmp_path, MINIMAL + "\n".join(f"key{number}: 1" for number in range(20_000)))
+    lines = errors_of(file)
+    assert len(lines) == 101
+    assert lines[-1] == "and 19,900 more"
 
 
 def test_a_file_that_is_not_text_is_refused(tmp_path: Path) -> None:

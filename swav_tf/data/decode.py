@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import struct
+import zlib
 from typing import Final
 
 import cv2
@@ -22,6 +23,7 @@ MAX_PIXELS: Final = 89_478_485  # Pillow's bound: 256 MiB of RGB; beyond it an i
 _FORMATS: Final = ("JPEG", "PNG", "WEBP", "BMP")
 _START_OF_SCAN: Final = b"\xff\xda"
 _END_OF_IMAGE: Final = b"\xff\xd9"
+_PNG_SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
 
 
 class UndecodableImage(Exception):
@@ -32,7 +34,8 @@ def decode(data: bytes) -> Image:
     """The pixels of an encoded image, uint8 RGB (height, width, 3).
 
     JPEG, PNG, WebP and BMP, told apart by content, not by name. Damage inside a JPEG
-    that still has its end marker cannot be told from a picture, and is not reported.
+    that still has its end marker cannot be told from a picture, and is not reported; no more
+    can it be in WebP and BMP. A PNG has checksums.
 
     Raises:
         UndecodableImage: if the file is corrupt, truncated, of another format, or has
@@ -80,7 +83,24 @@ def _refuse_bomb(height: int, width: int) -> None:
         raise UndecodableImage(f"{width} x {height} pixels, more than the {MAX_PIXELS:,} that are accepted")
 
 
+def _png_is_whole(data: bytes) -> bool:
+    """Whether the checksums of all chunks that make the picture are right; Pillow looks at none of its pixels'."""
+    position = len(_PNG_SIGNATURE)
+    while position + 12 <= len(data):
+        end = position + 8 + int.from_bytes(data[position : position + 4], "big")
+        name = data[position + 4 : position + 8]
+        is_critical = not name[0] & 0x20  # a capital letter (PNG specification, 5.4)
+        if is_critical and zlib.crc32(data[position + 4 : end]) != int.from_bytes(data[end : end + 4], "big"):
+            return False
+        if name == b"IEND":
+            return True
+        position = end + 4
+    return False
+
+
 def _decode_with_pillow(data: bytes) -> Image:
+    if data.startswith(_PNG_SIGNATURE) and not _png_is_whole(data):
+        raise UndecodableImage("corrupt or truncated PNG: a checksum is wrong or the end is missing")
     try:
         with PillowImage.open(io.BytesIO(data), formats=_FORMATS) as image:
             _refuse_bomb(image.height, image.width)

@@ -183,6 +183,20 @@ def test_corrupt_png_is_refused(pixels, encoded):
         decode(bytes(data))
 
 
+# Bug caught: Pillow never looks at the checksums of a PNG's pixels, and shows what zeros in them make.
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.9])
+def test_a_png_with_a_block_of_zeros_is_refused(pixels, encoded, share):
+    data = bytearray(encoded(pixels, "PNG"))
+    start = int(share * len(data))
+    data[start : start + 40] = bytes(40)
+    with pytest.raises(UndecodableImage, match="checksum"):
+        decode(bytes(data))
+
+
+def test_bytes_behind_the_end_of_a_png_do_no_harm(pixels, encoded):
+    np.testing.assert_array_equal(decode(encoded(pixels, "PNG") + b"more"), pixels)
+
+
 def test_bombs_are_refused_before_memory_is_taken(encoded, monkeypatch):
     # A small file of 60,000 x 60,000 pixels would take 10 GB.
     data = encoded(np.zeros((8, 8, 3), np.uint8), "JPEG")
