@@ -90,7 +90,7 @@ def provider_settings(source: Path | bytes, *, provider: str, cuda_graph: bool) 
     content = source.read_bytes() if isinstance(source, Path) else source
     cache = engine_cache()
     cache.mkdir(parents=True, exist_ok=True)
-    precision = _precision_of(content)
+    precision = _precision_of(source)
     return {
         "trt_cuda_graph_enable": graph,
         "trt_engine_cache_enable": "1",
@@ -108,7 +108,7 @@ def engine_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "swav-tf" / "tensorrt"
 
 
-def _precision_of(content: bytes) -> str:
+def _precision_of(source: Path | bytes) -> str:
     """What the metadata say; fp32 of a graph without any."""
     import onnxruntime as ort
 
@@ -116,7 +116,8 @@ def _precision_of(content: bytes) -> str:
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 4
     try:
-        facts = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"]).get_modelmeta()
+        given = str(source) if isinstance(source, Path) else source
+        facts = ort.InferenceSession(given, options, providers=["CPUExecutionProvider"]).get_modelmeta()
     except Exception:  # what is wrong with the file is told when it is opened for good
         return "fp32"
     return str(facts.custom_metadata_map.get("precision", "fp32"))

@@ -1,0 +1,62 @@
+"""`swav-tf compare`: is B faster than A, or is it the noise? Needs no TensorFlow."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from cli.options import json_option, print_json
+
+
+@click.command(short_help="Hold two benchmarks against each other.")
+@click.argument("a", type=click.Path(path_type=Path), metavar="A.json")
+@click.argument("b", type=click.Path(path_type=Path), metavar="B.json")
+@click.option(
+    "--fail-below",
+    "least",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="RATIO",
+    help="Exit code 1 if a cell of B is surely slower than RATIO times A's, or missing.",
+)
+@click.option("--any-machine", is_flag=True, help="With --fail-below: take files of different machines, too.")
+@json_option
+def command(a: Path, b: Path, least: float | None, any_machine: bool, as_json: bool) -> int:
+    """Compare the images/s of two files by `swav-tf benchmark --json`, cell by cell, B against A.
+
+    A cell is called faster or slower only if the difference is beyond the noise of both, 99 % sure.
+    With --rounds 3 or more in both benchmarks the noise from process to process is measured, else assumed.
+
+    \b
+    Examples:
+      swav-tf compare before.json after.json
+      swav-tf compare main.json branch.json --fail-below 0.95
+    """
+    from evaluate.benchmark_schema import read_benchmark
+    from evaluate.compare_benchmarks import compare_benchmarks
+    from swav_tf.errors import UsageError
+
+    comparison = compare_benchmarks(read_benchmark(a), read_benchmark(b))
+    if least is not None and not comparison.comparable and not any_machine:
+        raise UsageError(
+            "--fail-below takes benchmarks of one machine. Received: "
+            f"{'; '.join(comparison.differences)}. Measure A anew here, or say --any-machine."
+        )
+    below = [] if least is None else comparison.below(least)
+    undecided = [] if least is None else comparison.undecided(least)
+    if as_json:
+        print_json({**asdict(comparison), "fail_below": least, "below": below, "undecided": undecided})
+    else:
+        from cli.benchmark_table import print_comparison
+
+        print_comparison(comparison)
+        for line in below:
+            click.echo(f"too slow: {line}")
+        if undecided:
+            click.echo(f"within the noise of {least:g}, and so let through: {', '.join(undecided)}")
+    if least is not None and not any(cell.ratio is not None for cell in comparison.cells):
+        raise UsageError(
+            "--fail-below takes benchmarks with a cell in common. Received: none was measured in both."
+        )
+    return 1 if below else 0
