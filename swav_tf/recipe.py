@@ -203,6 +203,11 @@ class Train(Section):
     max_non_finite_steps: int = Field(
         20, ge=1, description="non-finite steps in a row after which the run stops with an error"
     )
+    worker_timeout_seconds: float = Field(
+        60.0,
+        ge=0,
+        description="silence of a worker after which the others end, seconds; 0: leave it to TensorFlow",
+    )
 
 
 class Checkpoints(Section):

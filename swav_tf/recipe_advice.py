@@ -170,7 +170,8 @@ def impossible_batch(train: Train, replicas: int, images: int | None) -> Iterato
             "train.batch_size",
             f"{train.batch_size} images cannot be shared equally by {replicas} replica(s) x "
             f"{train.accumulation_steps} accumulation step(s)",
-            f"Use a multiple of {parts}: {_nearest_multiple(train.batch_size, parts)}",
+            (f"{_fitting_replicas(train, replicas)}. A new run may use" if replicas > 1 else "Use")
+            + f" a multiple of {parts}: {_nearest_multiple(train.batch_size, parts)}",
         )
     if images is not None and images < train.batch_size:
         yield Advice(
@@ -178,6 +179,17 @@ def impossible_batch(train: Train, replicas: int, images: int | None) -> Iterato
             f"{images} images do not fill one batch of {train.batch_size}, so an epoch would have no step",
             f"Set it to {images} or less, or use more images",
         )
+
+
+def _fitting_replicas(train: Train, replicas: int) -> str:
+    """How a run that has begun, and keeps its batch, can be gone on with."""
+    fitting = [
+        n for n in range(1, train.batch_size + 1) if train.batch_size % (n * train.accumulation_steps) == 0
+    ]
+    below, above = [n for n in fitting if n < replicas][-1:], [n for n in fitting if n > replicas][:1]
+    numbers = " or ".join(map(str, below + above))
+    way = f"give it {numbers} replica(s)" if numbers else "give it other accumulation_steps"
+    return f"A run that has begun keeps its batch: {way}"
 
 
 def _impossible_warmup(recipe: Recipe) -> Iterator[Advice]:

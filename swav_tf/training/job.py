@@ -24,6 +24,7 @@ from swav_tf.training.checkpoint import IMPORTED, CheckpointStore
 from swav_tf.training.run_folder import RunFolder, check_settings
 from swav_tf.training.state import restore
 from swav_tf.training.strategy import Topology, topology
+from swav_tf.training.watched import COLLECTIVE_ERRORS, WorkerEnded, watched
 
 
 @contextmanager
@@ -32,13 +33,16 @@ def run_folder(
 ) -> Iterator[RunFolder]:
     """The run's folder, made ready by the chief before any other worker looks into it.
 
+    Inside, the workers watch each other.
+
     Raises:
         UsageError: a live process writes it, or it holds a run of another kind or with other settings.
-        SwavError: that is so on another worker.
+        WorkerLost: that is so on another worker, or one is lost.
     """
     team = topology(strategy)
     folder, failure = RunFolder(path, writer=team.is_chief), None
     with ExitStack() as stack:
+        stack.enter_context(watched(strategy, recipe.train))
         if team.is_chief:
             try:
                 stack.enter_context(folder)
@@ -49,7 +53,7 @@ def run_folder(
             except SwavError as error:
                 failure = error
         if team.workers > 1 and _mean_over_workers(strategy, float(failure is not None)) and failure is None:
-            raise SwavError("The chief could not open the run folder; its own message says why.")
+            raise WorkerEnded("The chief could not open the run folder; its own message says why.")
         if failure is not None:
             raise failure
         if not team.is_chief:
@@ -97,7 +101,14 @@ def resume(
             )
         restore(model, checkpoint.arrays, batch_size=recipe.train.batch_size)
         position.from_json(checkpoint.facts["position"])
-        console.print(f"going on from step {position.step} ({checkpoint.path})")
+        then = checkpoint.facts.get("replicas", team.replicas)
+        moved = (
+            f"; {then} replica(s) then, {team.replicas} now: the same batch of {recipe.train.batch_size}, "
+            f"{recipe.train.batch_size // team.replicas} images each"
+        )
+        console.print(
+            f"going on from step {position.step} ({checkpoint.path}){moved if then != team.replicas else ''}"
+        )
     if team.workers > 1:
         _check_all_at(position.step, model)
     return checkpoint.step if checkpoint else None
@@ -180,10 +191,10 @@ def failures_explained(train: Train, replicas: int, bad_images: BadImages) -> It
             "train.precision=mixed_float16, a smaller train.batch_size (in pretraining with a queue). "
             f"TensorFlow says: {str(error)[:300]}"
         ) from error
-    except (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError) as error:
+    except COLLECTIVE_ERRORS as error:
         if replicas == 1:
             raise
-        raise SwavError(
+        raise WorkerEnded(
             "Another worker has ended; its own message says why. The last checkpoint is kept: start the same "
             "command on all machines to go on."
         ) from error

@@ -34,19 +34,23 @@ class ClusterAddress:
                 f"--node-rank must be from 0 to nodes - 1. Received: --nodes {self.nodes} "
                 f"--node-rank {self.node_rank}."
             )
-        host, _, port = self.master.rpartition(":")
-        if not host or not port.isdigit() or not 0 < int(port) < 65536:
-            raise UsageError(f"--master must be host:port, such as 10.0.0.1:9000. Received: {self.master!r}.")
+        try:
+            split_address(self.master)
+        except ValueError as error:
+            raise UsageError(
+                "--master must be host:port, such as 10.0.0.1:9000, node07:9000 or [fd00::1]:9000. "
+                f"Received: {self.master!r} ({error})."
+            ) from error
 
     @property
     def host(self) -> str:
         """The master's host."""
-        return self.master.rpartition(":")[0].strip("[]")
+        return split_address(self.master)[0]
 
     @property
     def port(self) -> int:
         """The master's port, used only until the nodes have met."""
-        return int(self.master.rpartition(":")[2])
+        return split_address(self.master)[1]
 
 
 def meet(address: ClusterAddress, *, timeout_seconds: float = 600.0) -> list[str]:
@@ -62,10 +66,17 @@ def meet(address: ClusterAddress, *, timeout_seconds: float = 600.0) -> list[str
 
 
 def _gather(address: ClusterAddress, deadline: float) -> list[str]:
-    workers = {0: f"{address.host}:{free_port()}"}
-    guests: list[socket.socket] = []
+    workers = {0: join_address(address.host, free_port())}
+    guests: dict[int, socket.socket] = {}
     try:
-        with socket.create_server(("", address.port)) as server:
+        server = listen(address.port)
+    except OSError as error:
+        raise SwavError(
+            f"Node 0 must be able to listen at port {address.port} of --master {address.master}: {error}. "
+            "Another job may use it: give another port, the same on all nodes."
+        ) from error
+    try:
+        with server:
             while len(workers) < address.nodes:
                 server.settimeout(max(deadline - time.monotonic(), 0.001))
                 try:
@@ -77,28 +88,46 @@ def _gather(address: ClusterAddress, deadline: float) -> list[str]:
                         f"{', '.join(map(str, missing))}: is the command running there, with the same --nodes, "
                         f"and does it reach {address.master}?"
                     ) from None
-                guests.append(guest)
                 try:
                     guest.settimeout(10.0)
                     hello = json.loads(guest.makefile("r").readline())
                     rank, port, nodes = int(hello["rank"]), int(hello["port"]), int(hello["nodes"])
                 except (OSError, ValueError, KeyError, TypeError):
-                    continue  # something else knocked at this port
-                if nodes != address.nodes or rank in workers or not 0 < rank < address.nodes:
+                    guest.close()  # something else knocked at this port
+                    continue
+                host = host.removeprefix("::ffff:")  # IPv4, as a socket for both sees it
+                taken = rank in workers and not (rank in guests and _has_gone(guests[rank]))
+                if nodes != address.nodes or taken or not 0 < rank < address.nodes:
+                    guest.close()
                     raise SwavError(
                         f"Each node needs its own --node-rank and the same --nodes {address.nodes}. "
                         f"Received: rank {rank} of {nodes} from {host}; already here: {sorted(workers)}."
                     )
-                workers[rank] = f"{host}:{port}"
+                guests[rank] = guest
+                workers[rank] = join_address(host, port)
         listing = [workers[rank] for rank in range(address.nodes)]
-        for guest in guests:
-            guest.sendall((json.dumps(listing) + "\n").encode())
+        for rank, guest in guests.items():
+            try:
+                guest.sendall((json.dumps(listing) + "\n").encode())
+            except OSError as error:
+                raise SwavError(f"Node rank {rank} went away before all nodes had come: {error}.") from error
         return listing
-    except OSError as error:
-        raise SwavError(f"Node 0 must be able to listen at {address.master}: {error}.") from error
     finally:
-        for guest in guests:
+        for guest in guests.values():
             guest.close()
+
+
+def _has_gone(guest: socket.socket) -> bool:
+    """Whether a waiting node was ended: it may come again under its rank."""
+    try:
+        guest.setblocking(False)
+        return guest.recv(1) == b""
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    finally:
+        guest.settimeout(10.0)
 
 
 def _join(address: ClusterAddress, deadline: float) -> list[str]:
@@ -119,6 +148,33 @@ def _join(address: ClusterAddress, deadline: float) -> list[str]:
             if time.monotonic() > deadline:
                 raise SwavError(f"Node 0 did not answer at {address.master}: {error}.") from error
             time.sleep(0.5)
+
+
+def listen(port: int) -> socket.socket:
+    """A server socket at all addresses of this machine, IPv4 and IPv6; port 0 takes a free one."""
+    if socket.has_dualstack_ipv6():  # false, too, where the system has IPv6 turned off
+        return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True)
+    return socket.create_server(("", port))
+
+
+def join_address(host: str, port: int) -> str:
+    """`host:port`, an IPv6 address in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """Host, without brackets, and port of `host:port`.
+
+    Raises:
+        ValueError: it is not of this form, or an IPv6 address stands without brackets.
+    """
+    host, _, port = address.rpartition(":")
+    bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    if not bare or (bare == host and ":" in host) or not port.isascii() or not port.isdigit():
+        raise ValueError(f"{address!r} is not host:port")
+    if not 0 < int(port) < 65536:
+        raise ValueError(f"port {port} is not from 1 to 65535")
+    return bare, int(port)
 
 
 def free_port() -> int:

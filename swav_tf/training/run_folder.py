@@ -31,6 +31,7 @@ FREE_TO_CHANGE = (
     "train.logical_cpus",
     "train.deterministic",
     "train.max_non_finite_steps",
+    "train.worker_timeout_seconds",
     "checkpoint",
     "monitor",
     "subset",  # the names in it are compared, not where the file lies

@@ -9,12 +9,13 @@ import os
 from dataclasses import dataclass
 
 import tensorflow as tf
+from tensorflow.compiler.xla.tsl.protobuf import coordination_config_pb2
+from tensorflow.python.eager import context as tf_context
 
 from swav_tf.errors import UsageError
 from swav_tf.recipe import Train
 from swav_tf.training.rendezvous import ClusterAddress, meet
-
-SLURM_PORT = 8888
+from swav_tf.training.slurm import slurm_address, slurm_tasks
 
 
 @dataclass(frozen=True)
@@ -54,14 +55,14 @@ def build_strategy(settings: Train, cluster: ClusterAddress | None = None) -> tf
     tf.config.experimental.enable_tensor_float_32_execution(False)
     kind = settings.strategy
     if kind == "auto":
-        if cluster is not None or _tf_config_workers() > 1 or _slurm_tasks() > 1:
+        if cluster is not None or _tf_config_workers() > 1 or slurm_tasks(os.environ) > 1:
             kind = "multi_worker"
         else:
             kind = "mirrored" if len(gpus) > 1 or settings.logical_cpus > 1 else "one_device"
     if cluster is not None and kind != "multi_worker":
         raise UsageError(f"--nodes needs train.strategy=auto or multi_worker. Received: {kind}.")
     if kind == "multi_worker":
-        return _multi_worker(cluster, has_gpus=bool(gpus))
+        return _multi_worker(cluster, settings, has_gpus=bool(gpus))
     if kind == "mirrored":
         devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
         return mirrored(tuple(device.name for device in devices))
@@ -94,37 +95,57 @@ def topology(strategy: tf.distribute.Strategy) -> Topology:
     return Topology("multi worker", workers=workers, worker=worker, replicas=replicas, devices=devices)
 
 
-def _multi_worker(cluster: ClusterAddress | None, *, has_gpus: bool) -> tf.distribute.Strategy:
-    resolver = None
+def worker_addresses(strategy: tf.distribute.Strategy) -> list[str]:
+    """`host:port` of every worker, by number; empty where there is one."""
+    resolver = strategy.cluster_resolver
+    members = resolver.cluster_spec().as_dict() if resolver is not None else {}
+    return [*members.get("chief", []), *members.get("worker", [])]
+
+
+def _multi_worker(
+    cluster: ClusterAddress | None, settings: Train, *, has_gpus: bool
+) -> tf.distribute.Strategy:
+    if cluster is not None and os.environ.get("TF_CONFIG"):
+        raise UsageError("The cluster must be described once: either --nodes or TF_CONFIG. Received: both.")
+    if cluster is None and not _tf_config_workers() and slurm_tasks(os.environ) > 1:
+        cluster = slurm_address(os.environ, has_gpus=has_gpus)
     if cluster is not None:
-        if os.environ.get("TF_CONFIG"):
-            raise UsageError(
-                "The cluster must be described once: either --nodes or TF_CONFIG. Received: both."
-            )
         os.environ["TF_CONFIG"] = json.dumps(
             {"cluster": {"worker": meet(cluster)}, "task": {"type": "worker", "index": cluster.node_rank}}
-        )
-    elif not _tf_config_workers() and _slurm_tasks() > 1:
-        resolver = tf.distribute.cluster_resolver.SlurmClusterResolver(
-            jobs={"worker": _slurm_tasks()},
-            port_base=SLURM_PORT,
-            # Which GPUs a task sees is SLURM's to say (--gpus-per-task); it is too late to change it here;
-            # these counts only keep the resolver from asking nvidia-smi.
-            auto_set_gpu=False,
-            gpus_per_node=_slurm_tasks(),
-            gpus_per_task=1,
         )
     elif not _tf_config_workers():
         raise UsageError(
             "train.strategy=multi_worker needs a description of the cluster: --nodes N --node-rank R "
             "--master host:port, the variable TF_CONFIG, or a SLURM job of several tasks. Received: none."
         )
+    _slow_down_tensorflows_watch(settings.worker_timeout_seconds)
     implementation = tf.distribute.experimental.CommunicationImplementation
     return tf.distribute.MultiWorkerMirroredStrategy(
-        cluster_resolver=resolver,
         communication_options=tf.distribute.experimental.CommunicationOptions(
             implementation=implementation.NCCL if has_gpus else implementation.RING
         ),
+    )
+
+
+def _slow_down_tensorflows_watch(timeout_seconds: float) -> None:
+    """TensorFlow's own heartbeat is to come after ours, which can say who is lost.
+
+    Its coordination service gives up a worker after 10 s of silence and has no public setting. This is
+    what `MultiWorkerMirroredStrategy` configures where nobody has, with another time.
+    """
+    if not timeout_seconds:
+        return
+    jobs = json.loads(os.environ["TF_CONFIG"])["cluster"]
+    leader = "chief" if jobs.get("chief") else "worker"
+    tf_context.context().configure_coordination_service(
+        service_type="standalone",
+        service_leader=f"/job:{leader}/replica:0/task:0",
+        heartbeat_timeout_in_ms=round(2000 * timeout_seconds),
+        coordinated_jobs=[
+            coordination_config_pb2.CoordinatedJob(name=job, num_tasks=len(jobs[job]))
+            for job in ("chief", "worker")
+            if jobs.get(job)
+        ],
     )
 
 
@@ -156,10 +177,3 @@ def _tf_config_workers() -> int:
             'TF_CONFIG must be JSON such as {"cluster": {"worker": ["host:port", ...]}, '
             f'"task": {{"type": "worker", "index": 0}}}}. Received: {text[:200]!r} ({error}).'
         ) from error
-
-
-def _slurm_tasks() -> int:
-    # SLURM_PROCID is set by srun only: a shell inside an allocation is not a task.
-    if "SLURM_PROCID" not in os.environ or "SLURM_STEP_NUM_TASKS" not in os.environ:
-        return 0
-    return int(os.environ["SLURM_STEP_NUM_TASKS"])

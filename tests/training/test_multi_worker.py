@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -118,26 +119,89 @@ def test_a_non_finite_gradient_on_one_worker_skips_the_step_on_both(tmp_path):
         np.testing.assert_array_equal(weights[0][name], weights[1][name], err_msg=name)
 
 
-# Bugs caught: a signal that stops one worker and hangs the other; a run that cannot go on with fewer workers.
-def test_a_signal_to_one_worker_stops_all_at_one_step_and_one_process_goes_on(tmp_path, alone):
-    save_recipe(tiny_recipe(**RECIPE), tmp_path / "recipe.yaml")
-    workers = [f"127.0.0.1:{free_port()}" for _ in range(2)]
-    run = tmp_path / "run"
-    processes = [
+def start_cluster(folder, workers):
+    """All workers of a cluster that TF_CONFIG describes, in one run folder."""
+    addresses = [f"127.0.0.1:{free_port()}" for _ in range(workers)]
+    return [
         start(
-            tmp_path / "recipe.yaml",
-            run,
-            TF_CONFIG=json.dumps({"cluster": {"worker": workers}, "task": {"type": "worker", "index": rank}}),
+            folder / "recipe.yaml",
+            folder / "run",
+            TF_CONFIG=json.dumps(
+                {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": rank}}
+            ),
         )
-        for rank in range(2)
+        for rank in range(workers)
     ]
-    metrics = run / "metrics.jsonl"
-    while not metrics.exists() or len(metrics.read_text().splitlines()) < 6:
+
+
+def wait_for(condition, processes):
+    while not condition():
         time.sleep(0.005)
         assert all(process.poll() is None for process in processes), processes[0].stderr.read()
-    processes[1].send_signal(signal.SIGTERM)  # not the chief
-    finish(processes[1:], code=143)
-    finish(processes[:1], code=1)
-    assert 6 <= final(run).step < 22
-    finish([start(tmp_path / "recipe.yaml", run)])
+
+
+def wait_for_step(folder, step, processes):
+    metrics = folder / "run" / "metrics.jsonl"
+
+    def reached():
+        lines = metrics.read_text().splitlines(keepends=True) if metrics.exists() else []
+        return any(json.loads(line)["step"] >= step for line in lines if line.endswith("\n"))
+
+    wait_for(reached, processes)
+
+
+# Bugs caught: a signal that stops one worker and hangs the other; an exit code that a scheduler takes for a
+# failure of those that were not signalled; a run that cannot go on with fewer workers, or with more again.
+def test_a_signal_to_one_worker_stops_all_at_one_step_and_the_run_goes_on_with_more_or_fewer(tmp_path, alone):
+    save_recipe(tiny_recipe(**RECIPE), tmp_path / "recipe.yaml")
+    stopped_at = []
+    for workers, signalled, step in ((4, 2, 4), (2, 1, 10)):
+        processes = start_cluster(tmp_path, workers)
+        wait_for_step(tmp_path, step, processes)
+        processes[signalled].send_signal(signal.SIGTERM)  # not the chief
+        finish(processes, code=143)
+        stopped_at.append(final(tmp_path / "run").step)
+    assert 4 <= stopped_at[0] < stopped_at[1] < 22
+    finish([start(tmp_path / "recipe.yaml", tmp_path / "run")])
+    assert_close(alone, final(tmp_path / "run"))
+
+
+# Bugs caught: a batch that is changed without a word to suit three workers; an advice that a begun run cannot follow.
+def test_a_batch_that_the_workers_cannot_share_is_refused_by_all(tmp_path):
+    save_recipe(tiny_recipe(**RECIPE), tmp_path / "recipe.yaml")
+    for process in start_cluster(tmp_path, 3):
+        _, errors = process.communicate(timeout=240)
+        assert process.returncode == 2
+        assert "64 images cannot be shared equally by 3 replica(s)" in errors
+        assert "A run that has begun keeps its batch: give it 2 or 4 replica(s)" in errors
+
+
+# Bugs caught: workers that wait for ever for one that died or hangs; a loss without a name; a checkpoint that a loss
+# spoils; a restarted job that ends with other weights.
+@pytest.mark.parametrize(
+    ("how", "victim", "message"),
+    [
+        (signal.SIGKILL, 0, r"Worker 0 \(\S+, process {pid}\) is gone"),
+        (signal.SIGSTOP, 1, r"Worker 1 \(\S+, process {pid}\) has been silent for 5 s"),
+    ],
+)
+def test_the_loss_of_a_worker_ends_the_others_and_the_same_command_goes_on(
+    tmp_path, alone, how, victim, message
+):
+    save_recipe(tiny_recipe(**RECIPE, train__worker_timeout_seconds=5), tmp_path / "recipe.yaml")
+    run, processes = tmp_path / "run", start_cluster(tmp_path, 2)
+    wait_for_step(tmp_path, 4, processes)
+    processes[1].send_signal(signal.SIGUSR1)
+    wait_for(lambda: CheckpointStore(run / "checkpoints", kind="pretrain").steps(), processes)
+    processes[victim].send_signal(how)
+    survivor = processes[1 - victim]
+    _, errors = survivor.communicate(timeout=240)
+    assert survivor.returncode == 75
+    assert re.search(message.format(pid=processes[victim].pid), errors), errors[-2000:]
+    assert "The last checkpoint is kept" in errors
+    processes[victim].send_signal(signal.SIGCONT)  # one that was only stopped must not go on alone
+    processes[victim].communicate(timeout=240)
+    assert processes[victim].returncode == (-signal.SIGKILL if how == signal.SIGKILL else 75)
+    assert 4 <= final(run).step < 22
+    finish(start_cluster(tmp_path, 2))
     assert_close(alone, final(run))

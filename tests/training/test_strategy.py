@@ -74,11 +74,11 @@ SLURM = {
     "SLURM_NTASKS": "2",
 }
 PRINT_CLUSTER = """
-import json, tensorflow as tf
+import json, os, tensorflow as tf
 from swav_tf.training import strategy
-tf.distribute.MultiWorkerMirroredStrategy = lambda cluster_resolver, communication_options: print(json.dumps(
-    {**cluster_resolver.cluster_spec().as_dict(), "task": cluster_resolver.task_id,
-     "how": communication_options.implementation.value}))
+tf.distribute.MultiWorkerMirroredStrategy = lambda communication_options: print(json.dumps(
+    {**json.loads(os.environ["TF_CONFIG"]), "how": communication_options.implementation.value}))
+strategy.meet = lambda address: [address.host + ":1", "node08:2"]
 from swav_tf.recipe import Train
 strategy.build_strategy(Train(epochs=1, batch_size=8))
 """
@@ -95,7 +95,11 @@ def test_a_slurm_step_is_understood():
     )
     assert process.returncode == 0, process.stderr[-2000:]
     found = json.loads(process.stdout.strip().splitlines()[-1])
-    assert found == {"worker": ["node07:8888", "node08:8888"], "task": 1, "how": "RING"}
+    assert found == {
+        "cluster": {"worker": ["node07:1", "node08:2"]},
+        "task": {"type": "worker", "index": 1},
+        "how": "RING",
+    }
 
 
 # Bug caught: an interactive shell in an allocation that waits for tasks that never come.

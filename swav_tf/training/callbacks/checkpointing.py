@@ -30,7 +30,8 @@ class StoppedBySignal(SwavError):
         super().__init__(
             f"Stopped by {name} after step {step}; a checkpoint is written. The same command goes on from there."
         )
-        self.exit_code = 128 + number if number else 1
+        # A worker that stops because another was signalled is preempted like that one: schedulers start both again.
+        self.exit_code = 128 + (number or signal.SIGTERM)
 
 
 class Diverged(SwavError):
@@ -93,6 +94,7 @@ class Checkpointing(keras.callbacks.Callback):
                 "position": self.position.to_json(),
                 "recipe": self.recipe.model_dump(mode="json"),
                 "images": dict(self.images),
+                "replicas": self.model.distribute_strategy.num_replicas_in_sync,
             }
             self.store.write(self.position.step, arrays, facts, keep=keep)
         self.last_written = self.position.step

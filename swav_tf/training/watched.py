@@ -1,0 +1,93 @@
+"""A job of several workers under the watch of `worker_watch`: the loss of one ends all the others, in words."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import tensorflow as tf
+from tensorflow.python.eager import context as tf_context
+
+from swav_tf.errors import SwavError
+from swav_tf.recipe import Train
+from swav_tf.training.callbacks.checkpointing import StoppedBySignal
+from swav_tf.training.rendezvous import split_address
+from swav_tf.training.strategy import Topology, topology, worker_addresses
+from swav_tf.training.worker_watch import Loss, WorkerLost, WorkerWatch
+
+# What a collective raises when a peer has gone or is silent, or when it was aborted.
+COLLECTIVE_ERRORS = (
+    tf.errors.UnavailableError,
+    tf.errors.AbortedError,
+    tf.errors.CancelledError,
+    tf.errors.DeadlineExceededError,
+)
+
+
+class WorkerEnded(SwavError):
+    """TensorFlow says that another worker has ended, not which."""
+
+
+@contextmanager
+def watched(strategy: tf.distribute.Strategy, train: Train) -> Iterator[None]:
+    """Inside, the loss of another worker is noticed within `train.worker_timeout_seconds` and ends this one.
+
+    What waits for the others is aborted, so that this process leaves as after any other error. If it does
+    not within the same time again, it is ended where it stands. All workers must come here together.
+
+    Raises:
+        WorkerLost: another worker died, hangs, lost its network, or failed.
+    """
+    team = topology(strategy)
+    if team.workers == 1 or not train.worker_timeout_seconds:
+        yield
+        return
+    ended = threading.Event()
+
+    def end(loss: Loss) -> None:
+        # From here on no collective waits any more; each raises UnavailableError.
+        tf_context.context().abort_collective_ops(tf.errors.UNAVAILABLE, loss.message)
+        if not ended.wait(train.worker_timeout_seconds):
+            watch.leave(loss)
+            print(f"Error: {WorkerLost(loss)}", file=sys.stderr, flush=True)
+            os._exit(loss.exit_code)
+
+    watch = WorkerWatch(worker=team.worker, timeout_seconds=train.worker_timeout_seconds, on_loss=end)
+    try:
+        ports = all_workers_numbers(strategy, team, watch.port)
+        hosts = [split_address(address)[0] for address in worker_addresses(strategy)]
+        watch.start(list(zip(hosts, ports, strict=True)))
+        yield
+    except StoppedBySignal:
+        watch.leave()  # the others stop at the same step
+        raise
+    except BaseException as error:
+        if isinstance(error, (WorkerEnded, *COLLECTIVE_ERRORS)):
+            watch.lost.wait(train.worker_timeout_seconds)  # TensorFlow may have seen it first
+        if watch.loss is not None and isinstance(error, (WorkerEnded, tf.errors.OpError)):
+            watch.leave(watch.loss)
+            raise WorkerLost(watch.loss) from error
+        known = isinstance(error, SwavError)
+        said = str(error) if known else f"{type(error).__name__}: {error}"
+        watch.leave(watch.failure(said, getattr(error, "exit_code", 1) if known else 1))
+        raise
+    else:
+        watch.leave()
+    finally:
+        ended.set()
+
+
+def all_workers_numbers(strategy: tf.distribute.Strategy, team: Topology, mine: int) -> list[int]:
+    """One whole number from each worker, by worker; a collective."""
+    numbers = np.zeros(team.workers)
+    numbers[team.worker] = mine
+    total = strategy.run(
+        lambda: tf.distribute.get_replica_context().all_reduce("SUM", tf.constant(numbers, tf.float64))
+    )
+    sums = strategy.experimental_local_results(total)[0].numpy()
+    # Each of a worker's replicas has added its number.
+    return [round(number * team.workers / team.replicas) for number in sums]
