@@ -109,25 +109,31 @@ def _multi_worker(
         raise UsageError("The cluster must be described once: either --nodes or TF_CONFIG. Received: both.")
     if cluster is None and not _tf_config_workers() and slurm_tasks(os.environ) > 1:
         cluster = slurm_address(os.environ, has_gpus=has_gpus)
+    resolver = tf.distribute.cluster_resolver.TFConfigClusterResolver()
     if cluster is not None:
-        os.environ["TF_CONFIG"] = json.dumps(
-            {"cluster": {"worker": meet(cluster)}, "task": {"type": "worker", "index": cluster.node_rank}}
+        # Not by way of TF_CONFIG: it would stay in this process, and in those that it starts.
+        resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
+            tf.train.ClusterSpec({"worker": meet(cluster)}),
+            task_type="worker",
+            task_id=cluster.node_rank,
+            rpc_layer="grpc",
         )
     elif not _tf_config_workers():
         raise UsageError(
             "train.strategy=multi_worker needs a description of the cluster: --nodes N --node-rank R "
             "--master host:port, the variable TF_CONFIG, or a SLURM job of several tasks. Received: none."
         )
-    _slow_down_tensorflows_watch(settings.worker_timeout_seconds)
+    _slow_down_tensorflows_watch(resolver.cluster_spec().as_dict(), settings.worker_timeout_seconds)
     implementation = tf.distribute.experimental.CommunicationImplementation
     return tf.distribute.MultiWorkerMirroredStrategy(
+        cluster_resolver=resolver,
         communication_options=tf.distribute.experimental.CommunicationOptions(
             implementation=implementation.NCCL if has_gpus else implementation.RING
         ),
     )
 
 
-def _slow_down_tensorflows_watch(timeout_seconds: float) -> None:
+def _slow_down_tensorflows_watch(jobs: dict[str, list[str]], timeout_seconds: float) -> None:
     """TensorFlow's own heartbeat is to come after ours, which can say who is lost.
 
     Its coordination service gives up a worker after 10 s of silence and has no public setting. This is
@@ -135,7 +141,6 @@ def _slow_down_tensorflows_watch(timeout_seconds: float) -> None:
     """
     if not timeout_seconds:
         return
-    jobs = json.loads(os.environ["TF_CONFIG"])["cluster"]
     leader = "chief" if jobs.get("chief") else "worker"
     tf_context.context().configure_coordination_service(
         service_type="standalone",

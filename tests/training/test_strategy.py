@@ -76,15 +76,20 @@ SLURM = {
 PRINT_CLUSTER = """
 import json, os, tensorflow as tf
 from swav_tf.training import strategy
-tf.distribute.MultiWorkerMirroredStrategy = lambda communication_options: print(json.dumps(
-    {**json.loads(os.environ["TF_CONFIG"]), "how": communication_options.implementation.value}))
+tf.distribute.MultiWorkerMirroredStrategy = lambda cluster_resolver, communication_options: print(json.dumps({
+    "cluster": cluster_resolver.cluster_spec().as_dict(),
+    "task": [cluster_resolver.task_type, cluster_resolver.task_id],
+    "how": communication_options.implementation.value,
+    "left behind": os.environ.get("TF_CONFIG"),
+}))
 strategy.meet = lambda address: [address.host + ":1", "node08:2"]
 from swav_tf.recipe import Train
 strategy.build_strategy(Train(epochs=1, batch_size=8))
 """
 
 
-# Bugs caught: a node list that is not unfolded, a wrong rank, NCCL without a GPU.
+# Bugs caught: a node list that is not unfolded, a wrong rank, NCCL without a GPU, a description that stays for the
+# processes that this one starts.
 def test_a_slurm_step_is_understood():
     process = subprocess.run(
         [sys.executable, "-c", PRINT_CLUSTER],
@@ -97,8 +102,9 @@ def test_a_slurm_step_is_understood():
     found = json.loads(process.stdout.strip().splitlines()[-1])
     assert found == {
         "cluster": {"worker": ["node07:1", "node08:2"]},
-        "task": {"type": "worker", "index": 1},
+        "task": ["worker", 1],
         "how": "RING",
+        "left behind": None,
     }
 
 
