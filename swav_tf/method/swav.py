@@ -77,15 +77,17 @@ class SwAV(ReplicatedModel):
     def call(self, crops: Crops, training: bool = False) -> tuple[tf.Tensor, tf.Tensor]:
         """Projections (V, B, D), of length 1, and scores (V, B, K), both float32."""
         batch = tf.shape(crops[0])[0]
-        features = tf.concat(
-            # All crops of one size go through the backbone at once: its BN statistics are per size.
-            [self.backbone(self.normalise(_by_crop(group)), training=training) for group in crops],
-            axis=0,
-        )
+        features = self.features_of_crops(crops, training=training)
         projections, scores = self.project(features, training=training)
         crop_count = sum(group.shape[1] for group in crops)
         projections = tf.reshape(projections, [crop_count, batch, projections.shape[-1]])
         return projections, tf.reshape(scores, [crop_count, batch, scores.shape[-1]])
+
+    def features_of_crops(self, crops: Crops, training: bool = False) -> tf.Tensor:
+        """Features (V * B, F), crop by crop."""
+        # All crops of one size go through the backbone at once: its BN statistics are per size.
+        groups = [self.backbone(self.normalise(_by_crop(group)), training=training) for group in crops]
+        return tf.concat(groups, axis=0)
 
     def project(self, features: tf.Tensor, training: bool = False) -> tuple[tf.Tensor, tf.Tensor]:
         """Projections (n, D), of length 1, and scores (n, K) of features (n, F); float32."""
@@ -220,7 +222,7 @@ class SwAV(ReplicatedModel):
     ) -> dict[str, tf.Tensor]:
         return self._update(
             self._take_sums(),
-            tf.add_n(losses) / len(losses),
+            tf.reduce_mean(tf.stack(losses)),  # not add_n: its order is not always the same
             projections,
             tf.concat(codes, axis=1),
             wishes,

@@ -124,7 +124,7 @@ class Classifier(ReplicatedModel):
         return measures
 
     def _finish(self, measures: Sequence[tf.Tensor], wishes: tf.Tensor) -> dict[str, tf.Tensor]:
-        return self._update(self._take_sums(), tf.add_n(measures) / len(measures), wishes)
+        return self._update(self._take_sums(), tf.reduce_mean(tf.stack(measures), axis=0), wishes)
 
     # === What Keras' `fit` calls ===
 

@@ -20,7 +20,10 @@ def lars_direction(
     """
     parameter_norm = tf.norm(parameter)
     gradient_norm = tf.norm(gradient)
-    ratio = trust_coefficient * parameter_norm / (gradient_norm + weight_decay * parameter_norm + 1e-8)
+    # One reduction and not two additions: TensorFlow would rewrite these into one AddN, which adds in an order
+    # that depends on who else still holds its inputs, and runs would part in the last bit.
+    divisor = tf.reduce_sum(tf.stack([gradient_norm, weight_decay * parameter_norm, tf.constant(1e-8)]))
+    ratio = trust_coefficient * parameter_norm / divisor
     scaled = (gradient + weight_decay * parameter) * ratio
     return tf.where((parameter_norm > 0) & (gradient_norm > 0), scaled, gradient)
 
