@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -27,9 +28,9 @@ RECIPE = {
 }
 
 
-def start(recipe, run_dir, *cluster, **environment):
+def start(recipe, run_dir, *cluster, before=(), **environment):
     return subprocess.Popen(
-        [sys.executable, SCRIPT, recipe, run_dir, *map(str, cluster)],
+        [*before, sys.executable, SCRIPT, recipe, run_dir, *map(str, cluster)],
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, **environment},
@@ -205,3 +206,64 @@ def test_the_loss_of_a_worker_ends_the_others_and_the_same_command_goes_on(
     assert 4 <= final(run).step < 22
     finish(start_cluster(tmp_path, 2))
     assert_close(alone, final(run))
+
+
+@pytest.fixture
+def two_machines():
+    """Two network namespaces, as two machines with a cable between them: their names and their addresses."""
+    if os.geteuid() or not shutil.which("ip"):
+        pytest.skip("network namespaces need root and the command ip")
+
+    def ip(*arguments):
+        return subprocess.run(["ip", *arguments], capture_output=True, text=True)
+
+    names = [f"swav{os.getpid()}{side}" for side in "ab"]
+    addresses = ["10.213.77.1", "10.213.77.2"]
+    try:
+        for name in names:
+            if ip("netns", "add", name).returncode:
+                pytest.skip("this system gives no network namespaces")
+        ip(
+            "link",
+            "add",
+            "cable",
+            "netns",
+            names[0],
+            "type",
+            "veth",
+            "peer",
+            "name",
+            "cable",
+            "netns",
+            names[1],
+        )
+        for name, address in zip(names, addresses, strict=True):
+            ip("-n", name, "address", "add", f"{address}/24", "dev", "cable")
+            for device in ("lo", "cable"):
+                assert not ip("-n", name, "link", "set", device, "up").returncode
+        yield names, addresses, lambda: ip("-n", names[0], "link", "set", "cable", "down")
+    finally:
+        for name in names:
+            ip("netns", "delete", name)
+
+
+# Bugs caught: a cut cable, which closes no connection, that both sides wait behind for ever.
+def test_both_sides_of_a_lost_network_name_each_other(tmp_path, two_machines):
+    names, addresses, cut = two_machines
+    save_recipe(tiny_recipe(**RECIPE, train__worker_timeout_seconds=5), tmp_path / "recipe.yaml")
+    processes = [
+        start(
+            tmp_path / "recipe.yaml",
+            tmp_path / "run",
+            *(2, rank, f"{addresses[0]}:9000"),
+            before=["ip", "netns", "exec", name],
+        )
+        for rank, name in enumerate(names)
+    ]
+    wait_for_step(tmp_path, 4, processes)
+    cut()
+    for rank, process in enumerate(processes):
+        _, errors = process.communicate(timeout=240)
+        assert process.returncode == 75
+        assert f"Worker {1 - rank} (" in errors
+        assert "has been silent for 5 s" in errors
