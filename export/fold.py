@@ -20,12 +20,12 @@ KERNEL_LAYOUT = [3, 2, 0, 1]  # (height, width, in, out) to (out, in, height, wi
 def fold_kernels(model: onnx.ModelProto, kernels: Mapping[str, tuple[str, Callable[[], np.ndarray]]]) -> None:
     """Turns inputs that stand for kernels into weights, one at a time.
 
-    Each such input must go, transposed, into one convolution, and this into one batch normalisation.
+    That of a convolution must go into one, transposed, and the convolution into one batch normalisation.
 
     Args:
         model: changed in place.
         kernels: by name of the input: the name that the weight gets, and what gives its value
-            (height, width, in, out), float32.
+            (height, width, in, out), or (in, out) of a dense layer, float32.
 
     Raises:
         ExportError: the graph has another form.
@@ -38,6 +38,12 @@ def fold_kernels(model: onnx.ModelProto, kernels: Mapping[str, tuple[str, Callab
             readers.setdefault(name, []).append(node)
     gone: set[str] = set()  # names of nodes
     for given, (name, value) in kernels.items():
+        dense = [node for node in readers.get(given, ()) if node.op_type == "MatMul"]
+        for node in dense:
+            node.input[list(node.input).index(given)] = name
+        if dense:
+            _add_weight(graph, name, value())
+            continue
         transpose = _only_reader(readers, given, "Transpose")
         if list(_attribute(transpose, "perm") or ()) != KERNEL_LAYOUT:
             raise _foreign(given)
@@ -53,6 +59,7 @@ def fold_kernels(model: onnx.ModelProto, kernels: Mapping[str, tuple[str, Callab
         kernel *= scale.astype(np.float32)[:, np.newaxis, np.newaxis, np.newaxis]
         bias = f"{name.rpartition('/')[0]}/bias"
         _add_weight(graph, name, kernel)
+        del kernel
         _add_weight(graph, bias, (beta - mean * scale).astype(np.float32))
         del convolution.input[1:]
         convolution.input.extend([name, bias])

@@ -39,7 +39,7 @@ def build_graph(
     # Else it passes over optimisations that fail, without a word, and for that copies the graph before each.
     os.environ["TF2ONNX_CATCH_ERRORS"] = "FALSE"
     logging.getLogger("tf2onnx").setLevel(logging.CRITICAL)  # what it logs is an error in `tidied`
-    kernels = {f"kernel_{number}": kernel for number, kernel in enumerate(_kernels(trained.backbone))}
+    kernels = {f"kernel_{number}": kernel for number, kernel in enumerate(_kernels(trained, outputs))}
     signature = [tf.TensorSpec((None, size, size, 3), tf.as_dtype(graph_input), name="images")]
     signature += [tf.TensorSpec(kernel.shape, tf.float32, name=name) for name, kernel in kernels.items()]
     forward = _forward(trained, outputs, graph_input)
@@ -59,11 +59,17 @@ def build_graph(
     return tidied(model, outputs=outputs)
 
 
-def _kernels(backbone: keras.Model) -> list[keras.Variable]:
-    """Of the convolutions, where each is followed by batch normalisation of ours, as in all our networks."""
-    if not any(isinstance(layer, BatchNorm) for layer in backbone.layers):
-        return []
-    return [layer.kernel for layer in backbone.layers if isinstance(layer, keras.layers.Conv2D)]
+def _kernels(trained: TrainedModel, outputs: Sequence[str]) -> list[keras.Variable]:
+    """All that is large: of convolutions that are followed by batch normalisation of ours, and of the heads."""
+    layers = trained.backbone.layers
+    ours = any(isinstance(layer, BatchNorm) for layer in layers)
+    found = [layer.kernel for layer in layers if ours and isinstance(layer, keras.layers.Conv2D)]
+    if set(outputs) == {"features"}:
+        return found
+    if isinstance(trained.model, Classifier):
+        return [*found, trained.model.classifier.kernel]
+    head = [layer.kernel for layer in trained.model.head.layers if isinstance(layer, keras.layers.Dense)]
+    return [*found, *head, trained.model.prototypes.kernel]
 
 
 def _forward(
@@ -83,26 +89,28 @@ def _forward(
 
 
 def _heads(trained: TrainedModel) -> Callable[[Any], dict[str, Any]]:
-    """Features to all that follows from them. Constants are NumPy's: captured tensors would become inputs."""
+    """Features to all that follows from them."""
     if isinstance(trained.model, Classifier):
-        kernel, bias = (variable.numpy() for variable in trained.model.classifier.weights)
-        return lambda features: {"logits": tf.matmul(features, kernel) + bias}
+        classifier = trained.model.classifier
+        return lambda features: {"logits": classifier(features)}
     swav = trained.model
     head = [_affine(layer) if isinstance(layer, BatchNorm) else layer for layer in swav.head.layers[1:]]
-    prototypes = swav.prototypes.kernel.numpy()
 
     def heads(features: Any) -> dict[str, Any]:
         projections = features
         for layer in head:
             projections = layer(projections)
         projections = tf.math.l2_normalize(projections, axis=-1, epsilon=1e-24)
-        return {"projections": projections, "scores": tf.matmul(projections, prototypes)}
+        return {"projections": projections, "scores": swav.prototypes(projections)}
 
     return heads
 
 
 def _affine(layer: BatchNorm) -> Callable[[Any], Any]:
-    """Batch normalisation of vectors as a product and a sum: tf2onnx cannot fold it there."""
+    """Batch normalisation of vectors as a product and a sum: tf2onnx cannot fold it there.
+
+    The constants are NumPy's: captured tensors would become inputs.
+    """
     scale = layer.gamma.numpy() / np.sqrt(layer.moving_variance.numpy() + layer.epsilon)
     shift = layer.beta.numpy() - layer.moving_mean.numpy() * scale
     return lambda x: x * scale + shift

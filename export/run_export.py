@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import platform
 import shutil
@@ -149,6 +150,7 @@ def export_run(
     """
     settings.check()
     source = _from_keras(run_dir, settings, tell)
+    gc.collect()  # Keras' model is full of circles, and as large as the graph
     with _staging(output) as folder:
         write_reference(folder / REFERENCE, source.reference)
         exported = [
