@@ -1,0 +1,120 @@
+"""The manifests hold to the published types, and to the command line that they call."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from cli.commands.pretrain import command
+from swav_tf.recipe_files import load_recipe
+from swav_tf.training.worker_watch import LOST, Loss, WorkerLost
+
+ROOT = Path(__file__).parents[2]
+MANIFESTS = sorted((ROOT / "deploy" / "kubernetes").glob("*.yaml"))
+FIELDS = yaml.safe_load(Path(__file__).with_name("fields.yaml").read_text())
+TYPES = {"string": str, "integer": int, "boolean": bool}
+
+
+def wrong(value, allowed, path):
+    """What of a value the types do not allow, as `path: why`."""
+    if isinstance(allowed, str):
+        return [] if type(value) is TYPES[allowed] else [f"{path}: {value!r} is no {allowed}"]
+    if isinstance(allowed, list) and allowed[0] == "one of":
+        return [] if value in allowed[1:] else [f"{path}: {value!r} is none of {allowed[1:]}"]
+    if isinstance(allowed, list):
+        if not isinstance(value, list):
+            return [f"{path}: {value!r} is no list"]
+        return [text for i, item in enumerate(value) for text in wrong(item, allowed[0], f"{path}[{i}]")]
+    if not isinstance(value, dict):
+        return [f"{path}: {value!r} is no mapping"]
+    kinds = {name.rstrip("!"): kind for name, kind in allowed.items()}
+    missing = [
+        f"{path}.{name[:-1]}: must be set"
+        for name in allowed
+        if name.endswith("!") and name[:-1] not in value
+    ]
+    found = []
+    for name, item in value.items():
+        kind = kinds.get(name, kinds.get("*"))
+        found += [f"{path}.{name}: no such field"] if kind is None else wrong(item, kind, f"{path}.{name}")
+    return missing + found
+
+
+def documents():
+    return [pytest.param(d, id=d["kind"]) for path in MANIFESTS for d in yaml.safe_load_all(path.read_text())]
+
+
+# Bugs caught: a misspelt or misplaced field, which the cluster refuses or, worse, drops; a number where a text must be.
+@pytest.mark.parametrize("document", documents())
+def test_only_fields_that_exist(document):
+    assert not wrong(document, FIELDS[document["kind"]], document["kind"])
+
+
+def test_the_check_finds_what_is_wrong():
+    bad = {
+        "apiVersion": "v1",
+        "kind": "PersistentVolumeClaim",
+        "metadata": {"nam": "a"},
+        "spec": {"accessModes": "all"},
+    }
+    assert wrong(bad, FIELDS["PersistentVolumeClaim"], "claim") == [
+        "claim.metadata.nam: no such field",
+        "claim.spec.accessModes: 'all' is no list",
+    ]
+    assert wrong({}, {"name!": "string"}, "x") == ["x.name: must be set"]
+
+
+@pytest.fixture(scope="module")
+def job():
+    return {d["kind"]: d for path in MANIFESTS for d in yaml.safe_load_all(path.read_text())}
+
+
+# Bugs caught: names that differ between the documents, so that nothing is mounted, or no runtime is found.
+def test_the_documents_belong_together(job):
+    runtime, train = job["TrainingRuntime"], job["TrainJob"]
+    assert train["spec"]["runtimeRef"]["name"] == runtime["metadata"]["name"]
+    [node] = runtime["spec"]["template"]["spec"]["replicatedJobs"]
+    pod = node["template"]["spec"]["template"]["spec"]
+    [container] = pod["containers"]
+    assert node["name"] == container["name"] == "node"  # Trainer knows both by this name
+    mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+    volumes = {volume["name"]: volume for volume in pod["volumes"]}
+    assert set(mounts) == set(volumes)
+    assert (
+        volumes["runs"]["persistentVolumeClaim"]["claimName"]
+        == job["PersistentVolumeClaim"]["metadata"]["name"]
+    )
+    assert job["PersistentVolumeClaim"]["spec"]["accessModes"] == ["ReadWriteMany"]
+    assert volumes["shared-memory"]["emptyDir"]["medium"] == "Memory"
+    arguments = train["spec"]["trainer"]["args"]
+    assert f"--run-dir={mounts['runs']}/first" in arguments
+    assert arguments[1].startswith(mounts["images"] + "/")
+
+
+# Bugs caught: an option or recipe that this command line does not have; a batch that the GPUs cannot share.
+def test_the_arguments_are_the_command_lines(job):
+    trainer = job["TrainJob"]["spec"]["trainer"]
+    assert trainer["command"] == ["swav-tf"]
+    name, *arguments = trainer["args"]
+    assert name == "pretrain"
+    values = {
+        "$(PET_NNODES)": "4",
+        "$(PET_NODE_RANK)": "1",
+        "$(PET_MASTER_ADDR)": "swav-node-0-0.swav",
+        "$(PET_MASTER_PORT)": "29500",
+    }
+    for variable, value in values.items():
+        arguments = [argument.replace(variable, value) for argument in arguments]
+    parsed = command.make_context("pretrain", arguments).params
+    assert (parsed["nodes"], parsed["node_rank"], parsed["master"]) == (4, 1, "swav-node-0-0.swav:29500")
+    gpus = trainer["numNodes"] * int(trainer["resourcesPerNode"]["limits"]["nvidia.com/gpu"])
+    assert load_recipe(parsed["config"]).train.batch_size % gpus == 0
+
+
+# Bug caught: a run that is given up though it could go on, or that fails for ever in circles.
+def test_codes_that_can_go_on_restart(job):
+    spec = job["TrainingRuntime"]["spec"]["template"]["spec"]
+    policy = spec["replicatedJobs"][0]["template"]["spec"]["podFailurePolicy"]["rules"]
+    for_good = {code for rule in policy for code in rule["onExitCodes"]["values"]}
+    assert for_good == {1, 2}
+    assert WorkerLost(Loss(0, "", LOST)).exit_code not in for_good

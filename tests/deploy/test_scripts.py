@@ -1,0 +1,142 @@
+"""The launch scripts, with srun, scontrol and ssh played by small scripts."""
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+DEPLOY = Path(__file__).parents[2] / "deploy"
+SCRIPTS = sorted([*DEPLOY.glob("*.sh"), *DEPLOY.glob("*.sbatch")])
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_scripts_are_sound(script):
+    assert os.access(script, os.X_OK)
+    checked = subprocess.run(["bash", "-n", script], capture_output=True, text=True)
+    assert checked.returncode == 0, checked.stderr
+    if shutil.which("shellcheck"):
+        checked = subprocess.run(["shellcheck", script], capture_output=True, text=True)
+        assert checked.returncode == 0, checked.stdout
+
+
+@pytest.fixture
+def played(tmp_path):
+    """Makes commands that scripts play; returns their environment."""
+
+    def play(**commands):
+        (tmp_path / "bin").mkdir()
+        for name, text in commands.items():
+            path = tmp_path / "bin" / name.replace("_", "-")
+            path.write_text("#!/bin/bash\n" + text)
+            path.chmod(0o755)
+        return {**os.environ, "PATH": f"{tmp_path}/bin:{os.environ['PATH']}", "SLURM_JOB_ID": "4211"}
+
+    return play
+
+
+# Bugs caught: a preempted run that stays away; a wrong recipe that is put back into the queue for ever; an srun that kills
+# the chief while it writes the checkpoint.
+@pytest.mark.parametrize(
+    ("code", "restarts", "requeued"),
+    [
+        (0, 0, False),
+        (1, 0, False),
+        (2, 0, False),
+        (75, 0, True),
+        (143, 3, True),
+        (137, 0, True),
+        (143, 100, False),
+    ],
+)
+def test_slurm_puts_back_what_can_go_on(tmp_path, played, code, restarts, requeued):
+    environment = played(
+        srun=f'echo "$@" > {tmp_path}/srun; exit {code}\n', scontrol=f'echo "$@" > {tmp_path}/scontrol\n'
+    )
+    done = subprocess.run(
+        [DEPLOY / "slurm.sbatch", "pretrain", "my images", "-c", "passl_4nodes"],
+        env=environment | {"SLURM_RESTART_COUNT": str(restarts)},
+    )
+    assert done.returncode == code
+    assert (tmp_path / "srun").read_text() == (
+        "--label --kill-on-bad-exit=0 --wait=0 swav-tf pretrain my images -c passl_4nodes\n"
+    )
+    assert (tmp_path / "scontrol").exists() == requeued
+    if requeued:
+        assert (tmp_path / "scontrol").read_text() == "requeue 4211\n"
+
+
+SSH = """host="$3"; shift 3; export HOST="$host"; exec bash -c "$*"\n"""
+WORKER = """
+echo "$HOST: $*" >> {folder}/called
+trap 'echo "$HOST stopped"; exit 143' TERM
+if [[ $HOST == *bad* ]]; then echo broken >&2; exit 2; fi
+[[ -n "$QUICK" ]] && exit 0
+while :; do sleep 0.05; done
+"""
+
+
+@pytest.fixture
+def machines(tmp_path, played):
+    environment = played(ssh=SSH, swav_tf=WORKER.format(folder=tmp_path))
+
+    def start(hosts, **more):
+        (tmp_path / "hosts").write_text(hosts)
+        (tmp_path / "a folder").mkdir(exist_ok=True)
+        return subprocess.Popen(
+            [DEPLOY / "ssh.sh", tmp_path / "hosts", "swav-tf", "pretrain", "my images"],
+            env=environment | {"SWAV_TF_PORT": "9000", "SWAV_TF_DIR": str(tmp_path / "a folder"), **more},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    return start
+
+
+def calls(tmp_path):
+    return sorted((tmp_path / "called").read_text().splitlines()) if (tmp_path / "called").exists() else []
+
+
+# Bugs caught: ranks that are mixed up; a user name in the master's address; a path with a space that falls apart.
+def test_ssh_starts_each_machine_with_its_rank(tmp_path, machines):
+    process = machines("# ours\nann@gpu01\n\ngpu02  # the second\n", QUICK="1")
+    process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert calls(tmp_path) == [
+        "ann@gpu01: pretrain my images --nodes 2 --node-rank 0 --master gpu01:9000",
+        "gpu02: pretrain my images --nodes 2 --node-rank 1 --master gpu01:9000",
+    ]
+
+
+# Bug caught: Ctrl-C that leaves workers behind on other machines, or kills them before their checkpoint.
+def test_ctrl_c_stops_all(tmp_path, machines):
+    process = machines("gpu01\ngpu02\n")
+    while len(calls(tmp_path)) < 2:
+        time.sleep(0.02)
+        assert process.poll() is None
+    os.killpg(process.pid, signal.SIGINT)
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert {"0: gpu01 stopped", "1: gpu02 stopped"} <= set(output.splitlines())
+    assert "worker 1 (gpu02) ended with 143" in errors
+
+
+# Bug caught: one machine's failure that goes by unseen, or that ends as if all were well.
+def test_a_machine_that_fails_is_named(machines):
+    process = machines("gpu01\nbad02\n", QUICK="1")
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert "1: broken" in output
+    assert "worker 1 (bad02) ended with 2" in errors
+
+
+@pytest.mark.parametrize("arguments", [[], ["/nowhere", "swav-tf"]])
+def test_ssh_tells_how_it_is_used(arguments):
+    done = subprocess.run([DEPLOY / "ssh.sh", *arguments], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "usage:" in done.stderr
