@@ -6,11 +6,20 @@ import importlib
 import pkgutil
 import sys
 from collections.abc import Sequence
+from typing import Final
 
 import click
 
 from cli import commands
 from cli.errors import run_and_report
+
+# In the order in which a project needs them.
+SECTIONS: Final = {
+    "Begin": ("demo", "doctor", "config", "crops", "data"),
+    "Train": ("pretrain", "probe", "finetune", "profile", "plan"),
+    "Use the features": ("features", "knn", "clusters", "similar", "plot", "predict", "validate"),
+    "Deploy": ("weights", "export", "verify", "benchmark", "compare"),
+}
 
 
 class LazyCommands(click.Group):
@@ -28,6 +37,18 @@ class LazyCommands(click.Group):
         assert isinstance(command, click.Command)
         return command
 
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The commands by what they are for, each in one line."""
+        width = max(map(len, self.list_commands(ctx)))
+        for heading, names in SECTIONS.items():
+            rows = []
+            for name in names:
+                command = self.get_command(ctx, name)
+                assert command is not None, name
+                rows.append((name.ljust(width), command.get_short_help_str(limit=formatter.width)))
+            with formatter.section(heading):
+                formatter.write_dl(rows)
+
 
 @click.group(
     cls=LazyCommands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -43,6 +64,7 @@ def swav_tf(debug: bool) -> None:
       swav-tf config list                              the recipes that come with it
       swav-tf pretrain IMAGES -c one_gpu --run-dir runs/first
       swav-tf features IMAGES --model runs/first -o features.npy
+      swav-tf export runs/first --precision fp32,int8 -o exported
       swav-tf pretrain --help                          all about one command
     """
 

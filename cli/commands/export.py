@@ -40,7 +40,7 @@ def _size(context: click.Context, option: click.Parameter, value: str | None) ->
     return int(value)
 
 
-@click.command(short_help="Write a run as ONNX files and engines, checked and compared with Keras.")
+@click.command(short_help="Write ONNX files and engines that compute what Keras does.")
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option(
     "-o",

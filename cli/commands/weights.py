@@ -11,7 +11,7 @@ from cli.options import json_option, override_option, print_json
 file_argument = click.argument("source", metavar="FILE", type=click.Path(path_type=Path))
 
 
-@click.group()
+@click.group(short_help="Import, export and identify weights of any SwAV or ResNet-50.")
 def command() -> None:
     """Import, export and identify weights: SwAV, torchvision, timm, PASSL, VISSL, solo-learn, lightly.
 

@@ -9,7 +9,7 @@ import click
 import pytest
 
 from cli.errors import run_and_report
-from cli.main import swav_tf
+from cli.main import SECTIONS, swav_tf
 from swav_tf.errors import DataError, RecipeError, SwavError
 
 ROOT = Path(__file__).parents[2]
@@ -53,6 +53,12 @@ def test_help_loads_nothing_large(arguments: list[str]) -> None:
     run = run_without([*TENSORFLOW, "numpy", "pydantic", "yaml", "PIL", "rich"], *arguments)
     assert run.returncode == 0, run.stderr
     assert run.stdout
+
+
+# Bug caught: a new command that `--help` does not show.
+def test_help_names_every_command() -> None:
+    names = [name for section in SECTIONS.values() for name in section]
+    assert sorted(names) == swav_tf.list_commands(click.Context(swav_tf))
 
 
 @pytest.mark.parametrize(
