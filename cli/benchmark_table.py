@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from evaluate.compare_benchmarks import Comparison
 
 SHOWN_MARKS = 12
-WIDE = 132  # characters that all columns take
+WIDE = 142  # characters that all columns take
 
 
 def print_benchmark(benchmark: Benchmark) -> None:

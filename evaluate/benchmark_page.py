@@ -18,7 +18,7 @@ STYLE: Final = """
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--back); color: var(--ink);
   font: 16px/1.55 system-ui, "Segoe UI", Roboto, sans-serif; }
-main { max-width: 1080px; margin: 0 auto; padding: 40px 24px 80px; }
+main { max-width: 1120px; margin: 0 auto; padding: 40px 24px 80px; }
 h1 { font-size: 2rem; line-height: 1.2; margin: 0 0 6px; letter-spacing: -.01em; }
 h2 { font-size: 1.3rem; margin: 0 0 10px; }
 h3 { font-size: 1rem; margin: 22px 0 8px; }
@@ -31,7 +31,8 @@ section { background: var(--card); border: 1px solid var(--rule); border-radius:
 .card span, .card small { display: block; }
 .card small { color: var(--faint); }
 .chart, .wide { overflow-x: auto; }
-.chart svg { display: block; width: 100%; min-width: 560px; height: auto; }
+.chart svg { display: block; width: 100%; min-width: 560px; max-width: 860px; height: auto;
+  margin: 0 auto; }
 svg text { font-size: 13px; fill: var(--ink); font-variant-numeric: tabular-nums; }
 svg text.faint { fill: var(--faint); }
 svg .rule { stroke: var(--rule); }
@@ -39,14 +40,16 @@ svg .axis { stroke: var(--faint); }
 svg .level { stroke: var(--faint); stroke-dasharray: 5 5; }
 .legend { display: flex; flex-wrap: wrap; gap: 4px 18px; margin: 6px 0 4px; font-size: .9rem; }
 .legend span { display: inline-flex; align-items: center; gap: 6px; }
-table { border-collapse: collapse; width: 100%; font-size: .875rem; font-variant-numeric: tabular-nums; }
+table { border-collapse: collapse; width: 100%; font-size: .86rem; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: 7px 12px 7px 0; border-bottom: 1px solid var(--rule); vertical-align: top; }
 thead th { color: var(--faint); font-weight: 600; white-space: nowrap; }
 td { white-space: nowrap; }
-td:last-child, .facts td, td[colspan] { white-space: normal; min-width: 180px; }
+.facts td, td[colspan] { white-space: normal; }
+.skipped td:last-child, .failed td:last-child { white-space: normal; min-width: 220px; }
 .facts th { color: var(--faint); font-weight: 600; white-space: nowrap; padding-right: 24px; width: 1%; }
 tr:last-child > * { border-bottom: 0; }
-.marks { color: var(--note); font-size: .8rem; }
+.marked td { border-bottom: 0; padding-bottom: 0; }
+.marks td { color: var(--note); font-size: .78rem; padding-top: 0; white-space: normal; }
 .skipped td { color: var(--faint); }
 .failed, .failed td { color: var(--bad); }
 .passed { color: var(--good); }

@@ -193,7 +193,7 @@ def _onnx(path: Path) -> Artifact:
         recipe=facts.recipe,
         step=facts.step,
         side=runner.view.crop,
-        gflop_per_image=round(count_work(path).flops / 1e9, 6),
+        gflop_per_image=round(count_work(path).flops / 1e9, 9),
         accuracy=_accuracy(path),
     )
     return Artifact(model, path, "onnx", quantisation.get("target") if facts.precision == "int8" else None)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from evaluate.benchmark_page import page
-from evaluate.benchmark_schema import Accuracy, Benchmark, Cell, Model, Timing, write_whole
+from evaluate.benchmark_schema import Accuracy, Benchmark, Cell, Explanation, Model, Timing, write_whole
 from evaluate.benchmark_targets import RUNNERS
 from evaluate.charts import (
     COLOURS,
@@ -119,7 +119,7 @@ def _speed_and_accuracy(benchmark: Benchmark, ok: Sequence[Cell]) -> str:
     ranked = sorted(best.items(), key=lambda item: -_speed(item[1]))[:BARS]
     bars = bar_chart(
         [
-            (row, _speed(cell), f"{_speed(cell):,.0f}", _title(cell), _colour(row, rows))
+            (row, _speed(cell), f"{_speed(cell):,.0f}, batch {cell.batch}", _title(cell), _colour(row, rows))
             for row, cell in ranked
         ],
         name="images a second of each runner and precision at its best batch",
@@ -187,56 +187,76 @@ def _latency(ok: Sequence[Cell]) -> str:
 
 def _cells(benchmark: Benchmark) -> str:
     several = len({cell.model for cell in benchmark.cells}) > 1
+    on_gpu = any(cell.memory and cell.memory.gpu_mib is not None for cell in benchmark.cells)
+    columns = [column for column in FIGURES if on_gpu or column != "GPU MiB"]
+    heads = [*(["model"] if several else []), "runner", "precision", "batch", *columns]
     accuracies = _accuracies(benchmark)
     rows = []
     for cell in benchmark.cells:
-        first = ([cell.model] if several else []) + [cell.runner, cell.precision, f"{cell.batch}"]
         if cell.status != "ok" or cell.best is None:
-            rows.append(
-                f'<tr class="{cell.status}">{_tds(first)}<td colspan="11"><b>{cell.status}</b> '
-                f"({_text(cell.reason or '')})</td></tr>"
-            )
             continue
-        accuracy = accuracies.get(cell.file or "")
-        marks = "; ".join(cell.marks)
-        explained = cell.explanation
-        for where, timing in (("GPU memory", cell.device), ("host to host", cell.host)):
-            if timing is None:
-                continue
-            best = timing is cell.best
-            figures = [
-                where,
-                f"{timing.images_per_second:,.1f}",
-                f"{200 * timing.images_per_second_error:.0f} %",
-                *(_ms(ms) for ms in (timing.p50_ms, timing.p90_ms, timing.p95_ms, timing.p99_ms)),
-                f"{timing.runs:,}",
-                "-" if not cell.memory else _mib(cell.memory.host_peak_mib),
-                "-" if accuracy is None or accuracy.knn is None else f"{100 * accuracy.knn:.2f} %",
-                _bound(cell) if best and explained else "-",
-            ]
-            note = f'<div class="marks">{_text(marks)}</div>' if marks and best else ""
-            rows.append(f"<tr>{_tds(first)}{_tds(figures[:-1])}<td>{_text(figures[-1])}{note}</td></tr>")
-    heads = (["model"] if several else []) + [
-        "runner", "precision", "batch", "tensors", "images/s", "±", "p50 ms", "p90", "p95", "p99", "runs", "host MiB",
-        "k-NN", "bound by, share of the roofline",
-    ]  # fmt: skip
-    return _table(heads, rows)
+        first = [*([cell.model] if several else []), cell.runner, cell.precision, f"{cell.batch}"]
+        for where, timing in (("GPU", cell.device), ("host", cell.host)):
+            if timing is not None:
+                figures = _figures(cell, timing, where, accuracies.get(cell.file or ""))
+                row = _tds([*first, *(figures[column] for column in columns)])
+                rows.append(f"<tr{_class('marked', bool(cell.marks))}>{row}</tr>")
+        if cell.marks:
+            text = _text("; ".join(cell.marks))
+            rows.append(f'<tr class="marks"><td colspan="{len(heads)}">{text}</td></tr>')
+    return (_table(heads, rows) if rows else "") + _not_measured(benchmark.cells, several)
 
 
-def _bound(cell: Cell) -> str:
-    explained = cell.explanation
-    if explained is None:
-        return "-"
-    share = "" if explained.roofline_share is None else f", {100 * explained.roofline_share:.0f} %"
-    parts = [
-        f"{name} {100 * value:.0f} % of the time"
-        for name, value in (
-            ("transfer", explained.transfer_share),
-            ("each call's fixed cost", explained.fixed_share),
-        )
-        if value is not None and value >= 0.05
+FIGURES: Final = (
+    "from", "images/s", "±", "p50 ms", "p90", "p95", "p99", "runs", "host MiB", "GPU MiB", "k-NN", "bound by",
+    "roofline",
+)  # fmt: skip
+
+
+def _figures(cell: Cell, timing: Timing, where: str, accuracy: Accuracy | None) -> dict[str, str]:
+    """The columns FIGURES."""
+    memory, explained = cell.memory, cell.explanation if timing is cell.best else None
+    share = None if explained is None else explained.roofline_share
+    figures = [
+        where,
+        f"{timing.images_per_second:,.{1 if timing.images_per_second < 1000 else 0}f}",
+        f"{200 * timing.images_per_second_error:.0f} %",
+        *(_ms(ms) for ms in (timing.p50_ms, timing.p90_ms, timing.p95_ms, timing.p99_ms)),
+        f"{timing.runs:,}",
+        _mib(memory.host_peak_mib if memory else None),
+        _mib(memory.gpu_mib if memory else None),
+        "-" if accuracy is None or accuracy.knn is None else f"{100 * accuracy.knn:.2f} %",
+        "-" if explained is None else _bound(explained),
+        "-" if share is None else f"{100 * share:.0f} %",
     ]
-    return f"{explained.bound or 'not known'}{share}" + (f" ({', '.join(parts)})" if parts else "")
+    return dict(zip(FIGURES, figures, strict=True))
+
+
+def _not_measured(cells: Sequence[Cell], several: bool) -> str:
+    """Cells that were skipped or failed, those of one reason together."""
+    groups: dict[tuple[str, ...], list[int]] = {}
+    for cell in cells:
+        if cell.status != "ok":
+            key = (cell.status, cell.model if several else "", cell.runner, cell.precision, cell.reason or "")
+            groups.setdefault(key, []).append(cell.batch)
+    if not groups:
+        return ""
+    rows = [
+        f'<tr class="{status}">'
+        + _tds(
+            [status, *([model] if several else []), runner, precision, ", ".join(map(str, batches)), reason]
+        )
+        + "</tr>"
+        for (status, model, runner, precision, reason), batches in groups.items()
+    ]
+    heads = ["", *(["model"] if several else []), "runner", "precision", "batches", "reason"]
+    return f"<h3>Not measured</h3>{_table(heads, rows)}"
+
+
+def _bound(explained: Explanation) -> str:
+    shares = {"transfer": explained.transfer_share, "launch": explained.fixed_share}
+    share = shares.get(explained.bound or "")
+    return (explained.bound or "-") + ("" if share is None else f" {100 * share:.0f} %")
 
 
 def _parity(models: Sequence[Model]) -> str:
@@ -316,17 +336,18 @@ DEFINITIONS: Final = {
     "spread of 20 consecutive blocks of runs, and from process to process: measured with --rounds, else taken as 2 %.",
     "p50, p90, p95, p99": "50, 90, 95, 99 % of runs were quicker. A percentile is given only when at least 10 runs lie "
     "beyond it: p90 takes 100 runs, p95 200, p99 1,000. The median is always given.",
-    "host to host": "From uint8 images in the host's memory to features in the host's memory, with all copies and "
+    "from host": "From uint8 images in the host's memory to features in the host's memory, with all copies and "
     "preparation between.",
-    "GPU memory": "The same with input and outputs left in the GPU's memory.",
+    "from GPU": "The same with input and outputs left in the GPU's memory.",
     "host MiB": "The most memory that the cell's process held at once: interpreter, libraries, model, batch.",
+    "GPU MiB": "Memory of the GPU in use at the end of the timing more than before the model was opened.",
     "k-NN": "Share of labelled images whose class the 20 nearest others (by cosine of this file's features) vote for.",
     "relative error": "L2 norm of the difference from Keras' outputs over that of Keras' outputs.",
     "least cosine": "Of the features of one image with Keras' for it, the worst image.",
     "bound by": "transfer: copies between host and GPU take half of the time or more. launch: what every call costs "
     "whatever the batch does; it follows from a line through the times of all batches. Else compute or memory: the "
-    "lower of the two roofs below.",
-    "share of the roofline": "Images/s over what the machine would allow if only arithmetic and memory cost time. "
+    "lower of the two roofs below. The percentage is the share of the time.",
+    "roofline": "Images/s over what the machine would allow if only arithmetic and memory cost time. "
     "Arithmetic: operations of convolutions and matrix products (two for each product) at the speed of a large matrix "
     "product, measured on this machine in the same precision. Memory: every such operator's input, output and weights "
     "once, at the speed of a large element-wise maximum. Above 100 % is possible: data may stay in caches, and some "
@@ -403,6 +424,10 @@ def _table(heads: Sequence[str], rows: Sequence[str]) -> str:
     return (
         f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
     )
+
+
+def _class(name: str, wanted: bool) -> str:
+    return f' class="{name}"' if wanted else ""
 
 
 def _tds(texts: Sequence[str]) -> str:

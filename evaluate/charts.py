@@ -160,6 +160,7 @@ def scatter_chart(
             f'<text x="{LEFT + 6}" y="{down - 6:.1f}" class="faint">{_text(level[1])}</text>'
         )
         taken.append((LEFT, down - 20, LEFT + 6 + CHARACTER * len(level[1]), down))
+        taken.append((LEFT, down - 2, WIDTH - RIGHT, down + 2))
     places = [(one, point, *frame.place(point)) for one in series for point in one.points]
     taken += [(across - 7, down - 7, across + 7, down + 7) for _, _, across, down in places]
     for one, point, across, down in places:
