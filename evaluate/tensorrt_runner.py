@@ -6,6 +6,7 @@ Written against the documented interface of TensorRT 10.12 to 11; see docs/tenso
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,9 +18,10 @@ from evaluate.onnx_metadata import OnnxMetadata
 from evaluate.preparing import prepared
 from evaluate.runners import ModelFacts, check_images
 from evaluate.tensorrt_module import find_tensorrt, fresh_log, load_engine, the_gpu
-from swav_tf.errors import DataError
+from swav_tf.errors import DataError, UsageError
 
 GRAPHS: Final = 4  # batch sizes with a CUDA graph, each with an execution context of its own
+OTHER_SIZES: Final = 0  # all others share one
 
 
 def engine_facts(path: Path) -> OnnxMetadata:
@@ -40,6 +42,10 @@ class TensorrtRunner:
 
     Args:
         path: the `.plan`, its sidecar beside it.
+        cuda_graph: record graphs.
+
+    Attributes:
+        cuda_graph: whether graphs are recorded.
 
     Raises:
         UsageError: TensorRT or the GPU is missing, or the engine is for another.
@@ -48,12 +54,13 @@ class TensorrtRunner:
 
     name = "tensorrt"
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, cuda_graph: bool = True) -> None:
         data, self.built = read_engine(path)
         self.metadata = self.built.metadata(path)
         tensorrt = find_tensorrt(self.built.module)
         check_fits(path, self.built, tensorrt, the_gpu())
         self._tensorrt = tensorrt
+        self.cuda_graph = cuda_graph and not tensorrt.is_rtx
         self._runtime, self._engine = load_engine(
             tensorrt,
             data,
@@ -88,6 +95,41 @@ class TensorrtRunner:
         """What the engine takes for uint8 images, see `Preprocessing`."""
         return prepared(images, self.metadata.preprocessing)
 
+    def computation(self, images: np.ndarray) -> Callable[[], None]:
+        """A call that computes these images again and again in the GPU's memory, and waits until it is done.
+
+        Until it is dropped the runner must run nothing else: the images would be others.
+
+        Args:
+            images: see `run`, no more than the profile has and no fewer.
+        """
+        check_images(images, self.view)
+        profile, size = self.built.profile, len(images)
+        if not profile.min <= size <= profile.max:
+            raise UsageError(
+                f"Batches must be of {profile.min} to {profile.max} images, as {self.facts.path} was built. "
+                f"Received: {size}."
+            )
+        self._buffers["images"].host[:size] = self.prepared(images)
+        self._buffers["images"].send(size, self._stream)
+        context = self._new_context(size)
+
+        def once() -> None:
+            self._execute(context, size)
+
+        once()
+        call(self._cuda.cudaStreamSynchronize, self._stream)
+        graph = Graph(once, self._stream, self._cuda) if self.cuda_graph else None
+
+        def compute() -> None:
+            if graph is None:
+                once()
+            else:
+                graph.start(self._stream)
+            call(self._cuda.cudaStreamSynchronize, self._stream)
+
+        return compute
+
     # === The GPU ===
 
     def _reserve(self) -> None:
@@ -97,7 +139,7 @@ class TensorrtRunner:
         self._cuda = runtime
         trt, most, crop = self._tensorrt.module, self.built.profile.max, self.view.crop
         self._buffers: dict[str, Buffer] = {}
-        self._contexts: dict[int, Any] = {}  # by batch size; 0: of sizes without a graph
+        self._contexts: dict[int, Any] = {}  # by batch size, or OTHER_SIZES
         self._graphs: dict[int, Graph] = {}
         self._stream = call(runtime.cudaStreamCreateWithFlags, runtime.cudaStreamNonBlocking)
         weakref.finalize(self, _free, runtime, self._stream, self._buffers, self._graphs)
@@ -117,7 +159,7 @@ class TensorrtRunner:
             self._graphs[size].start(self._stream)
         else:
             self._queue(size)
-            if len(self._graphs) < GRAPHS and not self._tensorrt.is_rtx:
+            if len(self._graphs) < GRAPHS and self.cuda_graph:
                 # The run above has done what TensorRT puts off to the first one, which no graph may hold.
                 call(self._cuda.cudaStreamSynchronize, self._stream)
                 self._graphs[size] = Graph(lambda: self._queue(size), self._stream, self._cuda)
@@ -127,34 +169,43 @@ class TensorrtRunner:
     def _queue(self, size: int) -> None:
         """All of a batch's work: to the GPU, through the engine, back."""
         self._buffers["images"].send(size, self._stream)
-        context = self._context(size)
+        self._execute(self._context(size), size)
+        for name in self.outputs:
+            self._buffers[name].fetch(size, self._stream)
+
+    def _execute(self, context: Any, size: int) -> None:
         log = fresh_log(self._tensorrt)
         if not context.execute_async_v3(int(self._stream)):
             raise GpuError(
                 f"{self._tensorrt} could not run {self.facts.path} on {size} images: {log.told()}."
             )
-        for name in self.outputs:
-            self._buffers[name].fetch(size, self._stream)
 
     def _context(self, size: int) -> Any:
         """An execution context set to a batch size. A graph holds on to its context, which must not change."""
-        key = size if size in self._contexts or len(self._contexts) < GRAPHS else 0
-        context = self._contexts.get(key)
-        if context is None:
-            context = self._contexts[key] = self._engine.create_execution_context()
-            if context is None:
-                raise GpuError(
-                    f"{self.facts.path} needs more memory than the GPU has free. Make some, or build it for smaller "
-                    "batches (--batch)."
-                )
-            for name, buffer in self._buffers.items():
-                context.set_tensor_address(name, buffer.device)
-        shape = (size, *self._buffers["images"].host.shape[1:])
-        if tuple(context.get_tensor_shape("images")) != shape and not context.set_input_shape(
-            "images", shape
-        ):
-            raise GpuError(f"{self.facts.path} does not take batches of {shape}.")
+        key = size if size in self._contexts or len(self._contexts) < GRAPHS else OTHER_SIZES
+        if key not in self._contexts:
+            self._contexts[key] = self._new_context(size)
+        context = self._contexts[key]
+        if next(iter(context.get_tensor_shape("images"))) != size:
+            self._set_size(context, size)
         return context
+
+    def _new_context(self, size: int) -> Any:
+        context = self._engine.create_execution_context()
+        if context is None:
+            raise GpuError(
+                f"{self.facts.path} needs more memory than the GPU has free. Make some, or build it for smaller "
+                "batches (--batch)."
+            )
+        for name, buffer in self._buffers.items():
+            context.set_tensor_address(name, buffer.device)
+        self._set_size(context, size)
+        return context
+
+    def _set_size(self, context: Any, size: int) -> None:
+        shape = (size, *self._buffers["images"].host.shape[1:])
+        if not context.set_input_shape("images", shape):
+            raise GpuError(f"{self.facts.path} does not take images of {shape}.")
 
     def _names(self, mode: Any) -> list[str]:
         names = [self._engine.get_tensor_name(place) for place in range(self._engine.num_io_tensors)]

@@ -109,6 +109,7 @@ class FakeContext:
         shape, addresses = self.shape, dict(self.addresses)
 
         def work():
+            assert self.shape == shape, "a context has changed under the graph that was recorded with it"
             images = np.ctypeslib.as_array(
                 (ctypes.c_uint8 * (int(np.prod(shape)) * self.engine.item)).from_address(addresses["images"])
             )

@@ -1,5 +1,6 @@
 """Running engines: on a GPU that is simulated, and the errors without one. No test here has run on a GPU."""
 
+import ctypes
 import sys
 from types import SimpleNamespace
 
@@ -11,7 +12,7 @@ from evaluate.engine_file import Batches
 from evaluate.gpu_memory import GpuError
 from evaluate.runners import open_runner
 from evaluate.tensorrt_module import NoGpuError, find_tensorrt, the_gpu
-from evaluate.tensorrt_runner import GRAPHS, engine_facts
+from evaluate.tensorrt_runner import GRAPHS, TensorrtRunner, engine_facts
 from swav_tf.errors import DataError, UsageError
 from tests.evaluate.engines import GPU, metadata, write
 from tests.evaluate.fake_gpu import FakeCuda, FakeEngine, fake_tensorrt
@@ -74,6 +75,27 @@ def test_graphs_are_few(tmp_path, monkeypatch, cuda):
         )
     assert engine.contexts == GRAPHS + 1
     assert cuda.calls.count("launch") == 4
+
+
+# Bugs caught: a time that is said to be of computing and has copies in it; one of a graph that computes nothing.
+@pytest.mark.parametrize("cuda_graph", [True, False])
+def test_computing_in_the_gpus_memory(tmp_path, monkeypatch, cuda, cuda_graph):
+    use(monkeypatch, cuda, FakeEngine(cuda, np.uint8, (8, 8, 3), fewest=2, most=4))
+    plan = write(tmp_path / "model.plan", profile=Batches(min=2, opt=2, max=4))
+    runner = TensorrtRunner(plan, cuda_graph=cuda_graph)
+    batch = images(3)
+    compute = runner.computation(batch)
+    output = runner._buffers["features"]
+    ctypes.memset(output.device, 0, 3 * 3 * 4)
+    before = len(cuda.calls)
+    compute()
+    assert cuda.calls[before:] == ["launch" if cuda_graph else "execute"]
+    found = np.ctypeslib.as_array((ctypes.c_float * 9).from_address(output.device)).reshape(3, 3)
+    np.testing.assert_allclose(found, batch.mean(axis=(1, 2), dtype=np.float64), rtol=1e-5)
+    np.testing.assert_allclose(runner.run(batch)["features"], found)
+    assert ("launch" in cuda.calls) == cuda_graph
+    with pytest.raises(UsageError, match=r"of 2 to 4 images.*Received: 1"):
+        runner.computation(images(1))
 
 
 # Bug caught: results that the next batch overwrites.

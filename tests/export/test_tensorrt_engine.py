@@ -17,10 +17,11 @@ import export.tensorrt_engine as engine
 from cli.errors import run_and_report
 from cli.main import swav_tf
 from evaluate.engine_file import Batches, BuilderOptions, read_engine, sidecar_of
-from evaluate.onnx_metadata import KEY
+from evaluate.onnx_metadata import KEY, read_metadata
 from evaluate.tensorrt_module import Gpu, NoGpuError, _log, fresh_log
 from export.errors import ExportError
 from export.graph_rules import operators
+from export.onnx_file import save_model
 from export.quantize import calibrate, quantise_within
 from export.quantize_tensorrt import to_int8_tensorrt
 from export.run_export import ExportSettings, export_run
@@ -195,6 +196,25 @@ def test_int8_of_a_cpu_is_refused(everything, tmp_path, settings):
 
 
 # === The builder ===
+
+
+# Bugs caught: weights in a second file that are not found, or not looked at before they are built in.
+def test_weights_in_a_second_file(everything, tmp_path, settings, monkeypatch):
+    monkeypatch.setattr("export.onnx_file.ONE_FILE_BYTES", 1000)
+    model = onnx.load(everything / "model-fp16.onnx")
+    facts = read_metadata({entry.key: entry.value for entry in model.metadata_props}, "model")
+    path = tmp_path / "model-fp16.onnx"
+    save_model(model, facts, path)
+    built = build_engine(path, settings, tell=silent)
+    assert built.facts.proof.convolutions == {"Half": 6}
+    assert len(built.data) > 500_000
+    beside = tmp_path / "model-fp16.onnx.data"
+    beside.write_bytes(beside.read_bytes()[:-1] + b"x")
+    with pytest.raises(DataError, match="must hold the weights of"):
+        build_engine(path, settings, tell=silent)
+    beside.unlink()
+    with pytest.raises(DataError, match="needs its weights"):
+        build_engine(path, settings, tell=silent)
 
 
 # Bug caught: a profile other than asked for, or of the graph's own sizes only.
@@ -458,7 +478,9 @@ def test_refit_is_refused(everything, int8, settings, tmp_path, monkeypatch, old
 
 
 # Bugs caught: an engine that is said to be compared and was not; a sidecar or reference that is left behind.
-def test_export_of_an_onnx_file(everything, tmp_path, capsys):
+def test_export_of_an_onnx_file(everything, tmp_path, capsys, monkeypatch):
+    for name in ("tensorflow", "keras", "tf2onnx"):  # a GPU server needs none of them
+        monkeypatch.setitem(sys.modules, name, None)
     arguments = ["export", str(everything / "model-fp16.onnx"), "--to", "tensorrt", "--batch", "1,2,4"]
     arguments += ["--tensorrt", "rtx", "--engine-cache", str(tmp_path / "cache"), "-o", str(tmp_path / "out")]
     assert run_and_report(swav_tf, [*arguments, "--json"]) == 0
