@@ -1,0 +1,1 @@
+"""What bounds a recipe on this machine: input, host, device or communication. Nothing is written."""

@@ -1,0 +1,111 @@
+"""The parts of a step on one replica, by timing ever more of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import tensorflow as tf
+
+from swav_tf.method.loss import swapped_prediction_loss
+from swav_tf.method.swav import Crops, SwAV
+from swav_tf.training.profiling.timing import in_turn
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a step and its wall time, milliseconds."""
+
+    name: str
+    ms: float
+
+
+@dataclass(frozen=True)
+class Parts:
+    """One replica's step, no other replica taking part.
+
+    Attributes:
+        parts: in their order; they add up to the step.
+        step_ms: the whole step.
+        launch_ms: until the host has started it and goes on; on a CPU nearly all of it.
+        cpu_ms: CPU time of the step, all threads.
+    """
+
+    parts: tuple[Part, ...]
+    step_ms: float
+    launch_ms: float
+    cpu_ms: float
+
+
+def measure_parts(model: SwAV, crops: Crops, rounds: int) -> Parts:
+    """Times forward, codes and loss, backward, update.
+
+    Args:
+        model: under no strategy; its weights change.
+        crops: of what a replica computes at once, on its device.
+        rounds: how often, >= 1.
+    """
+    temperature = model.method.temperature
+
+    def loss_of() -> tf.Tensor:
+        projections, scores = model(crops, training=True)
+        codes = model.codes(projections, scores)
+        return swapped_prediction_loss(scores, codes, temperature=temperature)
+
+    @tf.function
+    def features() -> tf.Tensor:
+        return model.features_of_crops(crops, training=True)[0, 0]
+
+    @tf.function
+    def scores() -> tf.Tensor:
+        return model(crops, training=True)[1][0, 0, 0]
+
+    @tf.function
+    def loss() -> tf.Tensor:
+        return loss_of()
+
+    @tf.function
+    def gradients() -> tf.Tensor:
+        with tf.GradientTape() as tape:
+            value = loss_of()
+        found = tape.gradient(
+            value, [v.value for v in model.trainable_variables], unconnected_gradients="zero"
+        )
+        with tf.control_dependencies(found):  # else they would be left out
+            return tf.identity(value)
+
+    step_function = tf.function(lambda: model.train_step(crops))
+    launches: list[float] = []
+    cpu: list[float] = []
+
+    def step() -> None:
+        begun, cpu_begun = time.perf_counter(), time.process_time()
+        logs = step_function()
+        launches.append(time.perf_counter() - begun)
+        logs["loss"].numpy()  # waits for the device
+        cpu.append(time.process_time() - cpu_begun)
+
+    works: dict[str, Callable[[], object]] = {
+        "features": lambda: features().numpy(),
+        "scores": lambda: scores().numpy(),
+        "loss": lambda: loss().numpy(),
+        "gradients": lambda: gradients().numpy(),
+        "step": step,
+    }
+    in_turn(works, 1)  # traces them
+    launches.clear()
+    cpu.clear()
+    times = in_turn(works, rounds)
+    names = ("forward, backbone", "head and prototypes", "Sinkhorn and loss", "backward", "update")
+    # Each work is the one before and one thing more; noise must not make a part negative.
+    so_far, parts = 0.0, []
+    for name, ms in zip(names, times.values(), strict=True):
+        parts.append(Part(name, max(0.0, ms - so_far)))
+        so_far = max(so_far, ms)
+    return Parts(
+        parts=tuple(parts),
+        step_ms=times["step"],
+        launch_ms=1000 * sorted(launches)[len(launches) // 2],
+        cpu_ms=1000 * sorted(cpu)[len(cpu) // 2],
+    )

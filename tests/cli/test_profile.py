@@ -1,0 +1,78 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from cli.errors import run_and_report
+from cli.main import swav_tf
+
+TINY = ("-c", "demo", "-o", "train.batch_size=128", "--steps", "2", "--no-memory")
+
+
+def test_one_screen_that_names_the_bound(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cli.profile_table import print_profile
+    from swav_tf.training.profiling.exchange import Exchange
+    from swav_tf.training.profiling.measure import Profile
+    from swav_tf.training.profiling.memory import LargestBatch, Peak
+    from swav_tf.training.profiling.parts import Part
+    from swav_tf.training.profiling.timing import Timing
+    from swav_tf.training.profiling.verdict import Verdict
+
+    monkeypatch.setenv("COLUMNS", "100")
+    print_profile(
+        Profile(
+            recipe="mine", source="photos/", images=1000, steps=300, devices="GPU", replicas=2, batch_size=100,
+            accumulation_steps=1, precision="mixed_float16", cores=8, threads=8, input_images_per_second=400.0,
+            input_cpu_ms=2.5, step=Timing(100, 90, 0.01), loop=Timing(250, 900, 0.02), wait_ms=150.0, host_ms=5.0,
+            parts=(Part("forward, backbone", 30.0), Part("update", 10.0)), part_images=50,
+            exchange=Exchange(219, 114.4), communication_ms=25.0, tflops=3.2,
+            memory=Peak(True, 12_300.0, 0.0, True, 2), largest_batch=LargestBatch(208, False), hours=50.0,
+            load=9.0, verdict=Verdict("input", 0.6, "input bound: it waits."),
+        )
+    )  # fmt: skip
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1] == "input bound: it waits."
+    assert len(lines) <= 30
+    assert max(map(len, lines)) <= 100
+    for words in (
+        ("mine", "2 GPUs", "8 cores", "photos/"),
+        ("input alone", "250.0", "400.0", "400 images a CPU second"),
+        ("loop", "250.0", "400.0", "3.2 TFLOP/s"),
+        ("waiting for crops", "150.0", "60 %"),
+        ("communication", "25.0", "10 %", "219 collectives", "114 MB"),
+        ("forward, backbone", "30.0", "75 %"),
+        ("busy", "load 9.0"),
+        ("12.30 GB",),
+        ("208 images", "found by trying"),
+        ("300 steps", "50.0 hours"),
+    ):
+        assert any(all(word in line for word in words) for line in lines), words
+
+
+def test_json_and_nothing_else(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run_and_report(swav_tf, ["profile", *TINY, "--json"]) == 0
+    out, err = capsys.readouterr()
+    found = json.loads(out)
+    assert found["verdict"]["bound"] in ("input", "device")
+    assert found["input_cpu_ms"] > 0
+    assert err == ""
+    assert list(tmp_path.iterdir()) == []  # above all no run folder
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["nowhere", "-c", "one_gpu", "--no-memory"], "nowhere"),
+        (["-c", "probe"], "kind pretrain is needed"),
+        (["-c", "demo", "--images", "50"], "--images is for profiles without DATA"),
+        (["-c", "demo", "-o", "train.accumulation_steps=3"], "cannot be shared"),
+    ],
+)
+def test_what_cannot_be_is_told(arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_and_report(swav_tf, ["profile", *arguments]) != 0
+    assert told in capsys.readouterr().err
