@@ -19,19 +19,22 @@ def print_parity(results: Mapping[str, Parity]) -> None:
     compared = {name: parity for name, parity in results.items() if parity.images}
     for name in compared:
         table.add_column(name.removesuffix(".onnx"), justify="right")
-    rows: dict[str, Callable[[Parity], str]] = {
-        "images": lambda parity: f"{parity.images:,}",
-        "of random pixels": lambda parity: f"{parity.images - parity.real_images:,}",
-        "relative error": lambda parity: _error(parity.relative_error),
-        "least cosine": lambda parity: _figure(parity.cosine_min),
-        "median cosine": lambda parity: _figure(parity.cosine_median),
-        "10 nearest kept": lambda parity: _percent(parity.neighbour_overlap),
-        "same prototype": lambda parity: _percent(parity.cluster_agreement),
-        "k-NN accuracy": lambda parity: _percent(parity.knn),
-        "change, points": lambda parity: _points(parity.knn_drop_points),
-        "verdict": lambda parity: "passed" if parity.passed else "FAILED",
-    }
-    for heading, figure in rows.items():
+    rows: list[tuple[str, Callable[[Parity], str]]] = [
+        ("images", lambda parity: f"{parity.images:,}"),
+        ("of random pixels", lambda parity: f"{parity.images - parity.real_images:,}"),
+        ("relative error", lambda parity: _error(parity.relative_error)),
+        ("least cosine", lambda parity: _figure(parity.cosine_min)),
+        ("median cosine", lambda parity: _figure(parity.cosine_median)),
+        ("10 nearest kept", lambda parity: _percent(parity.neighbour_overlap)),
+        ("same prototype", lambda parity: _percent(parity.cluster_agreement)),
+        ("same class", lambda parity: _percent(parity.class_agreement)),
+        ("k-NN accuracy", lambda parity: _percent(parity.knn)),
+        ("its change, points", lambda parity: _points(parity.knn_drop_points)),
+        ("probe accuracy", lambda parity: _percent(parity.probe)),
+        ("its change, points", lambda parity: _points(parity.probe_drop_points)),
+        ("verdict", lambda parity: "passed" if parity.passed else "FAILED"),
+    ]
+    for heading, figure in rows:
         table.add_row(heading, *map(figure, compared.values()))
     console = Console(highlight=False, soft_wrap=True)
     if compared:

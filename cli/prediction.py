@@ -5,10 +5,10 @@ from __future__ import annotations
 import csv
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -16,9 +16,6 @@ from evaluate.images import ViewedImage, stack_views, view_images
 from swav_tf.data.sources import ImageSource
 from swav_tf.errors import UsageError
 from swav_tf.recipe import EvaluationView
-
-if TYPE_CHECKING:
-    from swav_tf.training.classifier import Classifier
 
 TOP = 5
 ENDINGS = (".csv", ".json")
@@ -41,11 +38,68 @@ class Prediction:
     error: str | None = None
 
 
+@dataclass(frozen=True)
+class ClassifierModel:
+    """A classifier, whoever runs it.
+
+    Attributes:
+        probabilities: of uint8 images (n, crop, crop, 3): (n, C), 0 to 1.
+        class_names: C of them.
+        view: how its images are shown.
+    """
+
+    probabilities: Callable[[np.ndarray], np.ndarray]
+    class_names: tuple[str, ...]
+    view: EvaluationView
+
+
+def open_classifier(model: Path) -> ClassifierModel:
+    """The classifier in the folder of a probe or fine-tuning run, or in a file by `swav-tf export` of one.
+
+    Raises:
+        UsageError: it is neither.
+        CheckpointError: its checkpoint is damaged.
+        DataError: the file is damaged.
+    """
+    if model.is_file():
+        return _of_file(model)
+    from swav_tf.training.classifier_folder import load_classifier
+
+    classifier, recipe, facts = load_classifier(model)
+
+    def by_keras(images: np.ndarray) -> np.ndarray:
+        found: np.ndarray = classifier.probabilities(images).numpy()
+        return found
+
+    return ClassifierModel(by_keras, facts.class_names, recipe.data.evaluation)
+
+
+def _of_file(path: Path) -> ClassifierModel:
+    from evaluate.onnx_runner import OnnxRunner
+
+    runner = OnnxRunner(path)
+    if "logits" not in runner.outputs:
+        raise UsageError(
+            f"To predict takes a file with an output `logits`, of the folder of a probe or fine-tuning run. "
+            f"Received: {path} with {', '.join(runner.outputs)}."
+        )
+
+    def by_runtime(images: np.ndarray) -> np.ndarray:
+        return softmax(runner.run(images)["logits"])
+
+    return ClassifierModel(by_runtime, runner.metadata.class_names, runner.view)
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Probabilities (n, C) of logits (n, C)."""
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    found: np.ndarray = powers / powers.sum(axis=1, keepdims=True)
+    return found
+
+
 def predict(
-    model: Classifier,
-    class_names: tuple[str, ...],
+    model: ClassifierModel,
     source: ImageSource,
-    view: EvaluationView,
     *,
     batch_size: int,
     threads: int,
@@ -54,26 +108,22 @@ def predict(
 
     Args:
         model: the classifier.
-        class_names: of its outputs.
         source: the images.
-        view: how they are shown.
         batch_size: images that the model sees at once.
         threads: that decode; 0 for one a core.
     """
     waiting: list[ViewedImage] = []
-    for image in view_images(source, range(len(source)), view, threads=threads):
+    for image in view_images(source, range(len(source)), model.view, threads=threads):
         waiting.append(image)
         if len(waiting) == batch_size:
-            yield from _predict_batch(model, class_names, waiting)
+            yield from _predict_batch(model, waiting)
             waiting = []
-    yield from _predict_batch(model, class_names, waiting)
+    yield from _predict_batch(model, waiting)
 
 
-def _predict_batch(
-    model: Classifier, class_names: tuple[str, ...], images: list[ViewedImage]
-) -> Iterator[Prediction]:
+def _predict_batch(model: ClassifierModel, images: list[ViewedImage]) -> Iterator[Prediction]:
     readable = [image for image in images if image.view is not None]
-    found = iter(model.probabilities(stack_views(readable)).numpy() if readable else ())
+    found = iter(model.probabilities(stack_views(readable)) if readable else ())
     for image in images:
         if image.view is None:
             yield Prediction(image.name, (), (), image.reason)
@@ -82,7 +132,7 @@ def _predict_batch(
         order = np.argsort(-probabilities, kind="stable")[:TOP]
         yield Prediction(
             image.name,
-            tuple(class_names[i] for i in order),
+            tuple(model.class_names[i] for i in order),
             tuple(float(probabilities[i]) for i in order),
         )
 

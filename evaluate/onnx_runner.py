@@ -9,7 +9,7 @@ import numpy as np
 from evaluate.onnx_metadata import read_metadata
 from evaluate.onnx_session import BoundRun, open_session
 from evaluate.preparing import prepared
-from evaluate.runners import ModelFacts, check_images
+from evaluate.runners import ModelFacts, check_images, file_sha256
 from swav_tf.errors import DataError
 
 
@@ -48,6 +48,7 @@ class OnnxRunner:
             weights_sha256=self.metadata.weights_sha256,
             step=self.metadata.step,
             recipe=self.metadata.recipe,
+            file_sha256=file_sha256(path),
         )
 
     def run(self, images: np.ndarray) -> dict[str, np.ndarray]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,6 +23,7 @@ class ModelFacts:
         weights_sha256: of the weights' file; features of equal weights may be compared.
         step: optimiser steps that it was trained for.
         recipe: name of its recipe.
+        file_sha256: of an exported file, since calibrations differ where weights do not; None for a run folder.
     """
 
     path: str
@@ -29,6 +31,7 @@ class ModelFacts:
     weights_sha256: str
     step: int
     recipe: str
+    file_sha256: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """The facts as plain data."""
@@ -113,6 +116,12 @@ def open_runner(model: Path | str, *, provider: str | None = None, threads: int 
         f"--model must be the folder of a pretraining run, with config.yaml and checkpoints/, an ONNX file, or "
         f"an engine (.plan). Received: {path}, {what}."
     )
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def check_images(images: np.ndarray, view: EvaluationView) -> None:

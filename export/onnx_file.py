@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from pathlib import Path
 from typing import IO, Final
@@ -12,6 +11,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from evaluate.onnx_metadata import OnnxMetadata, WeightsFile
+from evaluate.runners import file_sha256
 
 ONE_FILE_BYTES: Final = 2**31 - 2**20  # a protobuf ends at 2 GiB
 LARGE_BYTES: Final = 1024  # weights from here on may lie in a second file
@@ -33,9 +33,8 @@ def save_model(model: onnx.ModelProto, facts: OnnxMetadata, path: Path) -> None:
     if weight_bytes(model) > ONE_FILE_BYTES:
         beside = path.with_name(f"{path.name}.data")
         whole = _with_weights_in(beside, model)
-        with beside.open("rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        facts = facts.model_copy(update={"weights_file": WeightsFile(name=beside.name, sha256=sha256)})
+        weights = WeightsFile(name=beside.name, sha256=file_sha256(beside))
+        facts = facts.model_copy(update={"weights_file": weights})
     helper.set_model_props(whole, facts.as_properties())
     with path.open("wb") as file:
         file.write(whole.SerializeToString())

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from evaluate.linear_probe import fit_ridge
 from evaluate.onnx_metadata import Precision
 from evaluate.runners import Runner
 from export.reference import Reference
@@ -19,6 +20,7 @@ from swav_tf.knn import find_neighbours, vote
 OVERLAP: Final = 10  # nearest images that are looked at
 KNN: Final = 20
 KNN_TEMPERATURE: Final = 0.07
+PROBE_IMAGES: Final = 10  # a class, on average, below which a probe says nothing
 CONSTANT: Final = (
     1e-6  # share of the length that differs from image to image, below which outputs are constant
 )
@@ -64,6 +66,11 @@ class Parity:
         knn_images: labelled images that the k-NN is of; 0: none, and so no k-NN.
         knn_reference: k-NN top-1 (0 to 1) of the reference, each image classified by the others.
         knn: the same of the artifact.
+        class_agreement: share of images with the same most probable class; None without logits.
+        probe_images: labelled images that the probe is tested on; 0: too few of them, and so no probe.
+        probe_reference: top-1 (0 to 1) of a linear classifier fitted on the reference's features of the other half
+            of the labelled images.
+        probe: top-1 of that same classifier on the artifact's features.
         failures: what is not as it must be; empty: passed.
     """
 
@@ -77,6 +84,10 @@ class Parity:
     knn_images: int = 0
     knn_reference: float | None = None
     knn: float | None = None
+    class_agreement: float | None = None
+    probe_images: int = 0
+    probe_reference: float | None = None
+    probe: float | None = None
     failures: tuple[str, ...] = ()
 
     @property
@@ -87,18 +98,30 @@ class Parity:
     @property
     def knn_drop_points(self) -> float | None:
         """Loss of k-NN accuracy, percentage points."""
-        if self.knn is None or self.knn_reference is None:
-            return None
-        return 100 * (self.knn_reference - self.knn)
+        return _drop_points(self.knn_reference, self.knn)
+
+    @property
+    def probe_drop_points(self) -> float | None:
+        """Loss of the probe's accuracy, percentage points."""
+        return _drop_points(self.probe_reference, self.probe)
 
     def as_dict(self) -> dict[str, Any]:
         """The figures as plain data."""
-        return {**asdict(self), "knn_drop_points": self.knn_drop_points, "passed": self.passed}
+        return {
+            **asdict(self),
+            "knn_drop_points": self.knn_drop_points,
+            "probe_drop_points": self.probe_drop_points,
+            "passed": self.passed,
+        }
+
+
+def _drop_points(reference: float | None, artifact: float | None) -> float | None:
+    return None if reference is None or artifact is None else 100 * (reference - artifact)
 
 
 @dataclass(frozen=True)
 class LabelledFeatures:
-    """Features of labelled images by the reference and by the artifact, for k-NN.
+    """Features of labelled images by the reference and by the artifact, for k-NN and probe.
 
     Attributes:
         labels: (n,), all >= 0.
@@ -130,7 +153,7 @@ def compare(
         reference: images and Keras' outputs.
         outputs: the artifact's for the same images, by name.
         gate: what they must keep to.
-        labelled: features for k-NN; None: of the reference's real images, where all of them have labels.
+        labelled: features for k-NN and probe; None: of the reference's real images, where all of them have labels.
     """
     counted = (
         reference.real
@@ -158,16 +181,37 @@ def compare(
         cosine_min=float(cosines.min()),
         cosine_median=float(np.median(cosines)),
         neighbour_overlap=_overlap(ours["features"], theirs["features"]) if images > OVERLAP else None,
-        cluster_agreement=(
-            float(np.mean(ours["scores"].argmax(axis=1) == theirs["scores"].argmax(axis=1)))
-            if "scores" in theirs
-            else None
-        ),
+        cluster_agreement=_agreement(ours, theirs, "scores"),
+        class_agreement=_agreement(ours, theirs, "logits"),
         knn_images=0 if labelled is None else len(labelled.labels),
         knn_reference=None if labelled is None else leave_one_out(labelled.reference, labelled.labels),
         knn=None if labelled is None else leave_one_out(labelled.artifact, labelled.labels),
     )
-    return Parity(**{**vars(parity), "failures": tuple(_beyond(parity, gate))})
+    probe = _probe(labelled) if labelled is not None else {}
+    return Parity(**{**vars(parity), **probe, "failures": tuple(_beyond(parity, gate))})
+
+
+def _probe(labelled: LabelledFeatures) -> dict[str, Any]:
+    """A linear classifier on half of the images, each class halved; nothing where a class has too few."""
+    classes, labels = np.unique(labelled.labels, return_inverse=True)
+    if len(classes) < 2 or len(labels) < PROBE_IMAGES * len(classes):
+        return {}
+    mixed = np.random.default_rng(0).permutation(len(labels))
+    by_class = mixed[np.argsort(labels[mixed], kind="stable")]
+    fitted, tested = by_class[::2], by_class[1::2]
+    classifier = fit_ridge(labelled.reference[fitted], labels[fitted])
+    return {
+        "probe_images": len(tested),
+        "probe_reference": classifier.accuracy(labelled.reference[tested], labels[tested]),
+        "probe": classifier.accuracy(labelled.artifact[tested], labels[tested]),
+    }
+
+
+def _agreement(ours: Mapping[str, np.ndarray], theirs: Mapping[str, np.ndarray], name: str) -> float | None:
+    """Share of images whose greatest value is at the same place."""
+    if name not in theirs:
+        return None
+    return float(np.mean(ours[name].argmax(axis=1) == theirs[name].argmax(axis=1)))
 
 
 def leave_one_out(features: np.ndarray, labels: np.ndarray) -> float:

@@ -14,6 +14,7 @@ import numpy as np
 from evaluate.engine_file import SUFFIXES
 from evaluate.onnx_metadata import Precision
 from evaluate.onnx_runner import OnnxRunner
+from evaluate.runners import file_sha256
 from evaluate.tensorrt_runner import TensorrtRunner
 from export.parity import GATES, LabelledFeatures, Parity, compare, run_all
 from export.reference import REFERENCE, Reference, read_reference
@@ -134,6 +135,14 @@ def _compare_one(
         )
     if runner.view != reference.view:
         failures.append(f"its images are {runner.view}, the reference's {reference.view}")
+    weights = runner.metadata.weights_file
+    if weights is not None and isinstance(runner, OnnxRunner):
+        found = file_sha256(Path(runner.facts.path).with_name(weights.name))
+        if found != weights.sha256:
+            failures.append(
+                f"{weights.name} must have the SHA-256 {weights.sha256[:12]}... that the graph was written with, but "
+                f"has {found[:12]}..."
+            )
     if failures:
         return Parity(0, 0, failures=tuple(failures))
     outputs = run_all(runner, reference.images, batch_size=batch_size)

@@ -11,43 +11,37 @@ from cli.quiet import load_tensorflow_quietly
 
 
 @click.command(short_help="Write the most probable classes of a folder's images.")
-@click.argument("model", metavar="RUN")
+@click.argument("model", metavar="RUN|FILE.onnx", type=click.Path(path_type=Path))
 @click.argument("folder", type=click.Path(path_type=Path))
 @output_option("File to write: .csv or .json.", required=True)
 @batch_size_option
 @threads_option
 @quiet_option
-def command(model: str, folder: Path, output: Path, batch_size: int, threads: int, quiet: bool) -> int:
-    """Classify the images at any depth below FOLDER by the probe or fine-tuned model in RUN.
+def command(model: Path, folder: Path, output: Path, batch_size: int, threads: int, quiet: bool) -> int:
+    """Classify the images at any depth below FOLDER by the probe or fine-tuned model in RUN, or by an exported file.
 
     The five most probable classes of each image are written, with their probabilities. An image
-    that cannot be read has its error in the file instead, and the exit code is 1.
+    that cannot be read has its error in the file instead, and the exit code is 1. An exported file needs no
+    TensorFlow.
 
     \b
     Examples:
       swav-tf predict runs/demo/probe_digits photos/ -o predictions.csv
       swav-tf predict runs/finetune_10pct photos/ -o predictions.json --batch-size 256
+      swav-tf predict exported/model-int8-cpu.onnx photos/ -o predictions.csv
     """
-    from cli.prediction import check_output, predict, write_predictions
+    from cli.prediction import check_output, open_classifier, predict, write_predictions
     from swav_tf.data.sources import ImageFolder
 
     check_output(output)
     images = ImageFolder(folder)
 
-    load_tensorflow_quietly()
-    from swav_tf.training.classifier_folder import load_classifier
-
-    classifier, recipe, facts = load_classifier(model)
+    if not model.is_file():
+        load_tensorflow_quietly()
+    classifier = open_classifier(model)
     found = []
     with image_progress(len(images), "images", quiet=quiet) as done:
-        for prediction in predict(
-            classifier,
-            facts.class_names,
-            images,
-            recipe.data.evaluation,
-            batch_size=batch_size,
-            threads=threads,
-        ):
+        for prediction in predict(classifier, images, batch_size=batch_size, threads=threads):
             found.append(prediction)
             done(len(found))
     write_predictions(output, found)

@@ -2,22 +2,33 @@
 
 import json
 import resource
+import subprocess
+import sys
+from dataclasses import replace
 
 import numpy as np
 import onnx
 import pytest
+from PIL import Image
 
+import export.onnx_file
 from cli.errors import run_and_report
 from cli.main import swav_tf
+from evaluate.features import extract_features
 from evaluate.images import open_images, stack_views, view_images
-from evaluate.onnx_metadata import KEY
+from evaluate.onnx_metadata import KEY, dataset_name, public_data
 from evaluate.runners import open_runner
 from export.errors import ExportError
 from export.images import draw_images
 from export.reference import read_reference
 from export.run_export import ExportSettings, export_run
+from export.verify import verify
+from swav_tf.classifier_recipe import FinetuneRecipe
 from swav_tf.errors import DataError, UsageError
 from swav_tf.recipe import Data
+from swav_tf.training.classifier_folder import load_classifier
+from swav_tf.training.finetune import finetune
+from tests.classifiers import pretraining_run, tiny_classifier_recipe
 from tests.evaluate.models import make_class_folders
 from tests.tiny_run import tiny_run
 
@@ -47,8 +58,8 @@ def test_files_and_their_runner(everything):
     wanted, found = keras.run(views), ours.run(views)
     for name, values in wanted.items():
         np.testing.assert_allclose(found[name], values, rtol=1e-4, atol=1e-5 * np.abs(values).max())
-    same = {**keras.facts.as_dict(), "path": "", "runner": ""}
-    assert {**ours.facts.as_dict(), "path": "", "runner": ""} == same
+    theirs = {"path": "", "runner": "", "file_sha256": None}
+    assert ours.facts.as_dict() | theirs == keras.facts.as_dict() | theirs
     assert ours.facts.runner == "onnxruntime cpu fp32"
 
 
@@ -133,6 +144,128 @@ def test_refusals_leave_nothing(tmp_path, settings, error, message):
     with pytest.raises(error, match=message):
         export_run(tiny_run(), tmp_path / "out", ExportSettings(**settings), tell=silent)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture(scope="module")
+def probed(tmp_path_factory):
+    """A fine-tuned run's folder: backbone and classifier that no seed alone gives."""
+    folder = tmp_path_factory.mktemp("runs")
+    pretraining_run(folder / "first")
+    recipe = tiny_classifier_recipe(FinetuneRecipe, train__epochs=1)
+    finetune(recipe, model=folder / "first", run_dir=folder / "tuned", quiet=True)
+    return folder / "tuned"
+
+
+# Bugs caught: logits of another classifier or without its bias, features of the backbone before fine-tuning, class
+# names that are lost, predictions that need TensorFlow or that differ from Keras'.
+def test_a_classifier(probed, tmp_path, capsys):
+    export = ["export", str(probed), "-o", str(tmp_path / "out"), "--precision", "fp32,fp16"]
+    assert run_and_report(swav_tf, [*export, "--reference-images", "40", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)["files"]["model-fp32.onnx"]
+    assert set(told["relative_error"]) == {"features", "logits"}
+    assert told["class_agreement"] == 1
+    path = tmp_path / "out" / "model-fp32.onnx"
+    runner = open_runner(path)
+    assert runner.outputs == ["features", "logits"]
+    assert runner.metadata.class_names == tuple(str(digit) for digit in range(10))
+    classifier, recipe, _ = load_classifier(probed)
+    images = np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3), dtype=np.uint8)
+    wanted = classifier(images, training=False).numpy()
+    np.testing.assert_allclose(runner.run(images)["logits"], wanted, rtol=1e-4, atol=1e-5)
+    assert runner.view == recipe.data.evaluation
+
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for number, image in enumerate(images):
+        Image.fromarray(image).save(folder / f"{number}.png")
+    words = ["predict", str(path), str(folder), "--quiet", "-o", str(tmp_path / "told.json")]
+    code = "import sys\nsys.modules['tensorflow'] = None\nfrom cli.main import main\nmain()"
+    subprocess.run([sys.executable, "-c", code, *words], check=True)
+    for one, logits in zip(json.loads((tmp_path / "told.json").read_text()), wanted, strict=True):
+        assert [place["class"] for place in one["top"]] == [str(i) for i in np.argsort(-logits)[:5]]
+        exact = np.exp(logits.astype(np.float64))
+        assert one["top"][0]["probability"] == pytest.approx((exact / exact.sum()).max(), rel=1e-4)
+
+
+# Bug caught: classes guessed from an output that is none.
+def test_predictions_need_logits(everything, tmp_path, capsys):
+    make_class_folders(tmp_path / "photos")
+    words = ["predict", str(everything / "model-fp32.onnx"), str(tmp_path / "photos")]
+    assert run_and_report(swav_tf, [*words, "-o", str(tmp_path / "told.json")]) == 2
+    assert "takes a file with an output `logits`" in " ".join(capsys.readouterr().err.split())
+
+
+# Bugs caught: a protobuf of more than 2 GiB, weights that no reader finds, a file beside it that is another export's,
+# half precision that keeps two files although it needs one, int8 that fails inside of ONNX after minutes.
+def test_weights_in_a_second_file(tmp_path, monkeypatch):
+    limit = 1_000_000  # float32 needs 1.3 MB, float16 0.7
+    monkeypatch.setattr(export.onnx_file, "ONE_FILE_BYTES", limit)
+    settings = ExportSettings(precisions=("fp32", "fp16"), reference_images=10)
+    with pytest.raises(UsageError, match="int8 is made from a float32 graph of"):
+        export_run(tiny_run(), tmp_path / "out", replace(settings, precisions=("int8",)), tell=silent)
+    files = export_run(tiny_run(), tmp_path / "out", settings, tell=silent)
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert {"model-fp32.onnx", "model-fp32.onnx.data", "model-fp16.onnx"} <= names
+    assert "model-fp16.onnx.data" not in names
+    path, weights = tmp_path / "out" / "model-fp32.onnx", tmp_path / "out" / "model-fp32.onnx.data"
+    assert files[0].bytes == path.stat().st_size + weights.stat().st_size
+    assert path.stat().st_size < 100_000 < limit < weights.stat().st_size
+    onnx.checker.check_model(path, full_check=True)
+    assert run_and_report(swav_tf, ["verify", str(tmp_path / "out")]) == 0
+
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1  # of the last weight's exponent: hardly to be seen in the figures, if at all
+    weights.write_bytes(data)
+    results = verify([path])
+    assert "model-fp32.onnx.data must have the SHA-256" in results[path.name][1].failures[0]
+    weights.unlink()
+    with pytest.raises(DataError, match=r"cannot be run by onnxruntime.*model-fp32.onnx.data"):
+        open_runner(path)
+
+    weights.write_bytes(b"of a larger model")
+    monkeypatch.undo()
+    export_run(tiny_run(), tmp_path / "out", ExportSettings(reference_images=10), tell=silent)
+    assert not weights.exists()
+
+
+# Bug caught: an interrupted `features` that goes on with a file of another calibration, whose weights are the same.
+def test_features_tell_calibrations_apart(everything, tmp_path):
+    images = open_images("digits", like=Data(kind="digits"), split="test")
+    output = tmp_path / "features.npz"
+    extract_features(open_runner(everything / "model-int8-cpu.onnx"), images, output)
+    settings = ExportSettings(precisions=("int8",), reference_images=40, calibration_images=20, seed=3)
+    export_run(tiny_run(), tmp_path / "out", settings, tell=silent)
+    again = open_runner(everything / "model-int8-cpu.onnx")
+    assert extract_features(again, images, output).images_before == 360
+    other = open_runner(tmp_path / "out" / "model-int8-cpu.onnx")
+    with pytest.raises(UsageError, match=r"model\.file_sha256: was"):
+        extract_features(other, images, output)
+
+
+# Bug caught: the path of somebody's photos, published with the model.
+def test_no_path_travels(tmp_path):
+    folders = make_class_folders(tmp_path / "secret" / "animals")
+    settings = ExportSettings(
+        precisions=("int8",),
+        data=str(folders),
+        kind="class_folders",
+        reference_images=8,
+        calibration_images=8,
+    )
+    export_run(tiny_run(), tmp_path / "out", settings, tell=silent)
+    for path in (tmp_path / "out").iterdir():
+        assert b"secret" not in path.read_bytes()
+    assert "animals" in (tmp_path / "out" / "parity.json").read_text()
+    data = Data(
+        kind="tfrecord", path="/home/me/photos/*.tfrecord", validation_path="/home/me/v", image_key="x"
+    )
+    assert public_data(data) == Data(kind="tfrecord", image_key="x")
+    assert dataset_name(Data(kind="class_folders", path="/data/imagenet/")) == "imagenet"
+    assert (
+        dataset_name(Data(kind="tfds", path="cifar10:3.0.2"))
+        == "cifar10:3.0.2"
+        == public_data(Data(kind="tfds", path="cifar10:3.0.2")).path
+    )
 
 
 # Bug caught: half a file under its name, or a new file beside old ones, after the disk was full.

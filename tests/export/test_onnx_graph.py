@@ -86,8 +86,17 @@ def dims(value):
             "name": "DenseNetBackbone",
             "arguments": {"stackwise_num_repeats": [2, 2, 2], "growth_rate": 8, "compression_ratio": 0.5},
         },
+        {
+            "library": "keras_cv",
+            "name": "CSPDarkNetBackbone",
+            "arguments": {
+                "stackwise_channels": [16, 32, 32, 48],
+                "stackwise_depth": [1, 1, 1, 1],
+                "use_depthwise": True,
+            },
+        },
     ],
-    ids=["width 2", "DenseNet"],
+    ids=["width 2", "DenseNet", "CSPDarkNet"],
 )
 def test_other_networks(backbone):
     source = trained(**backbone)

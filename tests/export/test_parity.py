@@ -96,6 +96,39 @@ def test_the_knn_gate(reference):
     assert any("k-NN accuracy may drop by 0.5" in failure for failure in parity.failures)
 
 
+# Bugs caught: a probe fitted on the images that it is tested on, on the artifact's own features, or on images whose
+# classes are not those of the test; figures from two images a class.
+def test_the_probe(reference):
+    draw = np.random.default_rng(3)
+    labels = np.repeat(np.arange(50) % 3, 1)
+    noise = draw.normal(size=(50, 200)).astype(
+        np.float32
+    )  # more features than images: all can be learnt by heart
+    unrelated = Reference(**{**vars(reference), "outputs": {"features": np.vstack([noise, noise[:10]])}})
+    parity = compare(unrelated, unrelated.outputs, gate=GATES["fp32"])
+    assert parity.probe_images == 25
+    assert parity.probe == parity.probe_reference < 0.7
+
+    parity = compare(reference, like(reference), gate=GATES["int8"])
+    assert (parity.probe_images, parity.probe_drop_points) == (25, 0)
+    assert parity.probe_reference > 0.9
+    swapped = reference.outputs["features"].copy()
+    swapped[:, :8] = np.roll(
+        swapped[:, :8], 4, axis=1
+    )  # class 0 looks like class 1: a new probe would not mind
+    changed = compare(reference, like(reference, features=swapped), gate=GATES["int8"])
+    right = np.mean(labels == 2)
+    assert changed.probe_reference == parity.probe_reference
+    assert changed.probe == pytest.approx(right, abs=0.15)
+    assert changed.as_dict()["probe_drop_points"] == pytest.approx(
+        100 * (changed.probe_reference - changed.probe)
+    )
+
+    few = Reference(**{**vars(reference), "labels": np.where(reference.real, np.arange(N) % 12, -1)})
+    parity = compare(few, few.outputs, gate=GATES["fp32"])
+    assert (parity.probe_images, parity.probe, parity.probe_drop_points) == (0, None, None)
+
+
 # Bugs caught: outputs that mean nothing and still pass.
 @pytest.mark.parametrize(
     ("spoil", "message"),
