@@ -52,6 +52,11 @@ class Data(Section):
         0, ge=0, description="threads that decode and crop, per worker; 0: one for each core"
     )
     prefetch_batches: int = Field(4, ge=1, description="batches made ready ahead of the device, per worker")
+    service: str | None = Field(
+        None,
+        description="host:port of a tf.data service (`swav-tf data serve`) that makes the crops; null: the "
+        "trainer makes them itself",
+    )
     evaluation: EvaluationView = Field(
         default_factory=EvaluationView, description="the view for k-NN and features"
     )

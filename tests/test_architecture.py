@@ -26,6 +26,7 @@ NEEDS_TENSORFLOW = (
     "cli.demo",
     "export.onnx_graph",
     "swav_tf.data.pipeline",
+    "swav_tf.data.service",
     "swav_tf.method.",
     "swav_tf.model.",
     "swav_tf.replicas",

@@ -10,8 +10,10 @@ from PIL import ImageDraw, ImageFont, ImageOps
 from swav_tf.data.augment import Image
 from swav_tf.data.decode import UndecodableImage
 from swav_tf.data.multicrop import MultiCrop
+from swav_tf.data.names import printable
 from swav_tf.data.order import epoch_order
 from swav_tf.data.sources import ImageSource, read_image
+from swav_tf.errors import DataError
 from swav_tf.recipe import CropGroup, Recipe
 
 _BACKGROUND: Final = (250, 250, 248)
@@ -21,6 +23,7 @@ _RULE: Final = (222, 222, 218)
 _SMALL_GAP: Final = 4  # between the crops of a group
 _GAP: Final = 20  # around the sheet, and between groups
 _LINE: Final = 20  # height of a line of text
+_MOST_UNREADABLE: Final = 100  # a source of a million broken images is not read to its end for a picture
 
 
 def contact_sheet(
@@ -35,7 +38,8 @@ def contact_sheet(
     """One row an image: the whole image, then its crops, the groups' sizes in proportion.
 
     The images are the first `rows` readable ones in the epoch's order, and their crops
-    those that a run of this recipe and seed takes in that epoch.
+    those that a run of this recipe and seed takes in that epoch. After 100 unreadable ones
+    it stops looking.
 
     Args:
         source: images to show.
@@ -46,23 +50,31 @@ def contact_sheet(
         height: height of a row, pixels: that of the largest crop.
 
     Raises:
-        ValueError: if `rows` is not positive, or no image can be read.
+        ValueError: if `rows` is not positive.
+        DataError: no image can be read, of the first 100 at the most.
     """
     if rows < 1:
         raise ValueError(f"rows must be at least 1; got {rows}")
     seed = recipe.train.seed if seed is None else seed
     multicrop = MultiCrop(recipe.crops, recipe.augment)
     shown: list[tuple[str, Image, list[Image]]] = []
+    reasons: list[str] = []
     for index in epoch_order(len(source), seed=seed, epoch=epoch).tolist():
         try:
             image = read_image(source, index)
-        except (UndecodableImage, OSError):
+        except (UndecodableImage, OSError) as error:
+            reasons.append(f"{printable(source.image_name(index))}: {error}")
+            if len(reasons) == _MOST_UNREADABLE:
+                break
             continue
         shown.append((source.image_name(index), image, multicrop(image, seed=seed, epoch=epoch, index=index)))
         if len(shown) == rows:
             break
     if not shown:
-        raise ValueError("none of the images can be read")
+        raise DataError(
+            f"An image must be readable to be shown. Received: {len(reasons)} of {len(source):,} images tried, none "
+            f"of which can be read. The first was {reasons[0]}."
+        )
     return _draw(shown, recipe, height, f"{recipe.name}   seed {seed}   epoch {epoch}")
 
 

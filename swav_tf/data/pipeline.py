@@ -8,7 +8,8 @@ on threads, nor on how many workers share the batch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,8 +20,7 @@ from swav_tf.data.augment import Image
 from swav_tf.data.bad_images import BadImages
 from swav_tf.data.cores import available_cores
 from swav_tf.data.decode import UndecodableImage
-from swav_tf.data.multicrop import MultiCrop
-from swav_tf.data.order import epoch_order
+from swav_tf.data.positions import CropsByPosition
 from swav_tf.data.python_calls import PythonCalls
 from swav_tf.data.sources import ImageSource, read_image
 from swav_tf.data.view import evaluation_view
@@ -48,7 +48,7 @@ def training_batches(
     next one in the epoch's order that can, cut by random numbers of its own.
 
     Args:
-        recipe: gives crops, augmentation, batch size, seed, threads and prefetch.
+        recipe: gives crops, augmentation, batch size, seed, threads, prefetch and the service that makes them.
         source: the training images, the same on every worker.
         steps_per_epoch: optimiser steps of an epoch; times the batch size at most len(source).
         start_step: first step, from 0.
@@ -66,8 +66,9 @@ def training_batches(
 
     Raises:
         ValueError: if the batch size cannot be divided so, or an epoch has too few images.
+        DataError: if the data service of the recipe does not answer.
     """
-    batch_size, seed = recipe.train.batch_size, recipe.train.seed
+    batch_size = recipe.train.batch_size
     share, rest = divmod(batch_size, workers)
     if rest or share % replica_batch_size:
         raise ValueError(
@@ -80,45 +81,73 @@ def training_batches(
             f"an epoch takes each image at most once; got {steps_per_epoch} steps of {batch_size} from "
             f"{len(source)} images"
         )
-    multicrop = MultiCrop(recipe.crops, recipe.augment)
-    shapes: list[tuple[int, ...]] = [(group.count, group.size, group.size, 3) for group in recipe.crops]
-    types = [tf.uint8] * len(shapes)
-    if labelled:
-        shapes, types = [*shapes, ()], [*types, tf.int64]
+    crops = CropsByPosition(recipe, source, images_per_epoch=images_per_epoch, labelled=labelled)
+    calls = PythonCalls()
 
-    def crops_at(position: int) -> list[Image | np.int64]:
-        epoch, place = divmod(position, images_per_epoch)
-        order = epoch_order(len(source), seed=seed, epoch=epoch)
-        for attempt in range(len(source)):
-            index = int(order[(place + attempt) % len(source)])
-            try:
-                image = read_image(source, index)
-            except (UndecodableImage, OSError) as error:
-                bad_images.bad(source.image_name(index), str(error))
-                continue
-            bad_images.good()
-            crops = multicrop(image, seed=seed, epoch=epoch, index=index, attempt=attempt)
-            return [*crops, np.int64(source.label(index))] if labelled else [*crops]
-        raise DataError("none of the images can be read")
+    # `place` counts this worker's images from the run's first step on; numbers and tensors alike.
+    def position_of(place: Any) -> Any:
+        return place // share * batch_size + worker * share + place % share
 
-    def nothing() -> list[Image | np.int64]:
-        return [np.zeros(shape, kind.as_numpy_dtype) for shape, kind in zip(shapes, types, strict=True)]
-
-    counted = PythonCalls().counted(crops_at, nothing)
-
-    def crops_of(number: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        step, place = number // share, number % share
-        position = step * batch_size + worker * share + place
-        tensors = tf.numpy_function(counted, [position], types, stateful=False)
-        for tensor, shape in zip(tensors, shapes, strict=True):
-            tensor.set_shape(shape)
-        return tuple(tensors)
+    def row_at(place: int) -> list[Any]:
+        made, label = crops.readable_at(position_of(place), good=bad_images.good, bad=bad_images.bad)
+        return [*made, np.int64(label)]
 
     threads = recipe.data.threads or available_cores()
-    numbers = tf.data.Dataset.range(start_step * share, total_steps * share)
-    images = numbers.map(crops_of, num_parallel_calls=threads, deterministic=True)
-    batches = images.batch(replica_batch_size, drop_remainder=True)
+    first, last = start_step * share, total_steps * share
+    if recipe.data.service is None:
+        places = tf.data.Dataset.range(first, last)
+        made = _from_python(row_at, [*crops.shapes, ()], calls, labelled=labelled)
+        images = places.map(made, num_parallel_calls=threads, deterministic=True)
+        batches = images.batch(replica_batch_size, drop_remainder=True)
+    else:
+        from swav_tf.data.service import ServedCrops, largest_chunk
+
+        chunk = largest_chunk(replica_batch_size)
+        served = ServedCrops(
+            recipe.data.service,
+            crops,
+            position_of,
+            row_at,
+            chunk=chunk,
+            first=first // chunk,
+            last=last // chunk,
+        )
+        calls.at_end(served.end)
+        shapes = [(chunk, *shape) for shape in (*crops.shapes, ())]
+        made = _from_python(served.get, shapes, calls, labelled=labelled)
+        numbers = tf.data.Dataset.range(first // chunk, last // chunk)
+        chunks = numbers.map(made, num_parallel_calls=threads, deterministic=True)
+        batches = chunks.batch(replica_batch_size // chunk, drop_remainder=True).map(_joined)
     return batches.prefetch(recipe.data.prefetch_batches).with_options(_options(threads))
+
+
+def _from_python(
+    function: Callable[[int], list[Any] | None],
+    shapes: Sequence[tuple[int, ...]],
+    calls: PythonCalls,
+    *,
+    labelled: bool,
+) -> Callable[[tf.Tensor], tuple[tf.Tensor, ...]]:
+    """A function of Python for `Dataset.map`: crop groups, uint8, and with `labelled` classes, int64."""
+    types = [tf.uint8] * (len(shapes) - 1) + [tf.int64]
+
+    def nothing() -> list[Any]:
+        return [np.zeros(shape, kind.as_numpy_dtype) for shape, kind in zip(shapes, types, strict=True)]
+
+    counted = calls.counted(lambda number: function(number) or nothing(), nothing)
+
+    def mapped(number: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        tensors = tf.numpy_function(counted, [number], types, stateful=False)
+        for tensor, shape in zip(tensors, shapes, strict=True):
+            tensor.set_shape(shape)
+        return tuple(tensors) if labelled else tuple(tensors[:-1])
+
+    return mapped
+
+
+def _joined(*chunks: tf.Tensor) -> tuple[tf.Tensor, ...]:
+    """Tensors (chunks, images, ...) as (chunks * images, ...)."""
+    return tuple(tf.reshape(x, (x.shape[0] * x.shape[1], *x.shape[2:])) for x in chunks)
 
 
 def evaluation_batches(

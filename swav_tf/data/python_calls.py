@@ -27,7 +27,12 @@ class PythonCalls:
         self._ended = False
         self._begun = 0
         self._running = 0
+        self._at_end: list[Callable[[], None]] = []
         _made.append(self)
+
+    def at_end(self, wake: Callable[[], None]) -> None:
+        """Calls `wake` when the calls are ended, for those that wait for something."""
+        self._at_end.append(wake)
 
     def counted(
         self, function: Callable[[int], Result], nothing: Callable[[], Result]
@@ -49,6 +54,8 @@ class PythonCalls:
     def end(self) -> None:
         """Returns when no call runs and none comes any more: the data set's buffers are full."""
         self._ended = True
+        for wake in self._at_end:
+            wake()
         begun, quiet_since = -1, time.monotonic()
         while time.monotonic() - quiet_since < _QUIET_SECONDS:
             time.sleep(0.01)

@@ -181,7 +181,7 @@ def _given(value: str | None, field: str, meaning: str) -> str:
 def _existing_folder(path: str | Path) -> str:
     folder = storage.local_or_remote(path)
     if not storage.exists(folder):
-        raise DataError(f"the folder of images must exist: {folder} does not. Check data.path.")
+        raise DataError(f"the folder of images must exist: {folder} does not. Check the path.")
     if not storage.is_folder(folder):
         raise DataError(
             f"images are read from a folder, but {folder} is a file. Give the folder that holds it."

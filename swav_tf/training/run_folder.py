@@ -23,6 +23,7 @@ FREE_TO_CHANGE = (
     "data.path",
     "data.threads",
     "data.prefetch_batches",
+    "data.service",
     "data.max_bad_share",
     "data.validation_path",
     "data.validation_split",

@@ -45,7 +45,7 @@ def run_without(blocked: list[str], *arguments: str) -> subprocess.CompletedProc
         ["--version"],
         *([command, "--help"] for command in ("config", "pretrain", "crops", "demo", "doctor")),
         *([command, "--help"] for command in ("features", "knn", "clusters", "similar", "plot")),
-        *(["data", command, "--help"] for command in ("shard", "check")),
+        *(["data", command, "--help"] for command in ("shard", "check", "serve")),
         *(["config", command, "--help"] for command in ("list", "show", "check", "settings")),
     ],
 )
@@ -122,6 +122,7 @@ def test_the_commands_are_these() -> None:
         "swav-tf crops",
         "swav-tf data",
         "swav-tf data check",
+        "swav-tf data serve",
         "swav-tf data shard",
         "swav-tf demo",
         "swav-tf doctor",

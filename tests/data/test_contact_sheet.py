@@ -1,11 +1,13 @@
 """The contact sheet: that it shows the crops of a run, in proportion, and survives a bad file."""
 
 import numpy as np
+import pytest
 
 from swav_tf.data.contact_sheet import contact_sheet
 from swav_tf.data.multicrop import MultiCrop
 from swav_tf.data.order import epoch_order
 from swav_tf.data.sources import ImageFolder, read_image
+from swav_tf.errors import DataError
 
 
 def holds(sheet, view):
@@ -41,3 +43,28 @@ def test_unreadable_images_are_left_out(folder, recipe):
     recipe, source = recipe(folder), ImageFolder(folder)
     four = contact_sheet(source, recipe, rows=4)
     assert contact_sheet(source, recipe, rows=9).size == four.size
+
+
+class Broken:
+    """A million images, none of which can be read; it counts how often one was asked for."""
+
+    class_names = ()
+    asked = 0
+
+    def __len__(self):
+        return 1_000_000
+
+    def read(self, index):
+        self.asked += 1
+        raise OSError("input/output error")
+
+    def image_name(self, index):
+        return f"{index}.jpg"
+
+
+# Bug caught: a run that reads a whole broken data set for a picture before it says a word.
+def test_it_gives_up_where_all_images_are_broken(folder, recipe):
+    source = Broken()
+    with pytest.raises(DataError, match=r"100 of 1,000,000 images tried.*jpg: input/output error"):
+        contact_sheet(source, recipe(folder), rows=4)
+    assert source.asked == 100
