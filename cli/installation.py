@@ -18,7 +18,7 @@ OUR_DISTRIBUTION = "swav-tf"
 PACKAGES = (
     "swav-tf", "numpy", "pillow", "opencv-python-headless", "pydantic",
     "tensorflow", "keras", "keras-cv", "tensorflow-datasets", "scikit-learn",
-    "onnx", "onnxruntime", "onnxruntime-gpu", "tf2onnx", "tensorrt-cu12",
+    "onnx", "onnxruntime", "onnxruntime-gpu", "tf2onnx", "tensorrt-cu12", "tensorrt-rtx", "cuda-python",
 )  # fmt: skip
 
 
