@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 import typing
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -98,11 +99,19 @@ def _explain(error: ErrorDetails, recipe: type[Section], *, guess: bool) -> str:
     hint = ""
     if kind == "string_type" and isinstance(came, int | float):
         hint = f"; write it in quotes: '{came}'"
-    elif kind in {"int_type", "float_type", "bool_type"} and isinstance(came, str):
+    elif kind in {"int_type", "float_type", "bool_type"} and isinstance(came, str) and _is_plain_value(came):
         hint = "; write it without quotes"
     elif kind in {"int_from_float", "int_type"} and isinstance(came, float) and came.is_integer():
         hint = f"; write {int(came)}"
     return f"{path}: {must}, got {shown(came)}{hint}{meaning}"
+
+
+def _is_plain_value(text: str) -> bool:
+    """Whether a string would be a number or a truth value without its quotes."""
+    try:
+        return text in ("true", "false") or math.isfinite(float(text))
+    except ValueError:
+        return False
 
 
 def dotted(keys: Sequence[Any]) -> str:

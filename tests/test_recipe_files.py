@@ -163,6 +163,7 @@ def test_a_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
         ),
         ("train.epochs=2.5", "train.epochs: must be a valid integer, got 2.5 (passes over the images)"),
         ("train.epochs=1e2", "train.epochs: must be a valid integer, got 100.0; write 100 (passes over the images)"),
+        ("train.epochs=ten", 'train.epochs: must be a valid integer, got "ten" (passes'),
         ("train.epochs='3'", 'train.epochs: must be a valid integer, got "3"; write it without quotes (passes'),
         ("train.epochs=true", "train.epochs: must be a valid integer, got true"),
         ("train.epochs=", "train.epochs: must be a valid integer, got nothing"),

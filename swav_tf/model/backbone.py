@@ -42,7 +42,7 @@ def _keras_cv_backbone(settings: Model) -> keras.Model:
     try:
         preset = wanted.preset
         network = backbone_class.from_preset(preset) if preset else backbone_class(**arguments)
-    except (TypeError, ValueError, OSError) as error:
+    except Exception as error:  # a preset that cannot be fetched is a plain Exception
         raise RecipeError(
             f"KerasCV could not build model.backbone.name={wanted.name} from preset={wanted.preset!r}, "
             f"arguments={wanted.arguments}: {error}"

@@ -18,6 +18,7 @@ from swav_tf.data.bad_images import BadImages
 from swav_tf.data.contact_sheet import contact_sheet
 from swav_tf.data.pipeline import training_batches
 from swav_tf.data.sources import ImageSource, fingerprint, open_source
+from swav_tf.errors import DataError
 from swav_tf.method.swav import SwAV
 from swav_tf.recipe import Recipe
 from swav_tf.recipe_advice import check_recipe
@@ -175,7 +176,7 @@ def pretrain(
                 if team.is_chief:
                     log.open()
                     if position.step == 0 and recipe.monitor.tensorboard:
-                        with contextlib.suppress(ValueError):  # broken images are the pipeline's to tell of
+                        with contextlib.suppress(DataError):  # broken images are the pipeline's to tell of
                             log.image(
                                 "crops", np.asarray(contact_sheet(source, recipe, rows=6).convert("RGB"))
                             )

@@ -159,6 +159,19 @@ def test_an_unknown_backbone_is_refused_with_the_known_ones(backbone, message):
         build_backbone(Model(backbone=backbone))
 
 
+# Bug caught: no network, no cache: what the preset's download raises is a plain Exception, and it was not foreseen.
+def test_a_preset_that_cannot_be_fetched_is_told_in_words(monkeypatch):
+    import keras_cv
+
+    def fetch(*arguments, **settings):
+        raise Exception("URL fetch failure on gs://x: -2 -- Name or service not known")
+
+    monkeypatch.setattr(keras_cv.models.DenseNetBackbone, "from_preset", fetch)
+    backbone = {"library": "keras_cv", "name": "DenseNetBackbone", "preset": "densenet121_imagenet"}
+    with pytest.raises(RecipeError, match=r"preset='densenet121_imagenet'.* URL fetch failure"):
+        build_backbone(Model(backbone=backbone))
+
+
 # Bug caught: an architecture that is listed and does not build.
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_every_architecture_takes_32_pixels(name):
