@@ -58,12 +58,15 @@ def export_engines(
     exported = []
     for path in files:
         built = build_engine(path, settings, tell=tell)
-        reference = _reference_beside(path, output)
+        source = path.parent / REFERENCE
+        reference = read_reference(source) if source.is_file() else None
         parity, reason = _compared(built, reference)
         if parity is not None and not parity.passed:
             raise ExportError(
                 f"The engine of {path.name} does not compute what Keras computes: {'; '.join(parity.failures)}."
             )
+        if reference is not None:
+            _bring_along(source, output / REFERENCE)
         plan = output / f"{path.stem}.plan"
         built.place(plan)
         precision = built.facts.metadata(plan).precision
@@ -73,21 +76,15 @@ def export_engines(
     return exported
 
 
-def _reference_beside(path: Path, output: Path) -> Reference | None:
-    """The reference of an ONNX file; it goes along to where the engine will lie, for `verify`."""
-    source, target = path.parent / REFERENCE, output / REFERENCE
-    if not source.is_file():
-        return None
-    reference = read_reference(source)
-    if not target.exists():
-        try:
-            output.mkdir(parents=True, exist_ok=True)
-            write_whole(target, source.read_bytes())
-        except OSError as error:
-            raise DataError(
-                f"{target} could not be written: {error}. Make room, or give another -o."
-            ) from error
-    return reference
+def _bring_along(source: Path, target: Path) -> None:
+    """The reference goes where the engine will lie, for `verify`; one that is there stays."""
+    if target.exists():
+        return
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(target, source.read_bytes())
+    except OSError as error:
+        raise DataError(f"{target} could not be written: {error}. Make room, or give another -o.") from error
 
 
 def _compared(built: Built, reference: Reference | None) -> tuple[Parity | None, str]:

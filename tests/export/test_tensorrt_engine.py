@@ -13,17 +13,20 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+import export.run_engines as run_engines
 import export.tensorrt_engine as engine
 from cli.errors import run_and_report
 from cli.main import swav_tf
 from evaluate.engine_file import Batches, BuilderOptions, read_engine, sidecar_of
 from evaluate.onnx_metadata import KEY, read_metadata
+from evaluate.onnx_runner import OnnxRunner
 from evaluate.tensorrt_module import Gpu, NoGpuError, _log, fresh_log
 from export.errors import ExportError
 from export.graph_rules import operators
 from export.onnx_file import save_model
 from export.quantize import calibrate, quantise_within
 from export.quantize_tensorrt import to_int8_tensorrt
+from export.run_engines import export_engines
 from export.run_export import ExportSettings, export_run
 from export.tensorrt_engine import EngineSettings, build_engine
 from export.verify import verify
@@ -545,3 +548,81 @@ def test_verify_of_an_engine_alone(everything, tmp_path, settings):
     assert precision is None
     assert not parity.passed
     assert parity.failures[0].startswith("not run, features not compared: ")
+
+
+# === With a GPU: what happens around TensorRT; the engine itself is not run ===
+
+
+class FakeInspected:
+    """An engine whose inspector lists convolutions of one type."""
+
+    def __init__(self, path, kind):
+        tensor = {"Name": "x", "Dimensions": [1], "Format/Datatype": kind}
+        names = [node.name for node in onnx.load(path).graph.node if node.op_type == "Conv"]
+        self.layers = [
+            {
+                "Name": name,
+                "LayerType": "CaskConvolution",
+                "Inputs": [tensor],
+                "Weights": {"Type": kind},
+                "Metadata": f"[ONNX Layer: {name}]",
+            }
+            for name in names
+        ]
+
+    def create_engine_inspector(self):
+        return SimpleNamespace(
+            get_engine_information=lambda form: json.dumps({"Layers": self.layers, "Bindings": []})
+        )
+
+
+@pytest.fixture
+def on_a_gpu(everything, monkeypatch):
+    """Builds by TensorRT-RTX, but the engine is loaded and run by what is given."""
+    here, _ = engine.builder_here("tensorrt_rtx")
+    gpu = Gpu(name="NVIDIA L4", compute_capability="8.9", driver="570.10")
+
+    def use(kind, change=lambda values: values):
+        monkeypatch.setattr(engine, "builder_here", lambda module_name: (here, gpu))
+        path = everything / "model-fp16.onnx"
+        monkeypatch.setattr(engine, "load_engine", lambda *a, **k: (None, FakeInspected(path, kind)))
+
+        class Runner(OnnxRunner):
+            def __init__(self, plan):
+                super().__init__(path)
+                assert read_engine(plan)[1].onnx == path.name
+
+            def run(self, images):
+                return {name: change(values) for name, values in super().run(images).items()}
+
+        monkeypatch.setattr(run_engines, "TensorrtRunner", Runner)
+        return path
+
+    return use
+
+
+# Bugs caught: an engine that got its name before it was compared, or although it computes something else; a proof that
+# does not ask the inspector where it could.
+def test_with_a_gpu_engines_are_compared(everything, tmp_path, settings, on_a_gpu):
+    source = on_a_gpu("Half")
+    [made] = export_engines([source], tmp_path / "out", settings, tell=silent)
+    assert made.parity.passed
+    assert made.parity.images == 96
+    assert (made.not_compared, made.facts.proof.source) == ("", "engine inspector")
+    assert made.facts.gpu.name == "NVIDIA L4"
+
+    on_a_gpu("Half", lambda values: values[:, ::-1])
+    with pytest.raises(ExportError, match="does not compute what Keras computes: cosine of every image"):
+        export_engines([source], tmp_path / "wrong", settings, tell=silent)
+    assert not (tmp_path / "wrong").exists()
+
+    alone = shutil.copy(source, tmp_path / "model-fp16.onnx")
+    [made] = export_engines([alone], tmp_path / "out", settings, tell=silent)
+    assert made.not_compared == "features not compared: no reference.npz beside the ONNX file"
+
+
+def test_with_a_gpu_the_inspector_decides(tmp_path, settings, on_a_gpu):
+    source = on_a_gpu("Float")
+    with pytest.raises(ExportError, match=r"6 of 6 otherwise: .* is Float, not Half"):
+        export_engines([source], tmp_path / "out", settings, tell=silent)
+    assert not settings.cache.exists()
