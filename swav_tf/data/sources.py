@@ -63,12 +63,17 @@ def open_source(data: Data, *, validation: bool = False) -> ImageSource:
         path = _given(data.validation_path, "data.validation_path", "labelled images to validate on")
     else:
         path = _given(data.path, "data.path", "the folder of the images")
-    if data.kind == "tfrecord":
-        from swav_tf.data.tfrecord import open_shards
+    try:
+        if data.kind == "tfrecord":
+            from swav_tf.data.tfrecord import open_shards
 
-        return open_shards(path, image_key=data.image_key, label_key=data.label_key)
-    # Unlabelled training images still need labelled ones to be validated on.
-    return ClassFolders(path) if data.kind == "class_folders" or validation else ImageFolder(path)
+            return open_shards(path, image_key=data.image_key, label_key=data.label_key)
+        # Unlabelled training images still need labelled ones to be validated on.
+        return ClassFolders(path) if data.kind == "class_folders" or validation else ImageFolder(path)
+    except OSError as error:  # no permission, no network, a bucket of somebody else's
+        raise DataError(
+            f"The images at {path} must be within reach: {error}. Check the path and who may read it."
+        ) from error
 
 
 def guess_kind(path: str) -> str:

@@ -1,6 +1,7 @@
 """`swav-tf data`."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -105,3 +106,24 @@ def test_what_is_wrong_is_told(
     assert got == code
     assert message in err
     assert "Traceback" not in err
+
+
+# Bugs caught: a name that JSON or a terminal cannot hold, or that a terminal obeys.
+def test_cruel_names(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in (b"new\nline.jpg", b"caf\xe9.jpg", b"\x1b[2J.jpg"):
+        with open(os.path.join(os.fsencode(images / "cat"), name), "wb") as file:
+            file.write(b"no image")
+    os.rename(images / "dog", os.path.join(os.fsencode(images), b"d\xf6g"))
+    run(capsys, "shard", images, tmp_path / "out")
+    for data in (images, tmp_path / "out"):
+        code, out, _ = run(capsys, "check", data, "--json")
+        report = json.loads(out)
+        assert code == 1
+        assert report["classes"] == {"cat": 6, r"d\xf6g": 5}
+        assert set(report["corrupt"]) == {
+            r"cat/new\nline.jpg", r"cat/caf\xe9.jpg", r"cat/\x1b[2J.jpg", r"d\xf6g/no image.jpg",
+        }  # fmt: skip
+        code, out, _ = run(capsys, "check", data, "--sheet", tmp_path / "s.png")
+        assert out.isascii()
+        assert "\x1b" not in out
+        assert r"         cat/new\nline.jpg: not one of the formats" in out
