@@ -133,6 +133,12 @@ def _size(context: click.Context, option: click.Parameter, value: str | None) ->
     help="Of the draw of images.",
 )
 @engine_options
+@click.option(
+    "--triton",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="Write a model repository for NVIDIA Triton, too: a folder for each file, with config.pbtxt.",
+)
 @quiet_option
 @json_option
 @click.pass_context
@@ -156,6 +162,7 @@ def command(
     reference_images: int,
     seed: int,
     engine: dict[str, Any],
+    triton: Path | None,
     quiet: bool,
     as_json: bool,
 ) -> None:
@@ -194,7 +201,8 @@ def command(
         from export.run_engines import export_engines
 
         engines = export_engines([run], output, engine_settings(engine), tell=tell)
-        _show(output, [], engines, as_json)
+        served = _write_triton(triton, [run, *(file.path for file in engines)])
+        _show(output, [], engines, served, as_json)
         return
     from export.run_export import ExportSettings, export_run
 
@@ -230,7 +238,17 @@ def command(
         from export.run_engines import export_engines
 
         engines = export_engines([file.path for file in exported], output, engine_settings(engine), tell=tell)
-    _show(output, exported, engines, as_json)
+    served = _write_triton(triton, [*(file.path for file in exported), *(file.path for file in engines)])
+    _show(output, exported, engines, served, as_json)
+
+
+def _write_triton(folder: Path | None, files: list[Path]) -> list[Path]:
+    """The models' folders, if a repository is asked for."""
+    if folder is None:
+        return []
+    from export.triton import write_repository
+
+    return write_repository(folder, files)
 
 
 def _refuse_options_of_a_run(context: click.Context) -> None:
@@ -239,7 +257,7 @@ def _refuse_options_of_a_run(context: click.Context) -> None:
     Raises:
         click.UsageError: there are some.
     """
-    of_engines = {"run", "output", "kinds", "quiet", "as_json", *NAMES}
+    of_engines = {"run", "output", "kinds", "triton", "quiet", "as_json", *NAMES}
     given = [
         parameter.opts[0]
         for parameter in context.command.params
@@ -250,7 +268,13 @@ def _refuse_options_of_a_run(context: click.Context) -> None:
         raise click.UsageError(f"{', '.join(given)}: for a run; {context.params['run']} is exported already")
 
 
-def _show(output: Path, exported: list[Exported], engines: list[ExportedEngine], as_json: bool) -> None:
+def _show(
+    output: Path,
+    exported: list[Exported],
+    engines: list[ExportedEngine],
+    served: list[Path],
+    as_json: bool,
+) -> None:
     """What was written, for a person or as JSON."""
     if as_json:
         print_json(
@@ -266,6 +290,7 @@ def _show(output: Path, exported: list[Exported], engines: list[ExportedEngine],
                     for file in exported
                 },
                 "engines": {file.path.name: engine_as_dict(file) for file in engines},
+                "triton": [str(path) for path in served],
             }
         )
         return
@@ -281,3 +306,5 @@ def _show(output: Path, exported: list[Exported], engines: list[ExportedEngine],
         )
     for built in engines:
         click.echo(engine_line(built))
+    for path in served:
+        click.echo(f"{path}: for tritonserver --model-repository {path.parent}")

@@ -1,0 +1,257 @@
+"""A model repository for Triton Inference Server: config.pbtxt, and files in the places it looks at. No TensorFlow."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from evaluate.engine_file import SUFFIXES, EngineFacts, read_facts
+from evaluate.onnx_metadata import OnnxMetadata, read_metadata
+from evaluate.onnx_session import open_session
+from export.errors import ExportError
+from swav_tf.errors import UsageError
+
+VERSION: Final = "1"  # of each model: a folder
+MAX_BATCH: Final = 32
+USUAL_BATCH: Final = 8
+MAX_DELAY_MICROSECONDS: Final = 1000
+LABELS: Final = "labels.txt"
+TYPES: Final = {"tensor(uint8)": "TYPE_UINT8", "tensor(float)": "TYPE_FP32"}
+
+Kind = Literal["KIND_AUTO", "KIND_CPU", "KIND_GPU"]
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """An input or output.
+
+    Attributes:
+        name: in the graph.
+        data_type: Triton's name of it.
+        dims: without the batch; -1 for any.
+    """
+
+    name: str
+    data_type: str
+    dims: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """One model of a repository.
+
+    Attributes:
+        name: its folder's, which clients ask for.
+        source: the ONNX file or engine.
+        inputs, outputs: of its graph.
+        preferred: numbers of images that are run at once without waiting for more.
+        max_batch: the most images at once.
+        kind: processor that it is for.
+        comments: lines for people.
+        labels: names of the classes of `logits`.
+    """
+
+    name: str
+    source: Path
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    preferred: tuple[int, ...]
+    max_batch: int
+    kind: Kind
+    comments: tuple[str, ...]
+    labels: tuple[str, ...]
+
+    @property
+    def is_engine(self) -> bool:
+        """Whether TensorRT runs it."""
+        return self.source.suffix in SUFFIXES
+
+
+def write_repository(folder: Path, files: Sequence[Path]) -> list[Path]:
+    """Writes a folder for each file that Triton can be pointed at with --model-repository.
+
+    Args:
+        folder: the repository; models of the same names in it are replaced.
+        files: ONNX files by `swav-tf export`, and engines beside the ONNX file that they were built from.
+
+    Returns:
+        The models' folders.
+
+    Raises:
+        UsageError: an engine is of a kind that Triton cannot serve.
+        DataError: a file is damaged.
+        ExportError: the disk refuses.
+    """
+    models = [_served_engine(path) if path.suffix in SUFFIXES else _served_onnx(path) for path in files]
+    with _whole(folder) as part:
+        for model in models:
+            target = part / model.name
+            (target / VERSION).mkdir(parents=True)
+            name = "model.plan" if model.is_engine else "model.onnx"
+            shutil.copyfile(model.source, target / VERSION / name)
+            weights = model.source.with_name(f"{model.source.name}.data")
+            if not model.is_engine and weights.exists():  # the graph names it so
+                shutil.copyfile(weights, target / VERSION / weights.name)
+            if model.labels:
+                (target / LABELS).write_text(
+                    "".join(f"{label}\n" for label in model.labels), encoding="utf-8"
+                )
+            (target / "config.pbtxt").write_text(config_text(model), encoding="utf-8")
+    return [folder / model.name for model in models]
+
+
+def config_text(model: ServedModel) -> str:
+    """The text of config.pbtxt."""
+    platform = 'platform: "tensorrt_plan"' if model.is_engine else 'backend: "onnxruntime"'
+    lines = [f"# {comment}" for comment in model.comments]
+    lines += [f"name: {_quoted(model.name)}", platform, f"max_batch_size: {model.max_batch}"]
+    for place, tensors in (("input", model.inputs), ("output", model.outputs)):
+        for tensor in tensors:
+            dims = ", ".join(map(str, tensor.dims))
+            labels = (
+                f' label_filename: "{LABELS}"'
+                if place == "output" and tensor.name == "logits" and model.labels
+                else ""
+            )
+            lines.append(
+                f"{place} {{ name: {_quoted(tensor.name)} data_type: {tensor.data_type} dims: [ {dims} ]{labels} }}"
+            )
+    preferred = ", ".join(map(str, model.preferred))
+    lines += [
+        "dynamic_batching {",
+        f"  preferred_batch_size: [ {preferred} ]",
+        f"  max_queue_delay_microseconds: {MAX_DELAY_MICROSECONDS}",
+        "}",
+        f"instance_group {{ count: 1 kind: {model.kind} }}",
+    ]
+    if not model.is_engine and model.kind != "KIND_CPU":
+        lines += [
+            "# On a GPU, ONNX Runtime can hand the graph to TensorRT, which then builds an engine at the start:",
+            '# optimization { execution_accelerators { gpu_execution_accelerator { name: "tensorrt" } } }',
+        ]
+    return "\n".join(lines) + "\n"
+
+
+# === What a file is ===
+
+
+def _served_onnx(path: Path) -> ServedModel:
+    facts, inputs, outputs = _read_onnx(path)
+    target = (facts.quantisation or {}).get("target")
+    kind: Kind = "KIND_AUTO" if facts.precision == "fp32" else "KIND_GPU"
+    return ServedModel(
+        name=_name(facts, path),
+        source=path,
+        inputs=inputs,
+        outputs=outputs,
+        preferred=(USUAL_BATCH, MAX_BATCH),
+        max_batch=MAX_BATCH,
+        kind="KIND_CPU" if target == "cpu" else kind,
+        comments=_comments(facts),
+        labels=facts.class_names if any(tensor.name == "logits" for tensor in outputs) else (),
+    )
+
+
+def _served_engine(path: Path) -> ServedModel:
+    engine: EngineFacts = read_facts(path)
+    if engine.module != "tensorrt":
+        raise UsageError(
+            f"Triton serves engines by TensorRT. Received: {path}, by {engine.builder}. Build it with "
+            "--tensorrt tensorrt."
+        )
+    if engine.profile.min != 1:
+        raise UsageError(
+            f"Triton must be able to run one image alone. Received: {path}, for {engine.profile.min} at least. "
+            "Build it with --batch 1,..."
+        )
+    graph = path.with_name(engine.onnx)
+    if not graph.exists():
+        raise UsageError(
+            f"--triton takes an engine beside the ONNX file it was built from. Received: no {graph}."
+        )
+    facts, inputs, outputs = _read_onnx(graph)
+    on = f" for {engine.gpu.name}" if engine.gpu else ""
+    sizes = sorted({engine.profile.opt, engine.profile.max})
+    return ServedModel(
+        name=f"{_name(facts, path)}-tensorrt",
+        source=path,
+        inputs=inputs,
+        outputs=outputs,
+        preferred=tuple(sizes),
+        max_batch=engine.profile.max,
+        kind="KIND_GPU",
+        comments=(*_comments(facts), f"Built by {engine.builder}{on}: the server must have the same."),
+        labels=facts.class_names if any(tensor.name == "logits" for tensor in outputs) else (),
+    )
+
+
+def _read_onnx(path: Path) -> tuple[OnnxMetadata, tuple[Tensor, ...], tuple[Tensor, ...]]:
+    session = open_session(path, provider="cpu")
+    facts = read_metadata(session.get_modelmeta().custom_metadata_map, str(path))
+    inputs, outputs = (
+        tuple(map(_tensor, values)) for values in (session.get_inputs(), session.get_outputs())
+    )
+    return facts, inputs, outputs
+
+
+def _tensor(value: Any) -> Tensor:
+    dims = tuple(dim if isinstance(dim, int) else -1 for dim in value.shape[1:])
+    return Tensor(value.name, TYPES[value.type], dims)
+
+
+def _name(facts: OnnxMetadata, path: Path) -> str:
+    plain = f"{facts.recipe}-{path.stem.removeprefix('model-')}"
+    return re.sub(r"[^A-Za-z0-9_.-]", "_", plain)
+
+
+def _comments(facts: OnnxMetadata) -> tuple[str, ...]:
+    how = facts.preprocessing
+    prepared = f"RGB, short side {how.resize} pixels ({how.interpolation}), centre crop {how.crop}"
+    if not how.inside:
+        prepared += f", / 255, minus {list(how.mean)}, over {list(how.std)}, channels first"
+    return (
+        f"swav-tf: step {facts.step}, {facts.precision}, weights {facts.weights_sha256}",
+        f"Images: {prepared}.",
+    )
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text)
+
+
+# === Whole or not at all ===
+
+
+@contextmanager
+def _whole(folder: Path) -> Iterator[Path]:
+    """A folder whose models appear in `folder` at the end; each model's configuration comes last."""
+    was_there = folder.is_dir()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        part = Path(tempfile.mkdtemp(prefix=".part-", dir=folder))
+    except OSError as error:
+        raise ExportError(f"{folder} cannot be written: {error}. Give another --triton.") from error
+    try:
+        yield part
+        for model in sorted(part.iterdir()):
+            target = folder / model.name
+            (target / VERSION).mkdir(parents=True, exist_ok=True)
+            files = [path for path in model.rglob("*") if path.is_file()]
+            for path in sorted(files, key=lambda path: (path.suffix == ".pbtxt", path.suffix == ".onnx")):
+                os.replace(path, target / path.relative_to(model))
+    except OSError as error:
+        raise ExportError(
+            f"{folder} could not be written: {error}. Make room, or give another --triton."
+        ) from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+        if not was_there and not any(folder.iterdir()):
+            folder.rmdir()

@@ -1,0 +1,162 @@
+"""The model repository for Triton, read by Triton's published schema (its numbers and types are in data/)."""
+
+import errno
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
+
+import export.triton
+from cli.errors import run_and_report
+from cli.main import swav_tf
+from evaluate.engine_file import Batches, BuilderOptions, EngineFacts, Proof, sidecar_of
+from evaluate.runners import open_runner
+from evaluate.tensorrt_module import Gpu
+from export.errors import ExportError
+from export.triton import write_repository
+from swav_tf.errors import UsageError
+from tests.tiny_run import tiny_run
+
+
+def model_config():
+    """The class of Triton's message."""
+    told = json.loads((Path(__file__).parent / "data" / "triton_model_config.json").read_text())
+    file = descriptor_pb2.FileDescriptorProto(name="model_config.proto", package="inference", syntax="proto3")
+    field = descriptor_pb2.FieldDescriptorProto
+    for name, values in told["enums"].items():
+        enum = file.enum_type.add(name=name)
+        for value, number in values.items():
+            enum.value.add(name=value, number=number)
+    for name, fields in told["messages"].items():
+        message = file.message_type.add(name=name)
+        for key, (number, kind) in fields.items():
+            *repeated, plain = kind.split()
+            added = message.field.add(name=key, number=number)
+            added.label = field.LABEL_REPEATED if repeated else field.LABEL_OPTIONAL
+            if plain in told["messages"] or plain in told["enums"]:
+                added.type = field.TYPE_ENUM if plain in told["enums"] else field.TYPE_MESSAGE
+                added.type_name = f".inference.{plain}"
+            else:
+                added.type = getattr(field, f"TYPE_{plain.upper()}")
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName("inference.ModelConfig"))
+
+
+def read_config(folder):
+    text = (folder / "config.pbtxt").read_text()
+    return text_format.Parse(text, model_config()()), text
+
+
+# Bugs caught: a field that Triton does not know or that is of another type, names, types or sizes other than the graph's
+# (the batch among them), files where Triton does not look, int8 for CPUs put on a GPU, a comment that is wrong when used.
+def test_a_repository(tmp_path, capsys):
+    arguments = ["export", str(tiny_run()), "-o", str(tmp_path / "out"), "--triton", str(tmp_path / "served")]
+    arguments += ["--precision", "fp32,fp16,int8", "--outputs", "features,scores", "--reference-images", "80"]
+    assert run_and_report(swav_tf, [*arguments, "--calibration-images", "48", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)["triton"]
+    assert [Path(path).name for path in told] == ["tiny-fp32", "tiny-fp16", "tiny-int8-cpu"]
+    kinds = []
+    for path in map(Path, told):
+        assert sorted(str(file.relative_to(path)) for file in path.rglob("*")) == [
+            "1", "1/model.onnx", "config.pbtxt",
+        ]  # fmt: skip
+        config, text = read_config(path)
+        graph = onnx.load(path / "1" / "model.onnx").graph
+        assert (config.name, config.backend, config.max_batch_size) == (path.name, "onnxruntime", 32)
+        told_shapes = {tensor.name: list(tensor.dims) for tensor in [*config.input, *config.output]}
+        shapes = {
+            value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim[1:]]
+            for value in [*graph.input, *graph.output]
+        }
+        assert told_shapes == shapes == {"images": [32, 32, 3], "features": [128], "scores": [12]}
+        assert [tensor.data_type for tensor in [*config.input, *config.output]] == [2, 11, 11]
+        assert list(config.dynamic_batching.preferred_batch_size) == [8, 32]
+        assert config.dynamic_batching.max_queue_delay_microseconds == 1000
+        kinds += [group.kind for group in config.instance_group]
+        if path.name == "tiny-fp16":
+            used = text_format.Parse(text.replace("# optimization", "optimization"), model_config()())
+            assert used.optimization.execution_accelerators.gpu_execution_accelerator[0].name == "tensorrt"
+    assert kinds == [0, 1, 2]
+    images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
+    wanted = open_runner(tmp_path / "out" / "model-fp32.onnx").run(images)["features"]
+    found = open_runner(tmp_path / "served" / "tiny-fp32" / "1" / "model.onnx").run(images)["features"]
+    np.testing.assert_array_equal(found, wanted)
+
+
+def engine_beside(folder, **changes):
+    """A file that stands for an engine; its facts are whole."""
+    plan = folder / "model-fp16.plan"
+    plan.write_bytes(b"an engine")
+    facts = EngineFacts(
+        key="k", plan_sha256="p", module="tensorrt", version="10.16.1",
+        gpu=Gpu(name="NVIDIA H100", compute_capability="9.0", driver="580"), onnx="model-fp16.onnx", onnx_sha256="o",
+        structure_sha256="s", profile=Batches(min=1, opt=64, max=256), options=BuilderOptions(),
+        proof=Proof(source="engine inspector", convolutions={"Half": 6}), properties={},
+    ).model_copy(update=changes)  # fmt: skip
+    sidecar_of(plan).write_text(facts.model_dump_json())
+    return plan
+
+
+# Bugs caught: batches that the engine's profile refuses, the wrong backend, and engines that no Triton can load.
+def test_engines(exported, tmp_path):
+    [folder] = write_repository(tmp_path / "served", [engine_beside(exported)])
+    config, text = read_config(folder)
+    assert (folder.name, config.platform, config.max_batch_size) == (
+        "tiny-fp16-tensorrt", "tensorrt_plan", 256,
+    )  # fmt: skip
+    assert list(config.dynamic_batching.preferred_batch_size) == [64, 256]
+    assert config.instance_group[0].kind == 1
+    assert [output.name for output in config.output] == ["features", "projections", "scores"]
+    assert (folder / "1" / "model.plan").read_bytes() == b"an engine"
+    assert "Built by TensorRT 10.16.1 for NVIDIA H100" in text
+    for changes, message in [
+        ({"module": "tensorrt_rtx"}, "Triton serves engines by TensorRT. Received"),
+        ({"profile": Batches(min=4, opt=8, max=8)}, "one image alone"),
+        ({"onnx": "moved.onnx"}, "beside the ONNX file"),
+    ]:
+        plan = engine_beside(exported, **changes)
+        with pytest.raises(UsageError, match=message):
+            write_repository(tmp_path / "other", [plan])
+        assert not (tmp_path / "other").exists()
+
+
+# Bug caught: class numbers without names, or the names of another model beside features that have none.
+def test_labels(exported, tmp_path):
+    path = exported / "model-fp32.onnx"
+    model = onnx.load(path)
+    [scores] = [output for output in model.graph.output if output.name == "scores"]
+    for node in model.graph.node:
+        node.output[:] = ["logits" if name == "scores" else name for name in node.output]
+    scores.name = "logits"
+    [entry] = [entry for entry in model.metadata_props if entry.key == "swav_tf"]
+    names = [f"class {number}" for number in range(12)]
+    entry.value = json.dumps({**json.loads(entry.value), "class_names": names})
+    onnx.save(model, path)
+    [folder] = write_repository(tmp_path / "served", [path])
+    config, _ = read_config(folder)
+    assert [output.label_filename for output in config.output] == ["", "", "labels.txt"]
+    assert (folder / "labels.txt").read_text().splitlines() == names
+
+
+# Bug caught: half a model in the place that a running server watches.
+def test_a_full_disk(everything, tmp_path, monkeypatch):
+    files = [everything / "model-fp32.onnx", everything / "model-fp16.onnx"]
+    write_repository(tmp_path / "served", files[:1])
+    before = {path: path.read_bytes() for path in (tmp_path / "served").rglob("*") if path.is_file()}
+    copy = shutil.copyfile
+
+    def full(source, target):
+        if "fp16" in source.name:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return copy(source, target)
+
+    monkeypatch.setattr(export.triton.shutil, "copyfile", full)
+    with pytest.raises(ExportError, match=r"could not be written.*No space left.*another --triton"):
+        write_repository(tmp_path / "served", files)
+    assert {path: path.read_bytes() for path in (tmp_path / "served").rglob("*") if path.is_file()} == before
+    assert [path.name for path in (tmp_path / "served").iterdir()] == ["tiny-fp32"]
