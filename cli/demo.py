@@ -12,6 +12,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from cli.benchmark_table import print_benchmark
+from cli.demo_export import export_and_measure, missing_packages, write_demo_page
 from evaluate.demo_picture import draw_demo
 from evaluate.linear import linear_accuracy
 from swav_tf.data.sources import ImageSource, open_source, read_image
@@ -27,14 +29,15 @@ from swav_tf.training.run_folder import RunFolder
 NEIGHBOURS = 20
 
 
-def run_demo(*, run_dir: Path, seed: int = 31, quiet: bool = False) -> dict[str, Any]:
-    """Trains on the training digits, measures on the test digits, draws a picture.
+def run_demo(*, run_dir: Path, seed: int = 31, export: bool = True, quiet: bool = False) -> dict[str, Any]:
+    """Trains on the training digits, measures on the test digits, draws a picture; then exports, and shows all of it.
 
     An interrupted demo goes on; one that ended is kept aside and done anew.
 
     Args:
-        run_dir: gets the run, summary.json and demo.png.
+        run_dir: gets the run, summary.json and demo.png; with `export` also exported/, benchmark.json and demo.html.
         seed: of weights, order and crops.
+        export: whether to go on after the picture.
         quiet: print nothing.
 
     Returns:
@@ -44,9 +47,7 @@ def run_demo(*, run_dir: Path, seed: int = 31, quiet: bool = False) -> dict[str,
     console = Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
     recipe = load_recipe("demo", [f"train.seed={seed}"])
     earlier = RunFolder(run_dir).read_summary()
-    ended = (
-        earlier is not None and "linear_top1" in earlier
-    )  # else it was interrupted, perhaps while measuring
+    ended = earlier is not None and "export" in earlier  # else it was interrupted, perhaps while measuring
     result = pretrain(recipe, run_dir=run_dir, fresh=ended, quiet=quiet)
 
     console.print("measuring features of the test digits")
@@ -95,6 +96,24 @@ def run_demo(*, run_dir: Path, seed: int = 31, quiet: bool = False) -> dict[str,
     RunFolder(run_dir).write_summary(summary)
     _print_table(console, accuracies, summary)
     console.print(f"picture   {picture}\nsummary   {run_dir / 'summary.json'}")
+    missing = missing_packages() if export else []
+    if not export or missing:
+        summary["export"] = None
+        if missing:
+            console.print(
+                f"Export and benchmark are skipped: {', '.join(missing)} not installed. "
+                "For them: pip install 'swav-tf\\[train,export]'"
+            )
+    else:
+        exported = export_and_measure(run_dir, test_images, test_labels, tell=console.print)
+        page = run_dir / "demo.html"
+        write_demo_page(page, picture=picture, accuracies=accuracies, summary=summary, exported=exported)
+        summary["export"] = exported.summary()
+        if not quiet:
+            print_benchmark(exported.benchmark)
+        console.print(f"report    {page}\n          {page.absolute().as_uri()}")
+    summary["seconds"] = round(time.perf_counter() - began, 2)
+    RunFolder(run_dir).write_summary(summary)
     return summary
 
 

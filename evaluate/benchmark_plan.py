@@ -185,6 +185,7 @@ def _onnx(path: Path) -> Artifact:
     quantisation: dict[str, Any] = facts.quantisation or {}
     model = Model(
         name=_name(path),
+        kind="onnx",
         file=str(path),
         precision=facts.precision,
         bytes=sum(file.stat().st_size for file in _files_of(path, facts)),
@@ -206,6 +207,7 @@ def _engine(path: Path) -> Artifact:
     facts = engine.metadata(path)
     model = Model(
         name=_name(path),
+        kind="engine",
         file=str(path),
         precision=facts.precision,
         bytes=path.stat().st_size,
@@ -231,6 +233,7 @@ def _run_folder(path: Path) -> Artifact:
     recipe = load_recipe(path / "config.yaml")
     model = Model(
         name=path.resolve().name,
+        kind="run",
         file=str(path),
         precision="fp32",
         bytes=sum(array.nbytes for array in checkpoint.arrays.values()),

@@ -47,6 +47,9 @@ class Model(Section):
     """A file, or a run folder."""
 
     name: str = Field(description="of the folder that it lies in: what cells of one model share")
+    kind: Literal["onnx", "engine", "run"] = Field(
+        description="ONNX file, TensorRT engine, or run folder for Keras"
+    )
     file: str = Field(description="as it was given, or found in the folder")
     precision: Precision = Field(description="of the backbone's arithmetic")
     bytes: int = Field(description="size of the file, or of the newest checkpoint's weights")

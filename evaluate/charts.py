@@ -155,11 +155,14 @@ def scatter_chart(
     taken: list[tuple[float, float, float, float]] = []
     if level is not None:
         down = frame.down(level[0])
+        wide = CHARACTER * len(level[1])
+        near = [frame.across(point.x) < LEFT + wide + 12 for one in series for point in one.points]
+        left = WIDTH - RIGHT - wide - 6 if any(near) else LEFT + 6
         parts.append(
             f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{down:.1f}" y2="{down:.1f}" class="level"/>'
-            f'<text x="{LEFT + 6}" y="{down - 6:.1f}" class="faint">{_text(level[1])}</text>'
+            f'<text x="{left:.1f}" y="{down - 6:.1f}" class="faint">{_text(level[1])}</text>'
         )
-        taken.append((LEFT, down - 20, LEFT + 6 + CHARACTER * len(level[1]), down))
+        taken.append((left, down - 20, left + wide, down))
         taken.append((LEFT, down - 2, WIDTH - RIGHT, down + 2))
     places = [(one, point, *frame.place(point)) for one in series for point in one.points]
     taken += [(across - 7, down - 7, across + 7, down + 7) for _, _, across, down in places]

@@ -16,7 +16,7 @@ from cli.quiet import load_tensorflow_quietly
     type=click.Path(file_okay=False, path_type=Path),
     default=Path("runs/demo"),
     show_default=True,
-    help="Folder for checkpoints, metrics, summary and picture.",
+    help="Folder for checkpoints, metrics, summary, picture, exported files and report.",
 )
 @click.option(
     "--seed",
@@ -26,18 +26,25 @@ from cli.quiet import load_tensorflow_quietly
     show_default=True,
     help="Seed of weights, order and crops.",
 )
+@click.option(
+    "--no-export", is_flag=True, help="End after the picture: no ONNX files, no benchmark, no report."
+)
 @json_option
-def command(run_dir: Path, seed: int, as_json: bool) -> None:
-    """Train on scikit-learn's handwritten digits and measure what was learned, within five minutes on a CPU.
+def command(run_dir: Path, seed: int, no_export: bool, as_json: bool) -> None:
+    """Train on scikit-learn's handwritten digits and measure what was learned, within minutes on a CPU.
+
+    Then the network is exported in float32 and int8, held against Keras and timed, and demo.html in the run folder
+    shows all of it. That half needs the extra `export`.
 
     \b
     Examples:
       swav-tf demo
+      swav-tf demo --no-export
       swav-tf demo --seed 7 --run-dir runs/demo7 --json
     """
     load_tensorflow_quietly()
     from cli.demo import run_demo
 
-    summary = run_demo(run_dir=run_dir, seed=seed, quiet=as_json)
+    summary = run_demo(run_dir=run_dir, seed=seed, export=not no_export, quiet=as_json)
     if as_json:
         print_json(summary)

@@ -91,11 +91,11 @@ def test_demo_hands_over_folder_and_seed(
     monkeypatch.setitem(sys.modules, demo.__name__, demo)
     assert run_and_report(swav_tf, ["demo"]) == 0
     assert capsys.readouterr().out == ""
-    assert run_and_report(swav_tf, ["demo", "--seed", "7", "--run-dir", "x", "--json"]) == 0
+    assert run_and_report(swav_tf, ["demo", "--seed", "7", "--run-dir", "x", "--no-export", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {"knn_top1": 0.97}
     assert made == [
-        {"run_dir": Path("runs/demo"), "seed": 31, "quiet": False},
-        {"run_dir": Path("x"), "seed": 7, "quiet": True},
+        {"run_dir": Path("runs/demo"), "seed": 31, "export": True, "quiet": False},
+        {"run_dir": Path("x"), "seed": 7, "export": False, "quiet": True},
     ]
 
 

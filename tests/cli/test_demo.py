@@ -1,0 +1,74 @@
+"""The demo from training to the report, in an epoch instead of many."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cli import demo
+from cli.demo_export import export_and_measure, missing_packages, write_demo_page
+from evaluate.benchmark_schema import Settings, read_benchmark
+from swav_tf.data.sources import open_source
+from swav_tf.recipe_files import load_recipe
+
+SHORT = ["train.epochs=1", "optimizer.warmup_epochs=0", "method.prototypes_frozen_steps=0"]
+QUICK = Settings(seconds=0.02, runs=3, max_seconds=5, rounds=1, threads=1, cuda_graph=False)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A run of the demo where the export's packages are missing, and what it printed."""
+    folder = tmp_path_factory.mktemp("demo") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(demo, "load_recipe", lambda name, overrides: load_recipe(name, [*overrides, *SHORT]))
+        patch.setattr(demo, "missing_packages", lambda: ["tf2onnx"])
+        lines: list[str] = []
+        patch.setattr(demo.Console, "print", lambda self, text="", **settings: lines.append(str(text)))
+        demo.run_demo(run_dir=folder)
+    return folder, "\n".join(lines)
+
+
+# Bugs caught: a demo that breaks, or says nothing, where only the extra `train` is installed.
+def test_without_the_packages_of_the_export(run: tuple[Path, str]) -> None:
+    folder, printed = run
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["export"] is None
+    assert 0 < summary["linear_top1"] <= 1
+    assert (folder / "demo.png").is_file()
+    assert not (folder / "exported").exists()
+    assert "Export and benchmark are skipped: tf2onnx not installed" in printed
+
+
+def test_missing_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert missing_packages() == []
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "onnx" else object())
+    assert missing_packages() == ["onnx"]
+
+
+# Bugs caught: an accuracy of other images than the test digits, a page without the picture or a file.
+def test_export_and_page(run: tuple[Path, str], tmp_path: Path) -> None:
+    folder, _ = run
+    recipe = load_recipe("demo")
+    test = open_source(recipe.data, validation=True)
+    images, labels = demo._images(test, recipe), demo._labels(test)
+    exported = export_and_measure(folder, images, labels, tell=lambda line: None, settings=QUICK, keras=False)
+    assert read_benchmark(folder / "benchmark.json") == exported.benchmark
+    summary = exported.summary()
+    assert set(summary["files"]) == {"model-fp32.onnx", "model-int8-cpu.onnx"}
+    assert len(summary["images_per_second"]) == 6
+    parity = json.loads((folder / "exported" / "parity.json").read_text())
+    assert parity["files"]["model-int8-cpu.onnx"]["knn_images"] == len(labels) == 360
+    figures = json.loads((folder / "summary.json").read_text())
+    write_demo_page(
+        tmp_path / "demo.html",
+        picture=folder / "demo.png",
+        accuracies={"raw\npixels": (0.5, 0.25), "SwAV": (0.987, 0.5)},
+        summary=figures,
+        exported=exported,
+    )
+    page = (tmp_path / "demo.html").read_text()
+    for text in ("data:image/png;base64,iVBOR", "raw pixels", "98.7 %", "model-int8-cpu.onnx", "ort-cpu"):
+        assert text in page
+    assert "http" not in page
+    assert np.mean([cell.status == "ok" for cell in exported.benchmark.cells]) == 1
