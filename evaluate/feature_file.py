@@ -25,6 +25,7 @@ from swav_tf.errors import DataError, UsageError
 
 COLUMNS = ("name", "label", "class", "index")
 FACTS_KEY = b"swav_tf"
+_BESIDE = (".csv", ".json")  # what belongs to a .npy
 
 
 @dataclass(frozen=True)
@@ -201,19 +202,36 @@ def write_feature_file(path: Path, parts: Callable[[], Iterable[Rows]], facts: d
     """
     check_format(path)
     partial = path.with_name(f".{path.name}.part")
-    _remove(partial)
+    for ending in ("", *_BESIDE):
+        _remove(beside(partial, ending))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _WRITERS[path.suffix](path, partial, parts, facts)
-        if path.is_dir():
-            shutil.rmtree(path)
-        os.replace(partial, path)
+        _WRITERS[path.suffix](partial, parts, facts)
+        _take_place(partial, path)
     except OSError as error:
-        _remove(partial)
+        for ending in ("", *_BESIDE):
+            _remove(beside(partial, ending))
         raise DataError(f"{path} could not be written: {error}. Make room, or give another -o.") from error
 
 
-def _write_npz(path: Path, partial: Path, parts: Callable[[], Iterable[Rows]], facts: dict[str, Any]) -> None:
+def _take_place(partial: Path, path: Path) -> None:
+    """Puts what is whole where it belongs; at no moment are parts of two files under the same name."""
+    parts = [beside(partial, ending) for ending in _BESIDE if beside(partial, ending).exists()]
+    for written in (partial, *parts):
+        for file in written.iterdir() if written.is_dir() else (written,):
+            with file.open("rb") as opened:
+                os.fsync(opened.fileno())
+    before = path.with_name(f".{path.name}.before")
+    _remove(before)
+    if path.is_dir() or (parts and path.exists()):
+        os.replace(path, before)
+    for part in parts:
+        os.replace(part, beside(path, part.suffix))
+    os.replace(partial, path)
+    _remove(before)
+
+
+def _write_npz(partial: Path, parts: Callable[[], Iterable[Rows]], facts: dict[str, Any]) -> None:
     """An uncompressed .npz; the features are streamed, for np.savez would want them all in memory."""
     labels, index, names = _columns(parts())
     with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
@@ -230,24 +248,20 @@ def _write_npz(path: Path, partial: Path, parts: Callable[[], Iterable[Rows]], f
                 np.lib.format.write_array(file, array, allow_pickle=False)
 
 
-def _write_npy(path: Path, partial: Path, parts: Callable[[], Iterable[Rows]], facts: dict[str, Any]) -> None:
+def _write_npy(partial: Path, parts: Callable[[], Iterable[Rows]], facts: dict[str, Any]) -> None:
     labels, index, names = _columns(parts())
     with partial.open("wb") as file:
         _write_array(file, len(labels), parts())
-    table = beside(path, ".csv")
     with beside(partial, ".csv").open("w", encoding="utf-8", newline="") as text:
         writer = csv.writer(text)
         writer.writerow(COLUMNS)
         classes = facts.get("class_names", ())
         for name, label, number in zip(names, labels.tolist(), index.tolist(), strict=True):
             writer.writerow((name, label, class_name(label, classes), number))
-    os.replace(beside(partial, ".csv"), table)
-    beside(path, ".json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    beside(partial, ".json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
 
 
-def _write_parquet(
-    path: Path, partial: Path, parts: Callable[[], Iterable[Rows]], facts: dict[str, Any]
-) -> None:
+def _write_parquet(partial: Path, parts: Callable[[], Iterable[Rows]], facts: dict[str, Any]) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -280,7 +294,7 @@ def _write_parquet(
         )
 
 
-_WRITERS: dict[str, Callable[[Path, Path, Callable[[], Iterable[Rows]], dict[str, Any]], None]] = {
+_WRITERS: dict[str, Callable[[Path, Callable[[], Iterable[Rows]], dict[str, Any]], None]] = {
     ".npz": _write_npz,
     ".npy": _write_npy,
     ".parquet": _write_parquet,

@@ -92,10 +92,14 @@ def extract_features(
         "source": images.facts(),
         "class_names": list(images.source.class_names),
     }
-    if output.exists() and not fresh:
-        return _already_there(output, facts)
-    total = len(images.source)
     folder = beside(output, ".shards")
+    if output.exists() and not fresh:
+        found = _already_there(output, facts)
+        if folder.exists():  # what was interrupted was only the removal of the shards
+            with _locked(folder, output):
+                shutil.rmtree(folder)
+        return found
+    total = len(images.source)
     with _locked(folder, output):
         if fresh:
             _remove_shards(folder)
@@ -154,7 +158,12 @@ def _keep_settings(folder: Path, settings: dict[str, Any], output: Path) -> None
     """Writes settings.json, or holds it against the one that is there."""
     path = folder / "settings.json"
     if path.exists():
-        before = json.loads(path.read_text())
+        try:
+            before = json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise DataError(
+                f"{path} is damaged: {error}. Give --fresh to begin {output} anew, or another -o."
+            ) from error
         _refuse_differences(before, settings, f"{output} was begun with other settings")
     else:
         _write_whole(path, json.dumps(settings, indent=1).encode())

@@ -1,7 +1,7 @@
 """Checkpoints: complete, atomic, checksummed, kept by number. No TensorFlow.
 
 A checkpoint is a folder `step-000001234` with `state.safetensors` (arrays) and `state.json` (all
-that is no array, and the SHA-256 of the arrays' file). It is written under another name, flushed
+that is no array, and the SHA-256 of the arrays' file and of itself). It is written under another name, flushed
 to disk and renamed, so that a folder of this name is always whole unless the disk lost it.
 """
 
@@ -24,7 +24,8 @@ from safetensors.numpy import load_file, save_file
 from swav_tf.errors import SwavError
 
 ARRAYS, FACTS = "state.safetensors", "state.json"
-FORMAT = 1
+FORMAT = 2
+WITHOUT_FACTS_SHA256 = 1  # the format before: its state.json had no checksum of its own
 IMPORTED = "imported"  # fact of a checkpoint that no training wrote: where its weights are from
 
 
@@ -90,6 +91,7 @@ class CheckpointStore:
                 "sha256": _sha256(part / ARRAYS),
                 **facts,
             }
+            whole["facts_sha256"] = _sha256_of_facts(whole)
             (part / FACTS).write_text(json.dumps(whole, indent=1))
             for path in (part / ARRAYS, part / FACTS, part):
                 _flush(path)
@@ -114,17 +116,34 @@ class CheckpointStore:
         path = self.path(step)
         try:
             facts = json.loads((path / FACTS).read_text())
-            if facts["format"] != FORMAT or facts["kind"] != self.kind or facts["step"] != step:
+            checksum = facts.pop("facts_sha256", None)
+            if (
+                facts["format"] not in (FORMAT, WITHOUT_FACTS_SHA256)
+                or facts["kind"] != self.kind
+                or facts["step"] != step
+            ):
                 raise CheckpointError(
-                    f"{path} must be a {self.kind} checkpoint of step {step}, format {FORMAT}. Received: "
+                    f"{path} must be a {self.kind} checkpoint of step {step}, format {FORMAT} or less. Received: "
                     f"{facts['kind']}, step {facts['step']}, format {facts['format']}."
+                )
+            if checksum != (None if facts["format"] == WITHOUT_FACTS_SHA256 else _sha256_of_facts(facts)):
+                raise CheckpointError(
+                    f"{path} is damaged: {FACTS} does not have the checksum that it was written with."
                 )
             if _sha256(path / ARRAYS) != facts["sha256"]:
                 raise CheckpointError(
                     f"{path} is damaged: its checksum differs from the one it was written with."
                 )
             return Checkpoint(step=step, arrays=load_file(path / ARRAYS), facts=facts, path=path)
-        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        except (
+            OSError,
+            ValueError,
+            KeyError,
+            TypeError,
+            AttributeError,
+            RecursionError,
+            SafetensorError,
+        ) as error:
             raise CheckpointError(f"{path} is damaged: {error!r}.") from error
 
     def newest(self) -> tuple[Checkpoint | None, list[str]]:
@@ -159,6 +178,12 @@ class CheckpointStore:
                 shutil.rmtree(path, ignore_errors=True)
         for leftover in self.folder.glob(".part-*"):
             shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _sha256_of_facts(facts: Mapping[str, Any]) -> str:
+    """Of what JSON makes of them, however it is laid out."""
+    read_back = json.loads(json.dumps(facts))
+    return hashlib.sha256(json.dumps(read_back, sort_keys=True).encode()).hexdigest()
 
 
 def _sha256(path: Path) -> str:

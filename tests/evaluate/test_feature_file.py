@@ -1,4 +1,6 @@
+import contextlib
 import errno
+import os
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -148,3 +150,36 @@ def test_a_full_disk_leaves_what_was_there(tmp_path, monkeypatch, ending):
         write_feature_file(path, full, {"other": 1})
     assert sorted(p.name for p in tmp_path.iterdir()) == before
     assert read_feature_file(path).facts == FACTS
+
+
+def others():
+    for rows in parts():
+        yield Rows(rows.features + 1, rows.labels, rows.index, rows.names)
+
+
+# Bug caught: a kill between two of the files, after which the old features pass for the new ones.
+@pytest.mark.parametrize("ending", FORMATS)
+@pytest.mark.parametrize("moves", range(4))
+def test_a_break_while_files_take_their_places(tmp_path, monkeypatch, ending, moves):
+    path = tmp_path / f"x{ending}"
+    write_feature_file(path, parts, FACTS)
+    old = np.array(read_feature_file(path).rows.features)
+    made, replace = [], os.replace
+
+    def replace_or_die(*names):
+        if len(made) == moves:
+            raise KeyboardInterrupt
+        made.append(names)
+        replace(*names)
+
+    monkeypatch.setattr(os, "replace", replace_or_die)
+    with contextlib.suppress(KeyboardInterrupt):
+        write_feature_file(path, others, {"other": 1})
+    monkeypatch.undo()
+    if path.exists():
+        file = read_feature_file(path)
+        np.testing.assert_array_equal(file.rows.features, old if file.facts == FACTS else old + 1)
+        assert file.facts in (FACTS, {"other": 1})
+    write_feature_file(path, others, {"other": 1})
+    assert read_feature_file(path).facts == {"other": 1}
+    assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []

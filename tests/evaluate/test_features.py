@@ -140,6 +140,23 @@ def test_a_finished_file(tmp_path, folders):
     assert read_feature_file(output).facts["model"]["weights_sha256"] == "b" * 64
 
 
+# Bugs caught: shards that stay for ever when the end of the removal was interrupted; a traceback for damaged settings.
+def test_what_an_interruption_at_the_very_end_left(tmp_path, folders):
+    images, output = class_folders(folders), tmp_path / "x.npz"
+    interrupted(NumpyRunner(), images, output)
+    shards = tmp_path / "x.npz.shards"
+    settings = (shards / "settings.json").read_text()
+    (shards / "settings.json").write_text(settings[:50])
+    with pytest.raises(DataError, match=r"settings.json is damaged.*--fresh"):
+        extract_features(NumpyRunner(), images, output, batch_size=4, shard_size=4)
+    (shards / "settings.json").write_text(settings)
+    extract_features(NumpyRunner(), images, output, batch_size=4, shard_size=4)
+    shards.mkdir()
+    (shards / "shard-000003.npz").write_bytes(b"one of those that were put together")
+    assert extract_features(NumpyRunner(), images, output).images_before == 20
+    assert not shards.exists()
+
+
 # Bugs caught: an unreadable image that shifts labels against features, that is not told, or that is forgotten when
 # an interrupted run goes on.
 def test_unreadable_images_are_left_out_and_listed(tmp_path, folders):

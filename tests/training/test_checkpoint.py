@@ -60,12 +60,30 @@ def break_facts(path):
     (path / FACTS).write_text("{")
 
 
+def change_a_fact(path):
+    text = (path / FACTS).read_text()
+    (path / FACTS).write_text(text.replace('"keep": false', '"keep": true'))
+
+
+def lose_the_checksum(path):
+    facts = json.loads((path / FACTS).read_text())
+    del facts["facts_sha256"]
+    (path / FACTS).write_text(json.dumps(facts))
+
+
+def no_dictionary(path):
+    (path / FACTS).write_text("[]")
+
+
 def remove_arrays(path):
     (path / ARRAYS).unlink()
 
 
 # Bug caught: a damaged checkpoint that is loaded, or that hides the good one before it.
-@pytest.mark.parametrize("damage", [truncate, flip_a_bit, break_facts, remove_arrays])
+@pytest.mark.parametrize(
+    "damage",
+    [truncate, flip_a_bit, break_facts, change_a_fact, lose_the_checksum, no_dictionary, remove_arrays],
+)
 def test_a_damaged_newest_is_told_and_the_one_before_is_used(store, damage):
     store.write(1, arrays(1), {})
     store.write(2, arrays(2), {})
@@ -113,6 +131,15 @@ def test_a_full_disk_leaves_earlier_checkpoints(store):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert store.newest()[0].step == 1
     assert [path.name for path in store.folder.iterdir()] == ["step-000000001"]
+
+
+# Bug caught: runs of before the facts had a checksum that cannot be gone on with.
+def test_the_format_before_is_read(store):
+    path = store.write(1, arrays(1), {"position": {"mean": 0.1}})
+    facts = json.loads((path / FACTS).read_text())
+    del facts["facts_sha256"]
+    (path / FACTS).write_text(json.dumps({**facts, "format": 1}))
+    assert store.read(1).facts["position"] == {"mean": 0.1}
 
 
 # Bug caught: a checksum that is not of the file.

@@ -1,11 +1,13 @@
 """A pretraining run that begins with weights that are there already."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 
 from swav_tf.errors import UsageError
+from swav_tf.training.checkpoint import CheckpointError
 from swav_tf.training.load import read_pretrained
 from swav_tf.training.pretrain import pretrain
 from swav_tf.training.run_folder import RunFolder
@@ -77,3 +79,18 @@ def test_what_fits_and_what_does_not(tmp_path):
         assert (folder.path / "started_from.json").exists()
         start_with(model, None, folder, resumed=False)
         assert not (folder.path / "started_from.json").exists()
+
+
+# Bug caught: features and probes of an older checkpoint that pass for those of the newest.
+def test_an_older_checkpoint_does_not_stand_in_for_a_damaged_one(tmp_path):
+    run = shutil.copytree(tiny_run(), tmp_path / "run")
+    [newest] = (run / "checkpoints").iterdir()
+    later = newest.with_name("step-999999999")
+    later.mkdir()
+    with pytest.raises(
+        CheckpointError, match=rf"step-999999999 is damaged[\s\S]*step {int(newest.name[5:])}\. To take"
+    ):
+        read_pretrained(run)
+    assert read_pretrained(run, step=int(newest.name[5:]))[0].path == newest
+    later.rmdir()
+    assert read_pretrained(run)[0].path == newest
