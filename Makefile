@@ -4,10 +4,11 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: help demo test check format lint types imports bench clean
+.PHONY: help demo cluster-demo test check format lint types imports bench clean
 
 help:
 	@echo 'make demo    train SwAV on handwritten digits and measure what it learned (5 minutes on a CPU)'
+	@echo 'make cluster-demo  two workers, one is killed, both go on: with the same weights? (3 minutes on a CPU)'
 	@echo 'make test    run the tests'
 	@echo 'make check   lint, types, import law, then the tests: what continuous integration runs'
 	@echo 'make format  format the code'
@@ -22,6 +23,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 demo: $(INSTALLED)
 	@$(BIN)/swav-tf demo
+
+cluster-demo: $(INSTALLED)
+	@$(BIN)/python deploy/cluster_demo.py
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest

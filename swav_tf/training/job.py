@@ -23,7 +23,7 @@ from swav_tf.training.callbacks.position import Position
 from swav_tf.training.checkpoint import IMPORTED, CheckpointStore
 from swav_tf.training.run_folder import RunFolder, check_settings
 from swav_tf.training.state import restore
-from swav_tf.training.strategy import Topology, topology
+from swav_tf.training.strategy import Topology, mean_over_workers, topology
 from swav_tf.training.watched import COLLECTIVE_ERRORS, WorkerEnded, watched
 
 
@@ -52,7 +52,11 @@ def run_folder(
                 folder.save_recipe(recipe)
             except SwavError as error:
                 failure = error
-        if team.workers > 1 and _mean_over_workers(strategy, float(failure is not None)) and failure is None:
+        if (
+            team.workers > 1
+            and any(mean_over_workers(strategy, [float(failure is not None)]))
+            and failure is None
+        ):
             raise WorkerEnded("The chief could not open the run folder; its own message says why.")
         if failure is not None:
             raise failure
@@ -116,19 +120,12 @@ def resume(
 
 def _check_all_at(step: int, model: ReplicatedModel) -> None:
     """All workers must have found the same checkpoint, or they would train apart."""
-    mean = _mean_over_workers(model.distribute_strategy, float(step))
+    [mean] = mean_over_workers(model.distribute_strategy, [float(step)])
     if mean != step:
         raise SwavError(
             f"All workers must see the same run folder. Received: this worker's checkpoint is of step {step}, "
             f"the mean over workers is {mean:g}. Put --run-dir on a shared file system."
         )
-
-
-def _mean_over_workers(strategy: tf.distribute.Strategy, value: float) -> float:
-    total = strategy.run(
-        lambda: tf.distribute.get_replica_context().all_reduce("SUM", tf.constant(value, tf.float64))
-    )
-    return float(strategy.experimental_local_results(total)[0]) / strategy.num_replicas_in_sync
 
 
 def fit(

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import tensorflow as tf
@@ -100,6 +101,20 @@ def worker_addresses(strategy: tf.distribute.Strategy) -> list[str]:
     resolver = strategy.cluster_resolver
     members = resolver.cluster_spec().as_dict() if resolver is not None else {}
     return [*members.get("chief", []), *members.get("worker", [])]
+
+
+def mean_over_workers(strategy: tf.distribute.Strategy, numbers: Sequence[float]) -> list[float]:
+    """The mean of what each worker gives, number by number, exact for whole ones; all must call it together."""
+
+    def total() -> tf.Tensor:
+        mine = tf.constant(numbers, tf.float64)
+        return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, mine)
+
+    # A function, since TensorFlow warns of collectives outside of one.
+    everyone = tf.function(lambda: strategy.run(total))()
+    # Each replica of a worker has added its numbers.
+    sums = strategy.experimental_local_results(everyone)[0].numpy()
+    return [float(number) / strategy.num_replicas_in_sync for number in sums]
 
 
 def _multi_worker(

@@ -6,9 +6,8 @@ import os
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
-import numpy as np
 import tensorflow as tf
 from tensorflow.python.eager import context as tf_context
 
@@ -16,7 +15,7 @@ from swav_tf.errors import SwavError
 from swav_tf.recipe import Train
 from swav_tf.training.callbacks.checkpointing import StoppedBySignal
 from swav_tf.training.rendezvous import split_address
-from swav_tf.training.strategy import Topology, topology, worker_addresses
+from swav_tf.training.strategy import Topology, mean_over_workers, topology, worker_addresses
 from swav_tf.training.worker_watch import Loss, WorkerLost, WorkerWatch
 
 # What a collective raises when a peer has gone or is silent, or when it was aborted.
@@ -39,13 +38,26 @@ def watched(strategy: tf.distribute.Strategy, train: Train) -> Iterator[None]:
     What waits for the others is aborted, so that this process leaves as after any other error. If it does
     not within the same time again, it is ended where it stands. All workers must come here together.
 
+    Whatever error leaves it tells which worker it is of.
+
     Raises:
         WorkerLost: another worker died, hangs, lost its network, or failed.
     """
     team = topology(strategy)
-    if team.workers == 1 or not train.worker_timeout_seconds:
+    if team.workers == 1:
         yield
         return
+    try:
+        with _watching(strategy, team, train) if train.worker_timeout_seconds else nullcontext():
+            yield
+    except SwavError as error:
+        # Several workers may write into one log.
+        error.args = (f"worker {team.worker} of {team.workers}: {error}",)
+        raise
+
+
+@contextmanager
+def _watching(strategy: tf.distribute.Strategy, team: Topology, train: Train) -> Iterator[None]:
     ended = threading.Event()
 
     def end(loss: Loss) -> None:
@@ -53,12 +65,17 @@ def watched(strategy: tf.distribute.Strategy, train: Train) -> Iterator[None]:
         tf_context.context().abort_collective_ops(tf.errors.UNAVAILABLE, loss.message)
         if not ended.wait(train.worker_timeout_seconds):
             watch.leave(loss)
-            print(f"Error: {WorkerLost(loss)}", file=sys.stderr, flush=True)
+            print(
+                f"Error: worker {team.worker} of {team.workers}: {WorkerLost(loss)}",
+                file=sys.stderr,
+                flush=True,
+            )
             os._exit(loss.exit_code)
 
     watch = WorkerWatch(worker=team.worker, timeout_seconds=train.worker_timeout_seconds, on_loss=end)
     try:
-        ports = all_workers_numbers(strategy, team, watch.port)
+        mine = [float(watch.port) if worker == team.worker else 0.0 for worker in range(team.workers)]
+        ports = [round(mean * team.workers) for mean in mean_over_workers(strategy, mine)]
         hosts = [split_address(address)[0] for address in worker_addresses(strategy)]
         watch.start(list(zip(hosts, ports, strict=True)))
         yield
@@ -79,15 +96,3 @@ def watched(strategy: tf.distribute.Strategy, train: Train) -> Iterator[None]:
         watch.leave()
     finally:
         ended.set()
-
-
-def all_workers_numbers(strategy: tf.distribute.Strategy, team: Topology, mine: int) -> list[int]:
-    """One whole number from each worker, by worker; a collective."""
-    numbers = np.zeros(team.workers)
-    numbers[team.worker] = mine
-    total = strategy.run(
-        lambda: tf.distribute.get_replica_context().all_reduce("SUM", tf.constant(numbers, tf.float64))
-    )
-    sums = strategy.experimental_local_results(total)[0].numpy()
-    # Each of a worker's replicas has added its number.
-    return [round(number * team.workers / team.replicas) for number in sums]

@@ -8,7 +8,7 @@ import pytest
 from swav_tf.errors import UsageError
 from swav_tf.recipe import Train
 from swav_tf.training.rendezvous import ClusterAddress
-from swav_tf.training.strategy import build_strategy, topology
+from swav_tf.training.strategy import build_strategy, mean_over_workers, topology
 
 
 def settings(**changes):
@@ -34,6 +34,11 @@ def no_cluster(monkeypatch):
 def test_kinds(changes, kind, replicas):
     team = topology(build_strategy(settings(**changes)))
     assert (team.kind, team.replicas, team.workers, team.is_chief) == (kind, replicas, 1, True)
+
+
+# Bug caught: a number that counts once for each replica of its worker.
+def test_the_mean_over_workers_counts_each_worker_once():
+    assert mean_over_workers(build_strategy(settings(strategy="mirrored")), [0.0, 65535.0]) == [0.0, 65535.0]
 
 
 DESCRIBED = '{"cluster": {"worker": ["a:1", "b:1"]}, "task": {"type": "worker", "index": 0}}'

@@ -1,0 +1,50 @@
+"""What the demo of two workers says of two runs; the demo itself takes minutes and is run by hand."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from swav_tf.training.checkpoint import CheckpointStore
+
+PATH = Path(__file__).parents[2] / "deploy" / "cluster_demo.py"
+
+
+@pytest.fixture(scope="module")
+def demo():
+    specification = importlib.util.spec_from_file_location("cluster_demo", PATH)
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+def run(folder, weights, resumed_from_step):
+    CheckpointStore(folder / "checkpoints", kind="pretrain").write(88, {"w": np.float32(weights)}, {})
+    summary = {"steps": 88, "loss_last": 2.5, "knn_top1": None, "prototypes_used": 50}
+    (folder / "summary.json").write_text(json.dumps(summary | {"resumed_from_step": resumed_from_step}))
+    return folder
+
+
+# Bug caught: a demo that says 'the same' of whatever came out.
+@pytest.mark.parametrize(
+    ("weights", "same", "said"),
+    [
+        ([1.0, 2.0], True, "Every weight is the same, bit for bit."),
+        ([1.0, 2.001], True, "Largest difference of a number in the last checkpoints: 0.001."),
+        ([1.0, 3.0], False, "Largest difference of a number in the last checkpoints: 1."),
+    ],
+)
+def test_two_runs_are_compared(demo, tmp_path, capsys, weights, same, said):
+    one, other = run(tmp_path / "a", [1.0, 2.0], None), run(tmp_path / "b", weights, 43)
+    assert demo.compare(one, other) == same
+    output = capsys.readouterr().out
+    assert said in output
+    assert "43" in output
+
+
+def test_steps_are_counted_while_a_line_is_written(demo, tmp_path):
+    assert demo.steps_done(tmp_path) == 0
+    (tmp_path / "metrics.jsonl").write_text('{"step": 3}\n{"step": 4}\n{"ste')
+    assert demo.steps_done(tmp_path) == 4
