@@ -27,7 +27,7 @@ from swav_tf.training.classifier import Classifier
 from swav_tf.training.confusion_picture import draw_confusion
 from swav_tf.training.load import read_pretrained
 from swav_tf.training.model_facts import ModelFacts
-from swav_tf.training.state import named_variables, named_weights
+from swav_tf.training.state import named_variables, named_variables_of
 from swav_tf.training.validation import Counts
 
 
@@ -107,7 +107,7 @@ def put_weights(model: Classifier, weights: Mapping[str, np.ndarray]) -> None:
     Raises:
         CheckpointError: arrays are missing or of another shape; nothing is loaded then.
     """
-    targets = named_weights("backbone", model.backbone)
+    targets = named_variables_of("backbone", model.backbone)
     wrong = [
         f"{name}: must be {tuple(v.shape)}, is {weights[name].shape if name in weights else 'missing'}"
         for name, v in targets.items()

@@ -14,19 +14,23 @@ from swav_tf.training.checkpoint import CheckpointError
 
 
 def named_variables(model: ReplicatedModel) -> dict[str, keras.Variable]:
-    """The weights by name: part of the model, then Keras' path of the variable."""
+    """The variables by name: part of the model, then Keras' path of the variable."""
     named: dict[str, keras.Variable] = {}
     for part in model.parts:
-        named |= named_weights(part, getattr(model, part))
-    if len(named) != len(model.weights):
-        raise AssertionError("two weights share a path")
+        named |= named_variables_of(part, getattr(model, part))
     return named
 
 
-def named_weights(part: str, layer: keras.layers.Layer) -> dict[str, keras.Variable]:
-    """The weights of one part of a model by name."""
+def named_variables_of(part: str, layer: keras.layers.Layer) -> dict[str, keras.Variable]:
+    """The variables of one part of a model by name: its weights, and the states of its dropouts' random numbers."""
     # A layer's path starts with its model's or its own name; the part says that already.
-    return {f"{part}/{v.path.removeprefix(f'{part}/')}": v for v in layer.weights}
+    named = {f"{part}/{v.path.removeprefix(f'{part}/')}": v for v in layer.weights}
+    if len(named) != len(layer.weights):
+        raise AssertionError("two weights share a path")
+    weights = {id(variable) for variable in layer.weights}
+    seeds = [variable for variable in layer.variables if id(variable) not in weights]
+    # By number: Keras names them by how many this process has made before.
+    return named | {f"{part}/seeds/{number}": variable for number, variable in enumerate(seeds)}
 
 
 def capture(model: ReplicatedModel, *, batch_size: int) -> dict[str, np.ndarray]:

@@ -71,7 +71,11 @@ def read_own_folder(path: Path) -> OwnWeights:
             f"A folder must be a run's (config.yaml and checkpoints/) or a checkpoint (state.json). Received: {path}."
         )
     checkpoint = store.read(step)
-    arrays = {name: array for name, array in checkpoint.arrays.items() if name.partition("/")[0] in PARTS}
+    arrays = {
+        name: array
+        for name, array in checkpoint.arrays.items()
+        if name.partition("/")[0] in PARTS and array.dtype.kind == "f"  # the seeds of dropouts stay behind
+    }
     return OwnWeights(arrays, f"swav-tf {kind} checkpoint, step {step}", step, std)
 
 

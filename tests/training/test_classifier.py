@@ -1,3 +1,4 @@
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -5,7 +6,7 @@ import tensorflow as tf
 from swav_tf.classifier_recipe import FinetuneRecipe, ProbeRecipe
 from swav_tf.model.backbone import build_backbone
 from swav_tf.training.classify import compile_classifier
-from swav_tf.training.state import capture
+from swav_tf.training.state import capture, restore
 from tests.classifiers import MEAN, STD, bare_classifier, labelled_batches, tiny_classifier_recipe
 from tests.replicas import REPLICAS
 from tests.swav_models import tiny_recipe
@@ -129,3 +130,23 @@ def test_a_probe_trains_two_variables():
     assert len(model.optimizer.momentums) == len(model.optimizer.rates) == 2
     compile_classifier(model, tiny_classifier_recipe(ProbeRecipe, optimizer__learning_rate=1.0), 3)
     assert model.optimizer.rates == [1.0, 1.0]
+
+
+# Bug caught: a checkpoint without the seeds of dropout (KerasCV's backbones have some), after which a resumed run
+# drops other units.
+def test_dropout_goes_on_where_it_stood():
+    recipe = tiny_classifier_recipe(FinetuneRecipe)
+
+    def fresh():
+        keras.utils.set_random_seed(3)
+        images = keras.Input((None, None, 3))
+        found = keras.layers.GlobalAveragePooling2D()(keras.layers.Conv2D(16, 3, name="conv")(images))
+        return bare_classifier(recipe, keras.Model(images, keras.layers.Dropout(0.5)(found)))
+
+    model, batches = fresh(), labelled_batches(4)
+    train(model, batches[:2])
+    state = capture(model, batch_size=8)
+    resumed = fresh()
+    restore(resumed, state, batch_size=8)
+    losses = [[logs["loss"] for logs in train(m, batches[2:])] for m in (model, resumed)]
+    assert losses[0] == losses[1]
