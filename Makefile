@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: help demo cluster-demo test check format lint types imports bench clean
+.PHONY: help demo cluster-demo test check format lint types imports bench gpu clean
 
 help:
 	@echo 'make demo    train SwAV on handwritten digits and measure what it learned (5 minutes on a CPU)'
@@ -13,7 +13,8 @@ help:
 	@echo 'make check   lint, types, import law, then the tests: what continuous integration runs'
 	@echo 'make format  format the code'
 	@echo 'make bench   measure speed side by side with the alternatives'
-	@echo 'make clean   remove .venv and caches; runs/ stays'
+	@echo 'make gpu     on a GPU machine, without TensorFlow: engines, parity and speed of EXPORTED=folder, as one JSON'
+	@echo 'make clean   remove environments and caches; runs/ stays'
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@echo 'Installing into .venv (TensorFlow is large: some minutes the first time) ...'
@@ -49,5 +50,18 @@ format: $(INSTALLED)
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks
 
+EXPORTED ?= exported
+
+# An environment of its own, without TensorFlow. Where TensorRT cannot be had its rows are skipped with the reason.
+.venv-gpu/.installed: pyproject.toml
+	@$(PYTHON) -m venv .venv-gpu
+	@.venv-gpu/bin/python -m pip install -qq --disable-pip-version-check -e '.[onnx-gpu]'
+	@.venv-gpu/bin/python -m pip install -qq --disable-pip-version-check -e '.[onnx-gpu,tensorrt]' || \
+		echo 'TensorRT could not be installed: its rows will be skipped.'
+	@touch $@
+
+gpu: .venv-gpu/.installed
+	@.venv-gpu/bin/python -m benchmarks.gpu $(EXPORTED)
+
 clean:
-	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf .venv .venv-gpu build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

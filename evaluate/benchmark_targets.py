@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,8 +28,8 @@ class RunnerFacts:
     Attributes:
         takes: kind of model.
         gpu: whether it computes on an NVIDIA GPU.
-        module: Python module that must be installed; None for none.
-        get_it: how to get that.
+        modules: Python modules that must be installed; of `a|b` either.
+        get_it: how to get them.
         provider: ONNX Runtime's, for those that use it.
         peer: an alternative to our export: it is compared in fp32 only.
         meaning: in words.
@@ -36,7 +37,7 @@ class RunnerFacts:
 
     takes: Kind
     gpu: bool
-    module: str | None
+    modules: tuple[str, ...]
     get_it: str
     meaning: str
     provider: str | None = None
@@ -45,46 +46,51 @@ class RunnerFacts:
 
 _ORT: Final = "pip install 'swav-tf[onnx]'"
 _TORCH: Final = "pip install torch onnx"
+_WITH_TORCH: Final = ("torch", "onnx")
 
 RUNNERS: Final[Mapping[str, RunnerFacts]] = {
-    "ort-cpu": RunnerFacts("onnx", False, "onnxruntime", _ORT, "ONNX Runtime on the CPU", "cpu"),
-    "ort-cuda": RunnerFacts("onnx", True, "onnxruntime", _ORT, "ONNX Runtime with CUDA kernels", "cuda"),
+    "ort-cpu": RunnerFacts("onnx", False, ("onnxruntime",), _ORT, "ONNX Runtime on the CPU", "cpu"),
+    "ort-cuda": RunnerFacts("onnx", True, ("onnxruntime",), _ORT, "ONNX Runtime with CUDA kernels", "cuda"),
     "ort-tensorrt": RunnerFacts(
-        "onnx", True, "onnxruntime", _ORT, "ONNX Runtime with a TensorRT engine that it builds", "tensorrt"
+        "onnx", True, ("onnxruntime",), _ORT, "ONNX Runtime with a TensorRT engine that it builds", "tensorrt"
     ),
     "tensorrt": RunnerFacts(
-        "engine", True, "tensorrt", "pip install 'swav-tf[tensorrt]'", "a TensorRT engine, by TensorRT itself"
+        "engine",
+        True,
+        ("tensorrt|tensorrt_rtx", "cuda.bindings"),
+        "pip install 'swav-tf[tensorrt]'",
+        "a TensorRT engine, by TensorRT itself",
     ),
     "keras": RunnerFacts(
         "run",
         False,
-        "tensorflow",
+        ("tensorflow",),
         "pip install 'swav-tf[train]'",
         "the run folder by Keras, compiled as a graph, on TensorFlow's own choice of device",
     ),
     "torch-cpu": RunnerFacts(
-        "onnx", False, "torch", _TORCH, "the same network by PyTorch, eager, on the CPU", peer=True
+        "onnx", False, _WITH_TORCH, _TORCH, "the same network by PyTorch, eager, on the CPU", peer=True
     ),
     "torch-compile-cpu": RunnerFacts(
-        "onnx", False, "torch", _TORCH, "the same network by torch.compile on the CPU", peer=True
+        "onnx", False, _WITH_TORCH, _TORCH, "the same network by torch.compile on the CPU", peer=True
     ),
     "torch-cuda": RunnerFacts(
-        "onnx", True, "torch", _TORCH, "the same network by PyTorch, eager, on the GPU", peer=True
+        "onnx", True, _WITH_TORCH, _TORCH, "the same network by PyTorch, eager, on the GPU", peer=True
     ),
     "torch-compile-cuda": RunnerFacts(
-        "onnx", True, "torch", _TORCH, "the same network by torch.compile on the GPU", peer=True
+        "onnx", True, _WITH_TORCH, _TORCH, "the same network by torch.compile on the GPU", peer=True
     ),
     "ort-torch-cpu": RunnerFacts(
         "onnx",
         False,
-        "torch",
+        _WITH_TORCH,
         _TORCH,
         "the same network exported by PyTorch, run by ONNX Runtime on the CPU",
         "cpu",
         peer=True,
     ),
     "trtexec": RunnerFacts(
-        "onnx", True, None, "it comes with TensorRT", "NVIDIA's own trtexec on the same file", peer=True
+        "onnx", True, (), "it comes with TensorRT", "NVIDIA's own trtexec on the same file", peer=True
     ),
 }
 
@@ -100,15 +106,19 @@ def why_not(runner: str) -> str | None:
     facts = RUNNERS[runner]
     if facts.gpu and (reason := no_gpu_because()):
         return reason
-    for module in (facts.module, "onnx" if facts.peer and facts.module else None):
-        # A module that was blocked is in sys.modules as None: find_spec then raises.
-        try:
-            found = module is None or importlib.util.find_spec(module) is not None
-        except ValueError:
-            found = False
-        if not found:
-            return f"{module} is not installed: {facts.get_it}"
+    for modules in facts.modules:
+        if not any(map(_is_installed, modules.split("|"))):
+            return f"{modules.replace('|', ' or ')} is not installed: {facts.get_it}"
+    if runner == "trtexec" and shutil.which("trtexec") is None:
+        return f"there is no trtexec on the PATH: {facts.get_it}"
     return None if facts.provider is None else missing_provider(facts.provider)
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except (ModuleNotFoundError, ValueError):  # its package is missing, or was blocked
+        return False
 
 
 @dataclass(frozen=True)
@@ -150,6 +160,8 @@ def open_target(runner: str, path: Path, *, batch: int, threads: int, cuda_graph
     if runner in ("ort-cuda", "ort-tensorrt"):
         assert facts.provider is not None
         return _open_on_gpu(path, facts.provider, batch, cuda_graph)
+    if runner == "tensorrt":
+        return _open_engine(path, batch, cuda_graph)
     if facts.peer:
         from evaluate.torch_peer import open_peer
 
@@ -195,3 +207,17 @@ def _bound(runner: object, batch: int, cuda_graph: bool, notes: tuple[str, ...])
         notes,
         runner.facts.weights_sha256,
     )
+
+
+def _open_engine(path: Path, batch: int, cuda_graph: bool) -> Target:
+    from evaluate.tensorrt_runner import TensorrtRunner
+
+    runner = TensorrtRunner(path, cuda_graph=cuda_graph)
+    compute: list[Callable[[], None]] = []
+
+    def on_device() -> None:
+        if not compute:  # made when it is first wanted: until then the buffers are those of `run`
+            compute.append(runner.computation(random_images(runner.view, batch)))
+        compute[0]()
+
+    return Target(runner.view, runner.run, on_device, runner.cuda_graph, (), runner.facts.weights_sha256)

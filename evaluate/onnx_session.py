@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import importlib
 import os
+import sys
 from pathlib import Path
 from typing import Any, Final
 
@@ -63,6 +66,7 @@ def open_session(
     if provider != "cpu":
         # Without this a GPU that is missing, or an operator that it lacks, ends on the CPU in silence.
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+        _load_libraries(provider)
     settings = provider_settings(source, provider=provider, cuda_graph=cuda_graph)
     try:
         session = ort.InferenceSession(
@@ -78,6 +82,18 @@ def open_session(
             f"{', '.join(session.get_providers())}; see that GPU, driver and CUDA libraries are there."
         )
     return session
+
+
+def _load_libraries(provider: str) -> None:
+    """CUDA's and TensorRT's libraries from their Python packages, where the system has none."""
+    import onnxruntime as ort
+
+    with contextlib.redirect_stdout(sys.stderr):  # it prints what it misses
+        if hasattr(ort, "preload_dlls"):
+            ort.preload_dlls()
+    if provider == "tensorrt":
+        with contextlib.suppress(ImportError):
+            importlib.import_module("tensorrt")  # it loads them
 
 
 def provider_settings(source: Path | bytes, *, provider: str, cuda_graph: bool) -> dict[str, str]:
