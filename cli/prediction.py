@@ -14,7 +14,7 @@ import numpy as np
 
 from evaluate.images import ViewedImage, stack_views, view_images
 from swav_tf.data.sources import ImageSource
-from swav_tf.errors import UsageError
+from swav_tf.errors import DataError, UsageError
 from swav_tf.recipe import EvaluationView
 
 TOP = 5
@@ -148,11 +148,24 @@ def check_output(path: Path) -> None:
 
 
 def write_predictions(path: Path, predictions: list[Prediction]) -> None:
-    """Writes the file whole: a row, or an object, for each image."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Writes the file whole: a row, or an object, for each image.
+
+    Raises:
+        DataError: the disk is full or refuses; nothing is left of the file then.
+    """
     part = path.with_name(path.name + ".part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write_rows(part, predictions)
+        os.replace(part, path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise DataError(f"{path} could not be written: {error}. Make room, or give another -o.") from error
+
+
+def _write_rows(part: Path, predictions: list[Prediction]) -> None:
     with part.open("w", encoding="utf-8", newline="") as file:
-        if path.suffix.lower() == ".json":
+        if part.suffixes[-2].lower() == ".json":
             json.dump(
                 [_as_json(prediction) for prediction in predictions], file, indent=1, ensure_ascii=False
             )
@@ -169,7 +182,8 @@ def write_predictions(path: Path, predictions: list[Prediction]) -> None:
                 rows.writerow(
                     [prediction.file, *cells, *[""] * (2 * TOP - len(cells)), prediction.error or ""]
                 )
-    os.replace(part, path)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _as_json(prediction: Prediction) -> dict[str, Any]:

@@ -41,6 +41,7 @@ class OnnxRunner:
         self.outputs = [output.name for output in self._session.get_outputs()]
         if "features" not in self.outputs:
             raise DataError(f"{path} must have an output `features`. Received: {', '.join(self.outputs)}.")
+        self._check_input(path)
         self.feature_dim = int(self._session.get_outputs()[self.outputs.index("features")].shape[1])
         self.facts = ModelFacts(
             path=str(path),
@@ -50,6 +51,21 @@ class OnnxRunner:
             recipe=self.metadata.recipe,
             file_sha256=file_sha256(path),
         )
+
+    def _check_input(self, path: Path) -> None:
+        """Refuses a graph that takes other images than its metadata tell."""
+        [given] = self._session.get_inputs()
+        wanted = self.prepared_shape(1)
+        fits = [
+            not isinstance(found, int) or found == side
+            for found, side in zip(given.shape, wanted, strict=False)
+        ]
+        kind = "tensor(uint8)" if self.metadata.preprocessing.inside else "tensor(float)"
+        if len(given.shape) != 4 or not all(fits[1:]) or given.type != kind:
+            raise DataError(
+                f"{path} must take what its metadata tell, {kind} {list(wanted[1:])} for each image. Received: "
+                f"{given.type} {given.shape[1:]}. Export it anew."
+            )
 
     def run(self, images: np.ndarray) -> dict[str, np.ndarray]:
         """The file's outputs for a batch, as `Runner.run` has it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,6 +61,8 @@ def write_reference(path: Path, reference: Reference) -> None:
             facts=np.array(json.dumps(facts)),
             **reference.outputs,  # type: ignore[arg-type]  # numpy's own keyword is none of our names
         )
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def read_reference(path: Path) -> Reference:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from evaluate.engine_file import SUFFIXES
+from evaluate.engine_file import SUFFIXES, write_whole
 from evaluate.onnx_metadata import Precision
 from evaluate.onnx_runner import OnnxRunner
 from evaluate.runners import file_sha256
@@ -109,7 +108,9 @@ def verify(
     try:
         write_parity(path, reference, results)
     except OSError as error:
-        raise DataError(f"{path} could not be written: {error}.") from error
+        raise DataError(
+            f"{path} could not be written: {error}. Make room; the files that were compared are untouched."
+        ) from error
     return results
 
 
@@ -175,12 +176,7 @@ def write_parity(
     Raises:
         OSError: the disk is full or refuses.
     """
-    partial = path.with_name(f".{path.name}.part")
-    try:
-        partial.write_text(json.dumps(parity_document(reference, results), indent=2) + "\n", encoding="utf-8")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_whole(path, (json.dumps(parity_document(reference, results), indent=2) + "\n").encode())
 
 
 def parity_document(
