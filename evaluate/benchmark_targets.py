@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Final, Literal
 
@@ -109,6 +110,8 @@ def why_not(runner: str) -> str | None:
     for modules in facts.modules:
         if not any(map(_is_installed, modules.split("|"))):
             return f"{modules.replace('|', ' or ')} is not installed: {facts.get_it}"
+    if facts.gpu and "torch" in facts.modules and metadata.version("torch").endswith("+cpu"):
+        return f"PyTorch {metadata.version('torch')} is for CPUs: {facts.get_it}, as its site says for CUDA"
     if runner == "trtexec" and shutil.which("trtexec") is None:
         return f"there is no trtexec on the PATH: {facts.get_it}"
     return None if facts.provider is None else missing_provider(facts.provider)
