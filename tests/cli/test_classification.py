@@ -177,6 +177,22 @@ def test_predictions_are_the_models(
     assert all(row["error"] == "" for row in rows)
 
 
+# Bug caught: half a file of predictions, or a traceback, after the disk was full.
+def test_predictions_and_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from cli import prediction
+    from swav_tf.errors import DataError
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(prediction.os, "fsync", full)
+    told = [prediction.Prediction("a.png", ("cat",), (1.0,))]
+    for name in ("told.csv", "told.json"):
+        with pytest.raises(DataError, match=r"could not be written.*No space left.*another -o"):
+            prediction.write_predictions(tmp_path / "new" / name, told)
+    assert list((tmp_path / "new").iterdir()) == []
+
+
 # Bug caught: a pretraining run, or no run at all, that ends in a traceback.
 def test_a_folder_that_is_no_classifier_is_refused(
     probed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -9,7 +9,8 @@ import pytest
 import tensorflow as tf
 
 from export.errors import ExportError
-from export.graph_rules import backbone_nodes, operators
+from export.fold import fold_kernels
+from export.graph_rules import backbone_nodes, operators, tidied
 from export.onnx_graph import build_graph
 from export.trained import TrainedModel
 from swav_tf.training.build import build_swav
@@ -154,6 +155,62 @@ def test_a_captured_tensor():
 
     with pytest.raises(ExportError, match="must read `images` and no other input"):
         build_graph(stand_in(backbone), outputs=["features"], size=32, graph_input="uint8")
+
+
+def small_graph(nodes, *, inputs):
+    floats = onnx.TensorProto.FLOAT
+    values = [onnx.helper.make_tensor_value_info(name, floats, shape) for name, shape in inputs.items()]
+    weights = [
+        onnx.numpy_helper.from_array(np.ones(4, np.float32), name)
+        for name in ("gamma", "beta", "mean", "variance")
+    ]
+    features = onnx.helper.make_tensor_value_info("features", floats, ["n", 4, 8, 8])
+    graph = onnx.helper.make_graph(nodes, "small", values, [features], weights)
+    return onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)])
+
+
+# Bug caught: an input that nothing reads and that a server would have to be given.
+def test_dead_inputs_go():
+    relu = onnx.helper.make_node("Relu", ["images"], ["features"], name="relu")
+    model = small_graph([relu], inputs={"dead": [3], "images": ["n", 4, 8, 8], "dead too": []})
+    assert [value.name for value in tidied(model, outputs=["features"]).graph.input] == ["images"]
+
+
+# Bugs caught: epsilon or a running average that is passed over, a layout that is guessed, a form of the converter's that is
+# not known and folded all the same.
+def test_folding():
+    draw = np.random.default_rng(0)
+    kernel = draw.normal(size=(3, 3, 4, 4)).astype(np.float32)
+    gamma, beta, mean = draw.normal(size=(3, 4))
+    variance = draw.uniform(0.001, 1, 4)
+    make = onnx.helper.make_node
+    nodes = [
+        make("Transpose", ["kernel"], ["k"], name="t", perm=[3, 2, 0, 1]),
+        make("Conv", ["images", "k"], ["c"], name="c", pads=[1, 1, 1, 1]),
+        make(
+            "BatchNormalization",
+            ["c", "gamma", "beta", "mean", "variance"],
+            ["features"],
+            name="b",
+            epsilon=0.01,
+        ),
+    ]
+    inputs = {"images": ["n", 4, 8, 8], "kernel": [3, 3, 4, 4]}
+    model = small_graph(nodes, inputs=inputs)
+    for tensor, values in zip(model.graph.initializer, (gamma, beta, mean, variance), strict=True):
+        tensor.CopyFrom(onnx.numpy_helper.from_array(values.astype(np.float32), tensor.name))
+    images = draw.normal(size=(2, 4, 8, 8)).astype(np.float32)
+    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    [wanted] = session.run(["features"], {"images": images, "kernel": kernel})
+    fold_kernels(model, {"kernel": ("conv/kernel", lambda: kernel)})
+    assert [node.op_type for node in model.graph.node] == ["Conv"]
+    assert [tensor.name for tensor in model.graph.initializer] == ["conv/kernel", "conv/bias"]
+    found = run(tidied(model, outputs=["features"]), ["features"], images)["features"]
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5 * np.abs(wanted).max())
+
+    with_relu = [nodes[0], nodes[1], make("Relu", ["c"], ["features"], name="r")]
+    with pytest.raises(ExportError, match="one Transpose and one Conv into one BatchNormalization"):
+        fold_kernels(small_graph(with_relu, inputs=inputs), {"kernel": ("conv/kernel", lambda: kernel)})
 
 
 # Bug caught: a model that ONNX's own checker refuses.
