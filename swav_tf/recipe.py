@@ -46,7 +46,9 @@ class Data(Section):
         "image/class/label", description="feature that holds the integer label in TFRecord shards"
     )
     max_bad_share: Probability = Field(
-        0.01, description="share of unreadable images past which the run stops (0 to 1)"
+        0.01,
+        description="share of unreadable images past which the run stops (0 to 1); each worker counts those that it "
+        "meets itself, against all images",
     )
     threads: int = Field(
         0, ge=0, description="threads that decode and crop, per worker; 0: one for each core"

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from swav_tf.errors import RecipeError
-from swav_tf.recipe import Data, Recipe, Train
+from swav_tf.recipe import BatchNorm, Data, Recipe, Train
 
 # Known from TensorFlow modules, written again so that a check needs no TensorFlow; a test compares them.
 BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet18_32px", "resnet_small")
@@ -58,7 +58,11 @@ def check_recipe(
         raise RecipeError(
             "\n".join([f"recipe '{recipe.name}' cannot work:", *(f"  {error}" for error in errors)])
         )
-    return [*_unwise_codes(recipe, images), *_unwise_course(recipe, images, on_cpu)]
+    return [
+        *_unwise_codes(recipe, images),
+        *_unwise_course(recipe, images, on_cpu),
+        *_batch_norm_of_the_head_alone(recipe, replicas),
+    ]
 
 
 def _impossible_crops(recipe: Recipe) -> Iterator[Advice]:
@@ -306,6 +310,27 @@ def _unwise_course(recipe: Recipe, images: int | None, on_cpu: bool) -> Iterator
             f"Set it to {train.epochs // 10} or train for longer",
         )
     yield from slow_precision(train, on_cpu)
+
+
+def _batch_norm_of_the_head_alone(recipe: Recipe, replicas: int) -> Iterator[Advice]:
+    """Settings that a network of KerasCV's does not take: its batch normalisation is its own."""
+    settings = recipe.model.batch_norm
+    if recipe.model.backbone.library != "keras_cv":
+        return
+    changed = [name for name, value in settings if value != getattr(BatchNorm(), name)]
+    if changed:
+        yield Advice(
+            f"model.batch_norm.{changed[0]}",
+            f"{' and '.join(changed)} of the head alone: a network of KerasCV's has batch normalisation of its own",
+            "Set model.backbone.arguments, if its class takes such, or leave it out",
+        )
+    elif replicas > 1:
+        yield Advice(
+            "model.backbone.library",
+            f"a network of KerasCV's takes batch statistics of each replica's {recipe.train.batch_size // replicas} "
+            "images; only the head's are over all replicas",
+            "Take a network of swav_tf's for statistics over the whole batch",
+        )
 
 
 def slow_precision(train: Train, on_cpu: bool) -> Iterator[Advice]:

@@ -232,6 +232,20 @@ UNWISE: list[tuple[list[str], dict[str, Any], str, list[str], str]] = [
         ["a CPU gains nothing"],
         "float32",
     ),
+    (
+        [*KERAS_CV, "model.batch_norm={momentum: 0.99, epsilon: 1e-3}"],
+        {},
+        "model.batch_norm.momentum",
+        ["momentum and epsilon of the head alone"],
+        "model.backbone.arguments",
+    ),
+    (
+        KERAS_CV,
+        {"replicas": 2},
+        "model.backbone.library",
+        ["of each replica's 32 images"],
+        "a network of swav_tf's",
+    ),
 ]
 
 
@@ -261,6 +275,8 @@ def test_what_goes_badly_is_advised_on(
         (["optimizer.final_learning_rate=4", "optimizer.warmup_start_learning_rate=4"], {}),
         (["train.precision=mixed_bfloat16"], {"on_cpu": True}),
         (["train.precision=mixed_float16"], {}),
+        (["model.batch_norm.momentum=0.99"], {"replicas": 2}),
+        (KERAS_CV, {}),
     ],
 )
 def test_what_goes_well_is_not_advised_on(overrides: list[str], facts: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from cli.closing import closing_words
 from cli.cluster import cluster_of, cluster_options
 from cli.options import config_option, data_argument, json_option, load_for_run, override_option, print_json
 from cli.quiet import load_tensorflow_quietly
@@ -65,9 +66,10 @@ def command(
     load_tensorflow_quietly()
     from swav_tf.training.pretrain import pretrain
 
+    folder = run_dir or Path("runs") / recipe.name
     result = pretrain(
         recipe,
-        run_dir=run_dir or Path("runs") / recipe.name,
+        run_dir=folder,
         cluster=cluster,
         fresh=fresh,
         weights=weights,
@@ -75,3 +77,5 @@ def command(
     )
     if as_json:
         print_json(result.summary)
+    elif result.is_chief and not quiet:
+        click.echo(closing_words(recipe, folder, result.summary), err=True)

@@ -42,11 +42,19 @@ MEANS_OF = ("loss", "code_entropy", "projection_spread", "gradient_norm")
 
 @dataclass(frozen=True)
 class PretrainResult:
-    """A run that has ended: the trained model and the figures of summary.json."""
+    """A run that has ended: the trained model and the figures of summary.json.
+
+    Attributes:
+        model: with its last weights.
+        run_dir: folder of the run.
+        summary: what summary.json holds.
+        is_chief: whether this process wrote them; the other workers of a cluster did not.
+    """
 
     model: SwAV
     run_dir: Path
     summary: dict[str, Any]
+    is_chief: bool = True
 
 
 def pretrain(
@@ -127,7 +135,7 @@ def pretrain(
             console.print(said)
         if position.step == position.total_steps and (ended := folder.read_summary()):
             console.print(f"this run is complete: {folder.path / 'summary.json'}")
-            return PretrainResult(model=model, run_dir=folder.path, summary=ended)
+            return PretrainResult(model, folder.path, ended, team.is_chief)
         folder.keep_metrics_until(position.step)
         console.print(_banner(recipe, team, source, steps_per_epoch))
 
@@ -203,7 +211,7 @@ def pretrain(
             "versions": versions(),
         }
         folder.write_summary(summary)
-    return PretrainResult(model=model, run_dir=Path(run_dir), summary=summary)
+    return PretrainResult(model, Path(run_dir), summary, team.is_chief)
 
 
 def _banner(recipe: Recipe, team: Topology, source: ImageSource, steps_per_epoch: int) -> str:

@@ -1,12 +1,14 @@
 """What `pretrain` and `demo` hand over, and one short run for real."""
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import click
 import numpy as np
 import pytest
 from PIL import Image
@@ -17,6 +19,7 @@ from swav_tf.recipe_files import load_recipe
 from swav_tf.training.rendezvous import ClusterAddress
 
 ROOT = Path(__file__).parents[2]
+SUMMARY = {"loss_first": 4.5, "loss_last": 1.5, "ln_k": 3.9, "steps": 1234, "seconds": 83.4}
 
 
 @pytest.fixture
@@ -26,7 +29,9 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
     def pretrain(recipe: Any, **arguments: Any) -> SimpleNamespace:
         made.append({"recipe": recipe, **arguments})
-        return SimpleNamespace(summary={"loss_last": 1.5})
+        return SimpleNamespace(
+            summary=SUMMARY, is_chief=(cluster := arguments["cluster"]) is None or not cluster.node_rank
+        )
 
     trainer = ModuleType("swav_tf.training.pretrain")
     trainer.pretrain = pretrain  # type: ignore[attr-defined]
@@ -49,6 +54,48 @@ def test_defaults(calls: list[dict[str, Any]], capsys: pytest.CaptureFixture[str
     assert capsys.readouterr().out == ""
 
 
+# Bugs caught: commands that do not parse or name another folder, last words where nobody wants them.
+@pytest.mark.parametrize(
+    ("words", "probe"),
+    [
+        (["-c", "demo", "--run-dir", "my run"], "swav-tf probe --model 'my run' -c probe_digits"),
+        (["photos", "-c", "one_gpu", "--run-dir", "r"], "swav-tf probe photos VALIDATION --model r -c probe"),
+        (
+            [
+                "photos",
+                "-c",
+                "one_gpu",
+                "--run-dir",
+                "r",
+                "-o",
+                "data.kind=images",
+                "-o",
+                "monitor.knn_every_epochs=0",
+            ],
+            "swav-tf probe TRAIN VALIDATION --model r -c probe",
+        ),
+    ],
+)
+def test_last_words(
+    calls: list[dict[str, Any]], words: list[str], probe: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_and_report(swav_tf, ["pretrain", *words]) == 0
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    done, heading, *commands = captured.err.splitlines()
+    assert done == f"done in 0:01:23: {calls[0]['run_dir']}, 1,234 steps, loss 4.50 -> 1.50, ln K 3.90"
+    assert heading == "Next:"
+    assert commands[1].strip() == probe
+    for command in commands:
+        name, *arguments = shlex.split(command)[1:]
+        found = swav_tf.get_command(click.Context(swav_tf), name)
+        assert found is not None
+        found.make_context(name, arguments)
+    for silent in (["--quiet"], ["--json"], ["--nodes", "2", "--node-rank", "1", "--master", "h:1"]):
+        assert run_and_report(swav_tf, ["pretrain", *words, *silent]) == 0
+        assert "Next:" not in capsys.readouterr().err
+
+
 def test_every_option(calls: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]) -> None:
     data = 'a folder/with "quotes" and ü: {1}'
     arguments = ["pretrain", data, "-c", "one_gpu", "-o", "train.epochs=99", "-o", "data.path=elsewhere"]
@@ -63,7 +110,7 @@ def test_every_option(calls: list[dict[str, Any]], capsys: pytest.CaptureFixture
     assert call["weights"] == Path(".")
     assert call["quiet"] is True  # JSON alone on the terminal
     assert call["cluster"] == ClusterAddress(nodes=4, node_rank=3, master="host:2222")
-    assert json.loads(capsys.readouterr().out) == {"loss_last": 1.5}
+    assert json.loads(capsys.readouterr().out) == SUMMARY
 
 
 def test_node_rank_0_counts_as_given(calls: list[dict[str, Any]]) -> None:
