@@ -68,9 +68,20 @@ class OnnxRunner:
             )
 
     def run(self, images: np.ndarray) -> dict[str, np.ndarray]:
-        """The file's outputs for a batch, as `Runner.run` has it."""
+        """The file's outputs for a batch, as `Runner.run` has it.
+
+        Raises:
+            DataError: ONNX Runtime cannot compute the graph: it is damaged, or too large for the memory.
+        """
         check_images(images, self.view)
-        values = self._session.run(self.outputs, {"images": self.prepared(images)})
+        prepared_images = self.prepared(images)
+        try:
+            values = self._session.run(self.outputs, {"images": prepared_images})
+        except Exception as error:  # ONNX Runtime's errors have no common class but this
+            raise DataError(
+                f"{self.facts.path} cannot be run on {len(images)} images by ONNX Runtime: {error} Export it anew, or "
+                "give a smaller --batch-size where memory is short."
+            ) from error
         return dict(zip(self.outputs, values, strict=True))
 
     def bound(self, images: np.ndarray) -> BoundRun:
