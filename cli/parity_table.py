@@ -35,7 +35,9 @@ def print_parity(results: Mapping[str, Parity]) -> None:
         ("verdict", lambda parity: "passed" if parity.passed else "FAILED"),
     ]
     for heading, figure in rows:
-        table.add_row(heading, *map(figure, compared.values()))
+        cells = [figure(parity) for parity in compared.values()]
+        if set(cells) != {"-"}:  # what none of them has needs no row
+            table.add_row(heading, *cells)
     console = Console(highlight=False, soft_wrap=True)
     if compared:
         console.print(table)

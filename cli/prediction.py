@@ -61,7 +61,7 @@ def open_classifier(model: Path) -> ClassifierModel:
         CheckpointError: its checkpoint is damaged.
         DataError: the file is damaged.
     """
-    if model.is_file():
+    if model.is_file() or model.suffix == ".onnx":
         return _of_file(model)
     from swav_tf.training.classifier_folder import load_classifier
 
@@ -80,7 +80,7 @@ def _of_file(path: Path) -> ClassifierModel:
     runner = OnnxRunner(path)
     if "logits" not in runner.outputs:
         raise UsageError(
-            f"To predict takes a file with an output `logits`, of the folder of a probe or fine-tuning run. "
+            f"To predict takes a file with an output `logits`, exported from a probe or a fine-tuned run. "
             f"Received: {path} with {', '.join(runner.outputs)}."
         )
 

@@ -81,6 +81,7 @@ class TensorrtRunner:
             weights_sha256=self.metadata.weights_sha256,
             step=self.metadata.step,
             recipe=self.metadata.recipe,
+            file_sha256=self.built.plan_sha256,
         )
         self._reserve()
 

@@ -36,7 +36,7 @@ def command(model: Path, folder: Path, output: Path, batch_size: int, threads: i
     check_output(output)
     images = ImageFolder(folder)
 
-    if not model.is_file():
+    if model.suffix != ".onnx" and not model.is_file():
         load_tensorflow_quietly()
     classifier = open_classifier(model)
     found = []
