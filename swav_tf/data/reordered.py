@@ -21,6 +21,7 @@ class Reordered(Generic[Thing]):
         stream: Callable[[], Iterator[tuple[int, Thing]]],
         make: Callable[[int], Thing],
         *,
+        first: int,
         ahead: int,
         patience_seconds: float,
         say: Callable[[str], None] = lambda _: None,
@@ -28,9 +29,10 @@ class Reordered(Generic[Thing]):
         """Takes things from `stream`, in a thread of its own, from the first `get` on.
 
         Args:
-            stream: gives (number, thing) in any order, and may end or block at any time. An exception of
-                it is raised by `get`.
+            stream: gives (number, thing) in any order, some twice, and may end or block at any time. An
+                exception of it is raised by `get`.
             make: makes the thing of a number here.
+            first: smallest number.
             ahead: so many things are kept until they are asked for; when so many later ones are there,
                 a missing one counts as lost.
             patience_seconds: when the stream gives nothing for so long, things are made here until it
@@ -43,11 +45,21 @@ class Reordered(Generic[Thing]):
         self._changed = threading.Condition()
         self._there: dict[int, Thing] = {}
         self._asked: set[int] = set()
-        self._given_up: set[int] = set()
+        self._wanted_from, self._handed_out = first, set[int]()  # all below the one, and the others
         self._ended = self._stalled = False
         self._failure: Exception | None = None
         self._thread: threading.Thread | None = None
         self._last_arrival = 0.0
+
+    @property
+    def wanted_from(self) -> int:
+        """All smaller numbers are handed out."""
+        return self._wanted_from
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing is wanted any more."""
+        return self._ended
 
     def get(self, number: int) -> Thing | None:
         """The thing of a number, each asked for once; None after `end`."""
@@ -62,13 +74,14 @@ class Reordered(Generic[Thing]):
                 self._changed.wait(0.1)
             self._asked.discard(number)
             if number in self._there:
+                self._hand_out(number)
                 self._changed.notify_all()  # there is room again
                 return self._there.pop(number)
             if self._ended:
                 return None
             if self._failure is not None:
                 raise self._failure
-            self._given_up.add(number)
+            self._hand_out(number)
             self.made_here += 1
         return self._make(number)
 
@@ -77,6 +90,12 @@ class Reordered(Generic[Thing]):
         with self._changed:
             self._ended = True
             self._changed.notify_all()
+
+    def _hand_out(self, number: int) -> None:
+        self._handed_out.add(number)
+        while self._wanted_from in self._handed_out:
+            self._handed_out.discard(self._wanted_from)
+            self._wanted_from += 1
 
     def _must_make(self, number: int) -> bool:
         """Whether the wait is over, by arrival or by loss."""
@@ -98,8 +117,7 @@ class Reordered(Generic[Thing]):
                     if self._stalled:
                         self._stalled = False
                         self._say("")
-                    if number in self._given_up:  # late: another was made here
-                        self._given_up.discard(number)
+                    if number < self._wanted_from or number in self._handed_out:  # late, or a second time
                         continue
                     self._there[number] = thing
                     self._changed.notify_all()

@@ -30,6 +30,7 @@ from swav_tf.data.reordered import Reordered
 from swav_tf.errors import DataError, UsageError
 
 PATIENCE_SECONDS: Final = 10.0
+RETRY_SECONDS: Final = 5.0
 LARGEST_CHUNK: Final = 16  # images that travel together
 _AHEAD_IMAGES: Final = 512  # that the trainer keeps until their turn; 0.5 MB each at the paper's crops
 _TOKEN: Final = "pyfunc_0"  # what TensorFlow calls the first Python function of a process
@@ -162,11 +163,13 @@ class ServedCrops:
         """
         _require_answer(address)
         self._address, self._crops, self._make, self._chunk = address, crops, make, chunk
-        self._position_of, self._range = position_of, (first, last)
+        self._position_of, self._last = position_of, last
+        self._said = ""
         self._console = Console(stderr=True, highlight=False, soft_wrap=True)
         self._chunks = Reordered(
             self._stream,
             self._make_chunk,
+            first=first,
             ahead=max(4, _AHEAD_IMAGES // chunk),
             patience_seconds=PATIENCE_SECONDS,
             say=self._say,
@@ -179,24 +182,24 @@ class ServedCrops:
         return self._chunks.made_here
 
     def _stream(self) -> Iterator[tuple[int, Chunk]]:
-        """Chunks as they come.
+        """Chunks as they come; a service that went away, or began anew, is asked again.
 
         Raises:
             DataError: the service refuses.
         """
-        try:
-            with tf.device("CPU:0"):
-                for number, *groups, labels, readable in self._data_set():
-                    yield int(number), self._mended(int(number), groups, labels, readable.numpy())
-        except (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError) as error:
-            self._say(str(error).splitlines()[0][:200])
-        except tf.errors.OpError as error:
-            meant = re.search(r"DataError: (.+)", str(error))
-            raise DataError(
-                meant[1] if meant else f"The data service at {self._address} failed: {str(error)[:500]}"
-            ) from error
+        while not self._chunks.ended:
+            try:
+                with tf.device("CPU:0"):
+                    for number, *groups, labels, readable in self._data_set(self._chunks.wanted_from):
+                        yield int(number), self._mended(int(number), groups, labels, readable.numpy())
+                return  # what did not come was lost with a worker
+            except tf.errors.OpError as error:
+                if meant := re.search(r"DataError: (.+)", str(error)):
+                    raise DataError(meant[1]) from error
+                self._say(re.sub(r"^{{.*?}} ", "", str(error).splitlines()[0])[:200].rstrip(" ."))
+            time.sleep(RETRY_SECONDS)
 
-    def _data_set(self) -> tf.data.Dataset:
+    def _data_set(self, first: int) -> tf.data.Dataset:
         wanted = json.dumps(self._crops.facts())
         shapes = [*self._crops.shapes, (), ()]
 
@@ -211,7 +214,7 @@ class ServedCrops:
             return tf.data.Dataset.range(number * self._chunk, (number + 1) * self._chunk)
 
         # A worker gets numbers of chunks one by one (DYNAMIC), and makes each chunk whole.
-        places = tf.data.Dataset.range(*self._range).flat_map(places_of)
+        places = tf.data.Dataset.range(first, self._last).flat_map(places_of)
         images = places.map(
             lambda place: (place, *crops_of(place)), num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
         )
@@ -241,6 +244,9 @@ class ServedCrops:
         return [np.stack(column) for column in zip(*rows, strict=True)]
 
     def _say(self, what: str) -> None:
+        said, self._said = self._said, what
+        if what == said:
+            return  # a service that stays away
         if what:
             self._console.print(
                 f"[yellow]warning[/] data.service {self._address}: {what}. This process makes the crops itself until "
