@@ -4,6 +4,7 @@ import json
 import math
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -261,6 +262,15 @@ def test_int8_for_another_processor_is_skipped(exported, monkeypatch) -> None:
     )
     assert "--target tensorrt" in planned.cell.reason
     assert planned.artifact is None
+
+
+# Bug caught: a batch that an engine runs in parts, timed as if it were one.
+def test_a_batch_beyond_an_engines_profile_is_skipped(exported, monkeypatch) -> None:
+    monkeypatch.setattr("evaluate.benchmark_plan.why_not", lambda runner: None)
+    engine = replace(find_artifacts([exported / "model-fp32.onnx"])[0], kind="engine", batches=(2, 8))
+    planned = plan_cells([engine], runners=("tensorrt",), precisions=("fp32",), batches=(1, 2, 8, 9))
+    assert [one.artifact is not None for one in planned] == [False, True, True, False]
+    assert "takes 2 to 8 images at once" in planned[0].cell.reason
 
 
 # === Peers ===
