@@ -21,6 +21,7 @@ from swav_tf.recipe_files import AnyRecipe, kind_of, load_any_recipe, save_recip
 # order of the images stay as they are.
 FREE_TO_CHANGE = (
     "data.path",
+    "data.kind",  # a folder may become its shards: number and names of the images are compared
     "data.threads",
     "data.prefetch_batches",
     "data.service",

@@ -29,7 +29,7 @@ def test_a_run_goes_on_with_its_own_settings_only(tmp_path):
             folder.save_recipe(tiny_recipe(train__batch_size=16, method__epsilon=0.03))
         assert "train.batch_size: was 8, now 16" in str(caught.value)
         assert "method.epsilon: was 0.05, now 0.03" in str(caught.value)
-        folder.save_recipe(tiny_recipe(monitor__log_every_steps=7, data__threads=2))
+        folder.save_recipe(tiny_recipe(monitor__log_every_steps=7, data__threads=2, data__kind="tfrecord"))
     assert "log_every_steps: 7" in (tmp_path / "config.yaml").read_text()
 
 
