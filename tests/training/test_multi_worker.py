@@ -153,6 +153,7 @@ def wait_for_step(folder, step, processes):
 
 # Bugs caught: a signal that stops one worker and hangs the other; an exit code that a scheduler takes for a
 # failure of those that were not signalled; a run that cannot go on with fewer workers, or with more again.
+@pytest.mark.timeout(900)  # seven processes, each of which starts TensorFlow
 def test_a_signal_to_one_worker_stops_all_at_one_step_and_the_run_goes_on_with_more_or_fewer(tmp_path, alone):
     save_recipe(tiny_recipe(**RECIPE), tmp_path / "recipe.yaml")
     stopped_at = []
@@ -179,12 +180,14 @@ def test_a_batch_that_the_workers_cannot_share_is_refused_by_all(tmp_path):
 
 # Bugs caught: workers that wait for ever for one that died or hangs; a loss without a name; a checkpoint that a loss
 # spoils; a restarted job that ends with other weights.
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     ("how", "victim", "message"),
     [
         (signal.SIGKILL, 0, r"Worker 0 \(\S+, process {pid}\) is gone"),
         (signal.SIGSTOP, 1, r"Worker 1 \(\S+, process {pid}\) has been silent for 5 s"),
     ],
+    ids=["chief killed", "other stopped"],
 )
 def test_the_loss_of_a_worker_ends_the_others_and_the_same_command_goes_on(
     tmp_path, alone, how, victim, message
