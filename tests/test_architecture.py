@@ -25,6 +25,7 @@ PACKAGES = [
 NEEDS_TENSORFLOW = (
     "cli.demo",
     "export.onnx_graph",
+    "export.trained",
     "swav_tf.data.pipeline",
     "swav_tf.data.service",
     "swav_tf.method.",
