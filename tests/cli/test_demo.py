@@ -15,6 +15,7 @@ from swav_tf.recipe_files import load_recipe
 SHORT = [
     "train.epochs=1",
     "train.batch_size=256",
+    "monitor.log_every_steps=1",
     "optimizer.warmup_epochs=0",
     "method.prototypes_frozen_steps=0",
 ]
