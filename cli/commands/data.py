@@ -93,9 +93,9 @@ def shard(
     """
     _load_what_reads(images)
     from swav_tf.data.sharding import write_shards
-    from swav_tf.data.sources import ClassFolders, ImageFolder
+    from swav_tf.data.sources import open_folder
 
-    source = ClassFolders(images) if kind == "class_folders" else ImageFolder(images)
+    source = open_folder(images, kind=kind)
     with image_progress(len(source), "packed", quiet=quiet or as_json) as progress:
         packed = write_shards(
             source,
@@ -276,9 +276,9 @@ def serve(
 ) -> None:
     """Make the crops of DATA for trainers that are given -o data.service=HOST:PORT.
 
-    Recipe, settings and images must be those of the run: they decide the crops. One process keeps about
-    two cores busy; start more with --join, on as many machines as see the images. Trainers get the
-    crops that they would have made themselves, also when a worker ends.
+    Recipe, settings and images must be those of the run: they decide the crops. One process does
+    what one Python can; start more with --join, on as many machines as see the images. Trainers get
+    the crops that they would have made themselves, also when a worker ends.
 
     TensorFlow's service asks nobody who they are: open its ports to trusted machines only.
 

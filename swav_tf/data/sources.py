@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -63,30 +64,53 @@ def open_source(data: Data, *, validation: bool = False) -> ImageSource:
         path = _given(data.validation_path, "data.validation_path", "labelled images to validate on")
     else:
         path = _given(data.path, "data.path", "the folder of the images")
-    try:
+    with _within_reach(path):
         if data.kind == "tfrecord":
             from swav_tf.data.tfrecord import open_shards
 
             return open_shards(path, image_key=data.image_key, label_key=data.label_key)
         # Unlabelled training images still need labelled ones to be validated on.
-        return ClassFolders(path) if data.kind == "class_folders" or validation else ImageFolder(path)
-    except OSError as error:  # no permission, no network, a bucket of somebody else's
+        folders = data.kind == "class_folders" or validation
+        return open_folder(path, kind="class_folders" if folders else "images")
+
+
+def open_folder(path: str, *, kind: str) -> ClassFolders | ImageFolder:
+    """The images below a folder, as `class_folders` or as `images`.
+
+    Raises:
+        DataError: if there are none, or they are out of reach.
+    """
+    with _within_reach(path):
+        return ClassFolders(path) if kind == "class_folders" else ImageFolder(path)
+
+
+@contextmanager
+def _within_reach(path: str) -> Iterator[None]:
+    """No permission, no network, a bucket of somebody else's, in words."""
+    try:
+        yield
+    except OSError as error:
         raise DataError(
             f"The images at {path} must be within reach: {error}. Check the path and who may read it."
         ) from error
 
 
 def guess_kind(path: str) -> str:
-    """How images at a path are most likely to be read, as `data.kind`; what is there decides, not its name."""
+    """How images at a path are most likely to be read, as `data.kind`; what is there decides, not its name.
+
+    Raises:
+        DataError: if it is out of reach.
+    """
     if path == "digits":
         return path
-    folder = storage.local_or_remote(path)
-    if not storage.is_folder(folder):
-        return "tfrecord" if storage.matching(folder) else "class_folders"
-    names = [name for name in storage.names_in(folder) if not name.startswith(".")]
-    if any("tfrecord" in name or "-of-" in name for name in names):
-        return "tfrecord"
-    return "images" if any(name.lower().endswith(EXTENSIONS) for name in names) else "class_folders"
+    with _within_reach(path):
+        folder = storage.local_or_remote(path)
+        if not storage.is_folder(folder):
+            return "tfrecord" if storage.matching(folder) else "class_folders"
+        names = [name for name in storage.names_in(folder) if not name.startswith(".")]
+        if any("tfrecord" in name or "-of-" in name for name in names):
+            return "tfrecord"
+        return "images" if any(name.lower().endswith(EXTENSIONS) for name in names) else "class_folders"
 
 
 def read_image(source: ImageSource, index: int) -> Image:

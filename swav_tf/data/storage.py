@@ -7,6 +7,7 @@ path is read by Python alone.
 from __future__ import annotations
 
 import glob
+import importlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +17,8 @@ from typing import Any, NamedTuple
 from swav_tf.data.names import printable
 from swav_tf.errors import DataError
 
-_PLUG_INS = {  # what brings a scheme that TensorFlow does not bring itself
+# What brings a scheme that TensorFlow does not bring itself; importing it registers the file system.
+_PLUG_INS = {
     "s3": "tensorflow-io",
     "hdfs": "tensorflow-io",
     "viewfs": "tensorflow-io",
@@ -47,18 +49,32 @@ def local_or_remote(path: str | Path) -> str:
     if not is_remote(text):
         return os.path.expanduser(text)
     scheme = text.partition("://")[0]
-    known = sorted(name for name in _gfile().get_registered_schemes() if name)
-    if scheme not in known:
-        plug_in = _PLUG_INS.get(scheme)
-        mend = (
-            f"Install its plug-in, pip install {plug_in}, and import it before the run (or copy the images here)."
-            if plug_in
-            else "Check the spelling, or copy the images here."
-        )
+    if scheme in _schemes():
+        return text
+    plug_in = _PLUG_INS.get(scheme)
+    reason = _import_plug_in(plug_in) if plug_in else "Check the spelling, or copy the images here."
+    if scheme not in _schemes():
         raise DataError(
-            f"TensorFlow must have a file system for {scheme}://, of {text}; it has {', '.join(known)}. {mend}"
+            f"TensorFlow must have a file system for {scheme}://, of {text}; it has {', '.join(_schemes())}. {reason}"
         )
     return text
+
+
+def _schemes() -> list[str]:
+    return sorted(name for name in _gfile().get_registered_schemes() if name)
+
+
+def _import_plug_in(package: str) -> str:
+    """Imports what brings a file system; returns what to do if that did not help."""
+    try:
+        importlib.import_module(package.replace("-", "_"))
+    except ImportError as error:
+        if isinstance(error, ModuleNotFoundError):
+            return f"Install its plug-in, pip install {package}, or copy the images here."
+        return f"Its plug-in {package} cannot be imported: {error}."
+    except Exception as error:  # a plug-in of another version of TensorFlow's fails as it likes
+        return f"Its plug-in {package} cannot be imported: {type(error).__name__}: {error}."
+    return f"Its plug-in {package} is there, but has none for this TensorFlow: install the version that fits."
 
 
 def is_folder(path: str) -> bool:

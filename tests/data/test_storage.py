@@ -1,6 +1,8 @@
 """Images in a file system of TensorFlow's: `ram://`, which is one as `gs://` and `s3://` are, but needs no network."""
 
+import importlib
 import os
+import sys
 
 import numpy as np
 import pytest
@@ -113,3 +115,19 @@ def test_what_is_wrong_is_told(places, monkeypatch):
     for kind in ("class_folders", "tfrecord"):
         with pytest.raises(DataError, match=r"must be within reach: .*no access"):
             open_source(Data(kind=kind, path="ram://places/images"))
+
+
+def test_a_plug_in_is_imported_when_its_scheme_is_asked_for(places, monkeypatch, tmp_path):
+    # A scheme that no command line could ever make known.
+    schemes, monkey = ["ram"], tmp_path / "tensorflow_io.py"
+    monkeypatch.setattr(storage, "_schemes", lambda: schemes)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "tensorflow_io", raising=False)
+    monkey.write_text("raise RuntimeError('built for TensorFlow 1')")
+    with pytest.raises(DataError, match="cannot be imported: RuntimeError: built for TensorFlow 1"):
+        storage.local_or_remote("s3://bucket/train")
+    monkey.write_text("from swav_tf.data import storage; storage._schemes().append('s3')")
+    monkeypatch.delitem(sys.modules, "tensorflow_io", raising=False)
+    importlib.invalidate_caches()
+    assert storage.local_or_remote("s3://bucket/train") == "s3://bucket/train"
+    sys.modules.pop("tensorflow_io")
