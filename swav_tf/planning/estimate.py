@@ -344,7 +344,7 @@ def _warnings(recipe: Recipe, cluster: Cluster, memory: Memory, paces: tuple[Pac
     if fastest.node_images_per_second > PROCESS_IMAGES_PER_SECOND:
         found.append(
             f"a node wants up to {fastest.node_images_per_second:,.0f} images/s, and the threads of one process share "
-            f"Python's lock: above about {PROCESS_IMAGES_PER_SECOND:,} run one process a GPU (docs/performance.md)"
+            f"Python's lock: above about {PROCESS_IMAGES_PER_SECOND:,} run one process a GPU, or swav-tf data serve"
         )
     return found
 

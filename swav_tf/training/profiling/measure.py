@@ -128,6 +128,8 @@ def profile(
     recipe = _for_this_machine(recipe)
     source: ImageSource
     if recipe.data.path is None and recipe.data.kind != "digits":
+        if recipe.data.service is not None:
+            raise UsageError("data.service makes crops of its own images: give the same images as DATA.")
         source = RandomPhotos(recipe, images or IMAGENET_IMAGES)
         described = str(source)
     else:
@@ -215,6 +217,7 @@ def profile(
         synchronised=recipe.model.batch_norm.synchronised,
         accumulation_steps=parts,
         precision=recipe.train.precision,
+        served=recipe.data.service is not None,
     )
     total_steps = steps_per_epoch * recipe.train.epochs
     return Profile(

@@ -75,6 +75,7 @@ class Facts:
         synchronised: batch statistics are over all replicas.
         accumulation_steps: parts of a batch.
         precision: of the recipe.
+        served: crops come from a data service.
     """
 
     threads: int
@@ -86,6 +87,7 @@ class Facts:
     synchronised: bool
     accumulation_steps: int
     precision: str
+    served: bool = False
 
 
 def verdict(loop: Loop, facts: Facts) -> Verdict:
@@ -130,11 +132,14 @@ def _sentence(bound: Bound, share: float, facts: Facts) -> str:
 def _more_input(facts: Facts) -> str:
     needed = math.ceil(facts.cpu_ms_image / 1000 * facts.step_images_per_second)
     smaller = "images that were made smaller beforehand, or fewer crops"
+    elsewhere = "crops made by other machines (swav-tf data serve)"
+    if facts.served:
+        return f"start more processes of swav-tf data serve, {smaller}"
     if not facts.on_gpu:
-        return f"input and network share {facts.cores} core(s): more cores, {smaller}"
+        return f"input and network share {facts.cores} core(s): more cores, {elsewhere}, {smaller}"
     if facts.threads < facts.cores:
         return f"-o data.threads={facts.cores} (now {facts.threads}, about {needed} cores are needed), then {smaller}"
     return (
         f"about {needed} cores would keep up, here are {facts.cores}: more cores, one process a GPU "
-        f"(train.strategy=multi_worker), {smaller}"
+        f"(train.strategy=multi_worker), {elsewhere}, {smaller}"
     )

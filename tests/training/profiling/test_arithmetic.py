@@ -35,6 +35,12 @@ def loop(loop_ms=100.0, wait_ms=0.0, step_ms=99.0, launch_ms=20.0, communication
         # The GPU computes more than half of the time, but what was ahead is used up: the input sets the pace.
         (loop(wait_ms=42.0, step_ms=57.0), {}, "input", ["42 %", "about 14 cores"]),
         (loop(wait_ms=42.0, step_ms=57.0), {"threads": 2}, "input", ["-o data.threads=8 (now 2"]),
+        (
+            loop(wait_ms=42.0, step_ms=57.0),
+            {"served": True},
+            "input",
+            ["more processes of swav-tf data serve"],
+        ),
         (loop(), {}, "device", ["99 %", "more or faster GPUs"]),
         (loop(), {"precision": "float32"}, "device", ["mixed_float16"]),
         (loop(), {"accumulation_steps": 4}, "device", ["accumulation_steps"]),
