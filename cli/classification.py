@@ -1,4 +1,4 @@
-"""What `probe` and `finetune` share: arguments, the recipe that they ask for, where the run goes."""
+"""What `probe` and `finetune` share: options, the recipe that they ask for, where the run goes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from cli.cluster import cluster_options
+from cli.cluster import cluster_of, cluster_options
 from cli.options import config_option, json_option, override_option
 
 if TYPE_CHECKING:
@@ -59,7 +59,44 @@ def classification_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-def load_for_classification(
+def asked_for(
+    wanted: type[Asked],
+    *,
+    train: str | None,
+    validation: str | None,
+    config: str,
+    overrides: Sequence[str],
+    subset: Path | None,
+    model: str,
+    from_scratch: bool,
+    run_dir: Path | None,
+    fresh: bool,
+    nodes: int | None,
+    node_rank: int | None,
+    master: str | None,
+    quiet: bool,
+    as_json: bool,
+    cached: bool = False,
+) -> tuple[Asked, dict[str, Any]]:
+    """The recipe of the kind that is wanted, and the trainer's other arguments, by what the options say.
+
+    Nothing large is loaded.
+    """
+    recipe = _recipe(wanted, config, overrides, train=train, validation=validation, subset=subset)
+    cluster = cluster_of(nodes, node_rank, master)
+    if cached and cluster is not None:
+        raise click.UsageError("--cached runs on one machine: leave --nodes, --node-rank and --master out.")
+    arguments: dict[str, Any] = {
+        "model": model,
+        "run_dir": run_dir or _default_folder(recipe.name, model, from_scratch=from_scratch, cached=cached),
+        "from_scratch": from_scratch,
+        "fresh": fresh,
+        "quiet": quiet or as_json,
+    }
+    return recipe, arguments if cached else {**arguments, "cluster": cluster}
+
+
+def _recipe(
     wanted: type[Asked],
     config: str,
     overrides: Sequence[str],
@@ -68,7 +105,7 @@ def load_for_classification(
     validation: str | None,
     subset: Path | None,
 ) -> Asked:
-    """The recipe that the options ask for, its settings known to work together."""
+    """The recipe, its settings known to work together."""
     from swav_tf.classifier_advice import check_classifier_recipe
     from swav_tf.recipe_files import load_recipe_of
 
@@ -95,11 +132,7 @@ def load_for_classification(
     return recipe
 
 
-def run_dir_of(
-    run_dir: Path | None, *, model: str, name: str, from_scratch: bool, cached: bool = False
-) -> Path:
-    """Where the run goes: beside nothing that it could be taken for."""
-    if run_dir is not None:
-        return run_dir
+def _default_folder(name: str, model: str, *, from_scratch: bool, cached: bool) -> Path:
+    """Where the run goes unless something else is said: beside nothing that it could be taken for."""
     name = f"{name}_cached" if cached else name
     return Path("runs") / f"{name}_from_scratch" if from_scratch else Path(model) / name

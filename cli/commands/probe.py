@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import Any
 
 import click
 
-from cli.classification import classification_options, load_for_classification, run_dir_of
-from cli.cluster import cluster_of
+from cli.classification import asked_for, classification_options
 from cli.options import print_json
 from cli.quiet import load_tensorflow_quietly
 
@@ -19,23 +18,7 @@ from cli.quiet import load_tensorflow_quietly
     is_flag=True,
     help="Compute the features once and fit by L-BFGS, the penalty chosen on held-out training images.",
 )
-def command(
-    train: str | None,
-    validation: str | None,
-    model: str,
-    config: str,
-    overrides: tuple[str, ...],
-    subset: Path | None,
-    from_scratch: bool,
-    run_dir: Path | None,
-    fresh: bool,
-    nodes: int | None,
-    node_rank: int | None,
-    master: str | None,
-    quiet: bool,
-    as_json: bool,
-    cached: bool,
-) -> None:
+def command(**options: Any) -> None:
     """Measure a pretrained backbone by a linear classifier on its frozen features.
 
     TRAIN and VALIDATION are labelled images: folders with one folder a class. They may be left
@@ -49,31 +32,11 @@ def command(
     """
     from swav_tf.classifier_recipe import ProbeRecipe
 
-    recipe = load_for_classification(
-        ProbeRecipe, config, overrides, train=train, validation=validation, subset=subset
-    )
-    cluster = cluster_of(nodes, node_rank, master)
-    if cached and cluster is not None:
-        raise click.UsageError("--cached runs on one machine: leave --nodes, --node-rank and --master out.")
-    folder = run_dir_of(run_dir, model=model, name=recipe.name, from_scratch=from_scratch, cached=cached)
+    recipe, arguments = asked_for(ProbeRecipe, **options)
 
     load_tensorflow_quietly()
     from swav_tf.training.linear_probe import probe, probe_cached
 
-    quiet = quiet or as_json
-    if cached:
-        result = probe_cached(
-            recipe, model=model, run_dir=folder, from_scratch=from_scratch, fresh=fresh, quiet=quiet
-        )
-    else:
-        result = probe(
-            recipe,
-            model=model,
-            run_dir=folder,
-            from_scratch=from_scratch,
-            cluster=cluster,
-            fresh=fresh,
-            quiet=quiet,
-        )
-    if as_json:
+    result = probe_cached(recipe, **arguments) if options["cached"] else probe(recipe, **arguments)
+    if options["as_json"]:
         print_json(result.summary)

@@ -7,14 +7,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import keras
-from rich.console import Console
 
 from swav_tf.classifier_advice import check_classifier_recipe
 from swav_tf.classifier_recipe import FinetuneRecipe, ProbeRecipe
-from swav_tf.data.bad_images import BadImages
 from swav_tf.data.labelled import LabelledData, open_labelled
 from swav_tf.data.pipeline import training_batches
 from swav_tf.data.sources import fingerprint
@@ -24,13 +22,20 @@ from swav_tf.training.callbacks.position import CountSteps, Position
 from swav_tf.training.callbacks.progress import ShowProgress
 from swav_tf.training.checkpoint import CheckpointStore
 from swav_tf.training.classifier import Classifier
-from swav_tf.training.classifier_folder import Start, build_classifier, put_weights, write_results
+from swav_tf.training.classifier_folder import (
+    Start,
+    build_classifier,
+    put_weights,
+    start_from,
+    write_results,
+)
 from swav_tf.training.job import failures_explained, fit, resume, run_folder, versions
 from swav_tf.training.model_facts import BY_SGD, ModelFacts, save_facts
 from swav_tf.training.rendezvous import ClusterAddress
 from swav_tf.training.sgd import SGD, EpochSchedule, epoch_shares
 from swav_tf.training.strategy import Topology, build_strategy, topology
 from swav_tf.training.validation import Validate, Validation
+from swav_tf.training.worker_output import bad_images_of, consoles
 
 MEANS_OF = ("loss", "top1", "gradient_norm")
 LARGEST_VALIDATION_BATCH = 256  # of a replica
@@ -45,36 +50,50 @@ class ClassifierResult:
     summary: dict[str, Any]
 
 
+class RunOptions(TypedDict):
+    """What a probe and fine-tuning are told beside their recipe.
+
+    Attributes:
+        model: run folder of the pretraining; with `from_scratch` a recipe will do.
+        run_dir: folder of this run; with a checkpoint in it, the run goes on from there.
+        from_scratch: the backbone's weights are drawn at random, for comparison.
+        cluster: this node's place among several; TF_CONFIG and SLURM are understood without.
+        fresh: start anew; what is in the folder is moved into `previous-N/` there.
+        quiet: print nothing but warnings.
+        callbacks: more Keras callbacks.
+    """
+
+    model: Path | str
+    run_dir: Path | str
+    from_scratch: NotRequired[bool]
+    cluster: NotRequired[ClusterAddress | None]
+    fresh: NotRequired[bool]
+    quiet: NotRequired[bool]
+    callbacks: NotRequired[Sequence[keras.callbacks.Callback]]
+
+
 def train_classifier(
     recipe: ProbeRecipe | FinetuneRecipe,
-    start: Start,
     *,
+    model: Path | str,
     run_dir: Path | str,
+    from_scratch: bool = False,
     cluster: ClusterAddress | None = None,
     fresh: bool = False,
     quiet: bool = False,
     callbacks: Sequence[keras.callbacks.Callback] = (),
 ) -> ClassifierResult:
-    """Trains by a recipe, or goes on with the run that is in `run_dir`.
-
-    Args:
-        recipe: all settings.
-        start: the backbone.
-        run_dir: folder of the run, not that of the pretraining run.
-        cluster: this node's place among several; TF_CONFIG and SLURM are understood without.
-        fresh: start anew; what is in the folder is moved into `previous-N/` there.
-        quiet: print nothing but warnings.
-        callbacks: more Keras callbacks.
+    """Trains by a recipe, or goes on with the run that is in `run_dir`; see `RunOptions`.
 
     Raises:
         RecipeError, DataError, UsageError: before anything is built.
         SwavError: the run diverged, was stopped, or ran out of memory; checkpoints are kept.
     """
     started = time.perf_counter()
+    start = start_from(model, from_scratch=from_scratch)
     strategy = build_strategy(recipe.train, cluster)
     team = topology(strategy)
-    console = Console(stderr=True, quiet=quiet or not team.is_chief, highlight=False, soft_wrap=True)
-    warnings = Console(stderr=True, quiet=not team.is_chief, highlight=False, soft_wrap=True)
+    console, warnings = consoles(team, quiet=quiet)
 
     data = open_labelled(recipe)
     for advice in check_classifier_recipe(
@@ -89,13 +108,13 @@ def train_classifier(
     with run_folder(Path(run_dir), recipe, fresh=fresh, strategy=strategy, console=console) as folder:
         save_facts(folder, ModelFacts.of(start.recipe, start.origin, data, BY_SGD))
         with strategy.scope():
-            model = build_classifier(recipe, start.recipe, len(data.class_names))
+            classifier = build_classifier(recipe, start.recipe, len(data.class_names))
             if start.weights is not None:
-                put_weights(model, start.weights)
-            compile_classifier(model, recipe, steps_per_epoch)
+                put_weights(classifier, start.weights)
+            compile_classifier(classifier, recipe, steps_per_epoch)
         store = CheckpointStore(folder.checkpoints, kind=recipe.kind, keep_last=recipe.checkpoint.keep_last)
         resumed_from = resume(
-            model,
+            classifier,
             store,
             position,
             recipe=recipe,
@@ -107,13 +126,10 @@ def train_classifier(
         folder.keep_metrics_until(position.step)
         console.print(_banner(recipe, start, data, team, steps_per_epoch))
 
-        bad_list = "bad_images.txt" if team.is_chief else f"bad_images.worker{team.worker}.txt"
-        bad_images = BadImages(
-            folder.path / bad_list, images=len(data.train), max_share=recipe.data.max_bad_share
-        )
+        bad_images = bad_images_of(folder.path, team, recipe.data, images=len(data.train))
         replica_batch_size = batch_size // team.replicas // recipe.train.accumulation_steps
         validation = Validation(
-            model,
+            classifier,
             data.validation,
             data.validation_labels,
             recipe.data,
@@ -155,7 +171,7 @@ def train_classifier(
             with checkpointing.listening(), failures_explained(recipe.train, team.replicas, bad_images):
                 if team.is_chief:
                     log.open()
-                fit(model, position, batches_from, epochs=epochs, callbacks=watchers)
+                fit(classifier, position, batches_from, epochs=epochs, callbacks=watchers)
                 counts = validate.counts or validation.measure()  # a run that had ended is only looked at
         finally:
             progress.close()
@@ -190,7 +206,7 @@ def train_classifier(
             f"last epoch ({last['epoch']}): top-1 {100 * last['top1']:.2f} %, top-5 {100 * last['top5']:.2f} %\n"
             f"best epoch ({best['epoch']}): top-1 {100 * best['top1']:.2f} %, top-5 {100 * best['top5']:.2f} %"
         )
-    return ClassifierResult(model=model, run_dir=Path(run_dir), summary=summary)
+    return ClassifierResult(model=classifier, run_dir=Path(run_dir), summary=summary)
 
 
 def compile_classifier(model: Classifier, recipe: ProbeRecipe | FinetuneRecipe, steps_per_epoch: int) -> None:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Unpack
 
-import keras
 import tensorflow as tf
 from rich.console import Console
 
@@ -16,56 +15,31 @@ from swav_tf.data.bad_images import BadImages
 from swav_tf.data.labelled import open_labelled
 from swav_tf.training.checkpoint import CheckpointStore
 from swav_tf.training.classifier_folder import build_classifier, put_weights, start_from, write_results
-from swav_tf.training.classify import ClassifierResult, train_classifier
+from swav_tf.training.classify import ClassifierResult, RunOptions, train_classifier
 from swav_tf.training.features import extract_features
 from swav_tf.training.job import failures_explained, versions
 from swav_tf.training.logistic import best_penalty, choose_penalty, fit_path
 from swav_tf.training.model_facts import BY_CACHE, ModelFacts, save_facts
-from swav_tf.training.rendezvous import ClusterAddress
 from swav_tf.training.run_folder import RunFolder
 from swav_tf.training.state import named_variables
 from swav_tf.training.strategy import build_strategy
 from swav_tf.training.validation import counts_of, tally
 
 
-def probe(
-    recipe: ProbeRecipe,
-    *,
-    model: Path | str,
-    run_dir: Path | str,
-    from_scratch: bool = False,
-    cluster: ClusterAddress | None = None,
-    fresh: bool = False,
-    quiet: bool = False,
-    callbacks: Sequence[keras.callbacks.Callback] = (),
-) -> ClassifierResult:
+def probe(recipe: ProbeRecipe, **options: Unpack[RunOptions]) -> ClassifierResult:
     """Trains a classifier on a pretraining run's frozen backbone (recipe, section 6).
 
     The backbone is in inference mode, has no gradient and keeps its moving averages.
 
     Args:
         recipe: all settings.
-        model: run folder of the pretraining; with `from_scratch` a recipe will do.
-        run_dir: folder of this run; with a checkpoint in it, the run goes on from there.
-        from_scratch: the backbone's weights are drawn at random, for comparison.
-        cluster: this node's place among several; TF_CONFIG and SLURM are understood without.
-        fresh: start anew; what is in the folder is moved into `previous-N/` there.
-        quiet: print nothing but warnings.
-        callbacks: more Keras callbacks.
+        **options: `model`, `run_dir` and the others of `RunOptions`.
 
     Raises:
         RecipeError, DataError, UsageError: before anything is built.
         SwavError: the run diverged, was stopped, or ran out of memory; checkpoints are kept.
     """
-    return train_classifier(
-        recipe,
-        start_from(model, from_scratch=from_scratch),
-        run_dir=run_dir,
-        cluster=cluster,
-        fresh=fresh,
-        quiet=quiet,
-        callbacks=callbacks,
-    )
+    return train_classifier(recipe, **options)
 
 
 def probe_cached(

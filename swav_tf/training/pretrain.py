@@ -12,9 +12,7 @@ from typing import Any
 
 import keras
 import numpy as np
-from rich.console import Console
 
-from swav_tf.data.bad_images import BadImages
 from swav_tf.data.contact_sheet import contact_sheet
 from swav_tf.data.pipeline import training_batches
 from swav_tf.data.sources import ImageSource, fingerprint, open_source
@@ -34,6 +32,7 @@ from swav_tf.training.job import failures_explained, fit, resume, run_folder, ve
 from swav_tf.training.rendezvous import ClusterAddress
 from swav_tf.training.start import start_with
 from swav_tf.training.strategy import Topology, build_strategy, topology
+from swav_tf.training.worker_output import bad_images_of, consoles
 
 __all__ = ["ClusterAddress", "PretrainResult", "pretrain"]
 
@@ -86,8 +85,7 @@ def pretrain(
     started = time.perf_counter()
     strategy = build_strategy(recipe.train, cluster)
     team = topology(strategy)
-    console = Console(stderr=True, quiet=quiet or not team.is_chief, highlight=False, soft_wrap=True)
-    warnings = Console(stderr=True, quiet=not team.is_chief, highlight=False, soft_wrap=True)
+    console, warnings = consoles(team, quiet=quiet)
 
     source = open_source(recipe.data)
     for advice in check_recipe(
@@ -113,10 +111,7 @@ def pretrain(
         )
 
     with run_folder(Path(run_dir), recipe, fresh=fresh, strategy=strategy, console=console) as folder:
-        bad_list = "bad_images.txt" if team.is_chief else f"bad_images.worker{team.worker}.txt"
-        bad_images = BadImages(
-            folder.path / bad_list, images=len(source), max_share=recipe.data.max_bad_share
-        )
+        bad_images = bad_images_of(folder.path, team, recipe.data, images=len(source))
         with strategy.scope():
             model = build_swav(recipe, steps_per_epoch=steps_per_epoch)
         store = CheckpointStore(folder.checkpoints, kind="pretrain", keep_last=recipe.checkpoint.keep_last)
