@@ -11,6 +11,7 @@ from onnx import helper
 
 from export.errors import ExportError
 from export.onnx_file import check
+from export.simplify import simplify
 
 OPSET = 17  # 18 loses GlobalAveragePool and keeps a Transpose
 IR_VERSION = 8  # the opset's own; runtimes refuse files newer than they are
@@ -39,6 +40,7 @@ def tidied(model: onnx.ModelProto, *, outputs: Sequence[str]) -> onnx.ModelProto
     del graph.output[:]
     graph.output.extend(by_name[name] for name in outputs)  # a dict's come in alphabetical order
     _pool_in_place(graph)
+    simplify(graph)
     for value in [*graph.input, *graph.output]:
         value.type.tensor_type.shape.dim[0].dim_param = BATCH
     sides = [dim for dim in graph.input[0].type.tensor_type.shape.dim[1:] if not dim.HasField("dim_value")]
