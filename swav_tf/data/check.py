@@ -14,7 +14,7 @@ import numpy as np
 from swav_tf.data.cores import available_cores
 from swav_tf.data.decode import UndecodableImage, decode
 from swav_tf.data.names import printable
-from swav_tf.data.shard_index import ShardIndex, shard_path
+from swav_tf.data.shard_index import Shard, ShardIndex, shard_path
 from swav_tf.data.sharding import file_sha256
 from swav_tf.data.sources import ImageSource
 
@@ -111,13 +111,13 @@ def check_data(
         duplicates: find images whose bytes are the same.
         on_progress: is told how many images are done.
     """
+    threads = threads or available_cores()
     report = DataReport(len(source))
     index = getattr(source, "index", None)
-    if isinstance(index, ShardIndex):
-        report.bad_shards = _bad_shards(index, threads or available_cores())
+    shards = _ShardChecks(index) if isinstance(index, ShardIndex) else None
     same: dict[bytes, list[str]] = {}
     labels: Counter[int] = Counter()
-    for number, look in enumerate(_looks(source, threads or available_cores(), hashed=duplicates), start=1):
+    for number, look in enumerate(_looks(source, threads, hashed=duplicates), start=1):
         labels[look.label] += 1
         if look.reason is not None:
             report.corrupt[look.name] = look.reason
@@ -127,7 +127,10 @@ def check_data(
             report.sizes.append(look.size)
             if duplicates:
                 same.setdefault(look.digest, []).append(look.name)
+        if shards is not None:
+            shards.looked_at(number)
         on_progress(number)
+    report.bad_shards = None if shards is None else shards.bad()
     report.unlabelled = labels.pop(-1, 0)
     named = source.class_names if max(labels, default=-1) < len(source.class_names) else ()
     report.classes = (
@@ -171,13 +174,34 @@ def _looks(source: ImageSource, threads: int, *, hashed: bool) -> Iterator[_Look
                 future.cancel()
 
 
-def _bad_shards(index: ShardIndex, threads: int) -> dict[str, str]:
-    def reason(path: str, sha256: str) -> str | None:
+class _ShardChecks:
+    """The checksums of shards, each computed when its images have been read and its bytes are still in memory."""
+
+    def __init__(self, index: ShardIndex) -> None:
+        self._index = index
+        self._ends = np.cumsum([shard.examples for shard in index.shards]).tolist()
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="checksum")
+        self._reasons: list[Future[str | None]] = []
+
+    def looked_at(self, images: int) -> None:
+        """So many images, from the first on, have been read."""
+        while len(self._reasons) < len(self._ends) and self._ends[len(self._reasons)] <= images:
+            shard = self._index.shards[len(self._reasons)]
+            self._reasons.append(self._pool.submit(self._reason, shard))
+
+    def bad(self) -> dict[str, str]:
+        """Name and reason of each shard that is not as the index says."""
+        reasons = [reason.result() for reason in self._reasons]
+        self._pool.shutdown()
+        return {
+            shard.name: reason
+            for shard, reason in zip(self._index.shards, reasons, strict=True)
+            if reason is not None
+        }
+
+    def _reason(self, shard: Shard) -> str | None:
         try:
-            return None if file_sha256(path) == sha256 else "its SHA-256 is not that of the index"
+            same = file_sha256(shard_path(self._index, shard)) == shard.sha256
         except OSError as error:
             return printable(str(error))
-
-    with ThreadPoolExecutor(threads) as pool:
-        found = pool.map(lambda shard: reason(shard_path(index, shard), shard.sha256), index.shards)
-        return {shard.name: why for shard, why in zip(index.shards, found, strict=True) if why is not None}
+        return None if same else "its SHA-256 is not that of the index"

@@ -93,12 +93,6 @@ def begin_or_go_on(output: Path, plan: dict[str, Any]) -> None:
         UsageError: the folder holds something else, or another packing.
     """
     if not unfinished(str(output)):
-        others = [name for name in os.listdir(output) if name != _LOCK and not name.endswith(".part")]
-        if others:
-            raise UsageError(
-                f"The folder of the shards must be new or empty. Received: {output}, with {len(others)} entries, "
-                f"{printable(min(others))} the first. Give another one."
-            )
         with disk_errors_told(output):
             write_whole(output / PLAN, json.dumps(plan).encode())
         return
@@ -145,7 +139,18 @@ def disk_errors_told(output: Path) -> Iterator[None]:
 
 @contextmanager
 def locked(output: Path) -> Iterator[None]:
-    """The folder, made if it is not there, for this process alone."""
+    """The folder, made if it is not there, for this process alone.
+
+    Raises:
+        UsageError: it holds something else, another process writes it, or it cannot be written.
+    """
+    if output.is_dir() and not unfinished(str(output)) and not (output / INDEX).exists():
+        others = [name for name in os.listdir(output) if not name.startswith(".")]
+        if others:
+            raise UsageError(
+                f"The folder of the shards must be new or empty. Received: {output}, with {len(others)} entries, "
+                f"{printable(min(others))} the first. Give another one."
+            )
     try:
         output.mkdir(parents=True, exist_ok=True)
         lock = (output / _LOCK).open("a")

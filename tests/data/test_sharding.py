@@ -172,6 +172,7 @@ class TestResumption:
         for fresh in (False, True):
             with pytest.raises(UsageError, match=r"new or empty.*thesis\.txt"):
                 write_shards(ClassFolders(images), tmp_path / "out", fresh=fresh)
+        assert os.listdir(tmp_path / "out") == ["thesis.txt"]
 
     def test_only_one_process_packs(self, images, tmp_path):
         with sharding.locked(tmp_path / "out"), pytest.raises(UsageError, match="Only one process"):
