@@ -94,7 +94,9 @@ def read_feature_file(path: Path | str) -> FeatureFile:
     try:
         rows, facts = _READERS[path.suffix](path)
     except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, csv.Error) as error:
-        raise DataError(f"{path} must be a feature file; it cannot be read as one: {error}") from error
+        # NumPy would tell how to load it all the same, running whatever is in it.
+        reason = "it holds no plain arrays" if "pickle" in str(error) else error
+        raise DataError(f"{path} must be a feature file; it cannot be read as one: {reason}.") from error
     n = len(rows.features)
     if rows.features.ndim != 2 or rows.features.dtype.kind != "f" or 0 in rows.features.shape:
         raise DataError(

@@ -81,10 +81,10 @@ def _tree(path: Path) -> Any:
     if start.startswith(b"\x80") or last == b".":
         with path.open("rb") as file:
             return read_pickle(file, source=str(path))
-    what = "empty" if not start else f"begins with {start[:12]!r}"
+    what = "is empty" if not start else f"begins with {start[:12]!r}"
     raise WeightsError(
         f"{path} is no file of weights that is known here: it must be one of torch.save, a pickle of arrays, or "
-        f"safetensors. It is {what}."
+        f"safetensors. It {what}."
     )
 
 

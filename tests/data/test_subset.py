@@ -92,6 +92,12 @@ def test_classes_that_differ_are_named(tmp_path, source):
     )
 
 
+# Bug caught: a message that sends to the training images where the validation images are missing.
+def test_missing_validation_images_are_told_by_their_folder(tmp_path, source):
+    with pytest.raises(DataError, match=r"val does not\. Check the path"):
+        open_labelled(recipe(tmp_path))
+
+
 # Bugs caught: a subset of the validation images too, labels of the whole source.
 def test_a_subset_is_of_the_training_images(tmp_path, source):
     make_folders(tmp_path / "val", n01=["a.png"], n02=["b.png", "c.png"])

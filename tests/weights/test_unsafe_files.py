@@ -215,7 +215,7 @@ def test_a_changed_byte_in_a_tensor(tmp_path):
     ("data", "part"),
     [
         (b"", "It is empty"),
-        (b"version https://git-lfs.github.com/spec/v1\n", "begins with b'version http'"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "safetensors. It begins with b'version http'"),
         (b"\x89PNG\r\n\x1a\n" + bytes(100), "no file of weights that is known here"),
         (pickle.dumps([1, 2]), "must hold a dictionary of tensors. It holds a list"),
         (
