@@ -27,6 +27,7 @@ from benchmarks.photos import photos
 from evaluate.features import extract_features
 from evaluate.images import open_images
 from evaluate.machine import describe_machine
+from evaluate.onnx_metadata import Preprocessing
 from evaluate.onnx_runner import OnnxRunner
 from evaluate.onnx_session import open_session
 from evaluate.roofline import count_work
@@ -62,7 +63,9 @@ def prepare(folder: Path) -> None:
     )  # fmt: skip
     model = build_swav(recipe)
     for name, variable in named_variables(model).items():
-        if name.endswith("_bn3/gamma"):  # as small as training makes them: errors do not grow from block to block
+        if name.endswith(
+            "_bn3/gamma"
+        ):  # as small as training makes them: errors do not grow from block to block
             variable.assign(np.full(variable.shape, LAST_GAMMA, np.float32))
     views = np.stack([evaluation_view(decode(file), recipe.data.evaluation) for file in files[:32]])
     draw = np.random.default_rng(0)
@@ -97,7 +100,9 @@ def keras_predict(run: Path, views: np.ndarray) -> Callable[[], np.ndarray]:
     return lambda: model.backbone.predict(normalised, batch_size=len(views), verbose=0)
 
 
-def torch_export(weights: Path, views: np.ndarray) -> tuple[Callable[[], np.ndarray], int]:
+def torch_export(
+    weights: Path, views: np.ndarray, how: Preprocessing
+) -> tuple[Callable[[], np.ndarray], int]:
     """The same network exported by PyTorch, run by ONNX Runtime; and its number of nodes that transpose."""
     import onnx
     import torch
@@ -105,7 +110,8 @@ def torch_export(weights: Path, views: np.ndarray) -> tuple[Callable[[], np.ndar
     from benchmarks.torch_resnet import load
     from evaluate.torch_peer import exported_by_torch
 
-    file = exported_by_torch(load(str(weights)), torch.from_numpy(views[:2]))
+    network = load(str(weights), mean=how.mean, std=how.std)
+    file = exported_by_torch(network, torch.from_numpy(views[:2]))
     transposes = sum(node.op_type == "Transpose" for node in onnx.load_from_string(file).graph.node)
     session = open_session(file)
     return lambda: session.run(["features"], {"images": views})[0], transposes
@@ -179,7 +185,7 @@ def main() -> None:
         least_cosine=cosine,
     )
     if importlib.util.find_spec("torch"):
-        theirs, transposes = torch_export(folder / "weights.pth", views)
+        theirs, transposes = torch_export(folder / "weights.pth", views, float32.metadata.preprocessing)
         error = relative_error(theirs(), features)
         assert error <= 1e-4, f"PyTorch must compute the same features: {error}"
         row(

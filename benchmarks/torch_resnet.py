@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
 DEPTHS = (3, 4, 6, 3)
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class Bottleneck(nn.Module):
@@ -36,10 +36,10 @@ class Bottleneck(nn.Module):
 class ResNet50(nn.Module):
     """uint8 (n, side, side, 3) to features (n, 2048)."""
 
-    def __init__(self) -> None:
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
-        self.register_buffer("mean", 255 * torch.tensor(MEAN))
-        self.register_buffer("scale", 1 / (255 * torch.tensor(STD)))
+        self.register_buffer("mean", 255 * torch.tensor(mean))
+        self.register_buffer("scale", 1 / (255 * torch.tensor(std)))
         self.conv1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
         self.pool = nn.MaxPool2d(3, 2, 1)
@@ -59,9 +59,9 @@ class ResNet50(nn.Module):
         return nn.functional.adaptive_avg_pool2d(x, 1).flatten(1)
 
 
-def load(path: str) -> ResNet50:
+def load(path: str, *, mean: Sequence[float], std: Sequence[float]) -> ResNet50:
     """With the backbone's weights of a file by `swav-tf weights export`."""
-    network = ResNet50()
+    network = ResNet50(mean, std)
     state = torch.load(path, weights_only=True)
     state = {name.removeprefix("module."): values for name, values in state.items()}
     missing, _ = network.load_state_dict(state, strict=False)
