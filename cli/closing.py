@@ -5,9 +5,10 @@ from __future__ import annotations
 import shlex
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from swav_tf.recipe import Recipe
+if TYPE_CHECKING:
+    from swav_tf.recipe import Recipe
 
 
 def closing_words(recipe: Recipe, run_dir: Path, summary: dict[str, Any]) -> str:
