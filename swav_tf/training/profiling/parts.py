@@ -53,27 +53,28 @@ def measure_parts(model: SwAV, crops: Crops, rounds: int) -> Parts:
         codes = model.codes(projections, scores)
         return swapped_prediction_loss(scores, codes, temperature=temperature)
 
+    # What a function computes is returned whole, and one number of it fetched: of what nobody takes,
+    # not even by a control dependency, TensorFlow leaves out what it can.
     @tf.function
-    def features() -> tf.Tensor:
-        return model.features_of_crops(crops, training=True)[0, 0]
+    def features() -> tuple[tf.Tensor, tf.Tensor]:
+        found = model.features_of_crops(crops, training=True)
+        return found[0, 0], found
 
     @tf.function
-    def scores() -> tf.Tensor:
-        return model(crops, training=True)[1][0, 0, 0]
+    def scores() -> tuple[tf.Tensor, tf.Tensor]:
+        found = model(crops, training=True)[1]
+        return found[0, 0, 0], found
 
     @tf.function
     def loss() -> tf.Tensor:
         return loss_of()
 
     @tf.function
-    def gradients() -> tf.Tensor:
+    def gradients() -> tuple[tf.Tensor, list[tf.Tensor]]:
         with tf.GradientTape() as tape:
             value = loss_of()
-        found = tape.gradient(
-            value, [v.value for v in model.trainable_variables], unconnected_gradients="zero"
-        )
-        with tf.control_dependencies(found):  # else they would be left out
-            return tf.identity(value)
+        variables = [variable.value for variable in model.trainable_variables]
+        return value, tape.gradient(value, variables, unconnected_gradients=tf.UnconnectedGradients.ZERO)
 
     step_function = tf.function(lambda: model.train_step(crops))
     launches: list[float] = []
@@ -87,10 +88,10 @@ def measure_parts(model: SwAV, crops: Crops, rounds: int) -> Parts:
         cpu.append(time.process_time() - cpu_begun)
 
     works: dict[str, Callable[[], object]] = {
-        "features": lambda: features().numpy(),
-        "scores": lambda: scores().numpy(),
+        "features": lambda: features()[0].numpy(),
+        "scores": lambda: scores()[0].numpy(),
         "loss": lambda: loss().numpy(),
-        "gradients": lambda: gradients().numpy(),
+        "gradients": lambda: gradients()[0].numpy(),
         "step": step,
     }
     in_turn(works, 1)  # traces them
