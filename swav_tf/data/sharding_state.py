@@ -90,7 +90,7 @@ def begin_or_go_on(output: Path, plan: dict[str, Any]) -> None:
     """Writes the plan, or holds it against the one that is there.
 
     Raises:
-        UsageError: the folder holds something else, or another packing.
+        UsageError: it is of another packing.
     """
     if not unfinished(str(output)):
         with disk_errors_told(output):
