@@ -159,7 +159,7 @@ def main() -> None:
 
     def row(name: str, target: str, ours: Callable[[], Any], theirs: Callable[[], Any], **extra: Any) -> None:
         """Adds the ratio of their time to ours: how many times faster ours is."""
-        result = compare(ours, theirs, pairs=arguments.pairs, clock=time.perf_counter)
+        result = compare(ours, theirs, pairs=arguments.pairs, clock=time.perf_counter, pause_seconds=0.1)
         rows.append({"row": name, "target": target, **vars(result), **extra})
         print(
             f"{name:64} {result.ratio:6.3f}  [{result.low:.3f}, {result.high:.3f}]  target {target}"

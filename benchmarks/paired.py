@@ -22,14 +22,26 @@ class Comparison:
     load: float  # other processes that were running, load average of one minute
 
 
-def compare(a: Work, b: Work, *, pairs: int, clock: Callable[[], float] = time.process_time) -> Comparison:
-    """Times of A and B, each run once before. `clock` is CPU time of all threads, or wall time."""
+def compare(
+    a: Work,
+    b: Work,
+    *,
+    pairs: int,
+    clock: Callable[[], float] = time.process_time,
+    pause_seconds: float = 0.0,
+) -> Comparison:
+    """Times of A and B, each run once before. `clock` is CPU time of all threads, or wall time.
+
+    Runtimes' threads go on spinning for a while after a run, which would count against the other side: a pause
+    before each run lets them end.
+    """
     a()
     b()
     times_a, times_b = [], []
     for pair in range(pairs):
         order = ((a, times_a), (b, times_b)) if pair % 2 == 0 else ((b, times_b), (a, times_a))
         for work, times in order:
+            time.sleep(pause_seconds)
             start = clock()
             work()
             times.append(clock() - start)

@@ -224,6 +224,9 @@ _OPERATORS: Mapping[str, Callable[[Any, Sequence[Any], Mapping[str, Any]], Any]]
     "Mul": lambda torch, inputs, attributes: inputs[0] * inputs[1],
     "Pad": _pad,
     "Relu": lambda torch, inputs, attributes: torch.relu(inputs[0]),
+    "Reshape": lambda torch, inputs, attributes: inputs[0].reshape(
+        [inputs[0].shape[place] if size == 0 else size for place, size in enumerate(inputs[1])]
+    ),
     "Squeeze": lambda torch, inputs, attributes: inputs[0].squeeze(tuple(inputs[1])),
     "Sub": lambda torch, inputs, attributes: inputs[0] - inputs[1],
     "Transpose": lambda torch, inputs, attributes: inputs[0].permute(attributes["perm"]),

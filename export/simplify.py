@@ -9,12 +9,10 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-TO_NCHW = [0, 3, 1, 2]
-
 
 def simplify(graph: onnx.GraphProto) -> None:
     """Applies all of them, in place; a graph that has not their form stays as it is."""
-    _normalise_by_channel(graph)
+    _normalise_rows(graph)
     _pad_in_the_pool(graph)
     read = {name for node in graph.node for name in node.input}
     kept = [tensor for tensor in graph.initializer if tensor.name in read]
@@ -22,43 +20,48 @@ def simplify(graph: onnx.GraphProto) -> None:
     graph.initializer.extend(kept)
 
 
-def _normalise_by_channel(graph: onnx.GraphProto) -> None:
-    """Channels first, then normalised by one product and one difference.
+def _normalise_rows(graph: onnx.GraphProto) -> None:
+    """Normalisation of whole rows, by one product and one difference.
 
-    With the channels last the constants of the three channels follow each other in every row, which no
-    runtime computes well: it took 9 % of an int8 ResNet-50.
+    With three constants for the three channels that lie beside each other, runtimes go through an image in
+    steps of three numbers; with those of a row, in long ones. It took 7 % of an int8 ResNet-50. In images of
+    any size the row is not known, and nothing is changed.
     """
+    sides = [dim.dim_value for dim in graph.input[0].type.tensor_type.shape.dim]
+    if len(sides) != 4 or sides[2] < 1 or sides[3] != 3:
+        return
     for cast in list(graph.node):
-        chain = [cast] if cast.op_type == "Cast" else []
-        for kind in ("Mul", "Sub", "Mul", "Transpose"):
+        chain = [cast] if cast.op_type == "Cast" and cast.input[0] == graph.input[0].name else []
+        for kind in ("Mul", "Sub", "Mul"):
             reader = _only_reader(graph, chain[-1].output[0]) if chain else None
             if reader is None or reader.op_type != kind or reader.input[0] != chain[-1].output[0]:
                 break
             chain.append(reader)
-        if len(chain) < 5 or list(_attribute(chain[4], "perm")) != TO_NCHW:
+        if len(chain) < 4 or any(output.name == chain[3].output[0] for output in graph.output):
             continue
-        _, divide, subtract, scale, transpose = chain
+        _, divide, subtract, scale = chain
         constants = [_constant(graph, node.input[1]) for node in (divide, subtract, scale)]
-        if any(constant is None or constant.size not in (1, 3) for constant in constants):
+        known = [np.broadcast_to(c.ravel(), 3) for c in constants if c is not None and c.size in (1, 3)]
+        if len(known) < 3:
             continue
-        by, mean, by_std = (
-            np.broadcast_to(constant.ravel(), 3) for constant in constants if constant is not None
+        by, mean, by_std = known
+        values: dict[str, np.ndarray] = {
+            "row": np.array([0, 0, -1], np.int64),
+            "factor": np.tile(by * by_std, sides[2]).astype(np.float32),
+            "shift": np.tile(mean * by_std, sides[2]).astype(np.float32),
+            "image": np.array([0, 0, sides[2], 3], np.int64),
+        }
+        graph.initializer.extend(
+            numpy_helper.from_array(array, f"normalise/{name}") for name, array in values.items()
         )
-        factor, shift = by * by_std, mean * by_std
-        last = transpose.output[0]
-        transpose.input[0], transpose.output[0] = cast.output[0], f"{last}_channels_first"
-        names = []
-        for name, values in (("factor", factor), ("shift", shift)):
-            names.append(f"normalise/{name}")
-            array = values.astype(np.float32).reshape(3, 1, 1)
-            graph.initializer.append(numpy_helper.from_array(array, names[-1]))
-        product = helper.make_node(
-            "Mul", [transpose.output[0], names[0]], [f"{last}_scaled"], name="normalise/Mul"
-        )
-        difference = helper.make_node("Sub", [product.output[0], names[1]], [last], name="normalise/Sub")
-        place = list(graph.node).index(transpose)
-        graph.node.insert(place + 1, product)
-        graph.node.insert(place + 2, difference)
+        place, source = list(graph.node).index(divide), cast.output[0]
+        steps = (("Reshape", "row"), ("Mul", "factor"), ("Sub", "shift"), ("Reshape", "image"))
+        for number, (kind, constant) in enumerate(steps):
+            name = f"normalise/{number}_{kind}"
+            target = scale.output[0] if number == 3 else f"{name}:0"
+            node = helper.make_node(kind, [source, f"normalise/{constant}"], [target], name=name)
+            graph.node.insert(place + number, node)
+            source = target
         _remove(graph, (divide, subtract, scale))
 
 

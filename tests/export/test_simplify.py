@@ -58,17 +58,21 @@ def test_the_same_in_fewer_nodes(pads) -> None:
     simplify(model.graph)
     onnx.checker.check_model(model, full_check=True)
     assert [node.op_type for node in model.graph.node] == [
-        "Cast", "Transpose", "Mul", "Sub", "Conv", "Relu", "MaxPool",
+        "Cast", "Reshape", "Mul", "Sub", "Reshape", "Transpose", "Conv", "Relu", "MaxPool",
     ]  # fmt: skip
-    assert {tensor.name for tensor in model.graph.initializer} == {
-        "normalise/factor",
-        "normalise/shift",
-        "kernel",
-    }
+    names = {tensor.name for tensor in model.graph.initializer}
+    assert names == {"kernel", *(f"normalise/{name}" for name in ("row", "factor", "shift", "image"))}
     np.testing.assert_allclose(run(model), wanted, rtol=1e-5, atol=1e-5)
     again = model.SerializeToString()
     simplify(model.graph)
     assert model.SerializeToString() == again
+
+
+def test_images_of_any_size_are_normalised_as_before() -> None:
+    model = graph_of()
+    model.graph.input[0].type.tensor_type.shape.dim[2].dim_param = "width"
+    simplify(model.graph)
+    assert [node.op_type for node in model.graph.node].count("Mul") == 2
 
 
 # Bugs caught: a pad left out whose zeros count, one that others read, one as wide as the pool.
