@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shlex
 import sys
@@ -12,6 +13,15 @@ import click
 from cli.extras import extra_of
 from swav_tf.errors import SwavError
 
+# What a disk may refuse to whoever writes; the remedies.
+_DISK = {
+    errno.ENOSPC: "Make room on the disk, or give another place.",
+    errno.EDQUOT: "Make room below your quota, or give another place.",
+    errno.EROFS: "Give a place that can be written.",
+    errno.EACCES: "Ask for the right to read and write there, or give another place.",
+    errno.EPERM: "Ask for the right to read and write there, or give another place.",
+    errno.EIO: "The disk or the network does not answer: look into the system's log.",
+}
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 
@@ -44,5 +54,8 @@ def message_of(error: Exception, arguments: list[str]) -> str:
         return str(error)
     if isinstance(error, ModuleNotFoundError) and (extra := extra_of(error.name)):
         return f"this needs {error.name}, which is not installed. Run: pip install 'swav-tf[{extra}]'"
+    if isinstance(error, OSError) and error.errno in _DISK:
+        what = f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
+        return f"{what}. {_DISK[error.errno]} Then give the same command again."
     again = shlex.join(["swav-tf", "--debug", *arguments])
     return f"{type(error).__name__}: {error}\nThis was not foreseen; for the traceback run: {again}"

@@ -12,10 +12,12 @@ from PIL import ImageDraw, ImageFont
 
 from evaluate.clusters import Clusters, shown_prototypes, summary, usage_table
 from evaluate.feature_file import class_name
-from evaluate.images import ImageSet, printable
+from evaluate.images import ImageSet
 from evaluate.runners import ModelFacts
 from evaluate.thumbnails import BACKGROUND, FAINT, INK, RULE, data_address, shortened, thumbnail
+from swav_tf.data.names import printable
 from swav_tf.recipe import EvaluationView
+from swav_tf.whole_file import whole_file
 
 SIDE: Final = 96  # of a thumbnail, pixels
 PNG_PROTOTYPES: Final = 30  # a picture of more could not be looked at
@@ -54,9 +56,12 @@ def write_cluster_sheets(
         ]
         for prototype in shown
     }
-    _draw_png(clusters, shown[:PNG_PROTOTYPES], rows, pictures).save(folder / "sheet.png")
+    sheet = _draw_png(clusters, shown[:PNG_PROTOTYPES], rows, pictures)
+    with whole_file(folder / "sheet.png") as partial:
+        sheet.save(partial)
     page = _page(clusters, images, model, shown, rows, pictures)
-    (folder / "index.html").write_text(page, encoding="utf-8")
+    with whole_file(folder / "index.html") as partial:
+        partial.write_text(page, encoding="utf-8")
 
 
 # === PNG ===

@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 
 from evaluate.feature_file import class_name
-from evaluate.images import ImageSet, UnreadableImages, batches, printable, stack_views, view_images
+from evaluate.images import ImageSet, UnreadableImages, batches, stack_views, view_images
 from evaluate.runners import Runner
+from swav_tf.data.names import printable
 from swav_tf.errors import DataError, UsageError
+from swav_tf.whole_file import whole_file
 
 IMAGES_OF_EACH = 12
 
@@ -182,11 +184,14 @@ def usage_table(clusters: Clusters) -> list[dict[str, Any]]:
 def write_tables(clusters: Clusters, images: ImageSet, folder: Path) -> None:
     """usage.csv, and assignments.csv with a row an image."""
     table = usage_table(clusters)
-    with (folder / "usage.csv").open("w", encoding="utf-8", newline="") as file:
+    with whole_file(folder / "usage.csv") as partial, partial.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, list(table[0]))
         writer.writeheader()
         writer.writerows(table)
-    with (folder / "assignments.csv").open("w", encoding="utf-8", newline="") as file:
+    with (
+        whole_file(folder / "assignments.csv") as partial,
+        partial.open("w", encoding="utf-8", newline="") as file,
+    ):
         lines = csv.writer(file)
         lines.writerow(("name", "label", "class", "prototype", "score"))
         columns = (clusters.index, clusters.labels, clusters.prototypes, clusters.scores)

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from swav_tf.whole_file import whole_file
+
 ROWS, COLUMNS, IMAGES_SHOWN = 6, 4, 9
 
 
@@ -49,7 +51,8 @@ def draw_demo(
         fontsize=12,
     )
     _draw_prototypes(bottom, scores, images)
-    figure.savefig(path)
+    with whole_file(path) as partial:
+        figure.savefig(partial)
     plt.close(figure)
 
 

@@ -16,10 +16,12 @@ import numpy as np
 
 from swav_tf.data.augment import Image
 from swav_tf.data.decode import UndecodableImage, decode
+from swav_tf.data.names import printable
 from swav_tf.data.sources import ImageSource, open_source
 from swav_tf.data.view import evaluation_view
 from swav_tf.errors import DataError, UsageError
 from swav_tf.recipe import Data, EvaluationView
+from swav_tf.whole_file import whole_file
 
 KINDS: tuple[str, ...] = get_args(Data.model_fields["kind"].annotation)
 
@@ -183,7 +185,7 @@ class UnreadableImages:
         if not self.reasons:
             self.path.unlink(missing_ok=True)
             return
-        with self.path.open("w", encoding="utf-8", newline="") as file:
+        with whole_file(self.path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
             csv.writer(file).writerows([("name", "reason"), *self.reasons.items()])
 
     def read_list(self) -> dict[str, str]:
@@ -218,12 +220,6 @@ def batches(
 def stack_views(batch: Sequence[ViewedImage]) -> np.ndarray:
     """The views of a batch, uint8 (n, crop, crop, 3)."""
     return np.stack([image.view for image in batch if image.view is not None])
-
-
-def printable(name: str) -> str:
-    """A file name as UTF-8 text of one line; bytes that are none are written as escapes."""
-    text = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    return text.replace("\n", "\\n").replace("\r", "\\r")
 
 
 def available_cores() -> int:

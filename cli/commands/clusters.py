@@ -86,6 +86,7 @@ def command(
     from evaluate.cluster_sheet import write_cluster_sheets
     from evaluate.clusters import assign_images, summary, usage_table, write_tables
     from swav_tf.errors import UsageError
+    from swav_tf.whole_file import whole_file
 
     if output.exists() and not output.is_dir():
         raise UsageError(f"-o must be a folder. Received: {output}, a file.")
@@ -112,7 +113,8 @@ def command(
     )
     figures = {**summary(clusters), "unreadable": len(unreadable.reasons)}
     whole = {**figures, "model": runner.facts.as_dict(), "usage": usage_table(clusters)}
-    (output / "clusters.json").write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
+    with whole_file(output / "clusters.json") as partial:
+        partial.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
     if as_json:
         print_json(whole)
         return

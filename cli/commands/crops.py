@@ -45,8 +45,9 @@ def command(
 
     from swav_tf.data.contact_sheet import contact_sheet
     from swav_tf.data.sources import open_source
+    from swav_tf.whole_file import whole_file
 
     sheet = contact_sheet(open_source(recipe.data), recipe, rows=rows, epoch=epoch, seed=recipe.train.seed)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(output)
+    with whole_file(output) as partial:
+        sheet.save(partial)
     click.echo(f"{output}: {rows} images with {recipe.crop_count} crops each")

@@ -183,6 +183,7 @@ def check(
     from swav_tf.data.image_sheet import image_sheet
     from swav_tf.data.sources import guess_kind, open_source
     from swav_tf.recipe import Data
+    from swav_tf.whole_file import whole_file
 
     kind = kind or guess_kind(data)
     source = open_source(
@@ -191,8 +192,9 @@ def check(
     with image_progress(len(source), "checked", quiet=quiet or as_json) as progress:
         report = check_data(source, threads=threads, duplicates=duplicates, on_progress=progress)
     if sheet is not None and len(report.corrupt) < report.images:
-        sheet.parent.mkdir(parents=True, exist_ok=True)
-        image_sheet(source).save(sheet)
+        drawn = image_sheet(source)
+        with whole_file(sheet) as partial:
+            drawn.save(partial)
     if as_json:
         print_json({"data": data, "kind": kind, **report.as_dict()})
     else:

@@ -45,13 +45,15 @@ def command(
 
     from evaluate.pictures import check_picture
     from evaluate.similar import draw_similar, images_of, query_view, similar_images
+    from swav_tf.whole_file import whole_file
 
     check_picture(output)
     view = query_view(image, runner)
     found = similar_images(view, file, runner, k=k)
     images = images_of(file, runner.data, data)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    draw_similar(view, image.name, found, images, runner).save(output)
+    drawn = draw_similar(view, image.name, found, images, runner)
+    with whole_file(output) as partial:
+        drawn.save(partial)
     if as_json:
         near = [
             {"name": s.name, "label": s.label, "class": s.class_name, "cosine": s.cosine, "index": s.index}

@@ -166,6 +166,21 @@ class CheckpointStore:
             )
         return None, []
 
+    def latest(self) -> Checkpoint | None:
+        """The newest checkpoint, for whom no older one will do; None where there is none.
+
+        Raises:
+            CheckpointError: it is damaged.
+        """
+        checkpoint, complaints = self.newest()
+        if checkpoint is not None and complaints:
+            raise CheckpointError(
+                "\n".join(complaints)
+                + f"\nThe newest whole checkpoint is of step {checkpoint.step}. To take that "
+                "one, move away what is damaged; a training that goes on in this folder takes it by itself."
+            )
+        return checkpoint
+
     def _prune(self, newest: int) -> None:
         # Later ones are those that a run could not go on from: they are no reason to remove a good one.
         for step in [step for step in self.steps() if step <= newest][: -self.keep_last]:

@@ -29,6 +29,7 @@ from swav_tf.training.load import read_pretrained
 from swav_tf.training.model_facts import ModelFacts
 from swav_tf.training.state import named_variables, named_variables_of
 from swav_tf.training.validation import Counts
+from swav_tf.whole_file import whole_file
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,10 @@ def put_weights(model: Classifier, weights: Mapping[str, np.ndarray]) -> None:
 
 def write_results(folder: Path, counts: Counts, class_names: tuple[str, ...], title: str) -> None:
     """Writes per_class.csv, confusion.csv and confusion.png."""
-    with (folder / "per_class.csv").open("w", encoding="utf-8", newline="") as file:
+    with (
+        whole_file(folder / "per_class.csv") as partial,
+        partial.open("w", encoding="utf-8", newline="") as file,
+    ):
         rows = csv.writer(file)
         rows.writerow(["class", "images", "top1", "top5"])
         for name, images, right, top5 in zip(
@@ -132,7 +136,10 @@ def write_results(folder: Path, counts: Counts, class_names: tuple[str, ...], ti
         ):
             shares = [right / images, top5 / images] if images else ["", ""]
             rows.writerow([name, images, *shares])
-    with (folder / "confusion.csv").open("w", encoding="utf-8", newline="") as file:
+    with (
+        whole_file(folder / "confusion.csv") as partial,
+        partial.open("w", encoding="utf-8", newline="") as file,
+    ):
         rows = csv.writer(file)
         rows.writerow(["true class", *class_names])
         for name, row in zip(class_names, counts.confusion.tolist(), strict=True):
@@ -160,7 +167,7 @@ def load_classifier(run_dir: Path | str) -> tuple[Classifier, ProbeRecipe | Fine
             "run, which knows no classes. Probes are usually in a folder below it."
         )
     facts = ModelFacts.read(run_dir / "model.json")
-    checkpoint, _ = CheckpointStore(run_dir / "checkpoints", kind=recipe.kind).newest()
+    checkpoint = CheckpointStore(run_dir / "checkpoints", kind=recipe.kind).latest()
     if checkpoint is None:
         raise UsageError(f"{run_dir} has no checkpoint yet: let `swav-tf {recipe.kind}` write one.")
     model = build_classifier(recipe, facts, len(facts.class_names))

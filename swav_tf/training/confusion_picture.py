@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from swav_tf.whole_file import whole_file
+
 NAMED_CLASSES = 40  # with more of them names and numbers would be specks
 
 
@@ -46,5 +48,6 @@ def draw_confusion(
                 column, row, str(confusion[row, column]), ha="center", va="center", color=colour, fontsize=7
             )
     figure.colorbar(image, ax=axes, label="share of the true class's images", shrink=0.8)
-    figure.savefig(path)
+    with whole_file(path) as partial:
+        figure.savefig(partial)
     plt.close(figure)

@@ -9,7 +9,7 @@ from swav_tf.method.swav import SwAV
 from swav_tf.recipe import Recipe
 from swav_tf.recipe_files import load_recipe
 from swav_tf.training.build import build_swav
-from swav_tf.training.checkpoint import IMPORTED, Checkpoint, CheckpointError, CheckpointStore
+from swav_tf.training.checkpoint import IMPORTED, Checkpoint, CheckpointStore
 from swav_tf.training.state import named_variables
 
 
@@ -63,13 +63,7 @@ def read_pretrained(run_dir: Path | str, *, step: int | None = None) -> tuple[Ch
     store = CheckpointStore(run_dir / "checkpoints", kind="pretrain")
     if step is not None and step not in store.steps():
         raise UsageError(f"{run_dir} has checkpoints of steps {store.steps()}. Received: step {step}.")
-    checkpoint, complaints = (store.read(step), []) if step is not None else store.newest()
-    if checkpoint is not None and complaints:  # an older model must not pass for the one that was asked for
-        raise CheckpointError(
-            "\n".join(complaints)
-            + f"\nThe newest whole checkpoint is of step {checkpoint.step}. To take that one, "
-            f"move away what is damaged; `swav-tf pretrain` with --run-dir {run_dir} goes on from it by itself."
-        )
+    checkpoint = store.read(step) if step is not None else store.latest()
     if checkpoint is None:
         raise UsageError(f"{run_dir} has no checkpoint yet: let `swav-tf pretrain` write one.")
     return checkpoint, recipe

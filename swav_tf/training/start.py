@@ -10,6 +10,7 @@ from swav_tf.method.swav import SwAV
 from swav_tf.training.load import parts_of, read_pretrained
 from swav_tf.training.run_folder import RunFolder
 from swav_tf.training.state import named_variables
+from swav_tf.whole_file import whole_file
 
 RECORD = "started_from.json"
 
@@ -73,6 +74,7 @@ def start_with(model: SwAV, source: Path | str | None, folder: RunFolder, *, res
     for name, variable in targets.items():
         variable.assign(checkpoint.arrays[name])
     if folder.writer:
-        record.write_text(json.dumps(facts, indent=1) + "\n")
+        with whole_file(record) as partial:
+            partial.write_text(json.dumps(facts, indent=1) + "\n")
     new = [part for part in model.parts if part not in parts]
     return f"{', '.join(parts)} of {source}" + (f"; {' and '.join(new)} are new" if new else "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Mapping
@@ -91,5 +92,6 @@ def write_safetensors(arrays: Mapping[str, np.ndarray], path: Path, metadata: Ma
         save_file(dict(arrays), part, metadata=dict(metadata))
         part.replace(path)
     except (OSError, SafetensorError) as error:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a read-only disk does not even let go of what is not there
+            part.unlink(missing_ok=True)
         raise WeightsError(f"{path} could not be written: {error}.") from error

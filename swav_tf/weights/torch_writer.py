@@ -6,6 +6,7 @@ N-th. `torch.load(..., weights_only=True)` reads it from PyTorch 1.6 on.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import struct
 import zipfile
@@ -44,7 +45,8 @@ def write_torch_file(tensors: Mapping[str, np.ndarray], path: Path) -> None:
             _add(archive, file, "version", b"3\n")
         part.replace(path)
     except OSError as error:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a read-only disk does not even let go of what is not there
+            part.unlink(missing_ok=True)
         raise WeightsError(f"{path} could not be written: {error}.") from error
 
 

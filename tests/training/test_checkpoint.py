@@ -150,3 +150,16 @@ def test_the_checksum_is_of_the_arrays(store):
     facts = json.loads((path / FACTS).read_text())
     assert facts["sha256"] == hashlib.sha256((path / ARRAYS).read_bytes()).hexdigest()
     assert os.path.getsize(path / ARRAYS) > 0
+
+
+# Bug caught: features of an older model that pass for the newest one's.
+def test_the_latest_is_the_newest_or_an_error(store):
+    assert store.latest() is None
+    store.write(1, arrays(1), {})
+    store.write(2, arrays(2), {})
+    assert store.latest().step == 2
+    truncate(store.path(2))
+    with pytest.raises(
+        CheckpointError, match=r"step-000000002 is damaged[\s\S]*is of step 1\. To take that one"
+    ):
+        store.latest()

@@ -1,0 +1,59 @@
+"""Files that are written whole or not at all."""
+
+import errno
+
+import pytest
+
+from cli.errors import message_of
+from swav_tf.errors import DataError
+from swav_tf.whole_file import whole_file
+
+
+def test_a_file_takes_its_name_when_it_is_whole(tmp_path):
+    path = tmp_path / "new" / "x.png"
+    with whole_file(path) as partial:
+        partial.write_bytes(b"one")
+        assert partial.suffix == ".png"  # what writers of pictures go by
+        assert not path.exists()
+    assert path.read_bytes() == b"one"
+    assert [p.name for p in path.parent.iterdir()] == ["x.png"]
+
+
+# Bugs caught: an old picture that a full disk destroys; litter; an error of the caller's that is told as the disk's.
+@pytest.mark.parametrize(
+    ("error", "told", "message"),
+    [
+        (
+            OSError(errno.ENOSPC, "No space left on device"),
+            DataError,
+            "x.png could not be written: No space left",
+        ),
+        (ValueError("too wide"), ValueError, "too wide"),
+        (KeyboardInterrupt(), KeyboardInterrupt, None),
+    ],
+)
+def test_what_was_there_stays_when_the_new_one_fails(tmp_path, error, told, message):
+    path = tmp_path / "x.png"
+    path.write_bytes(b"old")
+
+    def half() -> None:
+        with whole_file(path) as partial:
+            partial.write_bytes(b"half of the n")
+            raise error
+
+    with pytest.raises(told, match=message):
+        half()
+    assert path.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["x.png"]
+
+
+# Bug caught: a full or read-only disk that is told as a mistake of the program's.
+@pytest.mark.parametrize(
+    ("number", "told"),
+    [(errno.ENOSPC, "Make room on the disk"), (errno.EROFS, "Give a place that can be written")],
+)
+def test_a_disk_that_refuses_is_no_surprise(number, told):
+    message = message_of(OSError(number, "what the system says", "runs/x"), ["crops"])
+    assert message.startswith("runs/x: what the system says. ")
+    assert told in message
+    assert "not foreseen" not in message
