@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: help demo cluster-demo test check format lint types imports bench gpu clean
+.PHONY: help demo cluster-demo test check format lint types imports bench faults gpu clean
 
 help:
 	@echo 'make demo    train SwAV on handwritten digits, measure, export and time it: one page (6 minutes on a CPU)'
@@ -13,6 +13,7 @@ help:
 	@echo 'make check   lint, types, import law, then the tests: what continuous integration runs'
 	@echo 'make format  format the code'
 	@echo 'make bench   measure speed side by side with the alternatives'
+	@echo 'make faults  kills, full disks, damaged files: each is told in words or changes nothing (under an hour)'
 	@echo 'make gpu     on a GPU machine, without TensorFlow: engines, parity and speed of EXPORTED=folder, as one JSON'
 	@echo 'make clean   remove environments and caches; runs/ stays'
 
@@ -49,6 +50,9 @@ format: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks
+
+faults: $(INSTALLED)
+	$(BIN)/python -m faults
 
 EXPORTED ?= exported
 

@@ -1,0 +1,58 @@
+"""What a trial is, and what the suite keeps of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One fault, or several that hit the same work.
+
+    Attributes:
+        number: repeats it: `python -m faults --only KIND --seed S --first NUMBER --count 1`.
+        what: what was done to what; trials of the same words share a row of the table.
+        outcome: in a word or two: refused, the same result, skipped.
+        faults: how many there were.
+        finding: what is wrong, in words; empty where nothing is.
+    """
+
+    number: int
+    what: str
+    outcome: str
+    faults: int = 1
+    finding: str = ""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which trials of a kind are wanted.
+
+    Attributes:
+        seed: of the suite.
+        numbers: of the trials.
+        folder: for their files; empty, and removed by the caller.
+        code: tells the kinds apart, so that equal numbers are not equal faults.
+    """
+
+    seed: int
+    numbers: range
+    folder: Path
+    code: int
+
+    def draw(self, number: int) -> np.random.Generator:
+        """The random numbers of a trial: a function of seed, kind and number alone."""
+        return np.random.default_rng([self.seed, self.code, number])
+
+
+Kind = Callable[[Plan], Iterator[Trial]]
+
+
+def shortened(text: str, length: int = 600) -> str:
+    """The end of a text, where errors stand."""
+    text = text.strip()
+    return text if len(text) <= length else "... " + text[-length:]
