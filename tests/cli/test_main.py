@@ -110,40 +110,6 @@ def all_commands() -> list[tuple[str, click.Command]]:
     return found
 
 
-def test_the_commands_are_these() -> None:
-    assert [path for path, _ in all_commands()] == [
-        "swav-tf",
-        "swav-tf clusters",
-        "swav-tf config",
-        "swav-tf config check",
-        "swav-tf config list",
-        "swav-tf config settings",
-        "swav-tf config show",
-        "swav-tf crops",
-        "swav-tf data",
-        "swav-tf data check",
-        "swav-tf data serve",
-        "swav-tf data shard",
-        "swav-tf demo",
-        "swav-tf doctor",
-        "swav-tf export",
-        "swav-tf features",
-        "swav-tf finetune",
-        "swav-tf knn",
-        "swav-tf plot",
-        "swav-tf predict",
-        "swav-tf pretrain",
-        "swav-tf probe",
-        "swav-tf similar",
-        "swav-tf validate",
-        "swav-tf verify",
-        "swav-tf weights",
-        "swav-tf weights export",
-        "swav-tf weights import",
-        "swav-tf weights show",
-    ]
-
-
 @pytest.mark.parametrize(("path", "command"), all_commands())
 def test_every_option_is_explained(path: str, command: click.Command) -> None:
     assert command.help
