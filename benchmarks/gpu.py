@@ -20,8 +20,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from evaluate.benchmark_schema import write_whole
-from evaluate.machine import describe_machine, no_gpu_because
+from evaluate.benchmark.machine import describe_machine, no_gpu_because
+from evaluate.benchmark.schema import write_whole
 
 RUNNERS = "ort-cuda,ort-tensorrt,tensorrt,trtexec,torch-cuda,torch-compile-cuda"
 TAIL = 4000  # characters of a step's last words that are kept

@@ -24,13 +24,13 @@ import numpy as np
 
 from benchmarks.paired import compare
 from benchmarks.photos import photos
+from evaluate.benchmark.machine import describe_machine
+from evaluate.benchmark.roofline import count_work
 from evaluate.features import extract_features
 from evaluate.images import open_images
-from evaluate.machine import describe_machine
-from evaluate.onnx_metadata import Preprocessing
-from evaluate.onnx_runner import OnnxRunner
-from evaluate.onnx_session import open_session
-from evaluate.roofline import count_work
+from evaluate.runners.onnx_metadata import Preprocessing
+from evaluate.runners.onnx_runner import OnnxRunner
+from evaluate.runners.onnx_session import open_session
 
 PHOTOS = 128
 WARM_UP_BATCHES = 8
@@ -108,7 +108,7 @@ def torch_export(
     import torch
 
     from benchmarks.torch_resnet import load
-    from evaluate.torch_peer import exported_by_torch
+    from evaluate.benchmark.torch_peer import exported_by_torch
 
     network = load(str(weights), mean=how.mean, std=how.std)
     file = exported_by_torch(network, torch.from_numpy(views[:2]))

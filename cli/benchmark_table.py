@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from evaluate.benchmark_schema import Accuracy, Benchmark, Cell, Timing
-    from evaluate.compare_benchmarks import Comparison
+    from evaluate.benchmark.compare import Comparison
+    from evaluate.benchmark.schema import Accuracy, Benchmark, Cell, Timing
 
 SHOWN_MARKS = 12
 WIDE = 142  # characters that all columns take

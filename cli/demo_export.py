@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     import numpy as np
 
-    from evaluate.benchmark_schema import Benchmark, Settings
+    from evaluate.benchmark.schema import Benchmark, Settings
 
 NEEDED: Final = ("onnx", "onnxruntime", "tf2onnx")
 FOLDER: Final = "exported"
@@ -83,9 +83,9 @@ def export_and_measure(
     Raises:
         ExportError: a file does not compute what Keras computes.
     """
-    from evaluate.benchmark import run_benchmark
-    from evaluate.benchmark_plan import find_artifacts, plan_cells
-    from evaluate.benchmark_schema import Settings, write_benchmark
+    from evaluate.benchmark.plan import find_artifacts, plan_cells
+    from evaluate.benchmark.run import run_benchmark
+    from evaluate.benchmark.schema import Settings, write_benchmark
     from export.run_export import ExportSettings, export_run
     from export.verify import Labelled, verify
 
@@ -130,7 +130,7 @@ def write_demo_page(
         summary: what summary.json holds.
         exported: the figures of the files.
     """
-    from evaluate.benchmark_report import Extra, write_report
+    from evaluate.benchmark.report import Extra, write_report
 
     write_report(
         path,

@@ -81,7 +81,7 @@ def engine_settings(given: Mapping[str, Any]) -> EngineSettings:
     Raises:
         UsageError: they do not fit together.
     """
-    from evaluate.engine_file import Batches, BuilderOptions
+    from evaluate.runners.engine_file import Batches, BuilderOptions
     from export.tensorrt_engine import EngineSettings, default_cache
 
     of_builder = {name: given[name] for name in BuilderOptions.model_fields if name in given}

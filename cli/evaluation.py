@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from evaluate.images import ImageSet
-    from evaluate.runners import Runner
+    from evaluate.runners.runner import Runner
 
 LINE_SECONDS = 30.0
 
@@ -65,7 +65,7 @@ quiet_option = click.option("--quiet", is_flag=True, help="No progress on the te
 
 def open_model(model: str, provider: str | None = None) -> Runner:
     """The model, TensorFlow loaded quietly if it is one that needs it."""
-    from evaluate.runners import is_run_folder, open_runner
+    from evaluate.runners.runner import is_run_folder, open_runner
 
     if is_run_folder(model):
         from cli.quiet import load_tensorflow_quietly

@@ -75,7 +75,7 @@ def open_classifier(model: Path) -> ClassifierModel:
 
 
 def _of_file(path: Path) -> ClassifierModel:
-    from evaluate.onnx_runner import OnnxRunner
+    from evaluate.runners.onnx_runner import OnnxRunner
 
     runner = OnnxRunner(path)
     if "logits" not in runner.outputs:

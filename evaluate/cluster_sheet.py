@@ -13,7 +13,7 @@ from PIL import ImageDraw, ImageFont
 from evaluate.clusters import Clusters, shown_prototypes, summary, usage_table
 from evaluate.feature_file import class_name
 from evaluate.images import ImageSet
-from evaluate.runners import ModelFacts
+from evaluate.runners.runner import ModelFacts
 from evaluate.thumbnails import BACKGROUND, FAINT, INK, RULE, data_address, shortened, thumbnail
 from swav_tf.data.names import printable
 from swav_tf.recipe import EvaluationView

@@ -13,7 +13,7 @@ import numpy as np
 
 from evaluate.feature_file import class_name
 from evaluate.images import ImageSet, UnreadableImages, batches, stack_views, view_images
-from evaluate.runners import Runner
+from evaluate.runners.runner import Runner
 from swav_tf.data.names import printable
 from swav_tf.errors import DataError, UsageError
 from swav_tf.whole_file import whole_file
@@ -130,7 +130,7 @@ def assign_images(
         scores=np.concatenate(best),
         nearest=np.take_along_axis(nearest, order, axis=0).T,
         nearest_scores=np.take_along_axis(nearest_scores, order, axis=0).T,
-        class_names=images.source.class_names,
+        class_names=tuple(map(printable, images.source.class_names)),
     )
 
 

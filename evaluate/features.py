@@ -25,7 +25,8 @@ import numpy as np
 
 from evaluate.feature_file import Rows, beside, check_format, read_feature_file, write_feature_file
 from evaluate.images import ImageSet, UnreadableImages, ViewedImage, batches, stack_views, view_images
-from evaluate.runners import Runner
+from evaluate.runners.runner import Runner
+from swav_tf.data.names import printable
 from swav_tf.errors import DataError, UsageError
 
 SHARD_IMAGES = 4096  # 32 MiB of 2048 features
@@ -90,7 +91,7 @@ def extract_features(
         "model": runner.facts.as_dict(),
         "view": runner.view.model_dump(),
         "source": images.facts(),
-        "class_names": list(images.source.class_names),
+        "class_names": [printable(name) for name in images.source.class_names],
     }
     folder = beside(output, ".shards")
     if output.exists() and not fresh:

@@ -14,8 +14,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from evaluate.engine_file import Proof
-from evaluate.onnx_metadata import Precision
+from evaluate.runners.engine_file import Proof
+from evaluate.runners.onnx_metadata import Precision
 from export.errors import ExportError
 
 TYPES: Final[Mapping[Precision, str]] = {"fp32": "Float", "fp16": "Half", "int8": "Int8"}

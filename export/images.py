@@ -10,7 +10,7 @@ from typing import Any, Final
 import numpy as np
 
 from evaluate.images import ImageSet, UnreadableImages, view_images
-from evaluate.onnx_metadata import dataset_name
+from evaluate.runners.onnx_metadata import dataset_name
 from swav_tf.errors import DataError
 from swav_tf.recipe import EvaluationView
 

@@ -10,8 +10,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from evaluate.onnx_metadata import OnnxMetadata, WeightsFile
-from evaluate.runners import file_sha256
+from evaluate.runners.onnx_metadata import OnnxMetadata, WeightsFile
+from evaluate.runners.runner import file_sha256
 
 ONE_FILE_BYTES: Final = 2**31 - 2**20  # a protobuf ends at 2 GiB
 LARGE_BYTES: Final = 1024  # weights from here on may lie in a second file

@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 import tensorflow as tf
 
-from evaluate.onnx_metadata import Input
+from evaluate.runners.onnx_metadata import Input
 from export.fold import fold_kernels
 from export.graph_rules import OPSET, tidied
 from export.trained import TrainedModel

@@ -12,8 +12,8 @@ from typing import Any, Final
 import numpy as np
 
 from evaluate.linear_probe import fit_ridge
-from evaluate.onnx_metadata import Precision
-from evaluate.runners import Runner
+from evaluate.runners.onnx_metadata import Precision
+from evaluate.runners.runner import Runner
 from export.reference import Reference
 from swav_tf.knn import find_neighbours, vote
 

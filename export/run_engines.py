@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from evaluate.engine_file import EngineFacts, write_whole
-from evaluate.onnx_metadata import Precision
-from evaluate.tensorrt_runner import TensorrtRunner
+from evaluate.runners.engine_file import EngineFacts, write_whole
+from evaluate.runners.onnx_metadata import Precision
+from evaluate.runners.tensorrt_runner import TensorrtRunner
 from export.errors import ExportError
 from export.parity import GATES, Parity, compare, run_all
 from export.reference import REFERENCE, Reference, read_reference

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from evaluate.images import ImageSet, open_images
-from evaluate.onnx_metadata import (
+from evaluate.runners.onnx_metadata import (
     Input,
     OnnxMetadata,
     Precision,
@@ -25,7 +25,7 @@ from evaluate.onnx_metadata import (
     dataset_name,
     public_data,
 )
-from evaluate.onnx_runner import OnnxRunner
+from evaluate.runners.onnx_runner import OnnxRunner
 from export import onnx_file
 from export.errors import ExportError
 from export.images import Drawn, draw_images, random_pixels

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from evaluate.engine_file import (
+from evaluate.runners.engine_file import (
     FORMAT,
     Batches,
     BuilderOptions,
@@ -28,8 +28,8 @@ from evaluate.engine_file import (
     write_engine,
     write_whole,
 )
-from evaluate.onnx_metadata import OnnxMetadata, Precision, read_metadata
-from evaluate.tensorrt_module import (
+from evaluate.runners.onnx_metadata import OnnxMetadata, Precision, read_metadata
+from evaluate.runners.tensorrt_module import (
     INSTALL,
     Gpu,
     ModuleName,

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from evaluate.engine_file import SUFFIXES, EngineFacts, read_facts
-from evaluate.onnx_metadata import OnnxMetadata, read_metadata
-from evaluate.onnx_session import open_session
+from evaluate.runners.engine_file import SUFFIXES, EngineFacts, read_facts
+from evaluate.runners.onnx_metadata import OnnxMetadata, read_metadata
+from evaluate.runners.onnx_session import open_session
 from export.errors import ExportError
 from swav_tf.errors import UsageError
 

@@ -10,11 +10,11 @@ from typing import Any, Final
 
 import numpy as np
 
-from evaluate.engine_file import SUFFIXES, write_whole
-from evaluate.onnx_metadata import Precision
-from evaluate.onnx_runner import OnnxRunner
-from evaluate.runners import file_sha256
-from evaluate.tensorrt_runner import TensorrtRunner
+from evaluate.runners.engine_file import SUFFIXES, write_whole
+from evaluate.runners.onnx_metadata import Precision
+from evaluate.runners.onnx_runner import OnnxRunner
+from evaluate.runners.runner import file_sha256
+from evaluate.runners.tensorrt_runner import TensorrtRunner
 from export.parity import GATES, LabelledFeatures, Parity, compare, run_all
 from export.reference import REFERENCE, Reference, read_reference
 from swav_tf.errors import DataError, UsageError

@@ -52,9 +52,7 @@ def small_disk(folder: Path) -> Iterator[Callable[[int], None]]:
         raise PermissionError(mounted.stderr.decode().strip())
 
     def leave(free: int) -> None:
-        status = os.statvfs(folder)
-        used = (status.f_blocks - status.f_bfree) * status.f_frsize
-        size = used + max(PAGE, free // PAGE * PAGE)
+        size = _used(folder) + max(PAGE, free // PAGE * PAGE)
         subprocess.run(["mount", "-o", f"remount,size={size}", folder], check=True, capture_output=True)
 
     try:
@@ -145,10 +143,16 @@ def _measured(commands: Commands, job: Job, folder: Path) -> tuple[Course, int]:
     """What comes of it, and how many bytes it needs at its end."""
     with small_disk(folder):
         (folder / "x").mkdir()
-        ended = commands.must_run(job.arguments(folder / "x"))
-        status = os.statvfs(folder)
-        used = (status.f_blocks - status.f_bfree) * status.f_frsize
-        return Course(job.result(folder / "x"), 0.0, ended.seconds), used
+        arguments = job.arguments(folder / "x")  # may copy what it reads
+        before = _used(folder)
+        ended = commands.must_run(arguments)
+        return Course(job.result(folder / "x"), 0.0, ended.seconds), _used(folder) - before
+
+
+def _used(disk: Path) -> int:
+    """Bytes."""
+    status = os.statvfs(disk)
+    return (status.f_blocks - status.f_bfree) * status.f_frsize
 
 
 def _filled(
@@ -160,7 +164,7 @@ def _filled(
     number: int,
     draw: np.random.Generator,
 ) -> Trial:
-    free = int(draw.uniform(0, 0.9) * used)
+    free = int(draw.uniform(0, 0.9) * max(used, PAGE))
     told: list[str] = []
     with small_disk(disk) as leave:
         folder = disk / "x"

@@ -14,7 +14,7 @@ from cli.evaluation import quiet_option
 from cli.options import print_json
 
 if TYPE_CHECKING:
-    from evaluate.benchmark_schema import Benchmark, Cell
+    from evaluate.benchmark.schema import Benchmark, Cell
 
 
 def _names(context: click.Context, option: click.Parameter, value: str | None) -> tuple[str, ...] | None:
@@ -159,7 +159,7 @@ def command(
       swav-tf benchmark exported runs/first --batch 1,32 --rounds 3 --json today.json
       swav-tf benchmark exported --runner ort-cpu --peers --fail-below ort-cpu:int8:32=100
     """
-    from evaluate.benchmark_schema import json_schema
+    from evaluate.benchmark.schema import json_schema
 
     if schema:
         print_json(json_schema())
@@ -176,11 +176,11 @@ def command(
     for file in (json_file, html_file):
         if file is not None and file != Path("-"):
             _check_place(file)
-    from evaluate.benchmark import run_benchmark
-    from evaluate.benchmark_plan import PRECISIONS, find_artifacts, plan_cells
-    from evaluate.benchmark_report import write_report
-    from evaluate.benchmark_schema import Settings, read_benchmark, write_benchmark
-    from evaluate.benchmark_targets import RUNNERS
+    from evaluate.benchmark.plan import PRECISIONS, find_artifacts, plan_cells
+    from evaluate.benchmark.report import write_report
+    from evaluate.benchmark.run import run_benchmark
+    from evaluate.benchmark.schema import Settings, read_benchmark, write_benchmark
+    from evaluate.benchmark.targets import RUNNERS
 
     unknown = [name for name in precisions or () if name not in PRECISIONS]
     if unknown:

@@ -33,8 +33,8 @@ def command(a: Path, b: Path, least: float | None, any_machine: bool, as_json: b
       swav-tf compare before.json after.json
       swav-tf compare main.json branch.json --fail-below 0.95
     """
-    from evaluate.benchmark_schema import read_benchmark
-    from evaluate.compare_benchmarks import compare_benchmarks
+    from evaluate.benchmark.compare import compare_benchmarks
+    from evaluate.benchmark.schema import read_benchmark
     from swav_tf.errors import UsageError
 
     comparison = compare_benchmarks(read_benchmark(a), read_benchmark(b))

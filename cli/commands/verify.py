@@ -82,7 +82,7 @@ def command(
 def _labelled(artifacts: list[Path], data: str, kind: str | None, split: str | None, count: int) -> Labelled:
     """Some of the images, as the model sees them."""
     from evaluate.images import open_images
-    from evaluate.onnx_runner import OnnxRunner
+    from evaluate.runners.onnx_runner import OnnxRunner
     from export.images import draw_images
     from export.verify import Labelled
     from swav_tf.errors import DataError, UsageError

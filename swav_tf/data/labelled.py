@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from swav_tf.classifier_recipe import ClassifierRecipe
+from swav_tf.data.names import printable
 from swav_tf.data.sources import ImageSource, open_source
 from swav_tf.data.subset import read_subset
 from swav_tf.errors import DataError
@@ -22,7 +23,7 @@ class LabelledData:
     Attributes:
         train, validation: the images; `train` may be a subset.
         train_labels, validation_labels: their classes, from 0.
-        class_names: of all classes, also of those that a subset leaves out.
+        class_names: of all classes, also of those that a subset leaves out; printable.
     """
 
     train: ImageSource
@@ -48,7 +49,12 @@ def open_labelled(recipe: ClassifierRecipe) -> LabelledData:
     if recipe.subset is not None:
         train = read_subset(recipe.subset, train)
         train_labels = _labels(train, "training")
-    return LabelledData(train, train_labels, validation, validation_labels, names)
+    return LabelledData(train, train_labels, validation, validation_labels, printable_names(names))
+
+
+def printable_names(class_names: tuple[str, ...]) -> tuple[str, ...]:
+    """As they stand in files: a folder's name may hold bytes that are no text."""
+    return tuple(map(printable, class_names))
 
 
 def labels_among(class_names: tuple[str, ...], validation: ImageSource) -> npt.NDArray[np.int64]:
@@ -62,7 +68,7 @@ def labels_among(class_names: tuple[str, ...], validation: ImageSource) -> npt.N
         DataError: labels are missing, or of other classes.
     """
     labels = _labels(validation, "validation")
-    if validation.class_names not in ((), class_names):
+    if printable_names(validation.class_names) not in ((), printable_names(class_names)):
         raise DataError(_differences(class_names, validation.class_names))
     unknown = sorted(set(labels.tolist()) - set(range(len(class_names))))
     if unknown:

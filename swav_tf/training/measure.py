@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from swav_tf.classifier_recipe import FinetuneRecipe, ProbeRecipe
 from swav_tf.data.bad_images import BadImages
-from swav_tf.data.labelled import labels_among, numbered
+from swav_tf.data.labelled import labels_among, numbered, printable_names
 from swav_tf.data.python_calls import ended_after
 from swav_tf.data.sources import ImageSource
 from swav_tf.recipe import Data
@@ -39,7 +39,7 @@ def measure(
     names = facts.class_names
     unnamed = facts.how == BY_IMPORT and names == numbered(len(names))
     if unnamed and len(source.class_names) == len(names):
-        names = source.class_names
+        names = printable_names(source.class_names)
     labels = labels_among(names, source)
     team = topology(model.distribute_strategy)
     nothing_bad = BadImages(None, images=len(source), max_share=0)

@@ -10,8 +10,8 @@ import pytest
 
 from cli.errors import run_and_report
 from cli.main import swav_tf
-from evaluate.benchmark_report import Extra, report
-from evaluate.benchmark_schema import read_benchmark
+from evaluate.benchmark.report import Extra, report
+from evaluate.benchmark.schema import read_benchmark
 from tests.evaluate.exported import make_exported
 
 ROOT = Path(__file__).parents[2]

@@ -8,7 +8,7 @@ import pytest
 
 from cli import demo
 from cli.demo_export import export_and_measure, missing_packages, write_demo_page
-from evaluate.benchmark_schema import Settings, read_benchmark
+from evaluate.benchmark.schema import Settings, read_benchmark
 from swav_tf.data.sources import open_source
 from swav_tf.recipe_files import load_recipe
 

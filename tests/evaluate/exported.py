@@ -7,8 +7,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from evaluate.onnx_metadata import OnnxMetadata, Preprocessing
-from evaluate.onnx_runner import OnnxRunner
+from evaluate.runners.onnx_metadata import OnnxMetadata, Preprocessing
+from evaluate.runners.onnx_runner import OnnxRunner
 from swav_tf.recipe import Data
 
 SIDE, FEATURES = 8, 6

@@ -4,7 +4,7 @@ import numpy as np
 from PIL import Image
 
 from evaluate.images import open_images
-from evaluate.runners import ModelFacts
+from evaluate.runners.runner import ModelFacts
 from swav_tf.recipe import Data, EvaluationView
 
 SIDE, FEATURES, PROTOTYPES = 6, 5, 7

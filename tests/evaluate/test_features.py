@@ -241,3 +241,11 @@ def test_settings_are_beside_the_shards(tmp_path, folders):
     interrupted(NumpyRunner(), class_folders(folders), tmp_path / "x.npz", after=1)
     settings = json.loads((tmp_path / "x.npz.shards" / "settings.json").read_text())
     assert (settings["batch_size"], settings["shard_size"], settings["view"]["resize"]) == (4, 4, 8)
+
+
+# Bug caught: a class folder whose name is no UTF-8, at which the table beside the features cannot be written.
+@pytest.mark.parametrize("ending", [".npz", ".npy", ".parquet"])
+def test_names_of_classes_that_are_no_text(tmp_path, folders, ending):
+    (folders / "cat").rename(folders / "c\udce9t")
+    extract_features(NumpyRunner(), class_folders(folders), tmp_path / f"x{ending}")
+    assert read_feature_file(tmp_path / f"x{ending}").class_names == ["c\\xe9t", 'dög, "big"']

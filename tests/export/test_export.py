@@ -16,8 +16,8 @@ from cli.errors import run_and_report
 from cli.main import swav_tf
 from evaluate.features import extract_features
 from evaluate.images import open_images, stack_views, view_images
-from evaluate.onnx_metadata import KEY, dataset_name, public_data
-from evaluate.runners import open_runner
+from evaluate.runners.onnx_metadata import KEY, dataset_name, public_data
+from evaluate.runners.runner import open_runner
 from export.errors import ExportError
 from export.images import draw_images
 from export.reference import read_reference

@@ -17,10 +17,10 @@ import export.run_engines as run_engines
 import export.tensorrt_engine as engine
 from cli.errors import run_and_report
 from cli.main import swav_tf
-from evaluate.engine_file import Batches, BuilderOptions, read_engine, sidecar_of
-from evaluate.onnx_metadata import KEY, read_metadata
-from evaluate.onnx_runner import OnnxRunner
-from evaluate.tensorrt_module import Gpu, NoGpuError, _log, fresh_log
+from evaluate.runners.engine_file import Batches, BuilderOptions, read_engine, sidecar_of
+from evaluate.runners.onnx_metadata import KEY, read_metadata
+from evaluate.runners.onnx_runner import OnnxRunner
+from evaluate.runners.tensorrt_module import Gpu, NoGpuError, _log, fresh_log
 from export.errors import ExportError
 from export.graph_rules import operators
 from export.onnx_file import save_model

@@ -13,9 +13,9 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, te
 import export.triton
 from cli.errors import run_and_report
 from cli.main import swav_tf
-from evaluate.engine_file import Batches, BuilderOptions, EngineFacts, Proof, sidecar_of
-from evaluate.runners import open_runner
-from evaluate.tensorrt_module import Gpu
+from evaluate.runners.engine_file import Batches, BuilderOptions, EngineFacts, Proof, sidecar_of
+from evaluate.runners.runner import open_runner
+from evaluate.runners.tensorrt_module import Gpu
 from export.errors import ExportError
 from export.triton import write_repository
 from swav_tf.errors import UsageError

@@ -12,8 +12,8 @@ import pytest
 
 from cli.errors import run_and_report
 from cli.main import swav_tf
-from evaluate.onnx_metadata import KEY
-from evaluate.runners import open_runner
+from evaluate.runners.onnx_metadata import KEY
+from evaluate.runners.runner import open_runner
 from export.reference import read_reference
 from swav_tf.errors import DataError, UsageError
 
@@ -206,14 +206,14 @@ def test_files_of_others_and_images_of_another_size(exported):
 
 # Bugs caught: a traceback instead of figures that cannot be kept, and half of them in the place of the old ones.
 def test_a_full_disk(exported, monkeypatch, capsys):
-    import evaluate.engine_file
+    import evaluate.runners.engine_file
 
     before = (exported / "parity.json").read_bytes()
 
     def full(descriptor):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(evaluate.engine_file.os, "fsync", full)
+    monkeypatch.setattr(evaluate.runners.engine_file.os, "fsync", full)
     assert run_and_report(swav_tf, ["verify", str(exported / "model-fp32.onnx")]) == 1
     told = " ".join(capsys.readouterr().err.split())
     assert "parity.json could not be written: [Errno 28] No space left on device" in told

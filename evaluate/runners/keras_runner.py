@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from evaluate.runners import ModelFacts, check_images
+from evaluate.runners.runner import ModelFacts, check_images
 from swav_tf.errors import UsageError
 from swav_tf.training.checkpoint import CheckpointStore
 

@@ -7,15 +7,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from evaluate import tensorrt_module
-from evaluate.engine_file import Batches
-from evaluate.gpu_memory import GpuError
-from evaluate.runners import open_runner
-from evaluate.tensorrt_module import NoGpuError, find_tensorrt, the_gpu
-from evaluate.tensorrt_runner import GRAPHS, TensorrtRunner, engine_facts
+from evaluate.runners import tensorrt_module
+from evaluate.runners.engine_file import Batches
+from evaluate.runners.gpu_memory import GpuError
+from evaluate.runners.runner import open_runner
+from evaluate.runners.tensorrt_module import NoGpuError, find_tensorrt, the_gpu
+from evaluate.runners.tensorrt_runner import GRAPHS, TensorrtRunner, engine_facts
 from swav_tf.errors import DataError, UsageError
-from tests.evaluate.engines import GPU, metadata, write
-from tests.evaluate.fake_gpu import FakeCuda, FakeEngine, fake_tensorrt
+from tests.evaluate.runners.engines import GPU, metadata, write
+from tests.evaluate.runners.fake_gpu import FakeCuda, FakeEngine, fake_tensorrt
 
 
 def use(monkeypatch, cuda, engine, gpu=GPU):
@@ -24,7 +24,7 @@ def use(monkeypatch, cuda, engine, gpu=GPU):
     monkeypatch.setitem(sys.modules, "tensorrt", module)
     monkeypatch.setitem(sys.modules, "cuda", SimpleNamespace())
     monkeypatch.setitem(sys.modules, "cuda.bindings", SimpleNamespace(runtime=cuda))
-    monkeypatch.setattr("evaluate.tensorrt_runner.the_gpu", lambda: gpu)
+    monkeypatch.setattr("evaluate.runners.tensorrt_runner.the_gpu", lambda: gpu)
     monkeypatch.setattr(tensorrt_module, "_log", lambda name: tensorrt_module.Log(module))
 
 

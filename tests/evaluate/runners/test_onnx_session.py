@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from evaluate.onnx_runner import OnnxRunner
-from evaluate.onnx_session import engine_cache, missing_provider, open_session, provider_settings
+from evaluate.runners.onnx_runner import OnnxRunner
+from evaluate.runners.onnx_session import engine_cache, missing_provider, open_session, provider_settings
 from swav_tf.errors import DataError, UsageError
 from tests.evaluate.exported import write_onnx
 

@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, get_args
 
-from evaluate.benchmark_schema import Accuracy, Cell, Model
-from evaluate.benchmark_targets import RUNNERS, Kind, why_not
-from evaluate.machine import no_gpu_because
-from evaluate.onnx_metadata import OnnxMetadata, Precision
-from evaluate.runners import is_run_folder
+from evaluate.benchmark.machine import no_gpu_because
+from evaluate.benchmark.schema import Accuracy, Cell, Model
+from evaluate.benchmark.targets import RUNNERS, Kind, why_not
+from evaluate.runners.onnx_metadata import OnnxMetadata, Precision
+from evaluate.runners.runner import is_run_folder
 from swav_tf.errors import DataError, UsageError
 
 ENGINES: Final = (".plan", ".engine")
@@ -177,8 +177,8 @@ def _for_runner(
 
 
 def _onnx(path: Path) -> Artifact:
-    from evaluate.onnx_runner import OnnxRunner
-    from evaluate.roofline import count_work
+    from evaluate.benchmark.roofline import count_work
+    from evaluate.runners.onnx_runner import OnnxRunner
 
     runner = OnnxRunner(path)
     facts = runner.metadata
@@ -201,7 +201,7 @@ def _onnx(path: Path) -> Artifact:
 
 
 def _engine(path: Path) -> Artifact:
-    from evaluate.engine_file import read_facts
+    from evaluate.runners.engine_file import read_facts
 
     engine = read_facts(path)
     facts = engine.metadata(path)

@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from evaluate import benchmark as module
-from evaluate.benchmark import BETWEEN_PROCESSES, ask, cell_of, marks_of, run_benchmark, timing_of
-from evaluate.benchmark_plan import find_artifacts, plan_cells
-from evaluate.benchmark_schema import (
+from evaluate.benchmark import run as module
+from evaluate.benchmark.compare import compare_benchmarks
+from evaluate.benchmark.plan import find_artifacts, plan_cells
+from evaluate.benchmark.run import BETWEEN_PROCESSES, ask, cell_of, marks_of, run_benchmark, timing_of
+from evaluate.benchmark.schema import (
     Benchmark,
     Cell,
     Conditions,
@@ -22,10 +23,9 @@ from evaluate.benchmark_schema import (
     read_benchmark,
     write_benchmark,
 )
-from evaluate.benchmark_worker import Answer, Request, Samples, time_runs
-from evaluate.compare_benchmarks import compare_benchmarks
-from evaluate.torch_peer import network_of
-from evaluate.trtexec import compute_times
+from evaluate.benchmark.torch_peer import network_of
+from evaluate.benchmark.trtexec import compute_times
+from evaluate.benchmark.worker import Answer, Request, Samples, time_runs
 from swav_tf.errors import DataError, UsageError
 from tests.evaluate.exported import make_exported
 
@@ -256,7 +256,7 @@ def test_what_is_no_model_is_told(tmp_path, exported) -> None:
 
 
 def test_int8_for_another_processor_is_skipped(exported, monkeypatch) -> None:
-    monkeypatch.setattr("evaluate.benchmark_plan.why_not", lambda runner: None)
+    monkeypatch.setattr("evaluate.benchmark.plan.why_not", lambda runner: None)
     [planned] = plan_cells(
         find_artifacts([exported]), runners=("ort-cuda",), precisions=("int8",), batches=(1,)
     )
@@ -266,7 +266,7 @@ def test_int8_for_another_processor_is_skipped(exported, monkeypatch) -> None:
 
 # Bug caught: a batch that an engine runs in parts, timed as if it were one.
 def test_a_batch_beyond_an_engines_profile_is_skipped(exported, monkeypatch) -> None:
-    monkeypatch.setattr("evaluate.benchmark_plan.why_not", lambda runner: None)
+    monkeypatch.setattr("evaluate.benchmark.plan.why_not", lambda runner: None)
     engine = replace(find_artifacts([exported / "model-fp32.onnx"])[0], kind="engine", batches=(2, 8))
     planned = plan_cells([engine], runners=("tensorrt",), precisions=("fp32",), batches=(1, 2, 8, 9))
     assert [one.artifact is not None for one in planned] == [False, True, True, False]
@@ -279,7 +279,7 @@ def test_a_batch_beyond_an_engines_profile_is_skipped(exported, monkeypatch) -> 
 # Bug caught: a peer of another network: uneven padding, weights, normalisation.
 def test_pytorch_computes_the_same_features(exported) -> None:
     torch = pytest.importorskip("torch")
-    from evaluate.onnx_runner import OnnxRunner
+    from evaluate.runners.onnx_runner import OnnxRunner
 
     images = np.random.default_rng(2).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)
     wanted = OnnxRunner(exported / "model-fp32.onnx").run(images)["features"]

@@ -13,8 +13,8 @@ from typing import Final, Literal
 
 import numpy as np
 
-from evaluate.machine import no_gpu_because
-from evaluate.onnx_session import missing_provider
+from evaluate.benchmark.machine import no_gpu_because
+from evaluate.runners.onnx_session import missing_provider
 from swav_tf.errors import UsageError
 from swav_tf.recipe import EvaluationView
 
@@ -166,10 +166,10 @@ def open_target(runner: str, path: Path, *, batch: int, threads: int, cuda_graph
     if runner == "tensorrt":
         return _open_engine(path, batch, cuda_graph)
     if facts.peer:
-        from evaluate.torch_peer import open_peer
+        from evaluate.benchmark.torch_peer import open_peer
 
         return open_peer(runner, path, batch=batch, threads=threads)
-    from evaluate.runners import open_runner
+    from evaluate.runners.runner import open_runner
 
     if runner == "keras" and threads:
         os.environ["TF_NUM_INTRAOP_THREADS"] = str(threads)  # it is read when TensorFlow loads
@@ -184,7 +184,7 @@ def random_images(view: EvaluationView, batch: int) -> np.ndarray:
 
 def _open_on_gpu(path: Path, provider: str, batch: int, cuda_graph: bool) -> Target:
     """ONNX Runtime with everything bound; without a CUDA graph, and a word about it, where there can be none."""
-    from evaluate.onnx_runner import OnnxRunner
+    from evaluate.runners.onnx_runner import OnnxRunner
 
     notes: tuple[str, ...] = ()
     if cuda_graph:
@@ -196,7 +196,7 @@ def _open_on_gpu(path: Path, provider: str, batch: int, cuda_graph: bool) -> Tar
 
 
 def _bound(runner: object, batch: int, cuda_graph: bool, notes: tuple[str, ...]) -> Target:
-    from evaluate.onnx_runner import OnnxRunner
+    from evaluate.runners.onnx_runner import OnnxRunner
 
     assert isinstance(runner, OnnxRunner)
     bound = runner.bound(random_images(runner.view, batch))
@@ -213,7 +213,7 @@ def _bound(runner: object, batch: int, cuda_graph: bool, notes: tuple[str, ...])
 
 
 def _open_engine(path: Path, batch: int, cuda_graph: bool) -> Target:
-    from evaluate.tensorrt_runner import TensorrtRunner
+    from evaluate.runners.tensorrt_runner import TensorrtRunner
 
     runner = TensorrtRunner(path, cuda_graph=cuda_graph)
     compute: list[Callable[[], None]] = []

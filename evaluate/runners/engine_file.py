@@ -17,8 +17,8 @@ from typing import Any, Final, Literal
 
 from pydantic import Field, ValidationError
 
-from evaluate.onnx_metadata import OnnxMetadata, read_metadata
-from evaluate.tensorrt_module import NAMES, Gpu, ModuleName, TensorRT
+from evaluate.runners.onnx_metadata import OnnxMetadata, read_metadata
+from evaluate.runners.tensorrt_module import NAMES, Gpu, ModuleName, TensorRT
 from swav_tf.errors import DataError, UsageError
 from swav_tf.recipe import Section
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from evaluate.latency import (
+from evaluate.benchmark.latency import (
     block_means,
     coefficient_of_variation,
     fixed_and_per_image,

@@ -17,8 +17,8 @@ from typing import Any, Final, Literal
 
 import numpy as np
 
-from evaluate.onnx_metadata import Precision
-from evaluate.probe_graph import ElementType, one_node
+from evaluate.benchmark.probe_graph import ElementType, one_node
+from evaluate.runners.onnx_metadata import Precision
 
 Bound = Literal["transfer", "launch", "memory", "compute"]
 

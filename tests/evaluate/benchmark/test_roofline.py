@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from evaluate.onnx_session import open_session
-from evaluate.probe_graph import one_node
-from evaluate.roofline import Limits, Work, count_work, what_bounds, work_of
+from evaluate.benchmark.probe_graph import one_node
+from evaluate.benchmark.roofline import Limits, Work, count_work, what_bounds, work_of
+from evaluate.runners.onnx_session import open_session
 from tests.evaluate.exported import FEATURES, make_exported
 
 

@@ -12,12 +12,12 @@ from typing import Any, Final
 
 import numpy as np
 
-from evaluate.engine_file import check_fits, read_engine, read_facts
-from evaluate.gpu_memory import Buffer, GpuError, Graph, call
-from evaluate.onnx_metadata import OnnxMetadata
-from evaluate.preparing import prepared
-from evaluate.runners import ModelFacts, check_images
-from evaluate.tensorrt_module import find_tensorrt, fresh_log, load_engine, the_gpu
+from evaluate.runners.engine_file import check_fits, read_engine, read_facts
+from evaluate.runners.gpu_memory import Buffer, GpuError, Graph, call
+from evaluate.runners.onnx_metadata import OnnxMetadata
+from evaluate.runners.preparing import prepared
+from evaluate.runners.runner import ModelFacts, check_images
+from evaluate.runners.tensorrt_module import find_tensorrt, fresh_log, load_engine, the_gpu
 from swav_tf.errors import DataError, UsageError
 
 GRAPHS: Final = 4  # batch sizes with a CUDA graph, each with an execution context of its own

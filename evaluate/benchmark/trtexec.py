@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from evaluate.onnx_runner import OnnxRunner
+from evaluate.runners.onnx_runner import OnnxRunner
 from swav_tf.errors import DataError, UsageError
 
 

@@ -1,6 +1,6 @@
 """Engines that no TensorRT built: bytes, with facts as a sidecar has them."""
 
-from evaluate.engine_file import (
+from evaluate.runners.engine_file import (
     Batches,
     BuilderOptions,
     EngineFacts,
@@ -9,8 +9,8 @@ from evaluate.engine_file import (
     sha256_of,
     write_engine,
 )
-from evaluate.onnx_metadata import OnnxMetadata, Preprocessing
-from evaluate.tensorrt_module import Gpu, TensorRT
+from evaluate.runners.onnx_metadata import OnnxMetadata, Preprocessing
+from evaluate.runners.tensorrt_module import Gpu, TensorRT
 from swav_tf.recipe import Data
 
 GPU = Gpu(name="NVIDIA A10", compute_capability="8.6", driver="570.10")

@@ -96,7 +96,7 @@ def open_runner(model: Path | str, *, provider: str | None = None, threads: int 
             "which is not there."
         )
     if path.is_file() and path.suffix == ".onnx":
-        from evaluate.onnx_runner import OnnxRunner
+        from evaluate.runners.onnx_runner import OnnxRunner
 
         return OnnxRunner(path, provider=provider or "cpu", threads=threads)
     if provider is not None or threads:
@@ -104,11 +104,11 @@ def open_runner(model: Path | str, *, provider: str | None = None, threads: int 
             f"A provider and its threads belong to an ONNX file. Received: {path}, which is none."
         )
     if is_run_folder(path):
-        from evaluate.keras_runner import KerasRunner
+        from evaluate.runners.keras_runner import KerasRunner
 
         return KerasRunner(path)
     if path.is_file() and path.suffix in (".plan", ".engine"):
-        from evaluate.tensorrt_runner import TensorrtRunner
+        from evaluate.runners.tensorrt_runner import TensorrtRunner
 
         return TensorrtRunner(path)
     what = "a folder without config.yaml" if path.is_dir() else "a file"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from evaluate.onnx_metadata import Preprocessing
+from evaluate.runners.onnx_metadata import Preprocessing
 
 
 def prepared(images: np.ndarray, how: Preprocessing) -> np.ndarray:

@@ -5,7 +5,7 @@ import resource
 
 import pytest
 
-from evaluate.engine_file import (
+from evaluate.runners.engine_file import (
     BuilderOptions,
     check_fits,
     differences,
@@ -14,9 +14,9 @@ from evaluate.engine_file import (
     sidecar_of,
     write_engine,
 )
-from evaluate.tensorrt_module import Gpu
+from evaluate.runners.tensorrt_module import Gpu
 from swav_tf.errors import DataError, UsageError
-from tests.evaluate.engines import GPU, PLAN, engine_facts, here, write
+from tests.evaluate.runners.engines import GPU, PLAN, engine_facts, here, write
 
 OTHER = Gpu(name="NVIDIA L4", compute_capability="8.9", driver="570.10")
 TURING = Gpu(name="NVIDIA T4", compute_capability="7.5", driver="570.10")

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from evaluate.onnx_metadata import read_metadata
-from evaluate.onnx_session import BoundRun, open_session
-from evaluate.preparing import prepared
-from evaluate.runners import ModelFacts, check_images, file_sha256
+from evaluate.runners.onnx_metadata import read_metadata
+from evaluate.runners.onnx_session import BoundRun, open_session
+from evaluate.runners.preparing import prepared
+from evaluate.runners.runner import ModelFacts, check_images, file_sha256
 from swav_tf.errors import DataError
 
 

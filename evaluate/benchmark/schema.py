@@ -9,8 +9,8 @@ from typing import Any, Final, Literal
 
 from pydantic import Field, ValidationError
 
-from evaluate.machine import Machine
-from evaluate.onnx_metadata import Precision
+from evaluate.benchmark.machine import Machine
+from evaluate.runners.onnx_metadata import Precision
 from swav_tf.errors import DataError, UsageError
 from swav_tf.recipe import Section
 

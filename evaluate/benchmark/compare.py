@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from evaluate.benchmark_schema import Benchmark, Cell, Timing
+from evaluate.benchmark.schema import Benchmark, Cell, Timing
 
 Verdict = Literal["faster", "slower", "no difference shown", "only in A", "only in B", "not measured"]
 

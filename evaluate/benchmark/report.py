@@ -8,10 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from evaluate.benchmark_page import page
-from evaluate.benchmark_schema import Accuracy, Benchmark, Cell, Explanation, Model, Timing, write_whole
-from evaluate.benchmark_targets import RUNNERS
-from evaluate.charts import (
+from evaluate.benchmark.charts import (
     COLOURS,
     Point,
     Series,
@@ -21,6 +18,9 @@ from evaluate.charts import (
     logarithmic_axis,
     scatter_chart,
 )
+from evaluate.benchmark.page import page
+from evaluate.benchmark.schema import Accuracy, Benchmark, Cell, Explanation, Model, Timing, write_whole
+from evaluate.benchmark.targets import RUNNERS
 
 BARS: Final = 16
 POINTS: Final = 1.0  # least span of the axis of accuracies, percentage points each way

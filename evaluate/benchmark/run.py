@@ -16,9 +16,11 @@ from typing import Final, Literal
 
 import numpy as np
 
-from evaluate import latency
-from evaluate.benchmark_plan import NOT_YET, Artifact, Planned
-from evaluate.benchmark_schema import (
+from evaluate.benchmark import latency
+from evaluate.benchmark.machine import Machine, describe_machine
+from evaluate.benchmark.plan import NOT_YET, Artifact, Planned
+from evaluate.benchmark.roofline import Limits, Work, count_work, what_bounds
+from evaluate.benchmark.schema import (
     Benchmark,
     Cell,
     Conditions,
@@ -28,11 +30,9 @@ from evaluate.benchmark_schema import (
     Settings,
     Timing,
 )
-from evaluate.benchmark_targets import RUNNERS
-from evaluate.benchmark_worker import Answer, Request, Samples
-from evaluate.machine import Machine, describe_machine
-from evaluate.onnx_metadata import Precision
-from evaluate.roofline import Limits, Work, count_work, what_bounds
+from evaluate.benchmark.targets import RUNNERS
+from evaluate.benchmark.worker import Answer, Request, Samples
+from evaluate.runners.onnx_metadata import Precision
 from swav_tf.errors import UsageError
 
 # What a cell is marked for: docs/benchmark.md.
@@ -142,7 +142,7 @@ def ask(request: Request, *, timeout_seconds: float) -> Answer:
     with tempfile.TemporaryDirectory(prefix="swav-tf-") as folder:
         file = Path(folder) / "answer.json"
         process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "evaluate.benchmark_worker", str(file)],
+            [sys.executable, "-P", "-m", "evaluate.benchmark.worker", str(file)],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,

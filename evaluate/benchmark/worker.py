@@ -15,11 +15,11 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from evaluate import machine
-from evaluate.benchmark_targets import RUNNERS, Target, open_target, random_images
-from evaluate.onnx_metadata import Precision
-from evaluate.onnx_session import open_session
-from evaluate.roofline import measure_bandwidth, measure_peak
+from evaluate.benchmark import machine
+from evaluate.benchmark.roofline import measure_bandwidth, measure_peak
+from evaluate.benchmark.targets import RUNNERS, Target, open_target, random_images
+from evaluate.runners.onnx_metadata import Precision
+from evaluate.runners.onnx_session import open_session
 from swav_tf.errors import SwavError
 from swav_tf.recipe import Section
 
@@ -101,7 +101,7 @@ def measure_cell(request: Request) -> Answer:
     facts = RUNNERS[request.runner]
     load = machine.load()
     if request.runner == "trtexec":
-        from evaluate.trtexec import time_by_trtexec
+        from evaluate.benchmark.trtexec import time_by_trtexec
 
         samples = time_by_trtexec(Path(request.path), batch=request.batch, seconds=request.seconds)
         return Answer(device=Samples(ms=tuple(samples), warmup_runs=0), load=load)

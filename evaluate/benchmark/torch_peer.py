@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from evaluate.onnx_runner import OnnxRunner
-from evaluate.onnx_session import open_session
+from evaluate.runners.onnx_runner import OnnxRunner
+from evaluate.runners.onnx_session import open_session
 from swav_tf.errors import UsageError
 
 if TYPE_CHECKING:
     import onnx
 
-    from evaluate.benchmark_targets import Target
+    from evaluate.benchmark.targets import Target
 
 OPSET = 17
 
@@ -42,7 +42,7 @@ def open_peer(runner: str, path: Path, *, batch: int, threads: int) -> Target:
         UsageError: an operator of the graph is not known here.
     """
     torch = _torch()
-    from evaluate.benchmark_targets import Target, random_images
+    from evaluate.benchmark.targets import Target, random_images
 
     ours = OnnxRunner(path)
     if threads:
