@@ -5,10 +5,8 @@ from __future__ import annotations
 import gc
 import os
 import platform
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
@@ -33,6 +31,7 @@ from export.onnx_file import save_model, weight_bytes
 from export.parity import GATES, Parity, compare, run_all
 from export.quantize import Method, Target
 from export.reference import REFERENCE, Reference, write_reference
+from export.staging import staging_folder
 from export.verify import PARITY, write_parity
 from swav_tf.errors import DataError, UsageError
 from swav_tf.recipe import EvaluationView
@@ -397,9 +396,9 @@ def _save_int8(
 def _staging(output: Path) -> Iterator[Path]:
     """A folder whose files appear in `output` at the end, when all of them are whole."""
     was_there = output.is_dir()
+    made = ExitStack()
     try:
-        output.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=".part-", dir=output))
+        folder = made.enter_context(staging_folder(output))
     except OSError as error:
         raise ExportError(f"{output} cannot be written: {error}. Give another -o.") from error
     try:
@@ -415,6 +414,6 @@ def _staging(output: Path) -> Iterator[Path]:
             f"{output} could not be written: {error}. Make room, or give another -o."
         ) from error
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        made.close()
         if not was_there and not any(output.iterdir()):
             output.rmdir()

@@ -6,9 +6,8 @@ import json
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -17,6 +16,7 @@ from evaluate.runners.engine_file import SUFFIXES, EngineFacts, read_facts
 from evaluate.runners.onnx_metadata import OnnxMetadata, read_metadata
 from evaluate.runners.onnx_session import open_session
 from export.errors import ExportError
+from export.staging import staging_folder
 from swav_tf.errors import UsageError
 
 VERSION: Final = "1"  # of each model: a folder
@@ -234,9 +234,9 @@ def _quoted(text: str) -> str:
 def _whole(folder: Path) -> Iterator[Path]:
     """A folder whose models appear in `folder` at the end; each model's configuration comes last."""
     was_there = folder.is_dir()
+    made = ExitStack()
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        part = Path(tempfile.mkdtemp(prefix=".part-", dir=folder))
+        part = made.enter_context(staging_folder(folder))
     except OSError as error:
         raise ExportError(f"{folder} cannot be written: {error}. Give another --triton.") from error
     try:
@@ -252,6 +252,6 @@ def _whole(folder: Path) -> Iterator[Path]:
             f"{folder} could not be written: {error}. Make room, or give another --triton."
         ) from error
     finally:
-        shutil.rmtree(part, ignore_errors=True)
+        made.close()
         if not was_there and not any(folder.iterdir()):
             folder.rmdir()
