@@ -26,9 +26,9 @@ KINDS = {
     "weights": ("mutated_weights", 600),
     "checkpoints": ("damaged_checkpoints", 515),
     "onnx": ("mutated_onnx", 500),
-    "folders": ("folders", 24),
-    "disk": ("disk_full", 48),
-    "kills": ("kills", 24),
+    "folders": ("folders", 15),
+    "disk": ("disk_full", 60),
+    "kills": ("kills", 40),
 }
 
 
