@@ -93,6 +93,8 @@ def machines(tmp_path, played):
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
+            # A shell cannot trap what was ignored when it began, as Ctrl-C is where tests run in the background.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
 
     return start
@@ -120,7 +122,11 @@ def test_ctrl_c_stops_all(tmp_path, machines):
         time.sleep(0.02)
         assert process.poll() is None
     os.killpg(process.pid, signal.SIGINT)
-    output, errors = process.communicate(timeout=60)
+    try:
+        output, errors = process.communicate(timeout=60)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
     assert process.returncode == 143
     assert {"0: gpu01 stopped", "1: gpu02 stopped"} <= set(output.splitlines())
     assert "worker 1 (gpu02) ended with 143" in errors
