@@ -15,8 +15,10 @@ from faults.commands import Commands, Ended, Running
 from faults.jobs import Job, Made, benchmark, classifier, differences, export, features, make, pretrain, shard
 from faults.trial import Plan, Trial, shortened
 
+# While a real process starts; at work; as soon as something is written under another name.
 MOMENTS = ("start", "work", "writing")
 MOMENT_SHARES = (0.1, 0.5, 0.4)
+IMPORTS_S = 6.0  # what a real process needs before its first own line
 POLL_S = 0.0005
 
 
@@ -105,7 +107,7 @@ class _Victim:
 
     def _strike(self, share: float) -> None:
         moment = str(self.draw.choice(MOMENTS, p=MOMENT_SHARES))
-        running = self.commands.start(self.job.arguments(self.folder))
+        running = self.commands.start(self.job.arguments(self.folder), real=moment == "start")
         if self._wait(running, moment, share):
             running.kill()
             running.wait()
@@ -131,7 +133,7 @@ class _Victim:
         """Returns at the moment; False if the command has ended by then."""
         wait_s = float(self.draw.random()) * share
         if moment == "start":
-            return _sleep(running, float(self.draw.random()) * self.course.start_s)
+            return _sleep(running, float(self.draw.random()) * (IMPORTS_S + self.course.start_s))
         before = _seen(self.folder, self.job.sign)
         while self.job.goes_on and _seen(self.folder, self.job.sign) == before:
             if running.has_ended():

@@ -117,7 +117,7 @@ def run(plan: Plan) -> Iterator[Trial]:
         save_recipe(recipe, back)
         if load_any_recipe(back) != recipe:
             return "", "is not the same when it is saved and loaded"
-        if changed is not None and (got := _at(recipe.model_dump(), changed[0])) != _plain(changed[1]):
+        if changed is not None and not _same(got := _at(recipe.model_dump(), changed[0]), _plain(changed[1])):
             return "", f"is accepted, and means {got!r}"
         return "valid, means what it says", recipe_yaml(recipe) and ""
 
@@ -179,6 +179,11 @@ def _at(values: Any, path: list[Any]) -> Any:
     for key in path:
         values = values[key]
     return _plain(values)
+
+
+def _same(got: Any, asked: Any) -> bool:
+    """Whether a setting is what was asked for; a whole number may stand for a float."""
+    return bool(got == (float(asked) if isinstance(got, float) and isinstance(asked, int) else asked))
 
 
 def _plain(value: Any) -> Any:
