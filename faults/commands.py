@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 LIMIT_S = 240.0  # of a command that takes 20 s on a quiet machine: past it, it hangs
 NOT_FORESEEN = ("Traceback (most recent call last)", "This was not foreseen")
@@ -110,7 +111,7 @@ class Commands:
 
     def start(
         self,
-        arguments: Sequence[str | Path],
+        arguments: Sequence[Any],
         *,
         before: Callable[[], None] | None = None,
         real: bool = False,
@@ -144,11 +145,11 @@ class Commands:
             _be_command(words, said, before)
         return Running(child, said, limit_s)
 
-    def run(self, arguments: Sequence[str | Path], *, limit_s: float = LIMIT_S) -> Ended:
+    def run(self, arguments: Sequence[Any], *, limit_s: float = LIMIT_S) -> Ended:
         """Starts a command and waits for it."""
         return self.start(arguments, limit_s=limit_s).wait()
 
-    def must_run(self, arguments: Sequence[str | Path]) -> Ended:
+    def must_run(self, arguments: Sequence[Any]) -> Ended:
         """Runs a command that has no reason to fail.
 
         Raises:

@@ -10,6 +10,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -92,7 +93,7 @@ def _trials(ground: Ground) -> Iterator[tuple[str, Body]]:
     made = ground.made
     twice = (pretrain(), classifier("probe", made.run), features(made.run, ".npy"), shard(made.images))
     for job in (*twice, export(made.run, "fp32")):
-        yield f"two at once in one folder: {job.name}", lambda f, d, job=job: _two_at_once(ground, job, f, d)
+        yield f"two at once in one folder: {job.name}", partial(_two_at_once, ground, job)
     writers = (
         pretrain(), classifier("finetune", made.run), features(made.run, ".npz"), shard(made.images),
         export(made.run, "fp32"), benchmark(made.exported),
@@ -101,7 +102,7 @@ def _trials(ground: Ground) -> Iterator[tuple[str, Body]]:
     yield "read-only folder for what is written", lambda f, _: _read_only(ground, writers, f)
     yield "read-only images and model", lambda f, _: _read_only_inputs(ground, f)
     for job in (pretrain(), features(made.run, ".npz"), shard(made.images)):
-        yield f"clock jumps, killed between: {job.name}", lambda f, d, job=job: _clock(ground, job, f, d)
+        yield f"clock jumps, killed between: {job.name}", partial(_clock, ground, job)
     yield f"{CROWD:,} files in a folder", lambda f, _: _crowd(ground, f)
     yield "odd file names", lambda f, _: _odd_names(ground, f)
     yield "links", lambda f, _: _links(ground, f)

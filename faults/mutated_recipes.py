@@ -108,7 +108,10 @@ def run(plan: Plan) -> Iterator[Trial]:
         file.write_bytes(data)
         try:
             recipe = load_any_recipe(file)
-            (check_recipe if isinstance(recipe, Recipe) else check_classifier_recipe)(recipe)  # type: ignore[operator]
+            if isinstance(recipe, Recipe):
+                check_recipe(recipe)
+            else:
+                check_classifier_recipe(recipe)
         except UsageError as error:
             message = str(error)
             message.encode()  # what cannot be printed is no message

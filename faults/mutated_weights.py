@@ -22,7 +22,7 @@ from faults.mutate import mutated
 from faults.trial import Plan, Trial, shortened
 from swav_tf.errors import SwavError
 from swav_tf.weights.describe import describe
-from swav_tf.weights.importing import fit
+from swav_tf.weights.fitting import fit
 from swav_tf.weights.read import open_weights
 from swav_tf.weights.torch_file import LEGACY_MAGIC, LEGACY_PROTOCOL
 from swav_tf.weights.torch_writer import write_torch_file
@@ -133,7 +133,10 @@ class _Name:
         self.module, self.name = module, name
 
 
-class _Pickler(pickle._Pickler):  # type: ignore[misc]  # the one in Python, whose `save` can be extended
+_PICKLER: Any = pickle._Pickler
+
+
+class _Pickler(_PICKLER):  # type: ignore[misc]  # the one in Python, whose `save` can be extended
     def save(self, obj: Any, save_persistent_id: bool = True) -> Any:
         if isinstance(obj, _Name):
             if self.proto >= 4:
