@@ -166,10 +166,19 @@ def benchmark(exported: Path) -> Job:
 def files_of(folder: Path) -> dict[str, Any]:
     """SHA-256 of all visible files below a folder, by path."""
     return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        str(path.relative_to(folder)): hashlib.sha256(_content(path)).hexdigest()
         for path in sorted(folder.rglob("*"))
         if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
     }
+
+
+def _content(path: Path) -> bytes:
+    """The bytes of a file; the library writes a safetensors file's header in a random order."""
+    data = path.read_bytes()
+    if path.suffix != ".safetensors":
+        return data
+    start = 8 + int.from_bytes(data[:8], "little")
+    return json.dumps(json.loads(data[8:start]), sort_keys=True).encode() + data[start:]
 
 
 def run_result(run: Path, kind: str) -> dict[str, Any]:
