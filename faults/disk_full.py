@@ -67,10 +67,11 @@ class Writer:
 
     name: str
     words: Callable[[Path], list[str | Path]]  # for the folder of its output
+    replaces: bool = True
 
     def job(self) -> Job:
         """As those that can be broken off."""
-        return Job(self.name, self.words, "*", files_of, files_trouble)
+        return Job(self.name, self.words, "*", files_of, files_trouble, replaces=self.replaces)
 
 
 def small_writers(made: Made, found: Path) -> list[Job]:
@@ -78,10 +79,18 @@ def small_writers(made: Made, found: Path) -> list[Job]:
     run, exported = made.run, made.exported
     writers = (
         Writer(
-            "weights export .safetensors", lambda f: ["weights", "export", run, "-o", f / "w.safetensors"]
+            "weights export .safetensors",
+            lambda f: ["weights", "export", run, "-o", f / "w.safetensors"],
+            replaces=False,
         ),
-        Writer("weights import, a run", lambda f: ["weights", "import", run, "--to", f / "run"]),
-        Writer("weights import, a file", lambda f: ["weights", "import", run, "--to", f / "w.safetensors"]),
+        Writer(
+            "weights import, a run", lambda f: ["weights", "import", run, "--to", f / "run"], replaces=False
+        ),
+        Writer(
+            "weights import, a file",
+            lambda f: ["weights", "import", run, "--to", f / "w.safetensors"],
+            replaces=False,
+        ),
         Writer("verify", lambda f: ["verify", _copied(exported, f / "exported")]),
         Writer("crops", lambda f: ["crops", "-c", "demo", "--output", f / "crops.png"]),
         Writer("plot", lambda f: ["plot", found, "-o", f / "map.png", "--method", "pca"]),
@@ -170,6 +179,8 @@ def _filled(
         folder = disk / "x"
         folder.mkdir()
         arguments = job.arguments(folder)  # may copy what is read: there was room for that
+        if replaced := job.replaces and bool(draw.random() < 0.5):
+            commands.must_run(arguments)
         leave(free)
         ended = commands.run(arguments)
         told.append(f"{free:,} bytes free: code {ended.code}: {ended.stderr.strip()[-300:]}")
@@ -181,6 +192,10 @@ def _filled(
             return Trial(number, job.name, "broken", finding=shortened(f"does not say why: {told}"))
         if trouble := job.whole(folder):
             return Trial(number, job.name, "broken", finding=shortened(f"{told}, half-written: {trouble}"))
+        if replaced and ended.code and (different := differences(course.result, job.result(folder))):
+            return Trial(
+                number, job.name, "broken", finding=shortened(f"{told}, what was there: {different}")
+            )
         had_room = ended.code == 0
         leave(ROOM)
         if not had_room:

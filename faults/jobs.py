@@ -47,6 +47,7 @@ class Job:
         result: what tells the result, for the folder; equal for equal results.
         whole: what is half-written under its own name in the folder after a break; empty: nothing.
         goes_on: what was done before a break is kept.
+        replaces: the same command again makes it anew and puts it in the place of what is there.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Job:
     result: Callable[[Path], dict[str, Any]]
     whole: Callable[[Path], str]
     goes_on: bool = True
+    replaces: bool = False
 
 
 @dataclass(frozen=True)
@@ -132,6 +134,7 @@ def export(model: Path, precision: str) -> Job:
         lambda folder: files_of(folder / "exported"),
         lambda folder: files_trouble(folder / "exported"),
         goes_on=False,
+        replaces=True,
     )  # fmt: skip
 
 
