@@ -24,6 +24,7 @@ from rich.console import Console
 
 from swav_tf.classifier_recipe import FinetuneRecipe, ProbeRecipe
 from swav_tf.data.digits import Digits
+from swav_tf.data.subset import draw_subset
 from swav_tf.knn import knn_accuracy
 from swav_tf.recipe_files import load_recipe, load_recipe_of
 from swav_tf.training.features import extract_features
@@ -49,14 +50,8 @@ console = Console(stderr=True, highlight=False)
 
 def share_of_labels(path: Path, share: float, seed: int) -> Path:
     """A list of training digits: the same share of each class, drawn by the seed, at least one."""
-    digits = Digits("train")
-    labels = np.array([digits.label(index) for index in range(len(digits))])
-    draw = np.random.default_rng(seed)
-    chosen: list[int] = []
-    for digit in range(10):
-        members = draw.permutation(np.flatnonzero(labels == digit))
-        chosen += members[: max(1, round(share * len(members)))].tolist()
-    path.write_text("".join(f"{digits.image_name(index)}\n" for index in sorted(chosen)))
+    names = draw_subset(Digits("train"), share=share, seed=seed)
+    path.write_text("".join(f"{name}\n" for name in names))
     return path
 
 

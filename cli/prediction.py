@@ -53,8 +53,12 @@ class ClassifierModel:
     view: EvaluationView
 
 
-def open_classifier(model: Path) -> ClassifierModel:
+def open_classifier(model: Path, provider: str | None = None) -> ClassifierModel:
     """The classifier in the folder of a probe or fine-tuning run, or in a file by `swav-tf export` of one.
+
+    Args:
+        model: the folder or file.
+        provider: of ONNX Runtime, for a file; None is `cpu`.
 
     Raises:
         UsageError: it is neither.
@@ -62,7 +66,9 @@ def open_classifier(model: Path) -> ClassifierModel:
         DataError: the file is damaged.
     """
     if model.is_file() or model.suffix == ".onnx":
-        return _of_file(model)
+        return _of_file(model, provider or "cpu")
+    if provider is not None:
+        raise UsageError(f"--provider belongs to an ONNX file. Received: {model}, which is none.")
     from swav_tf.training.classifier_folder import load_classifier
 
     classifier, recipe, facts = load_classifier(model)
@@ -74,10 +80,10 @@ def open_classifier(model: Path) -> ClassifierModel:
     return ClassifierModel(by_keras, facts.class_names, recipe.data.evaluation)
 
 
-def _of_file(path: Path) -> ClassifierModel:
+def _of_file(path: Path, provider: str) -> ClassifierModel:
     from evaluate.runners.onnx_runner import OnnxRunner
 
-    runner = OnnxRunner(path)
+    runner = OnnxRunner(path, provider=provider)
     if "logits" not in runner.outputs:
         raise UsageError(
             f"To predict takes a file with an output `logits`, exported from a probe or a fine-tuned run. "

@@ -15,6 +15,7 @@ from cli.evaluation import (
     open_data,
     open_model,
     output_option,
+    provider_option,
     quiet_option,
     split_option,
     threads_option,
@@ -27,6 +28,7 @@ PRINTED = 12  # rows of the table on the terminal
 @click.command(short_help="Assign images to prototypes; show the nearest images of each.")
 @data_argument
 @model_option
+@provider_option
 @output_option("Folder for tables and pictures.", required=True)
 @kind_option
 @split_option
@@ -55,6 +57,7 @@ PRINTED = 12  # rows of the table on the terminal
 def command(
     data: str | None,
     model: str,
+    provider: str | None,
     output: Path,
     kind: str | None,
     split: str | None,
@@ -81,7 +84,7 @@ def command(
 
     from evaluate.images import UnreadableImages
 
-    runner = open_model(model)
+    runner = open_model(model, provider)
 
     from evaluate.cluster_sheet import write_cluster_sheets
     from evaluate.clusters import assign_images, summary, usage_table, write_tables

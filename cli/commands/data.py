@@ -29,9 +29,9 @@ threads_option = click.option(
 )
 
 
-@click.group(short_help="Pack, check and serve images.")
+@click.group(short_help="Pack, check, draw from and serve images.")
 def command() -> None:
-    """Pack images into shards, check images, make crops for trainers on other machines.
+    """Pack images into shards, check images, draw a share of the labels, make crops for other machines.
 
     \b
     Examples:
@@ -202,6 +202,60 @@ def check(
         if sheet is not None:
             click.echo(f"{sheet}: some of the images")
     return 1 if report.corrupt_share > max_bad_share or report.bad_shards else 0
+
+
+@command.command(short_help="List a share of the images, as many of each class.")
+@click.argument("data")
+@click.option(
+    "--share",
+    type=click.FloatRange(0, 1, min_open=True),
+    metavar="SHARE",
+    required=True,
+    help="Of each class's images, 0 to 1; at least one is taken.",
+)
+@click.option(
+    "-o", "--output", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", required=True,
+    help="List to write, one name a line.",
+)  # fmt: skip
+@click.option(
+    "--kind",
+    type=click.Choice(["class_folders", "tfrecord", "tfds", "digits"]),
+    help="How DATA is read.  [default: tfrecord where there are shards, else class_folders]",
+)
+@click.option(
+    "--split", metavar="NAME", default="train", show_default=True, help="Split of digits or a TFDS data set."
+)
+@click.option(
+    "--seed", type=click.IntRange(min=0), metavar="N", default=0, show_default=True, help="Of the draw."
+)
+@json_option
+def subset(
+    data: str, share: float, output: Path, kind: str | None, split: str, seed: int, as_json: bool
+) -> None:
+    """Draw a share of the labelled images in DATA, and list their names for `finetune --subset`.
+
+    \b
+    Examples:
+      swav-tf data subset ILSVRC2012/train --share 0.1 -o ten_percent.txt
+      swav-tf data subset digits --share 0.1 -o digits_10percent.txt
+    """
+    _load_what_reads(data)
+    from swav_tf.data.sources import guess_kind, open_source
+    from swav_tf.data.subset import draw_subset
+    from swav_tf.recipe import Data
+    from swav_tf.whole_file import whole_file
+
+    kind = kind or guess_kind(data)
+    source = open_source(
+        Data.model_validate({"kind": kind, "path": None if kind == "digits" else data, "split": split})
+    )
+    names = draw_subset(source, share=share, seed=seed)
+    with whole_file(output) as partial:
+        partial.write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
+    if as_json:
+        print_json({"output": str(output), "images": len(names), "of": len(source), "seed": seed})
+    else:
+        click.echo(f"{output}: {len(names):,} of {len(source):,} images")
 
 
 def _load_what_reads(path: str) -> None:

@@ -6,7 +6,14 @@ from pathlib import Path
 
 import click
 
-from cli.evaluation import batch_size_option, image_progress, output_option, quiet_option, threads_option
+from cli.evaluation import (
+    batch_size_option,
+    image_progress,
+    output_option,
+    provider_option,
+    quiet_option,
+    threads_option,
+)
 from cli.quiet import load_tensorflow_quietly
 
 
@@ -14,10 +21,19 @@ from cli.quiet import load_tensorflow_quietly
 @click.argument("model", metavar="RUN|FILE.onnx", type=click.Path(path_type=Path))
 @click.argument("folder", type=click.Path(path_type=Path))
 @output_option("File to write: .csv or .json.", required=True)
+@provider_option
 @batch_size_option
 @threads_option
 @quiet_option
-def command(model: Path, folder: Path, output: Path, batch_size: int, threads: int, quiet: bool) -> int:
+def command(
+    model: Path,
+    folder: Path,
+    output: Path,
+    provider: str | None,
+    batch_size: int,
+    threads: int,
+    quiet: bool,
+) -> int:
     """Classify the images at any depth below FOLDER by the probe or fine-tuned model in RUN, or by an exported file.
 
     The five most probable classes of each image are written, with their probabilities. An image
@@ -38,7 +54,7 @@ def command(model: Path, folder: Path, output: Path, batch_size: int, threads: i
 
     if model.suffix != ".onnx" and not model.is_file():
         load_tensorflow_quietly()
-    classifier = open_classifier(model)
+    classifier = open_classifier(model, provider)
     found = []
     with image_progress(len(images), "images", quiet=quiet) as done:
         for prediction in predict(classifier, images, batch_size=batch_size, threads=threads):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from cli.evaluation import model_option, open_model, output_option
+from cli.evaluation import model_option, open_model, output_option, provider_option
 from cli.options import json_option, print_json
 
 
@@ -20,6 +20,7 @@ from cli.options import json_option, print_json
     help="Feature file to search, by the same model.",
 )
 @model_option
+@provider_option
 @output_option(
     "Picture to write; the ending says the format.", default=Path("similar.png"), show_default=True
 )
@@ -29,7 +30,14 @@ from cli.options import json_option, print_json
 @click.option("--data", metavar="DATA", help="Where the images of the feature file are, if they have moved.")
 @json_option
 def command(
-    image: Path, features: Path, model: str, output: Path, k: int, data: str | None, as_json: bool
+    image: Path,
+    features: Path,
+    model: str,
+    provider: str | None,
+    output: Path,
+    k: int,
+    data: str | None,
+    as_json: bool,
 ) -> None:
     """Find the images of a feature file whose features have the greatest cosine with those of IMAGE.
 
@@ -41,7 +49,7 @@ def command(
     from evaluate.feature_file import read_feature_file
 
     file = read_feature_file(features)  # before TensorFlow loads
-    runner = open_model(model)
+    runner = open_model(model, provider)
 
     from evaluate.pictures import check_picture
     from evaluate.similar import draw_similar, images_of, query_view, similar_images

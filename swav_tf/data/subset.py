@@ -1,4 +1,4 @@
-"""Some of a source's images, named by a list: one name a line, as the SimCLR lists of 1 % and 10 % have them."""
+"""Some of a source's images, by a list: one name a line, as the SimCLR lists of 1 % and 10 % have them."""
 
 from __future__ import annotations
 
@@ -37,6 +37,38 @@ class Subset:
     def image_name(self, index: int) -> str:
         """Its name in the source."""
         return self._source.image_name(self._indices[index])
+
+
+def draw_subset(source: ImageSource, *, share: float, seed: int) -> list[str]:
+    """Names of a share of the images, as many of each class, drawn at random, in the order of the source.
+
+    Args:
+        source: labelled images.
+        share: of each class's images, 0 to 1; at least one is taken of each.
+        seed: of the draw.
+
+    Raises:
+        DataError: images have no class, or a name that a list cannot hold.
+    """
+    labels = np.array([source.label(index) for index in range(len(source))])
+    if (labels < 0).any():
+        raise DataError(
+            f"A share of each class needs images with classes. Received: {(labels < 0).sum():,} of "
+            f"{len(labels):,} images without one."
+        )
+    draw = np.random.default_rng(seed)
+    chosen: list[int] = []
+    for label in np.unique(labels):
+        members = draw.permutation(np.flatnonzero(labels == label))
+        chosen += members[: max(1, round(share * len(members)))].tolist()
+    names = [source.image_name(index) for index in sorted(chosen)]
+    cruel = [name for name in names if name != name.strip() or len(name.splitlines()) != 1]
+    if cruel:
+        raise DataError(
+            "A name in a list is one line without spaces at its ends. Received: "
+            f"{', '.join(map(repr, cruel[:_SHOWN]))}. Rename these images."
+        )
+    return names
 
 
 def read_subset(path: Path | str, source: ImageSource) -> Subset:

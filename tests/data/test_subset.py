@@ -3,8 +3,8 @@ import pytest
 
 from swav_tf.classifier_recipe import ProbeRecipe
 from swav_tf.data.labelled import open_labelled
-from swav_tf.data.sources import ClassFolders
-from swav_tf.data.subset import read_subset
+from swav_tf.data.sources import ClassFolders, ImageFolder
+from swav_tf.data.subset import draw_subset, read_subset
 from swav_tf.errors import DataError
 
 
@@ -122,3 +122,30 @@ def test_images_without_labels_are_refused(tmp_path, source):
                 }
             )
         )
+
+
+# Bugs caught: a share of all images and not of each class, a class of which nothing is taken, a seed that does nothing.
+def test_a_share_is_of_each_class(tmp_path):
+    classes = {"few": 3, "some": 40, "many": 200}
+    source = ClassFolders(
+        make_folders(
+            tmp_path, **{name: [f"{name}{i}.png" for i in range(count)] for name, count in classes.items()}
+        )
+    )
+    names = draw_subset(source, share=0.1, seed=3)
+    assert names == draw_subset(source, share=0.1, seed=3) != draw_subset(source, share=0.1, seed=4)
+    assert {name: sum(n.startswith(name) for n in names) for name in classes} == {
+        "few": 1,
+        "some": 4,
+        "many": 20,
+    }
+    (tmp_path / "list.txt").write_text("".join(f"{name}\n" for name in names))
+    assert len(read_subset(tmp_path / "list.txt", source)) == len(names)
+
+
+def test_a_share_needs_classes_and_names_of_one_line(tmp_path):
+    make_folders(tmp_path, n01=["a.png", " b\n.png"])
+    with pytest.raises(DataError, match="2 of 2 images without one"):
+        draw_subset(ImageFolder(tmp_path), share=0.5, seed=0)
+    with pytest.raises(DataError, match="Rename"):
+        draw_subset(ClassFolders(tmp_path), share=1, seed=0)
