@@ -7,7 +7,7 @@ INSTALLED := .venv/.installed
 .PHONY: help demo cluster-demo test check format lint types imports bench faults gpu clean
 
 help:
-	@echo 'make demo    train SwAV on handwritten digits, measure, export and time it: one page (6 minutes on a CPU)'
+	@echo 'make demo    train SwAV on handwritten digits, measure, export and time it: one page (about five minutes on a CPU)'
 	@echo 'make cluster-demo  two workers, one is killed, both go on: with the same weights? (3 minutes on a CPU)'
 	@echo 'make test    run the tests'
 	@echo 'make check   lint, types, import law, then the tests: what continuous integration runs'

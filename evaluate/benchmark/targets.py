@@ -46,14 +46,22 @@ class RunnerFacts:
 
 
 _ORT: Final = "pip install 'swav-tf[onnx]'"
+_ORT_GPU: Final = "pip install 'swav-tf[onnx-gpu]'"
 _TORCH: Final = "pip install torch onnx"
 _WITH_TORCH: Final = ("torch", "onnx")
 
 RUNNERS: Final[Mapping[str, RunnerFacts]] = {
     "ort-cpu": RunnerFacts("onnx", False, ("onnxruntime",), _ORT, "ONNX Runtime on the CPU", "cpu"),
-    "ort-cuda": RunnerFacts("onnx", True, ("onnxruntime",), _ORT, "ONNX Runtime with CUDA kernels", "cuda"),
+    "ort-cuda": RunnerFacts(
+        "onnx", True, ("onnxruntime",), _ORT_GPU, "ONNX Runtime with CUDA kernels", "cuda"
+    ),
     "ort-tensorrt": RunnerFacts(
-        "onnx", True, ("onnxruntime",), _ORT, "ONNX Runtime with a TensorRT engine that it builds", "tensorrt"
+        "onnx",
+        True,
+        ("onnxruntime",),
+        _ORT_GPU,
+        "ONNX Runtime with a TensorRT engine that it builds",
+        "tensorrt",
     ),
     "tensorrt": RunnerFacts(
         "engine",

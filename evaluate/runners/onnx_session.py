@@ -36,7 +36,7 @@ def missing_provider(provider: str) -> str | None:
     return (
         f"--provider {provider} needs an ONNX Runtime that has it. Received: onnxruntime {ort.__version__} "
         f"with {', '.join(ort.get_available_providers())}. On a machine with an NVIDIA GPU: "
-        "pip uninstall onnxruntime, then pip install 'swav-tf[gpu]'"
+        "pip uninstall onnxruntime, then pip install 'swav-tf[onnx-gpu]'"
     )
 
 
