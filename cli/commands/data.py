@@ -204,7 +204,7 @@ def check(
     return 1 if report.corrupt_share > max_bad_share or report.bad_shards else 0
 
 
-@command.command(short_help="List a share of the images, as many of each class.")
+@command.command(short_help="List a share of the images, the same of each class.")
 @click.argument("data")
 @click.option(
     "--share",

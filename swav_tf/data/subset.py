@@ -40,7 +40,7 @@ class Subset:
 
 
 def draw_subset(source: ImageSource, *, share: float, seed: int) -> list[str]:
-    """Names of a share of the images, as many of each class, drawn at random, in the order of the source.
+    """Names of a share of the images, the same share of each class, drawn at random, in the order of the source.
 
     Args:
         source: labelled images.
