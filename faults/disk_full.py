@@ -52,7 +52,7 @@ def small_disk(folder: Path) -> Iterator[Callable[[int], None]]:
         raise PermissionError(mounted.stderr.decode().strip())
 
     def leave(free: int) -> None:
-        size = _used(folder) + max(PAGE, free // PAGE * PAGE)
+        size = max(PAGE, _used(folder) + free // PAGE * PAGE)  # 0 would mean no limit
         subprocess.run(["mount", "-o", f"remount,size={size}", folder], check=True, capture_output=True)
 
     try:
