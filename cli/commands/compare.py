@@ -54,7 +54,7 @@ def command(a: Path, b: Path, least: float | None, any_machine: bool, as_json: b
         for line in below:
             click.echo(f"too slow: {line}")
         if undecided:
-            click.echo(f"within the noise of {least:g}, and so let through: {', '.join(undecided)}")
+            click.echo(f"not surely below {least:g}, and so let through: {', '.join(undecided)}")
     if least is not None and not any(cell.ratio is not None for cell in comparison.cells):
         raise UsageError(
             "--fail-below takes benchmarks with a cell in common. Received: none was measured in both."

@@ -9,8 +9,11 @@ from typing import Final, Literal
 
 from evaluate.benchmark.schema import Benchmark, Cell, Timing
 
-Verdict = Literal["faster", "slower", "no difference shown", "only in A", "only in B", "not measured"]
+Verdict = Literal[
+    "faster", "slower", "no difference shown", "disturbed", "only in A", "only in B", "not measured"
+]
 
+DISTURBED: Final = ("busy", "throttled")  # marks of cells whose spread does not tell how wrong they are
 SURE: Final = 2.5758  # standard errors: 99 % of a normal distribution lie within
 
 
@@ -25,7 +28,8 @@ class ComparedCell:
         ratio: b / a.
         low: the ratio is above this, 99 % sure.
         high: and below this.
-        verdict: faster or slower only where 1 lies outside of that.
+        verdict: faster or slower only where 1 lies outside of that; disturbed where either was measured
+            while other processes used the machine, or its GPU was throttled.
     """
 
     name: str
@@ -59,6 +63,8 @@ class Comparison:
         for cell in self.cells:
             if cell.verdict in ("only in A", "not measured") and cell.a is not None:
                 lines.append(f"{cell.name}: measured in A, but not in B")
+            elif cell.verdict == "disturbed":
+                continue
             elif cell.high is not None and cell.ratio is not None and cell.high < ratio:
                 lines.append(
                     f"{cell.name}: {cell.ratio:.3f} of A's speed (at most {cell.high:.3f}), must be {ratio:g}"
@@ -66,11 +72,12 @@ class Comparison:
         return lines
 
     def undecided(self, ratio: float) -> list[str]:
-        """Cells for which the noise leaves open on which side of a ratio they are."""
+        """Cells for which the noise, or what disturbed them, leaves open on which side of a ratio they are."""
         return [
             cell.name
             for cell in self.cells
-            if cell.low is not None and cell.high is not None and cell.low < ratio <= cell.high
+            if cell.verdict == "disturbed"
+            or (cell.low is not None and cell.high is not None and cell.low < ratio <= cell.high)
         ]
 
 
@@ -113,7 +120,10 @@ def _compared(name: str, a: Cell | None, b: Cell | None) -> ComparedCell:
         verdict: Verdict = "only in A" if old else "only in B" if new else "not measured"
         return ComparedCell(name, speed_a, speed_b, None, None, None, verdict)
     ratio, low, high = ratio_interval(old, new)
-    verdict = "faster" if low > 1 else "slower" if high < 1 else "no difference shown"
+    if any(mark.startswith(DISTURBED) for cell in (a, b) if cell is not None for mark in cell.marks):
+        verdict = "disturbed"
+    else:
+        verdict = "faster" if low > 1 else "slower" if high < 1 else "no difference shown"
     return ComparedCell(name, speed_a, speed_b, ratio, low, high, verdict)
 
 
@@ -160,10 +170,18 @@ def _sentence(cells: Sequence[ComparedCell]) -> str:
     both = [cell for cell in cells if cell.ratio is not None]
     if not both:
         return "Verdict: no cell was measured in both."
-    counts = {name: sum(cell.verdict == name for cell in both) for name in ("faster", "slower")}
-    mean = math.exp(sum(math.log(cell.ratio or 1) for cell in both) / len(both))
+    counts = {name: sum(cell.verdict == name for cell in both) for name in ("faster", "slower", "disturbed")}
     undecided = len(both) - sum(counts.values())
-    return (
+    sentence = (
         f"Verdict: of {len(both)} cells B is faster in {counts['faster']}, slower in {counts['slower']}, and in "
-        f"{undecided} the noise is greater than the difference; {mean:.3f} of A's speed in the geometric mean."
+        f"{undecided} the noise is greater than the difference"
     )
+    if counts["disturbed"]:
+        sentence += (
+            f"; {counts['disturbed']} were disturbed and say nothing: measure again on a quiet machine"
+        )
+    trusted = [cell.ratio for cell in both if cell.verdict != "disturbed" and cell.ratio]
+    if trusted:
+        mean = math.exp(sum(map(math.log, trusted)) / len(trusted))
+        sentence += f"; {mean:.3f} of A's speed in the geometric mean"
+    return f"{sentence}."

@@ -105,12 +105,13 @@ def test_fail_below(
 
 
 def scaled(path: Path, factor: float, **changes: object) -> Path:
-    """A copy of a benchmark that is so many times as fast, to the last run."""
+    """A copy of a benchmark that is so many times as fast, to the last run, on a quiet machine."""
     document = json.loads(path.read_text())
     for cell in document["cells"]:
         if cell["host"]:
             cell["host"]["images_per_second"] *= factor
             cell["host"]["images_per_second_error"] = 0.02
+            cell["marks"] = []
     document["machine"].update(changes)
     copy = path.with_name(f"x{factor}-{len(changes)}.json")
     copy.write_text(json.dumps(document))
@@ -129,7 +130,7 @@ def test_compare(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert document["cells"][0]["ratio"] == pytest.approx(0.5)
     nearly = scaled(folder / "a.json", 0.93)
     assert run_and_report(swav_tf, ["compare", str(a), str(nearly), "--fail-below", "0.95"]) == 0
-    assert "within the noise of 0.95, and so let through: ort-cpu:fp32:1" in capsys.readouterr().out
+    assert "not surely below 0.95, and so let through: ort-cpu:fp32:1" in capsys.readouterr().out
 
 
 # Bug caught: a gate across two machines, which says nothing.

@@ -309,7 +309,8 @@ def with_speed(benchmark, factor, *, noise=0.0, seed=0, rounds=1):
         return timing_of(samples, 1)
 
     cells = [
-        c.model_copy(update={"host": timing(c.host)}) if c.status == "ok" else c for c in benchmark.cells
+        c.model_copy(update={"host": timing(c.host), "marks": ()}) if c.status == "ok" else c
+        for c in benchmark.cells
     ]
     return benchmark.model_copy(update={"cells": tuple(cells)})
 
@@ -348,6 +349,20 @@ def test_a_gate_on_the_ratio(measured) -> None:
     assert compare_benchmarks(a, b).below(0.7) == []
     assert len(compare_benchmarks(a, b).undecided(0.8)) == 4
     assert compare_benchmarks(a, with_speed(measured, 1.3)).below(0.95) == []
+
+
+# Bug caught: a machine that others used called slower code; a gate of continuous integration that fails for it.
+@pytest.mark.parametrize("mark", ["busy, others took 50 % of the CPU", "throttled, nvidia-smi says heat"])
+def test_disturbed_cells_say_nothing(measured, mark) -> None:
+    a, b = with_speed(measured, 1.0), with_speed(measured, 0.5)
+    first, *others = b.cells
+    b = b.model_copy(update={"cells": (first.model_copy(update={"marks": ("short", mark)}), *others)})
+    for comparison in (compare_benchmarks(a, b), compare_benchmarks(b, with_speed(measured, 0.25))):
+        assert [cell.verdict for cell in comparison.cells] == ["disturbed", "slower", "slower", "slower"]
+        assert len(comparison.below(0.9)) == 3
+        assert comparison.undecided(0.9) == [comparison.cells[0].name]
+        assert "1 were disturbed" in comparison.verdict
+        assert "0.500 of A's speed" in comparison.verdict
 
 
 def test_other_machines_and_models_are_told(measured) -> None:
