@@ -196,6 +196,8 @@ def main() -> None:
             relative_error=error,
             their_transposes=transposes,
         )
+    else:
+        print("our fp32 graph v PyTorch's export: left out, torch is not installed", flush=True)
     images = arguments.batch * 2
     for name, runner in (("fp32", float32), ("int8", int8)):
         jpegs = folder / f"photos-{images}"

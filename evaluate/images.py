@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import os
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,6 +14,7 @@ from typing import Any, get_args
 import numpy as np
 
 from swav_tf.data.augment import Image
+from swav_tf.data.cores import available_cores
 from swav_tf.data.decode import UndecodableImage, decode
 from swav_tf.data.names import printable
 from swav_tf.data.sources import ImageSource, open_source
@@ -220,8 +220,3 @@ def batches(
 def stack_views(batch: Sequence[ViewedImage]) -> np.ndarray:
     """The views of a batch, uint8 (n, crop, crop, 3)."""
     return np.stack([image.view for image in batch if image.view is not None])
-
-
-def available_cores() -> int:
-    """Cores this process may use: fewer than the machine's in a container or under a job scheduler."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

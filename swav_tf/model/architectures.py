@@ -17,9 +17,9 @@ class Architecture:
 
 
 ARCHITECTURES = {
-    "resnet18": Architecture("basic", (2, 2, 2, 2), (64, 128, 256, 512), "imagenet"),
-    "resnet34": Architecture("basic", (3, 4, 6, 3), (64, 128, 256, 512), "imagenet"),
     "resnet50": Architecture("bottleneck", (3, 4, 6, 3), (64, 128, 256, 512), "imagenet"),
+    "resnet34": Architecture("basic", (3, 4, 6, 3), (64, 128, 256, 512), "imagenet"),
+    "resnet18": Architecture("basic", (2, 2, 2, 2), (64, 128, 256, 512), "imagenet"),
     "resnet18_32px": Architecture("basic", (2, 2, 2, 2), (64, 128, 256, 512), "plain"),
     "resnet_small": Architecture("basic", (1, 1), (64, 128), "halving"),
 }

@@ -12,27 +12,9 @@ from typing import Literal
 
 import numpy as np
 
+from swav_tf.model.architectures import ARCHITECTURES, EXPANSION, STEM_CHANNELS, Architecture
 from swav_tf.weights.errors import WeightsError
 from swav_tf.weights.tensors import Tensor
-
-
-@dataclass(frozen=True)
-class Network:
-    """A ResNet as `swav_tf.model.resnet` builds it."""
-
-    bottleneck: bool
-    depths: tuple[int, ...]  # blocks of each stage
-    channels: tuple[int, ...]  # inner channels of each stage, at width 1
-    stem_kernel: int
-
-
-NETWORKS = {
-    "resnet50": Network(True, (3, 4, 6, 3), (64, 128, 256, 512), 7),
-    "resnet34": Network(False, (3, 4, 6, 3), (64, 128, 256, 512), 7),
-    "resnet18": Network(False, (2, 2, 2, 2), (64, 128, 256, 512), 7),
-    "resnet18_32px": Network(False, (2, 2, 2, 2), (64, 128, 256, 512), 3),
-    "resnet_small": Network(False, (1, 1), (64, 128), 3),
-}
 
 
 @dataclass(frozen=True)
@@ -74,7 +56,7 @@ class Sizes:
     """What a set of weights says of its model; None: it has no such part.
 
     Attributes:
-        network: a key of NETWORKS, or None without a backbone.
+        network: a key of ARCHITECTURES, or None without a backbone.
         width: multiplies the network's channels.
         head: units of the hidden layer, length of a projection.
         prototypes: K.
@@ -92,8 +74,8 @@ class Sizes:
         """F, the channels of the last stage."""
         if self.network is None:
             return None
-        network = NETWORKS[self.network]
-        return network.channels[-1] * (4 if network.bottleneck else 1) * self.width
+        network = ARCHITECTURES[self.network]
+        return network.channels[-1] * EXPANSION[network.block] * self.width
 
     def __str__(self) -> str:
         parts = []
@@ -118,7 +100,7 @@ def slots(sizes: Sizes, *, feature_dim: int | None = None) -> tuple[Slot, ...]:
     """
     found: list[Slot] = []
     if sizes.network is not None:
-        found += _backbone(NETWORKS[sizes.network], sizes.width)
+        found += _backbone(ARCHITECTURES[sizes.network], sizes.width)
     features = sizes.feature_dim or feature_dim or 0
     projection = 0
     if sizes.head is not None:
@@ -133,14 +115,19 @@ def slots(sizes: Sizes, *, feature_dim: int | None = None) -> tuple[Slot, ...]:
     return tuple(found)
 
 
-def _backbone(network: Network, width: int) -> Iterator[Slot]:
-    inputs = 64 * width
-    yield _convolution("conv1", "backbone/conv1", inputs, 3, network.stem_kernel)
+def _stem_kernel(network: Architecture) -> int:
+    return 7 if network.stem == "imagenet" else 3
+
+
+def _backbone(network: Architecture, width: int) -> Iterator[Slot]:
+    inputs = STEM_CHANNELS * width
+    yield _convolution("conv1", "backbone/conv1", inputs, 3, _stem_kernel(network))
     yield from _norm("bn1", "backbone/bn1", inputs)
     for stage, (depth, channels) in enumerate(zip(network.depths, network.channels, strict=True), start=1):
         inner = channels * width
-        outputs = inner * (4 if network.bottleneck else 1)
-        plan = [(1, inner), (3, inner), (1, outputs)] if network.bottleneck else [(3, inner), (3, outputs)]
+        outputs = inner * EXPANSION[network.block]
+        bottleneck = network.block == "bottleneck"
+        plan = [(1, inner), (3, inner), (1, outputs)] if bottleneck else [(3, inner), (3, outputs)]
         for block in range(depth):
             torch, own = f"layer{stage}.{block}", f"backbone/layer{stage}_{block}"
             before = inputs
@@ -177,7 +164,7 @@ def _dense(torch: str, own: str, outputs: int, inputs: int) -> Iterator[Slot]:
 def as_torch(arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
     """Our own arrays by PyTorch's names and in its layout; names that PyTorch has none for stay."""
     parts = Sizes(network=None, head=(0, 0), prototypes=0, classes=0)
-    known = {slot.own: slot for name in NETWORKS for slot in slots(Sizes(network=name))}
+    known = {slot.own: slot for name in ARCHITECTURES for slot in slots(Sizes(network=name))}
     known |= {slot.own: slot for slot in slots(parts)}
     found = {}
     for name, array in arrays.items():
@@ -215,7 +202,7 @@ def sizes_of(tensors: Mapping[str, Tensor]) -> Sizes:
         )
     return Sizes(
         network=(network := _network_of(tensors)),
-        width=max(1, size(0, "bn1.weight", "conv1.weight") // 64) if network else 1,
+        width=max(1, size(0, "bn1.weight", "conv1.weight") // STEM_CHANNELS) if network else 1,
         head=head,
         prototypes=size(0, "prototypes.weight") if "prototypes.weight" in names or head else None,
         classes=size(0, "linear.bias", "linear.weight") if names & {"linear.weight", "linear.bias"} else None,
@@ -232,13 +219,13 @@ def _network_of(tensors: Mapping[str, Tensor]) -> str | None:
     def likeness(name: str) -> tuple[int, bool]:
         # Names that are in one and not in the other count against it; the stem tells 18 from 18_32px.
         own = {slot.torch for slot in slots(Sizes(network=name))}
-        return -len(own ^ backbone), kernel == (NETWORKS[name].stem_kernel,)
+        return -len(own ^ backbone), kernel == (_stem_kernel(ARCHITECTURES[name]),)
 
-    best = max(NETWORKS, key=likeness)
+    best = max(ARCHITECTURES, key=likeness)
     wanted = {slot.torch for slot in slots(Sizes(network=best))}
     if len(wanted & backbone) < len(wanted) / 2:
         raise WeightsError(
-            f"The backbone must be one of {', '.join(NETWORKS)}. Received {len(backbone)} tensors that "
+            f"The backbone must be one of {', '.join(ARCHITECTURES)}. Received {len(backbone)} tensors that "
             f"fit none of them: {', '.join(sorted(backbone)[:6])}, ..."
         )
     return best

@@ -4,13 +4,14 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from swav_tf.model.architectures import ARCHITECTURES
 from swav_tf.training.build import build_swav
 from swav_tf.training.load import load_swav, read_pretrained
 from swav_tf.training.state import named_variables
 from swav_tf.weights.exporting import export_weights
 from swav_tf.weights.fitting import fit
 from swav_tf.weights.importing import import_weights
-from swav_tf.weights.layout import NETWORKS, Sizes, slots
+from swav_tf.weights.layout import Sizes, slots
 from swav_tf.weights.read import open_weights
 from swav_tf.weights.torch_file import read_torch_zip
 from swav_tf.weights.torch_writer import write_torch_file
@@ -46,7 +47,7 @@ def test_an_export_has_the_released_keys_in_order(imported, tmp_path):
 
 
 # Bug caught: a table of names or shapes that is not what Keras builds.
-@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("network", ARCHITECTURES)
 def test_our_names_are_those_of_the_keras_model(network):
     model = build_swav(tiny_recipe(model__backbone={"name": network}))
     wanted = slots(Sizes(network, head=(24, 16), prototypes=12))
