@@ -1,7 +1,8 @@
 """ResNet v1.5 (arXiv 1512.03385, the stride on the 3x3), any width, and a small one for 32 pixels.
 
-Padding is explicit and symmetric, as in the released weights: Keras' 'same' pads a stride-2
-convolution on the right and below only, which moves every feature by half a pixel.
+Padding is symmetric, as in the released weights. At stride 1 that is Keras' 'same', which needs no padded
+copy, forward or backward. At stride 2 it is explicit: 'same' would pad on the right and below only, which
+moves every feature by half a pixel.
 """
 
 from __future__ import annotations
@@ -32,12 +33,13 @@ def build_resnet(name: str, *, width: int = 1, batch_norm: BatchNormSettings) ->
     bottleneck = architecture.block == "bottleneck"
 
     def conv(x: Any, filters: int, kernel: int, stride: int, name: str) -> Any:
-        if kernel > 1:
+        if kernel > 1 and stride > 1:
             x = keras.layers.ZeroPadding2D(kernel // 2, name=f"{name}_pad")(x)
         return keras.layers.Conv2D(
             filters,
             kernel,
             strides=stride,
+            padding="same" if stride == 1 else "valid",
             use_bias=False,
             kernel_initializer=keras.initializers.VarianceScaling(2.0, "fan_out", "untruncated_normal"),
             name=name,
