@@ -42,7 +42,8 @@ def prepare(folder: Path) -> None:
     """Photos, a run of ResNet-50, its exports and its weights for PyTorch."""
     import tensorflow as tf
 
-    from export.run_export import ExportSettings, export_run
+    from export.export_settings import ExportSettings
+    from export.run_export import export_run
     from swav_tf.data.decode import decode
     from swav_tf.data.view import evaluation_view
     from swav_tf.recipe_files import load_recipe, save_recipe

@@ -86,7 +86,8 @@ def export_and_measure(
     from evaluate.benchmark.plan import find_artifacts, plan_cells
     from evaluate.benchmark.run import run_benchmark
     from evaluate.benchmark.schema import Settings, write_benchmark
-    from export.run_export import ExportSettings, export_run
+    from export.export_settings import ExportSettings
+    from export.run_export import export_run
     from export.verify import Labelled, verify
 
     began = time.perf_counter()

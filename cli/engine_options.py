@@ -82,7 +82,8 @@ def engine_settings(given: Mapping[str, Any]) -> EngineSettings:
         UsageError: they do not fit together.
     """
     from evaluate.runners.engine_file import Batches, BuilderOptions
-    from export.tensorrt_engine import EngineSettings, default_cache
+    from export.engine_cache import default_cache
+    from export.tensorrt_engine import EngineSettings
 
     of_builder = {name: given[name] for name in BuilderOptions.model_fields if name in given}
     settings = EngineSettings(

@@ -14,8 +14,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from evaluate.runners.engine_file import Proof
+from evaluate.runners.engine_file import Proof, ProofSource
 from evaluate.runners.onnx_metadata import Precision
+from evaluate.runners.tensorrt_module import TensorRT
 from export.errors import ExportError
 
 TYPES: Final[Mapping[Precision, str]] = {"fp32": "Float", "fp16": "Half", "int8": "Int8"}
@@ -77,7 +78,7 @@ def from_listing(text: str) -> list[Layer]:
 
 
 def prove(
-    layers: Iterable[Layer], convolutions: Mapping[str, Precision], *, source: Any, builder: str
+    layers: Iterable[Layer], convolutions: Mapping[str, Precision], *, source: ProofSource, builder: str
 ) -> Proof:
     """Holds every convolution of the network against the layers that compute it.
 
@@ -113,6 +114,14 @@ def prove(
             f"{len(wrong)} of {len(convolutions)} otherwise: {_some(wrong)}. The engine was not written."
         )
     return Proof(source=source, convolutions=dict(counts))
+
+
+def prove_loaded(engine: Any, convolutions: Mapping[str, Precision], tensorrt: TensorRT) -> Proof:
+    """The same of an engine that is loaded, by TensorRT's inspector (see `prove`)."""
+    text = engine.create_engine_inspector().get_engine_information(
+        tensorrt.module.LayerInformationFormat.JSON
+    )
+    return prove(from_inspector(text), convolutions, source="engine inspector", builder=str(tensorrt))
 
 
 def expected(

@@ -6,13 +6,13 @@ The converter holds every weight some ten times over; so it never sees the large
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, numpy_helper
 
 from export.errors import ExportError
+from export.graph_parts import attribute, keep, keep_read_weights
 
 KERNEL_LAYOUT = [3, 2, 0, 1]  # (height, width, in, out) to (out, in, height, width)
 
@@ -45,7 +45,7 @@ def fold_kernels(model: onnx.ModelProto, kernels: Mapping[str, tuple[str, Callab
             _add_weight(graph, name, value())
             continue
         transpose = _only_reader(readers, given, "Transpose")
-        if list(_attribute(transpose, "perm") or ()) != KERNEL_LAYOUT:
+        if list(attribute(transpose, "perm") or ()) != KERNEL_LAYOUT:
             raise _foreign(given)
         convolution = _only_reader(readers, transpose.output[0], "Conv")
         norm = _only_reader(readers, convolution.output[0], "BatchNormalization")
@@ -54,7 +54,7 @@ def fold_kernels(model: onnx.ModelProto, kernels: Mapping[str, tuple[str, Callab
         gamma, beta, mean, variance = (
             numpy_helper.to_array(values[each]).astype(np.float64) for each in norm.input[1:]
         )
-        scale = gamma / np.sqrt(variance + (_attribute(norm, "epsilon") or 1e-5))
+        scale = gamma / np.sqrt(variance + (attribute(norm, "epsilon") or 1e-5))
         kernel = np.ascontiguousarray(value().transpose(KERNEL_LAYOUT))
         kernel *= scale.astype(np.float32)[:, np.newaxis, np.newaxis, np.newaxis]
         bias = f"{name.rpartition('/')[0]}/bias"
@@ -65,10 +65,9 @@ def fold_kernels(model: onnx.ModelProto, kernels: Mapping[str, tuple[str, Callab
         convolution.input.extend([name, bias])
         convolution.output[0] = norm.output[0]
         gone |= {transpose.name, norm.name}
-    _keep(graph.node, lambda node: node.name not in gone)
-    _keep(graph.input, lambda value: value.name not in kernels)
-    read = {name for node in graph.node for name in node.input}
-    _keep_read(graph, read)
+    keep(graph.node, lambda node: node.name not in gone)
+    keep(graph.input, lambda value: value.name not in kernels)
+    keep_read_weights(graph)
 
 
 def _add_weight(graph: onnx.GraphProto, name: str, value: np.ndarray) -> None:
@@ -78,26 +77,11 @@ def _add_weight(graph: onnx.GraphProto, name: str, value: np.ndarray) -> None:
     tensor.raw_data = value.tobytes()
 
 
-def _keep(items: Any, wanted: Callable[[Any], bool]) -> None:
-    for index in reversed(range(len(items))):
-        if not wanted(items[index]):
-            del items[index]
-
-
-def _keep_read(graph: onnx.GraphProto, read: set[str]) -> None:
-    _keep(graph.initializer, lambda tensor: tensor.name in read)
-
-
 def _only_reader(readers: Mapping[str, list[onnx.NodeProto]], name: str, kind: str) -> onnx.NodeProto:
     found = readers.get(name, [])
     if [node.op_type for node in found] != [kind]:
         raise _foreign(name)
     return found[0]
-
-
-def _attribute(node: onnx.NodeProto, name: str) -> Any:
-    found = [helper.get_attribute_value(attribute) for attribute in node.attribute if attribute.name == name]
-    return found[0] if found else None
 
 
 def _foreign(name: str) -> ExportError:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from typing import Final
 
 import onnx
 from onnx import helper
 
 from export.errors import ExportError
+from export.graph_parts import attribute
 from export.onnx_file import check
 from export.simplify import simplify
 
-OPSET = 17  # 18 loses GlobalAveragePool and keeps a Transpose
-IR_VERSION = 8  # the opset's own; runtimes refuse files newer than they are
-BATCH = "batch"
+OPSET: Final = 17  # 18 loses GlobalAveragePool and keeps a Transpose
+IR_VERSION: Final = 8  # the opset's own; runtimes refuse files newer than they are
+BATCH: Final = "batch"
 
 
 def tidied(model: onnx.ModelProto, *, outputs: Sequence[str]) -> onnx.ModelProto:
@@ -90,12 +91,12 @@ def _pool_in_place(graph: onnx.GraphProto) -> None:
     transposes = {
         node.output[0]: node
         for node in graph.node
-        if node.op_type == "Transpose" and list(_attribute(node, "perm")) == [0, 2, 3, 1]
+        if node.op_type == "Transpose" and list(attribute(node, "perm") or ()) == [0, 2, 3, 1]
     }
     for index, node in enumerate(list(graph.node)):
         if node.op_type != "ReduceMean" or node.input[0] not in transposes:
             continue
-        if list(_attribute(node, "axes")) != [1, 2] or _attribute(node, "keepdims") != 0:
+        if list(attribute(node, "axes") or ()) != [1, 2] or attribute(node, "keepdims") != 0:
             continue
         transpose, pooled = transposes[node.input[0]], f"{node.name}_pooled"
         graph.node.remove(node)
@@ -109,11 +110,6 @@ def _pool_in_place(graph: onnx.GraphProto) -> None:
         if not any(transpose.output[0] in other.input for other in graph.node):
             graph.node.remove(transpose)
         return
-
-
-def _attribute(node: onnx.NodeProto, name: str) -> Any:
-    found = [helper.get_attribute_value(attribute) for attribute in node.attribute if attribute.name == name]
-    return found[0] if found else ()
 
 
 def backbone_nodes(model: onnx.ModelProto) -> list[str]:

@@ -24,21 +24,17 @@ class Drawn:
     Attributes:
         views: uint8 (n, crop, crop, 3).
         labels: (n,) classes, -1 for none.
-        names_sha256: of the names of the images, one a line.
+        facts: which they are: number, seed, SHA-256 of their names, one a line, and where from; empty without any.
     """
 
     views: np.ndarray
     labels: np.ndarray
-    names_sha256: str
+    facts: dict[str, Any]
 
-    def facts(self, images: ImageSet, seed: int) -> dict[str, Any]:
-        """Which images they are."""
-        return {
-            "images": len(self.views),
-            "seed": seed,
-            "names_sha256": self.names_sha256,
-            "source": {**images.facts(), "path": dataset_name(images.settings)},  # no path of this machine
-        }
+
+def no_images(view: EvaluationView) -> Drawn:
+    """A draw where there is nothing to draw from."""
+    return Drawn(np.empty((0, view.crop, view.crop, 3), np.uint8), np.empty(0, np.int64), {})
 
 
 def draw_images(
@@ -77,7 +73,9 @@ def draw_images(
             f"There must be at least 2 readable images to compare, and 2 others to calibrate int8. "
             f"Received: {len(seen)} in {where}."
         )
-    return _drawn(draws[0], view), _drawn(draws[1], view)
+    source = {**images.facts(), "path": dataset_name(images.settings)}  # no path of this machine
+    one, other = (_drawn(draw, view, {"seed": seed, "source": source}) for draw in draws)
+    return one, other
 
 
 def random_pixels(view: EvaluationView, *, seed: int) -> np.ndarray:
@@ -86,7 +84,12 @@ def random_pixels(view: EvaluationView, *, seed: int) -> np.ndarray:
     return draw.integers(0, 256, (RANDOM_IMAGES, view.crop, view.crop, 3), dtype=np.uint8)
 
 
-def _drawn(seen: list[tuple[np.ndarray, int, str]], view: EvaluationView) -> Drawn:
+def _drawn(seen: list[tuple[np.ndarray, int, str]], view: EvaluationView, facts: dict[str, Any]) -> Drawn:
+    if not seen:
+        return no_images(view)
     names = hashlib.sha256("".join(f"{name}\n" for _, _, name in seen).encode())
-    views = np.array([shown for shown, _, _ in seen], np.uint8).reshape(-1, view.crop, view.crop, 3)
-    return Drawn(views, np.array([label for _, label, _ in seen], np.int64), names.hexdigest())
+    return Drawn(
+        np.array([shown for shown, _, _ in seen], np.uint8),
+        np.array([label for _, label, _ in seen], np.int64),
+        {"images": len(seen), "names_sha256": names.hexdigest(), **facts},
+    )

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
-from typing import IO, Final
+from typing import Final
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
+from evaluate.runners.checksums import file_sha256
 from evaluate.runners.onnx_metadata import OnnxMetadata, WeightsFile
-from evaluate.runners.runner import file_sha256
 
 ONE_FILE_BYTES: Final = 2**31 - 2**20  # a protobuf ends at 2 GiB
 LARGE_BYTES: Final = 1024  # weights from here on may lie in a second file
@@ -24,7 +23,7 @@ def save_model(model: onnx.ModelProto, facts: OnnxMetadata, path: Path) -> None:
     Args:
         model: its metadata are changed, and nothing else.
         facts: go into it.
-        path: of the file.
+        path: of the file, in a folder that nobody reads yet (see `filled_folder`).
 
     Raises:
         OSError: the disk is full or refuses.
@@ -36,9 +35,7 @@ def save_model(model: onnx.ModelProto, facts: OnnxMetadata, path: Path) -> None:
         weights = WeightsFile(name=beside.name, sha256=file_sha256(beside))
         facts = facts.model_copy(update={"weights_file": weights})
     helper.set_model_props(whole, facts.as_properties())
-    with path.open("wb") as file:
-        file.write(whole.SerializeToString())
-        _flush(file)
+    path.write_bytes(whole.SerializeToString())
 
 
 def check(model: onnx.ModelProto) -> None:
@@ -98,7 +95,6 @@ def _with_weights_in(path: Path, model: onnx.ModelProto) -> onnx.ModelProto:
                 reference.external_data.add(key=key, value=str(value))
             outside.graph.initializer.append(reference)
             file.write(tensor.raw_data)
-        _flush(file)
     return outside
 
 
@@ -113,8 +109,3 @@ def _copy(target: object, name: str, value: object) -> None:
         getattr(target, name).extend(value)
     else:
         getattr(target, name).CopyFrom(value)
-
-
-def _flush(file: IO[bytes]) -> None:
-    file.flush()
-    os.fsync(file.fileno())

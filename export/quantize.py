@@ -153,10 +153,9 @@ def quantise_within(
     quantised = quantise(model, ranges)
     if acceptable(quantised):
         return quantised, []
+    backbone = set(backbone_nodes(model))
     convolutions = [
-        node.name
-        for node in model.graph.node
-        if node.op_type == "Conv" and node.name in set(backbone_nodes(model))
+        node.name for node in model.graph.node if node.op_type == "Conv" and node.name in backbone
     ]
     tell(f"int8 is beyond its gate; looking for the sensitive ones of {len(convolutions)} convolutions")
     ranked = _by_error(model, ranges, images[:SWEEP_IMAGES], convolutions, quantise)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,7 +40,7 @@ class Reference:
 
 
 def write_reference(path: Path, reference: Reference) -> None:
-    """Writes it as .npz.
+    """Writes it as .npz, in a folder that nobody reads yet (see `filled_folder`).
 
     Raises:
         OSError: the disk is full or refuses.
@@ -52,17 +51,14 @@ def write_reference(path: Path, reference: Reference) -> None:
         "view": reference.view.model_dump(),
         "outputs": list(reference.outputs),
     }
-    with path.open("wb") as file:
-        np.savez(
-            file,
-            images=reference.images,
-            labels=reference.labels,
-            real=reference.real,
-            facts=np.array(json.dumps(facts)),
-            **reference.outputs,  # type: ignore[arg-type]  # numpy's own keyword is none of our names
-        )
-        file.flush()
-        os.fsync(file.fileno())
+    np.savez(
+        path,
+        images=reference.images,
+        labels=reference.labels,
+        real=reference.real,
+        facts=np.array(json.dumps(facts)),
+        **reference.outputs,  # type: ignore[arg-type]  # numpy's own keyword is none of our names
+    )
 
 
 def read_reference(path: Path) -> Reference:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from evaluate.runners.engine_file import EngineFacts, write_whole
+from evaluate.runners.engine_file import EngineFacts
 from evaluate.runners.onnx_metadata import Precision
 from evaluate.runners.tensorrt_runner import TensorrtRunner
+from export.engine_cache import Built
 from export.errors import ExportError
 from export.parity import GATES, Parity, compare, run_all
 from export.reference import REFERENCE, Reference, read_reference
-from export.tensorrt_engine import Built, EngineSettings, build_engine
-from swav_tf.errors import DataError
+from export.tensorrt_engine import EngineSettings, build_engine
+from swav_tf.whole_file import whole_file
 
 
 @dataclass(frozen=True)
@@ -78,13 +80,9 @@ def export_engines(
 
 def _bring_along(source: Path, target: Path) -> None:
     """The reference goes where the engine will lie, for `verify`; one that is there stays."""
-    if target.exists():
-        return
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(target, source.read_bytes())
-    except OSError as error:
-        raise DataError(f"{target} could not be written: {error}. Make room, or give another -o.") from error
+    if not target.exists():
+        with whole_file(target) as partial:
+            shutil.copyfile(source, partial)
 
 
 def _compared(built: Built, reference: Reference | None) -> tuple[Parity | None, str]:

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable
 
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
+
+from export.graph_parts import attribute, keep_read_weights
 
 
 def simplify(graph: onnx.GraphProto) -> None:
     """Applies all of them, in place; a graph that has not their form stays as it is."""
     _normalise_rows(graph)
     _pad_in_the_pool(graph)
-    read = {name for node in graph.node for name in node.input}
-    kept = [tensor for tensor in graph.initializer if tensor.name in read]
-    del graph.initializer[:]
-    graph.initializer.extend(kept)
+    keep_read_weights(graph)
 
 
 def _normalise_rows(graph: onnx.GraphProto) -> None:
@@ -72,16 +70,16 @@ def _pad_in_the_pool(graph: onnx.GraphProto) -> None:
         if pad is None or pad.op_type != "Pad" or _only_reader(graph, pad.output[0]) != pool:
             continue
         relu = _maker(graph, pad.input[0])
-        if relu is None or relu.op_type != "Relu" or _attribute(pad, "mode") not in ((), b"constant"):
+        if relu is None or relu.op_type != "Relu" or attribute(pad, "mode") not in (None, b"constant"):
             continue
         value = _constant(graph, pad.input[2]) if len(pad.input) > 2 and pad.input[2] else np.zeros(1)
         pads = _constant(graph, pad.input[1])
         if pads is None or pads.size != 8 or value is None or value.any() or len(pad.input) > 3:
             continue
         batch, channel, top, left, batch_end, channel_end, bottom, right = map(int, pads)
-        kernel = _attribute(pool, "kernel_shape")
-        plain = not any(_attribute(pool, "pads")) and _attribute(pool, "auto_pad") in (
-            (),
+        kernel = attribute(pool, "kernel_shape")
+        plain = not any(attribute(pool, "pads") or ()) and attribute(pool, "auto_pad") in (
+            None,
             b"NOTSET",
             b"VALID",
         )
@@ -92,7 +90,7 @@ def _pad_in_the_pool(graph: onnx.GraphProto) -> None:
             for margin, side in zip((top, left, bottom, right), [*kernel, *kernel], strict=True)
         ):
             continue
-        kept = [attribute for attribute in pool.attribute if attribute.name not in ("pads", "auto_pad")]
+        kept = [entry for entry in pool.attribute if entry.name not in ("pads", "auto_pad")]
         del pool.attribute[:]
         pool.attribute.extend([*kept, helper.make_attribute("pads", [top, left, bottom, right])])
         pool.input[0] = pad.input[0]
@@ -114,13 +112,6 @@ def _constant(graph: onnx.GraphProto, name: str) -> np.ndarray | None:
     """Its value in float64; None if it is computed."""
     tensor = next((tensor for tensor in graph.initializer if tensor.name == name), None)
     return None if tensor is None else numpy_helper.to_array(tensor).astype(np.float64)
-
-
-def _attribute(node: onnx.NodeProto, name: str) -> Any:
-    found: Sequence[Any] = [
-        helper.get_attribute_value(attribute) for attribute in node.attribute if attribute.name == name
-    ]
-    return found[0] if found else ()
 
 
 def _remove(graph: onnx.GraphProto, nodes: Iterable[onnx.NodeProto]) -> None:

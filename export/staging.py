@@ -12,7 +12,55 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+from export.errors import ExportError
+from swav_tf.whole_file import bring_to_disk
+
 PREFIX: Final = ".part-"
+# A graph comes after the file of its weights, and what tells a server of a model after all else.
+LAST: Final = (".onnx", ".pbtxt")
+
+
+@contextmanager
+def filled_folder(target: Path, *, option: str) -> Iterator[Path]:
+    """A new folder whose files appear in `target`, in the same places, when all of them are on the disk.
+
+    Args:
+        target: made if it is not there; files of the same names in it are replaced, others stay.
+        option: of the command line that names it, for messages.
+
+    Raises:
+        ExportError: the disk is full or refuses.
+    """
+    was_there = target.is_dir()
+    made = contextlib.ExitStack()
+    try:
+        folder = made.enter_context(staging_folder(target))
+    except OSError as error:
+        raise ExportError(f"{target} cannot be written: {error}. Give another {option}.") from error
+    try:
+        yield folder
+        files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+        for path in files:
+            bring_to_disk(path)
+        for path in sorted(files, key=_turn):
+            place = target / path.relative_to(folder)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(path, place)
+            if path.suffix == ".onnx" and path.with_name(f"{path.name}.data") not in files:
+                # Of a larger graph that was there before.
+                place.with_name(f"{path.name}.data").unlink(missing_ok=True)
+    except OSError as error:
+        raise ExportError(
+            f"{target} could not be written: {error}. Make room, or give another {option}."
+        ) from error
+    finally:
+        made.close()
+        if not was_there and not any(target.iterdir()):
+            target.rmdir()
+
+
+def _turn(path: Path) -> int:
+    return LAST.index(path.suffix) + 1 if path.suffix in LAST else 0
 
 
 @contextmanager

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from evaluate.runners.engine_file import SUFFIXES, EngineFacts, read_facts
+from evaluate.runners.checksums import check_unchanged, check_weights
+from evaluate.runners.engine_file import SUFFIXES, read_engine
 from evaluate.runners.onnx_metadata import OnnxMetadata, read_metadata
 from evaluate.runners.onnx_session import open_session
-from export.errors import ExportError
-from export.staging import staging_folder
+from export.staging import filled_folder
 from swav_tf.errors import UsageError
 
 VERSION: Final = "1"  # of each model: a folder
@@ -51,6 +49,7 @@ class ServedModel:
     Attributes:
         name: its folder's, which clients ask for.
         source: the ONNX file or engine.
+        weights: the second file of a large graph; None: it has none.
         inputs, outputs: of its graph.
         preferred: numbers of images that are run at once without waiting for more.
         max_batch: the most images at once.
@@ -61,6 +60,7 @@ class ServedModel:
 
     name: str
     source: Path
+    weights: Path | None
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
     preferred: tuple[int, ...]
@@ -91,15 +91,14 @@ def write_repository(folder: Path, files: Sequence[Path]) -> list[Path]:
         ExportError: the disk refuses.
     """
     models = [_served_engine(path) if path.suffix in SUFFIXES else _served_onnx(path) for path in files]
-    with _whole(folder) as part:
+    with filled_folder(folder, option="--triton") as part:
         for model in models:
             target = part / model.name
             (target / VERSION).mkdir(parents=True)
             name = "model.plan" if model.is_engine else "model.onnx"
             shutil.copyfile(model.source, target / VERSION / name)
-            weights = model.source.with_name(f"{model.source.name}.data")
-            if not model.is_engine and weights.exists():  # the graph names it so
-                shutil.copyfile(weights, target / VERSION / weights.name)
+            if model.weights is not None:  # under its own name, which the graph tells
+                shutil.copyfile(model.weights, target / VERSION / model.weights.name)
             if model.labels:
                 (target / LABELS).write_text(
                     "".join(f"{label}\n" for label in model.labels), encoding="utf-8"
@@ -150,6 +149,7 @@ def _served_onnx(path: Path) -> ServedModel:
     return ServedModel(
         name=_name(facts, path),
         source=path,
+        weights=None if facts.weights_file is None else path.with_name(facts.weights_file.name),
         inputs=inputs,
         outputs=outputs,
         preferred=(USUAL_BATCH, MAX_BATCH),
@@ -161,7 +161,7 @@ def _served_onnx(path: Path) -> ServedModel:
 
 
 def _served_engine(path: Path) -> ServedModel:
-    engine: EngineFacts = read_facts(path)
+    _, engine = read_engine(path)
     if engine.module != "tensorrt":
         raise UsageError(
             f"Triton serves engines by TensorRT. Received: {path}, by {engine.builder}. Build it with "
@@ -183,6 +183,7 @@ def _served_engine(path: Path) -> ServedModel:
     return ServedModel(
         name=f"{_name(facts, path)}-tensorrt",
         source=path,
+        weights=None,
         inputs=inputs,
         outputs=outputs,
         preferred=tuple(sizes),
@@ -194,8 +195,10 @@ def _served_engine(path: Path) -> ServedModel:
 
 
 def _read_onnx(path: Path) -> tuple[OnnxMetadata, tuple[Tensor, ...], tuple[Tensor, ...]]:
-    session = open_session(path, provider="cpu")
+    check_unchanged(path)
+    session = open_session(path)
     facts = read_metadata(session.get_modelmeta().custom_metadata_map, str(path))
+    check_weights(path, facts.weights_file)
     inputs, outputs = (
         tuple(map(_tensor, values)) for values in (session.get_inputs(), session.get_outputs())
     )
@@ -225,33 +228,3 @@ def _comments(facts: OnnxMetadata) -> tuple[str, ...]:
 
 def _quoted(text: str) -> str:
     return json.dumps(text)
-
-
-# === Whole or not at all ===
-
-
-@contextmanager
-def _whole(folder: Path) -> Iterator[Path]:
-    """A folder whose models appear in `folder` at the end; each model's configuration comes last."""
-    was_there = folder.is_dir()
-    made = ExitStack()
-    try:
-        part = made.enter_context(staging_folder(folder))
-    except OSError as error:
-        raise ExportError(f"{folder} cannot be written: {error}. Give another --triton.") from error
-    try:
-        yield part
-        for model in sorted(part.iterdir()):
-            target = folder / model.name
-            (target / VERSION).mkdir(parents=True, exist_ok=True)
-            files = [path for path in model.rglob("*") if path.is_file()]
-            for path in sorted(files, key=lambda path: (path.suffix == ".pbtxt", path.suffix == ".onnx")):
-                os.replace(path, target / path.relative_to(model))
-    except OSError as error:
-        raise ExportError(
-            f"{folder} could not be written: {error}. Make room, or give another --triton."
-        ) from error
-    finally:
-        made.close()
-        if not was_there and not any(folder.iterdir()):
-            folder.rmdir()

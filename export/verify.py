@@ -6,20 +6,20 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 
-from evaluate.runners.engine_file import SUFFIXES, write_whole
+from evaluate.runners.checksums import KEY, PARITY, Checksum, read_checksums
+from evaluate.runners.engine_file import SUFFIXES
 from evaluate.runners.onnx_metadata import Precision
 from evaluate.runners.onnx_runner import OnnxRunner
-from evaluate.runners.runner import file_sha256
 from evaluate.runners.tensorrt_runner import TensorrtRunner
 from export.parity import GATES, LabelledFeatures, Parity, compare, run_all
 from export.reference import REFERENCE, Reference, read_reference
 from swav_tf.errors import DataError, UsageError
+from swav_tf.whole_file import whole_file
 
-PARITY: Final = "parity.json"
 ArtifactRunner = OnnxRunner | TensorrtRunner
 
 
@@ -48,7 +48,8 @@ def find_artifacts(paths: Sequence[Path]) -> list[Path]:
             raise UsageError(
                 f"To verify takes ONNX files and engines, or a folder of them. Received: {path}, not there."
             )
-        found += sorted([*path.glob("*.onnx"), *path.glob("*.plan")]) if path.is_dir() else [path]
+        inside = [file for suffix in (".onnx", *SUFFIXES) for file in path.glob(f"*{suffix}")]
+        found += sorted(inside) if path.is_dir() else [path]
     found = list(dict.fromkeys(found))
     if not found:
         raise UsageError(
@@ -86,9 +87,10 @@ def verify(
 
     Raises:
         UsageError: there is no reference or no such provider, or `labelled` lacks an fp32 file.
-        DataError: the reference is damaged, or the disk refuses.
+        DataError: the reference or parity.json is damaged, or the disk refuses.
     """
-    reference = read_reference(artifacts[0].parent / REFERENCE)
+    folder = artifacts[0].parent
+    reference, checksums = read_reference(folder / REFERENCE), read_checksums(folder)
     runners: dict[str, ArtifactRunner] = {}
     results: dict[str, tuple[Precision | None, Parity]] = {}
     for path in artifacts:
@@ -98,19 +100,15 @@ def verify(
             results[path.name] = (None, Parity(0, 0, failures=(str(error),)))
     on_labelled = {} if labelled is None else _labelled_features(runners, labelled, batch_size)
     for name, runner in runners.items():
-        precision = runner.metadata.precision
-        results[name] = (
-            precision,
-            _compare_one(reference, runner, batch_size, on_labelled.get(name)),
-        )
+        parity = _compare_one(reference, runner, batch_size, on_labelled.get(name))
+        results[name] = (runner.metadata.precision, parity)
+        if isinstance(runner, OnnxRunner) and parity.passed:
+            checksums.setdefault(
+                name, runner.checksum
+            )  # one that is recorded was compared when it was opened
     results = {path.name: results[path.name] for path in artifacts}
-    path = artifacts[0].parent / PARITY
-    try:
-        write_parity(path, reference, results)
-    except OSError as error:
-        raise DataError(
-            f"{path} could not be written: {error}. Make room; the files that were compared are untouched."
-        ) from error
+    with whole_file(folder / PARITY) as partial:
+        partial.write_text(parity_text(reference, results, checksums), encoding="utf-8")
     return results
 
 
@@ -136,14 +134,6 @@ def _compare_one(
         )
     if runner.view != reference.view:
         failures.append(f"its images are {runner.view}, the reference's {reference.view}")
-    weights = runner.metadata.weights_file
-    if weights is not None and isinstance(runner, OnnxRunner):
-        found = file_sha256(Path(runner.facts.path).with_name(weights.name))
-        if found != weights.sha256:
-            failures.append(
-                f"{weights.name} must have the SHA-256 {weights.sha256[:12]}... that the graph was written with, but "
-                f"has {found[:12]}..."
-            )
     if failures:
         return Parity(0, 0, failures=tuple(failures))
     try:
@@ -171,22 +161,13 @@ def _labelled_features(
     }
 
 
-def write_parity(
-    path: Path, reference: Reference, results: Mapping[str, tuple[Precision | None, Parity]]
-) -> None:
-    """Writes the figures as JSON, whole or not at all.
-
-    Raises:
-        OSError: the disk is full or refuses.
-    """
-    write_whole(path, (json.dumps(parity_document(reference, results), indent=2) + "\n").encode())
-
-
-def parity_document(
-    reference: Reference, results: Mapping[str, tuple[Precision | None, Parity]]
-) -> dict[str, Any]:
-    """The figures of all files as plain data."""
-    return {
+def parity_text(
+    reference: Reference,
+    results: Mapping[str, tuple[Precision | None, Parity]],
+    checksums: Mapping[str, Checksum],
+) -> str:
+    """What stands in parity.json: the figures of files, and what the bytes of ONNX files must be."""
+    document: dict[str, Any] = {
         "passed": bool(results) and all(parity.passed for _, parity in results.values()),
         "reference": {
             "weights_sha256": reference.weights_sha256,
@@ -198,4 +179,6 @@ def parity_document(
             name: {"precision": precision, **parity.as_dict()}
             for name, (precision, parity) in results.items()
         },
+        KEY: {name: checksum.model_dump() for name, checksum in sorted(checksums.items())},
     }
+    return json.dumps(document, indent=2) + "\n"

@@ -21,17 +21,45 @@ def whole_file(path: Path) -> Iterator[Path]:
     Raises:
         DataError: the disk is full or refuses.
     """
-    partial = path.with_name(f".part-{os.getpid()}-{path.name}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_files(path) as (partial,):
         yield partial
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(partial, path)
+
+
+@contextmanager
+def whole_files(*paths: Path) -> Iterator[list[Path]]:
+    """Likewise for files that belong together: all are on the disk before the first gets its name.
+
+    Args:
+        paths: in the order in which they get them.
+
+    Raises:
+        DataError: the disk is full or refuses.
+    """
+    # Not the process's number: in containers all have the same, and their disk may be one.
+    partials = [path.with_name(f".part-{os.urandom(4).hex()}-{path.name}") for path in paths]
+    try:
+        for path in paths:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        yield partials
+        for partial in partials:
+            bring_to_disk(partial)
+        for partial, path in zip(partials, paths, strict=True):
+            os.replace(partial, path)
     except OSError as error:
         raise DataError(
-            f"{path} could not be written: {error.strerror or error}. Make room, or give another place."
+            f"{paths[0]} could not be written: {error.strerror or error}. Make room, or give another place."
         ) from error
     finally:
-        with contextlib.suppress(OSError):  # a read-only disk does not even let go of what is not there
-            partial.unlink(missing_ok=True)
+        for partial in partials:
+            with contextlib.suppress(OSError):  # a read-only disk does not even let go of what is not there
+                partial.unlink(missing_ok=True)
+
+
+def bring_to_disk(path: Path) -> None:
+    """Waits until the content of a file is on the disk, so that a power cut cannot take it.
+
+    Raises:
+        OSError: the disk is full or refuses.
+    """
+    with path.open("rb") as file:
+        os.fsync(file.fileno())

@@ -6,7 +6,7 @@ import pytest
 
 from cli.errors import message_of
 from swav_tf.errors import DataError
-from swav_tf.whole_file import whole_file
+from swav_tf.whole_file import whole_file, whole_files
 
 
 def test_a_file_takes_its_name_when_it_is_whole(tmp_path):
@@ -45,6 +45,27 @@ def test_what_was_there_stays_when_the_new_one_fails(tmp_path, error, told, mess
         half()
     assert path.read_bytes() == b"old"
     assert [p.name for p in tmp_path.iterdir()] == ["x.png"]
+
+
+# Bug caught: a new file beside an old one that it does not belong to.
+def test_files_that_belong_together(tmp_path):
+    paths = tmp_path / "engine", tmp_path / "facts"
+    for path in paths:
+        path.write_bytes(b"old")
+
+    def half() -> None:
+        with whole_files(*paths) as parts:
+            parts[0].write_bytes(b"new")
+            parts[1].write_bytes(b"half of the n")
+            raise OSError(errno.EFBIG, "File too large")
+
+    with pytest.raises(DataError, match="engine could not be written: File too large"):
+        half()
+    assert [path.read_bytes() for path in paths] == [b"old", b"old"]
+    with whole_files(*paths) as parts:
+        for part in parts:
+            part.write_bytes(b"new")
+    assert [path.read_bytes() for path in sorted(tmp_path.iterdir())] == [b"new", b"new"]
 
 
 # Bug caught: a full or read-only disk that is told as a mistake of the program's.

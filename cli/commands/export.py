@@ -204,7 +204,8 @@ def command(
         served = _write_triton(triton, [run, *(file.path for file in engines)])
         _show(output, [], engines, served, as_json)
         return
-    from export.run_export import ExportSettings, export_run
+    from export.export_settings import ExportSettings
+    from export.run_export import export_run
 
     settings = ExportSettings(
         precisions=precisions,  # type: ignore[arg-type]  # checked next

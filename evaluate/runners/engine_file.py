@@ -8,10 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -21,6 +18,7 @@ from evaluate.runners.onnx_metadata import OnnxMetadata, read_metadata
 from evaluate.runners.tensorrt_module import NAMES, Gpu, ModuleName, TensorRT
 from swav_tf.errors import DataError, UsageError
 from swav_tf.recipe import Section
+from swav_tf.whole_file import whole_files
 
 FORMAT: Final = 1
 SUFFIXES: Final = (".plan", ".engine")
@@ -59,6 +57,9 @@ class BuilderOptions(Section):
     refittable: bool = False
 
 
+ProofSource = Literal["engine inspector", "the builder's list of layers"]
+
+
 class Proof(Section):
     """In which precision the engine convolves.
 
@@ -67,7 +68,7 @@ class Proof(Section):
         convolutions: how many of the network's, by data type.
     """
 
-    source: Literal["engine inspector", "the builder's list of layers"]
+    source: ProofSource
     convolutions: dict[str, int]
 
 
@@ -188,40 +189,9 @@ def write_engine(plan: Path, data: bytes, facts: EngineFacts) -> None:
     Raises:
         DataError: the disk is full or refuses; what was there before is left.
     """
-    text = facts.model_dump_json(indent=2) + "\n"
-    try:
-        plan.parent.mkdir(parents=True, exist_ok=True)
-        # Both on the disk before either gets its name: a full disk leaves the old pair.
-        with _on_disk(plan.parent, data) as engine, _on_disk(plan.parent, text.encode()) as sidecar:
-            os.replace(engine, plan)
-            os.replace(sidecar, sidecar_of(plan))
-    except OSError as error:
-        raise DataError(f"{plan} could not be written: {error}. Make room, or write elsewhere.") from error
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Writes a file, whole or not at all.
-
-    Raises:
-        OSError: the disk is full or refuses.
-    """
-    with _on_disk(path.parent, data) as partial:
-        os.replace(partial, path)
-
-
-@contextmanager
-def _on_disk(folder: Path, data: bytes) -> Iterator[Path]:
-    """A file of another name, whole; gone afterwards if it was not renamed."""
-    handle, name = tempfile.mkstemp(prefix=".part-", dir=folder)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o644)  # temporary files are for their owner only
-        yield Path(name)
-    finally:
-        Path(name).unlink(missing_ok=True)
+    with whole_files(plan, sidecar_of(plan)) as (engine, sidecar):
+        engine.write_bytes(data)
+        sidecar.write_text(facts.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
 
 def differences(facts: EngineFacts, tensorrt: TensorRT, gpu: Gpu | None) -> list[str]:

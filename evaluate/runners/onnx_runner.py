@@ -6,10 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
+from evaluate.runners.checksums import check_unchanged, check_weights
 from evaluate.runners.onnx_metadata import read_metadata
 from evaluate.runners.onnx_session import BoundRun, open_session
 from evaluate.runners.preparing import prepared
-from evaluate.runners.runner import ModelFacts, check_images, file_sha256
+from evaluate.runners.runner import ModelFacts, check_images
 from swav_tf.errors import DataError
 
 
@@ -22,9 +23,14 @@ class OnnxRunner:
         threads: that compute one batch on a CPU; 0 for one a core.
         cuda_graph: for `bound` on a GPU: repeat a run's launches as one.
 
+    Attributes:
+        checksum: of the file.
+        metadata: what it tells about itself.
+        outputs: their names.
+
     Raises:
         UsageError: there is no such provider here.
-        DataError: the file is damaged, or not one by `swav-tf export`.
+        DataError: the file is damaged, is not what its export recorded, or not one by `swav-tf export`.
     """
 
     name = "onnxruntime"
@@ -32,10 +38,12 @@ class OnnxRunner:
     def __init__(
         self, path: Path, *, provider: str = "cpu", threads: int = 0, cuda_graph: bool = False
     ) -> None:
+        self.checksum = check_unchanged(path)
         self._session = open_session(path, provider=provider, threads=threads, cuda_graph=cuda_graph)
         self._provider = provider
         properties = self._session.get_modelmeta().custom_metadata_map
         self.metadata = read_metadata(properties, str(path))
+        check_weights(path, self.metadata.weights_file)
         self.view = self.metadata.preprocessing.view
         self.data = self.metadata.data
         self.outputs = [output.name for output in self._session.get_outputs()]
@@ -49,7 +57,7 @@ class OnnxRunner:
             weights_sha256=self.metadata.weights_sha256,
             step=self.metadata.step,
             recipe=self.metadata.recipe,
-            file_sha256=file_sha256(path),
+            file_sha256=self.checksum.sha256,
         )
 
     def _check_input(self, path: Path) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
+from evaluate.runners.engine_file import SUFFIXES
 from swav_tf.errors import UsageError
 from swav_tf.recipe import Data, EvaluationView
 
@@ -63,7 +63,7 @@ class Runner(Protocol):
 
         Returns:
             `features` (n, F) and, where the model has them, `projections` (n, D), of length 1, and
-            `scores` (n, K), the cosines with the prototypes; all float32.
+            `scores` (n, K), the cosines with the prototypes, or a classifier's `logits` (n, classes); all float32.
 
         Raises:
             ValueError: the images have another type or shape.
@@ -107,7 +107,7 @@ def open_runner(model: Path | str, *, provider: str | None = None, threads: int 
         from evaluate.runners.keras_runner import KerasRunner
 
         return KerasRunner(path)
-    if path.is_file() and path.suffix in (".plan", ".engine"):
+    if path.is_file() and path.suffix in SUFFIXES:
         from evaluate.runners.tensorrt_runner import TensorrtRunner
 
         return TensorrtRunner(path)
@@ -116,12 +116,6 @@ def open_runner(model: Path | str, *, provider: str | None = None, threads: int 
         f"--model must be the folder of a pretraining run, with config.yaml and checkpoints/, an ONNX file, or "
         f"an engine (.plan). Received: {path}, {what}."
     )
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def check_images(images: np.ndarray, view: EvaluationView) -> None:

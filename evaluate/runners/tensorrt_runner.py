@@ -12,9 +12,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from evaluate.runners.engine_file import check_fits, read_engine, read_facts
+from evaluate.runners.engine_file import check_fits, read_engine
 from evaluate.runners.gpu_memory import Buffer, GpuError, Graph, call
-from evaluate.runners.onnx_metadata import OnnxMetadata
 from evaluate.runners.preparing import prepared
 from evaluate.runners.runner import ModelFacts, check_images
 from evaluate.runners.tensorrt_module import find_tensorrt, fresh_log, load_engine, the_gpu
@@ -22,16 +21,6 @@ from swav_tf.errors import DataError, UsageError
 
 GRAPHS: Final = 4  # batch sizes with a CUDA graph, each with an execution context of its own
 OTHER_SIZES: Final = 0  # all others share one
-
-
-def engine_facts(path: Path) -> OnnxMetadata:
-    """What the ONNX file of an engine told about itself; needs neither TensorRT nor a GPU.
-
-    Raises:
-        UsageError: the engine or its sidecar is not there.
-        DataError: the sidecar is damaged.
-    """
-    return read_facts(path).metadata(path)
 
 
 class TensorrtRunner:

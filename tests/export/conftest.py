@@ -2,7 +2,10 @@ import shutil
 
 import pytest
 
-from export.run_export import ExportSettings, export_run
+import export.tensorrt_engine
+from export.export_settings import ExportSettings
+from export.run_export import export_run
+from export.tensorrt_engine import EngineSettings
 from tests.tiny_run import tiny_run
 
 
@@ -24,3 +27,26 @@ def everything(tmp_path_factory):
 def exported(everything, tmp_path):
     """A copy of it to spoil."""
     return shutil.copytree(everything, tmp_path / "exported")
+
+
+@pytest.fixture(scope="session")
+def int8(tmp_path_factory):
+    """A folder with the tiny run in TensorRT's int8; to be left as it is."""
+    folder = tmp_path_factory.mktemp("int8")
+    settings = ExportSettings(
+        precisions=("int8",), target="tensorrt", reference_images=80, calibration_images=48
+    )
+    export_run(tiny_run(), folder, settings, tell=lambda line: None)
+    return folder
+
+
+@pytest.fixture
+def engine_settings(tmp_path):
+    """Engines by TensorRT-RTX, with a cache of their own."""
+    return EngineSettings(module_name="tensorrt_rtx", cache=tmp_path / "cache")
+
+
+@pytest.fixture
+def no_gpu(monkeypatch):
+    """As on a machine without, whatever this one has."""
+    monkeypatch.setattr(export.tensorrt_engine, "gpu_or_none", lambda: None)

@@ -16,12 +16,14 @@ from cli.errors import run_and_report
 from cli.main import swav_tf
 from evaluate.features import extract_features
 from evaluate.images import open_images, stack_views, view_images
+from evaluate.runners.checksums import check_unchanged, read_checksums
 from evaluate.runners.onnx_metadata import KEY, dataset_name, public_data
 from evaluate.runners.runner import open_runner
 from export.errors import ExportError
+from export.export_settings import ExportSettings
 from export.images import draw_images
 from export.reference import read_reference
-from export.run_export import ExportSettings, export_run
+from export.run_export import export_run
 from export.verify import verify
 from swav_tf.classifier_recipe import FinetuneRecipe
 from swav_tf.errors import DataError, UsageError
@@ -94,7 +96,8 @@ def test_draws():
     first, second = draws[0]
     assert (len(first.views), len(second.views)) == (30, 20)
     assert not {view.tobytes() for view in first.views} & {view.tobytes() for view in second.views}
-    assert first.names_sha256 == draws[1][0].names_sha256 != second.names_sha256
+    names = [draw.facts["names_sha256"] for draw in (first, draws[1][0], second)]
+    assert names[0] == names[1] != names[2]
     where = {
         shown.view.tobytes(): shown.label
         for shown in view_images(images.source, range(len(images.source)), view)
@@ -218,6 +221,8 @@ def test_weights_in_a_second_file(tmp_path, monkeypatch):
     weights.write_bytes(data)
     results = verify([path])
     assert "model-fp32.onnx.data must have the SHA-256" in results[path.name][1].failures[0]
+    with pytest.raises(DataError, match="and was not run"):
+        open_runner(path)
     weights.unlink()
     with pytest.raises(DataError, match=r"cannot be run by onnxruntime.*model-fp32.onnx.data"):
         open_runner(path)
@@ -226,6 +231,10 @@ def test_weights_in_a_second_file(tmp_path, monkeypatch):
     monkeypatch.undo()
     export_run(tiny_run(), tmp_path / "out", ExportSettings(reference_images=10), tell=silent)
     assert not weights.exists()
+    # What was recorded of files that this export left alone is still there.
+    recorded = read_checksums(tmp_path / "out")
+    assert recorded == {name: check_unchanged(tmp_path / "out" / name) for name in recorded}
+    assert recorded.keys() == {"model-fp32.onnx", "model-fp16.onnx"}
 
 
 # Bug caught: an interrupted `features` that goes on with a file of another calibration, whose weights are the same.

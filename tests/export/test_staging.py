@@ -3,7 +3,8 @@
 import os
 import signal
 
-from export.staging import staging_folder
+import export.staging
+from export.staging import filled_folder, staging_folder
 
 
 # Bugs caught: a killed export whose files stay on the disk for ever; one that is under way and loses its own.
@@ -22,3 +23,21 @@ def test_what_a_killed_export_left_goes_and_a_living_one_stays(tmp_path):
             assert one != other
         assert (one / "model.onnx").exists()
     assert list(tmp_path.iterdir()) == []
+
+
+# Bugs caught: a graph that a server opens before its weights are there, or a model before its graph.
+def test_what_is_read_first_is_there_last(tmp_path, monkeypatch):
+    order = []
+    replace = os.replace
+
+    def recorded(source, target):
+        order.append(str(target.relative_to(tmp_path)))
+        replace(source, target)
+
+    monkeypatch.setattr(export.staging.os, "replace", recorded)
+    with filled_folder(tmp_path, option="-o") as folder:
+        for name in ("one/1/model.onnx", "one/1/model.onnx.data", "one/config.pbtxt", "one/labels.txt"):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text(name)
+    assert order == ["one/1/model.onnx.data", "one/labels.txt", "one/1/model.onnx", "one/config.pbtxt"]
+    assert all((tmp_path / name).read_text() == name for name in order)

@@ -13,12 +13,13 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, te
 import export.triton
 from cli.errors import run_and_report
 from cli.main import swav_tf
-from evaluate.runners.engine_file import Batches, BuilderOptions, EngineFacts, Proof, sidecar_of
+from evaluate.runners.engine_file import Batches, BuilderOptions, EngineFacts, Proof, sha256_of, sidecar_of
 from evaluate.runners.runner import open_runner
 from evaluate.runners.tensorrt_module import Gpu
 from export.errors import ExportError
 from export.triton import write_repository
-from swav_tf.errors import UsageError
+from swav_tf.errors import DataError, UsageError
+from tests.export.spoil import flip_a_weight
 from tests.tiny_run import tiny_run
 
 
@@ -93,7 +94,7 @@ def engine_beside(folder, **changes):
     plan = folder / "model-fp16.plan"
     plan.write_bytes(b"an engine")
     facts = EngineFacts(
-        key="k", plan_sha256="p", module="tensorrt", version="10.16.1",
+        key="k", plan_sha256=sha256_of(b"an engine"), module="tensorrt", version="10.16.1",
         gpu=Gpu(name="NVIDIA H100", compute_capability="9.0", driver="580"), onnx="model-fp16.onnx", onnx_sha256="o",
         structure_sha256="s", profile=Batches(min=1, opt=64, max=256), options=BuilderOptions(),
         proof=Proof(source="engine inspector", convolutions={"Half": 6}), properties={},
@@ -125,6 +126,18 @@ def test_engines(exported, tmp_path):
         assert not (tmp_path / "other").exists()
 
 
+# Bug caught: a damaged model, put where a server takes it from.
+def test_damaged_files_are_not_served(exported, tmp_path):
+    engine = engine_beside(exported)
+    engine.write_bytes(b"an enginf")
+    path = exported / "model-fp32.onnx"
+    flip_a_weight(path)
+    for file in (engine, path):
+        with pytest.raises(DataError, match="it is damaged, or another"):
+            write_repository(tmp_path / "served", [file])
+    assert not (tmp_path / "served").exists()
+
+
 # Bug caught: class numbers without names, or the names of another model beside features that have none.
 def test_labels(exported, tmp_path):
     path = exported / "model-fp32.onnx"
@@ -137,6 +150,7 @@ def test_labels(exported, tmp_path):
     names = [f"class {number}" for number in range(12)]
     entry.value = json.dumps({**json.loads(entry.value), "class_names": names})
     onnx.save(model, path)
+    (exported / "parity.json").unlink()
     [folder] = write_repository(tmp_path / "served", [path])
     config, _ = read_config(folder)
     assert [output.label_filename for output in config.output] == ["", "", "labels.txt"]
