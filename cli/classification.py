@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -10,7 +9,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from cli.cluster import cluster_of, cluster_options
-from cli.options import config_option, json_option, override_option
+from cli.options import config_option, json_option, override_option, quiet_option, run_dir_option
+from cli.recipes import with_arguments
 
 if TYPE_CHECKING:
     from swav_tf.classifier_recipe import FinetuneRecipe, ProbeRecipe
@@ -22,15 +22,13 @@ def classification_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Adds TRAIN, VALIDATION and the options of both commands."""
     for option in (
         json_option,
-        click.option("--quiet", is_flag=True, help="No progress on the terminal."),
+        quiet_option,
         cluster_options,
         click.option(
             "--fresh", is_flag=True, help="Begin anew where the run folder has a run; default: go on with it."
         ),
-        click.option(
-            "--run-dir",
-            type=click.Path(file_okay=False, path_type=Path),
-            help="Folder for checkpoints, metrics and results.  [default: the recipe's name in the folder of "
+        run_dir_option(
+            "Folder for checkpoints, metrics and results.  [default: the recipe's name in the folder of "
             "--model; with --from-scratch in runs/]",
         ),
         click.option(
@@ -113,15 +111,12 @@ def _recipe(
     of_validation = {"digits": None, "tfds": "validation_split"}.get(kind, "validation_path")
     if validation is not None and of_validation is None:
         raise click.UsageError(f"the digits are bundled and have no VALIDATION. Received: {validation}.")
-    given: dict[str, str | None] = {
+    given = {
         "data.path": train,
         f"data.{of_validation}": validation,
         "subset": None if subset is None else str(subset),
     }
-    words: list[str] = [
-        f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in given.items() if value is not None
-    ]
-    recipe = load_recipe_of(wanted, config, [*overrides, *words])
+    recipe = load_recipe_of(wanted, config, with_arguments(overrides, given))
     for place, what in (("path", "training"), (of_validation, "validation")):
         if of_validation is not None and place is not None and getattr(recipe.data, place) is None:
             raise click.UsageError(

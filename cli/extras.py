@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+# `onnx-gpu` and `gpu` bring modules of `onnx` and `train` once more: a missing module does not ask for them.
 EXTRAS = {
     "train": (
         "tensorflow",
@@ -12,6 +15,7 @@ EXTRAS = {
         "sklearn",
         "matplotlib",
         "pyarrow",
+        "importlib_resources",
     ),
     "onnx": ("onnxruntime",),
     "export": ("onnx", "tf2onnx"),
@@ -23,3 +27,23 @@ def extra_of(module: str | None) -> str | None:
     """The extra that brings a module, by its import name."""
     package = (module or "").partition(".")[0]
     return next((extra for extra, modules in EXTRAS.items() if package in modules), None)
+
+
+def onnxruntime_remark(versions: Mapping[str, str | None], *, has_gpu: bool) -> str | None:
+    """What keeps ONNX Runtime from a GPU, and how to mend it; None if nothing does.
+
+    Args:
+        versions: of the installed packages, by name.
+        has_gpu: whether there is an NVIDIA GPU.
+    """
+    for_cpu, for_gpu = versions.get("onnxruntime"), versions.get("onnxruntime-gpu")
+    if for_cpu and for_gpu:
+        extra = "onnx-gpu" if has_gpu else "onnx"
+        return (
+            "onnxruntime and onnxruntime-gpu have overwritten each other's files: pip uninstall "
+            f"onnxruntime onnxruntime-gpu, then pip install 'swav-tf[{extra}]'"
+        )
+    if has_gpu and not for_gpu:
+        first = "pip uninstall onnxruntime, then " if for_cpu else ""
+        return f"ONNX Runtime cannot use the GPU that is here: {first}pip install 'swav-tf[onnx-gpu]'"
+    return None

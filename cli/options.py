@@ -1,17 +1,17 @@
-"""Options that several commands share."""
+"""Options that several commands share, so that one name means one thing, and how their values are read."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import click
 
-if TYPE_CHECKING:
-    from swav_tf.recipe import Recipe
+Option = Callable[[Any], Any]
 
-data_argument = click.argument("data", required=False)
+# === Recipes ===
 
 config_option = click.option(
     "-c",
@@ -20,7 +20,6 @@ config_option = click.option(
     metavar="FILE_OR_NAME",
     help="Recipe: a YAML file, or a name from `swav-tf config list`.",
 )
-
 override_option = click.option(
     "-o",
     "--override",
@@ -30,34 +29,127 @@ override_option = click.option(
     help="Change one setting, as train.epochs=10 or crops.0.size=160. May be repeated.",
 )
 
+# === Models and images ===
+
+data_argument = click.argument("data", required=False)
+model_option = click.option(
+    "--model",
+    required=True,
+    metavar="MODEL",
+    help="Run folder of `swav-tf pretrain`, of which the newest checkpoint is taken, or a file of `swav-tf export`.",
+)
+provider_option = click.option(
+    "--provider",
+    type=click.Choice(["cpu", "cuda", "tensorrt"]),
+    help="ONNX Runtime's processor for an ONNX file: this one or an error.  [default: cpu]",
+)
+kind_option = click.option(
+    "--kind",
+    metavar="KIND",
+    help="How DATA is read: class_folders, images, tfrecord, tfds or digits.  [default: as the model's images]",
+)
+split_option = click.option(
+    "--split", metavar="NAME", help="Split of digits or a TFDS data set.  [default: the model's]"
+)
+given_split_option = click.option(
+    "--split", metavar="NAME", default="train", show_default=True, help="Split of digits or a TFDS data set."
+)
+batch_size_option = click.option(
+    "--batch-size",
+    type=click.IntRange(min=1),
+    metavar="N",
+    default=128,
+    show_default=True,
+    help="Images that the model sees at once.",
+)
+max_bad_share_option = click.option(
+    "--max-bad-share",
+    type=click.FloatRange(0, 1),
+    metavar="SHARE",
+    help="Share of unreadable images past which it is an error.  [default: the model's recipe's]",
+)
+
+
+def threads_option(meaning: str) -> Option:
+    """`--threads`: what they do."""
+    return click.option(
+        "--threads",
+        type=click.IntRange(min=0),
+        metavar="N",
+        default=0,
+        show_default=True,
+        help=f"{meaning}; 0: one a core.",
+    )
+
+
+decoding_threads_option = threads_option("Threads that decode images")
+computing_threads_option = threads_option("Threads that compute a batch on a CPU")
+
+
+def seed_option(meaning: str, *, default: int = 0) -> Option:
+    """`--seed`: of what."""
+    return click.option(
+        "--seed",
+        type=click.IntRange(0, 2**32 - 1),
+        metavar="N",
+        default=default,
+        show_default=True,
+        help=meaning,
+    )
+
+
+# === What is written and printed ===
+
+
+def run_dir_option(meaning: str, **settings: Any) -> Option:
+    """`--run-dir`: what the folder of a run gets; `settings` as click takes them."""
+    usual: dict[str, Any] = {
+        "type": click.Path(file_okay=False, path_type=Path),
+        "metavar": "DIR",
+        "help": meaning,
+    }
+    return click.option("--run-dir", **usual | settings)
+
+
+def output_option(meaning: str, **settings: Any) -> Option:
+    """`-o`: what a command writes; `settings` as click takes them."""
+    usual: dict[str, Any] = {"type": click.Path(path_type=Path), "metavar": "FILE", "help": meaning}
+    return click.option("-o", "--output", **usual | settings)
+
+
+def make_folder(output: Path) -> None:
+    """Makes the folder that `-o` names: before anything is computed for it.
+
+    Raises:
+        click.UsageError: it is a file.
+    """
+    if output.exists() and not output.is_dir():
+        raise click.UsageError(f"-o must be a folder. Received: {output}, a file.")
+    output.mkdir(parents=True, exist_ok=True)
+
+
+quiet_option = click.option("--quiet", is_flag=True, help="No progress on the terminal.")
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print JSON on stdout and nothing else there."
 )
 
 
-def load(config: str, overrides: Sequence[str], data: str | None = None) -> Recipe:
-    """The recipe that the options ask for; a DATA argument wins over the recipe's `data.path`."""
-    from swav_tf.recipe_files import load_recipe
-
-    if data is not None:
-        overrides = [*overrides, f"data.path={json.dumps(data, ensure_ascii=False)}"]
-    return load_recipe(config, overrides)
-
-
-def load_for_run(config: str, overrides: Sequence[str], data: str | None) -> Recipe:
-    """The same, its settings known to work together: refused in a moment, before anything large is loaded."""
-    from swav_tf.recipe_advice import check_recipe
-
-    recipe = load(config, overrides, data)
-    if recipe.data.path is None and recipe.data.kind != "digits":
-        raise click.UsageError(
-            f"recipe '{recipe.name}' does not say where the images are (data.kind is {recipe.data.kind}). "
-            "Give DATA, or -o data.path=..."
-        )
-    check_recipe(recipe)  # its advice is for when images and devices are known: the trainer gives it
-    return recipe
-
-
 def print_json(value: Any) -> None:
     """One JSON document on stdout."""
     click.echo(json.dumps(value, indent=2))
+
+
+# === Values with commas between ===
+
+
+def names(context: click.Context, option: click.Parameter, value: str | None) -> tuple[str, ...] | None:
+    """Names, each once; None where there is no value."""
+    return None if value is None else tuple(dict.fromkeys(word.strip() for word in value.split(",")))
+
+
+def counts(context: click.Context, option: click.Parameter, value: str) -> tuple[int, ...]:
+    """Whole numbers >= 1, smallest first, each once."""
+    words = [word.strip() for word in value.split(",")]
+    if not all(word.isdecimal() and int(word) >= 1 for word in words):
+        raise click.BadParameter(f"must be whole numbers >= 1 with commas between, as 1,8. Received: {value}")
+    return tuple(sorted({int(word) for word in words}))

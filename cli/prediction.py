@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +13,17 @@ import numpy as np
 
 from evaluate.images import ViewedImage, stack_views, view_images
 from swav_tf.data.sources import ImageSource
-from swav_tf.errors import DataError, UsageError
+from swav_tf.errors import UsageError
 from swav_tf.recipe import EvaluationView
+from swav_tf.whole_file import whole_file
 
 TOP = 5
 ENDINGS = (".csv", ".json")
+CSV_COLUMNS = (
+    "file",
+    *(f"{what}_{place}" for place in range(1, TOP + 1) for what in ("class", "probability")),
+    "error",
+)
 
 
 @dataclass(frozen=True)
@@ -159,37 +164,20 @@ def write_predictions(path: Path, predictions: list[Prediction]) -> None:
     Raises:
         DataError: the disk is full or refuses; nothing is left of the file then.
     """
-    part = path.with_name(path.name + ".part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _write_rows(part, predictions)
-        os.replace(part, path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise DataError(f"{path} could not be written: {error}. Make room, or give another -o.") from error
-
-
-def _write_rows(part: Path, predictions: list[Prediction]) -> None:
-    with part.open("w", encoding="utf-8", newline="") as file:
-        if part.suffixes[-2].lower() == ".json":
-            json.dump(
-                [_as_json(prediction) for prediction in predictions], file, indent=1, ensure_ascii=False
-            )
+    with whole_file(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
+        if path.suffix.lower() == ".json":
+            entries = [_as_json(prediction) for prediction in predictions]
+            json.dump(entries, file, indent=1, ensure_ascii=False)
             file.write("\n")
         else:
-            rows = csv.writer(file)
-            places = range(1, TOP + 1)
-            rows.writerow(
-                ["file", *(f"{what}_{i}" for i in places for what in ("class", "probability")), "error"]
-            )
-            for prediction in predictions:
-                pairs = zip(prediction.classes, prediction.probabilities, strict=True)
-                cells = [cell for name, p in pairs for cell in (name, f"{p:.6g}")]
-                rows.writerow(
-                    [prediction.file, *cells, *[""] * (2 * TOP - len(cells)), prediction.error or ""]
-                )
-        file.flush()
-        os.fsync(file.fileno())
+            csv.writer(file).writerows([CSV_COLUMNS, *map(_as_row, predictions)])
+
+
+def _as_row(prediction: Prediction) -> list[str]:
+    """The values of CSV_COLUMNS, empty where there are fewer than TOP classes or none at all."""
+    pairs = zip(prediction.classes, prediction.probabilities, strict=True)
+    cells = [cell for name, p in pairs for cell in (name, f"{p:.6g}")]
+    return [prediction.file, *cells, *[""] * (2 * TOP - len(cells)), prediction.error or ""]
 
 
 def _as_json(prediction: Prediction) -> dict[str, Any]:

@@ -6,21 +6,23 @@ from pathlib import Path
 
 import click
 
-from cli.evaluation import (
+from cli.evaluation import open_data, open_model
+from cli.options import (
     batch_size_option,
-    image_progress,
+    data_argument,
+    decoding_threads_option,
+    json_option,
     kind_option,
+    make_folder,
     max_bad_share_option,
     model_option,
-    open_data,
-    open_model,
     output_option,
+    print_json,
     provider_option,
     quiet_option,
     split_option,
-    threads_option,
 )
-from cli.options import data_argument, json_option, print_json
+from cli.progress import image_progress
 
 PRINTED = 12  # rows of the table on the terminal
 
@@ -29,7 +31,7 @@ PRINTED = 12  # rows of the table on the terminal
 @data_argument
 @model_option
 @provider_option
-@output_option("Folder for tables and pictures.", required=True)
+@output_option("Folder for tables and pictures.", metavar="DIR", required=True)
 @kind_option
 @split_option
 @click.option(
@@ -50,7 +52,7 @@ PRINTED = 12  # rows of the table on the terminal
     help="Nearest images to show for each.",
 )
 @batch_size_option
-@threads_option
+@decoding_threads_option
 @max_bad_share_option
 @quiet_option
 @json_option
@@ -88,13 +90,10 @@ def command(
 
     from evaluate.cluster_sheet import write_cluster_sheets
     from evaluate.clusters import assign_images, summary, usage_table, write_tables
-    from swav_tf.errors import UsageError
     from swav_tf.whole_file import whole_file
 
-    if output.exists() and not output.is_dir():
-        raise UsageError(f"-o must be a folder. Received: {output}, a file.")
     images = open_data(runner, data, kind, split)
-    output.mkdir(parents=True, exist_ok=True)
+    make_folder(output)
     share = runner.data.max_bad_share if max_bad_share is None else max_bad_share
     unreadable = UnreadableImages(len(images.source), share, output / "unreadable.csv")
     try:

@@ -25,7 +25,13 @@ def command() -> None:
 @command.command("list")
 @json_option
 def list_recipes(as_json: bool) -> None:
-    """List the recipes that come with the package, each with the command that it is for."""
+    """List the recipes that come with the package, each with the command that it is for.
+
+    \b
+    Examples:
+      swav-tf config list
+      swav-tf config list --json
+    """
     from swav_tf.recipe_files import bundled_recipes, recipe_kind
 
     recipes = {name: (recipe_kind(name), summary) for name, summary in bundled_recipes().items()}

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from cli.options import config_option, data_argument, load_for_run, override_option
+from cli.options import config_option, data_argument, override_option
+from cli.recipes import load_for_run
 
 
 @click.command(short_help="Write a contact sheet of images and their crops.")
@@ -36,11 +37,16 @@ def command(
 ) -> None:
     """Write a contact sheet: images of DATA, beside each the crops that training would cut from it.
 
+    DATA is given as to `swav-tf pretrain`; it may be left out where the recipe names its images.
+
     \b
     Examples:
       swav-tf crops -c demo
       swav-tf crops photos/ -c one_gpu -o data.kind=images --rows 10 --epoch 3 --output sheet.png
     """
+    from evaluate.pictures import check_picture
+
+    check_picture(output)
     recipe = load_for_run(config, overrides, data)
 
     from swav_tf.data.contact_sheet import contact_sheet

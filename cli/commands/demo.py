@@ -6,26 +6,17 @@ from pathlib import Path
 
 import click
 
-from cli.options import json_option, print_json
+from cli.options import json_option, print_json, run_dir_option, seed_option
 from cli.quiet import load_tensorflow_quietly
 
 
 @click.command(short_help="Watch SwAV learn on handwritten digits (minutes, no GPU).")
-@click.option(
-    "--run-dir",
-    type=click.Path(file_okay=False, path_type=Path),
+@run_dir_option(
+    "Folder for checkpoints, metrics, summary, picture, exported files and report.",
     default=Path("runs/demo"),
     show_default=True,
-    help="Folder for checkpoints, metrics, summary, picture, exported files and report.",
 )
-@click.option(
-    "--seed",
-    type=click.IntRange(0, 2**32 - 1),
-    metavar="N",
-    default=31,
-    show_default=True,
-    help="Seed of weights, order and crops.",
-)
+@seed_option("Seed of weights, order and crops.", default=31)
 @click.option(
     "--no-export", is_flag=True, help="End after the picture: no ONNX files, no benchmark, no report."
 )

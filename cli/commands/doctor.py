@@ -11,7 +11,9 @@ from cli.options import json_option, print_json
 @click.option("--gpu", is_flag=True, help="Ask TensorFlow for its GPUs too (loads it, some seconds).")
 @json_option
 def command(gpu: bool, as_json: bool) -> int:
-    """Tell versions, machine and missing extras; exit code 1 where another package owns one of our names.
+    """Tell versions, machine, missing extras, and what keeps ONNX Runtime from a GPU.
+
+    Exit code 1 where another package owns one of our import names.
 
     \b
     Examples:

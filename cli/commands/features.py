@@ -6,26 +6,28 @@ from pathlib import Path
 
 import click
 
-from cli.evaluation import (
+from cli.evaluation import open_data, open_model
+from cli.options import (
     batch_size_option,
-    image_progress,
+    data_argument,
+    decoding_threads_option,
+    json_option,
     kind_option,
     max_bad_share_option,
     model_option,
-    open_data,
-    open_model,
     output_option,
+    print_json,
     provider_option,
     quiet_option,
     split_option,
-    threads_option,
 )
-from cli.options import data_argument, json_option, print_json
+from cli.progress import image_progress
 
 
 @click.command(short_help="Compute features of images into a file.")
 @data_argument
 @model_option
+@provider_option
 @output_option("Feature file to write, .npz, .npy or .parquet.", required=True)
 @kind_option
 @split_option
@@ -38,15 +40,15 @@ from cli.options import data_argument, json_option, print_json
     show_default=True,
     help="Images whose features are kept for good together: what an interruption loses at most.",
 )
-@threads_option
+@decoding_threads_option
 @max_bad_share_option
-@provider_option
 @click.option("--fresh", is_flag=True, help="Begin anew where this output is there already or was begun.")
 @quiet_option
 @json_option
 def command(
     data: str | None,
     model: str,
+    provider: str | None,
     output: Path,
     kind: str | None,
     split: str | None,
@@ -54,7 +56,6 @@ def command(
     shard_size: int,
     threads: int,
     max_bad_share: float | None,
-    provider: str | None,
     fresh: bool,
     quiet: bool,
     as_json: bool,

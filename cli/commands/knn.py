@@ -6,18 +6,8 @@ from pathlib import Path
 
 import click
 
-from cli.evaluation import quiet_option, share_progress
-from cli.options import json_option, print_json
-
-
-def _counts(context: click.Context, option: click.Parameter, value: str) -> tuple[int, ...]:
-    """Whole numbers >= 1 from a text with commas, smallest first, each once."""
-    words = [word.strip() for word in value.split(",")]
-    if not all(word.isdecimal() and int(word) >= 1 for word in words):
-        raise click.BadParameter(
-            f"must be whole numbers >= 1 with commas between, as 10,20. Received: {value}"
-        )
-    return tuple(sorted({int(word) for word in words}))
+from cli.options import counts, json_option, print_json, quiet_option
+from cli.progress import share_progress
 
 
 @click.command(short_help="k-NN accuracy of a feature file's labels on another's images.")
@@ -26,7 +16,7 @@ def _counts(context: click.Context, option: click.Parameter, value: str) -> tupl
 @click.option(
     "-k",
     "neighbours",
-    callback=_counts,
+    callback=counts,
     metavar="N,...",
     default="10,20,100,200",
     show_default=True,

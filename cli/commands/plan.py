@@ -6,7 +6,8 @@ import dataclasses
 
 import click
 
-from cli.options import json_option, load, override_option, print_json
+from cli.options import json_option, override_option, print_json
+from cli.recipes import load
 
 # The names of swav_tf/planning/gpus.py, written again so that `--help` is quick; a test compares them.
 GPU_NAMES = ("v100", "a100", "a100-40", "h100", "h200", "l4", "t4", "rtx4090")
@@ -19,14 +20,25 @@ GPU_NAMES = ("v100", "a100", "a100-40", "h100", "h200", "l4", "t4", "rtx4090")
     "--gpu", type=click.Choice(GPU_NAMES), required=True, help="Kind of GPU; a100 has 80 GB, a100-40 has 40."
 )
 @click.option(
-    "--gpus", type=click.IntRange(min=1), default=1, show_default=True, help="GPUs over all machines."
+    "--gpus",
+    type=click.IntRange(min=1),
+    metavar="N",
+    default=1,
+    show_default=True,
+    help="GPUs over all machines.",
 )
 @click.option(
-    "--gpus-per-node", type=click.IntRange(min=1), default=8, show_default=True, help="GPUs of one machine."
+    "--gpus-per-node",
+    type=click.IntRange(min=1),
+    metavar="N",
+    default=8,
+    show_default=True,
+    help="GPUs of one machine.",
 )
 @click.option(
     "--link-gbit",
     type=click.FloatRange(min=0, min_open=True),
+    metavar="GBIT",
     default=200,
     show_default=True,
     help="Network of one machine in each direction, Gbit/s.",

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from cli.evaluation import output_option
+from cli.options import output_option, seed_option
 
 
 @click.command(short_help="Draw a 2-d map of a feature file.")
@@ -27,14 +27,7 @@ from cli.evaluation import output_option
     show_default=True,
     help="So many images at most, drawn at random: t-SNE of 5,000 takes about a minute.",
 )
-@click.option(
-    "--seed",
-    type=click.IntRange(0, 2**32 - 1),
-    metavar="N",
-    default=0,
-    show_default=True,
-    help="Seed of the draw, of t-SNE and of UMAP.",
-)
+@seed_option("Seed of the draw, of t-SNE and of UMAP.")
 def command(features: Path, output: Path, method: str, limit: int, seed: int) -> None:
     """Draw a map of the images in a feature file, coloured by class.
 
@@ -52,6 +45,5 @@ def command(features: Path, output: Path, method: str, limit: int, seed: int) ->
     check_picture(output)
     file = read_feature_file(features)
     drawn = map_features(file, method=method, limit=limit, seed=seed)
-    output.parent.mkdir(parents=True, exist_ok=True)
     draw_map(output, file, drawn, method=method)
     click.echo(f"{output}: {len(drawn.rows):,} of {len(file.rows.labels):,} images")

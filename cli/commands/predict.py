@@ -6,14 +6,14 @@ from pathlib import Path
 
 import click
 
-from cli.evaluation import (
+from cli.options import (
     batch_size_option,
-    image_progress,
+    decoding_threads_option,
     output_option,
     provider_option,
     quiet_option,
-    threads_option,
 )
+from cli.progress import image_progress
 from cli.quiet import load_tensorflow_quietly
 
 
@@ -23,7 +23,7 @@ from cli.quiet import load_tensorflow_quietly
 @output_option("File to write: .csv or .json.", required=True)
 @provider_option
 @batch_size_option
-@threads_option
+@decoding_threads_option
 @quiet_option
 def command(
     model: Path,

@@ -8,19 +8,24 @@ import click
 
 from cli.closing import closing_words
 from cli.cluster import cluster_of, cluster_options
-from cli.options import config_option, data_argument, json_option, load_for_run, override_option, print_json
+from cli.options import (
+    config_option,
+    data_argument,
+    json_option,
+    override_option,
+    print_json,
+    quiet_option,
+    run_dir_option,
+)
 from cli.quiet import load_tensorflow_quietly
+from cli.recipes import load_for_run
 
 
 @click.command(short_help="Train SwAV on images.")
 @data_argument
 @config_option
 @override_option
-@click.option(
-    "--run-dir",
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Folder for checkpoints, metrics and summary.  [default: runs/ and the recipe's name]",
-)
+@run_dir_option("Folder for checkpoints, metrics and summary.  [default: runs/ and the recipe's name]")
 @click.option(
     "--fresh", is_flag=True, help="Begin anew where the run folder has a checkpoint; default: go on from it."
 )
@@ -31,7 +36,7 @@ from cli.quiet import load_tensorflow_quietly
     help="Begin with the weights of this run folder, trained or imported.  [default: random ones]",
 )
 @cluster_options
-@click.option("--quiet", is_flag=True, help="No progress on the terminal.")
+@quiet_option
 @json_option
 def command(
     data: str | None,

@@ -6,8 +6,9 @@ import dataclasses
 
 import click
 
-from cli.options import config_option, data_argument, json_option, load, override_option, print_json
+from cli.options import config_option, data_argument, json_option, override_option, print_json
 from cli.quiet import load_tensorflow_quietly
+from cli.recipes import load
 
 
 @click.command(short_help="Measure what bounds a recipe on this machine.")
@@ -28,7 +29,12 @@ from cli.quiet import load_tensorflow_quietly
     metavar="N",
     help="Images of the whole recipe, where DATA is left out.  [default: ImageNet's 1,281,167]",
 )
-@click.option("--memory/--no-memory", default=True, help="Measure memory too, in a process of its own.")
+@click.option(
+    "--memory/--no-memory",
+    default=True,
+    show_default=True,
+    help="Measure memory too, in a process of its own.",
+)
 @click.option(
     "--find-batch",
     is_flag=True,
@@ -47,7 +53,8 @@ def command(
 ) -> None:
     """Run some steps of a recipe and say what bounds it: input, host, device or communication.
 
-    Without DATA, random JPEGs of a typical size stand for the images. Nothing is written.
+    DATA is given as to `swav-tf pretrain`. Without it, random JPEGs of a typical size stand for the
+    images. Nothing is written.
 
     \b
     Examples:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
-from cli.evaluation import model_option, open_model, output_option, provider_option
-from cli.options import json_option, print_json
+from cli.evaluation import open_model
+from cli.options import json_option, model_option, output_option, print_json, provider_option
 
 
 @click.command(short_help="Find the images of a feature file nearest to one image.")
@@ -47,15 +47,15 @@ def command(
       swav-tf similar cat.jpg --features train.npy --model runs/first -k 30 -o cats.png --json
     """
     from evaluate.feature_file import read_feature_file
+    from evaluate.pictures import check_picture
 
+    check_picture(output)
     file = read_feature_file(features)  # before TensorFlow loads
     runner = open_model(model, provider)
 
-    from evaluate.pictures import check_picture
     from evaluate.similar import draw_similar, images_of, query_view, similar_images
     from swav_tf.whole_file import whole_file
 
-    check_picture(output)
     view = query_view(image, runner)
     found = similar_images(view, file, runner, k=k)
     images = images_of(file, runner.data, data)

@@ -6,8 +6,17 @@ from pathlib import Path
 
 import click
 
-from cli.evaluation import batch_size_option, kind_option, output_option, split_option, threads_option
-from cli.options import data_argument, json_option, print_json
+from cli.options import (
+    batch_size_option,
+    data_argument,
+    decoding_threads_option,
+    json_option,
+    kind_option,
+    make_folder,
+    output_option,
+    print_json,
+    split_option,
+)
 from cli.quiet import load_tensorflow_quietly
 
 
@@ -16,9 +25,9 @@ from cli.quiet import load_tensorflow_quietly
 @data_argument
 @kind_option
 @split_option
-@output_option("Folder for accuracy by class and the confusion matrix.")
+@output_option("Folder for accuracy by class and the confusion matrix.", metavar="DIR")
 @batch_size_option
-@threads_option
+@decoding_threads_option
 @json_option
 def command(
     model: str,
@@ -50,20 +59,21 @@ def command(
     own = classifier[1].data
     of_validation = {"path": own.validation_path, "split": own.validation_split or own.split}
     images = open_images(data, like=own.model_copy(update=of_validation), kind=kind, split=split)
+    if output is not None:
+        make_folder(output)
     settings = images.settings.model_copy(update={"threads": threads})
     counts, class_names = measure(classifier, images.source, settings, batch_size=batch_size)
 
     figures = counts.as_dict()
-    if output is not None:
-        output.mkdir(parents=True, exist_ok=True)
-        title = f"{model}: top-1 {100 * figures['top1']:.1f} % of {len(images.source):,} images"
-        write_results(output, counts, class_names, title)
     if as_json:
         print_json({"run": model, "images": len(images.source), **figures})
-        return
-    click.echo(
-        f"{len(images.source):,} images, {len(class_names):,} classes: top-1 {100 * figures['top1']:.2f} %, "
-        f"top-5 {100 * figures['top5']:.2f} %, loss {figures['loss']:.4f}"
-    )
-    if output is not None:
-        click.echo(f"{output}: per_class.csv, confusion.csv, confusion.png")
+    else:
+        click.echo(
+            f"{len(images.source):,} images, {len(class_names):,} classes: top-1 {100 * figures['top1']:.2f} %, "
+            f"top-5 {100 * figures['top5']:.2f} %, loss {figures['loss']:.4f}"
+        )
+    if output is not None:  # after the figures: they are told also where these cannot be written
+        title = f"{model}: top-1 {100 * figures['top1']:.1f} % of {len(images.source):,} images"
+        write_results(output, counts, class_names, title)
+        if not as_json:
+            click.echo(f"{output}: per_class.csv, confusion.csv, confusion.png")

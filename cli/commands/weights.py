@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from cli.options import json_option, override_option, print_json
+from cli.options import json_option, output_option, override_option, print_json
 
 file_argument = click.argument("source", metavar="FILE", type=click.Path(path_type=Path))
 
@@ -140,14 +140,7 @@ def import_(
 
 @command.command(short_help="Write weights for PyTorch users.")
 @click.argument("source", metavar="RUN_OR_FILE", type=click.Path(path_type=Path))
-@click.option(
-    "-o",
-    "--output",
-    required=True,
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="New file; .pth.tar, .pth and .pt are PyTorch's, .safetensors is everybody's.",
-)
+@output_option("New file; .pth.tar, .pth and .pt are PyTorch's, .safetensors is everybody's.", required=True)
 @click.option(
     "--names",
     type=click.Choice(["swav", "torchvision", "swav_tf"]),

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -11,11 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cli.errors import run_and_report
-from cli.main import swav_tf
 from swav_tf.classifier_recipe import FinetuneRecipe, ProbeRecipe
 from swav_tf.recipe_files import load_recipe_of
 from swav_tf.training.rendezvous import ClusterAddress
+from tests.cli.command_line import Run, Told
+from tests.cli.images import write_noise
 
 
 @pytest.fixture
@@ -50,24 +51,21 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     ],
 )
 def test_where_a_run_goes(
-    calls: list[dict[str, Any]], words: list[str], job: str, run_dir: str, capsys: pytest.CaptureFixture[str]
+    calls: list[dict[str, Any]], words: list[str], job: str, run_dir: str, told: Told
 ) -> None:
-    assert run_and_report(swav_tf, [*words, "--model", "runs/demo"]) == 0
+    assert told(*words, "--model", "runs/demo") == ""
     [call] = calls
     assert (call["job"], call["run_dir"], call["model"]) == (job, Path(run_dir), "runs/demo")
     assert call["from_scratch"] == ("--from-scratch" in words)
-    assert capsys.readouterr().out == ""
 
 
 # Bugs caught: an option that is parsed and dropped, TRAIN and VALIDATION in the wrong order.
-def test_every_option(
-    calls: list[dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_every_option(calls: list[dict[str, Any]], tmp_path: Path, told: Told) -> None:
     (tmp_path / "list: 1.txt").write_text("a.JPEG\n")
     words = ["finetune", 'train/"ü"', "val", "-c", "finetune_1pct", "--model", "m", "-o", "train.epochs=17"]
     words += ["--subset", str(tmp_path / "list: 1.txt"), "--fresh", "--json", "--run-dir", "r"]
     words += ["--nodes", "2", "--node-rank", "0", "--master", "h:1"]
-    assert run_and_report(swav_tf, words) == 0
+    assert json.loads(told(*words)) == {"last": {"top1": 0.5}}
     [call] = calls
     expected = load_recipe_of(FinetuneRecipe, "finetune_1pct", ["train.epochs=17"])
     data = expected.data.model_copy(update={"path": 'train/"ü"', "validation_path": "val"})
@@ -75,13 +73,11 @@ def test_every_option(
     assert call["recipe"] == expected.model_copy(update={"data": data, "subset": subset})
     assert call["cluster"] == ClusterAddress(nodes=2, node_rank=0, master="h:1")
     assert (call["fresh"], call["quiet"]) == (True, True)
-    assert json.loads(capsys.readouterr().out) == {"last": {"top1": 0.5}}
 
 
 # Bug caught: a TFDS split that is taken for a path and read by nobody.
-def test_validation_is_a_split_of_a_tfds_data_set(calls: list[dict[str, Any]]) -> None:
-    words = ["probe", "cifar10", "test", "-c", "probe", "--model", "m", "-o", "data.kind=tfds"]
-    assert run_and_report(swav_tf, words) == 0
+def test_validation_is_a_split_of_a_tfds_data_set(calls: list[dict[str, Any]], told: Told) -> None:
+    told("probe", "cifar10", "test", "-c", "probe", "--model", "m", "-o", "data.kind=tfds")
     data = calls[0]["recipe"].data
     assert (data.path, data.validation_split, data.validation_path) == ("cifar10", "test", None)
     assert isinstance(calls[0]["recipe"], ProbeRecipe)
@@ -106,12 +102,11 @@ def test_validation_is_a_split_of_a_tfds_data_set(calls: list[dict[str, Any]]) -
     ],
 )  # fmt: skip
 def test_what_is_asked_for_wrongly_has_exit_code_2(
-    calls: list[dict[str, Any]], words: list[str], parts: list[str], capsys: pytest.CaptureFixture[str]
+    calls: list[dict[str, Any]], words: list[str], parts: list[str], run: Run
 ) -> None:
-    assert run_and_report(swav_tf, words) == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert all(part in captured.err for part in parts), captured.err
+    left = run(*words)
+    assert (left.code, left.out) == (2, "")
+    assert all(part in left.err for part in parts), left.err
     assert calls == []
 
 
@@ -130,26 +125,26 @@ def probed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "probe"
 
 
-def write_images(folder: Path) -> None:
-    draw = np.random.default_rng(0)
-    (folder / "below").mkdir(parents=True)
-    for name in ("a.png", "below/b.png", "c.png"):
-        Image.fromarray(draw.integers(0, 256, (20, 24, 3), dtype=np.uint8)).save(folder / name)
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """Three images and one that is none."""
+    folder = write_noise(tmp_path / "images", ("a.png", "below/b.png", "c.png"), height=20, width=24)
     (folder / "broken.jpg").write_bytes(b"no picture")
+    return folder
 
 
 # Bugs caught: predictions under the wrong name after an unreadable file, probabilities that are logits, an unreadable
 # file that stops the others or goes unmentioned, classes that are numbers of another order.
 @pytest.mark.parametrize("batch_size", ["2", "128"])
 def test_predictions_are_the_models(
-    probed: Path, tmp_path: Path, batch_size: str, capsys: pytest.CaptureFixture[str]
+    probed: Path, images: Path, tmp_path: Path, batch_size: str, run: Run
 ) -> None:
     from swav_tf.training.classifier_folder import load_classifier
 
-    write_images(tmp_path / "images")
-    words = ["predict", str(probed), str(tmp_path / "images"), "--quiet", "--batch-size", batch_size]
-    assert run_and_report(swav_tf, [*words, "-o", str(tmp_path / "out.json")]) == 1
-    assert "3 images, 1 that cannot be read" in capsys.readouterr().err
+    words = ["predict", probed, images, "--quiet", "--batch-size", batch_size]
+    left = run(*words, "-o", tmp_path / "out.json")
+    assert left.code == 1
+    assert "3 images, 1 that cannot be read" in left.err
     told = {item["file"]: item for item in json.loads((tmp_path / "out.json").read_text())}
     assert list(told) == ["a.png", "broken.jpg", "c.png", "below/b.png"]
     assert "not one of the formats" in told["broken.jpg"]["error"]
@@ -158,7 +153,7 @@ def test_predictions_are_the_models(
 
     model, recipe, _ = load_classifier(probed)
     for name in ("a.png", "below/b.png", "c.png"):
-        image = np.array(Image.open(tmp_path / "images" / name))
+        image = np.array(Image.open(images / name))
         view = evaluation_view(image, recipe.data.evaluation)
         logits = model(view[None], training=False).numpy()[0].astype(np.float64)
         probabilities = np.exp(logits) / np.exp(logits).sum()
@@ -168,8 +163,8 @@ def test_predictions_are_the_models(
             [p["probability"] for p in told[name]["top"]], probabilities[order], rtol=1e-4
         )
 
-    (tmp_path / "images" / "broken.jpg").unlink()
-    assert run_and_report(swav_tf, [*words, "-o", str(tmp_path / "new" / "out.csv")]) == 0
+    (images / "broken.jpg").unlink()
+    assert run(*words, "-o", tmp_path / "new" / "out.csv").code == 0
     with (tmp_path / "new" / "out.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["file"] for row in rows] == ["a.png", "c.png", "below/b.png"]
@@ -185,40 +180,35 @@ def test_predictions_and_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyP
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(prediction.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     told = [prediction.Prediction("a.png", ("cat",), (1.0,))]
     for name in ("told.csv", "told.json"):
-        with pytest.raises(DataError, match=r"could not be written.*No space left.*another -o"):
+        with pytest.raises(DataError, match=r"could not be written.*No space left.*another place"):
             prediction.write_predictions(tmp_path / "new" / name, told)
     assert list((tmp_path / "new").iterdir()) == []
 
 
 # Bug caught: a pretraining run, or no run at all, that ends in a traceback.
 def test_a_folder_that_is_no_classifier_is_refused(
-    probed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    probed: Path, images: Path, tmp_path: Path, run: Run
 ) -> None:
-    write_images(tmp_path / "images")
-    output = str(tmp_path / "out.csv")
-    for model, told in (
-        (tmp_path, "holds no config.yaml"),
-        (probed.parent / "pretrained", "a pretraining run"),
+    for model, folder, code, part in (
+        (tmp_path, images, 2, "holds no config.yaml"),
+        (probed.parent / "pretrained", images, 2, "a pretraining run"),
+        (probed, tmp_path / "gone", 1, "does not"),
     ):
-        assert run_and_report(swav_tf, ["predict", str(model), str(tmp_path / "images"), "-o", output]) == 2
-        assert told in capsys.readouterr().err
-    assert run_and_report(swav_tf, ["predict", str(probed), str(tmp_path / "gone"), "-o", output]) == 1
-    assert "does not" in capsys.readouterr().err
+        left = run("predict", model, folder, "-o", tmp_path / "out.csv")
+        assert left.code == code
+        assert part in left.err
 
 
 # === validate ===
 
 
 # Bugs caught: another view, other images or other weights than those of the run's own validation.
-def test_validation_finds_the_runs_own_figures(
-    probed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    words = ["validate", str(probed), "--json", "--batch-size", "100", "-o", str(tmp_path / "results")]
-    assert run_and_report(swav_tf, words) == 0, capsys.readouterr().err
-    found = json.loads(capsys.readouterr().out)
+def test_validation_finds_the_runs_own_figures(probed: Path, tmp_path: Path, told: Told) -> None:
+    words = ["validate", probed, "--json", "--batch-size", "100", "-o", tmp_path / "results"]
+    found = json.loads(told(*words))
     last = json.loads((probed / "summary.json").read_text())["last"]
     assert found["images"] == 360
     assert (found["top1"], found["top5"]) == (last["top1"], last["top5"])
@@ -243,26 +233,29 @@ def write_classes(folder: Path, names: list[str]) -> Path:
     ],
 )
 def test_other_images_are_refused(
-    probed: Path,
-    tmp_path: Path,
-    names: list[str],
-    broken: bool,
-    part: str,
-    capsys: pytest.CaptureFixture[str],
+    probed: Path, tmp_path: Path, names: list[str], broken: bool, part: str, run: Run
 ) -> None:
     folder = write_classes(tmp_path / "val", names)
     if broken:
         (folder / "0" / "b.png").write_bytes(b"no picture")
-    assert run_and_report(swav_tf, ["validate", str(probed), str(folder), "--kind", "class_folders"]) == 1
-    error = capsys.readouterr().err
-    assert part in error
-    assert "not foreseen" not in error
+    left = run("validate", probed, folder, "--kind", "class_folders")
+    assert left.code == 1
+    assert part in left.err
+    assert "not foreseen" not in left.err
+
+
+# Bug caught: figures that were measured and are told to nobody, for want of a place for the tables.
+def test_a_place_that_is_none_is_told_before_anything_is_measured(
+    probed: Path, monkeypatch: pytest.MonkeyPatch, run: Run
+) -> None:
+    monkeypatch.setattr("swav_tf.training.measure.measure", lambda *images: pytest.fail("it was measured"))
+    left = run("validate", probed, "-o", probed / "config.yaml")
+    assert left.code == 2
+    assert "-o must be a folder" in left.err
 
 
 # Bug caught: an imported classifier without names that cannot be measured on folders with names.
-def test_an_import_without_class_names_takes_those_of_the_images(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_import_without_class_names_takes_those_of_the_images(tmp_path: Path, told: Told) -> None:
     from swav_tf.weights.importing import import_weights
     from swav_tf.weights.layout import Sizes, slots
     from swav_tf.weights.torch_writer import write_torch_file
@@ -278,7 +271,6 @@ def test_an_import_without_class_names_takes_those_of_the_images(
     write_torch_file(linear, tmp_path / "linear.pth")
     import_weights(tmp_path / "linear.pth", tmp_path / "run", backbone=tmp_path / "backbone.pth")
     folder = write_classes(tmp_path / "val", ["ant", "bee", "cow"])
-    words = ["validate", str(tmp_path / "run"), str(folder), "-o", str(tmp_path / "results")]
-    assert run_and_report(swav_tf, words) == 0, capsys.readouterr().err
+    told("validate", tmp_path / "run", folder, "-o", tmp_path / "results")
     rows = list(csv.reader((tmp_path / "results" / "per_class.csv").read_text().splitlines()))
     assert rows[1:] == [["ant", "1", "0.0", "1.0"], ["bee", "1", "1.0", "1.0"], ["cow", "1", "0.0", "1.0"]]

@@ -2,51 +2,52 @@ import json
 
 import pytest
 
-from cli.errors import run_and_report
-from cli.main import swav_tf
 from swav_tf.recipe import Recipe
 from swav_tf.recipe_fields import recipe_fields
 from swav_tf.recipe_files import KINDS, bundled_recipes, load_recipe
+from tests.cli.command_line import Run, Told
 
 
-def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """The output of a command that succeeds."""
-    assert run_and_report(swav_tf, ["config", *arguments]) == 0
-    captured = capsys.readouterr()
-    assert captured.err == ""
-    return captured.out
+@pytest.fixture
+def config(run: Run) -> Told:
+    """The output of a `config` command that succeeds without a word on stderr."""
+
+    def config(*arguments: str) -> str:
+        left = run("config", *arguments)
+        assert (left.code, left.err) == (0, "")
+        return left.out
+
+    return config
 
 
-def test_list_shows_every_recipe_with_its_summary(capsys: pytest.CaptureFixture[str]) -> None:
-    lines = run(capsys, "list").splitlines()
+def test_list_shows_every_recipe_with_its_summary(config: Told) -> None:
+    lines = config("list").splitlines()
     assert [line.split("  ")[0] for line in lines] == list(bundled_recipes())
     assert lines[0].endswith("SwAV on scikit-learn's handwritten digits, in three minutes on two CPU cores")
-    told = json.loads(run(capsys, "list", "--json"))
+    told = json.loads(config("list", "--json"))
     assert {name: recipe["summary"] for name, recipe in told.items()} == bundled_recipes()
     assert {told[name]["kind"] for name in ("demo", "probe", "finetune_1pct")} == set(KINDS)
 
 
-def test_show_prints_a_recipe_that_loads_again(capsys: pytest.CaptureFixture[str], tmp_path: object) -> None:
-    text = run(capsys, "show", "one_gpu")
+def test_show_prints_a_recipe_that_loads_again(config: Told, tmp_path: object) -> None:
+    text = config("show", "one_gpu")
     assert text.startswith("# SwAV, ResNet-50, 200 epochs at batch 256 with a queue, on one GPU\n")
     assert "sigma: [0.1, 2.0]" in text  # a default that the file does not name
     path = f"{tmp_path}/mine.yaml"
     with open(path, "w", encoding="utf-8") as file:
         file.write(text)
     assert load_recipe(path) == load_recipe("one_gpu")
-    assert run(capsys, "show", path) == text
+    assert config("show", path) == text
 
 
-def test_show_with_overrides_drops_the_header_that_is_no_longer_true(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    text = run(capsys, "show", "one_gpu", "-o", "train.epochs=3")
+def test_show_with_overrides_drops_the_header_that_is_no_longer_true(config: Told) -> None:
+    text = config("show", "one_gpu", "-o", "train.epochs=3")
     assert text.startswith("name: one_gpu\n")
     assert "epochs: 3" in text
 
 
-def test_show_as_json_is_the_resolved_recipe(capsys: pytest.CaptureFixture[str]) -> None:
-    told = run(capsys, "show", "demo", "--json", "-o", "train.seed=5")
+def test_show_as_json_is_the_resolved_recipe(config: Told) -> None:
+    told = config("show", "demo", "--json", "-o", "train.seed=5")
     assert Recipe.model_validate_json(told, strict=True) == load_recipe("demo", ["train.seed=5"])
 
 
@@ -69,17 +70,17 @@ def test_show_as_json_is_the_resolved_recipe(capsys: pytest.CaptureFixture[str])
     ],
 )
 def test_check_tells_advice_and_succeeds(
-    arguments: list[str], last_line: str, advice: list[str], capsys: pytest.CaptureFixture[str]
+    arguments: list[str], last_line: str, advice: list[str], config: Told
 ) -> None:
-    *lines, last = run(capsys, "check", *arguments).splitlines()
+    *lines, last = config("check", *arguments).splitlines()
     assert last == last_line
     assert len(lines) == len(advice)
     for line, start in zip(lines, advice, strict=True):
         assert line.startswith(f"Advice: {start}")
 
 
-def test_check_as_json_has_the_advice(capsys: pytest.CaptureFixture[str]) -> None:
-    told = json.loads(run(capsys, "check", "passl_1node", "--json"))
+def test_check_as_json_has_the_advice(config: Told) -> None:
+    told = json.loads(config("check", "passl_1node", "--json"))
     assert told["valid"] is True
     assert told["error"] is None
     [remark] = told["advice"]
@@ -87,8 +88,8 @@ def test_check_as_json_has_the_advice(capsys: pytest.CaptureFixture[str]) -> Non
     assert remark["remedy"] == "Set it to 3584 or 4096"
 
 
-def test_settings_explains_every_field(capsys: pytest.CaptureFixture[str]) -> None:
-    told = json.loads(run(capsys, "settings", "--json"))
+def test_settings_explains_every_field(config: Told) -> None:
+    told = json.loads(config("settings", "--json"))
     assert list(told) == [field.path for field in recipe_fields()]
     assert told["crops.N.scale"]["type"] == "list of 2 float"
     assert told["train.batch_size"] == {
@@ -99,17 +100,17 @@ def test_settings_explains_every_field(capsys: pytest.CaptureFixture[str]) -> No
     assert told["train.precision"]["type"] == "float32 | mixed_float16 | mixed_bfloat16"
     assert told["augment.jitter.hue"]["type"] == "float >= 0 <= 0.5"
     assert all(field["meaning"] != "None" for field in told.values())
-    assert "train.seed\n    int >= 0 < 4294967296, default 31. seed of weights" in run(capsys, "settings")
+    assert "train.seed\n    int >= 0 < 4294967296, default 31. seed of weights" in config("settings")
 
 
 @pytest.mark.parametrize("kind", ["probe", "finetune"])
-def test_settings_of_another_kind(capsys: pytest.CaptureFixture[str], kind: str) -> None:
-    told = json.loads(run(capsys, "settings", "--kind", kind, "--json"))
+def test_settings_of_another_kind(config: Told, kind: str) -> None:
+    told = json.loads(config("settings", "--kind", kind, "--json"))
     assert list(told) == [field.path for field in recipe_fields(KINDS[kind])]
     assert told["optimizer.decay_epochs"]["type"] == "list of int"
     assert ("optimizer.backbone_learning_rate" in told) == (kind == "finetune")
     assert all(field["meaning"] != "None" for field in told.values())
 
 
-def test_show_prints_a_probe(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "kind: probe\n" in run(capsys, "show", "probe")
+def test_show_prints_a_probe(config: Told) -> None:
+    assert "kind: probe\n" in config("show", "probe")

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cli.errors import run_and_report
-from cli.main import swav_tf
+from tests.cli.command_line import Left, Run
 
 
 @pytest.fixture
@@ -25,36 +24,37 @@ def images(tmp_path: Path) -> Path:
     return root
 
 
-def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
-    code = run_and_report(swav_tf, ["data", *map(str, arguments)])
-    return (code, *capsys.readouterr())
+@pytest.fixture
+def data(run: Run) -> Run:
+    """Runs a command of `data`."""
+
+    def data(*arguments: object) -> Left:
+        return run("data", *arguments)
+
+    return data
 
 
 # Bugs caught: options that do not arrive, JSON among other lines, a second call that packs anew.
-def test_shard(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, _ = run(capsys, "shard", images, tmp_path / "out", "--shards", 3, "--quiet")
+def test_shard(images: Path, tmp_path: Path, data: Run) -> None:
+    code, out, _ = data("shard", images, tmp_path / "out", "--shards", 3, "--quiet")
     assert (code, out.splitlines()) == (
         0,
         [f"{tmp_path / 'out'}: 8 images of 2 classes in 3 shards, 0.0 MiB"],
     )
-    code, out, _ = run(capsys, "shard", images, tmp_path / "out", "--json")
+    code, out, _ = data("shard", images, tmp_path / "out", "--json")
     told = json.loads(out)
     assert (code, told["images"], told["kept_shards"]) == (0, 8, 3)
-    code, out, _ = run(
-        capsys, "shard", images, tmp_path / "flat", "--kind", "images", "--threads", 2, "--json"
-    )
+    code, out, _ = data("shard", images, tmp_path / "flat", "--kind", "images", "--threads", 2, "--json")
     assert (code, json.loads(out)["classes"], json.loads(out)["shards"]) == (0, 0, 1)
 
 
 # Bugs caught: wrong counts and extents, a corrupt image that passes, a sheet that is not written.
 @pytest.mark.parametrize("packed", [False, True])
-def test_check(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], packed: bool) -> None:
-    data = tmp_path / "out" if packed else images
+def test_check(images: Path, tmp_path: Path, data: Run, packed: bool) -> None:
+    place = tmp_path / "out" if packed else images
     if packed:
-        run(capsys, "shard", images, data)
-    code, out, _ = run(
-        capsys, "check", data, "--duplicates", "--json", "--sheet", tmp_path / "sheets" / "s.png"
-    )
+        data("shard", images, place)
+    code, out, _ = data("check", place, "--duplicates", "--json", "--sheet", tmp_path / "sheets" / "s.png")
     report = json.loads(out)
     assert code == 1
     assert report["kind"] == ("tfrecord" if packed else "class_folders")
@@ -68,20 +68,18 @@ def test_check(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
     assert report["bad_shards"] == ({} if packed else None)
     sheet = np.asarray(Image.open(tmp_path / "sheets" / "s.png"))
     assert {(40 * n,) * 3 for n in range(6)} <= {tuple(color) for color in sheet.reshape(-1, 3).tolist()}
-    code, out, _ = run(capsys, "check", data, "--max-bad-share", 0.2, "--quiet")
+    code, out, _ = data("check", place, "--max-bad-share", 0.2, "--quiet")
     assert code == 0
     assert "corrupt  1 images cannot be read (12.5 %)" in out
     assert "classes  2, of 3 to 5 images, median 4" in out
 
 
-def test_check_fails_for_a_wrong_checksum(
-    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_check_fails_for_a_wrong_checksum(images: Path, tmp_path: Path, data: Run) -> None:
     (images / "dog" / "no image.jpg").unlink()
-    run(capsys, "shard", images, tmp_path / "out")
+    data("shard", images, tmp_path / "out")
     shard = tmp_path / "out" / "images-00000-of-00001.tfrecord"
     shard.write_bytes(b"\0" * 8 + shard.read_bytes()[8:])  # a length, which the index makes unnecessary
-    code, out, _ = run(capsys, "check", tmp_path / "out", "--quiet")
+    code, out, _ = data("check", tmp_path / "out", "--quiet")
     assert code == 1
     assert "images-00000-of-00001.tfrecord: its SHA-256 is not that of the index" in out
 
@@ -93,37 +91,38 @@ def test_check_fails_for_a_wrong_checksum(
         (["shard", "{images}", "out", "--shards", "9"], 2, "8 images, 9 shards"),
         (["shard", "{images}", "{images}"], 2, "new or empty"),
         (["check", "nowhere"], 1, "nowhere does not"),
+        (["check", "{images}", "--sheet", "sheet.txt"], 2, "A picture must end in .png"),
         (["check", "{images}", "--kind", "tfrecord"], 1, "TFRecord shards"),
         (["check", "s4://bucket/images"], 1, "must have a file system for s4://"),
     ],
 )
 def test_what_is_wrong_is_told(
-    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: Run,
     arguments: list[str], code: int, message: str,
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
-    got, _, err = run(capsys, *(word.format(images=images) for word in arguments))
+    got, _, err = data(*(word.format(images=images) for word in arguments))
     assert got == code
     assert message in err
     assert "Traceback" not in err
 
 
 # Bugs caught: a name that JSON or a terminal cannot hold, or that a terminal obeys.
-def test_cruel_names(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_cruel_names(images: Path, tmp_path: Path, data: Run) -> None:
     for name in (b"new\nline.jpg", b"caf\xe9.jpg", b"\x1b[2J.jpg"):
         with open(os.path.join(os.fsencode(images / "cat"), name), "wb") as file:
             file.write(b"no image")
     os.rename(images / "dog", os.path.join(os.fsencode(images), b"d\xf6g"))
-    run(capsys, "shard", images, tmp_path / "out")
-    for data in (images, tmp_path / "out"):
-        code, out, _ = run(capsys, "check", data, "--json")
+    data("shard", images, tmp_path / "out")
+    for place in (images, tmp_path / "out"):
+        code, out, _ = data("check", place, "--json")
         report = json.loads(out)
         assert code == 1
         assert report["classes"] == {"cat": 6, r"d\xf6g": 5}
         assert set(report["corrupt"]) == {
             r"cat/new\nline.jpg", r"cat/caf\xe9.jpg", r"cat/\x1b[2J.jpg", r"d\xf6g/no image.jpg",
         }  # fmt: skip
-        code, out, _ = run(capsys, "check", data, "--sheet", tmp_path / "s.png")
+        code, out, _ = data("check", place, "--sheet", tmp_path / "s.png")
         assert out.isascii()
         assert "\x1b" not in out
         assert r"         cat/new\nline.jpg: not one of the formats" in out

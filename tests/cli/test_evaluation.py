@@ -1,7 +1,6 @@
 """What comes after pretraining: features, k-NN, clusters, similar images, maps."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -9,13 +8,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cli import evaluation
+from cli import progress
 from cli.errors import run_and_report
 from cli.main import swav_tf
 from swav_tf.data.digits import Digits
+from tests.cli.command_line import TENSORFLOW, Run, Told, run_without
+from tests.cli.images import write_noise
 from tests.tiny_run import tiny_run
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="session")
@@ -34,31 +33,16 @@ def files(model: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def told(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    assert run_and_report(swav_tf, list(arguments)) == 0
-    return capsys.readouterr().out
-
-
 # Bugs caught: options that do not reach the extraction, JSON among other lines.
-def test_features(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_features(model: str, tmp_path: Path, told: Told) -> None:
     output = str(tmp_path / "new" / "x.parquet")
-    arguments = [
-        "features",
-        "digits",
-        "--split",
-        "test",
-        "--model",
-        model,
-        "-o",
-        output,
-        "--shard-size",
-        "100",
-    ]
-    result = json.loads(told(capsys, *arguments, "--batch-size", "64", "--threads", "2", "--json"))
+    arguments = ["features", "digits", "--split", "test", "--model", model, "-o", output]
+    arguments += ["--shard-size", "100"]
+    result = json.loads(told(*arguments, "--batch-size", "64", "--threads", "2", "--json"))
     assert (result["output"], result["images"], result["unreadable"]) == (output, 360, 0)
     assert result["images_per_second"] > 0
     assert len(list(Path(output).glob("part-*.parquet"))) == 4
-    again = told(capsys, *arguments)
+    again = told(*arguments)
     assert (
         f"{output}: 360 images x {result['feature_dim']} features\n360 of the images were done before"
         in again
@@ -66,69 +50,66 @@ def test_features(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 
 
 # Bugs caught: train and test swapped, another k or temperature than was asked for.
-def test_knn(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_knn(files: Path, told: Told) -> None:
     train, test = str(files / "train.npy"), str(files / "test.npz")
-    result = json.loads(told(capsys, "knn", train, test, "-k", "50,5", "--temperature", "0.5", "--json"))
+    result = json.loads(told("knn", train, test, "-k", "50,5", "--temperature", "0.5", "--json"))
     assert (result["train_images"], result["test_images"], result["temperature"]) == (1437, 360, 0.5)
     assert list(result["knn"]) == ["5", "50"]
     assert 0.4 < result["knn"]["5"]["top1"] <= result["knn"]["5"]["top5"] <= 1
-    table = told(capsys, "knn", train, test)
+    table = told("knn", train, test)
     assert "360 images by 1,437 others" in table
     assert [line.split()[1] for line in table.splitlines() if "%" in line] == ["10", "20", "100", "200"]
 
 
 # Bug caught: one of the files of a folder of clusters that is missing.
-def test_clusters(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_clusters(model: str, tmp_path: Path, told: Told) -> None:
     arguments = ["clusters", "digits", "--split", "test", "--model", model, "-o", str(tmp_path / "c")]
-    printed = told(capsys, *arguments, "--prototypes", "3", "--images", "4")
+    printed = told(*arguments, "--prototypes", "3", "--images", "4")
     assert "of 12 prototypes used" in printed
     names = {path.name for path in (tmp_path / "c").iterdir()}
     assert names == {"index.html", "sheet.png", "clusters.json", "usage.csv", "assignments.csv"}
     whole = json.loads((tmp_path / "c" / "clusters.json").read_text())
     assert sum(row["images"] for row in whole["usage"]) == whole["images"] == 360
     assert len(whole["usage"]) == 12
-    assert json.loads(told(capsys, *arguments, "--json"))["usage"] == whole["usage"]
+    assert json.loads(told(*arguments, "--json"))["usage"] == whole["usage"]
 
 
 # Bug caught: neighbours that are not those of the image.
-def test_similar(model: str, files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_similar(model: str, files: Path, tmp_path: Path, told: Told) -> None:
     arguments = ["similar", str(files / "digit.png"), "--features", str(files / "test.npz"), "--model", model]
     arguments += ["-o", str(tmp_path / "x.png"), "-k", "3"]
-    near = json.loads(told(capsys, *arguments, "--json"))["similar"]
+    near = json.loads(told(*arguments, "--json"))["similar"]
     assert near[0]["index"] == 17
     assert near[0]["cosine"] == pytest.approx(1, abs=1e-5)
     assert len(near) == 3
-    assert near[0]["name"] in told(capsys, *arguments)
+    assert near[0]["name"] in told(*arguments)
     assert np.asarray(Image.open(tmp_path / "x.png")).std() > 20
 
 
 # Bug caught: --method or --limit that does not arrive.
-def test_plot(files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_plot(files: Path, tmp_path: Path, told: Told) -> None:
     output = str(tmp_path / "x.png")
     arguments = ["plot", str(files / "test.npz"), "-o", output, "--limit", "50"]
-    assert told(capsys, *arguments) == f"{output}: 50 of 360 images\n"
+    assert told(*arguments) == f"{output}: 50 of 360 images\n"
     first = Path(output).read_bytes()
-    told(capsys, *arguments, "--method", "tsne")
+    told(*arguments, "--method", "tsne")
     assert Path(output).read_bytes() != first
 
 
 # Bug caught: images of a folder decoded, labelled or left out otherwise than is said.
-def test_a_folder_with_an_unreadable_image(
-    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for number in range(12):
-        folder = tmp_path / "images" / "ab"[number % 2]
-        folder.mkdir(parents=True, exist_ok=True)
-        pixels = np.random.default_rng(number).integers(0, 256, (40, 50, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / f"{number}.jpg")
-    (tmp_path / "images" / "a" / "0.jpg").write_bytes(b"no image")
-    arguments = ["features", str(tmp_path / "images"), "--model", model, "-o", str(tmp_path / "x.npz")]
-    assert run_and_report(swav_tf, arguments) == 2
-    assert "--kind class_folders" in capsys.readouterr().err
+def test_a_folder_with_an_unreadable_image(model: str, tmp_path: Path, run: Run, told: Told) -> None:
+    names = [f"{'ab'[number % 2]}/{number}.jpg" for number in range(12)]
+    images = write_noise(tmp_path / "images", names, height=40, width=50)
+    (images / "a" / "0.jpg").write_bytes(b"no image")
+    arguments = ["features", images, "--model", model, "-o", tmp_path / "x.npz"]
+    code, _, err = run(*arguments)
+    assert code == 2
+    assert "--kind class_folders" in err
     arguments += ["--kind", "class_folders", "--quiet"]
-    assert run_and_report(swav_tf, [*arguments, "--max-bad-share", "0"]) == 1
-    assert "unreadable, 0 of 12" in capsys.readouterr().err
-    assert "1 unreadable images are left out" in told(capsys, *arguments)
+    code, _, err = run(*arguments, "--max-bad-share", "0")
+    assert code == 1
+    assert "unreadable, 0 of 12" in err
+    assert "1 unreadable images are left out" in told(*arguments)
     with np.load(tmp_path / "x.npz") as file:
         assert file["features"].shape[0] == 11
         assert sorted(file["labels"].tolist()) == [0] * 5 + [1] * 6
@@ -195,7 +176,7 @@ def test_what_cannot_be_done(
     files: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    run: Run,
 ) -> None:
     np.savez(files / "other.npz", features=np.ones((9, 3), np.float32), labels=np.zeros(9, np.int64))
     with np.load(files / "test.npz") as file:
@@ -206,30 +187,28 @@ def test_what_cannot_be_done(
     places = {"MODEL": model, "FILES": str(files), "EMPTY": "empty"}
     for name, place in places.items():
         arguments = [word.replace(name, place) for word in arguments]
-    assert run_and_report(swav_tf, arguments) == code
-    captured = capsys.readouterr()
-    assert part in captured.err
-    assert "not foreseen" not in captured.err
-    assert captured.out == ""
+    left = run(*arguments)
+    assert (left.code, left.out) == (code, "")
+    assert part in left.err
+    assert "not foreseen" not in left.err
     assert {path.name for path in tmp_path.iterdir()} == {"empty"}
 
 
 # Bug caught: hours of work before it is told that the output cannot be written.
-def test_parquet_needs_its_package(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_parquet_needs_its_package(monkeypatch: pytest.MonkeyPatch, run: Run) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     monkeypatch.delitem(sys.modules, "pyarrow.parquet", raising=False)
-    assert run_and_report(swav_tf, ["features", "digits", "--model", "nowhere", "-o", "x.parquet"]) == 1
-    assert "pip install 'swav-tf[train]'" in capsys.readouterr().err
+    left = run("features", "digits", "--model", "nowhere", "-o", "x.parquet")
+    assert left.code == 1
+    assert "pip install 'swav-tf[train]'" in left.err
 
 
 # Bug caught: a speed that counts the images of an earlier call, or a log without a sign of life.
 def test_progress_in_a_log(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(evaluation, "LINE_SECONDS", 0.0)
+    monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
     clock = iter([0.0, 1.0, 3.0])
-    monkeypatch.setattr(evaluation.time, "perf_counter", lambda: next(clock))
-    with evaluation.image_progress(1000, "features", quiet=False) as done:
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: next(clock))
+    with progress.image_progress(1000, "features", quiet=False) as done:
         done(400)
         done(700)
     assert capsys.readouterr().err == "features 700/1,000  100 images/s  0:00:03 left\n"
@@ -237,16 +216,9 @@ def test_progress_in_a_log(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
 
 # Bug caught: a command on feature files that loads TensorFlow, which a server does not have.
 def test_feature_files_need_no_tensorflow(files: Path, tmp_path: Path) -> None:
-    block = "import sys\nfor name in ('tensorflow', 'keras'): sys.modules[name] = None\nfrom cli.main import main\n"
     for arguments in (
-        ["knn", str(files / "train.npy"), str(files / "test.npz"), "--json"],
-        ["plot", str(files / "test.npz"), "-o", str(tmp_path / "x.png")],
+        ["knn", files / "train.npy", files / "test.npz", "--json"],
+        ["plot", files / "test.npz", "-o", tmp_path / "x.png"],
     ):
-        run = subprocess.run(
-            [sys.executable, "-c", f"{block}main({arguments!r})"],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert run.returncode == 0, run.stderr
+        left = run_without(TENSORFLOW, *arguments)
+        assert left.code == 0, left.err

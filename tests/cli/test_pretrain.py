@@ -9,17 +9,16 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import click
-import numpy as np
 import pytest
-from PIL import Image
 
-from cli.errors import run_and_report
 from cli.main import swav_tf
 from swav_tf.recipe_files import load_recipe
 from swav_tf.training.rendezvous import ClusterAddress
+from tests.cli.command_line import ROOT, Run, Told
+from tests.cli.images import write_noise
 
-ROOT = Path(__file__).parents[2]
 SUMMARY = {"loss_first": 4.5, "loss_last": 1.5, "ln_k": 3.9, "steps": 1234, "seconds": 83.4}
+IMAGES_ALONE = ("-o", "data.kind=images", "-o", "monitor.knn_every_epochs=0")
 
 
 @pytest.fixture
@@ -39,8 +38,8 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     return made
 
 
-def test_defaults(calls: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_and_report(swav_tf, ["pretrain", "-c", "demo"]) == 0
+def test_defaults(calls: list[dict[str, Any]], told: Told) -> None:
+    assert told("pretrain", "-c", "demo") == ""
     assert calls == [
         {
             "recipe": load_recipe("demo"),
@@ -51,7 +50,6 @@ def test_defaults(calls: list[dict[str, Any]], capsys: pytest.CaptureFixture[str
             "quiet": False,
         }
     ]
-    assert capsys.readouterr().out == ""
 
 
 # Bugs caught: commands that do not parse or name another folder, last words where nobody wants them.
@@ -61,28 +59,15 @@ def test_defaults(calls: list[dict[str, Any]], capsys: pytest.CaptureFixture[str
         (["-c", "demo", "--run-dir", "my run"], "swav-tf probe --model 'my run' -c probe_digits"),
         (["photos", "-c", "one_gpu", "--run-dir", "r"], "swav-tf probe photos VALIDATION --model r -c probe"),
         (
-            [
-                "photos",
-                "-c",
-                "one_gpu",
-                "--run-dir",
-                "r",
-                "-o",
-                "data.kind=images",
-                "-o",
-                "monitor.knn_every_epochs=0",
-            ],
+            ["photos", "-c", "one_gpu", "--run-dir", "r", *IMAGES_ALONE],
             "swav-tf probe TRAIN VALIDATION --model r -c probe",
         ),
     ],
 )
-def test_last_words(
-    calls: list[dict[str, Any]], words: list[str], probe: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run_and_report(swav_tf, ["pretrain", *words]) == 0
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    done, heading, *commands = captured.err.splitlines()
+def test_last_words(calls: list[dict[str, Any]], words: list[str], probe: str, run: Run) -> None:
+    left = run("pretrain", *words)
+    assert (left.code, left.out) == (0, "")
+    done, heading, *commands = left.err.splitlines()
     assert done == f"done in 0:01:23: {calls[0]['run_dir']}, 1,234 steps, loss 4.50 -> 1.50, ln K 3.90"
     assert heading == "Next:"
     assert commands[1].strip() == probe
@@ -92,16 +77,17 @@ def test_last_words(
         assert found is not None
         found.make_context(name, arguments)
     for silent in (["--quiet"], ["--json"], ["--nodes", "2", "--node-rank", "1", "--master", "h:1"]):
-        assert run_and_report(swav_tf, ["pretrain", *words, *silent]) == 0
-        assert "Next:" not in capsys.readouterr().err
+        left = run("pretrain", *words, *silent)
+        assert left.code == 0
+        assert "Next:" not in left.err
 
 
-def test_every_option(calls: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_option(calls: list[dict[str, Any]], told: Told) -> None:
     data = 'a folder/with "quotes" and ü: {1}'
     arguments = ["pretrain", data, "-c", "one_gpu", "-o", "train.epochs=99", "-o", "data.path=elsewhere"]
     arguments += ["--run-dir", "somewhere", "--fresh", "--json", "--weights", "."]
     arguments += ["--nodes", "4", "--node-rank", "3", "--master", "host:2222"]
-    assert run_and_report(swav_tf, arguments) == 0
+    assert json.loads(told(*arguments)) == SUMMARY
     [call] = calls
     assert call["recipe"].train.epochs == 99
     assert call["recipe"].data.path == data  # the argument wins over the override
@@ -110,23 +96,19 @@ def test_every_option(calls: list[dict[str, Any]], capsys: pytest.CaptureFixture
     assert call["weights"] == Path(".")
     assert call["quiet"] is True  # JSON alone on the terminal
     assert call["cluster"] == ClusterAddress(nodes=4, node_rank=3, master="host:2222")
-    assert json.loads(capsys.readouterr().out) == SUMMARY
 
 
-def test_node_rank_0_counts_as_given(calls: list[dict[str, Any]]) -> None:
-    arguments = ["pretrain", "-c", "demo", "--nodes", "1", "--node-rank", "0", "--master", "host:1"]
-    assert run_and_report(swav_tf, arguments) == 0
+def test_node_rank_0_counts_as_given(calls: list[dict[str, Any]], told: Told) -> None:
+    told("pretrain", "-c", "demo", "--nodes", "1", "--node-rank", "0", "--master", "host:1")
     assert calls[0]["cluster"] == ClusterAddress(nodes=1, node_rank=0, master="host:1")
 
 
-def test_nothing_is_trained_when_the_recipe_cannot_work(calls: list[dict[str, Any]]) -> None:
-    assert run_and_report(swav_tf, ["pretrain", "-c", "demo", "-o", "train.accumulation_steps=5"]) == 2
+def test_nothing_is_trained_when_the_recipe_cannot_work(calls: list[dict[str, Any]], run: Run) -> None:
+    assert run("pretrain", "-c", "demo", "-o", "train.accumulation_steps=5").code == 2
     assert calls == []
 
 
-def test_demo_hands_over_folder_and_seed(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_demo_hands_over_folder_and_seed(monkeypatch: pytest.MonkeyPatch, told: Told) -> None:
     made: list[dict[str, Any]] = []
 
     def run_demo(**arguments: Any) -> dict[str, float]:
@@ -136,10 +118,9 @@ def test_demo_hands_over_folder_and_seed(
     demo = ModuleType("cli.demo")
     demo.run_demo = run_demo  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, demo.__name__, demo)
-    assert run_and_report(swav_tf, ["demo"]) == 0
-    assert capsys.readouterr().out == ""
-    assert run_and_report(swav_tf, ["demo", "--seed", "7", "--run-dir", "x", "--no-export", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == {"knn_top1": 0.97}
+    assert told("demo") == ""
+    printed = told("demo", "--seed", "7", "--run-dir", "x", "--no-export", "--json")
+    assert json.loads(printed) == {"knn_top1": 0.97}
     assert made == [
         {"run_dir": Path("runs/demo"), "seed": 31, "export": True, "quiet": False},
         {"run_dir": Path("x"), "seed": 7, "export": False, "quiet": True},
@@ -147,12 +128,8 @@ def test_demo_hands_over_folder_and_seed(
 
 
 def test_a_short_run_for_real(tmp_path: Path) -> None:
-    generator = np.random.default_rng(0)
-    for index in range(16):
-        folder = tmp_path / "images" / "ab"[index % 2]
-        folder.mkdir(parents=True, exist_ok=True)
-        pixels = generator.integers(0, 256, (24, 24, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / f"{index}.png")
+    names = [f"{'ab'[index % 2]}/{index}.png" for index in range(16)]
+    write_noise(tmp_path / "images", names, height=24, width=24)
     overrides = [
         "data={kind: class_folders}",
         "train.batch_size=8",
@@ -161,20 +138,15 @@ def test_a_short_run_for_real(tmp_path: Path) -> None:
     ]
     overrides += ["crops=[{count: 2, size: 16, scale: [0.4, 1]}]", "model.prototypes=8"]
     overrides += ["method.prototypes_frozen_steps=1", "monitor.tensorboard=false"]
-    command = [
-        sys.executable,
-        "-m",
-        "cli.main",
-        "pretrain",
-        "images",
-        "-c",
-        "demo",
-        "--run-dir",
-        "run",
-        "--json",
-    ]
+    command = [sys.executable, "-m", "cli.main", "pretrain", "images", "-c", "demo"]
     run = subprocess.run(
-        [*command, *(word for override in overrides for word in ("-o", override))],
+        [
+            *command,
+            "--run-dir",
+            "run",
+            "--json",
+            *(word for override in overrides for word in ("-o", override)),
+        ],
         cwd=tmp_path,
         env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)},
         capture_output=True,

@@ -3,8 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.errors import run_and_report
-from cli.main import swav_tf
+from tests.cli.command_line import Run
 
 TINY = ("-c", "demo", "-o", "train.batch_size=128", "--steps", "2", "--no-memory")
 
@@ -51,12 +50,10 @@ def test_one_screen_that_names_the_bound(
         assert any(all(word in line for word in words) for line in lines), words
 
 
-def test_json_and_nothing_else(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_json_and_nothing_else(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert run_and_report(swav_tf, ["profile", *TINY, "--json"]) == 0
-    out, err = capsys.readouterr()
+    code, out, err = run("profile", *TINY, "--json")
+    assert code == 0
     found = json.loads(out)
     assert found["verdict"]["bound"] in ("input", "device")
     assert found["input_cpu_ms"] > 0
@@ -65,7 +62,7 @@ def test_json_and_nothing_else(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "part"),
     [
         (["nowhere", "-c", "one_gpu", "--no-memory"], "nowhere"),
         (["-c", "probe"], "kind pretrain is needed"),
@@ -73,6 +70,7 @@ def test_json_and_nothing_else(
         (["-c", "demo", "-o", "train.accumulation_steps=3"], "cannot be shared"),
     ],
 )
-def test_what_cannot_be_is_told(arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_and_report(swav_tf, ["profile", *arguments]) != 0
-    assert told in capsys.readouterr().err
+def test_what_cannot_be_is_told(arguments: list[str], part: str, run: Run) -> None:
+    left = run("profile", *arguments)
+    assert left.code != 0
+    assert part in left.err

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cli.errors import run_and_report
-from cli.main import swav_tf
 from swav_tf.weights.layout import Sizes, slots
 from swav_tf.weights.torch_writer import write_torch_file
+from tests.cli.command_line import Run, Told
 
 SIZES = Sizes("resnet_small", head=(24, 16), prototypes=12)
+DIGITS = ("-o", "data.kind=digits", "-o", "data.evaluation.resize=32", "-o", "data.evaluation.crop=32")
 
 
 def state(sizes: Sizes = SIZES) -> dict[str, np.ndarray]:
@@ -45,48 +45,40 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def told(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    assert run_and_report(swav_tf, list(arguments)) == 0, capsys.readouterr().err
-    return capsys.readouterr().out
-
-
 # Bugs caught: options that do not arrive, JSON among other lines, an import that nothing can use.
-def test_in_and_out(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_in_and_out(folder: Path, told: Told) -> None:
     model = "resnet_small, 128 features, head 24 -> 16, 12 prototypes"
-    assert told(capsys, "weights", "show", "good.pth").splitlines() == [
+    assert told("weights", "show", "good.pth").splitlines() == [
         "good.pth: SwAV as released",
         f"{model}; {len(state())} tensors, {sum(array.size for array in state().values()):,} numbers",
     ]
-    digits = ["-o", "data.kind=digits", "-o", "data.evaluation.resize=32", "-o", "data.evaluation.crop=32"]
     imported = ["weights", "import", "good.pth", "--to", "runs/a"]
-    assert told(capsys, *imported, *digits) == f"good.pth: SwAV as released\nruns/a: {model}\n"
-    assert json.loads(told(capsys, "weights", "show", "runs/a", "--json"))["model"] == model
-    done = json.loads(told(capsys, "weights", "import", "good.pth", "--to", "b.safetensors", "--json"))
+    assert told(*imported, *DIGITS) == f"good.pth: SwAV as released\nruns/a: {model}\n"
+    assert json.loads(told("weights", "show", "runs/a", "--json"))["model"] == model
+    done = json.loads(told("weights", "import", "good.pth", "--to", "b.safetensors", "--json"))
     assert (done["output"], done["format"], done["recipe"]) == ("b.safetensors", "SwAV as released", None)
-    told(capsys, "weights", "export", "runs/a", "-o", "c.pth.tar")
+    told("weights", "export", "runs/a", "-o", "c.pth.tar")
     counters = sum(name.endswith("running_var") for name in state())
     assert f"{len(state()) + counters} tensors by the names of swav" in told(
-        capsys, "weights", "export", "b.safetensors", "-o", "d.pth"
+        "weights", "export", "b.safetensors", "-o", "d.pth"
     )
     assert (folder / "c.pth.tar").read_bytes() == (folder / "d.pth").read_bytes()
-    printed = told(capsys, "weights", "export", "runs/a", "-o", "e.pt", "--names", "torchvision")
+    printed = told("weights", "export", "runs/a", "-o", "e.pt", "--names", "torchvision")
     assert "left out: projection_head (8), prototypes (1)" in printed
-    made = told(
-        capsys, "features", "--split", "test", "--model", "runs/a", "-o", "f.npz", "--quiet", "--json"
-    )
+    made = told("features", "--split", "test", "--model", "runs/a", "-o", "f.npz", "--quiet", "--json")
     assert json.loads(made)["feature_dim"] == 128
 
 
 # Bugs caught: a backbone alone that is given random scores, or that is left out of features.
-def test_a_backbone_alone(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    digits = ["-o", "data.kind=digits", "-o", "data.evaluation.resize=32", "-o", "data.evaluation.crop=32"]
+def test_a_backbone_alone(folder: Path, run: Run, told: Told) -> None:
     assert "left out: projection_head (8)" in told(
-        capsys, "weights", "import", "short.pth", "--to", "run", "--backbone-only", *digits
+        "weights", "import", "short.pth", "--to", "run", "--backbone-only", *DIGITS
     )
     arguments = ["--split", "test", "--model", "run", "--quiet"]
-    told(capsys, "features", *arguments, "-o", "f.npz")
-    assert run_and_report(swav_tf, ["clusters", *arguments, "-o", "c"]) == 2
-    assert "need a model with prototypes" in capsys.readouterr().err
+    told("features", *arguments, "-o", "f.npz")
+    left = run("clusters", *arguments, "-o", "c")
+    assert left.code == 2
+    assert "need a model with prototypes" in left.err
 
 
 # Bugs caught: a traceback, the wrong exit code, something written in spite of an error, code that was run.
@@ -114,21 +106,19 @@ def test_a_backbone_alone(folder: Path, capsys: pytest.CaptureFixture[str]) -> N
         (["export", "linear.pth", "-o", "x.pth", "--names", "torchvision"], 2, "names are for a backbone"),
     ],
 )
-def test_what_cannot_be_done(
-    arguments: list[str], code: int, part: str, folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_cannot_be_done(arguments: list[str], code: int, part: str, folder: Path, run: Run) -> None:
     before = sorted(path.name for path in folder.iterdir())
-    assert run_and_report(swav_tf, ["weights", *arguments]) == code
-    error = capsys.readouterr().err
-    assert part in error
-    assert "not foreseen" not in error
+    left = run("weights", *arguments)
+    assert left.code == code
+    assert part in left.err
+    assert "not foreseen" not in left.err
     assert sorted(path.name for path in folder.iterdir()) == before
 
 
 # Bug caught: a file that is told to be fine by `show` and refused by `import`.
-def test_show_tells_what_is_wrong(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    printed = told(capsys, "weights", "show", "short.pth")
+def test_show_tells_what_is_wrong(folder: Path, told: Told) -> None:
+    printed = told("weights", "show", "short.pth")
     assert "  missing    prototypes.weight (1, 16)\nIt cannot be imported whole: see above.\n" in printed
-    assert json.loads(told(capsys, "weights", "show", "short.pth", "--json"))["problems"] == [
+    assert json.loads(told("weights", "show", "short.pth", "--json"))["problems"] == [
         "missing    prototypes.weight (1, 16)"
     ]
