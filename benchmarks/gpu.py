@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from evaluate.benchmark.machine import describe_machine, no_gpu_because
-from evaluate.benchmark.schema import write_whole
+from swav_tf.whole_file import whole_file
 
 RUNNERS = "ort-cuda,ort-tensorrt,tensorrt,trtexec,torch-cuda,torch-compile-cuda"
 TAIL = 4000  # characters of a step's last words that are kept
@@ -94,7 +94,8 @@ def main() -> None:
             "parity": read(arguments.exported / "parity.json"),
             "benchmark": read(measured),
         }
-    write_whole(arguments.output, json.dumps(results, indent=1) + "\n")
+    with whole_file(arguments.output) as partial:
+        partial.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     failed = [one["step"] for one in steps if one["exit_code"]]
     print(f"{arguments.output}: bring this file back" + (f"; failed: {', '.join(failed)}" if failed else ""))
     sys.exit(1 if failed else 0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -27,7 +26,7 @@ def print_benchmark(benchmark: Benchmark) -> None:
         + (", ".join(f"{gpu.name} (driver {gpu.driver})" for gpu in machine.gpus) or "no NVIDIA GPU"),
         markup=False,
     )
-    several = len({cell.model for cell in benchmark.cells}) > 1
+    several = benchmark.several_models
     # A narrow terminal gets fewer columns, not unreadable ones.
     left_out = set() if console.width >= WIDE else {"p90", "p95", "host MiB", "k-NN"}
     columns = [
@@ -39,15 +38,14 @@ def print_benchmark(benchmark: Benchmark) -> None:
     for column in columns:
         left = column in ("model", "runner", "precision", "bound by")
         table.add_column(column, justify="left" if left else "right", no_wrap=True)
-    accuracies = {model.file: model.accuracy for model in benchmark.models}
     for cell in benchmark.cells:
         for where, timing in ((" on the GPU", cell.device), ("", cell.host)):
-            if cell.status == "ok" and timing is not None:
-                figures = _figures(cell, timing, where, accuracies.get(cell.file or ""))
+            if cell.best is not None and timing is not None:
+                figures = _figures(cell, timing, where, benchmark.accuracy_of(cell))
                 table.add_row(*(figures[column] for column in columns))
     if table.row_count:
         console.print(table)
-    _print_notes(console, benchmark.cells)
+    _print_notes(console, benchmark)
 
 
 def _figures(cell: Cell, timing: Timing, where: str, accuracy: Accuracy | None) -> dict[str, str]:
@@ -71,19 +69,22 @@ def _figures(cell: Cell, timing: Timing, where: str, accuracy: Accuracy | None) 
     }
 
 
-def _print_notes(console: Console, cells: Sequence[Cell]) -> None:
-    marked = [cell for cell in cells if cell.marks]
+def _print_notes(console: Console, benchmark: Benchmark) -> None:
+    """What is marked, and what was not measured, cells of one reason together."""
+    marked = [cell for cell in benchmark.cells if cell.marks]
     for cell in marked[:SHOWN_MARKS]:
-        console.print(f"* {_name(cell, cells)}: {'; '.join(cell.marks)}", markup=False)
+        name = f"{cell.model} {cell.label}" if benchmark.several_models else cell.label
+        console.print(f"* {name}: {'; '.join(cell.marks)}", markup=False)
     if len(marked) > SHOWN_MARKS:
         console.print(f"* and {len(marked) - SHOWN_MARKS} more marked cells; all are in --json and --html")
     reasons: dict[tuple[str, str], list[Cell]] = {}
-    for cell in cells:
+    for cell in benchmark.cells:
         if cell.status != "ok":
             reasons.setdefault((cell.status, cell.reason or ""), []).append(cell)
-    for (status, reason), group in reasons.items():
-        names = ", ".join(dict.fromkeys(f"{cell.runner} {cell.precision}" for cell in group))
-        console.print(f"{status} ({reason}): {names}, {_count(len(group), 'cell')}", markup=False)
+    for (status, reason), cells in reasons.items():
+        names = ", ".join(dict.fromkeys(f"{cell.runner} {cell.precision}" for cell in cells))
+        count = "1 cell" if len(cells) == 1 else f"{len(cells)} cells"
+        console.print(f"{status} ({reason}): {names}, {count}", markup=False)
 
 
 def print_comparison(comparison: Comparison) -> None:
@@ -117,18 +118,9 @@ def _console() -> Console:
     return console if console.is_terminal else Console(highlight=False, soft_wrap=True, width=WIDE)
 
 
-def _name(cell: Cell, cells: Sequence[Cell]) -> str:
-    several = len({other.model for other in cells}) > 1
-    return f"{cell.model} {cell.label}" if several else cell.label
-
-
 def _number(value: float | None, digits: int = 2) -> str:
     return "-" if value is None else f"{value:,.{digits}f}"
 
 
 def _percent(share: float | None) -> str:
     return "-" if share is None else f"{100 * share:.0f} %"
-
-
-def _count(number: int, what: str) -> str:
-    return f"1 {what}" if number == 1 else f"{number} {what}s"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cli.benchmark_table import print_benchmark
-from cli.demo_export import export_and_measure, missing_packages, write_demo_page
+from cli.demo_export import DemoExport, export_and_measure, missing_packages, write_demo_page
 from evaluate.demo_picture import draw_demo
 from evaluate.linear import linear_accuracy
 from swav_tf.data.sources import ImageSource, open_source, read_image
@@ -51,25 +52,8 @@ def run_demo(*, run_dir: Path, seed: int = 31, export: bool = True, quiet: bool 
     result = pretrain(recipe, run_dir=run_dir, fresh=ended, quiet=quiet)
 
     console.print("measuring features of the test digits")
-    train, test = open_source(recipe.data), open_source(recipe.data, validation=True)
-    labels, test_labels = _labels(train), _labels(test)
-    train_images, test_images = _images(train, recipe), _images(test, recipe)
-    swav = _features(result.model, train, recipe), _features(result.model, test, recipe)
-    untrained = build_swav(recipe)
-    kinds = {
-        "random\ninitialisation": (_features(untrained, train, recipe), _features(untrained, test, recipe)),
-        "raw\npixels": (_pixels(train_images), _pixels(test_images)),
-        "SwAV": swav,
-    }
-    accuracies = {
-        name: (
-            knn_accuracy(known, labels, asked, test_labels, k=NEIGHBOURS),
-            linear_accuracy(known, labels, asked, test_labels),
-        )
-        for name, (known, asked) in kinds.items()
-    }
-    random_init, pixels, learnt = accuracies.values()
-
+    measured = _measure(result.model, recipe)
+    random_init, pixels, learnt = measured.accuracies.values()
     losses, knn = _curves(run_dir / "metrics.jsonl", result.summary["steps"] / recipe.train.epochs)
     picture = run_dir / "demo.png"
     draw_demo(
@@ -77,9 +61,9 @@ def run_demo(*, run_dir: Path, seed: int = 31, export: bool = True, quiet: bool 
         losses=losses,
         ln_k=math.log(recipe.model.prototypes),
         knn=knn,
-        accuracies=accuracies,
-        scores=result.model.project(swav[0])[1].numpy(),
-        images=train_images,
+        accuracies=measured.accuracies,
+        scores=measured.scores,
+        images=measured.train_images,
     )
     summary = {
         **result.summary,
@@ -94,27 +78,73 @@ def run_demo(*, run_dir: Path, seed: int = 31, export: bool = True, quiet: bool 
         "seconds": round(time.perf_counter() - began, 2),
     }
     RunFolder(run_dir).write_summary(summary)
-    _print_table(console, accuracies, summary)
+    _print_table(console, measured.accuracies, summary)
     console.print(f"picture   {picture}\nsummary   {run_dir / 'summary.json'}")
-    missing = missing_packages() if export else []
-    if not export or missing:
-        summary["export"] = None
-        if missing:
-            console.print(
-                f"Export and benchmark are skipped: {', '.join(missing)} not installed. "
-                "For them: pip install 'swav-tf\\[train,export]'"
-            )
-    else:
-        exported = export_and_measure(run_dir, test_images, test_labels, tell=console.print)
+    exported = _export(run_dir, measured, console) if export else None
+    if exported is not None:
         page = run_dir / "demo.html"
-        write_demo_page(page, picture=picture, accuracies=accuracies, summary=summary, exported=exported)
-        summary["export"] = exported.summary()
+        write_demo_page(
+            page, picture=picture, accuracies=measured.accuracies, summary=summary, exported=exported
+        )
         if not quiet:
             print_benchmark(exported.benchmark)
         console.print(f"report    {page}\n          {page.absolute().as_uri()}")
+    summary["export"] = None if exported is None else exported.summary()
     summary["seconds"] = round(time.perf_counter() - began, 2)
     RunFolder(run_dir).write_summary(summary)
     return summary
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """What the features are worth.
+
+    Attributes:
+        accuracies: (k-NN, linear) accuracy of the test digits, 0 to 1: random initialisation, raw pixels, SwAV.
+        scores: (n, K) of the training digits and the prototypes.
+        train_images: uint8 (n, side, side, 3), as the model sees them.
+        test_images, test_labels: likewise.
+    """
+
+    accuracies: dict[str, tuple[float, float]]
+    scores: np.ndarray
+    train_images: np.ndarray
+    test_images: np.ndarray
+    test_labels: np.ndarray
+
+
+def _measure(model: Any, recipe: Recipe) -> _Measured:
+    """Classifies the test digits by the training digits, with each kind of features."""
+    train, test = open_source(recipe.data), open_source(recipe.data, validation=True)
+    labels, test_labels = _labels(train), _labels(test)
+    train_images, test_images = _images(train, recipe), _images(test, recipe)
+    swav = _features(model, train, recipe), _features(model, test, recipe)
+    untrained = build_swav(recipe)
+    kinds = {
+        "random\ninitialisation": (_features(untrained, train, recipe), _features(untrained, test, recipe)),
+        "raw\npixels": (_pixels(train_images), _pixels(test_images)),
+        "SwAV": swav,
+    }
+    accuracies = {
+        name: (
+            knn_accuracy(known, labels, asked, test_labels, k=NEIGHBOURS),
+            linear_accuracy(known, labels, asked, test_labels),
+        )
+        for name, (known, asked) in kinds.items()
+    }
+    scores = model.project(swav[0])[1].numpy()
+    return _Measured(accuracies, scores, train_images, test_images, test_labels)
+
+
+def _export(run_dir: Path, measured: _Measured, console: Console) -> DemoExport | None:
+    """The demo's second half; None, and a word about it, where its packages are not installed."""
+    if missing := missing_packages():
+        console.print(
+            f"Export and benchmark are skipped: {', '.join(missing)} not installed. "
+            "For them: pip install 'swav-tf\\[train,export]'"
+        )
+        return None
+    return export_and_measure(run_dir, measured.test_images, measured.test_labels, tell=console.print)
 
 
 def _labels(source: ImageSource) -> np.ndarray:

@@ -6,7 +6,7 @@ import base64
 import html
 import importlib.util
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -47,8 +47,8 @@ class DemoExport:
         files = {
             Path(model.file).name: {
                 "bytes": model.bytes,
-                "knn_top1": model.accuracy.knn if model.accuracy else None,
-                "cosine_min": model.accuracy.cosine_min if model.accuracy else None,
+                "knn_top1": model.accuracy.knn,
+                "cosine_min": model.accuracy.cosine_min,
             }
             for model in self.benchmark.models
             if model.accuracy
@@ -56,7 +56,7 @@ class DemoExport:
         speeds = {
             cell.label: round(cell.best.images_per_second, 1)
             for cell in self.benchmark.cells
-            if cell.status == "ok" and cell.best
+            if cell.best is not None
         }
         return {"files": files, "images_per_second": speeds, "seconds": round(self.seconds, 2)}
 
@@ -83,7 +83,8 @@ def export_and_measure(
     Raises:
         ExportError: a file does not compute what Keras computes.
     """
-    from evaluate.benchmark.plan import find_artifacts, plan_cells
+    from evaluate.benchmark.artifacts import find_artifacts
+    from evaluate.benchmark.plan import plan_cells
     from evaluate.benchmark.run import run_benchmark
     from evaluate.benchmark.schema import Settings, write_benchmark
     from export.export_settings import ExportSettings
@@ -131,7 +132,7 @@ def write_demo_page(
         summary: what summary.json holds.
         exported: the figures of the files.
     """
-    from evaluate.benchmark.report import Extra, write_report
+    from evaluate.benchmark.report.document import Extra, write_report
 
     write_report(
         path,
@@ -146,14 +147,16 @@ def write_demo_page(
 
 
 def _accuracy_table(accuracies: Mapping[str, tuple[float, float]], summary: Mapping[str, Any]) -> str:
+    from evaluate.benchmark.report.elements import row, table
+
     rows = [
-        (name.replace("\n", " "), f"{100 * knn:.1f} %", f"{100 * linear:.1f} %")
+        row([name.replace("\n", " "), f"{100 * knn:.1f} %", f"{100 * linear:.1f} %"])
         for name, (knn, linear) in accuracies.items()
     ]
     return (
         f"<p>{summary['images']:,} training digits, {summary['epochs']} epochs, {summary['seconds_pretrain']:.0f} s, "
         "no label. Then the test digits, by what the features are worth:</p>"
-        + _table(("features", "k-NN: 20 nearest training digits vote", "linear classifier"), rows)
+        + table(("features", "k-NN: 20 nearest training digits vote", "linear classifier"), rows)
         + f"<p>Loss {summary['loss_first']:.2f} to {summary['loss_last']:.2f}; a model that knows nothing has "
         f"ln K = {summary['ln_k']:.2f}.</p>"
     )
@@ -171,7 +174,7 @@ def _steps(exported: DemoExport) -> str:
     )
     marked = (
         " Its cells are short and marked so: for figures to rely on, run it alone."
-        if _marked(exported)
+        if any(cell.marks for cell in exported.benchmark.cells)
         else ""
     )
     return (
@@ -179,15 +182,3 @@ def _steps(exported: DemoExport) -> str:
         "Keras', and how fast they are. The k-NN there is stricter than above: each test digit is classified by the "
         f"other test digits alone.{marked}</p><p><code>swav-tf benchmark {html.escape(str(exported.folder))}</code></p>"
     )
-
-
-def _marked(exported: DemoExport) -> bool:
-    return any(cell.marks for cell in exported.benchmark.cells)
-
-
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    head = "".join(f"<th>{html.escape(text)}</th>" for text in heads)
-    body = "".join(
-        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows
-    )
-    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'

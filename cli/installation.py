@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-import os
 import platform
 from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
-from cli.extras import EXTRAS
+from cli.extras import EXTRAS, onnxruntime_remark
 from cli.quiet import load_tensorflow_quietly
+from evaluate.benchmark.machine import memory_gib, no_gpu_because
+from swav_tf.data.cores import available_cores
 
 OUR_NAMES = ("cli", "configs", "evaluate", "export", "swav_tf")
 OUR_DISTRIBUTION = "swav-tf"
@@ -49,6 +50,7 @@ class Installation:
     memory_gib: float | None
     versions: dict[str, str | None]
     missing_extras: dict[str, list[str]]
+    remark: str | None
     clashes: list[Clash]
     gpus: list[str] | None
 
@@ -69,6 +71,7 @@ class Installation:
                 f"Extra '{extra}' lacks {', '.join(modules)}: pip install 'swav-tf[{extra}]'"
                 for extra, modules in self.missing_extras.items()
             ),
+            *([] if self.remark is None else [f"Remark: {self.remark}"]),
             *(f"Problem: {clash}" for clash in self.clashes),
             *([] if self.clashes else ["No other package owns an import name of ours."]),
         ]
@@ -76,13 +79,15 @@ class Installation:
 
 def examine(*, gpu: bool = False) -> Installation:
     """Look at the machine and the installed packages; with `gpu`, load TensorFlow for its devices."""
+    versions = {package: _version(package) for package in PACKAGES}
     return Installation(
         python=platform.python_version(),
         platform=platform.platform(),
-        cores=_cores(),
-        memory_gib=_memory_gib(),
-        versions={package: _version(package) for package in PACKAGES},
+        cores=available_cores(),
+        memory_gib=memory_gib(),
+        versions=versions,
         missing_extras=_missing_extras(),
+        remark=onnxruntime_remark(versions, has_gpu=no_gpu_because() is None),
         clashes=find_clashes(),
         gpus=_gpus() if gpu else None,
     )
@@ -113,19 +118,6 @@ def _version(package: str) -> str | None:
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
-        return None
-
-
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):  # Linux: the cores this process may use
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def _memory_gib() -> float | None:
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    except (AttributeError, ValueError, OSError):  # a platform that does not tell
         return None
 
 

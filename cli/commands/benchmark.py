@@ -3,31 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from cli.evaluation import quiet_option
-from cli.options import print_json
+from cli.options import computing_threads_option, counts, names, print_json, quiet_option
+from cli.progress import cell_progress
 
 if TYPE_CHECKING:
     from evaluate.benchmark.schema import Benchmark, Cell
-
-
-def _names(context: click.Context, option: click.Parameter, value: str | None) -> tuple[str, ...] | None:
-    """Names from a text with commas, each once."""
-    return None if value is None else tuple(dict.fromkeys(word.strip() for word in value.split(",")))
-
-
-def _counts(context: click.Context, option: click.Parameter, value: str) -> tuple[int, ...]:
-    """Whole numbers >= 1 from a text with commas, smallest first, each once."""
-    words = [word.strip() for word in value.split(",")]
-    if not all(word.isdecimal() and int(word) >= 1 for word in words):
-        raise click.BadParameter(f"must be whole numbers >= 1 with commas between, as 1,8. Received: {value}")
-    return tuple(sorted({int(word) for word in words}))
 
 
 def _limits(
@@ -54,18 +40,18 @@ def _limits(
 @click.option(
     "--runner",
     "runners",
-    callback=_names,
+    callback=names,
     metavar="NAME,...",
     help="ort-cpu, ort-cuda, ort-tensorrt, tensorrt, keras, or a peer: torch-cpu, torch-compile-cpu, torch-cuda, "
     "torch-compile-cuda, ort-torch-cpu, trtexec.  [default: all but peers that can run a MODEL here]",
 )
 @click.option("--peers", is_flag=True, help="The peers too: the same network by PyTorch and by trtexec.")
 @click.option(
-    "--precision", "precisions", callback=_names, metavar="NAME,...",
+    "--precision", "precisions", callback=names, metavar="NAME,...",
     help="fp32, fp16, int8.  [default: all that MODEL has]",
 )  # fmt: skip
 @click.option(
-    "--batch", "batches", callback=_counts, metavar="N,...", default="1,8,32,128", show_default=True,
+    "--batch", "batches", callback=counts, metavar="N,...", default="1,8,32,128", show_default=True,
     help="Images in a call.",
 )  # fmt: skip
 @click.option(
@@ -79,7 +65,7 @@ def _limits(
 @click.option(
     "--seconds",
     type=click.FloatRange(min=0, min_open=True),
-    metavar="X",
+    metavar="SECONDS",
     default=3.0,
     show_default=True,
     help="Time a cell at least so long.",
@@ -90,20 +76,18 @@ def _limits(
     metavar="N",
     default=100,
     show_default=True,
-    help="And at least so many runs; p99 takes 1000.",
+    help="And at least so many runs; a p99 takes 1000.",
 )
 @click.option(
-    "--max-seconds", type=click.FloatRange(min=0, min_open=True), metavar="X", default=60.0, show_default=True,
+    "--max-seconds", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS", default=60.0,
+    show_default=True,
     help="But end a cell's timing after this; fewer runs are marked.",
 )  # fmt: skip
 @click.option(
     "--rounds", type=click.IntRange(min=1), metavar="N", default=1, show_default=True,
     help="Measure all cells so often, in turn: tells how much processes differ.",
 )  # fmt: skip
-@click.option(
-    "--threads", type=click.IntRange(min=0), metavar="N", default=0, show_default="one a core",
-    help="Threads that compute a batch on a CPU.",
-)  # fmt: skip
+@computing_threads_option
 @click.option(
     "--cuda-graph/--no-cuda-graph",
     default=True,
@@ -116,7 +100,7 @@ def _limits(
     metavar="SECONDS",
     default=1800.0,
     show_default=True,
-    help="Give a cell up after this.",
+    help="A cell whose process takes longer has failed.",
 )
 @click.option(
     "--resume", is_flag=True, help="Keep the cells that --json FILE has of the same files and machine."
@@ -176,8 +160,9 @@ def command(
     for file in (json_file, html_file):
         if file is not None and file != Path("-"):
             _check_place(file)
-    from evaluate.benchmark.plan import PRECISIONS, find_artifacts, plan_cells
-    from evaluate.benchmark.report import write_report
+    from evaluate.benchmark.artifacts import find_artifacts
+    from evaluate.benchmark.plan import PRECISIONS, plan_cells
+    from evaluate.benchmark.report.document import write_report
     from evaluate.benchmark.run import run_benchmark
     from evaluate.benchmark.schema import Settings, read_benchmark, write_benchmark
     from evaluate.benchmark.targets import RUNNERS
@@ -206,7 +191,7 @@ def command(
         if json_file is not None and not to_stdout:
             write_benchmark(json_file, benchmark)
 
-    with _progress(quiet=quiet) as tell:
+    with cell_progress(quiet=quiet) as tell:
         benchmark = run_benchmark(
             planned, artifacts, settings, timeout_seconds=timeout, kept=kept, tell=tell, save=save
         )
@@ -244,7 +229,7 @@ def _verdict(cells: Sequence[Cell], limits: Sequence[tuple[str, float]]) -> int:
             click.echo(f"--fail-below {name}: there is no such cell", err=True)
             code = 1
         for cell in matching:
-            speed = cell.best.images_per_second if cell.status == "ok" and cell.best else None
+            speed = cell.best.images_per_second if cell.best else None
             if speed is None or speed < least:
                 what = f"was {cell.status}" if speed is None else f"makes {speed:,.1f} images/s"
                 click.echo(
@@ -252,22 +237,3 @@ def _verdict(cells: Sequence[Cell], limits: Sequence[tuple[str, float]]) -> int:
                 )
                 code = 1
     return code
-
-
-@contextmanager
-def _progress(*, quiet: bool) -> Iterator[Callable[[Cell, int, int], None]]:
-    """A bar on a terminal, a line for each process elsewhere."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    console = Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
-    if not console.is_terminal:
-        yield lambda cell, done, total: console.print(
-            f"{done + 1}/{total}  {cell.model} {cell.label}", markup=False
-        )
-        return
-    with Progress(console=console, transient=True) as progress:
-        task = progress.add_task("", total=None)
-        yield lambda cell, done, total: progress.update(
-            task, completed=done, total=total, description=f"{cell.model} {cell.label}"
-        )

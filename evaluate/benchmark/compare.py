@@ -114,7 +114,7 @@ def _key(cell: Cell, one_each: bool) -> tuple[str, str, str, int]:
 
 
 def _compared(name: str, a: Cell | None, b: Cell | None) -> ComparedCell:
-    old, new = (cell.best if cell is not None and cell.status == "ok" else None for cell in (a, b))
+    old, new = (None if cell is None else cell.best for cell in (a, b))
     speed_a, speed_b = (timing.images_per_second if timing else None for timing in (old, new))
     if old is None or new is None:
         verdict: Verdict = "only in A" if old else "only in B" if new else "not measured"

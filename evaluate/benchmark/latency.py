@@ -7,7 +7,6 @@ from typing import Final
 
 import numpy as np
 
-PERCENTILES: Final = (50, 90, 95, 99)
 BEYOND: Final = 10  # samples that must lie beyond a percentile
 BLOCKS: Final = 20
 MEDIAN_FACTOR: Final = 1.2533  # standard error of a median over that of a mean, for normal samples

@@ -15,6 +15,7 @@ from typing import Final
 
 from pydantic import Field
 
+from swav_tf.data.cores import available_cores
 from swav_tf.recipe import Section
 
 # What decides how fast a CPU multiplies.
@@ -67,21 +68,16 @@ def describe_machine() -> Machine:
     """Looks at this machine."""
     return Machine(
         cpu=_cpu_field("model name") or platform.processor() or platform.machine(),
-        cores=usable_cores(),
+        cores=available_cores(),
         cpu_flags=tuple(flag for flag in CPU_FLAGS if flag in (_cpu_field("flags") or "").split()),
         cpu_clock_mhz=_number(_cpu_field("cpu MHz")),
-        memory_gib=_memory_gib(),
+        memory_gib=memory_gib(),
         gpus=gpus(),
         system=platform.platform(),
         python=platform.python_version(),
         versions=_versions(),
         load=load(),
     )
-
-
-def usable_cores() -> int:
-    """Logical cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def load() -> float | None:
@@ -212,7 +208,8 @@ def _cpu_field(name: str) -> str | None:
     return found[0] if found else None
 
 
-def _memory_gib() -> float | None:
+def memory_gib() -> float | None:
+    """Memory of the machine, or of its container where that has less, GiB; None where the system does not tell."""
     try:
         sizes = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     except (AttributeError, ValueError, OSError):

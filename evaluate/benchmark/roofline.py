@@ -22,8 +22,8 @@ from evaluate.runners.onnx_metadata import Precision
 
 Bound = Literal["transfer", "launch", "memory", "compute"]
 
-SIDE: Final = {"cpu": 1536, "gpu": 8192}  # of the matrices
-COPIED: Final = {"cpu": 2**25, "gpu": 2**28}  # float32 values: 128 MiB is beyond a core's caches
+SIDE: Final = {"cpu": 1536, "cuda": 8192}  # of the matrices
+COPIED: Final = {"cpu": 2**25, "cuda": 2**28}  # float32 values: 128 MiB is beyond a core's caches
 RUNS: Final = 7
 SECONDS: Final = 0.7  # that a limit is looked for: a busy moment must not look like one
 BYTES: Final[Mapping[Precision, float]] = {"fp32": 4, "fp16": 2, "int8": 1}
@@ -118,7 +118,7 @@ def measure_peak(
     if device == "cpu" and precision == "fp16":
         precision = "fp32"
     operator, left, right, result = _PRODUCTS[precision]
-    side = SIDE["cpu" if device == "cpu" else "gpu"]
+    side = SIDE[device]
     shape = (side, side)
     graph = one_node(operator, {"a": (left, shape), "b": (right, shape)}, ("c", result, shape))
     arrays = {"a": np.ones(shape, left), "b": np.ones(shape, right)}
@@ -127,7 +127,7 @@ def measure_peak(
 
 def measure_bandwidth(session_of: Callable[[bytes], Any], *, device: Literal["cpu", "cuda"]) -> float:
     """Bytes a second, read and written together, of an element-wise maximum of large tensors."""
-    count = COPIED["cpu" if device == "cpu" else "gpu"]
+    count = COPIED[device]
     graph = one_node("Relu", {"a": ("float32", [count])}, ("c", "float32", [count]))
     return 8.0 * count / _best_seconds(session_of(graph), {"a": np.ones(count, np.float32)}, device)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -13,9 +12,11 @@ from evaluate.benchmark.machine import Machine
 from evaluate.runners.onnx_metadata import Precision
 from swav_tf.errors import DataError, UsageError
 from swav_tf.recipe import Section
+from swav_tf.whole_file import whole_file
 
 FORMAT: Final = 1
 
+Kind = Literal["onnx", "engine", "run"]
 Status = Literal["ok", "skipped", "failed"]
 
 
@@ -42,14 +43,19 @@ class Accuracy(Section):
         None, description="greatest over the outputs: L2 norm of the difference over that of Keras'"
     )
 
+    @property
+    def knn_change_points(self) -> float | None:
+        """Percentage points of k-NN accuracy that the file is better by than Keras."""
+        if self.knn is None or self.knn_reference is None:
+            return None
+        return 100 * (self.knn - self.knn_reference)
+
 
 class Model(Section):
     """A file, or a run folder."""
 
     name: str = Field(description="of the folder that it lies in: what cells of one model share")
-    kind: Literal["onnx", "engine", "run"] = Field(
-        description="ONNX file, TensorRT engine, or run folder for Keras"
-    )
+    kind: Kind = Field(description="ONNX file, TensorRT engine, or run folder for Keras")
     file: str = Field(description="as it was given, or found in the folder")
     precision: Precision = Field(description="of the backbone's arithmetic")
     bytes: int = Field(description="size of the file, or of the newest checkpoint's weights")
@@ -170,8 +176,8 @@ class Cell(Section):
 
     @property
     def best(self) -> Timing | None:
-        """Device-resident where there is such a time, else host-to-host."""
-        return self.device or self.host
+        """Device-resident where there is such a time, else host-to-host; None of a cell that did not go well."""
+        return (self.device or self.host) if self.status == "ok" else None
 
 
 class Peak(Section):
@@ -195,6 +201,15 @@ class Benchmark(Section):
     models: tuple[Model, ...] = Field(description="what was measured")
     cells: tuple[Cell, ...] = Field(description="the figures")
 
+    @property
+    def several_models(self) -> bool:
+        """Whether a cell's runner, precision and batch do not tell yet which it is."""
+        return len({cell.model for cell in self.cells}) > 1
+
+    def accuracy_of(self, cell: Cell) -> Accuracy | None:
+        """That of the file that a cell runs; None where it was not verified."""
+        return next((model.accuracy for model in self.models if model.file == cell.file), None)
+
 
 def json_schema() -> dict[str, Any]:
     """The JSON Schema of the document."""
@@ -207,27 +222,8 @@ def write_benchmark(path: Path, benchmark: Benchmark) -> None:
     Raises:
         DataError: the disk refuses.
     """
-    write_whole(path, benchmark.model_dump_json(indent=1) + "\n")
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Writes a text, whole or not at all.
-
-    Raises:
-        DataError: the disk refuses.
-    """
-    partial = path.with_name(f".{path.name}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except OSError as error:
-        raise DataError(f"{path} could not be written: {error}. Give another place, or make room.") from error
-    finally:
-        partial.unlink(missing_ok=True)
+    with whole_file(path) as partial:
+        partial.write_text(benchmark.model_dump_json(indent=1) + "\n", encoding="utf-8")
 
 
 def read_benchmark(path: Path) -> Benchmark:

@@ -9,16 +9,19 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
 from evaluate.benchmark.machine import no_gpu_because
+from evaluate.benchmark.schema import Kind
 from evaluate.runners.onnx_session import missing_provider
 from swav_tf.errors import UsageError
 from swav_tf.recipe import EvaluationView
 
-Kind = Literal["onnx", "engine", "run"]
+if TYPE_CHECKING:
+    from evaluate.runners.onnx_runner import OnnxRunner
+
 Outputs = Mapping[str, np.ndarray]
 
 
@@ -203,10 +206,7 @@ def _open_on_gpu(path: Path, provider: str, batch: int, cuda_graph: bool) -> Tar
     return _bound(OnnxRunner(path, provider=provider), batch, False, notes)
 
 
-def _bound(runner: object, batch: int, cuda_graph: bool, notes: tuple[str, ...]) -> Target:
-    from evaluate.runners.onnx_runner import OnnxRunner
-
-    assert isinstance(runner, OnnxRunner)
+def _bound(runner: OnnxRunner, batch: int, cuda_graph: bool, notes: tuple[str, ...]) -> Target:
     bound = runner.bound(random_images(runner.view, batch))
     for _ in range(3):  # the first runs record the graph: what it cannot do shows now
         bound.run()

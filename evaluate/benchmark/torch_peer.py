@@ -114,9 +114,9 @@ def network_of(path: Path) -> Any:
     torch = _torch()
     graph = onnx.load(path).graph
     nodes = _towards(graph, "features")
-    if unknown := sorted({node.op_type for node in nodes} - set(_operators())):
+    if unknown := sorted({node.op_type for node in nodes} - set(_OPERATORS)):
         raise UsageError(
-            f"PyTorch's side of the benchmark knows {', '.join(sorted(_operators()))}. "
+            f"PyTorch's side of the benchmark knows {', '.join(sorted(_OPERATORS))}. "
             f"Received: {', '.join(unknown)} in {path}; leave out the runners with torch."
         )
     constants = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
@@ -140,7 +140,7 @@ def network_of(path: Path) -> Any:
                 found[name] = getattr(self, place)
             for node, attributes in steps:
                 inputs = [found.get(name, self.lists.get(name)) for name in node[1]]
-                found[node[2]] = _operators()[node[0]](torch, inputs, attributes)
+                found[node[2]] = _OPERATORS[node[0]](torch, inputs, attributes)
             return found["features"]
 
     steps = [
@@ -166,10 +166,6 @@ def _towards(graph: onnx.GraphProto, output: str) -> list[onnx.NodeProto]:
             kept.append(node)
             needed.update(node.input)
     return kept[::-1]
-
-
-def _operators() -> Mapping[str, Callable[[Any, Sequence[Any], Mapping[str, Any]], Any]]:
-    return _OPERATORS
 
 
 def _padding(attributes: Mapping[str, Any]) -> list[int]:

@@ -1,14 +1,15 @@
 import json
+import re
 import sys
+import tomllib
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from cli import extras, installation
-from cli.errors import run_and_report
 from cli.installation import examine, find_clashes
-from cli.main import swav_tf
+from tests.cli.command_line import ROOT, Run
 
 
 def install_fake(folder: Path, distribution: str, package: str) -> None:
@@ -41,32 +42,27 @@ def test_other_names_are_no_clash(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert find_clashes() == before
 
 
-def test_a_clash_is_a_failure_and_is_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_clash_is_a_failure_and_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Run) -> None:
     install_fake(tmp_path, "other-tools", "evaluate")
     monkeypatch.syspath_prepend(tmp_path)
-    assert run_and_report(swav_tf, ["doctor"]) == 1
-    assert "Problem: `import evaluate` belongs to other-tools" in capsys.readouterr().out
+    left = run("doctor")
+    assert left.code == 1
+    assert "Problem: `import evaluate` belongs to other-tools" in left.out
 
 
-def test_missing_extras_are_told_with_the_command(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_missing_extras_are_told_with_the_command(monkeypatch: pytest.MonkeyPatch, run: Run) -> None:
     monkeypatch.setitem(extras.EXTRAS, "moon", ("not_a_module_at_all", "json"))
-    run_and_report(swav_tf, ["doctor"])
-    assert "Extra 'moon' lacks not_a_module_at_all: pip install 'swav-tf[moon]'" in capsys.readouterr().out
+    assert "Extra 'moon' lacks not_a_module_at_all: pip install 'swav-tf[moon]'" in run("doctor").out
 
 
-def test_the_report_has_what_a_bug_report_needs(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_report_has_what_a_bug_report_needs(run: Run) -> None:
     report = examine()
     assert report.python == ".".join(map(str, sys.version_info[:3]))
     assert report.cores >= 1
     assert report.memory_gib is None or report.memory_gib > 0.1
     assert report.versions["numpy"] == np.__version__
     assert report.gpus is None  # TensorFlow was not asked for
-    run_and_report(swav_tf, ["doctor", "--json"])
-    assert json.loads(capsys.readouterr().out) == report.as_dict()
+    assert json.loads(run("doctor", "--json").out) == report.as_dict()
 
 
 def test_every_extra_names_modules_of_its_own() -> None:
@@ -76,5 +72,40 @@ def test_every_extra_names_modules_of_its_own() -> None:
     assert extras.extra_of("tensorflow_datasets") == "train"
     assert extras.extra_of("tensorflowx") is None
     assert extras.extra_of(None) is None
-    assert set(extras.EXTRAS) <= {"train", "onnx", "export", "tensorrt"}
     assert "swav-tf" in installation.PACKAGES
+
+
+# Bug caught: a message that names an extra that there is not, which pip takes with no more than a warning.
+def test_extras_that_messages_name_are_those_of_the_package() -> None:
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        offered = tomllib.load(file)["project"]["optional-dependencies"]
+    assert set(extras.EXTRAS) <= set(offered)
+    told = {
+        extra
+        for folder in ("cli", "evaluate", "export", "swav_tf")
+        for path in (ROOT / folder).rglob("*.py")
+        for words in re.findall(r"swav-tf\\*\[([a-z,-]+)\]", path.read_text(encoding="utf-8"))
+        for extra in words.split(",")
+    }
+    assert told <= set(offered)
+    assert {"train", "onnx", "onnx-gpu", "tensorrt"} <= told
+
+
+# Bug caught: a GPU that ONNX Runtime never uses, of which nobody is told.
+@pytest.mark.parametrize(
+    ("cpu", "gpu", "has_gpu", "told"),
+    [
+        (None, None, False, None),
+        ("1.26", None, False, None),
+        (None, "1.26", True, None),
+        (None, None, True, "here: pip install 'swav-tf[onnx-gpu]'"),
+        ("1.26", None, True, "here: pip uninstall onnxruntime, then pip install 'swav-tf[onnx-gpu]'"),
+        ("1.26", "1.26", True, "onnxruntime onnxruntime-gpu, then pip install 'swav-tf[onnx-gpu]'"),
+        ("1.26", "1.26", False, "onnxruntime onnxruntime-gpu, then pip install 'swav-tf[onnx]'"),
+    ],
+)
+def test_what_keeps_onnxruntime_from_the_gpu(
+    cpu: str | None, gpu: str | None, has_gpu: bool, told: str | None
+) -> None:
+    remark = extras.onnxruntime_remark({"onnxruntime": cpu, "onnxruntime-gpu": gpu}, has_gpu=has_gpu)
+    assert remark is None if told is None else remark is not None and remark.endswith(told)

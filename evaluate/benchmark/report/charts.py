@@ -5,17 +5,16 @@ Colours are CSS variables of the page: `--ink`, `--faint`, `--rule`, and `--s0` 
 
 from __future__ import annotations
 
-import html
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from html import escape
 from typing import Final
 
 COLOURS: Final = 8
 WIDTH: Final = 720
 LEFT, RIGHT, TOP, BOTTOM = 74, 22, 18, 54
 CHARACTER: Final = 7.2  # width of a letter of a label, pixels
-SHAPES: Final = 4
 
 
 @dataclass(frozen=True)
@@ -46,6 +45,25 @@ class Series:
 
     name: str
     points: tuple[Point, ...]
+    colour: int
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One bar.
+
+    Attributes:
+        label: before it.
+        value: its length, >= 0.
+        text: behind it.
+        title: what is shown when the mouse rests on it.
+        colour: 0 to 7.
+    """
+
+    label: str
+    value: float
+    text: str
+    title: str
     colour: int
 
 
@@ -160,7 +178,7 @@ def scatter_chart(
         left = WIDTH - RIGHT - wide - 6 if any(near) else LEFT + 6
         parts.append(
             f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{down:.1f}" y2="{down:.1f}" class="level"/>'
-            f'<text x="{left:.1f}" y="{down - 6:.1f}" class="faint">{_text(level[1])}</text>'
+            f'<text x="{left:.1f}" y="{down - 6:.1f}" class="faint">{escape(level[1])}</text>'
         )
         taken.append((left, down - 20, left + wide, down))
         taken.append((LEFT, down - 2, WIDTH - RIGHT, down + 2))
@@ -177,32 +195,33 @@ def scatter_chart(
                     f'<line x1="{across:.1f}" y1="{down:.1f}" x2="{(box[0] + box[2]) / 2:.1f}" '
                     f'y2="{box[3] if middle < down else box[1]:.1f}" class="rule"/>'
                 )
-            parts.append(f'<text x="{box[0]:.1f}" y="{box[3] - 4:.1f}">{_text(point.label)}</text>')
+            parts.append(f'<text x="{box[0]:.1f}" y="{box[3] - 4:.1f}">{escape(point.label)}</text>')
     return frame.svg(parts, name)
 
 
-def bar_chart(rows: Sequence[tuple[str, float, str, str, int]], *, name: str) -> str:
+def bar_chart(bars: Sequence[Bar], *, name: str) -> str:
     """Horizontal bars from zero.
 
     Args:
-        rows: label, value >= 0, its text, what is shown when the mouse rests on it, and colour.
+        bars: from the top, at least one.
         name: what it shows, for those who cannot see it.
     """
-    step, bar = 28, 18
-    left = min(300.0, 12 + CHARACTER * max(len(row[0]) for row in rows))
-    room = WIDTH - left - 12 - CHARACTER * max(len(row[2]) for row in rows)
-    most = max(row[1] for row in rows) or 1.0
+    step, thickness = 28, 18
+    left = min(300.0, 12 + CHARACTER * max(len(bar.label) for bar in bars))
+    room = WIDTH - left - 12 - CHARACTER * max(len(bar.text) for bar in bars)
+    most = max(bar.value for bar in bars) or 1.0
     parts = []
-    for number, (label, value, text, title, colour) in enumerate(rows):
+    for number, bar in enumerate(bars):
         top = 6 + number * step
-        width = max(1.0, room * value / most)
+        width = max(1.0, room * bar.value / most)
         parts.append(
-            f"<g><title>{_text(title)}</title>"
-            f'<text x="{left - 8:.1f}" y="{top + 14}" text-anchor="end">{_text(label)}</text>'
-            f'<rect x="{left:.1f}" y="{top}" width="{width:.1f}" height="{bar}" rx="3" fill="var(--s{colour})"/>'
-            f'<text x="{left + width + 6:.1f}" y="{top + 14}">{_text(text)}</text></g>'
+            f"<g><title>{escape(bar.title)}</title>"
+            f'<text x="{left - 8:.1f}" y="{top + 14}" text-anchor="end">{escape(bar.label)}</text>'
+            f'<rect x="{left:.1f}" y="{top}" width="{width:.1f}" height="{thickness}" rx="3" '
+            f'fill="var(--s{bar.colour})"/>'
+            f'<text x="{left + width + 6:.1f}" y="{top + 14}">{escape(bar.text)}</text></g>'
         )
-    return _svg(parts, name, 12 + step * len(rows))
+    return _svg(parts, name, 12 + step * len(bars))
 
 
 class _Frame:
@@ -239,9 +258,9 @@ class _Frame:
         return "".join(lines) + (
             f'<line x1="{LEFT}" x2="{right}" y1="{floor}" y2="{floor}" class="axis"/>'
             f'<text x="{(LEFT + right) / 2}" y="{self.height - 10}" text-anchor="middle" class="faint">'
-            f"{_text(self.x.title)}</text>"
+            f"{escape(self.x.title)}</text>"
             f'<text transform="translate(16 {middle}) rotate(-90)" text-anchor="middle" class="faint">'
-            f"{_text(self.y.title)}</text>"
+            f"{escape(self.y.title)}</text>"
         )
 
     def svg(self, parts: Sequence[str], name: str) -> str:
@@ -250,7 +269,7 @@ class _Frame:
 
 def _svg(parts: Sequence[str], name: str, height: float) -> str:
     return (
-        f'<div class="chart"><svg viewBox="0 0 {WIDTH} {height:g}" role="img" aria-label="{_text(name)}">'
+        f'<div class="chart"><svg viewBox="0 0 {WIDTH} {height:g}" role="img" aria-label="{escape(name)}">'
         f"{''.join(parts)}</svg></div>"
     )
 
@@ -258,7 +277,7 @@ def _svg(parts: Sequence[str], name: str, height: float) -> str:
 def _legend(series: Sequence[Series]) -> str:
     entries = [
         f'<span><svg width="16" height="16" viewBox="-8 -8 16 16" aria-hidden="true">'
-        f"{_mark((0, 0), one.colour, '')}</svg>{_text(one.name)}</span>"
+        f"{_mark((0, 0), one.colour, '')}</svg>{escape(one.name)}</span>"
         for one in series
     ]
     return f'<p class="legend">{"".join(entries)}</p>'
@@ -267,15 +286,13 @@ def _legend(series: Sequence[Series]) -> str:
 def _mark(place: tuple[float, float], colour: int, title: str) -> str:
     """Told apart by shape too, for those who do not see the colours."""
     x, y = place
-    shapes: tuple[Callable[[], str], ...] = (
-        lambda: f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5"',
-        lambda: f'<rect x="{x - 4.5:.1f}" y="{y - 4.5:.1f}" width="9" height="9"',
-        lambda: f'<path d="M{x:.1f} {y - 6:.1f}l6 6l-6 6l-6 -6z"',
-        lambda: f'<path d="M{x:.1f} {y - 6:.1f}l6 10h-12z"',
-    )
-    return f'{shapes[colour % SHAPES]()} fill="var(--s{colour})"><title>{_text(title)}</title>' + (
-        "</circle>" if colour % SHAPES == 0 else "</rect>" if colour % SHAPES == 1 else "</path>"
-    )
+    shape, where = (
+        ("circle", f'cx="{x:.1f}" cy="{y:.1f}" r="5"'),
+        ("rect", f'x="{x - 4.5:.1f}" y="{y - 4.5:.1f}" width="9" height="9"'),
+        ("path", f'd="M{x:.1f} {y - 6:.1f}l6 6l-6 6l-6 -6z"'),
+        ("path", f'd="M{x:.1f} {y - 6:.1f}l6 10h-12z"'),
+    )[colour % 4]
+    return f'<{shape} {where} fill="var(--s{colour})"><title>{escape(title)}</title></{shape}>'
 
 
 def _free_place(
@@ -317,7 +334,3 @@ def _log_ticks(low: float, high: float) -> list[float]:
         if len(ticks) <= 8:
             break
     return ticks
-
-
-def _text(text: str) -> str:
-    return html.escape(text)
