@@ -1,28 +1,20 @@
-"""The nearest images of each prototype on one page: HTML that needs no network, and a PNG."""
+"""The nearest images of each prototype, for people: a page that needs no network, and a picture."""
 
 from __future__ import annotations
 
-import html
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-from PIL import Image as PillowImage
-from PIL import ImageDraw, ImageFont
-
-from evaluate.clusters import Clusters, shown_prototypes, summary, usage_table
-from evaluate.feature_file import class_name
+from evaluate.cluster_page import cluster_page
+from evaluate.cluster_picture import SIDE, draw_clusters
+from evaluate.clusters import Clusters, shown_prototypes, usage_table
 from evaluate.images import ImageSet
 from evaluate.runners.runner import ModelFacts
-from evaluate.thumbnails import BACKGROUND, FAINT, INK, RULE, data_address, shortened, thumbnail
-from swav_tf.data.names import printable
+from evaluate.thumbnails import thumbnail
 from swav_tf.recipe import EvaluationView
 from swav_tf.whole_file import whole_file
 
-SIDE: Final = 96  # of a thumbnail, pixels
-PNG_PROTOTYPES: Final = 30  # a picture of more could not be looked at
-_GAP: Final = 24
-_TEXT: Final = 190  # width of the column of text
+PICTURE_PROTOTYPES: Final = 30  # a picture of more could not be looked at
 
 
 def write_cluster_sheets(
@@ -56,192 +48,9 @@ def write_cluster_sheets(
         ]
         for prototype in shown
     }
-    sheet = _draw_png(clusters, shown[:PNG_PROTOTYPES], rows, pictures)
+    sheet = draw_clusters(clusters, shown[:PICTURE_PROTOTYPES], rows, pictures)
     with whole_file(folder / "sheet.png") as partial:
         sheet.save(partial)
-    page = _page(clusters, images, model, shown, rows, pictures)
+    page = cluster_page(clusters, images, model, shown, rows, pictures)
     with whole_file(folder / "index.html") as partial:
         partial.write_text(page, encoding="utf-8")
-
-
-# === PNG ===
-
-
-def _draw_png(
-    clusters: Clusters,
-    shown: Sequence[int],
-    rows: dict[int, dict[str, Any]],
-    pictures: dict[int, list[PillowImage.Image]],
-) -> PillowImage.Image:
-    per_row = clusters.nearest.shape[1]
-    step = SIDE + 14
-    top = 86
-    width = _GAP + _TEXT + per_row * (SIDE + 4) + _GAP
-    sheet = PillowImage.new("RGB", (max(width, 640), top + len(shown) * step + _GAP), BACKGROUND)
-    pen = ImageDraw.Draw(sheet)
-    large, normal, small = (ImageFont.load_default(size) for size in (20, 15, 12))
-    figures = summary(clusters)
-    pen.text((_GAP, 18), "Nearest images of each prototype", INK, large)
-    pen.text((_GAP, 50), _headline(figures, len(shown)), FAINT, small)
-    most = max(row["images"] for row in rows.values())
-    for number, prototype in enumerate(shown):
-        y, row = top + number * step, rows[prototype]
-        pen.line((_GAP, y - 7, sheet.width - _GAP, y - 7), RULE)
-        pen.text((_GAP, y + 4), f"prototype {prototype}", INK, normal)
-        pen.text((_GAP, y + 28), f"{row['images']:,} images, {100 * row['share']:.1f} %", FAINT, small)
-        pen.rectangle((_GAP, y + 48, _GAP + 150 * row["images"] // most, y + 53), (76, 120, 168))
-        if row.get("top_class") is not None:
-            text = f"{100 * row['top_class_share']:.0f} % are {row['top_class']}"
-            pen.text((_GAP, y + 62), shortened(text, small, _TEXT - 10), FAINT, small)
-        for place, picture in enumerate(pictures[prototype]):
-            sheet.paste(picture, (_GAP + _TEXT + place * (SIDE + 4), y))
-    return sheet
-
-
-def _headline(figures: dict[str, Any], shown: int) -> str:
-    texts = [
-        f"{figures['images']:,} images",
-        f"{figures['prototypes_used']:,} of {figures['prototypes']:,} prototypes used",
-        f"as if {figures['effective_prototypes']:g} were used alike",
-        *([f"purity {100 * figures['purity']:.1f} %"] if "purity" in figures else []),
-        f"shown: {_most_used(shown)}",
-    ]
-    return "   ".join(texts)
-
-
-def _most_used(shown: int) -> str:
-    return "the most used prototype" if shown == 1 else f"the {shown:,} most used prototypes"
-
-
-# === HTML ===
-
-_STYLE = """
-:root { --ink: #28282c; --faint: #6f6f76; --rule: #e2e2dd; --page: #fafaf8; --card: #fff; --bar: #4c78a8; }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #e6e6e3; --faint: #9a9aa2; --rule: #37373c; --page: #19191c; --card: #222226; --bar: #6f9bcb; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; padding: 32px 28px; max-width: 1240px; background: var(--page); color: var(--ink);
-  font: 15px/1.5 system-ui, "Segoe UI", "Helvetica Neue", Arial, sans-serif; }
-h1 { font-size: 26px; margin: 0 0 4px; } h2 { font-size: 18px; margin: 36px 0 4px; }
-p { margin: 4px 0; color: var(--faint); max-width: 82ch; }
-.figures { display: flex; flex-wrap: wrap; gap: 12px; margin: 20px 0; }
-.figure { background: var(--card); border: 1px solid var(--rule); border-radius: 8px; padding: 10px 16px; }
-.figure b { display: block; font-size: 22px; font-weight: 600; } .figure span { color: var(--faint); font-size: 13px; }
-svg { width: 100%; height: 140px; background: var(--card); border: 1px solid var(--rule); border-radius: 8px; }
-svg rect { fill: var(--bar); } svg line { stroke: var(--faint); stroke-dasharray: 4 4;
-  vector-effect: non-scaling-stroke; }
-article { display: grid; grid-template-columns: 150px 1fr; gap: 16px; padding: 14px 0;
-  border-top: 1px solid var(--rule); }
-article h3 { font-size: 15px; margin: 0; } article p { font-size: 13px; margin: 0; }
-.bar { height: 6px; border-radius: 3px; background: var(--bar); margin: 6px 0; min-width: 2px; }
-.images { display: flex; flex-wrap: wrap; gap: 4px; }
-figure { margin: 0; } figure img { display: block; border-radius: 3px; width: 80px; height: 80px;
-  image-rendering: auto; } figcaption { font-size: 11px; color: var(--faint); text-align: center; }
-@media (max-width: 700px) { article { grid-template-columns: 1fr; } }
-"""
-
-
-def _page(
-    clusters: Clusters,
-    images: ImageSet,
-    model: ModelFacts,
-    shown: Sequence[int],
-    rows: dict[int, dict[str, Any]],
-    pictures: dict[int, list[PillowImage.Image]],
-) -> str:
-    figures = summary(clusters)
-    where = images.settings.path or f"{images.settings.kind}, split {images.settings.split}"
-    tiles = [
-        (f"{figures['images']:,}", "images"),
-        (f"{figures['prototypes_used']:,} of {figures['prototypes']:,}", "prototypes with an image"),
-        (f"{figures['effective_prototypes']:g}", "effective prototypes"),
-        (f"{100 * figures['largest_share']:.1f} %", "of the images at the most used one"),
-        (f"{figures['mean_score']:.3f}", "mean score of image and prototype"),
-    ]
-    if "purity" in figures:
-        tiles.append((f"{100 * figures['purity']:.1f} %", "purity"))
-    most = max(row["images"] for row in rows.values())
-    meaning = (
-        "Effective prototypes: the number that, used alike, would have the same entropy of usage."
-        + (
-            " Purity: share of images of the class that is most frequent at their prototype."
-            if "purity" in figures
-            else ""
-        )
-        + " Score: cosine of projection and prototype."
-    )
-    cards = "".join(
-        _card(clusters, images, rows[prototype], pictures[prototype], most) for prototype in shown
-    )
-    return f"""<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Prototypes of {_text(model.recipe)}</title>
-<style>{_STYLE}</style>
-<h1>Prototypes and their images</h1>
-<p>Model {_text(model.path)} ({_text(model.recipe)}, step {model.step:,}), images {_text(where)}</p>
-<div class="figures">{"".join(f'<div class="figure"><b>{a}</b><span>{b}</span></div>' for a, b in tiles)}</div>
-<p>{meaning}</p>
-<h2>Usage</h2>
-<p>Images at each of the {clusters.count:,} prototypes, the most used ({most:,} images) first; the dashed line is
-equal usage, {len(clusters.index) / clusters.count:,.1f} images.</p>
-{_usage_chart(sorted((row["images"] for row in rows.values()), reverse=True))}
-<h2>Nearest images</h2>
-<p>Shown: {_most_used(len(shown))}, each with the images of greatest score, whichever prototype these go to.
-usage.csv lists all prototypes, assignments.csv all images.</p>
-{cards}
-</html>
-"""
-
-
-def _usage_chart(counts: Sequence[int]) -> str:
-    """Bars, the largest 100 units high, one unit wide each."""
-    most, mean = max(counts), sum(counts) / len(counts)
-    bars = "".join(
-        f'<rect x="{i + 0.1:.1f}" y="{104 - 100 * n / most:.2f}" width="0.8" height="{100 * n / most:.2f}">'
-        f"<title>{n:,} images</title></rect>"
-        for i, n in enumerate(counts)
-        if n
-    )
-    level = 104 - 100 * mean / most
-    return (
-        f'<svg viewBox="0 0 {len(counts)} 104" preserveAspectRatio="none" role="img" '
-        f'aria-label="usage of the prototypes">{bars}'
-        f'<line x1="0" x2="{len(counts)}" y1="{level:.2f}" y2="{level:.2f}"/></svg>'
-    )
-
-
-def _card(
-    clusters: Clusters,
-    images: ImageSet,
-    row: dict[str, Any],
-    pictures: Sequence[PillowImage.Image],
-    most: int,
-) -> str:
-    prototype = row["prototype"]
-    of_class = ""
-    if row.get("top_class") is not None:
-        of_class = f"<p>{100 * row['top_class_share']:.0f} % are {_text(row['top_class'])}</p>"
-    shown = []
-    for near, score, picture in zip(
-        clusters.nearest[prototype], clusters.nearest_scores[prototype], pictures, strict=True
-    ):
-        name = printable(images.source.image_name(int(clusters.index[near])))
-        label = class_name(int(clusters.labels[near]), clusters.class_names)
-        title = _text(f"{name}{f', class {label}' if label else ''}, score {score:.3f}")
-        shown.append(
-            f'<figure><img src="{data_address(picture)}" alt="{title}" title="{title}">'
-            f"<figcaption>{score:.2f}</figcaption></figure>"
-        )
-    return (
-        f"<article><div><h3>Prototype {prototype}</h3>"
-        f'<div class="bar" style="width:{100 * row["images"] / most:.1f}%"></div>'
-        f"<p>{row['images']:,} images, {100 * row['share']:.1f} %</p>"
-        f"<p>mean score {row['mean_score']:.3f}</p>{of_class}</div>"
-        f'<div class="images">{"".join(shown)}</div></article>\n'
-    )
-
-
-def _text(text: object) -> str:
-    return html.escape(str(text))

@@ -12,8 +12,8 @@ from PIL import ImageDraw, ImageFont
 
 from evaluate.feature_file import FeatureFile
 from evaluate.images import ImageSet, open_images
-from evaluate.knn import check_same_model
 from evaluate.runners.runner import Runner
+from evaluate.same_model import check_same_model
 from evaluate.thumbnails import BACKGROUND, FAINT, INK, scaled, shortened, thumbnail
 from swav_tf.data.augment import Image
 from swav_tf.data.decode import UndecodableImage, decode

@@ -6,7 +6,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from evaluate.feature_file import Rows, read_feature_file, write_feature_file
+from evaluate.feature_file import Rows, read_feature_file
+from evaluate.feature_writer import write_feature_file
 from swav_tf.errors import DataError, UsageError
 
 FACTS = {"model": {"weights_sha256": "x"}, "class_names": ["cat", "dög"], "source": {"path": "ü"}}

@@ -72,7 +72,7 @@ def test_a_killed_run_goes_on_to_the_same_file(tmp_path, folders, ending):
     assert not killed.exists()
     shards = tmp_path / f"killed{ending}.shards"
     assert len(list(shards.glob("shard-*.npz"))) == 2
-    (shards / ".shard-000002.npz.part").write_bytes(b"half a shard")
+    (shards / ".part-1-shard-000002.npz").write_bytes(b"half a shard")
     again = run_process(folders, killed)
     assert (again.returncode, again.stdout) == (0, "8\n"), again.stderr
     assert not shards.exists()

@@ -1,0 +1,166 @@
+"""Writing feature files, a part of the features in memory at a time, whole or not at all."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import zipfile
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from evaluate.feature_file import FACTS_KEY, Rows, beside, check_format, class_name
+from swav_tf.errors import DataError
+from swav_tf.whole_file import bring_to_disk
+
+COLUMNS = ("name", "label", "class", "index")
+_BESIDE = (".csv", ".json")  # what belongs to a .npy
+
+Parts = Callable[[], Iterable[Rows]]  # the same rows at every call
+
+
+def write_feature_file(path: Path, parts: Parts, facts: dict[str, Any]) -> None:
+    """Writes a feature file from its parts, one of them in memory at a time; whole or not at all.
+
+    Args:
+        path: its ending says the format.
+        parts: called as often as needed, gives the rows in order, not empty.
+        facts: see FeatureFile.
+
+    Raises:
+        DataError: the disk is full or refuses; what was there before is untouched.
+    """
+    check_format(path)
+    partial = path.with_name(f".{path.name}.part")
+    for ending in ("", *_BESIDE):
+        _remove(beside(partial, ending))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _WRITERS[path.suffix](partial, parts, facts)
+        _take_place(partial, path)
+    except OSError as error:
+        for ending in ("", *_BESIDE):
+            _remove(beside(partial, ending))
+        raise DataError(f"{path} could not be written: {error}. Make room, or give another -o.") from error
+
+
+def _take_place(partial: Path, path: Path) -> None:
+    """Puts what is whole where it belongs; at no moment are parts of two files under the same name."""
+    parts = [beside(partial, ending) for ending in _BESIDE if beside(partial, ending).exists()]
+    for written in (partial, *parts):
+        for file in written.iterdir() if written.is_dir() else (written,):
+            bring_to_disk(file)
+    before = path.with_name(f".{path.name}.before")
+    _remove(before)
+    if path.is_dir() or (parts and path.exists()):
+        os.replace(path, before)
+    for part in parts:
+        os.replace(part, beside(path, part.suffix))
+    os.replace(partial, path)
+    _remove(before)
+
+
+def _write_npz(partial: Path, parts: Parts, facts: dict[str, Any]) -> None:
+    """An uncompressed .npz; the features are streamed, for np.savez would want them all in memory."""
+    labels, index, names = _columns(parts())
+    with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
+        with archive.open("features.npy", "w", force_zip64=True) as file:
+            _write_array(file, len(labels), parts())
+        small = {
+            "labels": labels,
+            "index": index,
+            "names": np.array(names),
+            "facts": np.array(json.dumps(facts)),
+        }
+        for name, array in small.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                np.lib.format.write_array(file, array, allow_pickle=False)
+
+
+def _write_npy(partial: Path, parts: Parts, facts: dict[str, Any]) -> None:
+    labels, index, names = _columns(parts())
+    with partial.open("wb") as file:
+        _write_array(file, len(labels), parts())
+    with beside(partial, ".csv").open("w", encoding="utf-8", newline="") as text:
+        writer = csv.writer(text)
+        writer.writerow(COLUMNS)
+        classes = facts.get("class_names", ())
+        for name, label, number in zip(names, labels.tolist(), index.tolist(), strict=True):
+            writer.writerow((name, label, class_name(label, classes), number))
+    beside(partial, ".json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+
+
+def _write_parquet(partial: Path, parts: Parts, facts: dict[str, Any]) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    partial.mkdir()
+    classes = facts.get("class_names", ())
+    for number, rows in enumerate(parts()):
+        width = rows.features.shape[1]
+        schema = pa.schema(
+            [
+                ("name", pa.string()),
+                ("label", pa.int64()),
+                ("class", pa.string()),
+                ("index", pa.int64()),
+                ("features", pa.list_(pa.float32(), width)),
+            ],
+            metadata={FACTS_KEY: json.dumps(facts).encode()},
+        )
+        columns = [
+            pa.array(rows.names, pa.string()),
+            pa.array(rows.labels),
+            pa.array([class_name(label, classes) for label in rows.labels.tolist()], pa.string()),
+            pa.array(rows.index),
+            pa.FixedSizeListArray.from_arrays(pa.array(np.ravel(rows.features)), width),
+        ]
+        # Features do not repeat: a dictionary of them only costs time.
+        pq.write_table(
+            pa.Table.from_arrays(columns, schema=schema),
+            partial / f"part-{number:05d}.parquet",
+            use_dictionary=["label", "class"],
+        )
+
+
+_WRITERS: dict[str, Callable[[Path, Parts, dict[str, Any]], None]] = {
+    ".npz": _write_npz,
+    ".npy": _write_npy,
+    ".parquet": _write_parquet,
+}
+
+
+def _columns(parts: Iterable[Rows]) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    labels: list[np.ndarray] = []
+    index: list[np.ndarray] = []
+    names: list[str] = []
+    for rows in parts:
+        labels.append(rows.labels)
+        index.append(rows.index)
+        names += rows.names
+    return np.concatenate(labels), np.concatenate(index), names
+
+
+def _write_array(file: IO[bytes], count: int, parts: Iterable[Rows]) -> None:
+    """The features of all parts as one .npy, a part at a time."""
+    for number, features in enumerate(_features(parts)):
+        if number == 0:
+            header = {"descr": "<f4", "fortran_order": False, "shape": (count, features.shape[1])}
+            np.lib.format.write_array_header_1_0(file, header)
+        file.write(features.tobytes())
+
+
+def _features(parts: Iterable[Rows]) -> Iterator[np.ndarray]:
+    for rows in parts:
+        yield np.asarray(rows.features, "<f4")
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
