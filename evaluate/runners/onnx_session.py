@@ -29,8 +29,15 @@ def missing_provider(provider: str) -> str | None:
     """
     if provider not in PROVIDERS:
         raise UsageError(f"--provider must be one of {', '.join(PROVIDERS)}. Received: {provider}.")
-    import onnxruntime as ort
-
+    try:
+        import onnxruntime as ort
+    except ModuleNotFoundError as error:
+        if provider == "cpu" or error.name != "onnxruntime":
+            raise
+        return (
+            f"--provider {provider} needs an ONNX Runtime that has it. Received: none is installed. "
+            "Run: pip install 'swav-tf[onnx-gpu]'"
+        )
     if PROVIDERS[provider] in ort.get_available_providers():
         return None
     return (

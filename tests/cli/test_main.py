@@ -11,29 +11,7 @@ import pytest
 from cli.errors import run_and_report
 from cli.main import SECTIONS, swav_tf
 from swav_tf.errors import DataError, RecipeError, SwavError
-
-ROOT = Path(__file__).parents[2]
-
-# Runs a command line where the named modules cannot be imported, as if they were not installed.
-RUN_WITHOUT = """
-import sys
-for name in {blocked!r}:
-    sys.modules[name] = None
-from cli.main import main
-main({arguments!r})
-"""
-TENSORFLOW = ["tensorflow", "keras", "keras_cv", "tensorflow_datasets"]
-
-
-def run_without(blocked: list[str], *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", RUN_WITHOUT.format(blocked=blocked, arguments=list(arguments))],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
+from tests.cli.command_line import ROOT, TENSORFLOW, Run, run_without
 
 # === Start-up ===
 
@@ -45,14 +23,14 @@ def run_without(blocked: list[str], *arguments: str) -> subprocess.CompletedProc
         ["--version"],
         *([command, "--help"] for command in ("config", "pretrain", "crops", "demo", "doctor")),
         *([command, "--help"] for command in ("features", "knn", "clusters", "similar", "plot")),
-        *(["data", command, "--help"] for command in ("shard", "check", "serve")),
+        *(["data", command, "--help"] for command in ("shard", "check", "subset", "serve")),
         *(["config", command, "--help"] for command in ("list", "show", "check", "settings")),
     ],
 )
 def test_help_loads_nothing_large(arguments: list[str]) -> None:
-    run = run_without([*TENSORFLOW, "numpy", "pydantic", "yaml", "PIL", "rich"], *arguments)
-    assert run.returncode == 0, run.stderr
-    assert run.stdout
+    left = run_without([*TENSORFLOW, "numpy", "pydantic", "yaml", "PIL", "rich"], *arguments)
+    assert left.code == 0, left.err
+    assert left.out
 
 
 # Bug caught: a new command that `--help` does not show.
@@ -72,23 +50,44 @@ def test_help_names_every_command() -> None:
     ],
 )
 def test_commands_about_recipes_need_no_tensorflow(arguments: list[str]) -> None:
-    run = run_without(TENSORFLOW, *arguments)
-    assert run.returncode == 0, run.stderr
-    assert run.stdout
+    left = run_without(TENSORFLOW, *arguments)
+    assert left.code == 0, left.err
+    assert left.out
 
 
 def test_crops_needs_no_tensorflow(tmp_path: Path) -> None:
-    run = run_without(TENSORFLOW, "crops", "-c", "demo", "--output", str(tmp_path / "crops.png"))
-    assert run.returncode == 0, run.stderr
+    left = run_without(TENSORFLOW, "crops", "-c", "demo", "--output", tmp_path / "crops.png")
+    assert left.code == 0, left.err
     assert (tmp_path / "crops.png").exists()
 
 
 def test_the_block_blocks(tmp_path: Path) -> None:
-    run = run_without(TENSORFLOW, "pretrain", "-c", "demo", "--run-dir", str(tmp_path))
-    assert run.returncode == 1
-    assert "which is not installed. Run: pip install 'swav-tf[train]'" in run.stderr
-    assert "Traceback" not in run.stderr
+    left = run_without(TENSORFLOW, "pretrain", "-c", "demo", "--run-dir", tmp_path)
+    assert left.code == 1
+    assert "which is not installed. Run: pip install 'swav-tf[train]'" in left.err
+    assert "Traceback" not in left.err
     assert list(tmp_path.iterdir()) == []
+
+
+# Bugs caught: an extra that brings ONNX Runtime for CPUs where a GPU is asked for; a traceback.
+@pytest.mark.parametrize(
+    ("blocked", "provider", "code", "part"),
+    [
+        (["onnxruntime"], "cpu", 1, "pip install 'swav-tf[onnx]'"),
+        (["onnxruntime"], "cuda", 2, "pip install 'swav-tf[onnx-gpu]'"),
+        (["onnxruntime"], "tensorrt", 2, "pip install 'swav-tf[onnx-gpu]'"),
+        ([], "cuda", 2, "pip uninstall onnxruntime, then pip install 'swav-tf[onnx-gpu]'"),
+    ],
+)
+def test_the_extra_is_that_of_the_provider(
+    blocked: list[str], provider: str, code: int, part: str, tmp_path: Path
+) -> None:
+    (tmp_path / "x.onnx").write_bytes(b"whatever")
+    arguments = ["features", "digits", "--model", tmp_path / "x.onnx", "-o", tmp_path / "x.npz"]
+    left = run_without(blocked, *arguments, "--provider", provider)
+    assert left.code == code
+    assert part in left.err
+    assert "Traceback" not in left.err
 
 
 # === Help ===
@@ -122,8 +121,7 @@ def test_every_option_is_explained(path: str, command: click.Command) -> None:
 def test_examples_are_command_lines_that_parse(path: str, command: click.Command) -> None:
     lines = [line.strip() for line in (command.help or "").splitlines()]
     examples = [line for line in lines if line.startswith("swav-tf ")]
-    if path not in {"swav-tf config list", "swav-tf config settings"}:  # these are their own example
-        assert examples
+    assert examples
     for example in examples:
         words = example.partition(" > ")[0].partition("   ")[0].split()[1:]
         context = click.Context(swav_tf)
@@ -214,20 +212,18 @@ def test_debug_shows_the_traceback(error: Exception, capsys: pytest.CaptureFixtu
         (["crops", "-c", "one_gpu"], ["recipe 'one_gpu' does not say where the images are", "Give DATA, or"]),
         (["pretrain", "-c", "one_gpu"], ["recipe 'one_gpu' does not say where the images are"]),
         (["crops", "-c", "demo", "--rows", "0"], ["Invalid value for '--rows'"]),
+        (["crops", "-c", "demo", "--output", "crops.txt"], ["A picture must end in .png", "crops.txt"]),
         (["demo", "--seed", "-1"], ["Invalid value for '--seed'"]),
         (["config", "show", "nothing"], ["no recipe 'nothing'"]),
         (["config", "check", "demo", "-o", "a=1"], ["a: no such setting (value 1)"]),
         (["config", "check", "demo", "--images", "10"], ["10 images do not fill one batch of 64"]),
     ],
 )
-def test_what_is_asked_for_wrongly_has_exit_code_2(
-    arguments: list[str], parts: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run_and_report(swav_tf, arguments) == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
+def test_what_is_asked_for_wrongly_has_exit_code_2(arguments: list[str], parts: list[str], run: Run) -> None:
+    left = run(*arguments)
+    assert (left.code, left.out) == (2, "")
     for part in parts:
-        assert part in captured.err
+        assert part in left.err
 
 
 def test_a_reader_that_leaves_early_gets_no_complaint() -> None:
@@ -245,8 +241,9 @@ def test_a_reader_that_leaves_early_gets_no_complaint() -> None:
     assert process.wait() == 1
 
 
-def test_json_of_an_error_is_json(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_and_report(swav_tf, ["config", "check", "demo", "-o", "train.epochs=0", "--json"]) == 2
-    told = json.loads(capsys.readouterr().out)
+def test_json_of_an_error_is_json(run: Run) -> None:
+    left = run("config", "check", "demo", "-o", "train.epochs=0", "--json")
+    assert left.code == 2
+    told = json.loads(left.out)
     assert told["valid"] is False
     assert "train.epochs: must be greater than or equal to 1, got 0" in told["error"]
