@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -53,6 +54,13 @@ def whole_files(*paths: Path) -> Iterator[list[Path]]:
         for partial in partials:
             with contextlib.suppress(OSError):  # a read-only disk does not even let go of what is not there
                 partial.unlink(missing_ok=True)
+
+
+def remove_leftovers(path: Path) -> None:
+    """Removes what killed processes left of a file that no other process writes now."""
+    for left in path.parent.glob(f".part-????????-{glob.escape(path.name)}"):
+        with contextlib.suppress(OSError):
+            left.unlink(missing_ok=True)
 
 
 def bring_to_disk(path: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from cli.errors import message_of
 from swav_tf.errors import DataError
-from swav_tf.whole_file import whole_file, whole_files
+from swav_tf.whole_file import remove_leftovers, whole_file, whole_files
 
 
 def test_a_file_takes_its_name_when_it_is_whole(tmp_path):
@@ -45,6 +45,20 @@ def test_what_was_there_stays_when_the_new_one_fails(tmp_path, error, told, mess
         half()
     assert path.read_bytes() == b"old"
     assert [p.name for p in tmp_path.iterdir()] == ["x.png"]
+
+
+# Bug caught: litter that stays for ever, or a file of another name that goes with it.
+def test_what_a_killed_process_left_is_removed(tmp_path):
+    left = []
+    for name in ("[x].json", "y.json"):
+        with whole_file(tmp_path / name) as partial:
+            partial.write_bytes(b"whole")
+        left.append(partial)
+    for partial in left:
+        partial.write_bytes(b"half of")
+    remove_leftovers(tmp_path / "[x].json")
+    assert [partial.exists() for partial in left] == [False, True]
+    assert (tmp_path / "[x].json").read_bytes() == b"whole"
 
 
 # Bug caught: a new file beside an old one that it does not belong to.

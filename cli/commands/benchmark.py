@@ -157,9 +157,12 @@ def command(
     to_stdout = json_file == Path("-")
     if resume and (json_file is None or to_stdout):
         raise click.UsageError("--resume goes on with the cells in --json FILE, which must be given")
+    from swav_tf.whole_file import remove_leftovers
+
     for file in (json_file, html_file):
         if file is not None and file != Path("-"):
             _check_place(file)
+            remove_leftovers(file)  # of a benchmark that was killed
     from evaluate.benchmark.artifacts import find_artifacts
     from evaluate.benchmark.plan import PRECISIONS, plan_cells
     from evaluate.benchmark.report.document import write_report
