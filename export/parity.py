@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from evaluate.linear_probe import fit_ridge
+from evaluate.ridge import fit_ridge
 from evaluate.runners.onnx_metadata import Precision
 from evaluate.runners.runner import Runner
 from export.reference import Reference

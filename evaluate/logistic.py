@@ -1,4 +1,4 @@
-"""A linear classifier on features that were computed once."""
+"""Multinomial logistic regression on features that were computed once, by scikit-learn."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A linear classifier on features in memory, fitted exactly and in closed form: for figures, in plain NumPy."""
+"""A linear classifier by ridge regression, fitted exactly and in closed form: for figures, in plain NumPy."""
 
 from __future__ import annotations
 
