@@ -48,8 +48,7 @@ def find_artifacts(paths: Sequence[Path]) -> list[Path]:
             raise UsageError(
                 f"To verify takes ONNX files and engines, or a folder of them. Received: {path}, not there."
             )
-        inside = [file for suffix in (".onnx", *SUFFIXES) for file in path.glob(f"*{suffix}")]
-        found += sorted(inside) if path.is_dir() else [path]
+        found += sorted([*path.glob("*.onnx"), *path.glob("*.plan")]) if path.is_dir() else [path]
     found = list(dict.fromkeys(found))
     if not found:
         raise UsageError(
