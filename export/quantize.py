@@ -13,6 +13,7 @@ from typing import Any, Final, Literal, Protocol
 import numpy as np
 import onnx
 
+from evaluate.runners.onnx_session import open_session
 from export.errors import ExportError
 from export.graph_rules import backbone_nodes
 
@@ -190,8 +191,6 @@ def _by_error(
 
 
 def _features(model: onnx.ModelProto, images: np.ndarray) -> np.ndarray:
-    import onnxruntime as ort
-
-    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    session = open_session(model.SerializeToString())
     features: np.ndarray = session.run(["features"], {"images": images})[0]
     return features

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from evaluate.runners.checksums import KEY, PARITY, Checksum, read_checksums
+from evaluate.runners.checksums import CHECKSUMS, PARITY, Checksum, read_checksums
 from evaluate.runners.engine_file import SUFFIXES
 from evaluate.runners.onnx_metadata import Precision
 from evaluate.runners.onnx_runner import OnnxRunner
@@ -178,6 +178,6 @@ def parity_text(
             name: {"precision": precision, **parity.as_dict()}
             for name, (precision, parity) in results.items()
         },
-        KEY: {name: checksum.model_dump() for name, checksum in sorted(checksums.items())},
+        CHECKSUMS: {name: checksum.model_dump() for name, checksum in sorted(checksums.items())},
     }
     return json.dumps(document, indent=2) + "\n"

@@ -17,7 +17,7 @@ from swav_tf.errors import DataError
 from swav_tf.recipe import Section
 
 PARITY: Final = "parity.json"
-KEY: Final = "checksums"
+CHECKSUMS: Final = "checksums"  # the key in it
 
 
 class Checksum(Section):
@@ -49,7 +49,7 @@ def read_checksums(folder: Path) -> dict[str, Checksum]:
     """
     path = folder / PARITY
     try:
-        recorded = json.loads(path.read_bytes()).get(KEY, {})
+        recorded = json.loads(path.read_bytes()).get(CHECKSUMS, {})
         return {name: Checksum.model_validate(checksum) for name, checksum in recorded.items()}
     except FileNotFoundError:
         return {}

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from swav_tf.errors import DataError
 from swav_tf.recipe import Data, EvaluationView, Section
 
-KEY = "swav_tf"
+KEY: Final = "swav_tf"
 FORMAT: Final = 1
 
 Precision = Literal["fp32", "fp16", "int8"]

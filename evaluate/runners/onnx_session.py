@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from evaluate.runners.checksums import file_sha256
 from swav_tf.errors import DataError, UsageError
 
 PROVIDERS: Final = {
@@ -110,7 +111,7 @@ def provider_settings(source: Path | bytes, *, provider: str, cuda_graph: bool) 
         return {"enable_cuda_graph": graph}
     if provider != "tensorrt":
         return {}
-    content = source.read_bytes() if isinstance(source, Path) else source
+    checksum = file_sha256(source) if isinstance(source, Path) else hashlib.sha256(source).hexdigest()
     cache = engine_cache()
     cache.mkdir(parents=True, exist_ok=True)
     precision = _precision_of(source)
@@ -119,7 +120,7 @@ def provider_settings(source: Path | bytes, *, provider: str, cuda_graph: bool) 
         "trt_engine_cache_enable": "1",
         "trt_engine_cache_path": str(cache),
         # Its own key leaves out the weights: a model that was trained on would get the engine of before.
-        "trt_engine_cache_prefix": hashlib.sha256(content).hexdigest()[:32],
+        "trt_engine_cache_prefix": checksum[:32],
         # Without its flag TensorRT 10 computes what the graph has in a lower precision in float32.
         "trt_fp16_enable": "1" if precision == "fp16" else "0",
         "trt_int8_enable": "1" if precision == "int8" else "0",
