@@ -157,18 +157,15 @@ def command(
     to_stdout = json_file == Path("-")
     if resume and (json_file is None or to_stdout):
         raise click.UsageError("--resume goes on with the cells in --json FILE, which must be given")
-    from swav_tf.whole_file import remove_leftovers
-
     for file in (json_file, html_file):
         if file is not None and file != Path("-"):
-            _check_place(file)
-            remove_leftovers(file)  # of a benchmark that was killed
+            _prepare_place(file)
+
     from evaluate.benchmark.artifacts import find_artifacts
-    from evaluate.benchmark.plan import PRECISIONS, plan_cells
+    from evaluate.benchmark.plan import PRECISIONS, plan_cells, with_peers
     from evaluate.benchmark.report.document import write_report
     from evaluate.benchmark.run import run_benchmark
     from evaluate.benchmark.schema import Settings, read_benchmark, write_benchmark
-    from evaluate.benchmark.targets import RUNNERS
 
     unknown = [name for name in precisions or () if name not in PRECISIONS]
     if unknown:
@@ -176,10 +173,12 @@ def command(
             f"--precision must be of {', '.join(PRECISIONS)}. Received: {', '.join(unknown)}."
         )
     artifacts = find_artifacts(models)
-    if peers:
-        named = runners or tuple(name for name, facts in RUNNERS.items() if not facts.peer)
-        runners = (*named, *(name for name, facts in RUNNERS.items() if facts.peer and name not in named))
-    planned = plan_cells(artifacts, runners=runners, precisions=precisions, batches=batches)  # type: ignore[arg-type]  # checked above
+    planned = plan_cells(
+        artifacts,
+        runners=with_peers(runners) if peers else runners,
+        precisions=precisions,  # type: ignore[arg-type]  # checked above
+        batches=batches,
+    )
     settings = Settings(
         seconds=seconds,
         runs=runs,
@@ -214,13 +213,16 @@ def command(
     return _verdict(benchmark.cells, limits)
 
 
-def _check_place(file: Path) -> None:
-    """Refuses a place that cannot be written now, not after an hour of measuring."""
+def _prepare_place(file: Path) -> None:
+    """Refuses a place that cannot be written now, not after an hour; removes what a killed benchmark left there."""
+    from swav_tf.whole_file import remove_leftovers
+
     folder = next(parent for parent in file.absolute().parents if parent.exists())
     if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
         raise click.UsageError(
             f"{file} must be in a folder that can be written. Received: {folder}, which cannot."
         )
+    remove_leftovers(file)
 
 
 def _verdict(cells: Sequence[Cell], limits: Sequence[tuple[str, float]]) -> int:

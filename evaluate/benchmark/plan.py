@@ -75,6 +75,12 @@ def plan_cells(
     return planned
 
 
+def with_peers(runners: Sequence[str] | None) -> tuple[str, ...]:
+    """The runners that are wanted, or all but the peers where none is named; behind them the peers."""
+    named = runners or tuple(name for name, facts in RUNNERS.items() if not facts.peer)
+    return (*named, *(name for name, facts in RUNNERS.items() if facts.peer and name not in named))
+
+
 def _batch_beyond(artifact: Artifact | None, batch: int) -> str | None:
     """Why a file cannot take a batch; None if it can."""
     if artifact is None or artifact.batches is None or artifact.batches[0] <= batch <= artifact.batches[1]:

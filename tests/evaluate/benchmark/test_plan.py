@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from evaluate.benchmark.artifacts import find_artifacts
-from evaluate.benchmark.plan import plan_cells
+from evaluate.benchmark.plan import plan_cells, with_peers
 from swav_tf.errors import DataError, UsageError
 from tests.evaluate.exported import make_exported
 
@@ -45,3 +45,10 @@ def test_a_batch_beyond_an_engines_profile_is_skipped(exported, monkeypatch) -> 
     planned = plan_cells([engine], runners=("tensorrt",), precisions=("fp32",), batches=(1, 2, 8, 9))
     assert [one.artifact is not None for one in planned] == [False, True, True, False]
     assert "takes 2 to 8 images at once" in planned[0].cell.reason
+
+
+# Bug caught: a peer that was named twice over, or the runners that were named thrown away.
+def test_peers_come_behind() -> None:
+    assert with_peers(("trtexec", "ort-cpu"))[:2] == ("trtexec", "ort-cpu")
+    assert sorted(with_peers(("trtexec", "ort-cpu"))) == sorted({"ort-cpu", *with_peers(None)[5:]})
+    assert with_peers(None)[:5] == ("ort-cpu", "ort-cuda", "ort-tensorrt", "tensorrt", "keras")
