@@ -19,6 +19,7 @@ import numpy as np
 
 from evaluate.benchmark.probe_graph import ElementType, one_node
 from evaluate.runners.onnx_metadata import Precision
+from swav_tf.errors import DataError
 
 Bound = Literal["transfer", "launch", "memory", "compute"]
 
@@ -57,6 +58,9 @@ def count_work(path: Path) -> Work:
     """Counts one image through an ONNX file, by ONNX Runtime's own record of shapes.
 
     A dynamic image size is counted at the size of its preprocessing.
+
+    Raises:
+        DataError: the disk with the temporary files is full.
     """
     import onnxruntime as ort
 
@@ -73,7 +77,13 @@ def count_work(path: Path) -> Work:
         shape = [size if isinstance(size, int) else how.get("crop", 224) for size in wanted.shape]
         kind = np.uint8 if "uint8" in wanted.type else np.float32
         session.run(None, {wanted.name: np.zeros([1, *shape[1:]], kind)})
-        events = json.loads(Path(session.end_profiling()).read_text())
+        try:
+            events = json.loads(Path(session.end_profiling()).read_text())
+        except (OSError, ValueError) as error:  # ONNX Runtime does not tell that it could not write it whole
+            raise DataError(
+                f"The record of a run must fit on the disk with the temporary files, {folder}. Received: {error}. "
+                "Make room there, or set TMPDIR to another folder."
+            ) from error
     return work_of([event["args"] for event in events if event["name"].endswith("_kernel_time")])
 
 

@@ -1,11 +1,14 @@
 """Arithmetic of a network, limits of a machine, and what bounds a cell."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from evaluate.benchmark.probe_graph import one_node
 from evaluate.benchmark.roofline import Limits, Work, count_work, what_bounds, work_of
 from evaluate.runners.onnx_session import open_session
+from swav_tf.errors import DataError
 from tests.evaluate.exported import FEATURES, make_exported
 
 
@@ -53,6 +56,14 @@ def test_all_precisions_of_a_network_are_the_same_work(tmp_path) -> None:
     assert len(works) == 2
     assert len(set(works)) == 1
     assert works[0].flops == 2 * 16 * FEATURES * 27
+
+
+# Bug caught: a full disk that is told as JSON that could not be read.
+def test_a_record_that_is_cut_off_is_told(tmp_path, monkeypatch) -> None:
+    [path] = make_exported(tmp_path / "tiny", ("fp32",)).glob("*.onnx")
+    monkeypatch.setattr(Path, "read_text", lambda self: "[{")
+    with pytest.raises(DataError, match="must fit on the disk"):
+        count_work(path)
 
 
 def test_the_lower_roof_counts() -> None:
