@@ -52,7 +52,7 @@ def message_of(error: Exception, arguments: list[str]) -> str:
     """What to tell a person about an error."""
     if isinstance(error, SwavError):
         return str(error)
-    if isinstance(error, ModuleNotFoundError) and (extra := extra_of(error.name)):
+    if isinstance(error, ModuleNotFoundError) and (extra := extra_of(error.name, arguments)):
         return f"this needs {error.name}, which is not installed. Run: pip install 'swav-tf[{extra}]'"
     if isinstance(error, OSError) and error.errno in _DISK:
         what = f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 # `onnx-gpu` and `gpu` bring modules of `onnx` and `train` once more: a missing module does not ask for them.
 EXTRAS = {
@@ -23,9 +23,16 @@ EXTRAS = {
 }
 
 
-def extra_of(module: str | None) -> str | None:
-    """The extra that brings a module, by its import name."""
+def extra_of(module: str | None, arguments: Sequence[str] = ()) -> str | None:
+    """The extra that brings a module, by its import name.
+
+    Args:
+        module: that is missing.
+        arguments: of the command line that misses it.
+    """
     package = (module or "").partition(".")[0]
+    if package == "onnx" and any(word.endswith(".onnx") for word in arguments):
+        return "tensorrt"  # an engine of a file: `export` would put ONNX Runtime for CPUs over that for GPUs
     return next((extra for extra, modules in EXTRAS.items() if package in modules), None)
 
 
