@@ -32,10 +32,11 @@ def print_profile(profile: Profile) -> None:
     def row(name: str, ms: float, remark: str = "") -> None:
         table.add_row(name, f"{ms:,.1f}", f"{1000 * batch / ms:,.1f}" if ms else "", remark)
 
+    makers = f"{p.processes} process(es)" if p.processes else f"{p.threads} thread(s)"
     row(
         "input alone",
         1000 * batch / p.input_images_per_second,
-        f"{p.threads} thread(s); {1000 / p.input_cpu_ms:,.0f} images a CPU second",
+        f"{makers}; {1000 / p.input_cpu_ms:,.0f} images a CPU second",
     )
     row("step alone", p.step.ms, f"± {100 * p.step.spread:.0f} %; crops are there already")
     tflops = f"; {p.tflops:.3g} TFLOP/s" if p.tflops is not None else ""

@@ -53,6 +53,12 @@ class Data(Section):
     threads: int = Field(
         0, ge=0, description="threads that decode and crop, per worker; 0: one for each core"
     )
+    processes: int = Field(
+        0,
+        ge=0,
+        description="processes that make the training crops in place of threads, per worker, for more cores than "
+        "one Python keeps busy; 0: none",
+    )
     prefetch_batches: int = Field(4, ge=1, description="batches made ready ahead of the device, per worker")
     service: str | None = Field(
         None,

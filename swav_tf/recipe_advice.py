@@ -103,7 +103,7 @@ def impossible_scale(
 
 
 def impossible_view(data: Data) -> Iterator[Advice]:
-    """A view of the images, or a place of theirs, that cannot be."""
+    """A view of the images, a place or a maker of theirs that cannot be."""
     view = data.evaluation
     if view.crop > view.resize:
         yield Advice(
@@ -116,6 +116,12 @@ def impossible_view(data: Data) -> Iterator[Advice]:
             "data.path",
             f"the digits are bundled and have no path; got {data.path!r}",
             "For images of your own set data.kind (class_folders, images, tfrecord or tfds)",
+        )
+    if data.service is not None and data.processes:
+        yield Advice(
+            "data.processes",
+            f"data.service makes the crops, so {data.processes} process(es) here would make none",
+            "Set it to 0, or data.service=null",
         )
 
 

@@ -18,14 +18,18 @@ import tensorflow as tf
 from swav_tf.classifier_recipe import ClassifierRecipe
 from swav_tf.data.augment import Image
 from swav_tf.data.bad_images import BadImages
+from swav_tf.data.chunks import largest_chunk
 from swav_tf.data.cores import available_cores
+from swav_tf.data.crop_child import SEATS
+from swav_tf.data.crop_processes import CropProcesses
 from swav_tf.data.decode import UndecodableImage
 from swav_tf.data.positions import CropsByPosition
 from swav_tf.data.python_calls import PythonCalls
+from swav_tf.data.service import ServedCrops
 from swav_tf.data.sources import ImageSource, read_image
 from swav_tf.data.view import evaluation_view
 from swav_tf.errors import DataError
-from swav_tf.recipe import EvaluationView, Recipe
+from swav_tf.recipe import Data, EvaluationView, Recipe
 
 
 def training_batches(
@@ -48,7 +52,7 @@ def training_batches(
     next one in the epoch's order that can, cut by random numbers of its own.
 
     Args:
-        recipe: gives crops, augmentation, batch size, seed, threads, prefetch and the service that makes them.
+        recipe: gives crops, augmentation, batch size, seed, prefetch and who makes the crops.
         source: the training images, the same on every worker.
         steps_per_epoch: optimiser steps of an epoch; times the batch size at most len(source).
         start_step: first step, from 0.
@@ -66,7 +70,7 @@ def training_batches(
 
     Raises:
         ValueError: if the batch size cannot be divided so, or an epoch has too few images.
-        DataError: if the data service of the recipe does not answer.
+        DataError: if the recipe's data service does not answer, or its processes do not start.
     """
     batch_size = recipe.train.batch_size
     share, rest = divmod(batch_size, workers)
@@ -94,31 +98,43 @@ def training_batches(
 
     threads = recipe.data.threads or available_cores()
     first, last = start_step * share, total_steps * share
-    if recipe.data.service is None:
+    if recipe.data.service is None and not recipe.data.processes:
         places = tf.data.Dataset.range(first, last)
         made = _from_python(row_at, [*crops.shapes, ()], calls, labelled=labelled)
         images = places.map(made, num_parallel_calls=threads, deterministic=True)
         batches = images.batch(replica_batch_size, drop_remainder=True)
     else:
-        from swav_tf.data.service import ServedCrops, largest_chunk
-
         chunk = largest_chunk(replica_batch_size)
-        served = ServedCrops(
-            recipe.data.service,
-            crops,
-            position_of,
-            row_at,
-            chunk=chunk,
-            first=first // chunk,
-            last=last // chunk,
-        )
-        calls.at_end(served.end)
+        others: CropProcesses | ServedCrops
+        if recipe.data.service is None:
+            others = CropProcesses(
+                recipe.data.processes, crops, position_of, row_at, chunk=chunk, good=bad_images.good
+            )
+            threads = others.calls
+        else:
+            others = ServedCrops(
+                recipe.data.service,
+                crops,
+                position_of,
+                row_at,
+                chunk=chunk,
+                first=first // chunk,
+                last=last // chunk,
+                good=bad_images.good,
+            )
+        calls.at_end(others.end)
         shapes = [(chunk, *shape) for shape in (*crops.shapes, ())]
-        made = _from_python(served.get, shapes, calls, labelled=labelled)
+        made = _from_python(others.get, shapes, calls, labelled=labelled)
         numbers = tf.data.Dataset.range(first // chunk, last // chunk)
         chunks = numbers.map(made, num_parallel_calls=threads, deterministic=True)
         batches = chunks.batch(replica_batch_size // chunk, drop_remainder=True).map(_joined)
     return batches.prefetch(recipe.data.prefetch_batches).with_options(_options(threads))
+
+
+def made_ahead(data: Data, replica_batch_size: int) -> int:
+    """Elements of `training_batches` that are made before anybody asks for them, at most."""
+    in_flight = data.processes * SEATS * largest_chunk(replica_batch_size)
+    return data.prefetch_batches + -(-in_flight // replica_batch_size)
 
 
 def _from_python(

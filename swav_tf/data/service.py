@@ -20,10 +20,10 @@ from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 import tensorflow as tf
 from rich.console import Console
 
+from swav_tf.data.chunks import Chunk, MakeRow, make_chunk, mend_chunk
 from swav_tf.data.decode import UndecodableImage
 from swav_tf.data.positions import CropsByPosition
 from swav_tf.data.reordered import Reordered
@@ -31,14 +31,11 @@ from swav_tf.errors import DataError, UsageError
 
 PATIENCE_SECONDS: Final = 10.0
 RETRY_SECONDS: Final = 5.0
-LARGEST_CHUNK: Final = 16  # images that travel together
 _AHEAD_IMAGES: Final = 512  # that the trainer keeps until their turn; 0.5 MB each at the paper's crops
 _TOKEN: Final = "pyfunc_0"  # what TensorFlow calls the first Python function of a process
 _CONNECT_SECONDS: Final = 10.0
 _WORKER_TIMEOUT_MS: Final = 10_000  # a worker that was silent for so long is taken for dead
 _JOB_TIMEOUT_MS: Final = 60_000  # the same for a trainer
-
-Chunk = list[npt.NDArray[Any]]  # of each crop group (images, count, size, size, 3), then classes (images,)
 
 
 class Served:
@@ -141,11 +138,12 @@ class ServedCrops:
         address: str,
         crops: CropsByPosition,
         position_of: Callable[[Any], Any],
-        make: Callable[[int], list[Any]],
+        make: MakeRow,
         *,
         chunk: int,
         first: int,
         last: int,
+        good: Callable[[], None],
     ) -> None:
         """Chunk k holds the images of places k * chunk to (k + 1) * chunk - 1 of this worker's row.
 
@@ -157,13 +155,14 @@ class ServedCrops:
             chunk: images that come together.
             first: first chunk.
             last: one after the last chunk.
+            good: is told of each image that the service could read.
 
         Raises:
             DataError: nothing answers at the address.
         """
         _require_answer(address)
         self._address, self._crops, self._make, self._chunk = address, crops, make, chunk
-        self._position_of, self._last = position_of, last
+        self._position_of, self._last, self._good = position_of, last, good
         self._said = ""
         self._console = Console(stderr=True, highlight=False, soft_wrap=True)
         self._chunks = Reordered(
@@ -191,7 +190,7 @@ class ServedCrops:
             try:
                 with tf.device("CPU:0"):
                     for number, *groups, labels, readable in self._data_set(self._chunks.wanted_from):
-                        yield int(number), self._mended(int(number), groups, labels, readable.numpy())
+                        yield int(number), self._mended(int(number), groups, labels, readable)
                 return  # what did not come was lost with a worker
             except tf.errors.OpError as error:
                 if meant := re.search(r"DataError: (.+)", str(error)):
@@ -229,19 +228,17 @@ class ServedCrops:
             )
         )
 
-    def _mended(
-        self, number: int, groups: list[tf.Tensor], labels: tf.Tensor, readable: npt.NDArray[np.bool_]
-    ) -> Chunk:
-        """The chunk, its places that the service could not read made here: they may be readable, or have a stand-in."""
+    def _mended(self, number: int, groups: list[tf.Tensor], labels: tf.Tensor, readable: tf.Tensor) -> Chunk:
+        """The chunk, with what the service could not read made here."""
         chunk = [np.array(tensor) for tensor in (*groups, labels)]
-        for row in np.flatnonzero(~readable).tolist():
-            for whole, one in zip(chunk, self._make(number * self._chunk + row), strict=True):
-                whole[row] = one
+        mend_chunk(chunk, readable.numpy().tolist(), self._make, self._places(number), good=self._good)
         return chunk
 
     def _make_chunk(self, number: int) -> Chunk:
-        rows = [self._make(number * self._chunk + row) for row in range(self._chunk)]
-        return [np.stack(column) for column in zip(*rows, strict=True)]
+        return make_chunk(self._make, self._places(number))
+
+    def _places(self, number: int) -> range:
+        return range(number * self._chunk, (number + 1) * self._chunk)
 
     def _say(self, what: str) -> None:
         said, self._said = self._said, what
@@ -277,8 +274,3 @@ def _require_answer(address: str) -> None:
                     "swav-tf data serve, or set data.service=null to make the crops here."
                 ) from error
             time.sleep(0.2)
-
-
-def largest_chunk(images: int) -> int:
-    """The largest part of at most LARGEST_CHUNK images that divides `images`."""
-    return max(size for size in range(1, LARGEST_CHUNK + 1) if images % size == 0)

@@ -23,6 +23,7 @@ FREE_TO_CHANGE = (
     "data.path",
     "data.kind",  # a folder may become its shards: number and names of the images are compared
     "data.threads",
+    "data.processes",
     "data.prefetch_batches",
     "data.service",
     "data.max_bad_share",

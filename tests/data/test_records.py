@@ -1,5 +1,7 @@
 """TFRecord shards and TensorFlow Datasets, written here by TensorFlow and read by number."""
 
+import pickle
+
 import numpy as np
 import pytest
 
@@ -140,6 +142,12 @@ class TestTFDS:
         assert [part.read(i) for i in range(6)] == [whole.read(i) for i in range(3, 9)]
         assert len(part) == 6
         assert len(open_source(data, validation=True)) == 4
+
+    # Bug caught: a source that `data.processes` cannot hand to another process.
+    def test_the_source_travels(self, prepared):
+        source = open_source(Data(kind="tfds", path=prepared))
+        there = pickle.loads(pickle.dumps(source))
+        assert [there.read(i) for i in range(10)] == [source.read(i) for i in range(10)]
 
     def test_an_unknown_split_lists_those_there_are(self, prepared):
         with pytest.raises(DataError, match="test, train"):

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from swav_tf.data.bad_images import BadImages
 from swav_tf.data.cores import available_cores
-from swav_tf.data.pipeline import training_batches
+from swav_tf.data.pipeline import made_ahead, training_batches
 from swav_tf.data.python_calls import ended_after
 from swav_tf.data.sources import ImageSource, open_source
 from swav_tf.errors import SwavError, UsageError
@@ -56,6 +56,7 @@ class Profile:
         devices: GPU or CPU; replicas: of them.
         batch_size, accumulation_steps, precision: of the recipe.
         cores, threads: that this process may use; that decode and crop.
+        processes: that do so in place of threads; 0: none.
         input_images_per_second, input_cpu_ms: of the pipeline alone; CPU time of an image.
         step: on crops that are on the devices already.
         loop: one step of the real loop; wait_ms: of it, waiting for crops.
@@ -96,6 +97,7 @@ class Profile:
     hours: float
     load: float
     verdict: Verdict
+    processes: int = 0
 
 
 def profile(
@@ -178,13 +180,19 @@ def profile(
 
     with failures_explained(recipe.train, team.replicas, bad_images):
         console.print("input alone ...")
-        ahead = recipe.data.prefetch_batches
+        ahead = made_ahead(recipe.data, batch_size // team.replicas // parts)
         elements = steps * team.replicas * parts
         fed = _drain(batches, skip=ahead + 1, elements=elements)
         image_ms = fed.ms * elements / steps / batch_size
 
         alone, loop, wait_ms, exchange = _real_steps(
-            recipe, strategy, batches, steps=steps, input_ms=image_ms * batch_size, console=console
+            recipe,
+            strategy,
+            batches,
+            steps=steps,
+            ahead=ahead,
+            input_ms=image_ms * batch_size,
+            console=console,
         )
 
         console.print("parts of a step ...")
@@ -218,6 +226,7 @@ def profile(
         accumulation_steps=parts,
         precision=recipe.train.precision,
         served=recipe.data.service is not None,
+        processes=recipe.data.processes,
     )
     total_steps = steps_per_epoch * recipe.train.epochs
     return Profile(
@@ -248,6 +257,7 @@ def profile(
         hours=total_steps * loop.ms / 3.6e6,
         load=load,
         verdict=verdict(times, facts),
+        processes=recipe.data.processes,
     )
 
 
@@ -315,6 +325,7 @@ def _real_steps(
     batches: Callable[[], tf.data.Dataset],
     *,
     steps: int,
+    ahead: int,
     input_ms: float,
     console: Console,
 ) -> tuple[Timing, Timing, float, Exchange | None]:
@@ -330,7 +341,7 @@ def _real_steps(
 
     console.print("loop ...")
     # What was made ahead while nobody asked must be used up first, where it counts.
-    used_up = -(-recipe.data.prefetch_batches // (strategy.num_replicas_in_sync * len(fixed))) + 1
+    used_up = -(-ahead // (strategy.num_replicas_in_sync * len(fixed))) + 1
     loop, wait_ms = _loop(
         strategy, step, model, batches, skip=used_up if input_ms > MATTERS * alone.ms else 1, steps=steps
     )

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from swav_tf.data.crop_processes import cpu_seconds
+
 Element = TypeVar("Element")
 
 
@@ -17,7 +19,7 @@ class Timing:
 
     Attributes:
         ms: wall time, milliseconds.
-        cpu_ms: CPU time of all threads of this process.
+        cpu_ms: CPU time of all threads of this process, and of those that make crops for it.
         spread: half the distance of the quartiles, a share of the median.
     """
 
@@ -28,12 +30,12 @@ class Timing:
 
 def timed(work: Callable[[], object], times: int) -> Timing:
     """Does it so many times, >= 1."""
-    walls, cpu = [], time.process_time()
+    walls, cpu = [], cpu_seconds()
     for _ in range(times):
         start = time.perf_counter()
         work()
         walls.append(time.perf_counter() - start)
-    return timing_of(walls, time.process_time() - cpu)
+    return timing_of(walls, cpu_seconds() - cpu)
 
 
 def timing_of(walls: list[float], cpu: float) -> Timing:

@@ -76,6 +76,7 @@ class Facts:
         accumulation_steps: parts of a batch.
         precision: of the recipe.
         served: crops come from a data service.
+        processes: that decode and crop in place of threads; 0: none.
     """
 
     threads: int
@@ -88,6 +89,7 @@ class Facts:
     accumulation_steps: int
     precision: str
     served: bool = False
+    processes: int = 0
 
 
 def verdict(loop: Loop, facts: Facts) -> Verdict:
@@ -137,9 +139,7 @@ def _more_input(facts: Facts) -> str:
         return f"start more processes of swav-tf data serve, {smaller}"
     if not facts.on_gpu:
         return f"input and network share {facts.cores} core(s): more cores, {elsewhere}, {smaller}"
-    if facts.threads < facts.cores:
-        return f"-o data.threads={facts.cores} (now {facts.threads}, about {needed} cores are needed), then {smaller}"
-    return (
-        f"about {needed} cores would keep up, here are {facts.cores}: more cores, one process a GPU "
-        f"(train.strategy=multi_worker), {elsewhere}, {smaller}"
-    )
+    if facts.processes < facts.cores:
+        now = f"{facts.processes} processes" if facts.processes else f"{facts.threads} threads of one process"
+        return f"-o data.processes={facts.cores} (now {now}, about {needed} cores are needed), then {smaller}"
+    return f"about {needed} cores would keep up, here are {facts.cores}: more cores, {elsewhere}, {smaller}"

@@ -33,8 +33,24 @@ def loop(loop_ms=100.0, wait_ms=0.0, step_ms=99.0, launch_ms=20.0, communication
     ("times", "known", "bound", "told"),
     [
         # The GPU computes more than half of the time, but what was ahead is used up: the input sets the pace.
-        (loop(wait_ms=42.0, step_ms=57.0), {}, "input", ["42 %", "about 14 cores"]),
-        (loop(wait_ms=42.0, step_ms=57.0), {"threads": 2}, "input", ["-o data.threads=8 (now 2"]),
+        (
+            loop(wait_ms=42.0, step_ms=57.0),
+            {"processes": 8},
+            "input",
+            ["42 %", "about 14 cores would keep up"],
+        ),
+        (
+            loop(wait_ms=42.0, step_ms=57.0),
+            {},
+            "input",
+            ["-o data.processes=8 (now 8 threads of one process"],
+        ),
+        (
+            loop(wait_ms=42.0, step_ms=57.0),
+            {"processes": 2},
+            "input",
+            ["-o data.processes=8 (now 2 processes"],
+        ),
         (
             loop(wait_ms=42.0, step_ms=57.0),
             {"served": True},
