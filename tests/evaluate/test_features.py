@@ -17,6 +17,7 @@ from swav_tf.recipe import Data
 from tests.evaluate.models import NumpyRunner, class_folders
 
 SCRIPT = Path(__file__).parent / "run_features.py"
+FOURS = {"batch_size": 4, "shard_size": 4}
 
 
 def directly(images, runner):
@@ -97,7 +98,7 @@ def interrupted(runner, images, output, after=2, **settings):
 
     runner.run = run_or_die
     with pytest.raises(Killed):
-        extract_features(runner, images, output, batch_size=4, shard_size=4, **settings)
+        extract_features(runner, images, output, **FOURS, **settings)
     runner.run = run
 
 
@@ -110,10 +111,10 @@ def test_an_interrupted_run_with_other_settings(tmp_path, folders):
     ):
         extract_features(NumpyRunner(), images, output, batch_size=4, shard_size=5)
     with pytest.raises(UsageError, match=r"model.weights_sha256: was 'aaaa"):
-        extract_features(NumpyRunner("b" * 64), images, output, batch_size=4, shard_size=4)
+        extract_features(NumpyRunner("b" * 64), images, output, **FOURS)
     unlabelled = open_images(str(folders), like=Data(kind="images"))
     with pytest.raises(UsageError, match=r"source.kind: was 'class_folders', now 'images'"):
-        extract_features(NumpyRunner(), unlabelled, output, batch_size=4, shard_size=4)
+        extract_features(NumpyRunner(), unlabelled, output, **FOURS)
     result = extract_features(NumpyRunner("b" * 64), images, output, batch_size=4, shard_size=5, fresh=True)
     assert result.images_before == 0
     assert read_feature_file(output).facts["model"]["weights_sha256"] == "b" * 64
@@ -124,7 +125,7 @@ def test_a_model_may_move(tmp_path, folders):
     images, output, moved = class_folders(folders), tmp_path / "x.npy", NumpyRunner()
     interrupted(NumpyRunner(), images, output)
     moved.facts = dataclasses.replace(moved.facts, path="elsewhere")
-    assert extract_features(moved, images, output, batch_size=4, shard_size=4).images_before == 8
+    assert extract_features(moved, images, output, **FOURS).images_before == 8
 
 
 # Bugs caught: a finished file that is computed again, or overwritten by another model's.
@@ -148,9 +149,9 @@ def test_what_an_interruption_at_the_very_end_left(tmp_path, folders):
     settings = (shards / "settings.json").read_text()
     (shards / "settings.json").write_text(settings[:50])
     with pytest.raises(DataError, match=r"settings.json is damaged.*--fresh"):
-        extract_features(NumpyRunner(), images, output, batch_size=4, shard_size=4)
+        extract_features(NumpyRunner(), images, output, **FOURS)
     (shards / "settings.json").write_text(settings)
-    extract_features(NumpyRunner(), images, output, batch_size=4, shard_size=4)
+    extract_features(NumpyRunner(), images, output, **FOURS)
     shards.mkdir()
     (shards / "shard-000003.npz").write_bytes(b"one of those that were put together")
     assert extract_features(NumpyRunner(), images, output).images_before == 20
@@ -165,7 +166,7 @@ def test_unreadable_images_are_left_out_and_listed(tmp_path, folders):
     (folders / "cat" / "09.png").write_bytes((folders / "cat" / "09.png").read_bytes()[:60])
     images, output = class_folders(folders), tmp_path / "x.npy"
     interrupted(NumpyRunner(), images, output, max_bad_share=0.1)
-    result = extract_features(NumpyRunner(), images, output, batch_size=4, shard_size=4, max_bad_share=0.1)
+    result = extract_features(NumpyRunner(), images, output, **FOURS, max_bad_share=0.1)
     assert result.images_before == 8
     file = read_feature_file(output)
     kept = [i for i in range(20) if i not in (2, 9)]
@@ -221,18 +222,17 @@ def test_a_full_disk_and_a_damaged_shard(tmp_path, folders, monkeypatch):
             raise OSError(errno.ENOSPC, "No space left on device")
         flush(descriptor)
 
-    settings = {"batch_size": 4, "shard_size": 4}
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(
         DataError, match=r"No space left on device. Make room and give the same command again"
     ):
-        extract_features(NumpyRunner(), images, output, **settings)
+        extract_features(NumpyRunner(), images, output, **FOURS)
     shard = tmp_path / "x.npz.shards" / "shard-000001.npz"
     shard.write_bytes(shard.read_bytes()[:100])
     with pytest.raises(DataError, match=r"shard-000001.npz is damaged.*Remove it"):
-        extract_features(NumpyRunner(), images, output, **settings)
+        extract_features(NumpyRunner(), images, output, **FOURS)
     shard.unlink()
-    again = extract_features(NumpyRunner(), images, output, **settings)
+    again = extract_features(NumpyRunner(), images, output, **FOURS)
     assert (again.images, again.images_before) == (20, 4)
 
 

@@ -4,16 +4,10 @@ import numpy as np
 import pytest
 from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
 
-from evaluate.feature_file import FeatureFile, Rows
 from evaluate.knn import knn_accuracies
 from swav_tf import knn
 from swav_tf.errors import DataError, UsageError
-
-
-def feature_file(features, labels, name="x.npz", **facts):
-    n = len(features)
-    rows = Rows(features, np.asarray(labels, np.int64), np.arange(n), [str(i) for i in range(n)])
-    return FeatureFile(name, rows, facts)
+from tests.evaluate.models import feature_file
 
 
 @pytest.fixture

@@ -4,17 +4,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from evaluate.feature_file import FeatureFile, Rows, read_feature_file
+from evaluate.feature_file import read_feature_file
 from evaluate.feature_map import draw_map, map_features
 from evaluate.features import extract_features
 from evaluate.similar import draw_similar, images_of, query_view, similar_images
 from swav_tf.errors import DataError, SwavError, UsageError
-from tests.evaluate.models import NumpyRunner, class_folders
-
-
-def feature_file(features, labels, **facts):
-    n = len(features)
-    return FeatureFile("x.npz", Rows(features, np.asarray(labels), np.arange(n), [""] * n), facts)
+from tests.evaluate.models import NumpyRunner, class_folders, feature_file
 
 
 @pytest.fixture
