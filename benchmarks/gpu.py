@@ -20,7 +20,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from evaluate.benchmark.machine import describe_machine, no_gpu_because
+from evaluate.benchmark.machine import describe_machine
+from evaluate.benchmark.nvidia import no_gpu_because
 from swav_tf.whole_file import whole_file
 
 RUNNERS = "ort-cuda,ort-tensorrt,tensorrt,trtexec,torch-cuda,torch-compile-cuda"

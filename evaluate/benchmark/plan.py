@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final, get_args
 
 from evaluate.benchmark.artifacts import Artifact
-from evaluate.benchmark.machine import no_gpu_because
+from evaluate.benchmark.nvidia import no_gpu_because
 from evaluate.benchmark.schema import Cell
 from evaluate.benchmark.targets import RUNNERS, why_not
 from evaluate.runners.onnx_metadata import Precision

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from evaluate.benchmark.machine import no_gpu_because
+from evaluate.benchmark.nvidia import no_gpu_because
 from evaluate.benchmark.schema import Kind
 from evaluate.runners.onnx_session import missing_provider
 from swav_tf.errors import UsageError
