@@ -25,7 +25,7 @@ import numpy as np
 from benchmarks.paired import compare
 from benchmarks.photos import photos
 from evaluate.benchmark.machine import describe_machine
-from evaluate.benchmark.roofline import count_work
+from evaluate.benchmark.work import count_work
 from evaluate.features import extract_features
 from evaluate.images import open_images
 from evaluate.runners.onnx_metadata import Preprocessing

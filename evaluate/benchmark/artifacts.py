@@ -68,7 +68,7 @@ def find_artifacts(paths: Sequence[Path]) -> list[Artifact]:
 
 
 def _onnx(path: Path) -> Artifact:
-    from evaluate.benchmark.roofline import count_work
+    from evaluate.benchmark.work import count_work
     from evaluate.runners.onnx_runner import OnnxRunner
 
     runner = OnnxRunner(path)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from evaluate.benchmark import latency
-from evaluate.benchmark.roofline import Limits, Work, what_bounds
+from evaluate.benchmark.roofline import Limits, what_bounds
 from evaluate.benchmark.schema import Cell, Explanation, Peak
 from evaluate.benchmark.targets import RUNNERS
+from evaluate.benchmark.work import Work
 
 
 def explained(cells: Sequence[Cell], *, works: Mapping[str, Work], peaks: Sequence[Peak]) -> list[Cell]:

@@ -16,7 +16,7 @@ import numpy as np
 from pydantic import Field
 
 from evaluate.benchmark import machine, nvidia
-from evaluate.benchmark.roofline import measure_bandwidth, measure_peak
+from evaluate.benchmark.peaks import measure_bandwidth, measure_peak
 from evaluate.benchmark.targets import RUNNERS, Target, open_target, random_images
 from evaluate.runners.onnx_metadata import Precision
 from evaluate.runners.onnx_session import open_session
