@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 
 from evaluate.benchmark import latency
 from evaluate.benchmark.roofline import Limits, what_bounds
+from evaluate.benchmark.runner_facts import RUNNERS
 from evaluate.benchmark.schema import Cell, Explanation, Peak
-from evaluate.benchmark.targets import RUNNERS
 from evaluate.benchmark.work import Work
 
 

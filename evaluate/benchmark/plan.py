@@ -8,8 +8,8 @@ from typing import Final, get_args
 
 from evaluate.benchmark.artifacts import Artifact
 from evaluate.benchmark.nvidia import no_gpu_because
+from evaluate.benchmark.runner_facts import RUNNERS, why_not
 from evaluate.benchmark.schema import Cell
-from evaluate.benchmark.targets import RUNNERS, why_not
 from evaluate.runners.onnx_metadata import Precision
 
 NOT_YET: Final = "not measured yet"

@@ -13,8 +13,8 @@ from evaluate.benchmark.machine import describe_machine
 from evaluate.benchmark.plan import Planned
 from evaluate.benchmark.process import ask
 from evaluate.benchmark.resume import kept_cells
+from evaluate.benchmark.runner_facts import RUNNERS
 from evaluate.benchmark.schema import Benchmark, Cell, Peak, Settings
-from evaluate.benchmark.targets import RUNNERS
 from evaluate.benchmark.work import count_work
 from evaluate.benchmark.worker import Answer, Request
 from evaluate.runners.onnx_metadata import Precision

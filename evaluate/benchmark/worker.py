@@ -17,7 +17,8 @@ from pydantic import Field
 
 from evaluate.benchmark import machine, nvidia
 from evaluate.benchmark.peaks import measure_bandwidth, measure_peak
-from evaluate.benchmark.targets import RUNNERS, Target, open_target, random_images
+from evaluate.benchmark.runner_facts import RUNNERS
+from evaluate.benchmark.targets import Target, open_target, random_images
 from evaluate.runners.onnx_metadata import Precision
 from evaluate.runners.onnx_session import open_session
 from swav_tf.errors import SwavError

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from html import escape
 from typing import Final
 
-from evaluate.benchmark.targets import RUNNERS
+from evaluate.benchmark.runner_facts import RUNNERS
 
 DEFINITIONS: Final = {
     "cell": "One model by one runner in one precision at one batch size, in a process of its own.",
