@@ -16,6 +16,7 @@ from swav_tf.errors import SwavError
 # What a disk may refuse to whoever writes; the remedies.
 _DISK = {
     errno.ENOSPC: "Make room on the disk, or give another place.",
+    errno.EFBIG: "Raise the limit of a file's size (ulimit -f), or give another place.",
     errno.EDQUOT: "Make room below your quota, or give another place.",
     errno.EROFS: "Give a place that can be written.",
     errno.EACCES: "Ask for the right to read and write there, or give another place.",
@@ -37,15 +38,23 @@ def run_and_report(command: click.Command, arguments: list[str]) -> int:
     except (click.Abort, KeyboardInterrupt):
         click.echo("Interrupted.", err=True)
         return INTERRUPTED
-    except BrokenPipeError:
-        # The reader has gone (`| head`): nothing is left to tell; keep Python from trying again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # the reader has gone (`| head`): nothing is left to tell
+        _let_go_of_stdout()
         return 1
     except Exception as error:
         if "--debug" in arguments:
             traceback.print_exc()
         click.echo(f"Error: {message_of(error, arguments)}", err=True)
+        _let_go_of_stdout()
         return error.exit_code if isinstance(error, SwavError) else 1
+
+
+def _let_go_of_stdout() -> None:
+    """Keeps Python from trying again at exit what cannot be written, and from telling it in its own way."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def message_of(error: Exception, arguments: list[str]) -> str:

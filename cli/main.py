@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import pkgutil
 import sys
 from collections.abc import Sequence
@@ -71,7 +72,20 @@ def swav_tf(debug: bool) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 1 failed, 2 asked for wrongly, 130 interrupted."""
+    _buffer_stdout()
     sys.exit(run_and_report(swav_tf, sys.argv[1:] if arguments is None else list(arguments)))
+
+
+def _buffer_stdout() -> None:
+    """Undoes PYTHONUNBUFFERED, which containers set: of what a full disk takes in part, the rest would be lost.
+
+    Python does not look at how much was written then, and the exit code would be 0.
+    """
+    stdout = sys.stdout
+    if isinstance(stdout, io.TextIOWrapper) and isinstance(stdout.buffer, io.RawIOBase):
+        encoding, errors = stdout.encoding, stdout.errors
+        buffer = io.BufferedWriter(stdout.detach())
+        sys.stdout = io.TextIOWrapper(buffer, encoding, errors, line_buffering=True)
 
 
 if __name__ == "__main__":

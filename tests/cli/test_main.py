@@ -1,6 +1,8 @@
 """The frame of the command line: start-up, errors, exit codes."""
 
 import json
+import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -239,6 +241,26 @@ def test_a_reader_that_leaves_early_gets_no_complaint() -> None:
     assert process.stderr.read() == b""
     process.stderr.close()
     assert process.wait() == 1
+
+
+# Bugs caught: half a file and exit code 0; Python's own words at exit, and its exit code 120.
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("room", [0, 1000])
+def test_what_stdout_does_not_take_is_told(unbuffered: str, room: int, tmp_path: Path) -> None:
+    with (tmp_path / "settings.txt").open("wb") as stdout:
+        ended = subprocess.run(
+            [sys.executable, "-m", "cli.main", "config", "settings"],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+            stdout=stdout,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (room, room)),
+        )
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("Error: File too large.")
+    assert len(ended.stderr.splitlines()) == 1
 
 
 def test_json_of_an_error_is_json(run: Run) -> None:
