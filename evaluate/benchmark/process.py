@@ -14,8 +14,8 @@ from evaluate.benchmark.worker import Answer, Request
 
 def ask(request: Request, *, timeout_seconds: float) -> Answer:
     """Has a fresh process answer a request; whatever befalls it is an answer too."""
-    # The package's own place comes first: `evaluate` is a name that others use as well.
-    places = os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]))
+    # It imports what this process would: `evaluate` is a name that others use as well.
+    places = os.pathsep.join(map(os.path.abspath, sys.path))
     environment = {**os.environ, "PYTHONPATH": places, "TF_CPP_MIN_LOG_LEVEL": "3"}
     with tempfile.TemporaryDirectory(prefix="swav-tf-") as folder:
         file = Path(folder) / "answer.json"
