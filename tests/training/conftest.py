@@ -1,5 +1,6 @@
 import pytest
 
+from tests.classifiers import pretraining_run
 from tests.replicas import split_cpu, two_replicas
 
 split_cpu()
@@ -9,3 +10,9 @@ split_cpu()
 def mirrored():
     """A strategy with two replicas."""
     return two_replicas()
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory):
+    """The folder of a pretraining run to begin with; it must be left as it is."""
+    return pretraining_run(tmp_path_factory.mktemp("pretrained"))

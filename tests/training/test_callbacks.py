@@ -2,12 +2,17 @@ import io
 import math
 
 import pytest
+import tensorflow as tf
 from rich.console import Console
+from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
 
 from swav_tf.training.callbacks.collapse import WarnOfCollapse
+from swav_tf.training.callbacks.metrics_log import MetricsLog
 from swav_tf.training.callbacks.position import Position
 from swav_tf.training.callbacks.progress import ShowProgress
+from swav_tf.training.run_folder import RunFolder
 from tests.swav_models import tiny_recipe
+from tests.training.runs import lines
 
 LN_K = math.log(12)
 
@@ -60,3 +65,35 @@ def test_a_bar_on_a_terminal():
     callback.close()
     for part in ("epoch 2/2", "20/20", "loss 2.000 (ln K 2.485)", "lr 0.5", "images/s"):
         assert part in output.getvalue()
+
+
+def in_tensorboard(folder):
+    """(step, value) of the loss, as TensorBoard has it."""
+    events = EventAccumulator(str(folder)).Reload()
+    return [(event.step, tf.make_ndarray(event.tensor_proto).item()) for event in events.Tensors("step/loss")]
+
+
+# Bugs caught: steps that stand twice in TensorBoard after a kill, one that is lost at a checkpoint, a run from the
+# start that keeps what was before its first checkpoint.
+def test_steps_that_are_written_again_stand_once(tmp_path):
+    position = Position(10, 20)
+
+    def train(first, last, loss):
+        position.step = first - 1
+        folder = RunFolder(tmp_path)
+        folder.keep_metrics_until(position.step)
+        log = MetricsLog(folder, tiny_recipe(monitor__tensorboard=True), position)
+        log.open()
+        for step in range(first, last + 1):
+            position.step = step
+            log.write("step", {"loss": loss})
+        log.close()
+
+    expected = {}
+    # Killed before the first checkpoint; killed after steps 3 and 4, of which the checkpoint of step 2 knows nothing.
+    for first, last, loss in ((1, 3, 1.0), (1, 4, 2.0), (3, 5, 3.0)):
+        train(first, last, loss)
+        expected = {step: value for step, value in expected.items() if step < first}
+        expected |= {step: loss for step in range(first, last + 1)}
+        assert in_tensorboard(tmp_path / "tensorboard") == list(expected.items())
+        assert [(line["step"], line["loss"]) for line in lines(tmp_path)] == list(expected.items())

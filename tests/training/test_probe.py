@@ -16,16 +16,7 @@ from swav_tf.training.checkpoint import CheckpointError, CheckpointStore
 from swav_tf.training.classifier_folder import load_classifier
 from swav_tf.training.linear_probe import probe, probe_cached
 from tests.classifiers import pretraining_run, tiny_classifier_recipe
-
-
-@pytest.fixture(scope="module")
-def pretrained(tmp_path_factory):
-    return pretraining_run(tmp_path_factory.mktemp("pretrained"))
-
-
-def lines(run_dir, kind):
-    found = map(json.loads, (run_dir / "metrics.jsonl").read_text().splitlines())
-    return [line for line in found if line["kind"] == kind]
+from tests.training.runs import lines
 
 
 def share_right(run_dir, recipe):

@@ -35,10 +35,11 @@ class MetricsLog(keras.callbacks.Callback):
         self._mark = (time.perf_counter(), position.step)
 
     def open(self) -> None:
-        """Opens the files."""
+        """Opens the files, where `RunFolder.keep_metrics_until` has cut metrics.jsonl back."""
         self._file = self.folder.metrics.open("a")
         if self.recipe.monitor.tensorboard:
             self._board = tf.summary.create_file_writer(str(self.folder.tensorboard))
+            _forget_later_steps(self._board, self.position.step)
 
     def on_train_begin(self, logs: dict[str, float] | None = None) -> None:
         """Starts the clock."""
@@ -93,3 +94,15 @@ class MetricsLog(keras.callbacks.Callback):
         if self._board is not None and self.position.usage.size:
             with self._board.as_default(step=self.position.step):
                 tf.summary.histogram("epoch/samples_of_a_prototype", self.position.usage)
+
+
+def _forget_later_steps(board: tf.summary.SummaryWriter, step: int) -> None:
+    """Has TensorBoard drop what earlier files have after this step: a run that was killed writes it again."""
+    event = tf.compat.v1.Event(
+        wall_time=time.time(),
+        step=step + 1 if step else 0,  # from this step on; a run from the start has its picture at step 0
+        session_log=tf.compat.v1.SessionLog(status=tf.compat.v1.SessionLog.START),
+    )
+    with tf.device("CPU:0"):
+        # tf.summary has no public way to write an event that is no summary.
+        tf.raw_ops.ImportEvent(writer=board._resource, event=event.SerializeToString())

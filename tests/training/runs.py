@@ -1,0 +1,98 @@
+"""What tests of whole runs share: processes, figures, last checkpoints, and when two of them are the same."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+from swav_tf.training.checkpoint import CheckpointStore
+
+FOLDER = Path(__file__).parent
+PRETRAIN, CLASSIFIER = FOLDER / "run_pretrain.py", FOLDER / "run_classifier.py"
+CLOCKS = ("time", "images_per_second")
+
+
+def start(script, *arguments, before=(), **environment):
+    """A process of one of the scripts; `before` is a command that it is started by."""
+    return subprocess.Popen(
+        [*before, sys.executable, script, *map(str, arguments)],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **environment},
+    )
+
+
+def finish(*processes, code=0):
+    for process in processes:
+        _, errors = process.communicate(timeout=240)
+        assert process.returncode == code, errors[-3000:]
+
+
+def lines(run_dir, kind=None):
+    """The whole lines of metrics.jsonl so far, of one kind or all."""
+    path = run_dir / "metrics.jsonl"
+    text = path.read_text().splitlines(keepends=True) if path.exists() else []
+    found = [json.loads(line) for line in text if line.endswith("\n")]
+    return [line for line in found if kind in (None, line["kind"])]
+
+
+def metrics(run_dir):
+    """The lines without what a clock says."""
+    return [{key: value for key, value in line.items() if key not in CLOCKS} for line in lines(run_dir)]
+
+
+def wait_until(condition, *processes):
+    """Returns when it holds; all the processes must be running until then."""
+    while not condition():
+        time.sleep(0.005)
+        assert all(process.poll() is None for process in processes), processes[0].stderr.read()
+
+
+def newest(run_dir, kind="pretrain"):
+    return CheckpointStore(run_dir / "checkpoints", kind=kind).newest()[0]
+
+
+def assert_same_bits(one, other):
+    assert one.step == other.step
+    assert one.facts["position"] == other.facts["position"]
+    assert one.arrays.keys() == other.arrays.keys()
+    for name in one.arrays:
+        np.testing.assert_array_equal(one.arrays[name], other.arrays[name], err_msg=name)
+
+
+def assert_equal_but_for_rounding(one, other):
+    """Each array within 1 % of its norm; momentum, which begins at zero and is all differences, within 10 %."""
+    assert one.step == other.step
+    assert one.arrays.keys() == other.arrays.keys()
+    for name, value in one.arrays.items():
+        if "head/hidden/bias" in name:
+            continue  # no gradient but rounding, before BN
+        error = np.linalg.norm(value - other.arrays[name]) / max(np.linalg.norm(value), 1e-6)
+        assert error < (0.1 if name.startswith("momentum/") else 0.01), (
+            f"{name}: relative difference {error:.2e}"
+        )
+
+
+def assert_same_run(one, other):
+    """Pretraining that ended alike but for rounding, its last epoch's means too."""
+    assert_equal_but_for_rounding(one, other)
+    assert one.facts["position"]["sums"] == pytest.approx(other.facts["position"]["sums"], rel=2e-3)
+
+
+class StopAfter(keras.callbacks.Callback):
+    """Asks the run to stop, as a signal does, once so many batches have ended; the next one is the last."""
+
+    def __init__(self, batches):
+        super().__init__()
+        self.left = batches
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.left -= 1
+        if self.left == 0:
+            self.model.wishes[0] = 1
