@@ -119,7 +119,8 @@ class ReplicatedModel(keras.Model):
         self.batches_in_use = iterator
         return next(iterator)
 
-    def _on_replicas(self, function: Callable[..., Any]) -> Callable[..., Any]:
+    def on_replicas(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """A function that every replica computes, each of its own arguments; traced once."""
         strategy = self.distribute_strategy
 
         def run(*arguments: Any) -> Any:

@@ -238,10 +238,10 @@ class SwAV(ReplicatedModel):
         """
         if self.train_function is not None and not force:
             return self.train_function
-        step = self._on_replicas(self.train_step)
-        begin = self._on_replicas(self.normalise_prototypes)
-        look, assign = self._on_replicas(self._look), self._on_replicas(self._codes_of_parts)
-        accumulate, finish = self._on_replicas(self._accumulate), self._on_replicas(self._finish)
+        step = self.on_replicas(self.train_step)
+        begin = self.on_replicas(self.normalise_prototypes)
+        look, assign = self.on_replicas(self._look), self.on_replicas(self._codes_of_parts)
+        accumulate, finish = self.on_replicas(self._accumulate), self.on_replicas(self._finish)
 
         def train_function(iterator: Iterator[Crops]) -> dict[str, float]:
             wishes = tf.constant(self.wishes)

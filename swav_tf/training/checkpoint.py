@@ -7,6 +7,7 @@ to disk and renamed, so that a folder of this name is always whole unless the di
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -27,6 +28,9 @@ ARRAYS, FACTS = "state.safetensors", "state.json"
 FORMAT = 2
 WITHOUT_FACTS_SHA256 = 1  # the format before: its state.json had no checksum of its own
 IMPORTED = "imported"  # fact of a checkpoint that no training wrote: where its weights are from
+
+# What damaged files make of reading them.
+UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError)
 
 
 class CheckpointError(SwavError):
@@ -113,9 +117,25 @@ class CheckpointStore:
         Raises:
             CheckpointError: it is missing, damaged, or of another kind.
         """
+        path, facts = self.path(step), self.facts(step)
+        try:
+            if _sha256(path / ARRAYS) != facts["sha256"]:
+                raise CheckpointError(
+                    f"{path} is damaged: its checksum differs from the one it was written with."
+                )
+            return Checkpoint(step=step, arrays=load_file(path / ARRAYS), facts=facts, path=path)
+        except UNREADABLE as error:
+            raise CheckpointError(f"{path} is damaged: {error!r}.") from error
+
+    def facts(self, step: int) -> dict[str, Any]:
+        """The facts of one checkpoint, verified; its arrays are not looked at.
+
+        Raises:
+            CheckpointError: they are missing, damaged, or of another kind.
+        """
         path = self.path(step)
         try:
-            facts = json.loads((path / FACTS).read_text())
+            facts: dict[str, Any] = json.loads((path / FACTS).read_text())
             checksum = facts.pop("facts_sha256", None)
             if (
                 facts["format"] not in (FORMAT, WITHOUT_FACTS_SHA256)
@@ -130,21 +150,16 @@ class CheckpointStore:
                 raise CheckpointError(
                     f"{path} is damaged: {FACTS} does not have the checksum that it was written with."
                 )
-            if _sha256(path / ARRAYS) != facts["sha256"]:
-                raise CheckpointError(
-                    f"{path} is damaged: its checksum differs from the one it was written with."
-                )
-            return Checkpoint(step=step, arrays=load_file(path / ARRAYS), facts=facts, path=path)
-        except (
-            OSError,
-            ValueError,
-            KeyError,
-            TypeError,
-            AttributeError,
-            RecursionError,
-            SafetensorError,
-        ) as error:
+            return facts
+        except UNREADABLE as error:
             raise CheckpointError(f"{path} is damaged: {error!r}.") from error
+
+    def newest_facts(self) -> tuple[Path, dict[str, Any]] | None:
+        """Folder and facts of the newest checkpoint whose facts are whole; None: there is none."""
+        for step in reversed(self.steps()):
+            with contextlib.suppress(CheckpointError):
+                return self.path(step), self.facts(step)
+        return None
 
     def newest(self) -> tuple[Checkpoint | None, list[str]]:
         """The newest checkpoint that is whole, and what is wrong with those after it.

@@ -132,8 +132,8 @@ class Classifier(ReplicatedModel):
         """One step from an iterator of (crops, labels)."""
         if self.train_function is not None and not force:
             return self.train_function
-        step = self._on_replicas(self.train_step)
-        accumulate, finish = self._on_replicas(self._accumulate), self._on_replicas(self._finish)
+        step = self.on_replicas(self.train_step)
+        accumulate, finish = self.on_replicas(self._accumulate), self.on_replicas(self._finish)
 
         def train_function(iterator: Iterator[Any]) -> dict[str, float]:
             wishes = tf.constant(self.wishes)

@@ -27,7 +27,8 @@ from swav_tf.training.classifier import Classifier
 from swav_tf.training.confusion_picture import draw_confusion
 from swav_tf.training.load import read_pretrained
 from swav_tf.training.model_facts import ModelFacts
-from swav_tf.training.state import named_variables, named_variables_of
+from swav_tf.training.run_folder import check_copy
+from swav_tf.training.state import misfits, named_variables, named_variables_of
 from swav_tf.training.validation import Counts
 from swav_tf.whole_file import whole_file
 
@@ -109,12 +110,7 @@ def put_weights(model: Classifier, weights: Mapping[str, np.ndarray]) -> None:
         CheckpointError: arrays are missing or of another shape; nothing is loaded then.
     """
     targets = named_variables_of("backbone", model.backbone)
-    wrong = [
-        f"{name}: must be {tuple(v.shape)}, is {weights[name].shape if name in weights else 'missing'}"
-        for name, v in targets.items()
-        if name not in weights or weights[name].shape != tuple(v.shape)
-    ]
-    if wrong:
+    if wrong := misfits(targets, weights):
         raise CheckpointError("The checkpoint does not fit its recipe:\n  " + "\n  ".join(wrong))
     for name, variable in targets.items():
         variable.assign(weights[name])
@@ -151,7 +147,7 @@ def load_classifier(run_dir: Path | str) -> tuple[Classifier, ProbeRecipe | Fine
     """The model of a probe or fine-tuning run with the weights of its newest checkpoint.
 
     Raises:
-        UsageError: there is no such run, or it has no checkpoint.
+        UsageError: there is no such run, it has no checkpoint, or config.yaml is not what it was trained by.
         CheckpointError: the checkpoint is damaged or does not fit.
     """
     run_dir = Path(run_dir)
@@ -170,9 +166,11 @@ def load_classifier(run_dir: Path | str) -> tuple[Classifier, ProbeRecipe | Fine
     checkpoint = CheckpointStore(run_dir / "checkpoints", kind=recipe.kind).latest()
     if checkpoint is None:
         raise UsageError(f"{run_dir} has no checkpoint yet: let `swav-tf {recipe.kind}` write one.")
+    check_copy(run_dir / "config.yaml", recipe, checkpoint)
     model = build_classifier(recipe, facts, len(facts.class_names))
-    for name, variable in named_variables(model).items():
-        if name not in checkpoint.arrays or checkpoint.arrays[name].shape != tuple(variable.shape):
-            raise CheckpointError(f"{checkpoint.path} does not fit model.json at {name}.")
+    variables = named_variables(model)
+    if wrong := misfits(variables, checkpoint.arrays):
+        raise CheckpointError(f"{checkpoint.path} does not fit model.json:\n  " + "\n  ".join(wrong))
+    for name, variable in variables.items():
         variable.assign(checkpoint.arrays[name])
     return model, recipe, facts

@@ -29,7 +29,7 @@ from swav_tf.training.classifier_folder import (
     start_from,
     write_results,
 )
-from swav_tf.training.job import failures_explained, fit, resume, run_folder, versions
+from swav_tf.training.job import failures_explained, fit, how_it_trains, resume, run_folder, versions
 from swav_tf.training.model_facts import BY_SGD, ModelFacts, save_facts
 from swav_tf.training.rendezvous import ClusterAddress
 from swav_tf.training.sgd import SGD, EpochSchedule, epoch_shares
@@ -105,7 +105,9 @@ def train_classifier(
     position = Position(steps_per_epoch, epochs * steps_per_epoch)
 
     images = fingerprint(data.train)
-    with run_folder(Path(run_dir), recipe, fresh=fresh, strategy=strategy, console=console) as folder:
+    with run_folder(
+        Path(run_dir), recipe, fresh=fresh, strategy=strategy, console=console, warnings=warnings
+    ) as folder:
         save_facts(folder, ModelFacts.of(start.recipe, start.origin, data, BY_SGD))
         with strategy.scope():
             classifier = build_classifier(recipe, start.recipe, len(data.class_names))
@@ -113,20 +115,21 @@ def train_classifier(
                 put_weights(classifier, start.weights)
             compile_classifier(classifier, recipe, steps_per_epoch)
         store = CheckpointStore(folder.checkpoints, kind=recipe.kind, keep_last=recipe.checkpoint.keep_last)
-        resumed_from = resume(
-            classifier,
-            store,
-            position,
-            recipe=recipe,
-            images=images,
-            team=team,
-            console=console,
-            warnings=warnings,
-        )
+        bad_images = bad_images_of(folder.path, team, recipe.data, images=len(data.train))
+        with failures_explained(recipe.train, team.replicas, bad_images):
+            resumed_from = resume(
+                classifier,
+                store,
+                position,
+                recipe=recipe,
+                images=images,
+                team=team,
+                console=console,
+                warnings=warnings,
+            )
         folder.keep_metrics_until(position.step)
         console.print(_banner(recipe, start, data, team, steps_per_epoch))
 
-        bad_images = bad_images_of(folder.path, team, recipe.data, images=len(data.train))
         replica_batch_size = batch_size // team.replicas // recipe.train.accumulation_steps
         validation = Validation(
             classifier,
@@ -232,7 +235,7 @@ def _banner(
     team: Topology,
     steps_per_epoch: int,
 ) -> str:
-    train, origin = recipe.train, start.origin
+    origin = start.origin
     weights = (
         f"{origin['run']}, step {origin['step']}" if start.weights is not None else "random initialisation"
     )
@@ -240,8 +243,5 @@ def _banner(
         f"{recipe.name}: {len(data.train):,} images, {len(data.class_names):,} classes, "
         f"{len(data.validation):,} validation images; backbone: {weights}"
         f"{', frozen' if recipe.kind == 'probe' else ''}\n"
-        f"{team.kind}: {team.workers} worker(s), {team.replicas} replica(s) on {team.devices}, global batch "
-        f"{train.batch_size}{f' in {train.accumulation_steps} parts' if train.accumulation_steps > 1 else ''}, "
-        f"{steps_per_epoch} steps an epoch, {train.epochs} epochs, {train.precision}\n"
-        + ", ".join(f"{name} {version}" for name, version in versions().items())
+        + how_it_trains(recipe.train, team, steps_per_epoch)
     )

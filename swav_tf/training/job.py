@@ -12,6 +12,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 from rich.console import Console
+from rich.markup import escape
 
 from swav_tf.data.bad_images import BadImages
 from swav_tf.data.python_calls import ended_after
@@ -20,16 +21,22 @@ from swav_tf.method.replicated_model import ReplicatedModel
 from swav_tf.recipe import Train
 from swav_tf.recipe_files import AnyRecipe
 from swav_tf.training.callbacks.position import Position
-from swav_tf.training.checkpoint import IMPORTED, CheckpointStore
-from swav_tf.training.run_folder import RunFolder, check_settings
+from swav_tf.training.checkpoint import IMPORTED, Checkpoint, CheckpointStore
+from swav_tf.training.run_folder import RunFolder, changes
 from swav_tf.training.state import restore
-from swav_tf.training.strategy import Topology, mean_over_workers, topology
+from swav_tf.training.strategy import Topology, batches_on_devices, mean_over_workers, topology
 from swav_tf.training.watched import COLLECTIVE_ERRORS, WorkerEnded, watched
 
 
 @contextmanager
 def run_folder(
-    path: Path, recipe: AnyRecipe, *, fresh: bool, strategy: tf.distribute.Strategy, console: Console
+    path: Path,
+    recipe: AnyRecipe,
+    *,
+    fresh: bool,
+    strategy: tf.distribute.Strategy,
+    console: Console,
+    warnings: Console,
 ) -> Iterator[RunFolder]:
     """The run's folder, made ready by the chief before any other worker looks into it.
 
@@ -49,7 +56,8 @@ def run_folder(
                 folder.check_kind(recipe)
                 if fresh and (aside := folder.set_aside()):
                     console.print(f"the earlier run is kept in {aside}")
-                folder.save_recipe(recipe)
+                if mended := folder.save_recipe(recipe):
+                    warnings.print(f"[yellow]warning[/] {escape(mended)}")
             except SwavError as error:
                 failure = error
         if (
@@ -78,8 +86,10 @@ def resume(
 ) -> int | None:
     """Puts the newest whole checkpoint into the model; returns its step, or None if there is none.
 
+    Its settings are those of `recipe`, which `RunFolder.save_recipe` has seen to.
+
     Raises:
-        UsageError: the checkpoint is of other settings, or of other images.
+        UsageError: the checkpoint is of other images.
         CheckpointError: no checkpoint is whole, or it does not fit the model.
         UsageError: the folder holds imported weights, which were never trained here.
         SwavError: the workers do not see the same checkpoint.
@@ -94,7 +104,6 @@ def resume(
                 "could be gone on with. To begin a new run with them: swav-tf pretrain ... "
                 f"--weights {store.folder.parent} --run-dir NEW."
             )
-        check_settings(checkpoint.facts["recipe"], recipe, of=checkpoint.path)
         before = checkpoint.facts["images"]
         if before != images:
             raise UsageError(
@@ -105,17 +114,50 @@ def resume(
             )
         restore(model, checkpoint.arrays, batch_size=recipe.train.batch_size)
         position.from_json(checkpoint.facts["position"])
-        then = checkpoint.facts.get("replicas", team.replicas)
-        moved = (
-            f"; {then} replica(s) then, {team.replicas} now: the same batch of {recipe.train.batch_size}, "
-            f"{recipe.train.batch_size // team.replicas} images each"
-        )
-        console.print(
-            f"going on from step {position.step} ({checkpoint.path}){moved if then != team.replicas else ''}"
-        )
+        tell_what_changed(checkpoint, model, recipe=recipe, team=team, console=console, warnings=warnings)
     if team.workers > 1:
         _check_all_at(position.step, model)
     return checkpoint.step if checkpoint else None
+
+
+def tell_what_changed(
+    checkpoint: Checkpoint,
+    model: ReplicatedModel,
+    *,
+    recipe: AnyRecipe,
+    team: Topology,
+    console: Console,
+    warnings: Console,
+) -> None:
+    """Says from where a run goes on, and what is no longer as it was when the checkpoint was written."""
+    before, batch_size = checkpoint.facts["recipe"], recipe.train.batch_size
+    replicas = checkpoint.facts.get("replicas", team.replicas)
+    moved = (
+        f"; {replicas} replica(s) then, {team.replicas} now: the same batch of {batch_size}, "
+        f"{batch_size // team.replicas} images each"
+    )
+    console.print(
+        f"going on from step {checkpoint.step} ({checkpoint.path}){moved if replicas != team.replicas else ''}"
+    )
+    if changed := changes(before, recipe, free=True):
+        console.print(escape("settings that are others now:\n" + "\n".join(changed)))
+    then = _images_of_a_statistic(before, replicas)
+    now = _images_of_a_statistic(recipe.model_dump(mode="json"), team.replicas)
+    if model.backbone.trainable and then != now:
+        warnings.print(
+            f"[yellow]warning[/] batch normalisation took its statistics over {then} images at once, and takes them "
+            f"over {now} from here on: the run will not end quite as it would have."
+        )
+
+
+def _images_of_a_statistic(recipe: Mapping[str, Any], replicas: int) -> int:
+    """Images over which batch normalisation in training mode takes a mean and a variance."""
+    train, model = recipe["train"], recipe.get("model")
+    images = int(train["batch_size"]) // int(train["accumulation_steps"])
+    # Fine-tuning has no such settings: there it is over all replicas. A network of KerasCV's never is.
+    if model and not (model["batch_norm"]["synchronised"] and model["backbone"]["library"] == "swav_tf"):
+        return images // replicas
+    return images
 
 
 def _check_all_at(step: int, model: ReplicatedModel) -> None:
@@ -149,9 +191,7 @@ def fit(
     while position.step < position.total_steps:
         epoch, done = divmod(position.step, position.steps_per_epoch)
         with ended_after():
-            batches = strategy.distribute_datasets_from_function(
-                lambda _: _endless(batches_from(position.step))
-            )
+            batches = batches_on_devices(strategy, lambda: _endless(batches_from(position.step)))
             model.fit(
                 batches,
                 initial_epoch=epoch,
@@ -202,6 +242,16 @@ def failures_explained(train: Train, replicas: int, bad_images: BadImages) -> It
         if meant := re.search(r"DataError: (.+)", str(error)):
             raise DataError(meant[1]) from None
         raise
+
+
+def how_it_trains(train: Train, team: Topology, steps_per_epoch: int) -> str:
+    """Two lines of a job's banner: who computes, in what steps, with which versions."""
+    parts = f" in {train.accumulation_steps} parts" if train.accumulation_steps > 1 else ""
+    return (
+        f"{team.kind}: {team.workers} worker(s), {team.replicas} replica(s) on {team.devices}, global batch "
+        f"{train.batch_size}{parts}, {steps_per_epoch} steps an epoch, {train.epochs} epochs, {train.precision}\n"
+        + ", ".join(f"{name} {version}" for name, version in versions().items())
+    )
 
 
 def versions() -> dict[str, str]:

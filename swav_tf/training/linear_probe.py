@@ -8,6 +8,7 @@ from typing import Unpack
 
 import tensorflow as tf
 from rich.console import Console
+from rich.markup import escape
 
 from swav_tf.classifier_advice import check_classifier_recipe
 from swav_tf.classifier_recipe import ProbeRecipe
@@ -81,7 +82,8 @@ def probe_cached(
         folder.check_kind(recipe)
         if fresh and (aside := folder.set_aside()):
             console.print(f"the earlier run is kept in {aside}")
-        folder.save_recipe(recipe)
+        if mended := folder.save_recipe(recipe):
+            console.print(f"[yellow]warning[/] {escape(mended)}")
         save_facts(folder, ModelFacts.of(start.recipe, start.origin, data, BY_CACHE))
         classifier = build_classifier(recipe, start.recipe, class_count)
         if start.weights is not None:
@@ -123,7 +125,11 @@ def probe_cached(
         ).values()
         classifier.classifier.set_weights([found.kernel, found.bias])
         store = CheckpointStore(folder.checkpoints, kind=recipe.kind)
-        store.write(0, {n: v.numpy() for n, v in named_variables(classifier).items()}, {"how": BY_CACHE})
+        store.write(
+            0,
+            {name: variable.numpy() for name, variable in named_variables(classifier).items()},
+            {"how": BY_CACHE, "recipe": recipe.model_dump(mode="json")},
+        )
 
         logits = classifier.classifier(asked)
         counts = counts_of([value.numpy() for value in tally(logits, tf.constant(data.validation_labels))])

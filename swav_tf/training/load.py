@@ -10,6 +10,7 @@ from swav_tf.recipe import Recipe
 from swav_tf.recipe_files import load_recipe
 from swav_tf.training.build import build_swav
 from swav_tf.training.checkpoint import IMPORTED, Checkpoint, CheckpointStore
+from swav_tf.training.run_folder import check_copy
 from swav_tf.training.state import named_variables
 
 
@@ -53,7 +54,8 @@ def read_pretrained(run_dir: Path | str, *, step: int | None = None) -> tuple[Ch
     """The newest (or one) checkpoint of a pretraining run, and its recipe; nothing is built.
 
     Raises:
-        UsageError: there is no run or no checkpoint, or it is a run of another kind.
+        UsageError: there is no run or no checkpoint, it is a run of another kind, or config.yaml is not what it
+            was trained by.
         CheckpointError: the checkpoint is damaged.
     """
     run_dir = Path(run_dir)
@@ -66,4 +68,5 @@ def read_pretrained(run_dir: Path | str, *, step: int | None = None) -> tuple[Ch
     checkpoint = store.read(step) if step is not None else store.latest()
     if checkpoint is None:
         raise UsageError(f"{run_dir} has no checkpoint yet: let `swav-tf pretrain` write one.")
+    check_copy(run_dir / "config.yaml", recipe, checkpoint)
     return checkpoint, recipe

@@ -28,7 +28,7 @@ from swav_tf.training.callbacks.metrics_log import MetricsLog
 from swav_tf.training.callbacks.position import CountAssignments, CountSteps, Position
 from swav_tf.training.callbacks.progress import ShowProgress
 from swav_tf.training.checkpoint import CheckpointStore
-from swav_tf.training.job import failures_explained, fit, resume, run_folder, versions
+from swav_tf.training.job import failures_explained, fit, how_it_trains, resume, run_folder, versions
 from swav_tf.training.rendezvous import ClusterAddress
 from swav_tf.training.start import start_with
 from swav_tf.training.strategy import Topology, build_strategy, topology
@@ -110,7 +110,9 @@ def pretrain(
             recipe, position, source, validation, lambda kind, values: log.write(kind, values)
         )
 
-    with run_folder(Path(run_dir), recipe, fresh=fresh, strategy=strategy, console=console) as folder:
+    with run_folder(
+        Path(run_dir), recipe, fresh=fresh, strategy=strategy, console=console, warnings=warnings
+    ) as folder:
         bad_images = bad_images_of(folder.path, team, recipe.data, images=len(source))
         with strategy.scope():
             model = build_swav(recipe, steps_per_epoch=steps_per_epoch)
@@ -210,12 +212,8 @@ def pretrain(
 
 
 def _banner(recipe: Recipe, team: Topology, source: ImageSource, steps_per_epoch: int) -> str:
-    train = recipe.train
     crops = " + ".join(f"{group.count} x {group.size} px" for group in recipe.crops)
     return (
         f"{recipe.name}: {len(source):,} images, {crops}, {recipe.model.prototypes} prototypes\n"
-        f"{team.kind}: {team.workers} worker(s), {team.replicas} replica(s) on {team.devices}, global batch "
-        f"{train.batch_size}{f' in {train.accumulation_steps} parts' if train.accumulation_steps > 1 else ''}, "
-        f"{steps_per_epoch} steps an epoch, {train.epochs} epochs, {train.precision}\n"
-        + ", ".join(f"{name} {version}" for name, version in versions().items())
+        + how_it_trains(recipe.train, team, steps_per_epoch)
     )

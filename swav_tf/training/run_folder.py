@@ -7,15 +7,20 @@ tensorboard/  event files                 bad_images.txt  images that could not 
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
 
+from pydantic import ValidationError
+
 from swav_tf.errors import UsageError
 from swav_tf.recipe_files import AnyRecipe, kind_of, load_any_recipe, save_recipe
+from swav_tf.training.checkpoint import Checkpoint, CheckpointStore
 
 # Settings that may differ when a run goes on, so that it can move to another machine: the batch and the
 # order of the images stay as they are.
@@ -117,21 +122,37 @@ class RunFolder:
                 "run neither goes on from it nor takes its place. Set another --run-dir."
             )
 
-    def save_recipe(self, recipe: AnyRecipe) -> None:
-        """Writes config.yaml, or holds it against the one that is there.
+    def save_recipe(self, recipe: AnyRecipe) -> str | None:
+        """Writes config.yaml, if the run that is in the folder has these settings.
+
+        The newest checkpoint tells them, which has a checksum; config.yaml where there is none that does.
+
+        Returns:
+            How config.yaml differed from the checkpoint, in words: it was edited or damaged. None: it did not.
 
         Raises:
             UsageError: the folder holds a run of another kind, or one that was started with other
                 settings; all of them are listed.
         """
         path = self.path / "config.yaml"
+        copy = mended = None
         if path.exists():
             self.check_kind(recipe)
-            # Before its first checkpoint a run has learnt nothing that other settings could spoil.
-            if self.checkpoints.is_dir():
-                check_settings(load_any_recipe(path).model_dump(mode="json"), recipe, of=path)
+            copy = load_any_recipe(path)
+        newest = CheckpointStore(self.checkpoints, kind=kind_of(recipe)).newest_facts()
+        if newest is not None and "recipe" in newest[1]:
+            check_settings(newest[1]["recipe"], recipe, of=newest[0])
+            if copy is not None and (differences := changes(copy.model_dump(mode="json"), recipe)):
+                mended = (
+                    f"{path} was edited or damaged. It is written anew as the run's checkpoints, and this command, "
+                    "have it:\n" + "\n".join(differences)
+                )
+        # Before its first checkpoint a run has learnt nothing that other settings could spoil.
+        elif copy is not None and self.checkpoints.is_dir():
+            check_settings(copy.model_dump(mode="json"), recipe, of=path)
         if self.writer:
             save_recipe(recipe, path)
+        return mended
 
     def keep_metrics_until(self, step: int) -> None:
         """Drops the lines of metrics.jsonl that a resumed run will write again."""
@@ -161,24 +182,51 @@ class RunFolder:
             temporary.replace(self.path / "summary.json")
 
 
-def check_settings(before: dict[str, Any], recipe: AnyRecipe, *, of: Path) -> None:
+def check_settings(before: Mapping[str, Any], recipe: AnyRecipe, *, of: Path) -> None:
     """Holds a run's settings against those that it was started with.
 
     Raises:
         UsageError: they differ in more than what is free to change; all differences are listed.
     """
-    old, new = _flat(before), _flat(recipe.model_dump(mode="json"))
-    differences = [
-        f"  {key}: was {old.get(key)!r}, now {new.get(key)!r}"
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key) and not _is_free(key)
-    ]
-    if differences:
+    if differences := changes(before, recipe):
         raise UsageError(
             f"A run goes on only with the settings it was started with. {of} differs:\n"
             + "\n".join(differences)
             + "\nGive the old values, another --run-dir, or --fresh (the old run is kept aside)."
         )
+
+
+def check_copy(path: Path, recipe: AnyRecipe, checkpoint: Checkpoint) -> None:
+    """Holds config.yaml, which has no checksum, against the recipe in a checkpoint, which has one.
+
+    Args:
+        path: of config.yaml.
+        recipe: what it says.
+        checkpoint: of the same run; an import's has no recipe.
+
+    Raises:
+        UsageError: they differ in more than what is free to change; all differences are listed.
+    """
+    if "recipe" in checkpoint.facts and (differences := changes(checkpoint.facts["recipe"], recipe)):
+        raise UsageError(
+            f"{path} must be the recipe that the run was trained by. It was edited or damaged, and differs from "
+            f"{checkpoint.path}:\n"
+            + "\n".join(differences)
+            + "\nPut the old values back, or give the command that trained the run once more: it does so."
+        )
+
+
+def changes(before: Mapping[str, Any], recipe: AnyRecipe, *, free: bool = False) -> list[str]:
+    """What a recipe has other than it was before, a line a setting: of what must stay, or of what is free to change."""
+    # What an earlier version did not know yet was as it is by default.
+    with contextlib.suppress(ValidationError):
+        before = type(recipe).model_validate_json(json.dumps(before)).model_dump(mode="json")
+    old, new = _flat(before), _flat(recipe.model_dump(mode="json"))
+    return [
+        f"  {key}: was {old.get(key)!r}, now {new.get(key)!r}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key) and _is_free(key) == free
+    ]
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:

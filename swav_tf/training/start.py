@@ -9,7 +9,7 @@ from swav_tf.errors import UsageError
 from swav_tf.method.swav import SwAV
 from swav_tf.training.load import parts_of, read_pretrained
 from swav_tf.training.run_folder import RunFolder
-from swav_tf.training.state import named_variables
+from swav_tf.training.state import misfits, named_variables
 from swav_tf.whole_file import whole_file
 
 RECORD = "started_from.json"
@@ -59,13 +59,7 @@ def start_with(model: SwAV, source: Path | str | None, folder: RunFolder, *, res
     targets = {
         name: variable for name, variable in named_variables(model).items() if name.partition("/")[0] in parts
     }
-    wrong = [
-        f"{name}: must be {tuple(variable.shape)}, is "
-        f"{checkpoint.arrays[name].shape if name in checkpoint.arrays else 'missing'}"
-        for name, variable in targets.items()
-        if name not in checkpoint.arrays or checkpoint.arrays[name].shape != tuple(variable.shape)
-    ]
-    if wrong:
+    if wrong := misfits(targets, checkpoint.arrays):
         raise UsageError(
             f"The weights of {source} do not fit the recipe's model:\n  "
             + "\n  ".join(wrong)

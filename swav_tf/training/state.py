@@ -33,6 +33,15 @@ def named_variables_of(part: str, layer: keras.layers.Layer) -> dict[str, keras.
     return named | {f"{part}/seeds/{number}": variable for number, variable in enumerate(seeds)}
 
 
+def misfits(variables: Mapping[str, keras.Variable], arrays: Mapping[str, np.ndarray]) -> list[str]:
+    """The variables for which there is no array, or one of another shape, in words."""
+    return [
+        f"{name}: must be {tuple(variable.shape)}, is {arrays[name].shape if name in arrays else 'missing'}"
+        for name, variable in variables.items()
+        if name not in arrays or arrays[name].shape != tuple(variable.shape)
+    ]
+
+
 def capture(model: ReplicatedModel, *, batch_size: int) -> dict[str, np.ndarray]:
     """All state as arrays. Every worker must call it, since the queues of all replicas are gathered.
 
@@ -89,8 +98,29 @@ def restore(model: ReplicatedModel, arrays: Mapping[str, np.ndarray], *, batch_s
         _scatter_queues(model, arrays["queue/projections"], int(arrays["queue/pushed"][0]), batch_size)
 
 
-# A replica's queue is (crops, slots * b, D) with b = batch / replicas; saved is the queue of the
-# whole batch, (crops, slots * B, D), so that a run may go on with another number of replicas.
+# A replica's queue is (crops, slots * b, D) with b = batch / replicas; saved is the queue of the whole batch,
+# (crops, slots * B, D), so that a run may go on with another number of replicas. Its rows come batch by batch,
+# the newest first; those of a batch by replica, and a replica's as it pushed them, part by part.
+
+
+def join_queues(queues: np.ndarray, *, batch_size: int) -> np.ndarray:
+    """The replicas' queues (replicas, crops, length, D) as one of the whole batch (crops, replicas * length, D).
+
+    Args:
+        queues: by replica; each holds its share of whole batches, newest first.
+        batch_size: the global batch.
+    """
+    replicas, crops, length, dim = queues.shape
+    slots = length * replicas // batch_size
+    by_slot = queues.reshape(replicas, crops, slots, length // slots, dim).transpose(1, 2, 0, 3, 4)
+    return by_slot.reshape(crops, replicas * length, dim)
+
+
+def split_queue(queue: np.ndarray, *, replicas: int, batch_size: int) -> np.ndarray:
+    """The other way round, for any number of replicas that can share the batch: each gets its rows of every batch."""
+    crops, total, dim = queue.shape
+    by_replica = queue.reshape(crops, total // batch_size, replicas, -1, dim).transpose(2, 0, 1, 3, 4)
+    return by_replica.reshape(replicas, crops, total // replicas, dim)
 
 
 def _gather_queues(model: ReplicatedModel, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -103,21 +133,15 @@ def _gather_queues(model: ReplicatedModel, batch_size: int) -> tuple[np.ndarray,
             lambda: (gather_from_replicas(queue.projections.read_value()), queue.pushed.read_value())
         )
 
-    projections, pushed = (strategy.experimental_local_results(value)[0].numpy() for value in gather())
-    replicas, crops, length, dim = projections.shape
-    slots = length * replicas // batch_size
-    projections = projections.reshape(replicas, crops, slots, length // slots, dim).transpose(1, 2, 0, 3, 4)
-    return projections.reshape(crops, replicas * length, dim), np.int64(pushed * replicas).reshape(1)
+    queues, pushed = (strategy.experimental_local_results(value)[0].numpy() for value in gather())
+    return join_queues(queues, batch_size=batch_size), np.int64(pushed * len(queues)).reshape(1)
 
 
 def _scatter_queues(model: ReplicatedModel, projections: np.ndarray, pushed: int, batch_size: int) -> None:
     strategy, queue = model.distribute_strategy, model.queue
     assert queue is not None
     replicas = strategy.num_replicas_in_sync
-    crops, total, dim = projections.shape
-    slots = total // batch_size
-    shares = projections.reshape(crops, slots, replicas, -1, dim).transpose(2, 0, 1, 3, 4)
-    shares = shares.reshape(replicas, crops, total // replicas, dim)
+    shares = split_queue(projections, replicas=replicas, batch_size=batch_size)
     own = strategy.experimental_distribute_values_from_function(
         lambda context: tf.constant(shares[context.replica_id_in_sync_group])
     )

@@ -6,7 +6,7 @@ import contextlib
 import functools
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import tensorflow as tf
@@ -17,6 +17,8 @@ from swav_tf.errors import UsageError
 from swav_tf.recipe import Train
 from swav_tf.training.rendezvous import ClusterAddress, meet
 from swav_tf.training.slurm import slurm_address, slurm_tasks
+
+ONE_DEVICE = "one device"
 
 
 @dataclass(frozen=True)
@@ -42,13 +44,19 @@ def build_strategy(settings: Train, cluster: ClusterAddress | None = None) -> tf
     all visible GPUs (or `logical_cpus`), else one device.
 
     Raises:
-        UsageError: what was asked for is not there.
+        UsageError: what was asked for is not there, or would not be used.
     """
+    gpus = tf.config.list_physical_devices("GPU")
+    if settings.logical_cpus and gpus:
+        raise UsageError(
+            f"train.logical_cpus={settings.logical_cpus} makes replicas of the CPU, for trials without a GPU; this "
+            f"machine has {len(gpus)} GPU(s), which would be used instead. Leave it out, or hide them: "
+            "CUDA_VISIBLE_DEVICES=-1 swav-tf ..."
+        )
     if settings.logical_cpus > 1:
         _split_cpu(settings.logical_cpus)
     if settings.deterministic:
         tf.config.experimental.enable_op_determinism()
-    gpus = tf.config.list_physical_devices("GPU")
     for gpu in gpus:
         with contextlib.suppress(RuntimeError):  # a notebook has used it already: then it is as it is
             tf.config.experimental.set_memory_growth(gpu, True)
@@ -63,6 +71,11 @@ def build_strategy(settings: Train, cluster: ClusterAddress | None = None) -> tf
     if cluster is not None and kind != "multi_worker":
         raise UsageError(f"--nodes needs train.strategy=auto or multi_worker. Received: {kind}.")
     if kind == "multi_worker":
+        if settings.logical_cpus > 1:
+            raise UsageError(
+                f"train.logical_cpus={settings.logical_cpus} makes replicas of one process's CPU, and each of several "
+                "workers has one. Leave it out, or start more workers."
+            )
         return _multi_worker(cluster, settings, has_gpus=bool(gpus))
     if kind == "mirrored":
         devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
@@ -86,7 +99,7 @@ def topology(strategy: tf.distribute.Strategy) -> Topology:
     replicas = int(strategy.num_replicas_in_sync)
     resolver = strategy.cluster_resolver
     if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy) or resolver is None:
-        kind = "mirrored" if isinstance(strategy, tf.distribute.MirroredStrategy) else "one device"
+        kind = "mirrored" if isinstance(strategy, tf.distribute.MirroredStrategy) else ONE_DEVICE
         return Topology(kind, workers=1, worker=0, replicas=replicas, devices=devices)
     members = resolver.cluster_spec().as_dict()
     # TF_CONFIG may name worker 0 'chief': it then comes before the workers.
@@ -94,6 +107,24 @@ def topology(strategy: tf.distribute.Strategy) -> Topology:
     worker = int(resolver.task_id or 0) + (chiefs if resolver.task_type == "worker" else 0)
     workers = max(chiefs + len(members.get("worker", [])), 1)
     return Topology("multi worker", workers=workers, worker=worker, replicas=replicas, devices=devices)
+
+
+def batches_on_devices(
+    strategy: tf.distribute.Strategy, batches: Callable[[], tf.data.Dataset]
+) -> tf.data.Dataset | tf.distribute.DistributedDataset:
+    """This worker's batches, each replica's on its device before the step that needs it begins.
+
+    So the next batch is copied while a step computes. `tf.distribute` sees to that for several devices; for
+    one GPU, without its help, batches would stay in the host's memory and each step would begin with the copy.
+
+    Args:
+        strategy: of the model that is trained.
+        batches: makes them, one replica's share of a part of a batch after the other.
+    """
+    gpus = tf.config.list_logical_devices("GPU")
+    if gpus and topology(strategy).kind == ONE_DEVICE:
+        return batches().apply(tf.data.experimental.prefetch_to_device(gpus[0].name, buffer_size=1))
+    return strategy.distribute_datasets_from_function(lambda _: batches())
 
 
 def worker_addresses(strategy: tf.distribute.Strategy) -> list[str]:

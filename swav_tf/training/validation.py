@@ -142,7 +142,7 @@ class Validation:
                 per_replica_variable(tf.zeros(shape), f"validation_sum_{i}")
                 for i, shape in enumerate([(class_count, class_count), (class_count,), (), ()])
             ]
-        self._add, self._read = self._on_replicas(self._add_batch), self._on_replicas(self._sum_up)
+        self._add, self._read = model.on_replicas(self._add_batch), model.on_replicas(self._sum_up)
 
     def measure(self) -> Counts:
         """All images, once.
@@ -179,15 +179,6 @@ class Validation:
             for total in self.sums:
                 total.assign(tf.zeros_like(total))
         return sums
-
-    def _on_replicas(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        strategy = self.model.distribute_strategy
-
-        @tf.function(reduce_retracing=True)
-        def run(*arguments: Any) -> Any:
-            return strategy.run(function, args=arguments)
-
-        return run
 
 
 class Validate(keras.callbacks.Callback):

@@ -12,13 +12,9 @@ from swav_tf.training.checkpoint import CheckpointStore
 from swav_tf.training.load import load_swav
 from swav_tf.training.pretrain import pretrain
 from tests.swav_models import tiny_recipe
+from tests.training.runs import StopAfter, assert_same_bits, assert_same_run, lines, newest
 
 LARGE = {"train__batch_size": 128}  # 11 steps an epoch
-
-
-def lines(run_dir, kind):
-    found = map(json.loads, (run_dir / "metrics.jsonl").read_text().splitlines())
-    return [line for line in found if line["kind"] == kind]
 
 
 # Bugs caught: a file of the run folder that is missing, an epoch with a step too many, a summary of other numbers.
@@ -75,13 +71,15 @@ def test_a_run_goes_on_with_its_own_images_only(tmp_path):
         pretrain(recipe, run_dir=tmp_path / "run", quiet=True)
 
 
-# Bug caught: the recipe's copy in the folder as the only guard: without it any settings would go on.
+# Bugs caught: the recipe's copy in the folder as the only guard: without it any settings would go on; a copy that
+# is written of settings that are then refused.
 def test_a_checkpoint_knows_its_recipe(tmp_path):
     with pytest.raises(StoppedBySignal):
         pretrain(tiny_recipe(**LARGE), run_dir=tmp_path, quiet=True, callbacks=[StopAfter(2)])
     (tmp_path / "config.yaml").unlink()
     with pytest.raises(UsageError, match=r"method.epsilon: was 0.05, now 0.04"):
         pretrain(tiny_recipe(**LARGE, method__epsilon=0.04), run_dir=tmp_path, quiet=True)
+    assert not (tmp_path / "config.yaml").exists()
 
 
 # Bug caught: state of a batch in parts that a checkpoint forgets.
@@ -91,58 +89,42 @@ def test_a_stopped_run_in_parts_equals_an_uninterrupted_one(tmp_path):
     with pytest.raises(StoppedBySignal, match="after step 7"):
         pretrain(recipe, run_dir=tmp_path / "run", quiet=True, callbacks=[StopAfter(6)])
     pretrain(recipe, run_dir=tmp_path / "run", quiet=True)
-    one, other = newest(tmp_path / "whole"), newest(tmp_path / "run")
-    for name, value in one.arrays.items():
-        np.testing.assert_array_equal(value, other.arrays[name], err_msg=name)
+    assert_same_bits(newest(tmp_path / "whole"), newest(tmp_path / "run"))
 
 
-class StopAfter(keras.callbacks.Callback):
-    """Asks the run to stop, as a signal does, once so many batches have ended; the next one is the last."""
-
-    def __init__(self, batches):
-        super().__init__()
-        self.left = batches
-
-    def on_train_batch_end(self, batch, logs=None):
-        self.left -= 1
-        if self.left == 0:
-            self.model.wishes[0] = 1
+def on_replicas(number):
+    return tiny_recipe(
+        **LARGE,
+        method__queue={"length": 256},
+        train__logical_cpus=number,
+        train__strategy="mirrored" if number == 2 else "one_device",
+        optimizer__peak_learning_rate=0.2,
+    )
 
 
-def newest(run_dir):
-    return CheckpointStore(run_dir / "checkpoints", kind="pretrain").newest()[0]
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """The last checkpoint of two replicas that nobody stops."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    pretrain(on_replicas(2), run_dir=folder, quiet=True)
+    return newest(folder)
 
 
 # Bugs caught: replicas that the recipe asks for and nobody makes; a queue of one replica only in the checkpoint,
-# or given back to the wrong replica; a run that is bound to its number of replicas.
-@pytest.mark.parametrize("replicas_after", [2, 1])
-def test_a_stopped_run_of_two_replicas_equals_an_uninterrupted_one(tmp_path, replicas_after):
-    def recipe(replicas):
-        return tiny_recipe(
-            **LARGE,
-            method__queue={"length": 256},
-            train__logical_cpus=replicas,
-            train__strategy="mirrored" if replicas == 2 else "one_device",
-            optimizer__peak_learning_rate=0.2,
-        )
-
-    pretrain(recipe(2), run_dir=tmp_path / "whole", quiet=True)
+# or given back to the wrong replica; a run that is bound to its number of replicas, or can only be given fewer.
+@pytest.mark.parametrize(("before", "after"), [(2, 2), (2, 1), (1, 2)])
+def test_a_run_stopped_on_some_replicas_and_gone_on_with_on_others_equals_an_undisturbed_one(
+    tmp_path, undisturbed, before, after
+):
     with pytest.raises(StoppedBySignal, match="after step 7"):
-        pretrain(recipe(2), run_dir=tmp_path / "run", quiet=True, callbacks=[StopAfter(6)])
-    stopped = newest(tmp_path / "run")
+        pretrain(on_replicas(before), run_dir=tmp_path, quiet=True, callbacks=[StopAfter(6)])
+    stopped = newest(tmp_path)
     assert stopped.arrays["queue/projections"].shape == (2, 256, 16)
     np.testing.assert_allclose(np.linalg.norm(stopped.arrays["queue/projections"], axis=-1), 1, rtol=1e-5)
-    result = pretrain(recipe(replicas_after), run_dir=tmp_path / "run", quiet=True)
-    assert result.summary["resumed_from_step"] == 7
-    assert result.summary["replicas"] == replicas_after
-    one, other = newest(tmp_path / "whole"), newest(tmp_path / "run")
-    assert one.step == other.step == 22
-    assert one.facts["position"]["sums"] == pytest.approx(other.facts["position"]["sums"], rel=2e-3)
-    for name, value in one.arrays.items():
-        if "head/hidden/bias" in name:
-            continue  # no gradient but rounding, before BN
-        error = np.linalg.norm(value - other.arrays[name]) / max(np.linalg.norm(value), 1e-6)
-        assert error < (0.1 if name.startswith("momentum/") else 0.01), name
+    result = pretrain(on_replicas(after), run_dir=tmp_path, quiet=True)
+    assert (result.summary["resumed_from_step"], result.summary["replicas"]) == (7, after)
+    assert newest(tmp_path).step == 22
+    assert_same_run(undisturbed, newest(tmp_path))
 
 
 # Bug caught: a callback that ends the run, as early stopping does, and a run that begins again for ever.

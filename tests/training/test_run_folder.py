@@ -1,10 +1,13 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 
 from swav_tf.errors import UsageError
-from swav_tf.training.run_folder import RunFolder
+from swav_tf.recipe_files import load_recipe, save_recipe
+from swav_tf.training.checkpoint import CheckpointStore
+from swav_tf.training.run_folder import RunFolder, check_copy
 from tests.swav_models import tiny_recipe
 
 
@@ -31,6 +34,50 @@ def test_a_run_goes_on_with_its_own_settings_only(tmp_path):
         assert "method.epsilon: was 0.05, now 0.03" in str(caught.value)
         folder.save_recipe(tiny_recipe(monitor__log_every_steps=7, data__threads=2, data__kind="tfrecord"))
     assert "log_every_steps: 7" in (tmp_path / "config.yaml").read_text()
+
+
+def run_with_a_checkpoint(path, recipe, without=()):
+    """A folder, and in it the checkpoint of a run by that recipe, as a version without some settings wrote it."""
+    values = recipe.model_dump(mode="json")
+    for section, setting in without:
+        del values[section][setting]
+    store = CheckpointStore(path / "checkpoints", kind="pretrain")
+    store.write(3, {"weights": np.zeros(2, np.float32)}, {"recipe": values})
+    return RunFolder(path), store.read(3)
+
+
+# Bugs caught: settings of a damaged config.yaml that a run goes on with, or is refused for; a checkpoint's settings
+# that nobody asked for; a file that stays damaged, or is mended without a word.
+def test_the_checkpoint_tells_the_settings_where_config_yaml_differs(tmp_path):
+    folder, checkpoint = run_with_a_checkpoint(tmp_path, tiny_recipe())
+    config = tmp_path / "config.yaml"
+    damaged = tiny_recipe(method__epsilon=0.01, monitor__log_every_steps=7)
+    save_recipe(damaged, config)
+    with folder:
+        with pytest.raises(
+            UsageError, match=r"step-000000003 differs:\n  method.epsilon: was 0.05, now 0.01"
+        ):
+            folder.save_recipe(damaged)
+        assert load_recipe(config) == damaged
+        with pytest.raises(UsageError, match=r"edited or damaged[\s\S]*method.epsilon: was 0.05, now 0.01"):
+            check_copy(config, damaged, checkpoint)
+        said = folder.save_recipe(tiny_recipe())
+        assert "method.epsilon: was 0.01, now 0.05" in said
+        assert "log_every_steps" not in said
+        assert load_recipe(config) == tiny_recipe()
+        assert folder.save_recipe(tiny_recipe(data__threads=2)) is None
+        check_copy(config, load_recipe(config), checkpoint)
+
+
+# Bug caught: a run that cannot be gone on with, or read, since the program learnt a new setting.
+def test_a_setting_that_an_earlier_version_did_not_know_was_at_its_default(tmp_path):
+    without = [("method", "sinkhorn_iterations"), ("train", "seed")]
+    folder, checkpoint = run_with_a_checkpoint(tmp_path, tiny_recipe(), without)
+    with folder:
+        assert folder.save_recipe(tiny_recipe()) is None
+        check_copy(tmp_path / "config.yaml", tiny_recipe(), checkpoint)
+        with pytest.raises(UsageError, match=r"sinkhorn_iterations: was 3, now 5"):
+            folder.save_recipe(tiny_recipe(method__sinkhorn_iterations=5))
 
 
 # Bug caught: lines that stand twice after a resumed run, or a cut last line that breaks the file.

@@ -94,3 +94,13 @@ def test_an_older_checkpoint_does_not_stand_in_for_a_damaged_one(tmp_path):
     assert read_pretrained(run, step=int(newest.name[5:]))[0].path == newest
     later.rmdir()
     assert read_pretrained(run)[0].path == newest
+
+
+# Bug caught: features by other settings than the weights were trained with.
+def test_an_edited_recipe_does_not_pass_for_the_trained_one(tmp_path):
+    config = shutil.copytree(tiny_run(), tmp_path / "run") / "config.yaml"
+    config.write_text(config.read_text().replace("threads: 1", "threads: 2"))
+    assert read_pretrained(tmp_path / "run")[1].data.threads == 2
+    config.write_text(config.read_text().replace("std: [0.228,", "std: [0.128,"))
+    with pytest.raises(UsageError, match=r"augment.std: was \[0.228, .* now \[0.128,"):
+        read_pretrained(tmp_path / "run")

@@ -2,13 +2,16 @@ import json
 import os
 import subprocess
 import sys
+import time
 
+import numpy as np
 import pytest
+import tensorflow as tf
 
 from swav_tf.errors import UsageError
 from swav_tf.recipe import Train
 from swav_tf.training.rendezvous import ClusterAddress
-from swav_tf.training.strategy import build_strategy, mean_over_workers, topology
+from swav_tf.training.strategy import batches_on_devices, build_strategy, mean_over_workers, topology
 
 
 def settings(**changes):
@@ -60,6 +63,7 @@ NO_TASK = '{"cluster": {"worker": ["a:1", "b:1"]}}'
         ),
         ({"strategy": "mirrored"}, {}, ClusterAddress(2, 0, "a:1"), "--nodes needs"),
         ({"logical_cpus": 7}, {}, None, "must be set before TensorFlow starts"),
+        ({"strategy": "multi_worker", "logical_cpus": 2}, {}, None, "each of several workers has one"),
     ],
 )
 def test_what_is_not_there_is_refused(changes, environment, cluster, message, monkeypatch):
@@ -67,6 +71,38 @@ def test_what_is_not_there_is_refused(changes, environment, cluster, message, mo
         monkeypatch.setenv(name, value)
     with pytest.raises(UsageError, match=message):
         build_strategy(settings(**changes), cluster)
+
+
+# Bug caught: replicas of the CPU that are asked for and silently replaced by one GPU.
+@pytest.mark.parametrize("changes", [{"logical_cpus": 2}, {"logical_cpus": 1, "strategy": "mirrored"}])
+def test_logical_cpus_beside_a_gpu_are_refused(changes, monkeypatch):
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: ["/physical_device:GPU:0"])
+    with pytest.raises(UsageError, match=r"this machine has 1 GPU\(s\), which would be used instead"):
+        build_strategy(settings(**changes))
+
+
+# Bugs caught: a step of one GPU that begins with the copy of its batch; batches that are lost or mixed up on the way.
+def test_batches_are_on_one_gpu_before_they_are_asked_for(monkeypatch):
+    made = []
+
+    def batch(number):
+        made.append(int(number))
+        return np.full((2, 3), number, np.uint8)
+
+    def batches():
+        return tf.data.Dataset.range(9).map(lambda i: tf.numpy_function(batch, [i], tf.uint8))
+
+    assert batches_on_devices(tf.distribute.get_strategy(), batches).element_spec == batches().element_spec
+    device = tf.config.list_logical_devices("CPU")[1]  # stands for a GPU
+    monkeypatch.setattr(tf.config, "list_logical_devices", lambda kind: [device])
+    iterator = iter(batches_on_devices(tf.distribute.get_strategy(), batches))
+    elements = [next(iterator)]
+    while len(made) < 2:  # the next one is made while nobody asks for it
+        time.sleep(0.01)
+    elements += iterator
+    assert {element.device.rpartition("/")[2] for element in elements} == {device.name.rpartition("/")[2]}
+    assert [element.numpy()[0, 0] for element in elements] == list(range(9))
+    assert made == list(range(9))
 
 
 # Variables as `srun --nodes=2 --ntasks-per-node=1` sets them on the second of two nodes.

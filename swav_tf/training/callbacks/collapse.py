@@ -10,6 +10,7 @@ import keras
 from swav_tf.recipe import Recipe
 from swav_tf.training.callbacks.position import Position
 
+ENOUGH_STEPS = 50  # that the smoothed loss is made of, so that a run which went on is not judged by its first
 REMEDIES = (
     "a smaller method.epsilon (0.05 -> 0.03)",
     "a longer freeze (method.prototypes_frozen_steps: 1 to 3 epochs)",
@@ -17,9 +18,6 @@ REMEDIES = (
     "softer jitter (augment.jitter.*) and crops that keep more of the image",
     "another optimizer.peak_learning_rate",
 )
-
-
-ENOUGH_STEPS = 50  # that the smoothed loss is made of, so that a run which went on is not judged by its first
 
 
 class WarnOfCollapse(keras.callbacks.Callback):

@@ -30,7 +30,7 @@ def count_exchange(model: SwAV, parts: Sequence[Any], wishes: tf.Tensor) -> Exch
         parts: each replica's crops, for each part of the batch.
         wishes: as the training function takes them.
     """
-    on_replicas, replicas = model._on_replicas, model.distribute_strategy.num_replicas_in_sync
+    on_replicas, replicas = model.on_replicas, model.distribute_strategy.num_replicas_in_sync
     if len(parts) == 1:
         found = [_of(on_replicas(model.train_step), (parts[0], wishes), 1)]
     else:

@@ -39,7 +39,7 @@ from swav_tf.training.profiling.parts import Part, measure_parts
 from swav_tf.training.profiling.photos import RandomPhotos
 from swav_tf.training.profiling.timing import Timing, Waited, timed, timing_of
 from swav_tf.training.profiling.verdict import Facts, Loop, Verdict, verdict
-from swav_tf.training.strategy import build_strategy, topology
+from swav_tf.training.strategy import batches_on_devices, build_strategy, topology
 
 PART_ROUNDS = 10
 MATTERS = 0.3  # an input that takes less of a step's time is never waited for
@@ -363,7 +363,7 @@ def _loop(
 ) -> tuple[Timing, float]:
     """Steps as `fit` makes them, without callbacks; and the time of one that was spent waiting for crops, ms."""
     with ended_after():
-        iterator = Waited(iter(strategy.distribute_datasets_from_function(lambda _: batches())))
+        iterator = Waited(iter(batches_on_devices(strategy, batches)))
         for _ in range(skip):
             step(iterator)
         iterator.seconds = 0.0
