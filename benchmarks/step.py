@@ -33,7 +33,7 @@ BASE = (
     "method.prototypes_frozen_steps=0",
 )
 RESULTS = Path(__file__).with_name("results") / "step.json"
-SECONDS_AN_IMAGE = 0.75  # of a SwAV step on two cores that do nothing else
+SECONDS_AN_IMAGE = 0.35  # of a SwAV step on two cores that do nothing else
 START_MINUTES = 1.5  # imports and traces of two processes
 
 

@@ -1,4 +1,4 @@
-"""Batch normalisation: the fused kernel on one replica, one all-reduce each way over several."""
+"""Batch normalisation by fused kernels, with one all-reduce each way over several replicas."""
 
 from __future__ import annotations
 
@@ -51,12 +51,12 @@ class BatchNorm(keras.layers.Layer):
                 tf.convert_to_tensor(self.moving_mean),
                 tf.convert_to_tensor(self.moving_variance),
             )
-            return _fused(inputs, gamma, beta, mean, variance, self.epsilon, training=False)[0]
+            return _normalise_by(mean, variance, inputs, gamma, beta, self.epsilon)
         if self.synchronised and replica_count() > 1:
             outputs, mean, variance = _synchronised(inputs, gamma, beta, self.epsilon)
         else:
-            empty = tf.zeros([0])
-            outputs, mean, variance = _fused(inputs, gamma, beta, empty, empty, self.epsilon, training=True)
+            variance, own = _normalise_by_own(inputs, gamma, beta, self.epsilon)
+            outputs, mean = _shaped(own.y, like=inputs), own.batch_mean
         self._move(self.moving_mean, mean)
         self._move(self.moving_variance, variance)
         return outputs
@@ -78,35 +78,28 @@ class BatchNorm(keras.layers.Layer):
         return config
 
 
-def _fused(
-    x: tf.Tensor,
-    gamma: tf.Tensor,
-    beta: tf.Tensor,
-    mean: tf.Tensor,
-    variance: tf.Tensor,
-    epsilon: float,
-    *,
-    training: bool,
-) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """TensorFlow's one kernel; gives (normalised, batch mean, biased batch variance)."""
-    is_flat = x.shape.rank != 4
-    images = tf.reshape(x, [-1, 1, 1, x.shape[-1]]) if is_flat else x
+def _normalise_by_own(
+    x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, epsilon: float
+) -> tuple[tf.Tensor, Any]:
+    """TensorFlow's one kernel of training: the biased variance of this replica's x, and all that it gives."""
+    images, empty = _as_images(x), tf.zeros([0])
     # The raw op, since tf.nn's wrapper raises epsilon to 1.001e-5 without a word.
-    result = tf.raw_ops.FusedBatchNormV3(
-        x=images,
-        scale=gamma,
-        offset=beta,
-        mean=mean,
-        variance=variance,
-        epsilon=epsilon,
-        is_training=training,
+    own = tf.raw_ops.FusedBatchNormV3(
+        x=images, scale=gamma, offset=beta, mean=empty, variance=empty, epsilon=epsilon, is_training=True
     )
-    outputs = tf.reshape(result.y, tf.shape(x)) if is_flat else result.y
-    if not training:
-        return outputs, mean, variance
     count = tf.cast(tf.size(images) // tf.shape(images)[-1], tf.float32)
-    biased = result.batch_variance * ((count - 1.0) / count)
-    return outputs, result.batch_mean, biased
+    return own.batch_variance * ((count - 1.0) / count), own
+
+
+def _normalise_by(
+    mean: tf.Tensor, variance: tf.Tensor, x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, epsilon: float
+) -> tf.Tensor:
+    """TensorFlow's one kernel of inference: x normalised by a given mean and variance."""
+    images = tf.raw_ops.FusedBatchNormV3(
+        x=_as_images(x), scale=gamma, offset=beta, mean=mean, variance=variance, epsilon=epsilon,
+        is_training=False,
+    )  # fmt: skip
+    return _shaped(images.y, like=x)
 
 
 def _synchronised(
@@ -117,31 +110,53 @@ def _synchronised(
     The loss of the step is the mean of the replicas' losses, so each replica's gradient of x
     needs the sums of all of them, while those of gamma and beta stay local: they are summed
     with all other gradients at the end of the step.
+
+    All that touches x is TensorFlow's fused kernels, which read half precision and compute in float32:
+    written out, it would be some thirty passes over x in memory, on a GPU longer than the convolutions.
+    The kernels normalise by this replica's own statistics; what makes them everyone's is a few numbers a channel.
     """
-    axes = list(range(x.shape.rank - 1))
 
     @tf.custom_gradient
     def normalise(x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor) -> Any:
-        x32 = tf.cast(x, tf.float32)
-        count = tf.cast(tf.size(x) // tf.shape(x)[-1], tf.float32)
-        totals, squares, count = sum_over_replicas(
-            [tf.reduce_sum(x32, axes), tf.reduce_sum(tf.square(x32), axes), count]
-        )
+        own_count = tf.cast(tf.size(x) // tf.shape(x)[-1], tf.float32)
+        own_variance, own = _normalise_by_own(x, gamma, beta, epsilon)
+        own_mean = own.batch_mean
+        sums = [own_mean * own_count, (own_variance + tf.square(own_mean)) * own_count, own_count]
+        totals, squares, count = sum_over_replicas(sums)
         mean = totals / count
         variance = tf.maximum(squares / count - tf.square(mean), 0.0)
-        inverse_deviation = tf.math.rsqrt(variance + epsilon)
-        scale = gamma * inverse_deviation
-        outputs = tf.cast(x32 * scale + (beta - mean * scale), x.dtype)
 
         def gradient(dy: tf.Tensor, *_: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-            dy32 = tf.cast(dy, tf.float32)
-            standardised = (tf.cast(x, tf.float32) - mean) * inverse_deviation
-            d_beta, d_gamma = tf.reduce_sum(dy32, axes), tf.reduce_sum(dy32 * standardised, axes)
-            all_beta, all_gamma = sum_over_replicas([d_beta, d_gamma])
-            dx = scale * (dy32 - (all_beta + standardised * all_gamma) / count)
-            return tf.cast(dx, x.dtype), d_gamma, d_beta
+            # With s the standardised x, and the sums of dy and of dy s over all samples, it is
+            #     gamma / deviation * (dy - (sum dy + s * sum dy s) / count).
+            # The kernel gives the same of its own s, which is slope * s + shift, its own sums and count.
+            inverse, own_inverse = tf.math.rsqrt(variance + epsilon), tf.math.rsqrt(own_variance + epsilon)
+            slope, shift = own_inverse / inverse, (mean - own_mean) * own_inverse
+            kernel = tf.raw_ops.FusedBatchNormGradV3(
+                y_backprop=_as_images(dy), x=_as_images(x), scale=gamma / slope, epsilon=epsilon,
+                reserve_space_1=own.reserve_space_1, reserve_space_2=own.reserve_space_2,
+                reserve_space_3=own.reserve_space_3,
+            )  # fmt: skip
+            sum_dy, own_sum = kernel.offset_backprop, kernel.scale_backprop
+            sum_dy_s = (own_sum - shift * sum_dy) / slope
+            all_dy, all_dy_s = sum_over_replicas([sum_dy, sum_dy_s])
+            of_s = slope * own_sum / own_count - all_dy_s / count
+            constant = (sum_dy + shift * own_sum) / own_count - all_dy / count
+            scale = gamma * inverse
+            difference = _normalise_by(mean, variance, x, scale * of_s, scale * constant, epsilon)
+            return _shaped(kernel.x_backprop, like=x) + difference, sum_dy_s, sum_dy
 
+        outputs = _normalise_by(mean, variance, x, gamma, beta, epsilon)
         return (outputs, mean, variance), gradient
 
     outputs, mean, variance = normalise(x, gamma, beta)
     return outputs, tf.stop_gradient(mean), tf.stop_gradient(variance)
+
+
+def _as_images(x: tf.Tensor) -> tf.Tensor:
+    """What the fused kernels take: (samples, height, width, channels)."""
+    return x if x.shape.rank == 4 else tf.reshape(x, [-1, 1, 1, x.shape[-1]])
+
+
+def _shaped(images: tf.Tensor, *, like: tf.Tensor) -> tf.Tensor:
+    return images if like.shape.rank == 4 else tf.reshape(images, tf.shape(like))

@@ -103,14 +103,15 @@ class Classifier(ReplicatedModel):
         gradients, finite, logs = self._mean_gradients(gradients)
         wishes = tf.zeros([2]) if wishes is None else wishes
         measures, wishes = sum_over_replicas([measures, wishes])
+        rates = self.optimizer.rate_of_each()
         logs |= {
             "loss": measures[0] / float(replica_count()),
             "top1": measures[1] / float(replica_count()),
-            "learning_rate": self.optimizer.rate_of(len(gradients) - 1),  # the classifier's come last
+            "learning_rate": rates[-1],  # the classifier's come last
             "wishes": wishes,
         }
         if not self.frozen:
-            logs["backbone_learning_rate"] = self.optimizer.rate_of(0)
+            logs["backbone_learning_rate"] = rates[0]
         applied = [finite] * len(gradients)
         update_on_all_replicas(
             self.optimizer.updates(gradients, self.trainable_variables, applied)

@@ -68,13 +68,15 @@ class SGD(MomentumOptimizer):
         super().__init__(share, momentum=momentum, weight_decay=weight_decay, name=name, **kwargs)
         self.rates = list(rates)
 
-    def direction(self, variable: tf.Tensor, gradient: tf.Tensor) -> tf.Tensor:
-        """The gradient, and the weight decay added to it."""
-        return gradient + self.coupled_weight_decay * variable
+    def factors(
+        self, parameters: Sequence[tf.Tensor], gradients: Sequence[tf.Tensor]
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Of the gradients 1, of the parameters the weight decay."""
+        return tf.ones([len(parameters)]), tf.fill([len(parameters)], self.coupled_weight_decay)
 
-    def rate_of(self, index: int) -> tf.Tensor:
-        """The variable's own rate, times the share of now."""
-        return tf.cast(self.learning_rate, tf.float32) * self.rates[index]
+    def rate_of_each(self) -> tf.Tensor:
+        """Each variable's own rate, times the share of now."""
+        return tf.cast(self.learning_rate, tf.float32) * tf.constant(self.rates, tf.float32)
 
     def get_config(self) -> dict[str, Any]:
         """What Keras needs to make this optimiser again."""

@@ -1,24 +1,8 @@
 import pytest
-from tensorflow.python.eager import context
 
 from swav_tf.training.build import build_swav
+from tests.graphs import nodes_as_executed
 from tests.swav_models import batches_of_crops, tiny_recipe
-
-
-def nodes_as_executed(function, *arguments):
-    """Nodes of all graphs that a call ran, as TensorFlow's optimiser left them."""
-    context.context().enable_graph_collection()
-    try:
-        function(*arguments)
-        graphs = [g.post_optimization_graph for g in context.context().export_run_metadata().function_graphs]
-    finally:
-        context.context().disable_graph_collection()
-    return [
-        node
-        for graph in graphs
-        for nodes in (graph.node, *(function.node_def for function in graph.library.function))
-        for node in nodes
-    ]
 
 
 # Bug caught: a sum of three terms becomes one AddN, which begins with whichever input it may overwrite: in an

@@ -57,6 +57,40 @@ def test_synchronised_replicas_equal_one(mirrored, tensors):
         np.testing.assert_allclose(a.numpy(), b.numpy(), rtol=1e-4, atol=1e-6)
 
 
+def literal_batch_norm(x, dy, gamma, beta, epsilon=1e-5):
+    """The formula and its gradients over all samples, float64."""
+    x, dy = np.float64(x), np.float64(dy)
+    axes = tuple(range(x.ndim - 1))
+    deviation = np.sqrt(x.var(axes) + epsilon)
+    standardised = (x - x.mean(axes)) / deviation
+    d_beta, d_gamma = dy.sum(axes), (dy * standardised).sum(axes)
+    count = x.size // x.shape[-1]
+    dx = gamma / deviation * (dy - (d_beta + standardised * d_gamma) / count)
+    return standardised * gamma + beta, dx, d_gamma, d_beta
+
+
+# Bugs caught: an unbiased variance among the sums of the replicas, gamma or beta left out of the gradient, a
+# gradient in half precision that is more than rounded.
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [("float32", 1e-5), ("mixed_float16", 2e-3), ("mixed_bfloat16", 2e-2)]
+)
+def test_synchronised_replicas_equal_the_formula(mirrored, tensors, dtype, tolerance):
+    x, dy = (
+        np.asarray(tf.cast(tf.cast(t, keras.DTypePolicy(dtype).compute_dtype), tf.float32)) for t in tensors
+    )
+    gamma, beta = np.linspace(-1.5, 2.0, 4), np.linspace(0.5, -1.0, 4)
+    with mirrored.scope():
+        layer = BatchNorm(synchronised=True, dtype=dtype)
+        layer.build(x.shape)
+        layer.gamma.assign(gamma)
+        layer.beta.assign(beta)
+    parts = run_on_shares(mirrored, lambda x, dy: steps(layer, x, dy), x, dy)
+    y, dx = (np.concatenate(part).astype(np.float64) for part in parts[:2])
+    sums = [np.sum(part, axis=0) for part in parts[2:]]
+    for ours, exact in zip((y, dx, *sums), literal_batch_norm(x, dy, gamma, beta), strict=True):
+        np.testing.assert_allclose(ours, exact, rtol=tolerance, atol=tolerance * np.abs(exact).max())
+
+
 # Bug caught: the option that is accepted and ignored.
 def test_unsynchronised_replicas_keep_to_themselves(mirrored, tensors):
     x, dy = tensors
