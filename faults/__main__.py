@@ -27,8 +27,9 @@ KINDS = {
     "checkpoints": ("damaged_checkpoints", 515),
     "onnx": ("mutated_onnx", 500),
     "folders": ("folders", 15),
-    "disk": ("disk_full", 60),
+    "disk": ("disk_full", 70),
     "kills": ("kills", 40),
+    "settings": ("altered_settings", 200),
 }
 
 

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -115,24 +115,34 @@ class Commands:
         *,
         before: Callable[[], None] | None = None,
         real: bool = False,
+        stdout: Path | None = None,
+        environment: Mapping[str, str] | None = None,
         limit_s: float = LIMIT_S,
     ) -> Running:
         """Starts `swav-tf` with these arguments.
 
         Args:
             arguments: of the command line.
-            before: called in the new process first.
+            before: called in the new process first, if it is a fork.
             real: a process of its own from the start, not a fork.
+            stdout: file for it, of a real process; None: one that is read at the end.
+            environment: of a real process, beside our own.
             limit_s: past it, it hangs.
         """
         self._started += 1
         said = self.folder / f"said-{os.getpid()}-{self._started}"
         words = [os.fspath(argument) for argument in arguments]
         if real:
-            with said.with_suffix(".out").open("wb") as out, said.with_suffix(".err").open("wb") as err:
+            stdout = stdout or said.with_suffix(".out")
+            with stdout.open("wb") as out, said.with_suffix(".err").open("wb") as err:
                 command = [sys.executable, "-m", "cli.main", *words]
                 process = subprocess.Popen(
-                    command, stdin=subprocess.DEVNULL, stdout=out, stderr=err, start_new_session=True
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=out,
+                    stderr=err,
+                    env={**os.environ, **(environment or {})},
+                    start_new_session=True,
                 )
             process.returncode = 0  # it is waited for here, not by its destructor
             return Running(process.pid, said, limit_s)

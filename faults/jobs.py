@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import os
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from evaluate.feature_file import read_feature_file
-from faults.commands import Commands
+from faults.commands import Commands, Running
 from faults.isolated import isolated
 from swav_tf.data.shard_index import INDEX, read_index, shard_path
 from swav_tf.data.sharding import file_sha256
@@ -48,6 +50,9 @@ class Job:
         whole: what is half-written under its own name in the folder after a break; empty: nothing.
         goes_on: what was done before a break is kept.
         replaces: the same command again makes it anew and puts it in the place of what is there.
+        before: called first in the command's process.
+        stdout: file in the folder that its stdout goes to, if any; it is a real process then.
+        environment: of a real process, beside our own.
     """
 
     name: str
@@ -57,6 +62,25 @@ class Job:
     whole: Callable[[Path], str]
     goes_on: bool = True
     replaces: bool = False
+    before: Callable[[], None] | None = None
+    stdout: str = ""
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+    def start(self, commands: Commands, folder: Path, *, temporary: Path | None = None) -> Running:
+        """Starts the command; its temporary files go where it is told."""
+
+        def before() -> None:
+            if temporary is not None:
+                os.environ["TMPDIR"] = str(temporary)
+                tempfile.tempdir = str(temporary)  # else Python looks elsewhere where the disk is full by now
+            if self.before is not None:
+                self.before()
+
+        arguments = self.arguments(folder)
+        if self.stdout:
+            stdout, environment = folder / self.stdout, self.environment
+            return commands.start(arguments, real=True, stdout=stdout, environment=environment)
+        return commands.start(arguments, before=before)
 
 
 @dataclass(frozen=True)
@@ -79,12 +103,16 @@ def overrides(settings: Sequence[str]) -> list[str]:
     return [word for setting in settings for word in ("-o", setting)]
 
 
-def pretrain(data: Sequence[str | Path] = (), settings: Sequence[str] = ()) -> Job:
-    """A pretraining of 44 steps on the digits."""
+def pretrain(
+    data: Sequence[str | Path] = (), settings: Sequence[str] = (), *, weights: Path | None = None
+) -> Job:
+    """A pretraining of 44 steps on the digits, or on other images; `weights` is a run that it begins with."""
+    begins_with: list[str | Path] = [] if weights is None else ["--weights", weights]
     return Job(
         "pretrain",
         lambda folder: [
             "pretrain", *data, "-c", "demo", *overrides((*PRETRAIN, *settings)), "--run-dir", folder / "run",
+            *begins_with,
         ],
         "run/metrics.jsonl",
         lambda folder: run_result(folder / "run", "pretrain"),

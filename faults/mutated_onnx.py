@@ -1,31 +1,38 @@
-"""Damaged ONNX files, and whole ones that compute something else: told by `verify`, never run to a wrong result."""
+"""Damaged ONNX files, and whole ones that compute something else: never run beside the record of their export.
+
+Without that record, parity.json, it is `verify` that must tell.
+"""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from evaluate.runners.checksums import PARITY
 from evaluate.runners.onnx_runner import OnnxRunner
 from export.parity import GATES
 from export.reference import REFERENCE, read_reference
 from export.verify import verify
 from faults.commands import Commands
 from faults.isolated import isolated
-from faults.jobs import make
+from faults.jobs import Made, make
 from faults.mutate import mutated
 from faults.trial import Plan, Trial, shortened
-from swav_tf.errors import SwavError
+from swav_tf.errors import DataError, SwavError
 
 NAME = "model-fp32.onnx"
+EVERY = 100  # files that are given to a runner and to `verify`, for one that is given to all commands
 
 
 def run(plan: Plan) -> Iterator[Trial]:
-    """Damage to bytes and changes to the graph, in turn."""
-    made = make(Commands(plan.folder), plan.folder / "made")
+    """Damage to bytes and changes to the graph, in turn; each file with its record and without."""
+    commands = Commands(plan.folder)
+    made = make(commands, plan.folder / "made")
     exported = made.exported
     whole = (exported / NAME).read_bytes()
     reference = read_reference(exported / REFERENCE)
@@ -37,25 +44,76 @@ def run(plan: Plan) -> Iterator[Trial]:
             return f"bytes: {how}", data
         return changed_graph(whole, draw)
 
-    def outcome(number: int) -> tuple[str, str, str]:
-        how, data = damaged(number)
+    @contextmanager
+    def folder_with(data: bytes, number: int) -> Iterator[Path]:
         folder = plan.folder / f"onnx-{number}"
-        folder.mkdir()
-        try:
-            for path in exported.iterdir():
-                if path.name != NAME:
-                    shutil.copy(path, folder / path.name)
-            (folder / NAME).write_bytes(data)
-            return (*_told(folder / NAME, exported / NAME, reference), how)
-        finally:
-            shutil.rmtree(folder)
+        shutil.copytree(exported, folder)
+        (folder / NAME).write_bytes(data)
+        yield folder
+        shutil.rmtree(folder)
+
+    def outcome(number: int) -> tuple[str, str, str, str]:
+        how, data = damaged(number)
+        with folder_with(data, number) as folder:
+            beside_record = "" if data == whole else _run_beside_record(folder / NAME)
+            (folder / PARITY).unlink()
+            return (*_told(folder / NAME, exported / NAME, reference), beside_record, how)
 
     for answer in isolated(outcome, list(plan.numbers)):
-        told, wrong, how = answer.value or ("", "", "")
-        wrong = answer.broken or wrong
-        finding = f"{how or damaged(answer.argument)[0]}: {shortened(wrong)}" if wrong else ""
+        told, wrong, beside_record, how = answer.value or ("", "", "", "")
         what = "ONNX file, changed graph" if answer.argument % 2 else "ONNX file, damaged bytes"
-        yield Trial(answer.argument, what, told or "broken", finding=finding)
+        for which, outcome_, finding in (
+            (what, told, answer.broken or wrong),
+            (f"{what}, beside its record", "refused in words", answer.broken or beside_record),
+        ):
+            finding = f"{how or damaged(answer.argument)[0]}: {shortened(finding)}" if finding else ""
+            yield Trial(answer.argument, which, "broken" if finding else outcome_, finding=finding)
+    for number in (number for number in plan.numbers if number % EVERY == 1):
+        how, data = damaged(number)
+        if data != whole:
+            with folder_with(data, number) as folder:
+                wrong = _commands_run(commands, folder, made)
+            finding = f"{how}: {shortened(wrong)}" if wrong else ""
+            yield Trial(
+                number, "ONNX file beside its record, all commands", "refused in words", finding=finding
+            )
+
+
+def _run_beside_record(path: Path) -> str:
+    """What is wrong where parity.json tells that this is another file."""
+    for again in ("", " once `verify` has looked at it"):
+        try:
+            OnnxRunner(path, threads=1)
+        except DataError:
+            pass
+        else:
+            return f"is run{again}"
+        [(_, parity)] = verify([path], threads=1).values()
+        if parity.passed:
+            return "verify passes"
+    return ""
+
+
+def _commands_run(commands: Commands, folder: Path, made: Made) -> str:
+    """What is wrong with a command that is given the file."""
+    path, out = folder / NAME, folder / "out"
+    image = made.images / "class 0" / "00000.png"
+    found = made.run.parent / "digits.npz"
+    if not found.exists():
+        commands.must_run(
+            ["features", "digits", "--split", "test", "--model", made.exported / NAME, "-o", found]
+        )
+    for arguments in (
+        ["features", "digits", "--split", "test", "--model", path, "-o", out / "features.npz"],
+        ["similar", image, "--features", found, "--model", path, "-o", out / "similar.png"],
+        ["benchmark", path, "--runner", "ort-cpu", "--batch", "1", "--seconds", "0.1", "--runs", "3"],
+        ["export", path, "--to", "tensorrt", "-o", out / "engines", "--engine-cache", out / "cache"],
+        ["verify", path],
+    ):
+        ended = commands.run(arguments)
+        if ended.disgrace or ended.code not in (1, 2) or (out.exists() and any(out.rglob("*.*"))):
+            return f"{arguments[0]}: {ended.disgrace or ended}"
+    return ""
 
 
 def _told(path: Path, whole: Path, reference: Any) -> tuple[str, str]:

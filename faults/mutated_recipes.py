@@ -90,11 +90,11 @@ def damaged(plan: Plan, number: int) -> tuple[str, bytes, tuple[list[str], Any] 
     if way == 1:
         return *_lines_mixed(name, text, draw), None
     values = yaml.safe_load(re.sub(r"(\d)e-", r"\1.0e-", text))  # PyYAML takes 1e-6 for a string
-    path = _some_path(values, draw)
+    path = some_path(values, draw)
     value = ODD_VALUES[int(draw.integers(len(ODD_VALUES)))]
     if way == 3 and draw.random() < 0.5:  # a setting that is none
         path = [*path[:-1], str(path[-1]) + "x"] if isinstance(path[-1], str) else path
-    _put(values, path, value)
+    put(values, path, value)
     # JSON is YAML; and it writes what no emitter of YAML would.
     return f"{name}: {'.'.join(map(str, path))} = {str(value)[:40]!r}", _as_yaml(values), (path, value)
 
@@ -161,7 +161,7 @@ def _lines_mixed(name: str, text: str, draw: np.random.Generator) -> tuple[str, 
     return f"{name}: a line {way}", "\n".join(lines).encode()
 
 
-def _some_path(values: Any, draw: np.random.Generator) -> list[Any]:
+def some_path(values: Any, draw: np.random.Generator) -> list[Any]:
     """Keys that lead to a value or a section."""
     path: list[Any] = []
     place = values
@@ -172,7 +172,7 @@ def _some_path(values: Any, draw: np.random.Generator) -> list[Any]:
     return path
 
 
-def _put(values: Any, path: list[Any], value: Any) -> None:
+def put(values: Any, path: list[Any], value: Any) -> None:
     for key in path[:-1]:
         values = values[key]
     values[path[-1]] = copy.deepcopy(value)

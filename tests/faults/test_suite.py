@@ -8,11 +8,18 @@ import sys
 import time
 from pathlib import Path
 
+import click
 import numpy as np
 import pytest
 
+from cli.main import swav_tf
+from faults.altered_settings import altered
+from faults.disk_full import all_jobs
 from faults.isolated import isolated
+from faults.jobs import Made
 from faults.mutate import MUTATORS, mutated
+from faults.writers import Inputs
+from swav_tf.recipe_files import bundled_recipes, load_any_recipe, recipe_yaml
 
 ROOT = Path(__file__).parents[2]
 
@@ -84,3 +91,41 @@ def test_damage_is_damage_and_repeats(data):
     assert {mutated(data, np.random.default_rng(seed))[1] for seed in range(200)} == {
         m.__name__ for m in MUTATORS
     }
+
+
+# Bug caught: an altered recipe that is the same one, which nothing could refuse.
+@pytest.mark.parametrize("name", sorted(bundled_recipes()))
+def test_alterations_alter_and_repeat(name):
+    whole = recipe_yaml(load_any_recipe(name)).encode()
+    for seed in range(20):
+        changed, how = altered(whole, np.random.default_rng(seed))
+        assert changed != whole
+        assert how
+        assert (changed, how) == altered(whole, np.random.default_rng(seed))
+
+
+# Commands that write nothing: what they say is all, and `config show` stands for it.
+ONLY_SAY = {
+    "config list", "config settings", "config check", "data serve", "doctor", "knn", "plan", "profile", "weights show",
+}  # fmt: skip
+
+
+# Bug caught: a new command whose file nobody has tried to write on a full disk.
+def test_every_command_that_writes_has_trials_on_a_full_disk(tmp_path):
+    made = Made(tmp_path / "run", tmp_path / "exported", tmp_path / "images")
+    made.exported.mkdir()
+    inputs = Inputs(made, tmp_path / "probed", tmp_path / "x.npz", tmp_path / "x.json", tmp_path / "damaged")
+    tried = {" ".join(map(str, job.arguments(tmp_path / "x")[:2])) for job in all_jobs(inputs)}
+    names = set(leaves(swav_tf, click.Context(swav_tf)))
+    written = {name for name in names if any(f"{words} ".startswith(f"{name} ") for words in tried)}
+    assert names - written == ONLY_SAY
+
+
+def leaves(group, context, before=""):
+    """The commands that can be run, by the words that are given."""
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        if isinstance(command, click.Group):
+            yield from leaves(command, context, f"{before}{name} ")
+        else:
+            yield f"{before}{name}"
