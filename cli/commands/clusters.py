@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from cli.evaluation import open_data, open_model
+from cli.opening import open_data, open_model
 from cli.options import (
     batch_size_option,
     data_argument,

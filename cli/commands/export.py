@@ -16,8 +16,15 @@ from cli.engine_options import (
     engine_settings,
     refuse_without_tensorrt,
 )
-from cli.evaluation import kind_option, quiet_option, split_option
-from cli.options import json_option, print_json
+from cli.options import (
+    json_option,
+    kind_option,
+    output_option,
+    print_json,
+    quiet_option,
+    seed_option,
+    split_option,
+)
 
 if TYPE_CHECKING:
     from export.run_engines import ExportedEngine
@@ -42,14 +49,7 @@ def _size(context: click.Context, option: click.Parameter, value: str | None) ->
 
 @click.command(short_help="Write ONNX files and engines that compute what Keras does.")
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option(
-    "-o",
-    "--output",
-    required=True,
-    type=click.Path(path_type=Path),
-    metavar="DIR",
-    help="Folder to write into; files of the same names are replaced.",
-)
+@output_option("Folder to write into; files of the same names are replaced.", metavar="DIR", required=True)
 @click.option(
     "--to",
     "kinds",
@@ -124,14 +124,7 @@ def _size(context: click.Context, option: click.Parameter, value: str | None) ->
     "--reference-images", type=click.IntRange(min=2), metavar="N", default=512, show_default=True,
     help="Other images that are compared and kept in reference.npz.",
 )  # fmt: skip
-@click.option(
-    "--seed",
-    type=click.IntRange(min=0),
-    metavar="N",
-    default=0,
-    show_default=True,
-    help="Of the draw of images.",
-)
+@seed_option("Seed of the draw of images.")
 @engine_options
 @click.option(
     "--triton",

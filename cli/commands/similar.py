@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from cli.evaluation import open_model
+from cli.opening import open_model
 from cli.options import json_option, model_option, output_option, print_json, provider_option
 
 

@@ -8,8 +8,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cli.evaluation import batch_size_option, kind_option, provider_option, split_option
-from cli.options import json_option, print_json
+from cli.options import (
+    batch_size_option,
+    computing_threads_option,
+    json_option,
+    kind_option,
+    print_json,
+    provider_option,
+    split_option,
+)
 
 if TYPE_CHECKING:
     from export.verify import Labelled
@@ -30,14 +37,7 @@ if TYPE_CHECKING:
     help="At most so many of them, drawn at random.",
 )  # fmt: skip
 @provider_option
-@click.option(
-    "--threads",
-    type=click.IntRange(min=0),
-    metavar="N",
-    default=0,
-    show_default="one a core",
-    help="Threads that compute a batch on a CPU.",
-)
+@computing_threads_option
 @batch_size_option
 @json_option
 def command(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from cli.evaluation import open_source_of
+from cli.opening import open_source_of
 from cli.options import given_split_option, json_option, print_json, quiet_option, threads_option
 from cli.progress import image_progress
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from cli.evaluation import load_what_reads
+from cli.opening import load_what_reads
 from cli.options import json_option, print_json, quiet_option, threads_option
 from cli.progress import image_progress
 

@@ -1,14 +1,9 @@
-"""The model and the images that the options name."""
+"""Opening what the options name: models, and images."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cli.options import batch_size_option as batch_size_option
-from cli.options import kind_option as kind_option
-from cli.options import provider_option as provider_option
-from cli.options import quiet_option as quiet_option
-from cli.options import split_option as split_option
 from cli.quiet import load_tensorflow_quietly
 
 if TYPE_CHECKING:
