@@ -1,9 +1,11 @@
-"""The input pipeline beside what users would pick instead: `python -m benchmarks.pipeline [--json FILE]`.
+"""The input pipeline beside what users would pick instead.
+
+    python -m benchmarks.pipeline [--rows threads,processes] [--pairs 20] [--json FILE]
 
 2 x 224 + 6 x 96 px crops from 500 x 375 JPEG files of 110 KB, uint8 crops out, on the
-CPU. The first three rows count the CPU time of one thread, with the same draws in both;
-the rows of other layers the CPU time of the whole process in tf.data; the last row wall
-time. Normalisation is left out everywhere: it is the device's.
+CPU. The rows of Pillow count the CPU time of one thread, with the same draws in both;
+the rows of other layers the CPU time of the whole process in tf.data; those of threads and
+processes wall time. Normalisation is left out everywhere: it is the device's.
 """
 
 from __future__ import annotations
@@ -14,12 +16,13 @@ import platform
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 
 from benchmarks import pil_pipeline as pil
 from benchmarks.paired import Comparison, compare
-from benchmarks.photos import photos
+from benchmarks.photos import Photos, photos
 from swav_tf.data.bad_images import BadImages
 from swav_tf.data.decode import decode
 from swav_tf.data.multicrop import MultiCrop
@@ -28,27 +31,8 @@ from swav_tf.recipe import Augment, CropGroup, Recipe
 GROUPS = (CropGroup(count=2, size=224, scale=(0.14, 1.0)), CropGroup(count=6, size=96, scale=(0.05, 0.14)))
 AUGMENT = Augment()
 IMAGES = 16
-
-
-class Photos:
-    """The benchmark's files as a source."""
-
-    class_names: tuple[str, ...] = ()
-
-    def __init__(self, files: list[bytes]) -> None:
-        self.files = files
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def read(self, index: int) -> bytes:
-        return self.files[index]
-
-    def label(self, index: int) -> int:
-        return -1
-
-    def image_name(self, index: int) -> str:
-        return str(index)
+AHEAD = 5  # batches; a recipe has four made ahead
+ROWS = ("pillow", "keras_cv", "keras", "threads", "processes")
 
 
 def over_images(crop: Callable[..., object], files: list[bytes]) -> Callable[[], None]:
@@ -78,30 +62,58 @@ def check_parity(files: list[bytes]) -> None:
         raise SystemExit("the two pipelines do not make the same crops: nothing to compare")
 
 
-def ours_in_tf(
-    files: list[bytes], *, threads: int, batches: int, augment: Augment = AUGMENT
-) -> Callable[[], None]:
+def data_set(files: list[bytes], *, batches: int, augment: Augment = AUGMENT, **settings: int) -> Any:
+    """Our pipeline in tf.data, `settings` those of the recipe's data section."""
     from swav_tf.data.pipeline import training_batches
 
     recipe = Recipe(
         name="benchmark",
         crops=GROUPS,
         augment=augment,
-        data={"threads": threads},
+        data=settings,
         optimizer={"peak_learning_rate": 1},
         train={"epochs": 1, "batch_size": IMAGES},
     )
+    return training_batches(
+        recipe, Photos(files), steps_per_epoch=1, start_step=0, total_steps=batches, workers=1, worker=0,
+        replica_batch_size=IMAGES, bad_images=BadImages(None, images=len(files), max_share=0),
+    )  # fmt: skip
 
+
+def ours_in_tf(
+    files: list[bytes], *, threads: int, batches: int, augment: Augment = AUGMENT
+) -> Callable[[], None]:
     def work() -> None:
-        bad = BadImages(None, images=len(files), max_share=0)
-        data = training_batches(
-            recipe, Photos(files), steps_per_epoch=1, start_step=0, total_steps=batches, workers=1, worker=0,
-            replica_batch_size=IMAGES, bad_images=bad,
-        )  # fmt: skip
-        for _ in data:
+        for _ in data_set(files, batches=batches, augment=augment, threads=threads):
             pass
 
     return work
+
+
+class Stopwatch:
+    """A clock for `compare` that runs while crops come, not while processes start and end."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+    def over(self, files: list[bytes], *, batches: int, **settings: int) -> Callable[[], None]:
+        """Takes so many batches, after those that are made ahead; more are to come, so that nobody idles at the end."""
+        from swav_tf.data.python_calls import ended_after
+
+        def work() -> None:
+            with ended_after():
+                iterator = iter(data_set(files, batches=3 * batches, **settings))
+                for _ in range(AHEAD):
+                    next(iterator)
+                start = time.perf_counter()
+                for _ in range(batches):
+                    next(iterator)
+                self.seconds += time.perf_counter() - start
+
+        return work
 
 
 def layers_in_tf(files: list[bytes], library: str, *, batches: int) -> Callable[[], None]:
@@ -191,10 +203,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", help="file to write the figures to")
     parser.add_argument("--pairs", type=int, default=20, help="pairs of measurements, at least 10")
+    parser.add_argument("--rows", default="all", help=f"with commas, of {', '.join(ROWS)}; or all")
     arguments = parser.parse_args()
     if arguments.pairs < 10:
         parser.error("--pairs must be at least 10")
     pairs = arguments.pairs
+    wanted = set(ROWS if arguments.rows == "all" else arguments.rows.split(","))
+    if unknown := wanted - set(ROWS):
+        parser.error(f"--rows must be of {', '.join(ROWS)}; got {', '.join(sorted(unknown))}")
 
     files = photos(IMAGES)
     check_parity(files)
@@ -218,21 +234,36 @@ def main() -> None:
         )
         rows.append({"row": name, "target": target, "images": images, **asdict(c)})
 
-    row("full pipeline v Pillow", 2.5, IMAGES, compare(ours, pillow, pairs=pairs))
-    row("host half v the full Pillow pipeline", 3.5, IMAGES, compare(host, pillow, pairs=pairs))
-    row("host half v the same half of Pillow's", None, IMAGES, compare(host, pillow_host, pairs=pairs))
+    if "pillow" in wanted:
+        row("full pipeline v Pillow", 2.5, IMAGES, compare(ours, pillow, pairs=pairs))
+        row("host half v the full Pillow pipeline", 3.5, IMAGES, compare(host, pillow, pairs=pairs))
+        row("host half v the same half of Pillow's", None, IMAGES, compare(host, pillow_host, pairs=pairs))
 
     batches = 4
     in_tf = ours_in_tf(files, threads=1, batches=batches)
     for library, name in (("keras_cv", "KerasCV"), ("keras", "Keras")):
-        theirs = layers_in_tf(files, library, batches=batches)
-        row(f"in tf.data v {name} layers", 3.0, IMAGES * batches, compare(in_tf, theirs, pairs=pairs))
+        if library in wanted:
+            theirs = layers_in_tf(files, library, batches=batches)
+            row(f"in tf.data v {name} layers", 3.0, IMAGES * batches, compare(in_tf, theirs, pairs=pairs))
 
     batches = 24  # long enough that starting the threads does not count
-    for name, augment in (("full pipeline", AUGMENT), ("host half", half.augment)):
-        one, two = (ours_in_tf(files, threads=n, batches=batches, augment=augment) for n in (1, 2))
-        scaling = compare(two, one, pairs=pairs, clock=time.perf_counter)
-        row(f"{name} in tf.data, 2 threads v 1, wall time", 1.85, IMAGES * batches, scaling)
+    if "threads" in wanted:
+        for name, augment in (("full pipeline", AUGMENT), ("host half", half.augment)):
+            one, two = (ours_in_tf(files, threads=n, batches=batches, augment=augment) for n in (1, 2))
+            scaling = compare(two, one, pairs=pairs, clock=time.perf_counter)
+            row(f"{name} in tf.data, 2 threads v 1, wall time", 1.85, IMAGES * batches, scaling)
+
+    if "processes" in wanted:
+        clock = Stopwatch()
+        two_processes = clock.over(files, batches=batches, processes=2)
+        for name, target, settings in (
+            ("1 thread", 1.85, {"threads": 1}),
+            ("2 threads", None, {"threads": 2}),
+            ("1 process", None, {"processes": 1}),
+        ):
+            other = clock.over(files, batches=batches, **settings)
+            scaling = compare(two_processes, other, pairs=pairs, clock=clock)
+            row(f"in tf.data, 2 processes v {name}, wall time", target, IMAGES * batches, scaling)
 
     if arguments.json:
         import cv2
