@@ -95,7 +95,7 @@ class CheckpointStore:
                 "sha256": _sha256(part / ARRAYS),
                 **facts,
             }
-            whole["facts_sha256"] = _sha256_of_facts(whole)
+            whole["facts_sha256"] = sha256_of_facts(whole)
             (part / FACTS).write_text(json.dumps(whole, indent=1))
             for path in (part / ARRAYS, part / FACTS, part):
                 _flush(path)
@@ -146,7 +146,7 @@ class CheckpointStore:
                     f"{path} must be a {self.kind} checkpoint of step {step}, format {FORMAT} or less. Received: "
                     f"{facts['kind']}, step {facts['step']}, format {facts['format']}."
                 )
-            if checksum != (None if facts["format"] == WITHOUT_FACTS_SHA256 else _sha256_of_facts(facts)):
+            if checksum != (None if facts["format"] == WITHOUT_FACTS_SHA256 else sha256_of_facts(facts)):
                 raise CheckpointError(
                     f"{path} is damaged: {FACTS} does not have the checksum that it was written with."
                 )
@@ -210,7 +210,7 @@ class CheckpointStore:
             shutil.rmtree(leftover, ignore_errors=True)
 
 
-def _sha256_of_facts(facts: Mapping[str, Any]) -> str:
+def sha256_of_facts(facts: Mapping[str, Any]) -> str:
     """Of what JSON makes of them, however it is laid out."""
     read_back = json.loads(json.dumps(facts))
     return hashlib.sha256(json.dumps(read_back, sort_keys=True).encode()).hexdigest()

@@ -11,6 +11,7 @@ from swav_tf.data.labelled import LabelledData
 from swav_tf.data.sources import fingerprint
 from swav_tf.errors import UsageError
 from swav_tf.recipe import Model, Recipe
+from swav_tf.training.checkpoint import sha256_of_facts
 from swav_tf.training.run_folder import RunFolder
 
 BY_SGD, BY_CACHE, BY_IMPORT = "sgd", "cached features", "imported"
@@ -67,21 +68,26 @@ class ModelFacts:
         """Those of a run that is there.
 
         Raises:
-            UsageError: the file is missing or damaged.
+            UsageError: the file is missing, edited or damaged.
         """
         try:
             told = json.loads(path.read_text(encoding="utf-8"))
+            # An earlier version's has no checksum.
+            if told.pop("sha256", None) not in (None, sha256_of_facts(told)):
+                raise ValueError("it was edited or damaged, for its checksum is another")
             model = Model.model_validate_json(json.dumps(told.pop("model")), strict=True)
             lists: dict[str, Any] = {key: tuple(told.pop(key)) for key in ("mean", "std", "class_names")}
             return cls(model=model, **lists, **told)
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise UsageError(
-                f"A probe's or fine-tuned model's folder must hold {path.name}. Received: {path}: {error}."
+                f"A probe's or fine-tuned model's folder must hold {path.name} as it was written. Received: {path}: "
+                f"{error}. Put it back; or remove it, and give the command that trained the model once more."
             ) from error
 
     def write(self, path: Path) -> None:
         """Writes the file, whole or not at all."""
         values = {**vars(self), "model": self.model.model_dump(mode="json")}
+        values["sha256"] = sha256_of_facts(values)
         temporary = path.with_suffix(".part")
         temporary.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         temporary.replace(path)

@@ -124,7 +124,8 @@ def _write_run(
         store = CheckpointStore(part / "checkpoints", kind=kind_of(recipe))
         parts = sorted({name.partition("/")[0] for name in arrays})
         # What training needs to go on (optimiser, position) is not there, and not made up.
-        store.write(0, arrays, {IMPORTED: {**origin, "parts": parts}}, keep=True)
+        known = {IMPORTED: {**origin, "parts": parts}, "recipe": recipe.model_dump(mode="json")}
+        store.write(0, arrays, known, keep=True)
         save_recipe(recipe, part / "config.yaml")
         if facts is not None:
             facts.write(part / NAME)

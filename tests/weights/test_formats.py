@@ -7,6 +7,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from swav_tf.errors import UsageError
+from swav_tf.recipe_files import load_recipe, save_recipe
 from swav_tf.training.load import load_swav, read_pretrained
 from swav_tf.weights.errors import WeightsError
 from swav_tf.weights.exporting import export_weights
@@ -341,6 +342,16 @@ def test_all_ways_round(small, tmp_path):
         found = open_weights(tmp_path / name).tensors
         assert found.keys() == small.keys()
         assert all(np.array_equal(found[key].read(), array) for key, array in small.items()), name
+
+
+# Bug caught: an import whose images are normalised otherwise than they were in training, without a word.
+def test_an_edited_recipe_of_an_import_is_refused(small, tmp_path):
+    write_torch_file(small, tmp_path / "x.pth")
+    import_weights(tmp_path / "x.pth", tmp_path / "run")
+    path = tmp_path / "run" / "config.yaml"
+    save_recipe(load_recipe(path, ["augment.std=[0.1, 0.2, 0.3]"]), path)
+    with pytest.raises(UsageError, match=r"augment\.std: was"):
+        read_pretrained(tmp_path / "run")
 
 
 # Bugs caught: an imported backbone whose random head gives scores; a folder that hides where it is from.
