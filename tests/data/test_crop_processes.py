@@ -20,7 +20,7 @@ from swav_tf.data.crop_processes import CropProcesses
 from swav_tf.data.order import epoch_order
 from swav_tf.data.positions import CropsByPosition
 from swav_tf.data.sharding import write_shards
-from swav_tf.data.sources import ImageFolder, open_source
+from swav_tf.data.sources import ClassFolders, ImageFolder, open_source
 from swav_tf.errors import DataError
 from swav_tf.recipe import Data
 
@@ -205,7 +205,10 @@ def test_a_run_sees_the_same(spoiled, recipe, monkeypatch, tmp_path_factory):
     from swav_tf.data.python_calls import ended_after
 
     monkeypatch.setattr(chunks, "LARGEST_CHUNK", 3)  # of 4 images two chunks, of 8 four
-    source, tallies = ImageFolder(spoiled), tmp_path_factory.mktemp("tallies")
+    for path in sorted(spoiled.glob("*.jpg")):
+        (folder := spoiled / ("first" if path.stem < "12" else "second")).mkdir(exist_ok=True)
+        path.rename(folder / path.name)
+    source, tallies = ClassFolders(spoiled), tmp_path_factory.mktemp("tallies")
     made_here, at = [], CropsByPosition.at
     monkeypatch.setattr(CropsByPosition, "at", lambda *a, **k: [made_here.append(k), at(*a, **k)][1])
 
@@ -226,8 +229,9 @@ def test_a_run_sees_the_same(spoiled, recipe, monkeypatch, tmp_path_factory):
         assert len(made_here) <= 2 * 3  # the spoiled image and its stand-in, once an epoch
         theirs = batches(0, "threads.txt", **case)
         assert len(ours) == len(theirs) == case["steps"] - case.get("start", 0)
+        assert {label for *_, labels in ours for label in labels} == {0, 1}
         for one, other in zip(ours, theirs, strict=True):
             for a, b in zip(one, other, strict=True):
                 np.testing.assert_array_equal(a, b)
     assert (tallies / "processes.txt").read_text() == (tallies / "threads.txt").read_text() != ""
-    assert re.match(r"\d\d\.jpg\ttruncated JPEG", (tallies / "threads.txt").read_text())
+    assert re.match(r"\w+/\d\d\.jpg\ttruncated JPEG", (tallies / "threads.txt").read_text())
