@@ -9,7 +9,6 @@ import argparse
 import json
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -24,6 +23,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from swav_tf.training.checkpoint import Checkpoint, CheckpointStore
+from swav_tf.training.rendezvous import free_port
 
 LOST = 75  # what a worker ends with that has lost another one
 SETTINGS = (
@@ -72,8 +72,7 @@ class Worker:
 
 def start(run: Path, epochs: int) -> list[Worker]:
     """Both workers, which meet at a free port."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        master = f"127.0.0.1:{server.getsockname()[1]}"
+    master = f"127.0.0.1:{free_port()}"
     return [Worker(rank, master, run, epochs) for rank in range(2)]
 
 

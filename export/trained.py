@@ -20,6 +20,7 @@ from swav_tf.training.classifier import Classifier
 from swav_tf.training.classifier_folder import build_classifier
 from swav_tf.training.load import parts_of
 from swav_tf.training.model_facts import ModelFacts
+from swav_tf.training.run_folder import check_copy
 from swav_tf.training.state import named_variables
 
 
@@ -78,7 +79,7 @@ def load_trained(run_dir: Path, *, step: int | None = None) -> TrainedModel:
         step: of the checkpoint; None: the newest.
 
     Raises:
-        UsageError: there is no run or no checkpoint.
+        UsageError: there is no run or no checkpoint, or config.yaml is not what it was trained by.
         CheckpointError: the checkpoint is damaged or does not fit.
     """
     if not (run_dir / "config.yaml").exists():
@@ -93,6 +94,7 @@ def load_trained(run_dir: Path, *, step: int | None = None) -> TrainedModel:
         raise UsageError(f"{run_dir} has checkpoints of steps {steps}. Received: step {step}.")
     # Not the newest whole one: an older model than is there would look like the newest.
     checkpoint = store.read(steps[-1] if step is None else step)
+    check_copy(run_dir / "config.yaml", recipe, checkpoint)
     train = recipe.train.model_copy(update={"precision": "float32", "accumulation_steps": 1})
     to_run = recipe.model_copy(update={"train": train})
     class_names: tuple[str, ...] = ()

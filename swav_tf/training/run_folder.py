@@ -202,7 +202,7 @@ def check_copy(path: Path, recipe: AnyRecipe, checkpoint: Checkpoint) -> None:
     Args:
         path: of config.yaml.
         recipe: what it says.
-        checkpoint: of the same run; an import's has no recipe.
+        checkpoint: of the same run; that of an import by an earlier version has no recipe.
 
     Raises:
         UsageError: they differ in more than what is free to change; all differences are listed.

@@ -29,9 +29,21 @@ def start(script, *arguments, before=(), **environment):
 
 
 def finish(*processes, code=0):
-    for process in processes:
-        _, errors = process.communicate(timeout=240)
-        assert process.returncode == code, errors[-3000:]
+    """Waits for the end of all; the first that ends with another code is told at once, and ends the others."""
+    running, deadline = list(processes), time.monotonic() + 240
+    try:
+        while running:
+            for process in tuple(running):
+                try:
+                    _, errors = process.communicate(timeout=0.5)
+                except subprocess.TimeoutExpired:
+                    assert time.monotonic() < deadline, f"process {process.pid} does not end"
+                    continue
+                running.remove(process)
+                assert process.returncode == code, errors[-3000:]
+    finally:
+        for process in running:
+            process.kill()
 
 
 def lines(run_dir, kind=None):

@@ -3,53 +3,23 @@
 import csv
 import json
 import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
-import numpy as np
 import pytest
 
 from swav_tf.classifier_recipe import FinetuneRecipe, ProbeRecipe
 from swav_tf.recipe_files import save_recipe
 from swav_tf.training.checkpoint import CheckpointStore
 from swav_tf.training.rendezvous import free_port
-from tests.classifiers import pretraining_run, tiny_classifier_recipe
-
-SCRIPT = Path(__file__).with_name("run_classifier.py")
-
-
-@pytest.fixture(scope="module")
-def pretrained(tmp_path_factory):
-    return pretraining_run(tmp_path_factory.mktemp("pretrained"))
-
-
-def start(folder, model, run_dir, *cluster):
-    return subprocess.Popen(
-        [sys.executable, SCRIPT, folder / "recipe.yaml", model, run_dir, *map(str, cluster)],
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def finish(*processes, code=0):
-    for process in processes:
-        _, errors = process.communicate(timeout=240)
-        assert process.returncode == code, errors[-3000:]
-
-
-def newest(run_dir, kind):
-    return CheckpointStore(run_dir / "checkpoints", kind=kind).newest()[0]
-
-
-def assert_equal_but_for_rounding(one, other):
-    """Each array within 1 % of its norm; momentum, which is all differences, within 10 %."""
-    assert one.step == other.step
-    assert one.arrays.keys() == other.arrays.keys()
-    for name, value in one.arrays.items():
-        error = np.linalg.norm(value - other.arrays[name]) / max(np.linalg.norm(value), 1e-6)
-        assert error < (0.1 if name.startswith("momentum/") else 0.01), f"{name}: {error:.2e}"
+from tests.classifiers import tiny_classifier_recipe
+from tests.training.runs import (
+    CLASSIFIER,
+    assert_equal_but_for_rounding,
+    finish,
+    lines,
+    newest,
+    start,
+    wait_until,
+)
 
 
 def images_by_class(run_dir):
@@ -73,8 +43,11 @@ def test_fine_tuning_by_two_workers_equals_one_process(tmp_path, pretrained):
     save_recipe(recipe, tmp_path / "recipe.yaml")
     master = f"127.0.0.1:{free_port()}"
     folders = [tmp_path / "chief", tmp_path / "other"]
-    workers = [start(tmp_path, pretrained, f, 2, rank, master) for rank, f in enumerate(folders)]
-    finish(*workers, start(tmp_path, pretrained, tmp_path / "alone"))
+    workers = [
+        start(CLASSIFIER, tmp_path / "recipe.yaml", pretrained, f, 2, rank, master)
+        for rank, f in enumerate(folders)
+    ]
+    finish(*workers, start(CLASSIFIER, tmp_path / "recipe.yaml", pretrained, tmp_path / "alone"))
     assert not folders[1].exists()
     assert_equal_but_for_rounding(
         newest(tmp_path / "alone", "finetune"), newest(tmp_path / "chief", "finetune")
@@ -92,20 +65,19 @@ def test_a_probe_of_two_workers_is_stopped_and_one_process_goes_on(tmp_path, pre
     save_recipe(
         tiny_classifier_recipe(ProbeRecipe, train__epochs=3, train__batch_size=32), tmp_path / "recipe.yaml"
     )
-    alone = start(tmp_path, pretrained, tmp_path / "alone")
+    alone = start(CLASSIFIER, tmp_path / "recipe.yaml", pretrained, tmp_path / "alone")
     master, run = f"127.0.0.1:{free_port()}", tmp_path / "run"
-    workers = [start(tmp_path, pretrained, run, 2, rank, master) for rank in range(2)]
-    metrics = run / "metrics.jsonl"
-    while not metrics.exists() or len(metrics.read_text().splitlines()) < 50:  # past the first validation
-        time.sleep(0.005)
-        assert all(process.poll() is None for process in workers), workers[0].stderr.read()
+    workers = [
+        start(CLASSIFIER, tmp_path / "recipe.yaml", pretrained, run, 2, rank, master) for rank in range(2)
+    ]
+    wait_until(lambda: len(lines(run)) >= 50, *workers)  # past the first validation
     workers[1].send_signal(signal.SIGTERM)  # not the chief
     for worker in workers:
         worker.communicate(timeout=240)
     assert workers[1].returncode == 143
     assert workers[0].returncode != 0
     assert 50 <= newest(run, "probe").step < 132
-    finish(alone, start(tmp_path, pretrained, run))
+    finish(alone, start(CLASSIFIER, tmp_path / "recipe.yaml", pretrained, run))
     assert_equal_but_for_rounding(newest(tmp_path / "alone", "probe"), newest(run, "probe"))
     begun = CheckpointStore(pretrained / "checkpoints", kind="pretrain").read(5).arrays
     ended = newest(run, "probe").arrays

@@ -6,9 +6,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
-import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,8 +14,8 @@ from swav_tf.recipe_files import save_recipe
 from swav_tf.training.checkpoint import CheckpointStore
 from swav_tf.training.rendezvous import free_port
 from tests.swav_models import tiny_recipe
+from tests.training.runs import PRETRAIN, assert_same_run, finish, lines, newest, start, wait_until
 
-SCRIPT = Path(__file__).with_name("run_pretrain.py")
 # A small learning rate: rounding, which differs between topologies, is then not amplified step by step.
 RECIPE = {
     "train__batch_size": 64,
@@ -28,45 +25,13 @@ RECIPE = {
 }
 
 
-def start(recipe, run_dir, *cluster, before=(), **environment):
-    return subprocess.Popen(
-        [*before, sys.executable, SCRIPT, recipe, run_dir, *map(str, cluster)],
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, **environment},
-    )
-
-
-def finish(processes, code=0):
-    for process in processes:
-        _, errors = process.communicate(timeout=240)
-        assert process.returncode == code, errors[-3000:]
-
-
-def final(run_dir):
-    return CheckpointStore(run_dir / "checkpoints", kind="pretrain").newest()[0]
-
-
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
     """What one process makes of the same recipe."""
     folder = tmp_path_factory.mktemp("alone")
     save_recipe(tiny_recipe(**RECIPE), folder / "recipe.yaml")
-    finish([start(folder / "recipe.yaml", folder / "run")])
-    return final(folder / "run")
-
-
-def assert_close(one, other):
-    assert one.facts["position"]["step"] == other.facts["position"]["step"] == 22
-    assert one.facts["position"]["sums"] == pytest.approx(other.facts["position"]["sums"], rel=2e-3)
-    for name, value in one.arrays.items():
-        if "head/hidden/bias" in name:
-            continue  # no gradient but rounding, before BN
-        error = np.linalg.norm(value - other.arrays[name]) / max(np.linalg.norm(value), 1e-6)
-        # What starts at zero, as momentum does, is all rounding and updates: a looser bound.
-        assert error < (0.1 if name.startswith("momentum/") else 0.01), (
-            f"{name}: relative difference {error:.2e}"
-        )
+    finish(start(PRETRAIN, folder / "recipe.yaml", folder / "run"))
+    return newest(folder / "run")
 
 
 # Bugs caught: shares that overlap, sums over one worker, workers whose weights drift apart, a worker
@@ -78,17 +43,16 @@ def test_two_workers_equal_one_process(tmp_path, alone):
     folders = [tmp_path / "chief", tmp_path / "other"]
     processes = [
         start(
+            PRETRAIN,
             tmp_path / "recipe.yaml",
             folder,
-            2,
-            rank,
-            master,
+            *(2, rank, master),
             SWAV_TF_TEST_WEIGHTS=str(tmp_path / f"{rank}.npz"),
         )
         for rank, folder in enumerate(folders)
     ]
-    finish(processes)
-    assert_close(alone, final(folders[0]))
+    finish(*processes)
+    assert_same_run(alone, newest(folders[0]))
     assert not folders[1].exists()
     weights = [np.load(tmp_path / f"{rank}.npz") for rank in range(2)]
     assert set(weights[0]) == set(weights[1])
@@ -101,8 +65,9 @@ def test_a_non_finite_gradient_on_one_worker_skips_the_step_on_both(tmp_path):
     save_recipe(tiny_recipe(**RECIPE), tmp_path / "recipe.yaml")
     master = f"127.0.0.1:{free_port()}"
     finish(
-        [
+        *(
             start(
+                PRETRAIN,
                 tmp_path / "recipe.yaml",
                 tmp_path / f"run{rank}",
                 *(2, rank, master),
@@ -110,10 +75,9 @@ def test_a_non_finite_gradient_on_one_worker_skips_the_step_on_both(tmp_path):
                 **({"SWAV_TF_TEST_POISONED_STEP": "4"} if rank == 1 else {}),
             )
             for rank in range(2)
-        ]
+        )
     )
-    lines = [json.loads(line) for line in (tmp_path / "run0" / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines if line.get("finite") == 0] == [5]
+    assert [line["step"] for line in lines(tmp_path / "run0") if line.get("finite") == 0] == [5]
     weights = [np.load(tmp_path / f"{rank}.npz") for rank in range(2)]
     for name in weights[0]:
         assert np.all(np.isfinite(weights[0][name]))
@@ -125,6 +89,7 @@ def start_cluster(folder, workers):
     addresses = [f"127.0.0.1:{free_port()}" for _ in range(workers)]
     return [
         start(
+            PRETRAIN,
             folder / "recipe.yaml",
             folder / "run",
             TF_CONFIG=json.dumps(
@@ -135,37 +100,25 @@ def start_cluster(folder, workers):
     ]
 
 
-def wait_for(condition, processes):
-    while not condition():
-        time.sleep(0.005)
-        assert all(process.poll() is None for process in processes), processes[0].stderr.read()
-
-
-def wait_for_step(folder, step, processes):
-    metrics = folder / "run" / "metrics.jsonl"
-
-    def reached():
-        lines = metrics.read_text().splitlines(keepends=True) if metrics.exists() else []
-        return any(json.loads(line)["step"] >= step for line in lines if line.endswith("\n"))
-
-    wait_for(reached, processes)
+def wait_for_step(run_dir, step, processes):
+    wait_until(lambda: any(line["step"] >= step for line in lines(run_dir)), *processes)
 
 
 # Bugs caught: a signal that stops one worker and hangs the other; an exit code that a scheduler takes for a
-# failure of those that were not signalled; a run that cannot go on with fewer workers, or with more again.
+# failure of those that were not signalled; a run that cannot go on with more workers, or with fewer.
 @pytest.mark.timeout(900)  # seven processes, each of which starts TensorFlow
 def test_a_signal_to_one_worker_stops_all_at_one_step_and_the_run_goes_on_with_more_or_fewer(tmp_path, alone):
     save_recipe(tiny_recipe(**RECIPE), tmp_path / "recipe.yaml")
     stopped_at = []
-    for workers, signalled, step in ((4, 2, 4), (2, 1, 10)):
+    for workers, signalled, step in ((2, 1, 4), (4, 2, 10)):
         processes = start_cluster(tmp_path, workers)
-        wait_for_step(tmp_path, step, processes)
+        wait_for_step(tmp_path / "run", step, processes)
         processes[signalled].send_signal(signal.SIGTERM)  # not the chief
-        finish(processes, code=143)
-        stopped_at.append(final(tmp_path / "run").step)
+        finish(*processes, code=143)
+        stopped_at.append(newest(tmp_path / "run").step)
     assert 4 <= stopped_at[0] < stopped_at[1] < 22
-    finish([start(tmp_path / "recipe.yaml", tmp_path / "run")])
-    assert_close(alone, final(tmp_path / "run"))
+    finish(start(PRETRAIN, tmp_path / "recipe.yaml", tmp_path / "run"))
+    assert_same_run(alone, newest(tmp_path / "run"))
 
 
 # Bugs caught: a batch that is changed without a word to suit three workers; an advice that a begun run cannot follow.
@@ -194,9 +147,9 @@ def test_the_loss_of_a_worker_ends_the_others_and_the_same_command_goes_on(
 ):
     save_recipe(tiny_recipe(**RECIPE, train__worker_timeout_seconds=5), tmp_path / "recipe.yaml")
     run, processes = tmp_path / "run", start_cluster(tmp_path, 2)
-    wait_for_step(tmp_path, 4, processes)
+    wait_for_step(tmp_path / "run", 4, processes)
     processes[1].send_signal(signal.SIGUSR1)
-    wait_for(lambda: CheckpointStore(run / "checkpoints", kind="pretrain").steps(), processes)
+    wait_until(lambda: CheckpointStore(run / "checkpoints", kind="pretrain").steps(), *processes)
     processes[victim].send_signal(how)
     survivor = processes[1 - victim]
     _, errors = survivor.communicate(timeout=240)
@@ -206,9 +159,9 @@ def test_the_loss_of_a_worker_ends_the_others_and_the_same_command_goes_on(
     processes[victim].send_signal(signal.SIGCONT)  # one that was only stopped must not go on alone
     processes[victim].communicate(timeout=240)
     assert processes[victim].returncode == (-signal.SIGKILL if how == signal.SIGKILL else 75)
-    assert 4 <= final(run).step < 22
-    finish(start_cluster(tmp_path, 2))
-    assert_close(alone, final(run))
+    assert 4 <= newest(run).step < 22
+    finish(*start_cluster(tmp_path, 2))
+    assert_same_run(alone, newest(run))
 
 
 @pytest.fixture
@@ -256,6 +209,7 @@ def test_both_sides_of_a_lost_network_name_each_other(tmp_path, two_machines):
     save_recipe(tiny_recipe(**RECIPE, train__worker_timeout_seconds=5), tmp_path / "recipe.yaml")
     processes = [
         start(
+            PRETRAIN,
             tmp_path / "recipe.yaml",
             tmp_path / "run",
             *(2, rank, f"{addresses[0]}:9000"),
@@ -263,7 +217,7 @@ def test_both_sides_of_a_lost_network_name_each_other(tmp_path, two_machines):
         )
         for rank, name in enumerate(names)
     ]
-    wait_for_step(tmp_path, 4, processes)
+    wait_for_step(tmp_path / "run", 4, processes)
     cut()
     for rank, process in enumerate(processes):
         _, errors = process.communicate(timeout=240)

@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
+from export.trained import load_trained
 from swav_tf.errors import UsageError
 from swav_tf.training.checkpoint import CheckpointError
 from swav_tf.training.load import read_pretrained
@@ -102,5 +103,6 @@ def test_an_edited_recipe_does_not_pass_for_the_trained_one(tmp_path):
     config.write_text(config.read_text().replace("threads: 1", "threads: 2"))
     assert read_pretrained(tmp_path / "run")[1].data.threads == 2
     config.write_text(config.read_text().replace("std: [0.228,", "std: [0.128,"))
-    with pytest.raises(UsageError, match=r"augment.std: was \[0.228, .* now \[0.128,"):
-        read_pretrained(tmp_path / "run")
+    for read in (read_pretrained, load_trained):
+        with pytest.raises(UsageError, match=r"augment.std: was \[0.228, .* now \[0.128,"):
+            read(tmp_path / "run")
