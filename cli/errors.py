@@ -30,7 +30,8 @@ def run_and_report(command: click.Command, arguments: list[str]) -> int:
     """Run a command line; tell what went wrong on stderr; return the exit code."""
     try:
         result = command.main(arguments, prog_name="swav-tf", standalone_mode=False)
-        sys.stdout.flush()
+        if sys.stdout is not None:  # as it is where the shell closed it: `>&-`
+            sys.stdout.flush()
         return result if isinstance(result, int) else 0
     except click.ClickException as error:
         error.show()
@@ -51,6 +52,8 @@ def run_and_report(command: click.Command, arguments: list[str]) -> int:
 
 def _let_go_of_stdout() -> None:
     """Keeps Python from trying again at exit what cannot be written, and from telling it in its own way."""
+    if sys.stdout is None:
+        return
     try:
         sys.stdout.flush()
     except OSError:

@@ -16,11 +16,13 @@ from swav_tf.errors import DataError
 def whole_file(path: Path) -> Iterator[Path]:
     """Another name to write a file under, with the same ending; the file gets its own when all went well.
 
+    A link stays one: the file that it leads to is written.
+
     What was there before stays as it is until then. Do nothing inside but write: what the system refuses
     there is told as a file that could not be written.
 
     Raises:
-        DataError: the disk is full or refuses.
+        DataError: the disk is full or refuses, or something that is no file has the name.
     """
     with whole_files(path) as (partial,):
         yield partial
@@ -34,12 +36,15 @@ def whole_files(*paths: Path) -> Iterator[list[Path]]:
         paths: in the order in which they get them.
 
     Raises:
-        DataError: the disk is full or refuses.
+        DataError: the disk is full or refuses, or something that is no file has a name.
     """
+    paths = tuple(path.resolve() for path in paths)
     # Not the process's number: in containers all have the same, and their disk may be one.
     partials = [path.with_name(f".part-{os.urandom(4).hex()}-{path.name}") for path in paths]
     try:
         for path in paths:
+            if path.exists() and not path.is_file():  # a device would be replaced, for everybody
+                raise DataError(f"{path} must be a file or a new name, and is neither. Give another name.")
             path.parent.mkdir(parents=True, exist_ok=True)
         yield partials
         for partial in partials:

@@ -1,6 +1,7 @@
 """Files that are written whole or not at all."""
 
 import errno
+import os
 
 import pytest
 
@@ -92,3 +93,19 @@ def test_a_disk_that_refuses_is_no_surprise(number, told):
     assert message.startswith("runs/x: what the system says. ")
     assert told in message
     assert "not foreseen" not in message
+
+
+# Bugs caught: a link that becomes a file, and what it leads to keeps what was old; a device that becomes a file.
+def test_links_stay_links_and_devices_devices(tmp_path):
+    far, link, pipe = tmp_path / "far" / "x.json", tmp_path / "x.json", tmp_path / "pipe"
+    far.parent.mkdir()
+    far.write_bytes(b"old")
+    link.symlink_to(far)
+    os.mkfifo(pipe)
+    with whole_file(link) as partial:
+        partial.write_bytes(b"new")
+    assert link.is_symlink()
+    assert far.read_bytes() == b"new"
+    with pytest.raises(DataError, match="pipe must be a file or a new name"), whole_file(pipe):
+        pass
+    assert pipe.is_fifo()

@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -261,6 +262,13 @@ def test_what_stdout_does_not_take_is_told(unbuffered: str, room: int, tmp_path:
     assert ended.returncode == 1
     assert ended.stderr.startswith("Error: File too large.")
     assert len(ended.stderr.splitlines()) == 1
+
+
+# Bug caught: a traceback after the work was done, where the shell has closed stdout.
+def test_a_stdout_that_was_closed_is_no_failure() -> None:
+    command = f"{shlex.quote(sys.executable)} -m cli.main config list >&-"
+    ended = subprocess.run(["sh", "-c", command], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (0, "")
 
 
 def test_json_of_an_error_is_json(run: Run) -> None:

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from swav_tf.data.bad_images import BadImages
 from swav_tf.data.cores import available_cores
+from swav_tf.data.crop_processes import cpu_seconds
 from swav_tf.data.pipeline import made_ahead, training_batches
 from swav_tf.data.python_calls import ended_after
 from swav_tf.data.sources import ImageSource, open_source
@@ -367,12 +368,12 @@ def _loop(
         for _ in range(skip):
             step(iterator)
         iterator.seconds = 0.0
-        walls, cpu = [], time.process_time()
+        walls, cpu = [], cpu_seconds()
         for _ in range(steps):
             start = time.perf_counter()
             step(iterator)
             walls.append(time.perf_counter() - start)
-        found = timing_of(walls, time.process_time() - cpu), 1000 * iterator.seconds / steps
+        found = timing_of(walls, cpu_seconds() - cpu), 1000 * iterator.seconds / steps
     model.batches_in_use = None
     return found
 
