@@ -77,12 +77,16 @@ def test_int8_is_int8(graph, images, method, capsys):
             assert values[node.input[1]].dtype == np.float32
 
 
-# Bugs caught: a sweep that keeps another convolution than the one that hurts, or all of them.
+# Bugs caught: a sweep that keeps other convolutions than those that hurt, or all of them. What is spoilt is the
+# tensor between two convolutions: alone in int8, the one that makes it rounds it as badly as the one that reads it.
 def test_the_sensitive_convolution_stays_in_float(graph, images):
     ranges = calibrate(graph, images, method="minmax")
     [victim] = [node for node in graph.graph.node if node.op_type == "Conv" and "layer2_0_conv2" in node.name]
     data = ranges.values.data
     low, high = (float(np.ravel(end)[0]) for end in data[victim.input[0]].range_value)
+    relu = made_by(graph)[victim.input[0]]
+    neighbour = made_by(graph)[relu.input[0]]
+    assert (relu.op_type, neighbour.op_type) == ("Relu", "Conv")
     data[victim.input[0]] = TensorData(lowest=np.float32(low * 300), highest=np.float32(high * 300))
 
     def in_int8(model):
@@ -94,8 +98,8 @@ def test_the_sensitive_convolution_stays_in_float(graph, images):
 
     lines = []
     quantised, kept = quantise_within(graph, ranges, images, acceptable=acceptable, tell=lines.append)
-    assert kept == [victim.name]
-    assert len(in_int8(quantised)) == 5
+    assert set(kept) == {victim.name, neighbour.name}
+    assert len(in_int8(quantised)) == 4
     assert "6 convolutions" in lines[0]
 
 
