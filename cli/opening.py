@@ -9,12 +9,12 @@ from cli.quiet import load_tensorflow_quietly
 if TYPE_CHECKING:
     from evaluate.images import ImageSet
     from evaluate.runners.runner import Runner
-    from swav_tf.data.sources import ImageSource
+    from swav_tf.data.image_source import ImageSource
 
 
 def open_model(model: str, provider: str | None = None) -> Runner:
     """The model, TensorFlow loaded quietly if it is one that needs it."""
-    from evaluate.runners.runner import is_run_folder, open_runner
+    from evaluate.runners.opening import is_run_folder, open_runner
 
     if is_run_folder(model):
         load_tensorflow_quietly()

@@ -12,7 +12,7 @@ from evaluate.cluster_picture import most_used
 from evaluate.clusters import Clusters, summary
 from evaluate.feature_file import class_name
 from evaluate.images import ImageSet
-from evaluate.runners.runner import ModelFacts
+from evaluate.runners.runner import ModelIdentity
 from evaluate.thumbnails import data_address
 from swav_tf.data.names import printable
 
@@ -45,7 +45,7 @@ figure { margin: 0; } figure img { display: block; border-radius: 3px; width: 80
 def cluster_page(
     clusters: Clusters,
     images: ImageSet,
-    model: ModelFacts,
+    model: ModelIdentity,
     shown: Sequence[int],
     rows: Mapping[int, Mapping[str, Any]],
     pictures: Mapping[int, Sequence[PillowImage.Image]],

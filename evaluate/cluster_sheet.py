@@ -9,7 +9,7 @@ from evaluate.cluster_page import cluster_page
 from evaluate.cluster_picture import SIDE, draw_clusters
 from evaluate.clusters import Clusters, shown_prototypes, usage_table
 from evaluate.images import ImageSet
-from evaluate.runners.runner import ModelFacts
+from evaluate.runners.runner import ModelIdentity
 from evaluate.thumbnails import thumbnail
 from swav_tf.recipe import EvaluationView
 from swav_tf.whole_file import whole_file
@@ -22,7 +22,7 @@ def write_cluster_sheets(
     clusters: Clusters,
     images: ImageSet,
     *,
-    model: ModelFacts,
+    model: ModelIdentity,
     view: EvaluationView,
     prototypes: int,
 ) -> None:

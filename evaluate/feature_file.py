@@ -48,7 +48,7 @@ class FeatureFile:
     Attributes:
         path: where it is.
         rows: all of it.
-        facts: `model` (see ModelFacts), `view`, `source` (see ImageSet.facts), `class_names`; only what is known:
+        facts: `model` (see ModelIdentity), `view`, `source` (see ImageSet.facts), `class_names`; only what is known:
             a file by someone else has none.
     """
 

@@ -12,7 +12,7 @@ from evaluate.benchmark.schema import Accuracy, Model
 from evaluate.runners.checksums import PARITY, file_sha256
 from evaluate.runners.engine_file import SUFFIXES, read_facts
 from evaluate.runners.onnx_metadata import OnnxMetadata
-from evaluate.runners.runner import is_run_folder
+from evaluate.runners.opening import is_run_folder
 from swav_tf.errors import DataError, UsageError
 
 

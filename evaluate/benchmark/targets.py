@@ -1,44 +1,17 @@
-"""What a cell of a benchmark runs: one model, opened by one runner, ready for one size of batch. No TensorFlow."""
+"""Opens what a cell of a benchmark runs: one model by one runner. TensorFlow is loaded for a run folder only."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from evaluate.benchmark.runner_facts import RUNNERS
-from swav_tf.recipe import EvaluationView
+from evaluate.benchmark.target import Target, random_images
 
 if TYPE_CHECKING:
     from evaluate.runners.onnx_runner import OnnxRunner
-
-Outputs = Mapping[str, np.ndarray]
-
-
-@dataclass(frozen=True)
-class Target:
-    """One model, ready for one size of batch.
-
-    Attributes:
-        view: of its images.
-        host: from uint8 images in the host's memory (batch, side, side, 3) to arrays there.
-        device: the same with input and outputs in the GPU's memory, waiting until it is done; None where
-            they are not apart.
-        cuda_graph: whether its launches are recorded as a CUDA graph.
-        notes: what was not done as asked.
-        weights_sha256: of its weights.
-    """
-
-    view: EvaluationView
-    host: Callable[[np.ndarray], Outputs]
-    device: Callable[[], None] | None
-    cuda_graph: bool
-    notes: tuple[str, ...]
-    weights_sha256: str
 
 
 def open_target(runner: str, path: Path, *, batch: int, threads: int, cuda_graph: bool) -> Target:
@@ -48,7 +21,7 @@ def open_target(runner: str, path: Path, *, batch: int, threads: int, cuda_graph
         runner: a key of RUNNERS.
         path: what it takes.
         batch: images in a call.
-        threads: that compute a batch on a CPU; 0: one a core.
+        threads: that compute a batch on a CPU; 0: one per core.
         cuda_graph: record launches where the runner can.
 
     Raises:
@@ -64,17 +37,12 @@ def open_target(runner: str, path: Path, *, batch: int, threads: int, cuda_graph
         from evaluate.benchmark.torch_peer import open_peer
 
         return open_peer(runner, path, batch=batch, threads=threads)
-    from evaluate.runners.runner import open_runner
+    from evaluate.runners.opening import open_runner
 
     if runner == "keras" and threads:
         os.environ["TF_NUM_INTRAOP_THREADS"] = str(threads)  # it is read when TensorFlow loads
     opened = open_runner(path, threads=threads) if runner == "ort-cpu" else open_runner(path)
     return Target(opened.view, opened.run, None, False, (), opened.facts.weights_sha256)
-
-
-def random_images(view: EvaluationView, batch: int) -> np.ndarray:
-    """uint8 (batch, crop, crop, 3), the same at every call."""
-    return np.random.default_rng(0).integers(0, 256, (batch, view.crop, view.crop, 3), dtype=np.uint8)
 
 
 def _open_on_gpu(path: Path, provider: str, batch: int, cuda_graph: bool) -> Target:

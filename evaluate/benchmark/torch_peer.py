@@ -17,14 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from evaluate.benchmark.target import Target, random_images
 from evaluate.runners.onnx_runner import OnnxRunner
 from evaluate.runners.onnx_session import open_session
 from swav_tf.errors import UsageError
 
 if TYPE_CHECKING:
     import onnx
-
-    from evaluate.benchmark.targets import Target
 
 OPSET = 17
 
@@ -36,14 +35,12 @@ def open_peer(runner: str, path: Path, *, batch: int, threads: int) -> Target:
         runner: torch-cpu, torch-compile-cpu, torch-cuda, torch-compile-cuda or ort-torch-cpu.
         path: a float32 file of `swav-tf export`.
         batch: images in a call.
-        threads: that compute a batch on a CPU; 0: one a core.
+        threads: that compute a batch on a CPU; 0: one per core.
 
     Raises:
         UsageError: an operator of the graph is not known here.
     """
     torch = _torch()
-    from evaluate.benchmark.targets import Target, random_images
-
     ours = OnnxRunner(path)
     if threads:
         torch.set_num_threads(threads)

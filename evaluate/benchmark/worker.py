@@ -18,7 +18,8 @@ from pydantic import Field
 from evaluate.benchmark import machine, nvidia
 from evaluate.benchmark.peaks import measure_bandwidth, measure_peak
 from evaluate.benchmark.runner_facts import RUNNERS
-from evaluate.benchmark.targets import Target, open_target, random_images
+from evaluate.benchmark.target import Target, random_images
+from evaluate.benchmark.targets import open_target
 from evaluate.runners.onnx_metadata import Precision
 from evaluate.runners.onnx_session import open_session
 from swav_tf.errors import SwavError
@@ -150,7 +151,7 @@ def time_runs(
 
     Args:
         run: returns when its result is there.
-        seconds: it is timed at least so long,
+        seconds: it is timed at least this long,
         runs: and at least so many times,
         max_seconds: but ends after this, with one run at least.
         clock: seconds.

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from evaluate.runners.runner import ModelFacts, check_images
+from evaluate.runners.runner import ModelIdentity, check_images
 from swav_tf.errors import UsageError
 from swav_tf.training.checkpoint import CheckpointStore
 
@@ -38,7 +38,7 @@ class KerasRunner:
         self.view = recipe.data.evaluation
         self.data = recipe.data
         self.feature_dim = int(model.backbone.output_shape[-1])
-        self.facts = ModelFacts(
+        self.facts = ModelIdentity(
             path=str(run_dir),
             runner=self.name,
             weights_sha256=checkpoint.facts["sha256"],

@@ -10,7 +10,7 @@ from evaluate.runners.checksums import check_unchanged, check_weights
 from evaluate.runners.onnx_metadata import read_metadata
 from evaluate.runners.onnx_session import BoundRun, open_session
 from evaluate.runners.preparing import prepared
-from evaluate.runners.runner import ModelFacts, check_images
+from evaluate.runners.runner import ModelIdentity, check_images
 from swav_tf.errors import DataError
 
 
@@ -20,7 +20,7 @@ class OnnxRunner:
     Args:
         path: the file.
         provider: a key of PROVIDERS.
-        threads: that compute one batch on a CPU; 0 for one a core.
+        threads: that compute one batch on a CPU; 0 for one per core.
         cuda_graph: for `bound` on a GPU: repeat a run's launches as one.
 
     Attributes:
@@ -51,7 +51,7 @@ class OnnxRunner:
             raise DataError(f"{path} must have an output `features`. Received: {', '.join(self.outputs)}.")
         self._check_input(path)
         self.feature_dim = int(self._session.get_outputs()[self.outputs.index("features")].shape[1])
-        self.facts = ModelFacts(
+        self.facts = ModelIdentity(
             path=str(path),
             runner=f"{self.name} {provider} {self.metadata.precision}",
             weights_sha256=self.metadata.weights_sha256,

@@ -56,7 +56,7 @@ def open_session(
     Args:
         source: an ONNX file or its content.
         provider: a key of PROVIDERS.
-        threads: that compute one batch on a CPU; 0 for one a core.
+        threads: that compute one batch on a CPU; 0 for one per core.
         cuda_graph: record the launches of a run and repeat them as one; on a GPU, for bound tensors only.
 
     Raises:

@@ -15,7 +15,7 @@ import numpy as np
 from evaluate.runners.engine_file import check_fits, read_engine
 from evaluate.runners.gpu_memory import Buffer, GpuError, Graph, call
 from evaluate.runners.preparing import prepared
-from evaluate.runners.runner import ModelFacts, check_images
+from evaluate.runners.runner import ModelIdentity, check_images
 from evaluate.runners.tensorrt_module import find_tensorrt, fresh_log, load_engine, the_gpu
 from swav_tf.errors import DataError, UsageError
 
@@ -64,7 +64,7 @@ class TensorrtRunner:
                 f"{path} must read `images` and give `features`. It gives: {', '.join(self.outputs)}."
             )
         self.feature_dim = int(tuple(self._engine.get_tensor_shape("features"))[1])
-        self.facts = ModelFacts(
+        self.facts = ModelIdentity(
             path=str(path),
             runner=f"{tensorrt} {self.metadata.precision}",
             weights_sha256=self.metadata.weights_sha256,

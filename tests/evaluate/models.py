@@ -5,7 +5,7 @@ from PIL import Image
 
 from evaluate.feature_file import FeatureFile, Rows
 from evaluate.images import open_images
-from evaluate.runners.runner import ModelFacts
+from evaluate.runners.runner import ModelIdentity
 from swav_tf.recipe import Data, EvaluationView
 
 SIDE, FEATURES, PROTOTYPES = 6, 5, 7
@@ -19,7 +19,9 @@ class NumpyRunner:
     feature_dim = FEATURES
 
     def __init__(self, weights: str = "a" * 64) -> None:
-        self.facts = ModelFacts(path="model", runner="numpy", weights_sha256=weights, step=3, recipe="tiny")
+        self.facts = ModelIdentity(
+            path="model", runner="numpy", weights_sha256=weights, step=3, recipe="tiny"
+        )
         self.data = Data(kind="class_folders")
         draw = np.random.default_rng(5)
         self.kernel = draw.normal(size=(SIDE * SIDE * 3, FEATURES)).astype(np.float32)

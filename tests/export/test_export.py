@@ -18,7 +18,7 @@ from evaluate.features import extract_features
 from evaluate.images import open_images, stack_views, view_images
 from evaluate.runners.checksums import check_unchanged, read_checksums
 from evaluate.runners.onnx_metadata import KEY, dataset_name, public_data
-from evaluate.runners.runner import open_runner
+from evaluate.runners.opening import open_runner
 from export.errors import ExportError
 from export.export_settings import ExportSettings
 from export.images import draw_images

@@ -8,7 +8,7 @@ import pytest
 from cli.errors import run_and_report
 from cli.main import swav_tf
 from evaluate.runners.checksums import check_unchanged, read_checksums
-from evaluate.runners.runner import open_runner
+from evaluate.runners.opening import open_runner
 from swav_tf.errors import DataError
 from tests.export.spoil import flip_a_weight
 

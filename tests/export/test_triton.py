@@ -14,7 +14,7 @@ import export.triton
 from cli.errors import run_and_report
 from cli.main import swav_tf
 from evaluate.runners.engine_file import Batches, BuilderOptions, EngineFacts, Proof, sha256_of, sidecar_of
-from evaluate.runners.runner import open_runner
+from evaluate.runners.opening import open_runner
 from evaluate.runners.tensorrt_module import Gpu
 from export.errors import ExportError
 from export.triton import write_repository

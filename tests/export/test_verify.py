@@ -13,7 +13,7 @@ import pytest
 from cli.errors import run_and_report
 from cli.main import swav_tf
 from evaluate.runners.onnx_metadata import KEY
-from evaluate.runners.runner import open_runner
+from evaluate.runners.opening import open_runner
 from export.reference import read_reference
 from swav_tf.errors import DataError, UsageError
 from tests.export.spoil import edit

@@ -6,7 +6,7 @@ import pytest
 from sklearn.datasets import load_sample_images
 
 from evaluate.images import open_images, stack_views, view_images
-from evaluate.runners.runner import open_runner
+from evaluate.runners.opening import open_runner
 from swav_tf.errors import UsageError
 from swav_tf.training.checkpoint import CheckpointError
 from swav_tf.training.features import extract_features

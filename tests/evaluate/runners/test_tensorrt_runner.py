@@ -10,7 +10,7 @@ import pytest
 from evaluate.runners import tensorrt_module
 from evaluate.runners.engine_file import Batches
 from evaluate.runners.gpu_memory import GpuError
-from evaluate.runners.runner import open_runner
+from evaluate.runners.opening import open_runner
 from evaluate.runners.tensorrt_module import NoGpuError, find_tensorrt, the_gpu
 from evaluate.runners.tensorrt_runner import GRAPHS, TensorrtRunner
 from swav_tf.errors import DataError, UsageError
