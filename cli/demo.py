@@ -17,7 +17,8 @@ from cli.benchmark_table import print_benchmark
 from cli.demo_export import DemoExport, export_and_measure, missing_packages, write_demo_page
 from evaluate.demo_picture import draw_demo
 from evaluate.logistic import linear_accuracy
-from swav_tf.data.sources import ImageSource, open_source, read_image
+from swav_tf.data.image_source import ImageSource, read_image
+from swav_tf.data.sources import open_source
 from swav_tf.data.view import evaluation_view
 from swav_tf.knn import knn_accuracy
 from swav_tf.recipe import Recipe

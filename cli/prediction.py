@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from evaluate.images import ViewedImage, stack_views, view_images
-from swav_tf.data.sources import ImageSource
+from swav_tf.data.image_source import ImageSource
 from swav_tf.errors import UsageError
 from swav_tf.recipe import EvaluationView
 from swav_tf.whole_file import whole_file

@@ -15,9 +15,10 @@ import numpy as np
 
 from swav_tf.data.augment import Image
 from swav_tf.data.cores import available_cores
-from swav_tf.data.decode import UndecodableImage, decode
+from swav_tf.data.decode import UndecodableImage
+from swav_tf.data.image_source import ImageSource, read_image
 from swav_tf.data.names import printable
-from swav_tf.data.sources import ImageSource, open_source
+from swav_tf.data.sources import open_source
 from swav_tf.data.view import evaluation_view
 from swav_tf.errors import DataError, UsageError
 from swav_tf.recipe import Data, EvaluationView
@@ -39,7 +40,11 @@ class ImageSet:
     settings: Data
 
     def facts(self) -> dict[str, Any]:
-        """What tells these images from others: where they are, how many, the SHA-256 of their names."""
+        """What tells these images from others: where they are, how many, the SHA-256 of their names.
+
+        `names_sha256` is over printable names, one a line. A run's `fingerprint` (swav_tf.data.image_source)
+        has a field of that name over their bytes on disk: the two do not compare.
+        """
         names = hashlib.sha256()
         for index in range(len(self.source)):
             names.update(printable(self.source.image_name(index)).encode() + b"\n")
@@ -104,17 +109,6 @@ def open_images(
     changes = {"kind": kind, "path": path, "split": split or (like.split if kind == like.kind else "train")}
     settings = like.model_copy(update=changes)
     return ImageSet(open_source(settings), settings)
-
-
-def read_image(source: ImageSource, index: int) -> Image:
-    """The pixels of an image, uint8 RGB (height, width, 3).
-
-    Raises:
-        UndecodableImage: if they cannot be decoded.
-        OSError: if they cannot be read.
-    """
-    data = source.read(index)
-    return data if isinstance(data, np.ndarray) else decode(data)
 
 
 def view_images(

@@ -9,10 +9,9 @@ from typing import Final
 from PIL import Image as PillowImage
 from PIL import ImageFont
 
-from evaluate.images import read_image
 from swav_tf.data.augment import Image
 from swav_tf.data.decode import UndecodableImage
-from swav_tf.data.sources import ImageSource
+from swav_tf.data.image_source import ImageSource, read_image
 from swav_tf.data.view import evaluation_view
 from swav_tf.errors import DataError
 from swav_tf.recipe import EvaluationView

@@ -16,7 +16,7 @@ from faults.isolated import isolated
 from faults.mutate import mutated
 from faults.trial import Plan, Trial, shortened
 from swav_tf.data.decode import MAX_PIXELS, UndecodableImage, decode
-from swav_tf.data.sources import ImageFolder
+from swav_tf.data.folders import ImageFolder
 from swav_tf.recipe import EvaluationView
 
 FOLDER_IMAGES = 50  # of a folder that is read whole

@@ -47,7 +47,7 @@ def command(
       swav-tf predict exported/model-int8-cpu.onnx photos/ -o predictions.csv
     """
     from cli.prediction import check_output, open_classifier, predict, write_predictions
-    from swav_tf.data.sources import ImageFolder
+    from swav_tf.data.folders import ImageFolder
 
     check_output(output)
     images = ImageFolder(folder)

@@ -13,7 +13,7 @@ from PIL import Image
 
 from faults.folders.ground import Ground, wrong
 from faults.jobs import CLASSIFIER, differences, overrides, pretrain
-from swav_tf.data.sources import ClassFolders
+from swav_tf.data.folders import ClassFolders
 from swav_tf.data.tfrecord import open_shards
 
 # Bytes that are no UTF-8, what shells, CSV files and terminals trip over.

@@ -13,10 +13,10 @@ import numpy as np
 
 from swav_tf.data.cores import available_cores
 from swav_tf.data.decode import UndecodableImage, decode
+from swav_tf.data.image_source import ImageSource
 from swav_tf.data.names import printable
 from swav_tf.data.shard_index import Shard, ShardIndex, shard_path
 from swav_tf.data.sharding import file_sha256
-from swav_tf.data.sources import ImageSource
 
 _AHEAD = 256  # images that are looked at before their turn
 

@@ -9,10 +9,10 @@ from PIL import ImageDraw, ImageFont, ImageOps
 
 from swav_tf.data.augment import Image
 from swav_tf.data.decode import UndecodableImage
+from swav_tf.data.image_source import ImageSource, read_image
 from swav_tf.data.multicrop import MultiCrop
 from swav_tf.data.names import printable
 from swav_tf.data.order import epoch_order
-from swav_tf.data.sources import ImageSource, read_image
 from swav_tf.errors import DataError
 from swav_tf.recipe import CropGroup, Recipe
 

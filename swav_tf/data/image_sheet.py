@@ -10,9 +10,9 @@ from PIL import ImageDraw, ImageFont, ImageOps
 from swav_tf.data.augment import Image
 from swav_tf.data.contact_sheet import shortened
 from swav_tf.data.decode import UndecodableImage
+from swav_tf.data.image_source import ImageSource, read_image
 from swav_tf.data.names import printable
 from swav_tf.data.order import epoch_order
-from swav_tf.data.sources import ImageSource, read_image
 
 _BACKGROUND: Final = (250, 250, 248)
 _INK: Final = (40, 40, 44)

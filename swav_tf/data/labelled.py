@@ -8,8 +8,9 @@ import numpy as np
 import numpy.typing as npt
 
 from swav_tf.classifier_recipe import ClassifierRecipe
+from swav_tf.data.image_source import ImageSource
 from swav_tf.data.names import printable
-from swav_tf.data.sources import ImageSource, open_source
+from swav_tf.data.sources import open_source
 from swav_tf.data.subset import read_subset
 from swav_tf.errors import DataError
 

@@ -23,10 +23,10 @@ from swav_tf.data.cores import available_cores
 from swav_tf.data.crop_child import SEATS
 from swav_tf.data.crop_processes import CropProcesses
 from swav_tf.data.decode import UndecodableImage
+from swav_tf.data.image_source import ImageSource, read_image
 from swav_tf.data.positions import CropsByPosition
 from swav_tf.data.python_calls import PythonCalls
 from swav_tf.data.service import ServedCrops
-from swav_tf.data.sources import ImageSource, read_image
 from swav_tf.data.view import evaluation_view
 from swav_tf.errors import DataError
 from swav_tf.recipe import Data, EvaluationView, Recipe

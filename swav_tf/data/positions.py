@@ -12,9 +12,9 @@ import numpy as np
 from swav_tf.classifier_recipe import ClassifierRecipe
 from swav_tf.data.augment import Image
 from swav_tf.data.decode import UndecodableImage
+from swav_tf.data.image_source import ImageSource, fingerprint, read_image
 from swav_tf.data.multicrop import MultiCrop
 from swav_tf.data.order import epoch_order
-from swav_tf.data.sources import ImageSource, fingerprint, read_image
 from swav_tf.errors import DataError
 from swav_tf.recipe import Recipe
 

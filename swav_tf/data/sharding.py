@@ -24,6 +24,7 @@ import numpy as np
 from swav_tf.data import storage
 from swav_tf.data.cores import available_cores
 from swav_tf.data.example import encode_example
+from swav_tf.data.folders import ClassFolders, ImageFolder
 from swav_tf.data.names import name_bytes, printable
 from swav_tf.data.records import FOOTER, HEADER, framed, record_table
 from swav_tf.data.shard_index import (
@@ -48,7 +49,6 @@ from swav_tf.data.sharding_state import (
     unfinished,
     write_whole,
 )
-from swav_tf.data.sources import ClassFolders, ImageFolder
 from swav_tf.errors import DataError, UsageError
 
 MIB: Final = 1 << 20

@@ -13,9 +13,9 @@ import keras
 
 from swav_tf.classifier_advice import check_classifier_recipe
 from swav_tf.classifier_recipe import FinetuneRecipe, ProbeRecipe
+from swav_tf.data.image_source import fingerprint
 from swav_tf.data.labelled import LabelledData, open_labelled
 from swav_tf.data.pipeline import training_batches
-from swav_tf.data.sources import fingerprint
 from swav_tf.training.callbacks.checkpointing import Checkpointing, StopWhenDiverged
 from swav_tf.training.callbacks.metrics_log import MetricsLog
 from swav_tf.training.callbacks.position import CountSteps, Position

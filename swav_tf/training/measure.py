@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from swav_tf.classifier_recipe import FinetuneRecipe, ProbeRecipe
 from swav_tf.data.bad_images import BadImages
+from swav_tf.data.image_source import ImageSource
 from swav_tf.data.labelled import labels_among, numbered, printable_names
 from swav_tf.data.python_calls import ended_after
-from swav_tf.data.sources import ImageSource
 from swav_tf.recipe import Data
 from swav_tf.training.classifier import Classifier
 from swav_tf.training.job import failures_explained

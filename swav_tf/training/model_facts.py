@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from swav_tf.data.image_source import fingerprint
 from swav_tf.data.labelled import LabelledData
-from swav_tf.data.sources import fingerprint
 from swav_tf.errors import UsageError
 from swav_tf.recipe import Model, Recipe
 from swav_tf.training.checkpoint import sha256_of_facts

@@ -14,8 +14,9 @@ import keras
 import numpy as np
 
 from swav_tf.data.contact_sheet import contact_sheet
+from swav_tf.data.image_source import ImageSource, fingerprint
 from swav_tf.data.pipeline import training_batches
-from swav_tf.data.sources import ImageSource, fingerprint, open_source
+from swav_tf.data.sources import open_source
 from swav_tf.errors import DataError
 from swav_tf.method.swav import SwAV
 from swav_tf.recipe import Recipe

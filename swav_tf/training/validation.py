@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
+from swav_tf.data.image_source import ImageSource
 from swav_tf.data.pipeline import evaluation_batches
-from swav_tf.data.sources import ImageSource
 from swav_tf.errors import SwavError
 from swav_tf.recipe import Data
 from swav_tf.replicas import per_replica_variable, sum_over_replicas

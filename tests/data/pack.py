@@ -5,7 +5,7 @@ import signal
 import sys
 
 from swav_tf.data import sharding
-from swav_tf.data.sources import ClassFolders
+from swav_tf.data.folders import ClassFolders
 
 images, output, *kill_after = sys.argv[1:]
 if kill_after:

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from swav_tf.data.contact_sheet import contact_sheet
+from swav_tf.data.folders import ImageFolder
+from swav_tf.data.image_source import read_image
 from swav_tf.data.multicrop import MultiCrop
 from swav_tf.data.order import epoch_order
-from swav_tf.data.sources import ImageFolder, read_image
 from swav_tf.errors import DataError
 
 

@@ -17,10 +17,11 @@ from swav_tf.data import chunks
 from swav_tf.data.bad_images import BadImages
 from swav_tf.data.chunks import make_chunk
 from swav_tf.data.crop_processes import CropProcesses
+from swav_tf.data.folders import ClassFolders, ImageFolder
 from swav_tf.data.order import epoch_order
 from swav_tf.data.positions import CropsByPosition
 from swav_tf.data.sharding import write_shards
-from swav_tf.data.sources import ClassFolders, ImageFolder, open_source
+from swav_tf.data.sources import open_source
 from swav_tf.errors import DataError
 from swav_tf.recipe import Data
 
@@ -141,7 +142,7 @@ TRAINER = """
 import sys, time
 from swav_tf.data.crop_processes import CropProcesses
 from swav_tf.data.positions import CropsByPosition
-from swav_tf.data.sources import ImageFolder
+from swav_tf.data.folders import ImageFolder
 from swav_tf.recipe import Recipe
 
 recipe = Recipe.model_validate_json(sys.argv[1])

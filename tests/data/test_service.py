@@ -13,10 +13,10 @@ import pytest
 
 from swav_tf.data import chunks, service
 from swav_tf.data.bad_images import BadImages
+from swav_tf.data.folders import ImageFolder
 from swav_tf.data.order import epoch_order
 from swav_tf.data.pipeline import training_batches
 from swav_tf.data.positions import CropsByPosition
-from swav_tf.data.sources import ImageFolder
 from swav_tf.errors import DataError
 from swav_tf.recipe import Recipe
 from swav_tf.recipe_files import save_recipe

@@ -17,8 +17,10 @@ import pytest
 from swav_tf.data import sharding
 from swav_tf.data.bad_images import BadImages
 from swav_tf.data.check import check_data
+from swav_tf.data.folders import ClassFolders, ImageFolder
+from swav_tf.data.image_source import fingerprint
 from swav_tf.data.sharding import write_shards
-from swav_tf.data.sources import ClassFolders, ImageFolder, fingerprint, open_source
+from swav_tf.data.sources import open_source
 from swav_tf.errors import DataError, UsageError
 from swav_tf.recipe import Data
 

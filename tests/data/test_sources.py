@@ -5,7 +5,8 @@ import os
 import numpy as np
 import pytest
 
-from swav_tf.data.sources import ClassFolders, ImageFolder, open_source
+from swav_tf.data.folders import ClassFolders, ImageFolder
+from swav_tf.data.sources import open_source
 from swav_tf.errors import DataError
 from swav_tf.recipe import Data
 
@@ -70,6 +71,57 @@ def test_linked_folders_are_followed_but_not_round(tmp_path):
     os.symlink(tmp_path / "data", tmp_path / "data" / "loop")
     source = ImageFolder(tmp_path / "data")
     assert [source.image_name(i) for i in range(len(source))] == ["x.jpg", "link/y.jpg"]
+
+
+KINDS = {"images": ImageFolder, "class_folders": ClassFolders}
+
+
+def names_of(kind, path):
+    source = KINDS[kind](path)
+    return [source.image_name(i) for i in range(len(source))]
+
+
+# Bug caught: paths compared as strings, so that /x/photos lay "above" /x/photos2 and its images were left out.
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_link_to_a_folder_whose_name_begins_the_same_is_followed(tmp_path, kind):
+    make(tmp_path, "photos2/a/1.jpg", "photos/2.jpg")
+    os.symlink(tmp_path / "photos", tmp_path / "photos2" / "a" / "link")
+    assert names_of(kind, tmp_path / "photos2") == ["a/1.jpg", "a/link/2.jpg"]
+
+
+# Bugs caught: images listed twice when the path is relative or itself a link: another fingerprint for the
+# same folder, and a run that does not go on.
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("loop", ["a/loop", "loop", "a/b/loop"])
+@pytest.mark.parametrize("target", ["data", "."])
+def test_no_loop_is_walked_however_the_path_is_typed(tmp_path, monkeypatch, kind, loop, target):
+    make(tmp_path, "data/a/1.jpg", "data/a/b/2.jpg", "data/c/3.jpg")
+    os.symlink(tmp_path / target, tmp_path / "data" / loop)
+    os.symlink(tmp_path / "data", tmp_path / "alias")
+    monkeypatch.chdir(tmp_path)
+    for path in (tmp_path / "data", "data", "./data/", "data/../data", "alias"):
+        assert names_of(kind, path) == ["a/1.jpg", "a/b/2.jpg", "c/3.jpg"], path
+    monkeypatch.chdir(tmp_path / "data")
+    assert names_of(kind, ".") == ["a/1.jpg", "a/b/2.jpg", "c/3.jpg"]
+
+
+# Bug caught: a loop that goes through a linked folder and so bears another path.
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_loop_through_another_folder_is_walked(tmp_path, kind):
+    make(tmp_path, "data/a/1.jpg", "other/deep/2.jpg")
+    os.symlink(tmp_path / "other", tmp_path / "data" / "link")
+    os.symlink(tmp_path / "data", tmp_path / "other" / "deep" / "back")
+    os.symlink(tmp_path / "other", tmp_path / "other" / "deep" / "round")
+    assert names_of(kind, tmp_path / "data") == ["a/1.jpg", "link/deep/2.jpg"]
+
+
+# Bug caught: which of two links is followed, and so the images' names, as the disk happens to list them.
+def test_of_two_links_to_one_folder_the_first_by_name_counts(tmp_path):
+    make(tmp_path, "other/1.jpg")
+    for name in ("m", "a", "z", "c"):
+        (tmp_path / "data").mkdir(exist_ok=True)
+        os.symlink(tmp_path / "other", tmp_path / "data" / name)
+    assert names_of("images", tmp_path / "data") == ["a/1.jpg"]
 
 
 @pytest.mark.parametrize("kind", ["class_folders", "images", "tfrecord"])

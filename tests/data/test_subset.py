@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from swav_tf.classifier_recipe import ProbeRecipe
+from swav_tf.data.folders import ClassFolders, ImageFolder
 from swav_tf.data.labelled import open_labelled
-from swav_tf.data.sources import ClassFolders, ImageFolder
 from swav_tf.data.subset import draw_subset, read_subset
 from swav_tf.errors import DataError
 

@@ -11,8 +11,8 @@ from cli.quiet import load_tensorflow_quietly
 from cli.recipes import with_arguments
 
 if TYPE_CHECKING:
+    from swav_tf.data.image_source import ImageSource
     from swav_tf.data.positions import CropsByPosition
-    from swav_tf.data.sources import ImageSource
 
 
 @click.command(short_help="Make crops for trainers on other machines (tf.data service).")

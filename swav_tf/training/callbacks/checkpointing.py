@@ -56,7 +56,7 @@ class Checkpointing(keras.callbacks.Callback):
         images: Mapping[str, Any],
         is_chief: bool,
     ) -> None:
-        """`images` tells the training images from others, as `swav_tf.data.sources.fingerprint` does."""
+        """`images` tells the training images from others, as `swav_tf.data.image_source.fingerprint` does."""
         super().__init__()
         self.images = images
         self.store, self.recipe, self.position, self.is_chief = store, recipe, position, is_chief

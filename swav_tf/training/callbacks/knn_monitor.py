@@ -8,7 +8,7 @@ from collections.abc import Callable
 import keras
 import numpy as np
 
-from swav_tf.data.sources import ImageSource
+from swav_tf.data.image_source import ImageSource
 from swav_tf.errors import DataError
 from swav_tf.knn import knn_accuracy
 from swav_tf.method.swav import SwAV

@@ -15,9 +15,10 @@ from rich.console import Console
 from swav_tf.data.bad_images import BadImages
 from swav_tf.data.cores import available_cores
 from swav_tf.data.crop_processes import cpu_seconds
+from swav_tf.data.image_source import ImageSource
 from swav_tf.data.pipeline import made_ahead, training_batches
 from swav_tf.data.python_calls import ended_after
-from swav_tf.data.sources import ImageSource, open_source
+from swav_tf.data.sources import open_source
 from swav_tf.errors import SwavError, UsageError
 from swav_tf.method.swav import SwAV
 from swav_tf.planning.estimate import IMAGENET_IMAGES
