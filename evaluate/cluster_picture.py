@@ -9,7 +9,8 @@ from PIL import Image as PillowImage
 from PIL import ImageDraw, ImageFont
 
 from evaluate.clusters import Clusters, summary
-from evaluate.thumbnails import BACKGROUND, FAINT, INK, RULE, shortened
+from evaluate.thumbnails import BACKGROUND, FAINT, INK, RULE
+from swav_tf.data.caption import shortened
 
 SIDE: Final = 96  # of a thumbnail, pixels
 _GAP: Final = 24

@@ -14,8 +14,9 @@ from evaluate.feature_file import FeatureFile
 from evaluate.images import ImageSet, open_images
 from evaluate.runners.runner import Runner
 from evaluate.same_model import check_same_model
-from evaluate.thumbnails import BACKGROUND, FAINT, INK, scaled, shortened, thumbnail
+from evaluate.thumbnails import BACKGROUND, FAINT, INK, scaled, thumbnail
 from swav_tf.data.augment import Image
+from swav_tf.data.caption import shortened
 from swav_tf.data.decode import UndecodableImage, decode
 from swav_tf.data.view import evaluation_view
 from swav_tf.errors import DataError, UsageError

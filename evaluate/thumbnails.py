@@ -1,4 +1,4 @@
-"""Small pictures of images, and text beside them."""
+"""Small pictures of images, and the colours of what stands beside them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import io
 from typing import Final
 
 from PIL import Image as PillowImage
-from PIL import ImageFont
 
 from swav_tf.data.augment import Image
 from swav_tf.data.decode import UndecodableImage
@@ -20,8 +19,6 @@ BACKGROUND: Final = (250, 250, 248)
 INK: Final = (40, 40, 44)
 FAINT: Final = (125, 125, 130)
 RULE: Final = (222, 222, 218)
-
-Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 def thumbnail(source: ImageSource, index: int, view: EvaluationView, side: int) -> PillowImage.Image:
@@ -52,12 +49,3 @@ def data_address(picture: PillowImage.Image) -> str:
         encoded.append((len(buffer.getvalue()), name, buffer.getvalue()))
     _, name, data = min(encoded)
     return f"data:image/{name};base64,{base64.b64encode(data).decode()}"
-
-
-def shortened(text: str, font: Font, width: int) -> str:
-    """The end of a text that fits into `width` pixels."""
-    if font.getlength(text) <= width:
-        return text
-    while text and font.getlength("..." + text) > width:
-        text = text[1:]
-    return "..." + text

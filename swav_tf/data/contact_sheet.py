@@ -8,6 +8,7 @@ from PIL import Image as PillowImage
 from PIL import ImageDraw, ImageFont, ImageOps
 
 from swav_tf.data.augment import Image
+from swav_tf.data.caption import shortened
 from swav_tf.data.decode import UndecodableImage
 from swav_tf.data.image_source import ImageSource, read_image
 from swav_tf.data.multicrop import MultiCrop
@@ -128,13 +129,3 @@ def _scaled(view: Image, side: int) -> PillowImage.Image:
     """A crop at the sheet's scale; an enlarged one shows its pixels."""
     enlarge = PillowImage.Resampling.NEAREST if view.shape[0] < side else PillowImage.Resampling.LANCZOS
     return PillowImage.fromarray(view).resize((side, side), enlarge)
-
-
-def shortened(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
-    """The end of a text that fits, in characters that can be drawn."""
-    text = text.encode("utf-8", "replace").decode()
-    if font.getlength(text) <= width:
-        return text
-    while font.getlength("..." + text) > width:
-        text = text[1:]
-    return "..." + text

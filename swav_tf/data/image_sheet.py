@@ -8,7 +8,7 @@ from PIL import Image as PillowImage
 from PIL import ImageDraw, ImageFont, ImageOps
 
 from swav_tf.data.augment import Image
-from swav_tf.data.contact_sheet import shortened
+from swav_tf.data.caption import shortened
 from swav_tf.data.decode import UndecodableImage
 from swav_tf.data.image_source import ImageSource, read_image
 from swav_tf.data.names import printable
