@@ -1,10 +1,12 @@
 """The laws of the house: who may import what, and that every setting of a recipe is read."""
 
 import ast
+import graphlib
 import pkgutil
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -84,6 +86,49 @@ def test_all_other_modules_import_without_tensorflow() -> None:
 def test_tensorflow_is_really_blocked() -> None:
     [line] = broken_without_tensorflow(["swav_tf.replicas"])
     assert line.startswith("swav_tf.replicas: ")
+
+
+# === No cycle ===
+
+
+def imports_of(tree: ast.AST) -> Iterator[str]:
+    """The names that a module imports, at its top and inside functions; those for type checkers alone left out."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports name their module in full"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        yield from imports_of(node)
+
+
+def import_graph() -> dict[str, set[str]]:
+    """For each module of ours those of ours that it imports."""
+    known = set(modules())
+
+    def module_of(name: str) -> str | None:
+        """The module that is imported: the name itself, or what it is a part of."""
+        return next((found for found in (name, name.rpartition(".")[0]) if found in known), None)
+
+    graph = {}
+    for module in known:
+        path = ROOT.joinpath(*module.split("."))
+        path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+        found = {module_of(name) for name in imports_of(ast.parse(path.read_text(encoding="utf-8")))}
+        graph[module] = {name for name in found if name is not None and name != module}
+    return graph
+
+
+def test_no_module_imports_itself_through_others() -> None:
+    graph = import_graph()
+    assert "evaluate.runners.opening" in graph["cli.opening"]  # inside a function
+    assert "evaluate.runners.runner" not in graph["cli.opening"]  # for type checkers alone
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        pytest.fail("modules that import each other: " + " <- ".join(error.args[1]))
 
 
 # === Every setting is read ===
