@@ -91,7 +91,8 @@ def test_the_documents_belong_together(job):
     assert arguments[1].startswith(mounts["images"] + "/")
 
 
-# Bugs caught: an option or recipe that this command line does not have; a batch that the GPUs cannot share.
+# Bugs caught: an option or recipe that this command line does not have; a batch that the GPUs cannot share; crops by threads of
+# one Python, or by more processes than there are cores.
 def test_the_arguments_are_the_command_lines(job):
     trainer = job["TrainJob"]["spec"]["trainer"]
     assert trainer["command"] == ["swav-tf"]
@@ -108,7 +109,9 @@ def test_the_arguments_are_the_command_lines(job):
     parsed = command.make_context("pretrain", arguments).params
     assert (parsed["nodes"], parsed["node_rank"], parsed["master"]) == (4, 1, "swav-node-0-0.swav:29500")
     gpus = trainer["numNodes"] * int(trainer["resourcesPerNode"]["limits"]["nvidia.com/gpu"])
-    assert load_recipe(parsed["config"]).train.batch_size % gpus == 0
+    recipe = load_recipe(parsed["config"], parsed["overrides"])
+    assert recipe.train.batch_size % gpus == 0
+    assert recipe.data.processes == int(trainer["resourcesPerNode"]["requests"]["cpu"])
 
 
 # Bug caught: a run that is given up though it could go on, or that fails for ever in circles.

@@ -1,4 +1,4 @@
-"""SLURM's variables, as srun sets them in a task (names and forms of srun's manual, 'OUTPUT ENVIRONMENT VARIABLES')."""
+"""SLURM's variables, made after srun's manual ('OUTPUT ENVIRONMENT VARIABLES'); none came from a cluster."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from swav_tf.errors import UsageError
 from swav_tf.training.rendezvous import ClusterAddress
 from swav_tf.training.slurm import expand_counts, expand_nodelist, slurm_address, slurm_tasks
 
-# The third task of `srun --nodes=4 --ntasks-per-node=1 --gpus-per-node=8` in job 4211.
+# As the third task of `srun --nodes=4 --ntasks-per-node=1 --gpus-per-node=8` in a job 4211 would have them.
 FOUR_NODES = {
     "SLURM_JOB_ID": "4211",
     "SLURM_STEP_ID": "0",
