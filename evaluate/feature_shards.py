@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -15,6 +14,7 @@ import numpy as np
 from evaluate.feature_file import Rows
 from evaluate.images import ViewedImage
 from swav_tf.errors import DataError, UsageError
+from swav_tf.lock import take_lock
 from swav_tf.whole_file import whole_file
 
 
@@ -27,7 +27,7 @@ def locked(folder: Path, output: Path) -> Iterator[None]:
         output: the feature file that they are for.
 
     Raises:
-        UsageError: another process has them.
+        UsageError: another process has them, or their file system has no locks.
         DataError: the disk refuses.
     """
     try:
@@ -36,12 +36,10 @@ def locked(folder: Path, output: Path) -> Iterator[None]:
     except OSError as error:
         raise DataError(f"{output} cannot be written: {error}. Give another -o.") from error
     with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        if not take_lock(lock, folder):
             raise UsageError(
                 f"Only one process may write {output}, and another does now. Wait for it, or give another -o."
-            ) from None
+            )
         yield
 
 

@@ -7,7 +7,6 @@ shards.journal.jsonl   one line for each shard that is whole, appended after its
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
 import re
@@ -20,6 +19,7 @@ from swav_tf.data import storage
 from swav_tf.data.names import printable
 from swav_tf.data.shard_index import INDEX, NAMES, RECORDS, Shard
 from swav_tf.errors import DataError, UsageError
+from swav_tf.lock import take_lock
 
 PLAN: Final = "shards.plan.json"
 JOURNAL: Final = "shards.journal.jsonl"
@@ -142,7 +142,7 @@ def locked(output: Path) -> Iterator[None]:
     """The folder, made if it is not there, for this process alone.
 
     Raises:
-        UsageError: it holds something else, another process writes it, or it cannot be written.
+        UsageError: it holds something else, another process writes it, it cannot be written, or has no locks.
     """
     if output.is_dir() and not unfinished(str(output)) and not (output / INDEX).exists():
         others = [name for name in os.listdir(output) if not name.startswith(".")]
@@ -159,8 +159,9 @@ def locked(output: Path) -> Iterator[None]:
             f"The shards' folder must be one that can be written. Received: {output} ({error})."
         ) from error
     with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UsageError(f"Only one process may write shards into {output}, and one does now.") from None
+        if not take_lock(lock, output):
+            raise UsageError(
+                f"Only one process may write shards into {output}, and one does now. Wait for it, or give "
+                "another folder."
+            )
         yield

@@ -8,7 +8,6 @@ tensorboard/  event files                 bad_images.txt  images that could not 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 from collections.abc import Mapping
@@ -19,6 +18,7 @@ from typing import Any, TextIO
 from pydantic import ValidationError
 
 from swav_tf.errors import UsageError
+from swav_tf.lock import take_lock
 from swav_tf.recipe_files import AnyRecipe, kind_of, load_any_recipe, save_recipe
 from swav_tf.training.checkpoint import Checkpoint, CheckpointStore
 
@@ -53,7 +53,7 @@ class RunFolder:
     when the process dies.
 
     Raises:
-        UsageError: a live process writes this folder, or it holds another recipe's run.
+        UsageError: a live process writes this folder, its file system has no locks, or it holds another recipe's run.
     """
 
     def __init__(self, path: Path, *, writer: bool = True) -> None:
@@ -73,16 +73,16 @@ class RunFolder:
                 raise UsageError(
                     f"--run-dir must be a folder that can be written. Received: {self.path} ({error})."
                 ) from error
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                lock.seek(0)
-                owner = lock.read().strip() or "unknown"
-                lock.close()
-                raise UsageError(
-                    f"Only one process may write a run folder, and one (process {owner}) writes {self.path} now. "
-                    "Wait for it, stop it, or set another --run-dir."
-                ) from None
+            with contextlib.ExitStack() as unless_held:
+                unless_held.enter_context(lock)
+                if not take_lock(lock, self.path):
+                    lock.seek(0)
+                    owner = lock.read().strip() or "unknown"
+                    raise UsageError(
+                        f"Only one process may write a run folder, and one (process {owner}) writes {self.path} now. "
+                        "Wait for it, stop it, or set another --run-dir."
+                    )
+                unless_held.pop_all()
             lock.truncate(0)
             lock.write(str(os.getpid()))
             lock.flush()
