@@ -37,7 +37,7 @@ def find_artifacts(paths: Sequence[Path]) -> list[Artifact]:
     """What folders by `swav-tf export`, single files and run folders hold.
 
     Raises:
-        UsageError: there is nothing to run, or two models bear one name.
+        UsageError: there is nothing to run, a run is none of pretraining, or two models bear one name.
         DataError: a file is damaged.
     """
     found: list[Artifact] = []
@@ -111,15 +111,15 @@ def _engine(path: Path) -> Artifact:
 
 
 def _run_folder(path: Path) -> Artifact:
-    from swav_tf.recipe_files import load_recipe
     from swav_tf.training.checkpoint import CheckpointStore
+    from swav_tf.training.model_facts import read_pretraining_recipe
 
+    recipe = read_pretraining_recipe(path)
     store = CheckpointStore(path / "checkpoints", kind="pretrain")
     if not store.steps():
         raise UsageError(f"{path} has no checkpoint yet: let `swav-tf pretrain` write one.")
     step = store.steps()[-1]
     checkpoint = store.read(step)
-    recipe = load_recipe(path / "config.yaml")
     model = Model(
         name=path.resolve().name,
         kind="run",

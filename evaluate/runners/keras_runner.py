@@ -10,19 +10,21 @@ import numpy as np
 from evaluate.runners.runner import ModelIdentity, check_images
 from swav_tf.errors import UsageError
 from swav_tf.training.checkpoint import CheckpointStore
+from swav_tf.training.model_facts import read_pretraining_recipe
 
 
 class KerasRunner:
     """The newest checkpoint of a run folder (see `Runner`).
 
     Raises:
-        UsageError: there is no run or no checkpoint.
+        UsageError: there is no run or no checkpoint, or it is a run of another kind.
         CheckpointError: the checkpoint is damaged.
     """
 
     name = "keras"
 
     def __init__(self, run_dir: Path) -> None:
+        read_pretraining_recipe(run_dir)  # a probe is told from a damaged checkpoint
         store = CheckpointStore(run_dir / "checkpoints", kind="pretrain")
         if not store.steps():
             raise UsageError(f"{run_dir} has no checkpoint yet: let `swav-tf pretrain` write one.")

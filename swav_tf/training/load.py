@@ -7,9 +7,9 @@ from pathlib import Path
 from swav_tf.errors import UsageError
 from swav_tf.method.swav import SwAV
 from swav_tf.recipe import Recipe
-from swav_tf.recipe_files import load_recipe
 from swav_tf.training.build import build_swav
 from swav_tf.training.checkpoint import IMPORTED, Checkpoint, CheckpointStore
+from swav_tf.training.model_facts import read_pretraining_recipe
 from swav_tf.training.run_folder import check_copy
 from swav_tf.training.state import named_variables
 
@@ -61,7 +61,7 @@ def read_pretrained(run_dir: Path | str, *, step: int | None = None) -> tuple[Ch
     run_dir = Path(run_dir)
     if not (run_dir / "config.yaml").exists():
         raise UsageError(f"A run folder must hold config.yaml and checkpoints/. Received: {run_dir}.")
-    recipe = load_recipe(run_dir / "config.yaml")
+    recipe = read_pretraining_recipe(run_dir)
     store = CheckpointStore(run_dir / "checkpoints", kind="pretrain")
     if step is not None and step not in store.steps():
         raise UsageError(f"{run_dir} has checkpoints of steps {store.steps()}. Received: step {step}.")

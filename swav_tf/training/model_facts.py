@@ -11,6 +11,7 @@ from swav_tf.data.image_source import fingerprint
 from swav_tf.data.labelled import LabelledData
 from swav_tf.errors import UsageError
 from swav_tf.recipe import Model, Recipe
+from swav_tf.recipe_files import kind_of, load_any_recipe
 from swav_tf.training.checkpoint import sha256_of_facts
 from swav_tf.training.run_folder import RunFolder
 
@@ -113,6 +114,35 @@ def save_facts(folder: RunFolder, facts: ModelFacts) -> None:
             )
     if folder.writer:
         facts.write(path)
+
+
+def read_pretraining_recipe(run_dir: Path) -> Recipe:
+    """The recipe of a pretraining run.
+
+    Raises:
+        UsageError: it is a probe or a fine-tuned run: told with it is what to give instead.
+        RecipeError: config.yaml is wrong.
+    """
+    recipe = load_any_recipe(run_dir / "config.yaml")
+    if isinstance(recipe, Recipe):
+        return recipe
+    try:
+        origin = ModelFacts.read(run_dir / NAME).origin
+    except UsageError:
+        origin = {}  # a damaged model.json is not what is wrong here
+    made_from = origin.get("run") or origin.get("backbone")
+    if kind_of(recipe) == "probe":
+        what, instead = (
+            "a probe",
+            "A probe leaves the features of its pretraining run as they are: give that run",
+        )
+    else:
+        what, instead = "a fine-tuned run", "Give the pretraining run that it was made from"
+    raise UsageError(
+        f"A pretraining run is needed here. Received: {run_dir}, {what}. {instead}"
+        + (f", {made_from}." if made_from else ".")
+        + f" Or `swav-tf export {run_dir} -o DIR`, and give DIR/model-fp32.onnx where an ONNX file will do."
+    )
 
 
 def _compared(facts: ModelFacts) -> dict[str, Any]:

@@ -5,12 +5,18 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_sample_images
 
+from evaluate.benchmark.artifacts import find_artifacts
 from evaluate.images import open_images, stack_views, view_images
 from evaluate.runners.opening import open_runner
+from swav_tf.classifier_recipe import FinetuneRecipe, ProbeRecipe
 from swav_tf.errors import UsageError
-from swav_tf.training.checkpoint import CheckpointError
+from swav_tf.recipe import Model
+from swav_tf.recipe_files import save_recipe
+from swav_tf.training.checkpoint import CheckpointError, CheckpointStore
 from swav_tf.training.features import extract_features
-from swav_tf.training.load import load_swav
+from swav_tf.training.load import load_swav, read_pretrained
+from swav_tf.training.model_facts import ModelFacts
+from tests.classifiers import tiny_classifier_recipe
 from tests.tiny_run import tiny_run
 
 
@@ -91,3 +97,28 @@ def test_what_is_no_model(tmp_path, run_dir):
     shutil.rmtree(copy / "checkpoints")
     with pytest.raises(UsageError, match="has no checkpoint yet"):
         open_runner(copy)
+
+
+# Bug caught: 'must be a pretrain checkpoint of step 0. Received: probe': the folder is whole, and what to give is known.
+@pytest.mark.parametrize("reader", [open_runner, lambda folder: find_artifacts([folder]), read_pretrained])
+@pytest.mark.parametrize(
+    ("kind", "what", "origin", "instead"),
+    [
+        (ProbeRecipe, "a probe", {"run": "runs/first"}, "as they are: give that run, runs/first."),
+        (ProbeRecipe, "a probe", {"backbone": "runs/released"}, "give that run, runs/released."),
+        (FinetuneRecipe, "a fine-tuned run", {"run": "runs/first"}, "it was made from, runs/first."),
+        (FinetuneRecipe, "a fine-tuned run", {"weights": "random"}, "it was made from. Or `swav-tf export"),
+        (FinetuneRecipe, "a fine-tuned run", None, "it was made from. Or `swav-tf export"),
+    ],
+)
+def test_a_classifiers_run_names_the_run_to_give(tmp_path, reader, kind, what, origin, instead):
+    recipe = tiny_classifier_recipe(kind)
+    save_recipe(recipe, tmp_path / "config.yaml")
+    CheckpointStore(tmp_path / "checkpoints", kind=recipe.kind).write(0, {"x": np.zeros(1)}, {})
+    if origin is not None:
+        facts = ModelFacts(Model(), (0.5,) * 3, (0.2,) * 3, ("a", "b"), "sgd", origin, 3, "0" * 64)
+        facts.write(tmp_path / "model.json")
+    with pytest.raises(UsageError, match="A pretraining run is needed here") as error:
+        reader(tmp_path)
+    assert f"{tmp_path}, {what}. " in str(error.value)
+    assert instead in str(error.value)
