@@ -51,11 +51,27 @@ class LazyCommands(click.Group):
                 formatter.write_dl(rows)
 
 
+def _show_version(context: click.Context, option: click.Parameter, wanted: bool) -> None:
+    """Not click's own option, which fails where the package is not installed."""
+    if wanted:
+        from swav_tf.versions import version_of
+
+        click.echo(f"swav-tf, version {version_of('swav-tf')}")
+        context.exit()
+
+
 @click.group(
     cls=LazyCommands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
 )
 @click.option("--debug", is_flag=True, help="Show the traceback of an error. Stands before the command.")
-@click.version_option(package_name="swav-tf")
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_show_version,
+    help="Show the version and exit.",
+)
 def swav_tf(debug: bool) -> None:
     """SwAV self-supervised pretraining in TensorFlow.
 

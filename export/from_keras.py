@@ -8,7 +8,6 @@ from __future__ import annotations
 import platform
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -23,6 +22,7 @@ from export.onnx_file import weight_bytes
 from export.reference import Reference
 from swav_tf.errors import DataError, UsageError
 from swav_tf.recipe import EvaluationView
+from swav_tf.versions import version_of
 
 if TYPE_CHECKING:
     import onnx
@@ -159,7 +159,10 @@ def _metadata(trained: TrainedModel, settings: ExportSettings, view: EvaluationV
         dataset=dataset_name(recipe.data),
         weights_sha256=trained.weights_sha256,
         class_names=trained.class_names if "logits" in settings.outputs else (),
-        versions={"python": platform.python_version(), **{tool: metadata.version(tool) for tool in TOOLS}},
+        versions={
+            "python": platform.python_version(),
+            **{tool: version_of(tool, f"{tool}-gpu", f"{tool}-cpu") for tool in TOOLS},
+        },
     )
 
 

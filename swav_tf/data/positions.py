@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib import metadata
 from typing import Any
 
 import cv2
@@ -17,6 +16,7 @@ from swav_tf.data.multicrop import MultiCrop
 from swav_tf.data.order import epoch_order
 from swav_tf.errors import DataError
 from swav_tf.recipe import Recipe
+from swav_tf.versions import version_of
 
 
 class CropsByPosition:
@@ -90,6 +90,6 @@ class CropsByPosition:
             "train.seed": self._seed,
             "images per epoch": self.images_per_epoch,
             "images": fingerprint(self._source),
-            "swav-tf": metadata.version("swav-tf"),
+            "swav-tf": version_of("swav-tf"),
             "opencv": cv2.__version__,
         }

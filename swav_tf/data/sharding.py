@@ -15,7 +15,6 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
 
@@ -50,6 +49,7 @@ from swav_tf.data.sharding_state import (
     write_whole,
 )
 from swav_tf.errors import DataError, UsageError
+from swav_tf.versions import version_of
 
 MIB: Final = 1 << 20
 DEFAULT_SHARD_MIB: Final = 256
@@ -123,7 +123,7 @@ def write_shards(
         _require_room(output, sum(sizes), packing)
         packing.run(threads or available_cores(), on_progress)
         index = packing.index(source_facts)
-        for name, data in index_files(index, tool=f"swav-tf {metadata.version('swav-tf')}").items():
+        for name, data in index_files(index, tool=f"swav-tf {version_of('swav-tf')}").items():
             with disk_errors_told(output):
                 write_whole(output / name, data)
         for name in (PLAN, JOURNAL):
