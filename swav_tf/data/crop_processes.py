@@ -2,7 +2,8 @@
 
 One Python has one lock, and an image's many short calls of OpenCV hand it over: threads of one process soon gain
 nothing. A process has a lock of its own. It is asked for a chunk over a socket, and puts it into memory that
-both see. When the trainer ends, by whatever cause, the sockets close and the process ends too.
+both see. When the trainer ends, by whatever cause, the sockets close and the process ends too. One that is lost,
+or does not answer any more, costs time and nothing else: what it would have made is made here.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from dataclasses import dataclass
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from rich.console import Console
@@ -32,6 +33,10 @@ from swav_tf.data.chunks import Chunk, MakeRow, make_chunk, mend_chunk
 from swav_tf.data.crop_child import SEATS, seats_in
 from swav_tf.data.positions import CropsByPosition
 from swav_tf.errors import DataError
+
+PATIENCE_SECONDS: Final = 60  # with a process that does not answer; a chunk of 16 images takes a second
+# For killed processes to be gone: one that waits for a dead network disk stays, and must not keep the trainer.
+_END_SECONDS: Final = 5
 
 _made: weakref.WeakSet[CropProcesses] = weakref.WeakSet()
 
@@ -77,7 +82,7 @@ class CropProcesses:
                 "data.processes needs Linux. Set it to 0 to make the crops in threads of this process."
             )
         self._ended = False
-        self._told: set[int] = set()  # processes that are known to be lost
+        self._retired: set[int] = set()  # processes, by number, that are asked for nothing any more
         self._lock = threading.Lock()
         self._seats: list[_Seat] = []
         self._free: queue.SimpleQueue[_Seat] = queue.SimpleQueue()
@@ -91,7 +96,7 @@ class CropProcesses:
                 seat.socket.recv()  # it is ready
         except (OSError, EOFError) as error:
             self.end()
-            codes = {seat.process.returncode for seat in self._seats} - {-signal.SIGKILL}
+            codes = {seat.process.returncode for seat in self._seats} - {-signal.SIGKILL, None}
             reason = _in_words(codes.pop()) if codes else str(error) or _in_words(-signal.SIGKILL)
             raise DataError(
                 f"data.processes must be as many processes as this machine can start. Received: {count}; {reason}. "
@@ -112,16 +117,12 @@ class CropProcesses:
         places = range(number * self._chunk, (number + 1) * self._chunk)
         seat = self._free.get()
         try:
-            seat.socket.send([int(self._position_of(place)) for place in places])
-            labels = seat.socket.recv()
-            chunk = [*map(np.array, seat.crops)]
-        except (OSError, EOFError):
-            if self._ended:
-                return None
-            self._tell_lost(seat.process)
-            return make_chunk(self._make, places)
+            labels = self._ask(seat, places)
+            chunk = [*map(np.array, seat.crops)]  # copied: the seat is used again
         finally:
             self._free.put(seat)
+        if labels is None:
+            return None if self._ended else make_chunk(self._make, places)
         chunk.append(np.array([-1 if label is None else label for label in labels], np.int64))
         readable = [label is not None for label in labels]
         mend_chunk(chunk, readable, self._make, places, good=self._good)
@@ -132,18 +133,43 @@ class CropProcesses:
         self._ended = True
         for seat in self._seats[::SEATS]:
             seat.process.kill()
+        until = time.monotonic() + _END_SECONDS
         for seat in self._seats[::SEATS]:
-            seat.process.wait()
+            _end_of(seat.process, seconds=until - time.monotonic())
 
-    def _tell_lost(self, process: subprocess.Popen[bytes]) -> None:
+    def _ask(self, seat: _Seat, places: range) -> list[int | None] | None:
+        """The classes of a chunk that the process has put into its seat; None if it does not, or all has ended."""
+        if seat.process.pid in self._retired:
+            return None
+        try:
+            seat.socket.send([int(self._position_of(place)) for place in places])
+            # Second by second: the time in which the system holds the whole job says nothing about a process.
+            for _ in range(PATIENCE_SECONDS):
+                if seat.socket.poll(1):
+                    labels: list[int | None] = seat.socket.recv()
+                    return labels
+                if self._ended:
+                    return None
+            self._retire(seat.process, hangs=True)
+        except (OSError, EOFError):
+            if not self._ended:
+                self._retire(seat.process, hangs=False)
+        return None
+
+    def _retire(self, process: subprocess.Popen[bytes], *, hangs: bool) -> None:
         with self._lock:
-            if process.pid in self._told:
+            if process.pid in self._retired:
                 return
-            self._told.add(process.pid)
-            process.kill()  # if it closed its sockets and lives, it is of no use
+            self._retired.add(process.pid)
+            process.kill()  # whatever it still does is of no use
+            if hangs:
+                what = f"has not answered for {PATIENCE_SECONDS} s and is given up (process {process.pid})"
+            else:
+                code = _end_of(process, seconds=_END_SECONDS)
+                what = f"is lost ({'it does not answer' if code is None else _in_words(code)})"
             Console(stderr=True, highlight=False, soft_wrap=True).print(
-                f"[yellow]warning[/] data.processes: one of {len(self._seats) // SEATS} processes that make crops is "
-                f"lost ({_in_words(process.wait())}). This process makes its share itself: the same crops, but slower. "
+                f"[yellow]warning[/] data.processes: one of {len(self._seats) // SEATS} processes that make crops "
+                f"{what}. This process makes its share itself: the same crops, but slower. "
                 "Started again, the run has all of them."
             )
 
@@ -184,6 +210,14 @@ def _start(shapes: Sequence[tuple[int, ...]], chunk: int) -> list[_Seat]:
         for _, end in pairs:
             end.close()
     return [_Seat(process, ours, crops) for (ours, _), crops in zip(pairs, places, strict=True)]
+
+
+def _end_of(process: subprocess.Popen[bytes], *, seconds: float) -> int | None:
+    """The exit code of a process that was killed; None if the system does not let go of it in time."""
+    try:
+        return process.wait(max(0, seconds))
+    except subprocess.TimeoutExpired:
+        return None
 
 
 def _in_words(code: int) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from swav_tf.data import chunks
+from swav_tf.data import chunks, crop_processes
 from swav_tf.data.bad_images import BadImages
 from swav_tf.data.chunks import make_chunk
 from swav_tf.data.crop_processes import CropProcesses
@@ -122,6 +122,35 @@ def test_signals_to_all_are_the_trainers(maker, capfd):
         maker.assert_right(number)
     assert all(process.poll() is None for process in maker.started())
     assert capfd.readouterr().err == ""
+
+
+# Bugs caught: an answer that is waited for without end; a process that hangs and is asked again and again; one that
+# is waited for when all ends, though the system does not let go of it (it waits for a network disk that is gone).
+def test_a_process_that_hangs_is_given_up_and_its_share_is_made_here(maker, capfd, monkeypatch):
+    maker.assert_right(0)
+    hung, other = maker.started()
+    kills = []
+    monkeypatch.setattr(hung, "kill", lambda: kills.append(1))  # as if it could not be killed
+    monkeypatch.setattr(crop_processes, "PATIENCE_SECONDS", 10)
+    monkeypatch.setattr(crop_processes, "_END_SECONDS", 1)
+    hung.send_signal(signal.SIGSTOP)
+    for number in range(4):  # all seats
+        maker.assert_right(number)
+    assert kills == [1]
+    monkeypatch.setattr(crop_processes, "PATIENCE_SECONDS", 100_000)  # a second wait would not end
+    for number in range(8):
+        maker.assert_right(number)
+    said = capfd.readouterr().err
+    assert said.count("warning") == 1
+    assert (
+        f"one of 2 processes that make crops has not answered for 10 s and is given up (process {hung.pid})"
+        in said
+    )
+    assert other.poll() is None
+    maker.processes.end()
+    assert other.wait() == -signal.SIGKILL
+    os.kill(hung.pid, signal.SIGKILL)
+    hung.wait()
 
 
 def test_an_end_frees_those_that_wait(maker):
