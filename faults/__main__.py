@@ -1,6 +1,6 @@
 """Runs the kinds of faults one after the other, and ends with exit code 1 if something is found.
 
-Results go to a JSON file kind by kind: a run that was broken off goes on behind the last whole kind.
+Results go to a JSON file kind by kind: a run that was broken off goes on behind the last whole kind, on the same code.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from faults import report
+from faults.code_version import code_version
 from faults.trial import Plan, Trial
 
 RESULTS = Path(__file__).with_name("results") / "faults.json"
@@ -40,7 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--count", type=int, help="trials of each kind; by default as many as each needs")
     parser.add_argument("--first", type=int, default=0, help="number of the first trial")
     parser.add_argument("--seed", type=int, default=20)
-    parser.add_argument("--json", type=Path, default=RESULTS, help="results; kinds in it are not run again")
+    parser.add_argument(
+        "--json", type=Path, default=RESULTS, help="results; kinds in it of this code are not run again"
+    )
     parser.add_argument("--verbose", action="store_true", help="a line for each trial")
     parser.add_argument("--again", action="store_true", help="run them again")
     asked = parser.parse_args(arguments)
@@ -49,17 +52,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"--only takes {', '.join(KINDS)}. Received: {', '.join(unknown)}.")
 
     results = report.read(asked.json)
+    code = code_version(Path(__file__).parents[1])
     for kind in kinds:
         count = KINDS[kind][1] if asked.count is None else asked.count
-        wanted = {"seed": asked.seed, "first": asked.first, "count": count}
+        wanted = {"seed": asked.seed, "first": asked.first, "count": count, "code": code}
         known = results.get(kind, {})
-        if not asked.again and known and all(known[key] == value for key, value in wanted.items()):
-            print(f"=== {kind}: done on {known['date']}", flush=True)
+        same = all(known.get(key) == value for key, value in wanted.items())
+        if known and same and code is not None and not asked.again:
+            print(f"=== {kind}: done on {known['date']} with this very code", flush=True)
             continue
         began = time.perf_counter()
         print(f"=== {kind}: {count} trials", flush=True)
         trials = _run(kind, seed=asked.seed, first=asked.first, count=count, verbose=asked.verbose)
-        results[kind] = report.entry(trials, **wanted, seconds=time.perf_counter() - began)
+        results[kind] = report.entry(trials, wanted, seconds=time.perf_counter() - began)
         results = {name: results[name] for name in KINDS if name in results}
         report.write(asked.json, results)
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,10 +17,11 @@ import numpy as np
 from PIL import Image
 
 from evaluate.feature_file import read_feature_file
-from faults.commands import Commands, Running
+from faults.commands import Commands, Ended, Running
 from faults.isolated import isolated
 from swav_tf.data.shard_index import INDEX, read_index, shard_path
 from swav_tf.data.sharding import file_sha256
+from swav_tf.data.sharding_state import JOURNAL
 from swav_tf.errors import SwavError
 from swav_tf.training.checkpoint import ARRAYS, CheckpointStore
 
@@ -36,6 +39,7 @@ CLASSIFIER = (
     "crop.size=16", "train.epochs=3", "train.batch_size=64", "data.threads=2", "monitor.log_every_steps=1",
     "monitor.validate_every_epochs=1", "data.evaluation={resize: 16, crop: 16}", "checkpoint.every_minutes=0.004",
 )  # fmt: skip
+SHARD_IMAGES = 32  # of `features`
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,8 @@ class Job:
         result: what tells the result, for the folder; equal for equal results.
         whole: what is half-written under its own name in the folder after a break; empty: nothing.
         goes_on: what was done before a break is kept.
+        remains: what a break has left in the folder that the same command must go on from, by name; empty: nothing.
+        kept: what of the names the command that has ended in the folder went on from.
         replaces: the same command again makes it anew and puts it in the place of what is there.
         before: called first in the command's process.
         stdout: file in the folder that its stdout goes to, if any; it is a real process then.
@@ -61,6 +67,8 @@ class Job:
     result: Callable[[Path], dict[str, Any]]
     whole: Callable[[Path], str]
     goes_on: bool = True
+    remains: Callable[[Path], set[str]] = lambda folder: set()
+    kept: Callable[[Path, Ended], set[str]] = lambda folder, ended: set()
     replaces: bool = False
     before: Callable[[], None] | None = None
     stdout: str = ""
@@ -117,6 +125,8 @@ def pretrain(
         "run/metrics.jsonl",
         lambda folder: run_result(folder / "run", "pretrain"),
         lambda folder: run_trouble(folder / "run", "pretrain"),
+        remains=lambda folder: newest_step(folder / "run", "pretrain"),
+        kept=lambda folder, ended: resumed_step(folder / "run"),
     )  # fmt: skip
 
 
@@ -133,6 +143,8 @@ def classifier(kind: str, model: Path, *, cached: bool = False) -> Job:
         lambda folder: run_result(folder / "run", kind),
         lambda folder: run_trouble(folder / "run", kind),
         goes_on=not cached,
+        remains=lambda folder: newest_step(folder / "run", kind),
+        kept=lambda folder, ended: resumed_step(folder / "run"),
     )  # fmt: skip
 
 
@@ -142,11 +154,13 @@ def features(model: Path, ending: str) -> Job:
         f"features {ending}",
         lambda folder: [
             "features", "digits", "--split", "train", "--model", model, "-o", folder / f"features{ending}",
-            "--shard-size", "32", "--batch-size", "16", "--threads", "2",
+            "--shard-size", str(SHARD_IMAGES), "--batch-size", "16", "--threads", "2",
         ],
         f"features{ending}.shards/shard-*.npz",
         lambda folder: files_of(folder),
         lambda folder: feature_trouble(folder / f"features{ending}"),
+        remains=lambda folder: {path.name for path in folder.glob(f"features{ending}.shards/shard-*.npz")},
+        kept=lambda folder, ended: kept_feature_shards(ended),
     )  # fmt: skip
 
 
@@ -174,6 +188,8 @@ def shard(images: Path) -> Job:
         "shards/*",
         lambda folder: files_of(folder / "shards"),
         lambda folder: shard_trouble(folder / "shards"),
+        remains=lambda folder: noted_shards(folder / "shards"),
+        kept=lambda folder, ended: shard_files(folder / "shards"),
     )
 
 
@@ -188,6 +204,8 @@ def benchmark(exported: Path) -> Job:
         "*",
         lambda folder: benchmark_result(folder),
         lambda folder: files_trouble(folder),
+        remains=lambda folder: measured_cells(folder / "figures.json"),
+        kept=lambda folder, ended: measured_cells(folder / "figures.json"),
     )  # fmt: skip
 
 
@@ -250,6 +268,61 @@ def benchmark_result(folder: Path) -> dict[str, Any]:
         for cell in document["cells"]
     ]
     return {"complete": document["complete"], "cells": cells, "report": (folder / "report.html").exists()}
+
+
+# === What a break leaves to go on from, and what of it was kept ===
+# Where a name tells which bytes or figures these are, doing them again makes another name.
+
+
+def newest_step(run: Path, kind: str) -> set[str]:
+    """The step of the newest whole checkpoint."""
+    checkpoint, _ = CheckpointStore(run / "checkpoints", kind=kind).newest()
+    return set() if checkpoint is None else {f"step {checkpoint.step}"}
+
+
+def resumed_step(run: Path) -> set[str]:
+    """The step that an ended run went on from."""
+    step = json.loads((run / "summary.json").read_text())["resumed_from_step"]
+    return {f"step {step}"} if step else set()
+
+
+def kept_feature_shards(ended: Ended) -> set[str]:
+    """Shards whose images were done before, as `features` says; it does them in order, and removes them at its end."""
+    said = re.search(r"([\d,]+) of the images were done before", ended.stdout)
+    images = int(said[1].replace(",", "")) if said else 0
+    return {f"shard-{number:06d}.npz" for number in range(-(-images // SHARD_IMAGES))}
+
+
+def shard_files(folder: Path) -> set[str]:
+    """The files of the shards, each as it was written that time."""
+    return {
+        f"{path.name} (inode {path.stat().st_ino}, written at {path.stat().st_mtime_ns})"
+        for path in folder.glob("*.tfrecord")
+    }
+
+
+def noted_shards(folder: Path) -> set[str]:
+    """Those of them that the journal names; all, where the index is there and the journal no longer."""
+    files, journal = shard_files(folder), folder / JOURNAL
+    if not journal.exists():
+        return files if (folder / INDEX).exists() else set()
+    noted = set()
+    for line in journal.read_text().splitlines():
+        with contextlib.suppress(ValueError):  # the last line may be cut
+            noted.add(json.loads(line)["name"])
+    return {name for name in files if name.split(" ")[0] in noted}
+
+
+def measured_cells(figures: Path) -> set[str]:
+    """The cells of a benchmark with the times of their runs."""
+    if not figures.exists():
+        return set()
+    cells = json.loads(figures.read_text())["cells"]
+    return {
+        f"{cell['runner']} {cell['precision']} batch {cell['batch']}: {times}"
+        for cell in cells
+        if (times := [cell[how]["rounds_ms"] for how in ("device", "host") if cell[how]])
+    }
 
 
 # === What a break may not leave behind ===

@@ -1,4 +1,8 @@
-"""SIGKILL at random moments: what stands stays whole, and the same command goes on to the same result."""
+"""SIGKILL at random moments: what stands stays whole, and the same command goes on to the same result.
+
+A command that begins anew comes to that result too. So each job tells what a kill has left to go on from, and which of
+it the command then kept: all of it must be.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +24,7 @@ MOMENTS = ("start", "work", "writing")
 MOMENT_SHARES = (0.1, 0.5, 0.4)
 IMPORTS_S = 6.0  # what a real process needs before its first own line
 POLL_S = 0.0005
+ENOUGH_TRIALS = 3  # of a job, in which some kill must have left something to go on from
 
 
 @dataclass(frozen=True)
@@ -58,13 +63,27 @@ def run(plan: Plan) -> Iterator[Trial]:
     commands = Commands(plan.folder)
     wanted = jobs(make(commands, plan.folder / "made"))
     courses: dict[str, Course] = {}
+    trials: list[Trial] = []
     for number in plan.numbers:
         job, kills = wanted[number % len(wanted)]
         if job.name not in courses:
             courses[job.name] = undisturbed(commands, job, plan.folder / "undisturbed")
         folder = plan.folder / f"killed-{number}"
-        yield _Victim(commands, job, courses[job.name], folder, plan.draw(number)).trial(number, kills)
+        trials.append(
+            _Victim(commands, job, courses[job.name], folder, plan.draw(number)).trial(number, kills)
+        )
+        yield trials[-1]
         shutil.rmtree(folder)
+    yield from never_went_on([job for job, _ in wanted], trials)
+
+
+def never_went_on(wanted: list[Job], trials: list[Trial]) -> Iterator[Trial]:
+    """A finding for each job that keeps what was done and was never seen to, in trials enough."""
+    for job in wanted:
+        of_it = [trial for trial in trials if trial.what == job.name]
+        if job.goes_on and len(of_it) >= ENOUGH_TRIALS and not sum(trial.went_on for trial in of_it):
+            finding = f"in {len(of_it)} trials no kill left anything to go on from: it always begins anew"
+            yield Trial(of_it[-1].number, job.name, "broken", faults=0, finding=finding)
 
 
 def undisturbed(commands: Commands, job: Job, folder: Path) -> Course:
@@ -92,6 +111,7 @@ class _Victim:
         self.commands, self.job, self.course, self.folder, self.draw = commands, job, course, folder, draw
         self.struck: list[str] = []
         self.finding = ""
+        self.went_on = 0
         folder.mkdir()
 
     def trial(self, number: int, kills: int) -> Trial:
@@ -101,12 +121,14 @@ class _Victim:
                 break
             self._strike(1 / kills if self.job.goes_on else 1.0)
         if not self.finding:
-            self._end(self.commands.run(self.job.arguments(self.folder)))
+            remains = self.job.remains(self.folder)
+            self._end(self.commands.run(self.job.arguments(self.folder)), remains)
         outcome = "broken" if self.finding else "the same result"
-        return Trial(number, self.job.name, outcome, len(self.struck), self.finding)
+        return Trial(number, self.job.name, outcome, len(self.struck), self.finding, self.went_on)
 
     def _strike(self, share: float) -> None:
         moment = str(self.draw.choice(MOMENTS, p=MOMENT_SHARES))
+        remains = self.job.remains(self.folder)
         running = self.commands.start(self.job.arguments(self.folder), real=moment == "start")
         if self._wait(running, moment, share):
             running.kill()
@@ -115,17 +137,22 @@ class _Victim:
             if trouble := self.job.whole(self.folder):
                 self.finding = shortened(f"killed at {self.struck}, half-written: {trouble}")
         else:
-            self._end(running.wait())
+            self._end(running.wait(), remains)
             if self.job.goes_on and not self.finding:
                 shutil.rmtree(self.folder)
                 self.folder.mkdir()
 
-    def _end(self, ended: Ended) -> None:
-        """It came to its end by itself: that must be the undisturbed one."""
+    def _end(self, ended: Ended, remains: set[str]) -> None:
+        """It came to its end by itself: that must be the undisturbed one, with all that the kills had left."""
         wrong = ended.disgrace or ("" if ended.code == 0 else str(ended))
         left = [str(p.relative_to(self.folder)) for p in self.folder.rglob("*") if ".part" in p.name]
         wrong = wrong or (f"left behind: {left}" if left else "")
         wrong = wrong or differences(self.course.result, self.job.result(self.folder))
+        if remains and not wrong:
+            if lost := remains - self.job.kept(self.folder, ended):
+                wrong = f"began anew: {len(lost)} of {len(remains)} things that were done were not kept, as {min(lost)}"
+            else:
+                self.went_on += 1
         if wrong:
             self.finding = shortened(f"killed at {self.struck}, then: {wrong}", 1200)
 

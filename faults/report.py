@@ -26,13 +26,11 @@ def write(path: Path, results: dict[str, Any]) -> None:
     os.replace(partial, path)
 
 
-def entry(trials: list[Trial], *, seed: int, first: int, count: int, seconds: float) -> dict[str, Any]:
-    """What is kept of a kind."""
+def entry(trials: list[Trial], wanted: dict[str, Any], *, seconds: float) -> dict[str, Any]:
+    """What is kept of a kind; `wanted` tells which trials these are, and of which code."""
     return {
         "date": datetime.date.today().isoformat(),
-        "seed": seed,
-        "first": first,
-        "count": count,
+        **wanted,
         "seconds": round(seconds, 1),
         "rows": [
             {
@@ -41,6 +39,7 @@ def entry(trials: list[Trial], *, seed: int, first: int, count: int, seconds: fl
                 "faults": sum(trial.faults for trial in trials if trial.what == what),
                 "outcomes": dict(Counter(t.outcome for t in trials if t.what == what and not t.finding)),
                 "findings": sum(1 for trial in trials if trial.what == what and trial.finding),
+                "went_on": sum(trial.went_on for trial in trials if trial.what == what),
             }
             for what in dict.fromkeys(trial.what for trial in trials)
         ],
@@ -57,6 +56,8 @@ def table(results: dict[str, Any]) -> str:
     for kind, found in results.items():
         for row in found["rows"]:
             outcomes = ", ".join(f"{name} {count}" for name, count in row["outcomes"].items())
+            if went_on := row.get("went_on"):
+                outcomes += f"; went on {went_on} times"
             lines.append(f"| {kind} | {row['what']} | {row['faults']:,} | {outcomes} | {row['findings']} |")
     seconds = sum(found["seconds"] for found in results.values())
     faults = sum(row["faults"] for found in results.values() for row in found["rows"])

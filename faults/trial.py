@@ -19,6 +19,7 @@ class Trial:
         outcome: in a word or two: refused, the same result, skipped.
         faults: how many there were.
         finding: what is wrong, in words; empty where nothing is.
+        went_on: how often a command was seen to go on from what a break had left.
     """
 
     number: int
@@ -26,6 +27,7 @@ class Trial:
     outcome: str
     faults: int = 1
     finding: str = ""
+    went_on: int = 0
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,17 @@ import click
 import numpy as np
 import pytest
 
+import faults.__main__ as suite
 from cli.main import swav_tf
+from faults import report
 from faults.altered_settings import altered
+from faults.code_version import code_version
 from faults.disk_full import all_jobs
 from faults.isolated import isolated
-from faults.jobs import Made
+from faults.jobs import Made, benchmark, shard
+from faults.kills import ENOUGH_TRIALS, never_went_on
 from faults.mutate import MUTATORS, mutated
+from faults.trial import Trial
 from faults.writers import Inputs
 from swav_tf.recipe_files import bundled_recipes, load_any_recipe, recipe_yaml
 
@@ -29,7 +34,7 @@ def run(*arguments):
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
-# Bugs caught: a kind that cannot be run any more, results that are lost, kinds that are run twice.
+# Bugs caught: a kind that cannot be run any more, results that are lost.
 def test_the_cheap_kinds_find_nothing_and_are_kept(tmp_path):
     results = tmp_path / "faults.json"
     wanted = (
@@ -47,9 +52,106 @@ def test_the_cheap_kinds_find_nothing_and_are_kept(tmp_path):
     found = json.loads(results.read_text())
     assert sum(row["trials"] for row in found["recipes"]["rows"]) == 24
     assert all(row["outcomes"] for kind in found.values() for row in kind["rows"])
-    second = run(*wanted)
-    assert second.stdout.count("done on") == 4
-    assert json.loads(results.read_text()) == found
+
+
+# Bugs caught: a broken-off suite that begins again; one that calls changed code good by what it found of the old.
+def test_kinds_are_done_once_for_the_same_code_only(tmp_path, monkeypatch, capsys):
+    ran, code = [], "commit changes"
+    monkeypatch.setattr(suite, "code_version", lambda folder: code)
+    monkeypatch.setattr(suite, "_run", lambda kind, **_: ran.append(kind) or [Trial(0, "x", "refused")])
+
+    def again(*more):
+        ran.clear()
+        results = str(tmp_path / "faults.json")
+        assert suite.main(["--only", "recipes,images", "--count", "2", "--json", results, *more]) == 0
+        return ran
+
+    assert again() == ["recipes", "images"]
+    assert again() == []
+    assert capsys.readouterr().out.count("done on") == 2
+    assert again("--again") == ["recipes", "images"]
+    assert again("--seed", "3") == ["recipes", "images"]
+    code = "commit other changes"
+    assert again("--seed", "3") == ["recipes", "images"]
+    code = None  # no git: nobody knows which code the results are of
+    assert again("--seed", "3") == again("--seed", "3") == ["recipes", "images"]
+
+
+# Bugs caught: an edit that is not committed, or is in a file that git does not know, taken for the code that was tested.
+def test_the_version_of_the_code_tells_every_change(tmp_path):
+    def git(*words):
+        who = ("-c", "user.name=a", "-c", "user.email=a@example.com")
+        subprocess.run(["git", *who, *words], cwd=tmp_path, check=True, capture_output=True)
+
+    assert code_version(tmp_path) is None
+    git("init")
+    assert code_version(tmp_path) is None
+    (tmp_path / "a.py").write_text("1")
+    git("add", "a.py")
+    git("commit", "-m", "first")
+    versions = [code_version(tmp_path)]
+    assert code_version(tmp_path) == versions[0]
+    (tmp_path / "runs.log").write_text("no code")
+    assert code_version(tmp_path) == versions[0]
+    for name, text in (("a.py", "2"), ("a.py", "3"), ("b.py", "1"), ("b.py", "2")):
+        (tmp_path / name).write_text(text)
+        versions.append(code_version(tmp_path))
+    git("commit", "-am", "second")
+    versions.append(code_version(tmp_path))
+    assert None not in versions
+    assert len(set(versions)) == len(versions)
+    (tmp_path / "inside").mkdir()
+    assert code_version(tmp_path / "inside") is None  # of another project's repository
+
+
+# `data shard`, killed; given "forgets", it has what no reader of ends can see: it always begins anew.
+KILLED = """
+import sys
+from pathlib import Path
+import swav_tf.data.sharding
+from faults import commands, kills
+from faults.jobs import Made, labelled_images, shard
+from faults.trial import Plan
+
+folder, forgets = Path(sys.argv[1]), sys.argv[2] == "forgets"
+if forgets:
+    swav_tf.data.sharding.read_journal = lambda folder: {}
+commands._import_once = lambda: None  # it needs no TensorFlow
+kills.make = lambda commands, folder: Made(folder, folder, labelled_images(folder / "images", 1200))
+kills.jobs = lambda made: [(shard(made.images), 6)]
+for trial in kills.run(Plan(seed=20, numbers=range(1), folder=folder, code=7)):
+    print(trial.outcome, trial.went_on, trial.finding)
+"""
+
+
+# Bug caught: a suite that compares ends only, for which a command that begins anew after each kill is as good.
+@pytest.mark.parametrize("how", ["keeps", "forgets"])
+def test_a_job_that_begins_anew_is_found(tmp_path, how):
+    command = [sys.executable, "-c", KILLED, str(tmp_path), how]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    outcome = ended.stdout.strip()
+    if how == "keeps":
+        assert outcome.startswith("the same result ")
+        assert int(outcome.split()[3]) >= 1
+    else:
+        assert outcome.startswith("broken ")
+        assert "began anew" in outcome
+
+
+# Bug caught: a job that never leaves anything to go on from, so that nothing is asked of it.
+def test_a_job_that_never_went_on_is_found(tmp_path):
+    wanted = [shard(tmp_path), benchmark(tmp_path)]
+    trials = [
+        Trial(n, wanted[n % 2].name, "the same result", went_on=n % 2) for n in range(2 * ENOUGH_TRIALS)
+    ]
+    [found] = never_went_on(wanted, trials)
+    assert (found.what, found.faults) == ("data shard", 0)
+    assert "begins anew" in found.finding
+    assert not list(never_went_on(wanted, trials[:2]))  # by chance
+    table = report.table({"kills": report.entry([*trials, found], {"seed": 1}, seconds=1)})
+    assert "benchmark | 3 | the same result 3; went on 3 times | 0 |" in table
+    assert "data shard | 3 | the same result 3 | 1 |" in table
 
 
 def test_an_unknown_kind_is_refused():
