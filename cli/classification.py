@@ -25,11 +25,13 @@ def classification_options(command: Callable[..., Any]) -> Callable[..., Any]:
         quiet_option,
         cluster_options,
         click.option(
-            "--fresh", is_flag=True, help="Begin anew where the run folder has a run; default: go on with it."
+            "--fresh",
+            is_flag=True,
+            help="Start over; the earlier run is kept in previous-N/.  [default: resume]",
         ),
         run_dir_option(
-            "Folder for checkpoints, metrics and results.  [default: the recipe's name in the folder of "
-            "--model; with --from-scratch in runs/]",
+            "Folder for checkpoints, metrics and results.  [default: the recipe's name, inside "
+            "--model's folder; with --from-scratch inside runs/]",
         ),
         click.option(
             "--from-scratch",
@@ -40,7 +42,7 @@ def classification_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "--subset",
             type=click.Path(exists=True, dir_okay=False, path_type=Path),
             metavar="FILE",
-            help="Train on the images that FILE names, one a line, as n01440764_10026.JPEG.",
+            help="Train on the images that FILE names, one per line, such as n01440764_10026.JPEG.",
         ),
         override_option,
         config_option,
@@ -48,7 +50,7 @@ def classification_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "--model",
             required=True,
             metavar="RUN",
-            help="Run folder of `swav-tf pretrain`; its newest checkpoint is taken.",
+            help="Run folder of `swav-tf pretrain`; its newest checkpoint is used.",
         ),
         click.argument("validation", required=False),
         click.argument("train", required=False),

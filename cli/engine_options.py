@@ -25,7 +25,7 @@ def _batches(
     words = value.split(",")
     if len(words) != 3 or not all(word.strip().isdecimal() and int(word) for word in words):
         raise click.BadParameter(
-            f"must be three numbers of images >= 1, as 1,8,32: the fewest, usual and most. Received: {value}"
+            f"must be three numbers of images >= 1, such as 1,8,32: fewest, usual and most. Received: {value}"
         )
     fewest, usual, most = map(int, words)
     return fewest, usual, most
@@ -33,19 +33,19 @@ def _batches(
 
 OPTIONS = (
     click.option("--batch", callback=_batches, metavar="MIN,OPT,MAX",
-                 help="Engine: images at once, the fewest, usual and most.  [default: 1,8,32]"),
+                 help="Engine: images at once: the fewest, the usual and the most.  [default: 1,8,32]"),
     click.option("--workspace-gib", type=click.FloatRange(0, min_open=True), metavar="GIB",
-                 help="Engine: scratch memory of a layer at most.  [default: all there is]"),
+                 help="Engine: largest scratch memory of a layer.  [default: all there is]"),
     click.option("--builder-level", type=click.IntRange(0, 5), metavar="0..5",
                  help="Engine: how long to look for fast kernels.  [default: TensorRT's]"),
     click.option("--version-compatible", is_flag=True, default=None,
-                 help="Engine: later TensorRT of the same major version may run it."),
+                 help="Engine: later TensorRT of the same major version can run it."),
     click.option("--hardware-compatible", is_flag=True, default=None,
-                 help="Engine: every GPU of Ampere and newer may run it."),
+                 help="Engine: every GPU from Ampere on can run it."),
     click.option("--refittable", is_flag=True, default=None,
                  help="Engine: other weights can be put into it later, with --refit."),
     click.option("--timing-cache", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
-                 help="Engine: timings of kernels, read and added to; the next build is quicker."),
+                 help="Engine: kernel timings, read and added to; they make the next build quicker."),
     click.option("--refit", type=click.Path(path_type=Path, dir_okay=False), metavar="OLD.plan",
                  help="Engine: put the weights into this one instead of building."),
     click.option("--tensorrt", type=click.Choice(list(MODULES)),

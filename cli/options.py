@@ -26,7 +26,7 @@ override_option = click.option(
     "overrides",
     multiple=True,
     metavar="KEY=VALUE",
-    help="Change one setting, as train.epochs=10 or crops.0.size=160. May be repeated.",
+    help="Change one setting, such as train.epochs=10 or crops.0.size=160. May be repeated.",
 )
 
 # === Models and images ===
@@ -36,12 +36,12 @@ model_option = click.option(
     "--model",
     required=True,
     metavar="MODEL",
-    help="Run folder of `swav-tf pretrain`, of which the newest checkpoint is taken, or a file of `swav-tf export`.",
+    help="Run folder of `swav-tf pretrain` (its newest checkpoint is used), or a file by `swav-tf export`.",
 )
 provider_option = click.option(
     "--provider",
     type=click.Choice(["cpu", "cuda", "tensorrt"]),
-    help="ONNX Runtime's processor for an ONNX file: this one or an error.  [default: cpu]",
+    help="Where ONNX Runtime runs an ONNX file; an error if it cannot, never another.  [default: cpu]",
 )
 kind_option = click.option(
     "--kind",
@@ -66,7 +66,7 @@ max_bad_share_option = click.option(
     "--max-bad-share",
     type=click.FloatRange(0, 1),
     metavar="SHARE",
-    help="Share of unreadable images past which it is an error.  [default: the model's recipe's]",
+    help="Largest share of unreadable images; more is an error.  [default: as in the model's recipe]",
 )
 
 
@@ -78,7 +78,7 @@ def threads_option(meaning: str) -> Option:
         metavar="N",
         default=0,
         show_default=True,
-        help=f"{meaning}; 0: one a core.",
+        help=f"{meaning}; 0: one per core.",
     )
 
 
@@ -129,9 +129,7 @@ def make_folder(output: Path) -> None:
 
 
 quiet_option = click.option("--quiet", is_flag=True, help="No progress on the terminal.")
-json_option = click.option(
-    "--json", "as_json", is_flag=True, help="Print JSON on stdout and nothing else there."
-)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, and nothing else, on stdout.")
 
 
 def print_json(value: Any) -> None:
@@ -139,7 +137,7 @@ def print_json(value: Any) -> None:
     click.echo(json.dumps(value, indent=2))
 
 
-# === Values with commas between ===
+# === Values separated by commas ===
 
 
 def names(context: click.Context, option: click.Parameter, value: str | None) -> tuple[str, ...] | None:
@@ -151,5 +149,7 @@ def counts(context: click.Context, option: click.Parameter, value: str) -> tuple
     """Whole numbers >= 1, smallest first, each once."""
     words = [word.strip() for word in value.split(",")]
     if not all(word.isdecimal() and int(word) >= 1 for word in words):
-        raise click.BadParameter(f"must be whole numbers >= 1 with commas between, as 1,8. Received: {value}")
+        raise click.BadParameter(
+            f"must be whole numbers >= 1 separated by commas, such as 1,8. Received: {value}"
+        )
     return tuple(sorted({int(word) for word in words}))

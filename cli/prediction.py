@@ -91,7 +91,7 @@ def _of_file(path: Path, provider: str) -> ClassifierModel:
     runner = OnnxRunner(path, provider=provider)
     if "logits" not in runner.outputs:
         raise UsageError(
-            f"To predict takes a file with an output `logits`, exported from a probe or a fine-tuned run. "
+            f"`predict` needs a file with an output `logits`, exported from a probe or a fine-tuned run. "
             f"Received: {path} with {', '.join(runner.outputs)}."
         )
 
@@ -121,7 +121,7 @@ def predict(
         model: the classifier.
         source: the images.
         batch_size: images that the model sees at once.
-        threads: that decode; 0 for one a core.
+        threads: that decode; 0 for one per core.
     """
     waiting: list[ViewedImage] = []
     for image in view_images(source, range(len(source)), model.view, threads=threads):

@@ -70,7 +70,7 @@ def read_reference(path: Path) -> Reference:
     """
     if not path.is_file():
         raise UsageError(
-            f"To verify takes the reference that `swav-tf export` writes beside its files. Received: no {path}."
+            f"`verify` needs the reference that `swav-tf export` writes beside its files. Received: no {path}."
         )
     try:
         with np.load(path, allow_pickle=False) as file:

@@ -46,13 +46,13 @@ def find_artifacts(paths: Sequence[Path]) -> list[Path]:
     for path in paths:
         if not path.exists():
             raise UsageError(
-                f"To verify takes ONNX files and engines, or a folder of them. Received: {path}, not there."
+                f"`verify` needs ONNX files or engines, or a folder of them. Received: {path}, not there."
             )
         found += sorted([*path.glob("*.onnx"), *path.glob("*.plan")]) if path.is_dir() else [path]
     found = list(dict.fromkeys(found))
     if not found:
         raise UsageError(
-            f"To verify takes at least one ONNX file or engine. Received: none in {', '.join(map(str, paths))}."
+            f"`verify` needs at least one ONNX file or engine. Received: none in {', '.join(map(str, paths))}."
         )
     folders = {path.resolve().parent for path in found}
     if len(folders) > 1:
@@ -76,7 +76,7 @@ def verify(
     Args:
         artifacts: ONNX files and engines of one folder.
         provider: that runs the ONNX files, and no other; engines are TensorRT's.
-        threads: that compute one batch on a CPU; 0 for one a core.
+        threads: that compute one batch on a CPU; 0 for one per core.
         batch_size: images at once.
         labelled: images for the k-NN instead of the reference's; the fp32 file among `artifacts` is then
             what the others are held against.

@@ -43,9 +43,11 @@ def _limits(
     callback=names,
     metavar="NAME,...",
     help="ort-cpu, ort-cuda, ort-tensorrt, tensorrt, keras, or a peer: torch-cpu, torch-compile-cpu, torch-cuda, "
-    "torch-compile-cuda, ort-torch-cpu, trtexec.  [default: all but peers that can run a MODEL here]",
+    "torch-compile-cuda, ort-torch-cpu, trtexec.  [default: all that can run a MODEL here, except peers]",
 )
-@click.option("--peers", is_flag=True, help="The peers too: the same network by PyTorch and by trtexec.")
+@click.option(
+    "--peers", is_flag=True, help="Measure the peers too: the same network by PyTorch and by trtexec."
+)
 @click.option(
     "--precision", "precisions", callback=names, metavar="NAME,...",
     help="fp32, fp16, int8.  [default: all that MODEL has]",
@@ -68,7 +70,7 @@ def _limits(
     metavar="SECONDS",
     default=3.0,
     show_default=True,
-    help="Time a cell at least so long.",
+    help="Least time spent on a cell.",
 )
 @click.option(
     "--runs",
@@ -76,23 +78,23 @@ def _limits(
     metavar="N",
     default=100,
     show_default=True,
-    help="And at least so many runs; a p99 takes 1000.",
+    help="Least runs of a cell; a p99 needs 1000.",
 )
 @click.option(
     "--max-seconds", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS", default=60.0,
     show_default=True,
-    help="But end a cell's timing after this; fewer runs are marked.",
+    help="Longest time spent on a cell; cells with too few runs are marked.",
 )  # fmt: skip
 @click.option(
     "--rounds", type=click.IntRange(min=1), metavar="N", default=1, show_default=True,
-    help="Measure all cells so often, in turn: tells how much processes differ.",
+    help="Times that all cells are measured, in turn: shows how much processes differ.",
 )  # fmt: skip
 @computing_threads_option
 @click.option(
     "--cuda-graph/--no-cuda-graph",
     default=True,
     show_default=True,
-    help="On a GPU, repeat a run's launches as one.",
+    help="On a GPU, record a run's kernel launches and repeat them as one.",
 )
 @click.option(
     "--timeout",
@@ -100,14 +102,17 @@ def _limits(
     metavar="SECONDS",
     default=1800.0,
     show_default=True,
-    help="A cell whose process takes longer has failed.",
+    help="A cell whose process takes longer counts as failed.",
 )
 @click.option(
-    "--resume", is_flag=True, help="Keep the cells that --json FILE has of the same files and machine."
+    "--resume",
+    is_flag=True,
+    help="Keep the cells in --json FILE that were measured on the same files and machine.",
 )
 @click.option(
     "--fail-below", "limits", callback=_limits, multiple=True, metavar="CELL=X",
-    help="Exit code 1 if a cell is slower than X images/s or was not measured, as ort-cpu:fp32:32=10. May be repeated.",
+    help="Exit code 1 if a cell is slower than X images/s or was not measured, such as ort-cpu:fp32:32=10. "
+    "May be repeated.",
 )  # fmt: skip
 @click.option("--schema", is_flag=True, help="Print the JSON Schema of --json, and measure nothing.")
 @quiet_option
@@ -133,9 +138,9 @@ def command(
 ) -> int:
     """Measure images/s and latency of MODELs: folders or files of `swav-tf export`, and run folders (for keras).
 
-    Each cell (model, runner, precision, batch) runs in a fresh process. A cell that cannot be here,
-    as a GPU's without a GPU, is skipped with the reason. Accuracy comes from parity.json beside
-    the files. What each figure means: docs/benchmark.md, or the HTML report itself.
+    Each cell (model, runner, precision, batch) runs in a fresh process. A cell that cannot run here
+    (a GPU runner without a GPU, say) is skipped, and the reason is shown. Accuracy comes from
+    parity.json beside the files. What each figure means: docs/benchmark.md, or the HTML report itself.
 
     \b
     Examples:
@@ -156,7 +161,7 @@ def command(
         )
     to_stdout = json_file == Path("-")
     if resume and (json_file is None or to_stdout):
-        raise click.UsageError("--resume goes on with the cells in --json FILE, which must be given")
+        raise click.UsageError("--resume keeps the cells in --json FILE, which must be given")
     for file in (json_file, html_file):
         if file is not None and file != Path("-"):
             _prepare_place(file)

@@ -74,8 +74,8 @@ def command(
     """Assign the images in DATA to the prototypes of greatest score, and show what each stands for.
 
     Without DATA: the images that the model was trained on. OUTPUT gets index.html (one file,
-    readable without network), sheet.png, clusters.json, usage.csv (a row a prototype) and
-    assignments.csv (a row an image).
+    readable without network), sheet.png, clusters.json, usage.csv (one row per prototype) and
+    assignments.csv (one row per image).
 
     \b
     Examples:

@@ -10,7 +10,7 @@ import click
 from cli.options import json_option, print_json
 
 
-@click.command(short_help="Hold two benchmarks against each other.")
+@click.command(short_help="Compare two benchmarks, cell by cell.")
 @click.argument("a", type=click.Path(path_type=Path), metavar="A.json")
 @click.argument("b", type=click.Path(path_type=Path), metavar="B.json")
 @click.option(

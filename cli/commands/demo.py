@@ -24,7 +24,7 @@ from cli.quiet import load_tensorflow_quietly
 def command(run_dir: Path, seed: int, no_export: bool, as_json: bool) -> None:
     """Train on scikit-learn's handwritten digits and measure what was learned, within minutes on a CPU.
 
-    Then the network is exported in float32 and int8, held against Keras and timed, and demo.html in the run folder
+    Then the network is exported in float32 and int8, compared with Keras and timed, and demo.html in the run folder
     shows all of it. That half needs the extra `export`.
 
     \b

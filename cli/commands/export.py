@@ -57,7 +57,7 @@ def _size(context: click.Context, option: click.Parameter, value: str | None) ->
     metavar="NAME,...",
     default="onnx",
     show_default=True,
-    help="onnx, tensorrt: kinds of files. An engine's ONNX file is written in any case.",
+    help="onnx, tensorrt: kinds of files. The ONNX file of an engine is always written.",
 )
 @click.option(
     "--precision",
@@ -71,7 +71,7 @@ def _size(context: click.Context, option: click.Parameter, value: str | None) ->
 @click.option(
     "--target",
     type=click.Choice(["cpu", "tensorrt"]),
-    help="Where int8 will run: its graph is of the target's form.  [default: tensorrt with --to tensorrt, else cpu]",
+    help="Where int8 will run: the graphs differ.  [default: tensorrt with --to tensorrt, else cpu]",
 )
 @click.option(
     "--input",
@@ -114,15 +114,15 @@ def _size(context: click.Context, option: click.Parameter, value: str | None) ->
     type=click.Choice(["minmax", "entropy", "percentile"]),
     default="minmax",
     show_default=True,
-    help="How the range of an activation follows from its values.",
+    help="How the range of an activation is chosen from its values.",
 )
 @click.option(
     "--percentile", type=click.FloatRange(50, 100), metavar="X",
-    help="With that method: percent in the range.  [default: 99.99]",
+    help="With --calibration-method percentile: percent of the values inside the range.  [default: 99.99]",
 )  # fmt: skip
 @click.option(
     "--reference-images", type=click.IntRange(min=2), metavar="N", default=512, show_default=True,
-    help="Other images that are compared and kept in reference.npz.",
+    help="Further images, for the comparison; kept in reference.npz.",
 )  # fmt: skip
 @seed_option("Seed of the draw of images.")
 @engine_options
@@ -130,7 +130,7 @@ def _size(context: click.Context, option: click.Parameter, value: str | None) ->
     "--triton",
     type=click.Path(path_type=Path, file_okay=False),
     metavar="DIR",
-    help="Write a model repository for NVIDIA Triton, too: a folder for each file, with config.pbtxt.",
+    help="Also write a model repository for NVIDIA Triton: a folder for each file, with config.pbtxt.",
 )
 @quiet_option
 @json_option
@@ -165,7 +165,7 @@ def command(
     With --to tensorrt it may also be an exported ONNX file, on a GPU server without TensorFlow.
 
     Each file is checked, run by ONNX Runtime and compared with Keras in float32, on real images
-    and on random pixels; one that is not near enough is an error and not written. Beside them:
+    and on random pixels; one that differs too much is an error and is not written. Beside them:
     reference.npz, with which `swav-tf verify` repeats the proof elsewhere, and parity.json.
 
     \b

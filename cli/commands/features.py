@@ -42,7 +42,7 @@ from cli.progress import image_progress
 )
 @decoding_threads_option
 @max_bad_share_option
-@click.option("--fresh", is_flag=True, help="Begin anew where this output is there already or was begun.")
+@click.option("--fresh", is_flag=True, help="Start over, even if this output exists or was begun.")
 @quiet_option
 @json_option
 def command(
@@ -62,13 +62,13 @@ def command(
 ) -> None:
     """Compute the features of the images in DATA: a folder, TFRecord shards, a TFDS name, or `digits`.
 
-    Without DATA: the images that the model was trained on. An interrupted command goes on when
+    Without DATA: the images that the model was trained on. An interrupted command resumes when
     it is given again. Unreadable images are left out and listed in OUTPUT.unreadable.csv.
 
     \b
     .npz      one file, read whole into memory: up to some 100,000 images
     .npy      memory-mapped, for millions; names and labels in OUTPUT.csv, facts in OUTPUT.json
-    .parquet  a folder of parts, a row an image, for data frames and databases
+    .parquet  a folder of parts, one row per image, for data frames and databases
 
     \b
     Examples:

@@ -25,13 +25,13 @@ from cli.options import output_option, seed_option
     metavar="N",
     default=5000,
     show_default=True,
-    help="So many images at most, drawn at random: t-SNE of 5,000 takes about a minute.",
+    help="Largest number of images, drawn at random: t-SNE of 5,000 takes about a minute.",
 )
 @seed_option("Seed of the draw, of t-SNE and of UMAP.")
 def command(features: Path, output: Path, method: str, limit: int, seed: int) -> None:
     """Draw a map of the images in a feature file, coloured by class.
 
-    Features are made of length 1 first, so that the map shows what cosines see.
+    Features are normalised to length 1 first, so that the map shows what cosines see.
 
     \b
     Examples:

@@ -25,15 +25,15 @@ from cli.recipes import load_for_run
 @data_argument
 @config_option
 @override_option
-@run_dir_option("Folder for checkpoints, metrics and summary.  [default: runs/ and the recipe's name]")
+@run_dir_option("Folder for checkpoints, metrics and summary.  [default: the recipe's name, inside runs/]")
 @click.option(
-    "--fresh", is_flag=True, help="Begin anew where the run folder has a checkpoint; default: go on from it."
+    "--fresh", is_flag=True, help="Start over; the earlier run is kept in previous-N/.  [default: resume]"
 )
 @click.option(
     "--weights",
     type=click.Path(path_type=Path),
     metavar="RUN",
-    help="Begin with the weights of this run folder, trained or imported.  [default: random ones]",
+    help="Start from the weights of this run folder, trained or imported.  [default: random weights]",
 )
 @cluster_options
 @quiet_option
@@ -53,9 +53,9 @@ def command(
 ) -> None:
     """Train SwAV on the images in DATA: a folder, a pattern of TFRecord shards or a TFDS name.
 
-    DATA may be left out where the recipe names its images. A run folder with a checkpoint is
-    gone on with. Several machines are taken from TF_CONFIG or SLURM, or from --nodes,
-    --node-rank and --master: the same command on each machine, with its own rank.
+    DATA may be left out where the recipe names its images. If the run folder holds a checkpoint,
+    the run resumes from it. For several machines, start the same command on each: they are found
+    from TF_CONFIG or SLURM, or from --nodes, --node-rank (each machine's own) and --master.
 
     \b
     Examples:

@@ -21,8 +21,8 @@ from cli.quiet import load_tensorflow_quietly
 def command(**options: Any) -> None:
     """Measure a pretrained backbone by a linear classifier on its frozen features.
 
-    TRAIN and VALIDATION are labelled images: folders with one folder a class. They may be left
-    out where the recipe names its images. A run folder with a checkpoint is gone on with.
+    TRAIN and VALIDATION are labelled images: folders with one folder per class. They may be left
+    out where the recipe names its images. If the run folder holds a checkpoint, the run resumes from it.
 
     \b
     Examples:

@@ -28,13 +28,13 @@ if TYPE_CHECKING:
     "--labelled",
     "data",
     metavar="DATA",
-    help="Labelled images for the k-NN, the fp32 file the measure.  [default: those in reference.npz]",
+    help="Labelled images for the k-NN, measured against the fp32 file.  [default: those in reference.npz]",
 )
 @kind_option
 @split_option
 @click.option(
     "--labelled-images", type=click.IntRange(min=2), metavar="N", default=2000, show_default=True,
-    help="At most so many of them, drawn at random.",
+    help="Largest number of them, drawn at random.",
 )  # fmt: skip
 @provider_option
 @computing_threads_option

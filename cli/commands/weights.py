@@ -15,8 +15,8 @@ file_argument = click.argument("source", metavar="FILE", type=click.Path(path_ty
 def command() -> None:
     """Import, export and identify weights: SwAV, torchvision, timm, PASSL, VISSL, solo-learn, lightly.
 
-    What a file is is told by its keys, not by its name. PyTorch is not needed, and nothing in a
-    file is ever run.
+    The format is recognised by the tensor names, not by the file name. PyTorch is not needed, and
+    no code in a file is ever run.
 
     \b
     Examples:
@@ -26,7 +26,7 @@ def command() -> None:
     """
 
 
-@command.command(short_help="Tell what a file of weights is.")
+@command.command(short_help="Identify a file of weights.")
 @file_argument
 @json_option
 def show(source: Path, as_json: bool) -> None:
@@ -56,7 +56,7 @@ def show(source: Path, as_json: bool) -> None:
         click.echo("It cannot be imported whole: see above.")
 
 
-@command.command("import", short_help="Make a run folder, or a file of ours, of somebody's weights.")
+@command.command("import", short_help="Turn somebody's weights into a run folder, or into a file of ours.")
 @file_argument
 @click.option(
     "--to",
@@ -73,7 +73,7 @@ def show(source: Path, as_json: bool) -> None:
 )
 @override_option
 @click.option(
-    "--backbone-only", is_flag=True, help="Take the backbone, whatever else there is or is missing."
+    "--backbone-only", is_flag=True, help="Take only the backbone, whatever else is there or missing."
 )
 @click.option(
     "--backbone",
@@ -85,7 +85,7 @@ def show(source: Path, as_json: bool) -> None:
     "--classes",
     type=click.Path(path_type=Path),
     metavar="LIST",
-    help="For a classifier: text file with a name for each class, one a line.  [default: numbers from 0]",
+    help="For a classifier: text file with a name for each class, one per line.  [default: numbers from 0]",
 )
 @json_option
 def import_(
@@ -98,10 +98,10 @@ def import_(
     classes: Path | None,
     as_json: bool,
 ) -> None:
-    """Make a run folder, or a file of ours, of the weights in FILE.
+    """Turn the weights in FILE into a run folder, or into a file of ours.
 
-    The folder's recipe gets the model that the shapes tell. Every tensor must be there, in its
-    shape, and none may be left over; else all that is wrong is listed and nothing is written.
+    The model in the folder's recipe follows from the tensors' shapes. Every tensor must be there, in
+    its shape, and none may be left over; otherwise everything wrong is listed and nothing is written.
     A classifier becomes the folder of a probe, for `predict`, `validate` and `export`.
 
     \b

@@ -23,7 +23,7 @@ Status = Literal["ok", "skipped", "failed"]
 class Settings(Section):
     """How it was measured."""
 
-    seconds: float = Field(description="each cell was timed at least so long, after warm-up")
+    seconds: float = Field(description="least time spent on each cell, after warm-up")
     runs: int = Field(description="and at least so many runs")
     max_seconds: float = Field(description="but no longer than this, whatever the runs")
     rounds: int = Field(description="processes, one after the other over all cells, that timed each cell")

@@ -16,7 +16,7 @@ from cli.progress import image_progress
 @click.option(
     "--kind",
     type=click.Choice(["class_folders", "images", "tfrecord", "tfds", "digits"]),
-    help="How DATA is read.  [default: tfrecord where there are shards, else class_folders]",
+    help="How DATA is read.  [default: guessed from what is there]",
 )
 @given_split_option
 @click.option(
@@ -25,14 +25,14 @@ from cli.progress import image_progress
     metavar="SHARE",
     default=0.0,
     show_default=True,
-    help="Share of unreadable images past which the exit code is 1.",
+    help="Largest share of unreadable images; with more the exit code is 1.",
 )
-@click.option("--duplicates", is_flag=True, help="Find images whose bytes are the same, too.")
+@click.option("--duplicates", is_flag=True, help="Also find images whose bytes are the same.")
 @click.option(
     "--sheet",
     type=click.Path(dir_okay=False, path_type=Path),
     metavar="FILE",
-    help="Draw some of the images into this picture; the ending says the format.",
+    help="Draw some of the images into this picture; the ending decides the format.",
 )
 @threads_option("Threads that read and decode images")
 @quiet_option

@@ -42,11 +42,11 @@ def command(
 ) -> None:
     """Make the crops of DATA, given as to `swav-tf pretrain`, for trainers with -o data.service=HOST:PORT.
 
-    Recipe, settings and images must be those of the run: they decide the crops. One process does
-    what one Python can; start more with --join, on as many machines as see the images. Trainers get
-    the crops that they would have made themselves, also when a worker ends.
+    Recipe, settings and images must be those of the run: they decide the crops. One process is limited by
+    Python's lock; start more with --join, on any machines that see the images. Trainers get the crops
+    that they would have made themselves, even when a worker ends.
 
-    TensorFlow's service asks nobody who they are: open its ports to trusted machines only.
+    The tf.data service has no authentication: open its ports to trusted machines only.
 
     \b
     Examples:

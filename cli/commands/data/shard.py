@@ -25,7 +25,7 @@ from cli.progress import image_progress
     "--shards",
     type=click.IntRange(min=1),
     metavar="N",
-    help="So many shards.  [default: as --shard-mib says]",
+    help="Number of shards.  [default: as --shard-mib gives]",
 )
 @click.option(
     "--shard-mib",
@@ -33,10 +33,10 @@ from cli.progress import image_progress
     metavar="MIB",
     default=256,
     show_default=True,
-    help="Size of a shard, about, MiB.",
+    help="Approximate size of a shard, MiB.",
 )
 @threads_option("Threads that read and pack images")
-@click.option("--fresh", is_flag=True, help="Begin anew; shards of an earlier packing in OUTPUT are removed.")
+@click.option("--fresh", is_flag=True, help="Start over; shards of an earlier packing in OUTPUT are removed.")
 @quiet_option
 @json_option
 def command(
@@ -52,9 +52,9 @@ def command(
 ) -> None:
     """Pack all images below IMAGES into TFRecord shards in OUTPUT, the files' bytes as they are.
 
-    Interrupted or killed, the same command goes on with the next shard. The shards' bytes depend on
-    the images and the number of shards alone. They are read with -o data.kind=tfrecord; a run that was
-    begun on IMAGES can go on with OUTPUT.
+    After an interruption or a kill, the same command continues with the next shard. The shards' bytes depend
+    only on the images and the number of shards. They are read with -o data.kind=tfrecord; a run that was
+    started on IMAGES can resume on OUTPUT.
 
     \b
     Examples:

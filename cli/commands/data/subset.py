@@ -20,12 +20,12 @@ from cli.options import given_split_option, json_option, output_option, print_js
     help="Of each class's images, 0 to 1; at least one is taken.",
 )
 @output_option(
-    "List to write, one name a line.", type=click.Path(dir_okay=False, path_type=Path), required=True
+    "List to write, one name per line.", type=click.Path(dir_okay=False, path_type=Path), required=True
 )
 @click.option(
     "--kind",
     type=click.Choice(["class_folders", "tfrecord", "tfds", "digits"]),
-    help="How DATA is read.  [default: tfrecord where there are shards, else class_folders]",
+    help="How DATA is read.  [default: guessed from what is there]",
 )
 @given_split_option
 @seed_option("Seed of the draw.")

@@ -126,7 +126,7 @@ def machine(benchmark: Benchmark) -> str:
         "GPU": "; ".join(f"{g.name}, {g.memory_mib:,.0f} MiB, driver {g.driver}" for g in where.gpus)
         or "none",
         "load before": "-" if where.load is None else f"{where.load:g} processes wanted to run",
-        "threads": f"{settings.threads}" if settings.threads else "one a core",
+        "threads": f"{settings.threads}" if settings.threads else "one per core",
         "system": f"{where.system}, Python {where.python}",
         "versions": ", ".join(f"{name} {version}" for name, version in where.versions.items()),
         "timing": f"at least {settings.seconds:g} s and {settings.runs:,} runs, at most {settings.max_seconds:g} s, "
