@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: help demo cluster-demo test check format lint types imports bench faults gpu clean
+.PHONY: help demo cluster-demo test check format lint types imports bench faults gpu gpu-training gpu-inference clean
 
 help:
 	@echo 'make demo    train SwAV on handwritten digits, measure, export and time it: one page (about five minutes on a CPU)'
@@ -14,7 +14,8 @@ help:
 	@echo 'make format  format the code'
 	@echo 'make bench   measure speed side by side with the alternatives'
 	@echo 'make faults  kills, full disks, damaged files: each is told in words or changes nothing (under an hour)'
-	@echo 'make gpu     on a GPU machine, without TensorFlow: engines, parity and speed of EXPORTED=folder, as one JSON'
+	@echo 'make gpu     on a GPU machine: the training step in its variants, then engines, parity and speed of'
+	@echo '             EXPORTED=folder; each alone: make gpu-training, make gpu-inference (without TensorFlow)'
 	@echo 'make clean   remove environments and caches; runs/ stays'
 
 $(INSTALLED): pyproject.toml constraints.txt
@@ -54,6 +55,17 @@ bench: $(INSTALLED)
 faults: $(INSTALLED)
 	$(BIN)/python -m faults
 
+# On a GPU machine: what training does there, then what exported files do, each with a JSON to bring back.
+gpu: gpu-training gpu-inference
+
+.venv-gpu-training/.installed: pyproject.toml
+	@$(PYTHON) -m venv .venv-gpu-training
+	@.venv-gpu-training/bin/python -m pip install -qq --disable-pip-version-check -e '.[train,gpu]'
+	@touch $@
+
+gpu-training: .venv-gpu-training/.installed
+	@.venv-gpu-training/bin/python -m benchmarks.gpu_training
+
 EXPORTED ?= exported
 
 # An environment of its own, without TensorFlow. Where TensorRT cannot be had its rows are skipped with the reason.
@@ -64,8 +76,8 @@ EXPORTED ?= exported
 		echo 'TensorRT could not be installed: its rows will be skipped.'
 	@touch $@
 
-gpu: .venv-gpu/.installed
+gpu-inference: .venv-gpu/.installed
 	@.venv-gpu/bin/python -m benchmarks.gpu $(EXPORTED)
 
 clean:
-	rm -rf .venv .venv-gpu build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf .venv .venv-gpu .venv-gpu-training build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -2,7 +2,8 @@
 
     echo '{"do": "step"}' | python -m benchmarks.step_worker KIND [RECIPE OVERRIDES ...]
 
-A kind is swav, bare, supervised or torch. Each line of stdin is a wish, each line of stdout its answer.
+A kind is swav, swav_jit, bare, supervised, torch or torch_compiled. Each line of stdin is a wish, each line of
+stdout its answer.
 """
 
 from __future__ import annotations
@@ -31,6 +32,10 @@ class Step:
         self.recipe = recipe
 
     def step(self, rate: float | None) -> dict[str, float]:
+        raise NotImplementedError
+
+    def many(self, count: int) -> dict[str, float]:
+        """So many steps, none of which is waited for before the last has been started."""
         raise NotImplementedError
 
 
@@ -66,11 +71,31 @@ class SwavStep(Step):
             )
 
         self.crops = tuple(share(group) for group in random_crops(recipe))
-        self.function = self.model.make_train_function()
+        self.wishes = tf.zeros([2])
+        self.launch = self.on_replicas()
+
+    def on_replicas(self) -> Callable[..., Any]:
+        return self.model.on_replicas(self.model.train_step)
 
     def step(self, rate: float | None) -> dict[str, float]:
-        logs = self.function(iter([self.crops]))
+        logs = self.model._to_host(
+            self.launch(self.crops, self.wishes)
+        )  # what `fit` does of a batch in one part
         return {"loss": logs["loss"], "rate": logs["learning_rate"]}
+
+    def many(self, count: int) -> dict[str, float]:
+        begun = time.perf_counter()
+        for _ in range(count):
+            logs = self.launch(self.crops, self.wishes)
+        launched = time.perf_counter() - begun
+        float(logs["loss"])
+        return {"launch_s": launched}
+
+    def gpu_memory(self) -> float:
+        """The most of a GPU's memory that was held, 10^6 bytes."""
+        import tensorflow as tf
+
+        return float(tf.config.experimental.get_memory_info("GPU:0")["peak"]) / 1e6
 
     def save(self, path: str) -> None:
         """The weights by PyTorch's names."""
@@ -79,6 +104,15 @@ class SwavStep(Step):
 
         arrays = {name: variable.numpy() for name, variable in named_variables(self.model).items()}
         np.savez(path, **{name: tensor.read() for name, tensor in as_torch(arrays).items()})
+
+
+class CompiledSwavStep(SwavStep):
+    """The whole step by XLA: on one device only, since XLA takes no part in collectives."""
+
+    def on_replicas(self) -> Callable[..., Any]:
+        import tensorflow as tf
+
+        return tf.function(self.model.train_step, jit_compile=True)
 
 
 class BareStep(Step):
@@ -90,7 +124,9 @@ class BareStep(Step):
 
         from swav_tf.replicas import update_on_all_replicas
         from swav_tf.training.build import build_swav
+        from swav_tf.training.strategy import build_strategy
 
+        build_strategy(recipe.train)  # for what it sets
         model = build_swav(recipe, steps_per_epoch=STEPS_PER_EPOCH)
         crops = tuple(tf.constant(group) for group in random_crops(recipe))
 
@@ -119,7 +155,9 @@ class SupervisedStep(Step):
         import tensorflow as tf
 
         from swav_tf.training.build import build_swav
+        from swav_tf.training.strategy import build_strategy
 
+        build_strategy(recipe.train)  # for what it sets
         model = build_swav(recipe)
         batch = recipe.train.batch_size
         images = tf.constant(random_crops(recipe)[0][:, 0])
@@ -148,22 +186,44 @@ class SupervisedStep(Step):
 class OfTorch(Step):
     """PyTorch's; it must be told the rate, and may be given our weights."""
 
+    compiled = False
+
     def __init__(self, recipe: Recipe) -> None:
         super().__init__(recipe)
         from benchmarks.torch_step import TorchStep
 
-        self.function = TorchStep(recipe, random_crops(recipe))
+        self.function = TorchStep(recipe, random_crops(recipe), compiled=self.compiled)
 
     def step(self, rate: float | None) -> dict[str, float]:
-        return {"loss": self.function(0.3 if rate is None else rate)}
+        return {"loss": float(self.function(0.3 if rate is None else rate))}
+
+    def many(self, count: int) -> dict[str, float]:
+        begun = time.perf_counter()
+        for _ in range(count):
+            loss = self.function(0.3)
+        launched = time.perf_counter() - begun
+        float(loss)
+        return {"launch_s": launched}
+
+    def gpu_memory(self) -> float:
+        import torch
+
+        return torch.cuda.max_memory_allocated() / 1e6
 
     def load(self, path: str) -> None:
         with np.load(path) as weights:
             self.function.load(dict(weights))
 
 
+class OfCompiledTorch(OfTorch):
+    """PyTorch's, its network by torch.compile."""
+
+    compiled = True
+
+
 KINDS: dict[str, Callable[[Recipe], Step]] = {
-    "swav": SwavStep, "bare": BareStep, "supervised": SupervisedStep, "torch": OfTorch,
+    "swav": SwavStep, "swav_jit": CompiledSwavStep, "bare": BareStep, "supervised": SupervisedStep,
+    "torch": OfTorch, "torch_compiled": OfCompiledTorch,
 }  # fmt: skip
 
 
@@ -191,8 +251,14 @@ def main() -> None:
             cpu, wall = time.process_time(), time.perf_counter()
             answer = step.step(wish.get("rate"))
             answer |= {"cpu_s": time.process_time() - cpu, "wall_s": time.perf_counter() - wall}
+        elif wish["do"] == "many":
+            wall = time.perf_counter()
+            answer = step.many(wish["count"])
+            answer |= {"wall_s": time.perf_counter() - wall}
         elif wish["do"] == "peak":
             answer = {"megabytes": peak_megabytes()}
+        elif wish["do"] == "gpu_memory":
+            answer = {"megabytes": step.gpu_memory()}
         else:
             getattr(step, wish["do"])(wish["path"])  # save, load
         print(json.dumps(answer), flush=True)

@@ -1,5 +1,7 @@
 """The same SwAV step in PyTorch, for comparison: ResNet-50 v1.5, head, prototypes, Sinkhorn, loss, LARS.
 
+On a GPU where PyTorch sees one, there with `torch.compile` of the network if `compiled` asks for it.
+
 Written from the papers (arXiv 1512.03385, 2006.09882, 1708.03888): what somebody would write who knows PyTorch,
 channels_last, foreach operations in the optimiser. Names of weights are PyTorch's usual ones, so that
 `swav_tf.weights` can give it ours.
@@ -99,18 +101,23 @@ class Lars:
         of_gradients = torch.stack(torch._foreach_norm(gradients))
         ratio = self.trust * sizes / (of_gradients + self.decay * sizes + 1e-8)
         apply = (sizes > 0) & (of_gradients > 0)
-        factors = torch.where(apply, ratio, torch.ones_like(ratio))
-        decayed = torch._foreach_add(gradients, self.parameters, alpha=self.decay)
-        chosen = [d if use else g for d, g, use in zip(decayed, gradients, apply.tolist(), strict=True)]
+        # Factors as tensors, not numbers: the host need not wait for them.
+        of_gradient = list(torch.where(apply, ratio, torch.ones_like(ratio)))
+        of_parameter = list(torch.where(apply, self.decay * ratio, torch.zeros_like(ratio)))
         torch._foreach_mul_(self.buffers, self.momentum)
-        torch._foreach_add_(self.buffers, torch._foreach_mul(chosen, factors.tolist()))
+        torch._foreach_add_(self.buffers, torch._foreach_mul(gradients, of_gradient))
+        torch._foreach_add_(self.buffers, torch._foreach_mul(self.parameters, of_parameter))
         torch._foreach_add_(self.parameters, self.buffers, alpha=-rate)
+
+
+AUTOCAST = {"mixed_float16": torch.float16, "mixed_bfloat16": torch.bfloat16}
+LOSS_SCALE = 2.0**15  # of float16; steps that overflow are not looked for
 
 
 class TorchStep:
     """One optimiser step on uint8 crops."""
 
-    def __init__(self, recipe: Recipe, crops: list[np.ndarray]) -> None:
+    def __init__(self, recipe: Recipe, crops: list[np.ndarray], *, compiled: bool = False) -> None:
         model, method, optimizer = recipe.model, recipe.method, recipe.optimizer
         assert model.backbone.name == "resnet50"
         assert model.backbone.width == 1
@@ -119,7 +126,11 @@ class TorchStep:
         for layer in self.network.modules():
             if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
                 layer.eps, layer.momentum = model.batch_norm.epsilon, 1 - model.batch_norm.momentum
-        self.network.to(memory_format=torch.channels_last)
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.network.to(self.device, memory_format=torch.channels_last)
+        self.forward = torch.compile(self.network) if compiled else self.network
+        self.half = AUTOCAST.get(recipe.train.precision)
+        self.scale = LOSS_SCALE if self.half is torch.float16 else 1.0
         self.lars = Lars(
             list(self.network.parameters()),
             optimizer.momentum,
@@ -128,11 +139,13 @@ class TorchStep:
         )
         self.temperature, self.epsilon = method.temperature, method.epsilon
         self.iterations = method.sinkhorn_iterations
-        self.mean = torch.tensor(recipe.augment.mean).view(3, 1, 1)
-        self.std = torch.tensor(recipe.augment.std).view(3, 1, 1)
+        self.mean = torch.tensor(recipe.augment.mean).view(3, 1, 1).to(self.device)
+        self.std = torch.tensor(recipe.augment.std).view(3, 1, 1).to(self.device)
         # (B, count, size, size, 3) to (count * B, 3, size, size), which keeps channels last in memory.
         self.crops = [
-            torch.from_numpy(np.ascontiguousarray(group.swapaxes(0, 1)).reshape(-1, *group.shape[2:]))
+            torch.from_numpy(np.ascontiguousarray(group.swapaxes(0, 1)).reshape(-1, *group.shape[2:])).to(
+                self.device
+            )
             for group in crops
         ]
 
@@ -143,8 +156,8 @@ class TorchStep:
         assert not unexpected
         assert all(name.endswith("num_batches_tracked") for name in missing)
 
-    def __call__(self, rate: float) -> float:
-        """Does it; returns the loss."""
+    def __call__(self, rate: float) -> Tensor:
+        """Does it; returns the loss, which may still be on its way."""
         prototypes = self.network.prototypes.weight
         with torch.no_grad():
             prototypes.copy_(functional.normalize(prototypes, dim=1))
@@ -155,7 +168,9 @@ class TorchStep:
             for group in self.crops
         ]
         batch = self.recipe.train.batch_size
-        scores = self.network(images).float().view(-1, batch, prototypes.shape[0])
+        with torch.autocast(self.device.type, dtype=self.half, enabled=self.half is not None):
+            scores = self.forward(images)
+        scores = scores.float().view(-1, batch, prototypes.shape[0])
         codes = [sinkhorn(scores[i].detach(), self.epsilon, self.iterations) for i in range(2)]
         log_p = functional.log_softmax(scores / self.temperature, dim=-1)
         terms = [
@@ -164,6 +179,8 @@ class TorchStep:
         loss = torch.stack(terms).mean()
         for parameter in self.lars.parameters:
             parameter.grad = None
-        loss.backward()
+        (self.scale * loss).backward()
+        if self.scale != 1.0:
+            torch._foreach_div_([parameter.grad for parameter in self.lars.parameters], self.scale)
         self.lars.step(rate)
-        return loss.item()
+        return loss.detach()

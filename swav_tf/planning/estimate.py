@@ -27,9 +27,9 @@ USABLE = 0.95  # of a GPU's memory: the rest is lost between blocks
 # The one published speed of this method: 3 min 40 s an epoch at batch 4096 on 64 V100 (91 images/s each).
 REFERENCE = ("swav_100ep", "v100", 64, 8, 100.0)  # recipe, GPU, GPUs, GPUs a node, Gbit/s (not published)
 REFERENCE_EPOCH_S = 220.0
-# That is 22 to 27 % of what tuned supervised training of ResNet-50 does on a V100 at equal FLOPs.
-REFERENCE_OF_TUNED = 0.245
-REFERENCE_IMAGES_PER_SECOND = 91.0
+# This program's own step, batch 256 of the same recipe on one H200 (docs/performance.md); float32 was not measured.
+MEASURED_GPU = "h200"
+MEASURED_IMAGES_PER_SECOND = {"mixed_float16": 1774.5, "mixed_bfloat16": 1263.0}
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,7 @@ def make_plan(
             (name, efficiency, compute / efficiency + communication.ms / 1000)
             for name, efficiency in (
                 ("as the reference ran", reference_efficiency()),
-                ("as tuned training runs", tuned_efficiency()),
+                ("as measured on an H200", measured_efficiency(train.precision)),
             )
         ]
     steps = images // train.batch_size * train.epochs
@@ -228,11 +228,12 @@ def reference_efficiency() -> float:
 
 
 @cache
-def tuned_efficiency() -> float:
-    """Share of the roofline that supervised training of ResNet-50 reaches on the reference's GPU."""
-    recipe = load_recipe(REFERENCE[0])
-    seconds = roofline_seconds(recipe, network_cost(recipe), GPUS[REFERENCE[1]])
-    return seconds * REFERENCE_IMAGES_PER_SECOND / REFERENCE_OF_TUNED
+def measured_efficiency(precision: str) -> float:
+    """Share of the roofline that this program reached; that of mixed_float16 where it was not measured."""
+    precision = precision if precision in MEASURED_IMAGES_PER_SECOND else "mixed_float16"
+    recipe = load_recipe(REFERENCE[0], [f"train.precision={precision}"])
+    seconds = roofline_seconds(recipe, network_cost(recipe), GPUS[MEASURED_GPU])
+    return seconds * MEASURED_IMAGES_PER_SECOND[precision]
 
 
 def communication_of(recipe: Recipe, cost: NetworkCost, cluster: Cluster) -> Communication:
@@ -341,10 +342,12 @@ def _warnings(recipe: Recipe, cluster: Cluster, memory: Memory, paces: tuple[Pac
             f"communication takes up to {100 * fastest.communication_share:.0f} % of a step: a faster --link-gbit, "
             "more images a GPU, or batch statistics of each GPU's own (model.batch_norm.synchronised=false)"
         )
-    if fastest.node_images_per_second > PROCESS_IMAGES_PER_SECOND:
+    by_threads = not recipe.data.processes and recipe.data.service is None
+    if by_threads and fastest.node_images_per_second > PROCESS_IMAGES_PER_SECOND:
         found.append(
             f"a node wants up to {fastest.node_images_per_second:,.0f} images/s, and the threads of one process share "
-            f"Python's lock: above about {PROCESS_IMAGES_PER_SECOND:,} run one process a GPU, or swav-tf data serve"
+            f"Python's lock: above about {PROCESS_IMAGES_PER_SECOND:,} let processes make the crops (-o "
+            f"data.processes={-(-fastest.node_cpu_cores // 1):.0f}), or other machines (swav-tf data serve)"
         )
     return found
 
@@ -361,8 +364,8 @@ def _assumptions(recipe: Recipe, cluster: Cluster, cost: NetworkCost, *, measure
         found += [
             f"roofline (products, then memory traffic of unfused operations): {roofline:,.0f} images/s a GPU",
             f"of it {100 * reference_efficiency():.0f} % as the reference ran: 91 images/s a V100, 64 of them at batch "
-            f"4096; {100 * tuned_efficiency():.0f} % as tuned supervised ResNet-50 training runs on a V100 (four times "
-            "that, at equal FLOPs). No GPU was at hand to measure this program",
+            f"4096; {100 * measured_efficiency(recipe.train.precision):.0f} % as this program's step ran on one H200, "
+            f"batch 256{'' if recipe.train.precision in MEASURED_IMAGES_PER_SECOND else ' in mixed_float16'}",
         ]
     if cluster.gpus > 1:
         inside = f"{'NVLink' if gpu.nvlink else 'PCI Express'} {gpu.link_gb / 2:g} GB/s each way in a machine"

@@ -191,7 +191,7 @@ def fit(
     while position.step < position.total_steps:
         epoch, done = divmod(position.step, position.steps_per_epoch)
         with ended_after():
-            batches = batches_on_devices(strategy, lambda: _endless(batches_from(position.step)))
+            batches = batches_on_devices(strategy, lambda: batches_from(position.step))
             model.fit(
                 batches,
                 initial_epoch=epoch,
@@ -205,11 +205,6 @@ def fit(
         model.batches_in_use = None
         if model.stop_training:  # a callback of the caller's
             break
-
-
-def _endless(batches: tf.data.Dataset) -> tf.data.Dataset:
-    """The same batches, whose end is never reached: else workers would ask each other at each whether there is one."""
-    return batches.apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY))
 
 
 @contextmanager

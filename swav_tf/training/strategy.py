@@ -20,6 +20,11 @@ from swav_tf.training.slurm import slurm_address, slurm_tasks
 
 ONE_DEVICE = "one device"
 
+# cuDNN's batch normalisation of half precision in one pass, with the ReLU and the sum behind it. TensorFlow keeps it
+# off, and then takes 2.3 times as long for a step on an H200 (docs/performance.md). It overflows a little earlier,
+# which the loss scale takes for any overflow: such a step is skipped on all replicas. Whoever sets it keeps that.
+FUSED_BATCH_NORM = "TF_USE_CUDNN_BATCHNORM_SPATIAL_PERSISTENT"
+
 
 @dataclass(frozen=True)
 class Topology:
@@ -46,6 +51,7 @@ def build_strategy(settings: Train, cluster: ClusterAddress | None = None) -> tf
     Raises:
         UsageError: what was asked for is not there, or would not be used.
     """
+    os.environ.setdefault(FUSED_BATCH_NORM, "1")  # read at the first batch normalisation on a GPU
     gpus = tf.config.list_physical_devices("GPU")
     if settings.logical_cpus and gpus:
         raise UsageError(
@@ -124,7 +130,12 @@ def batches_on_devices(
     gpus = tf.config.list_logical_devices("GPU")
     if gpus and topology(strategy).kind == ONE_DEVICE:
         return batches().apply(tf.data.experimental.prefetch_to_device(gpus[0].name, buffer_size=1))
-    return strategy.distribute_datasets_from_function(lambda _: batches())
+    return strategy.distribute_datasets_from_function(lambda _: _endless(batches()))
+
+
+def _endless(batches: tf.data.Dataset) -> tf.data.Dataset:
+    """The same batches, whose end is never reached: else workers would ask each other at each whether there is one."""
+    return batches.apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY))
 
 
 def worker_addresses(strategy: tf.distribute.Strategy) -> list[str]:

@@ -6,7 +6,7 @@ import pytest
 
 from cli.commands.plan import GPU_NAMES
 from swav_tf.errors import RecipeError, UsageError
-from swav_tf.planning.estimate import Cluster, make_plan
+from swav_tf.planning.estimate import CONTEXT_BYTES, Cluster, make_plan
 from swav_tf.planning.gpus import GPUS
 from swav_tf.recipe_files import load_recipe
 from swav_tf.training.build import build_swav
@@ -28,7 +28,25 @@ def test_the_reference_is_reproduced():
     assert slow.hours == pytest.approx(100 * 220 / 3600)
     assert slow.images_per_second_gpu == pytest.approx(91, rel=0.01)
     assert slow.gpu_hours == pytest.approx(64 * slow.hours)
-    assert 3 < fast.images_per_second_gpu / slow.images_per_second_gpu < 5
+    assert 2 < fast.images_per_second_gpu / slow.images_per_second_gpu < fast.efficiency / slow.efficiency
+
+
+# What was measured on an H200 comes out again, and what its memory held there (45.9 GB beside the context).
+def test_the_measured_gpu_is_reproduced():
+    overrides = ["train.batch_size=256", "train.precision=mixed_float16"]
+    found = plan(gpu="h200", gpus=1, overrides=overrides)
+    assert found.paces[1].images_per_second_gpu == pytest.approx(1774.5)
+    assert found.memory.total - CONTEXT_BYTES / 1e9 == pytest.approx(45.9, rel=0.05)
+    bfloat = plan(gpu="h200", gpus=1, overrides=["train.batch_size=256", "train.precision=mixed_bfloat16"])
+    assert bfloat.paces[1].images_per_second_gpu == pytest.approx(1263)
+
+
+# Bug caught: advice to do what the recipe does already.
+def test_threads_that_cannot_feed_a_node_are_told():
+    [warning] = [text for text in plan(gpu="h100", gpus=8).warnings if "Python's lock" in text]
+    setting = warning.partition("-o ")[2].partition(")")[0]
+    assert setting.startswith("data.processes=")
+    assert not [text for text in plan(gpu="h100", gpus=8, overrides=[setting]).warnings if "lock" in text]
 
 
 def test_measured_images_per_second_are_taken_as_they_are():

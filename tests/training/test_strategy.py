@@ -11,7 +11,13 @@ import tensorflow as tf
 from swav_tf.errors import UsageError
 from swav_tf.recipe import Train
 from swav_tf.training.rendezvous import ClusterAddress
-from swav_tf.training.strategy import batches_on_devices, build_strategy, mean_over_workers, topology
+from swav_tf.training.strategy import (
+    FUSED_BATCH_NORM,
+    batches_on_devices,
+    build_strategy,
+    mean_over_workers,
+    topology,
+)
 
 
 def settings(**changes):
@@ -103,6 +109,30 @@ def test_batches_are_on_one_gpu_before_they_are_asked_for(monkeypatch):
     assert {element.device.rpartition("/")[2] for element in elements} == {device.name.rpartition("/")[2]}
     assert [element.numpy()[0, 0] for element in elements] == list(range(9))
     assert made == list(range(9))
+
+
+# Bug caught: batches said to be endless and then fetched ahead, so that a GPU run ended with TensorFlow's complaint.
+def test_only_workers_are_told_that_batches_never_end(monkeypatch):
+    def batches():
+        return tf.data.Dataset.range(9)
+
+    one = tf.distribute.get_strategy()
+    assert batches_on_devices(one, batches).cardinality() == tf.data.INFINITE_CARDINALITY
+    monkeypatch.setattr(
+        tf.config, "list_logical_devices", lambda kind: [tf.config.LogicalDevice("/CPU:0", "CPU")]
+    )
+    assert batches_on_devices(one, batches).cardinality() != tf.data.INFINITE_CARDINALITY
+
+
+# Bugs caught: TensorFlow's slow batch normalisation on GPUs (2.3 times the step), and a choice of the user's overruled.
+@pytest.mark.parametrize(("before", "after"), [(None, "1"), ("0", "0")])
+def test_the_fused_batch_normalisation_is_asked_for(before, after, monkeypatch):
+    monkeypatch.delenv(FUSED_BATCH_NORM, raising=False)
+    if before is not None:
+        monkeypatch.setenv(FUSED_BATCH_NORM, before)
+    build_strategy(settings())
+    assert os.environ[FUSED_BATCH_NORM] == after
+    monkeypatch.delenv(FUSED_BATCH_NORM)
 
 
 # Variables as `srun --nodes=2 --ntasks-per-node=1` sets them on the second of two nodes.
