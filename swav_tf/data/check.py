@@ -15,8 +15,8 @@ from swav_tf.data.cores import available_cores
 from swav_tf.data.decode import UndecodableImage, decode
 from swav_tf.data.image_source import ImageSource
 from swav_tf.data.names import printable
-from swav_tf.data.shard_index import Shard, ShardIndex, shard_path
-from swav_tf.data.sharding import file_sha256
+from swav_tf.data.shard_index import ShardIndex
+from swav_tf.data.sharding import shard_damage
 
 _AHEAD = 256  # images that are looked at before their turn
 
@@ -187,7 +187,7 @@ class _ShardChecks:
         """So many images, from the first on, have been read."""
         while len(self._reasons) < len(self._ends) and self._ends[len(self._reasons)] <= images:
             shard = self._index.shards[len(self._reasons)]
-            self._reasons.append(self._pool.submit(self._reason, shard))
+            self._reasons.append(self._pool.submit(shard_damage, self._index, shard))
 
     def bad(self) -> dict[str, str]:
         """Name and reason of each shard that is not as the index says."""
@@ -198,10 +198,3 @@ class _ShardChecks:
             for shard, reason in zip(self._index.shards, reasons, strict=True)
             if reason is not None
         }
-
-    def _reason(self, shard: Shard) -> str | None:
-        try:
-            same = file_sha256(shard_path(self._index, shard)) == shard.sha256
-        except OSError as error:
-            return printable(str(error))
-        return None if same else "its SHA-256 is not that of the index"

@@ -61,7 +61,8 @@ class ShardIndex:
         kind: how the packed images were found, class_folders or images.
         class_names: of the labels, in their order.
         shards: in the order of the images.
-        source: `images`, `names_sha256` and `sizes_sha256` of the packed images.
+        source: `images`, `bytes`, `names_sha256`, `sizes_sha256` and `times_sha256` (of the last changes; not from
+            earlier versions) of the packed images.
         records: int64 (images, 3): offset, length, class.
         names: bytes of the names, each ended by a zero byte.
     """

@@ -35,6 +35,7 @@ from swav_tf.data.shard_index import (
     index_files,
     pack_names,
     read_index,
+    shard_path,
 )
 from swav_tf.data.sharding_state import (
     JOURNAL,
@@ -57,6 +58,8 @@ _RECORD_BYTES: Final = (
     256  # at most so many of an example are neither image nor names; for the room that is needed
 )
 _BLOCK: Final = 4 * MIB
+_SHOWN: Final = 5  # damaged shards that a message names
+_TIMES: Final = "times_sha256"  # of a source's facts; the index of an earlier version has none
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,7 @@ def write_shards(
 
     A shard is written under another name, brought to disk, renamed and noted with its SHA-256; the
     index comes last. After any end, `kill -9` and power cut included, the same call keeps what is whole.
+    Where all is packed, it reads the shards once and holds them against the index.
 
     Args:
         source: the folder, opened.
@@ -99,9 +103,10 @@ def write_shards(
         on_progress: is told how many images are done.
 
     Raises:
-        UsageError: the output holds something else, or is being written.
+        UsageError: the output holds something else, or other images, these as they were before they
+            changed too, or is being written.
         DataError: an image cannot be read, the images have changed, or there is no room; shards that
-            are whole stay.
+            are whole stay. Or all was packed before, and shards are damaged.
     """
     if storage.is_remote(output):
         raise UsageError(f"Shards are written on this machine, then copied. Received: {output}.")
@@ -109,13 +114,17 @@ def write_shards(
     with locked(output):
         if fresh:
             remove_packing(output)
-        sizes, source_facts, times = _facts_of(source)
+        sizes, source_facts = _facts_of(source)
         count = shards or max(1, round(sum(sizes) / (shard_mib * MIB)))
         if count > len(source):
             raise UsageError(f"Each shard holds an image at least: {len(source):,} images, {count:,} shards.")
         if (output / INDEX).exists() and not unfinished(str(output)):
-            return _already_packed(output, source_facts, count, given=shards is not None)
-        plan = {"source": {**source_facts, "times_sha256": times}, "kind": source.kind, "shards": count}
+            index = _already_packed(output, source.kind, source_facts, shards)
+            _require_whole(index, threads or available_cores(), on_progress)
+            for name in (PLAN, JOURNAL):
+                (output / name).unlink(missing_ok=True)
+            return Packed(index, len(index.shards), len(index.records))
+        plan = {"source": source_facts, "kind": source.kind, "shards": count}
         begin_or_go_on(output, plan)
         packing = _Packing(source, output, sizes, count)
         kept = packing.keep(read_journal(output), threads or available_cores())
@@ -269,8 +278,17 @@ def file_sha256(path: str) -> str:
     return digest.hexdigest()
 
 
-def _facts_of(source: ClassFolders | ImageFolder) -> tuple[list[int], dict[str, Any], str]:
-    """Sizes of the images, what tells these images from others, and a hash of the times of their changes."""
+def shard_damage(index: ShardIndex, shard: Shard) -> str | None:
+    """What is wrong with the bytes of a shard; None: they are those that were written."""
+    try:
+        same = file_sha256(shard_path(index, shard)) == shard.sha256
+    except OSError as error:
+        return printable(str(error))
+    return None if same else "its SHA-256 is not that of the index"
+
+
+def _facts_of(source: ClassFolders | ImageFolder) -> tuple[list[int], dict[str, Any]]:
+    """Sizes of the images, and what tells these images from others and from what they were before a change."""
     try:
         # Threads: a network file system answers each question after a while, but many at a time.
         with ThreadPoolExecutor(16) as pool:
@@ -279,28 +297,60 @@ def _facts_of(source: ClassFolders | ImageFolder) -> tuple[list[int], dict[str, 
         raise DataError(f"An image cannot be looked at: {error}. Mend or remove it.") from error
     names = pack_names(source.image_name(index) for index in range(len(source)))
     sizes = [fact.size for fact in facts]
-    told = {
+    times = [fact.changed_ns for fact in facts]
+    return sizes, {
         "images": len(source),
         "bytes": sum(sizes),
         "names_sha256": hashlib.sha256(names).hexdigest(),
         "sizes_sha256": hashlib.sha256(np.array(sizes, "<i8").tobytes()).hexdigest(),
+        _TIMES: hashlib.sha256(np.array(times, "<i8").tobytes()).hexdigest(),
     }
-    times = np.array([fact.changed_ns for fact in facts], "<i8")
-    return sizes, told, hashlib.sha256(times.tobytes()).hexdigest()
 
 
-def _already_packed(output: Path, source: dict[str, Any], count: int, *, given: bool) -> Packed:
+def _already_packed(output: Path, kind: str, source: dict[str, Any], shards: int | None) -> ShardIndex:
+    """The index of a finished packing, if it is one of these images as they are now."""
     index = read_index(str(output))
-    if index.source != source or (given and len(index.shards) != count):
-        what = "these images in another number of files" if index.source == source else "other images"
+    before, now = dict(index.source), dict(source)
+    changed = before.pop(_TIMES, now[_TIMES]) != now.pop(_TIMES)
+    if before != now:
+        what = "other images"
+    elif index.kind != kind:
+        what = "these images in another kind"
+    elif shards not in (None, len(index.shards)):
+        what = "these images in another number of files"
+    elif changed:
         raise UsageError(
-            f"{output} holds the shards of {what}: {index.source.get('images')} images, "
-            f"{index.source.get('bytes')} bytes, in {len(index.shards)} shards. Received: {source['images']} images, "
-            f"{source['bytes']} bytes, for {count}. Give another folder, or begin anew with --fresh."
+            f"The images must be those that were packed into {output}. Received: the same names and sizes, but other "
+            "times of their last change. If they were only copied or touched, the shards are good as they are: swav-tf "
+            f"data check {output} tells whether they are whole. If images were changed, pack them anew with --fresh."
         )
-    for name in (PLAN, JOURNAL):
-        (output / name).unlink(missing_ok=True)
-    return Packed(index, len(index.shards), len(index.records))
+    else:
+        return index
+    raise UsageError(
+        f"{output} holds the shards of {what}: {index.source.get('images')} images, {index.source.get('bytes')} "
+        f"bytes, {index.kind}, in {len(index.shards)} shards. Received: {source['images']} images, "
+        f"{source['bytes']} bytes, {kind}{f', for {shards}' if shards else ''}. Give another folder, or begin anew "
+        "with --fresh."
+    )
+
+
+def _require_whole(index: ShardIndex, threads: int, on_progress: Callable[[int], None]) -> None:
+    """Reads all shards and holds them against their index."""
+    bad, done = {}, 0
+    with ThreadPoolExecutor(threads, thread_name_prefix="checksum") as pool:
+        damages = pool.map(lambda shard: shard_damage(index, shard), index.shards)
+        for shard, damage in zip(index.shards, damages, strict=True):
+            if damage is not None:
+                bad[shard.name] = damage
+            done += shard.examples
+            on_progress(done)
+    if bad:
+        raise DataError(
+            f"The shards in {index.folder} must be whole, as their {INDEX} says; {len(bad)} of {len(index.shards)} are "
+            f"damaged: {', '.join(f'{name} ({damage})' for name, damage in [*bad.items()][:_SHOWN])}"
+            f"{', ...' if len(bad) > _SHOWN else ''}. Copy them from where they are whole, or pack the images again "
+            "with --fresh; and look at the disk, which does not keep what it was given."
+        )
 
 
 def _require_room(output: Path, total: int, packing: _Packing) -> None:

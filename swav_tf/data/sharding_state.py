@@ -117,11 +117,20 @@ def begin_or_go_on(output: Path, plan: dict[str, Any]) -> None:
 
 
 def remove_packing(output: Path) -> None:
-    """Removes what a packing wrote, and nothing else."""
+    """Removes what a packing wrote, and nothing else.
+
+    After any end the same call goes on: what tells that the folder is a packing's goes last.
+    """
+    marks = []
     for path in list(output.iterdir()):
         own = path.name.removeprefix(".").removesuffix(".part")
-        if own in (INDEX, RECORDS, NAMES, PLAN, JOURNAL) or _SHARD_NAME.fullmatch(own):
+        if path.name in (INDEX, PLAN):
+            marks.append(path)
+        elif own in (INDEX, RECORDS, NAMES, PLAN, JOURNAL) or _SHARD_NAME.fullmatch(own):
             path.unlink()
+    sync_folder(output)
+    for path in marks:
+        path.unlink()
 
 
 @contextmanager

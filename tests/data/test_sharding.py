@@ -25,6 +25,7 @@ from swav_tf.errors import DataError, UsageError
 from swav_tf.recipe import Data
 
 PACK = Path(__file__).with_name("pack.py")
+ROOT = Path(__file__).parents[2]
 CRUEL_NAMES = (
     b"a b c.jpg",
     b"caf\xe9.jpg",
@@ -159,14 +160,104 @@ class TestResumption:
     def test_what_is_packed_is_left_alone(self, images, tmp_path):
         out = tmp_path / "out"
         write_shards(ClassFolders(images), out, shards=3)
-        before = contents(out)
-        assert write_shards(ClassFolders(images), out).kept == 3
+        before, progress = contents(out), []
+        assert write_shards(ClassFolders(images), out, on_progress=progress.append).kept == 3
+        assert len(progress) == 3
+        assert progress[-1] == 23
         assert contents(out) == before
         with pytest.raises(UsageError, match="another number of files"):
             write_shards(ClassFolders(images), out, shards=4)
         (images / "n2" / "zz.jpg").write_bytes(b"x")
         with pytest.raises(UsageError, match=r"other images: 23 images.*24 images"):
             write_shards(ClassFolders(images), out, shards=3)
+
+    # Bug caught: names and sizes alone compared, so that the old pixels are kept without a word.
+    def test_an_image_that_was_replaced_by_one_of_the_same_length_is_told(self, images, tmp_path):
+        out = tmp_path / "out"
+        write_shards(ClassFolders(images), out, shards=3)
+        before, image = contents(out), next((images / "n1 with space").glob("*.JPEG"))
+        data = bytearray(image.read_bytes())
+        data[-40] ^= 1
+        image.write_bytes(data)
+        os.utime(image, ns=(1, 1))  # whatever the clock's steps
+        with pytest.raises(UsageError, match=r"same names and sizes, but other times.*data check .*--fresh"):
+            write_shards(ClassFolders(images), out, shards=3)
+        assert contents(out) == before
+        write_shards(ClassFolders(images), out, shards=3, fresh=True)
+        assert_same_images(opened(out), ClassFolders(images))
+
+    def test_an_index_of_an_earlier_version_knows_no_times(self, images, tmp_path):
+        out = tmp_path / "out"
+        write_shards(ClassFolders(images), out, shards=3)
+        document = json.loads((out / "index.json").read_text())
+        del document["source"]["times_sha256"]
+        (out / "index.json").write_text(json.dumps(document))
+        os.utime(next((images / "n0").glob("*.JPEG")), ns=(1, 1))
+        assert write_shards(ClassFolders(images), out, shards=3).kept == 3
+        assert len(opened(out)) == 23
+
+    # Bug caught: shards of another kind, whose names are the same, taken for what was asked for: no labels, or some.
+    def test_another_kind_is_refused(self, images, tmp_path):
+        write_shards(ClassFolders(images), tmp_path / "out", shards=3)
+        with pytest.raises(UsageError, match=r"another kind: .* class_folders, .*Received: .* images, for 3"):
+            write_shards(ImageFolder(images), tmp_path / "out", shards=3)
+
+    # Bug caught: only the lengths of finished shards looked at.
+    def test_a_finished_shard_that_was_damaged_is_told(self, images, tmp_path):
+        out = tmp_path / "out"
+        write_shards(ClassFolders(images), out, shards=6)
+        shard = out / "images-00004-of-00006.tfrecord"
+        data = bytearray(shard.read_bytes())
+        data[40] ^= 1
+        shard.write_bytes(data)
+        before = contents(out)
+        with pytest.raises(
+            DataError, match=r"1 of 6 are damaged: images-00004-of-00006\.tfrecord \(.*--fresh"
+        ):
+            write_shards(ClassFolders(images), out, shards=6)
+        assert contents(out) == before
+        assert write_shards(ClassFolders(images), out, shards=6, fresh=True).kept == 0
+        assert check_data(opened(out)).bad_shards == {}
+
+    # Bug caught: the index removed before the shards, which nobody may touch from then on.
+    @pytest.mark.parametrize("state", ["finished", "unfinished"])
+    def test_fresh_that_was_killed_is_given_again(self, images, tmp_path, monkeypatch, state):
+        unlink, iterdir = Path.unlink, Path.iterdir
+
+        class Killed(BaseException):
+            pass
+
+        removals = 0
+        while True:
+            out = tmp_path / f"out-{removals}"
+            if state == "finished":
+                write_shards(ClassFolders(images), out, shards=6)
+            else:
+                subprocess.run([sys.executable, PACK, images, out, "4"], check=False, cwd=ROOT)
+            left = removals
+
+            def deadly(path, missing_ok=False):
+                nonlocal left
+                if left == 0:
+                    raise Killed
+                left -= 1
+                unlink(path, missing_ok=missing_ok)
+
+            with monkeypatch.context() as patched:
+                patched.setattr(Path, "unlink", deadly)
+                # The worst order: shards.plan.json, then index.json, then the shards.
+                patched.setattr(Path, "iterdir", lambda path: reversed(sorted(iterdir(path))))
+                try:
+                    sharding.remove_packing(out)
+                except Killed:
+                    pass
+                else:
+                    break
+            write_shards(ClassFolders(images), out, shards=3, fresh=True)
+            assert_same_images(opened(out), ClassFolders(images))
+            removals += 1
+        assert removals >= 6
+        assert os.listdir(out) == [".lock"]
 
     def test_a_folder_with_something_else_is_not_touched(self, images, tmp_path):
         (tmp_path / "out").mkdir()
