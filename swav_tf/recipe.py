@@ -81,7 +81,7 @@ class CropGroup(Section):
 
 
 class ColourJitter(Section):
-    """Brightness, contrast, saturation and hue, in random order (recipe: SimCLR's, strength 1 x 0.8)."""
+    """Brightness, contrast, saturation and hue, in random order (docs/algorithm.md, "Crops")."""
 
     probability: Probability = Field(0.8, description="share of crops that are jittered (0 to 1)")
     brightness: float = Field(0.8, ge=0, description="factor uniform in [max(0, 1 - x), 1 + x]")
@@ -276,5 +276,5 @@ class Recipe(Section):
 
     @property
     def queue_length(self) -> int:
-        """Queue length floored to a multiple of the global batch (recipe, section 1)."""
+        """Queue length floored to a multiple of the global batch (docs/algorithm.md, "Queue")."""
         return self.method.queue.length // self.train.batch_size * self.train.batch_size

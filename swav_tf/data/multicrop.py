@@ -137,7 +137,7 @@ def render(image: ops.Image, crop: Crop, out: ops.Image) -> None:
 
 
 class MultiCrop:
-    """From one image to its crops (recipe, section 2, up to the normalisation, which is the device's)."""
+    """From one image to its crops (docs/algorithm.md, "Crops"; the device normalises)."""
 
     def __init__(self, crops: tuple[CropGroup, ...], augment: Augment, *, colour: bool = True) -> None:
         """With `colour=False` crops are cut and flipped only; the boxes stay the same."""

@@ -1,4 +1,4 @@
-"""SwAV as a `keras.Model` with its own train step (arXiv 2006.09882; recipe, section 4)."""
+"""SwAV as a `keras.Model` with its own train step (arXiv 2006.09882; docs/algorithm.md, "One step")."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from swav_tf.replicas import replica_count, sum_over_replicas, update_on_all_rep
 
 
 class Classifier(ReplicatedModel):
-    """Backbone, and a dense layer on its pooled features (recipe, sections 6 and 7).
+    """Backbone, and a dense layer on its pooled features (docs/algorithm.md, "Linear probe").
 
     Args:
         backbone: normalised images (n, size, size, 3) to features (n, F).

@@ -9,7 +9,7 @@ from swav_tf.training.classify import ClassifierResult, RunOptions, train_classi
 
 
 def finetune(recipe: FinetuneRecipe, **options: Unpack[RunOptions]) -> ClassifierResult:
-    """Trains a pretraining run's backbone, and a classifier on it, on labelled images (recipe, section 7).
+    """Trains a pretraining run's backbone and a classifier on labelled images (docs/algorithm.md, "Fine-tuning").
 
     Batch normalisation is in training mode, its statistics over all replicas.
 

@@ -1,4 +1,4 @@
-"""LARS as the reference uses it: LARC without clipping (arXiv 1708.03888; recipe, section 5)."""
+"""LARS: LARC without clipping (arXiv 1708.03888; docs/algorithm.md, "Optimiser and schedule")."""
 
 from __future__ import annotations
 

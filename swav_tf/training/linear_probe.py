@@ -28,7 +28,7 @@ from swav_tf.training.validation import counts_of, tally
 
 
 def probe(recipe: ProbeRecipe, **options: Unpack[RunOptions]) -> ClassifierResult:
-    """Trains a classifier on a pretraining run's frozen backbone (recipe, section 6).
+    """Trains a classifier on a pretraining run's frozen backbone (docs/algorithm.md, "Linear probe").
 
     The backbone is in inference mode, has no gradient and keeps its moving averages.
 

@@ -14,7 +14,7 @@ from swav_tf.training.momentum import MomentumOptimizer
 
 
 def epoch_shares(settings: SGDSettings, *, epochs: int) -> list[float]:
-    """What the first epoch's learning rate is multiplied by in each epoch (recipe, sections 6 and 7).
+    """What the first epoch's learning rate is multiplied by in each epoch (docs/algorithm.md, "Linear probe").
 
     cosine: (1 + cos(pi epoch / epochs)) / 2, which would reach 0 in the epoch after the last.
     steps: decay_factor to the number of decay_epochs that have begun.
