@@ -195,7 +195,7 @@ def test_predictions_need_logits(everything, tmp_path, capsys):
     make_class_folders(tmp_path / "photos")
     words = ["predict", str(everything / "model-fp32.onnx"), str(tmp_path / "photos")]
     assert run_and_report(swav_tf, [*words, "-o", str(tmp_path / "told.json")]) == 2
-    assert "takes a file with an output `logits`" in " ".join(capsys.readouterr().err.split())
+    assert "needs a file with an output `logits`" in " ".join(capsys.readouterr().err.split())
 
 
 # Bugs caught: a protobuf of more than 2 GiB, weights that no reader finds, a file beside it that is another export's,
