@@ -40,6 +40,8 @@ CLASSIFIER = (
     "monitor.validate_every_epochs=1", "data.evaluation={resize: 16, crop: 16}", "checkpoint.every_minutes=0.004",
 )  # fmt: skip
 SHARD_IMAGES = 32  # of `features`
+# Of a training: before it nothing is left to go on from, and TensorFlow takes most of a small run's time to get there.
+FIRST_PROGRESS = "run/checkpoints/step-*"
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,7 @@ def pretrain(
             "pretrain", *data, "-c", "demo", *overrides((*PRETRAIN, *settings)), "--run-dir", folder / "run",
             *begins_with,
         ],
-        "run/metrics.jsonl",
+        FIRST_PROGRESS,
         lambda folder: run_result(folder / "run", "pretrain"),
         lambda folder: run_trouble(folder / "run", "pretrain"),
         remains=lambda folder: newest_step(folder / "run", "pretrain"),
@@ -139,7 +141,7 @@ def classifier(kind: str, model: Path, *, cached: bool = False) -> Job:
             *overrides((*CLASSIFIER, *([] if kind == "probe" else ["optimizer.decay_epochs=[1, 2]"]))),
             *(["--cached"] if cached else []), "--run-dir", folder / "run",
         ],
-        "run/model.json" if cached else "run/metrics.jsonl",
+        "run/model.json" if cached else FIRST_PROGRESS,
         lambda folder: run_result(folder / "run", kind),
         lambda folder: run_trouble(folder / "run", kind),
         goes_on=not cached,

@@ -90,8 +90,8 @@ def undisturbed(commands: Commands, job: Job, folder: Path) -> Course:
     """The job as it should be, and how long it takes."""
     folder.mkdir(parents=True)
     running = commands.start(job.arguments(folder))
-    before = _seen(folder, job.sign)
-    while _seen(folder, job.sign) == before and not running.has_ended():
+    before = seen(folder, job.sign)
+    while seen(folder, job.sign) == before and not running.has_ended():
         time.sleep(POLL_S)
     began = time.monotonic()
     ended = running.wait()
@@ -161,8 +161,8 @@ class _Victim:
         wait_s = float(self.draw.random()) * share
         if moment == "start":
             return _sleep(running, float(self.draw.random()) * (IMPORTS_S + self.course.start_s))
-        before = _seen(self.folder, self.job.sign)
-        while self.job.goes_on and _seen(self.folder, self.job.sign) == before:
+        before = seen(self.folder, self.job.sign)
+        while self.job.goes_on and seen(self.folder, self.job.sign) == before:
             if running.has_ended():
                 return False
             time.sleep(POLL_S)
@@ -187,7 +187,7 @@ def _sleep(running: Running, seconds: float) -> bool:
     return not running.has_ended()
 
 
-def _seen(folder: Path, pattern: str) -> set[tuple[str, int, int]]:
+def seen(folder: Path, pattern: str) -> set[tuple[str, int, int]]:
     """What the pattern matches, with times and sizes."""
     found = set()
     for path in folder.glob(pattern):

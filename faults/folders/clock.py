@@ -11,6 +11,7 @@ import numpy as np
 
 from faults.folders.ground import Ground, wrong
 from faults.jobs import Job, differences
+from faults.kills import seen
 
 DAY_S = 86_400.0
 _JUMPS_DAYS = (-4000.0, -1.0, -0.01, 0.01, 1.0, 4000.0)
@@ -21,8 +22,11 @@ def clock_jumps(ground: Ground, job: Job, folder: Path, draw: np.random.Generato
     expected = ground.expected(job)
     jumps = [float(days) * DAY_S for days in draw.choice(_JUMPS_DAYS, 3)]
     for offset in jumps[:2]:
+        before = seen(folder, job.sign)
         running = ground.commands.start(job.arguments(folder), before=_another_time(offset))
-        end = time.monotonic() + 0.5 + float(draw.random()) * 2
+        while seen(folder, job.sign) == before and not running.has_ended():
+            time.sleep(0.01)
+        end = time.monotonic() + float(draw.random())
         while time.monotonic() < end and not running.has_ended():
             time.sleep(0.01)
         if not running.has_ended():
@@ -33,9 +37,12 @@ def clock_jumps(ground: Ground, job: Job, folder: Path, draw: np.random.Generato
         for path in folder.rglob("*"):
             then = time.time() + float(draw.choice((-1e9, 1e9)))
             os.utime(path, (then, then))
+    remains = job.remains(folder)
     ended = ground.commands.start(job.arguments(folder), before=_another_time(jumps[2])).wait()
     if trouble := wrong(ended):
         return "", f"clock off by {jumps}: {trouble}"
+    if lost := remains - job.kept(folder, ended):
+        return "", f"clock off by {jumps}: began anew, {min(lost)} was done and not kept"
     return "the same result", differences(expected, job.result(folder))
 
 
