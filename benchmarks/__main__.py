@@ -9,7 +9,7 @@ RESULTS = Path(__file__).with_name("results")
 if __name__ == "__main__":
     RESULTS.mkdir(exist_ok=True)
     failed = []
-    for name in ("startup", "pipeline", "step", "inference"):
+    for name in ("startup", "pipeline", "step", "inference", "counts"):
         print(f"=== {name}", flush=True)
         command = [sys.executable, "-m", f"benchmarks.{name}", "--json", str(RESULTS / f"{name}.json")]
         if name == "step":
