@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import re
 from collections.abc import Hashable, Iterable, Sequence
 from importlib import resources
@@ -21,6 +20,7 @@ from swav_tf.classifier_recipe import FinetuneRecipe, ProbeRecipe
 from swav_tf.errors import RecipeError
 from swav_tf.recipe import Recipe
 from swav_tf.recipe_fields import ERRORS_TOLD, did_you_mean, dotted, explain_errors, shown
+from swav_tf.whole_file import whole_file
 
 LONGEST_BYTES = 2**20  # of a file; the longest recipe here has 2 kB
 MOST_LETTERS = 2**20  # of all values once aliases are written out: ten lines could ask for a billion
@@ -162,9 +162,8 @@ def recipe_kind(file_or_name: str | Path) -> str:
 
 def save_recipe(recipe: AnyRecipe, path: Path) -> None:
     """Write the resolved recipe; `load_any_recipe(path)` returns an equal one."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(recipe_yaml(recipe), encoding="utf-8")
-    os.replace(partial, path)
+    with whole_file(path) as partial:
+        partial.write_text(recipe_yaml(recipe), encoding="utf-8")
 
 
 def recipe_yaml(recipe: AnyRecipe) -> str:

@@ -51,6 +51,8 @@ def whole_files(*paths: Path) -> Iterator[list[Path]]:
             bring_to_disk(partial)
         for partial, path in zip(partials, paths, strict=True):
             os.replace(partial, path)
+        for folder in {path.parent for path in paths}:
+            bring_to_disk(folder)
     except OSError as error:
         raise DataError(
             f"{paths[0]} could not be written: {error.strerror or error}. Make room, or give another place."
@@ -69,10 +71,13 @@ def remove_leftovers(path: Path) -> None:
 
 
 def bring_to_disk(path: Path) -> None:
-    """Waits until the content of a file is on the disk, so that a power cut cannot take it.
+    """Waits until a file's content, or the names in a folder, are on the disk: a power cut cannot take them.
 
     Raises:
         OSError: the disk is full or refuses.
     """
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -45,12 +45,12 @@ from swav_tf.data.sharding_state import (
     locked,
     read_journal,
     remove_packing,
-    sync_folder,
     unfinished,
     write_whole,
 )
 from swav_tf.errors import DataError, UsageError
 from swav_tf.versions import version_of
+from swav_tf.whole_file import bring_to_disk
 
 MIB: Final = 1 << 20
 DEFAULT_SHARD_MIB: Final = 256
@@ -137,7 +137,7 @@ def write_shards(
                 write_whole(output / name, data)
         for name in (PLAN, JOURNAL):
             (output / name).unlink(missing_ok=True)
-        sync_folder(output)
+        bring_to_disk(output)
     return Packed(read_index(str(output)), kept, before)
 
 
@@ -230,7 +230,7 @@ class _Packing:
                 file.flush()
                 os.fsync(file.fileno())
                 os.replace(temporary, self.output / name)
-                sync_folder(self.output)
+                bring_to_disk(self.output)
                 self._note(Shard(name, len(self.runs[name]), size, digest.hexdigest()))
         finally:
             temporary.unlink(missing_ok=True)

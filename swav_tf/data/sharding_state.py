@@ -20,6 +20,7 @@ from swav_tf.data.names import printable
 from swav_tf.data.shard_index import INDEX, NAMES, RECORDS, Shard
 from swav_tf.errors import DataError, UsageError
 from swav_tf.lock import take_lock
+from swav_tf.whole_file import bring_to_disk
 
 PLAN: Final = "shards.plan.json"
 JOURNAL: Final = "shards.journal.jsonl"
@@ -74,16 +75,7 @@ def write_whole(path: Path, *parts: bytes) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Makes the names in a folder last."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    bring_to_disk(path.parent)
 
 
 def begin_or_go_on(output: Path, plan: dict[str, Any]) -> None:
@@ -128,7 +120,7 @@ def remove_packing(output: Path) -> None:
             marks.append(path)
         elif own in (INDEX, RECORDS, NAMES, PLAN, JOURNAL) or _SHARD_NAME.fullmatch(own):
             path.unlink()
-    sync_folder(output)
+    bring_to_disk(output)
     for path in marks:
         path.unlink()
 

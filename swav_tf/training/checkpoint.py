@@ -23,6 +23,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from swav_tf.errors import SwavError
+from swav_tf.whole_file import bring_to_disk
 
 ARRAYS, FACTS = "state.safetensors", "state.json"
 FORMAT = 2
@@ -98,10 +99,10 @@ class CheckpointStore:
             whole["facts_sha256"] = sha256_of_facts(whole)
             (part / FACTS).write_text(json.dumps(whole, indent=1))
             for path in (part / ARRAYS, part / FACTS, part):
-                _flush(path)
+                bring_to_disk(path)
             shutil.rmtree(final, ignore_errors=True)
             part.rename(final)
-            _flush(self.folder)
+            bring_to_disk(self.folder)
         except (OSError, SafetensorError) as error:
             shutil.rmtree(part, ignore_errors=True)
             raise CheckpointError(
@@ -219,11 +220,3 @@ def sha256_of_facts(facts: Mapping[str, Any]) -> str:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -14,6 +14,7 @@ from swav_tf.recipe import Model, Recipe
 from swav_tf.recipe_files import kind_of, load_any_recipe
 from swav_tf.training.checkpoint import sha256_of_facts
 from swav_tf.training.run_folder import RunFolder
+from swav_tf.whole_file import whole_file
 
 BY_SGD, BY_CACHE, BY_IMPORT = "sgd", "cached features", "imported"
 NAME = "model.json"
@@ -89,9 +90,8 @@ class ModelFacts:
         """Writes the file, whole or not at all."""
         values = {**vars(self), "model": self.model.model_dump(mode="json")}
         values["sha256"] = sha256_of_facts(values)
-        temporary = path.with_suffix(".part")
-        temporary.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        temporary.replace(path)
+        with whole_file(path) as partial:
+            partial.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def save_facts(folder: RunFolder, facts: ModelFacts) -> None:

@@ -21,6 +21,7 @@ from swav_tf.errors import UsageError
 from swav_tf.lock import take_lock
 from swav_tf.recipe_files import AnyRecipe, kind_of, load_any_recipe, save_recipe
 from swav_tf.training.checkpoint import Checkpoint, CheckpointStore
+from swav_tf.whole_file import whole_file
 
 # Settings that may differ when a run goes on, so that it can move to another machine: the batch and the
 # order of the images stay as they are.
@@ -165,9 +166,8 @@ class RunFolder:
                     kept.append(line + "\n")
             except (ValueError, KeyError):
                 continue  # the last line of a killed run may be cut
-        temporary = self.metrics.with_suffix(".part")
-        temporary.write_text("".join(kept))
-        temporary.replace(self.metrics)
+        with whole_file(self.metrics) as partial:
+            partial.write_text("".join(kept))
 
     def read_summary(self) -> dict[str, Any] | None:
         """What summary.json holds, or None if the run has not ended."""
@@ -177,9 +177,8 @@ class RunFolder:
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Writes summary.json, whole or not at all."""
         if self.writer:
-            temporary = self.path / "summary.part"
-            temporary.write_text(json.dumps(summary, indent=1) + "\n")
-            temporary.replace(self.path / "summary.json")
+            with whole_file(self.path / "summary.json") as partial:
+                partial.write_text(json.dumps(summary, indent=1) + "\n")
 
 
 def check_settings(before: Mapping[str, Any], recipe: AnyRecipe, *, of: Path) -> None:

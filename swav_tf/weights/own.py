@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +16,7 @@ from swav_tf.recipe import Recipe
 from swav_tf.recipe_files import kind_of, load_any_recipe
 from swav_tf.training.checkpoint import FACTS, CheckpointError, CheckpointStore
 from swav_tf.training.model_facts import NAME, ModelFacts
-from swav_tf.weights.errors import WeightsError
+from swav_tf.whole_file import whole_file
 
 PARTS = ("backbone", "head", "prototypes", "classifier")
 
@@ -84,14 +82,10 @@ def write_safetensors(arrays: Mapping[str, np.ndarray], path: Path, metadata: Ma
     """A safetensors file, whole or not at all.
 
     Raises:
-        WeightsError: the disk is full or refuses.
+        DataError: the disk is full or refuses.
     """
-    part = path.with_name(f".{path.name}.part-{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(dict(arrays), part, metadata=dict(metadata))
-        part.replace(path)
-    except (OSError, SafetensorError) as error:
-        with contextlib.suppress(OSError):  # a read-only disk does not even let go of what is not there
-            part.unlink(missing_ok=True)
-        raise WeightsError(f"{path} could not be written: {error}.") from error
+    with whole_file(path) as partial:
+        try:
+            save_file(dict(arrays), partial, metadata=dict(metadata))
+        except SafetensorError as error:  # what the system said, in its words
+            raise OSError(str(error)) from error

@@ -6,8 +6,6 @@ N-th. `torch.load(..., weights_only=True)` reads it from PyTorch 1.6 on.
 
 from __future__ import annotations
 
-import contextlib
-import os
 import struct
 import zipfile
 from collections.abc import Mapping
@@ -16,7 +14,7 @@ from typing import IO
 
 import numpy as np
 
-from swav_tf.weights.errors import WeightsError
+from swav_tf.whole_file import whole_file
 
 ROOT = "archive"
 _ALIGNMENT = 64  # bytes, so that the file can be mapped into memory
@@ -27,27 +25,19 @@ def write_torch_file(tensors: Mapping[str, np.ndarray], path: Path) -> None:
     """Saves float32 and int64 arrays under their names, whole or not at all.
 
     Raises:
-        WeightsError: the disk is full or refuses.
+        DataError: the disk is full or refuses.
     """
-    part = path.with_name(f".{path.name}.part-{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("wb") as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-            _add(archive, file, "data.pkl", _describe(tensors))
-            _add(archive, file, "byteorder", b"little")
-            for number, array in enumerate(tensors.values()):
-                _add(
-                    archive,
-                    file,
-                    f"data/{number}",
-                    np.ascontiguousarray(array).astype(array.dtype.newbyteorder("<")).data,
-                )
-            _add(archive, file, "version", b"3\n")
-        part.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):  # a read-only disk does not even let go of what is not there
-            part.unlink(missing_ok=True)
-        raise WeightsError(f"{path} could not be written: {error}.") from error
+    with (
+        whole_file(path) as partial,
+        partial.open("wb") as file,
+        zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive,
+    ):
+        _add(archive, file, "data.pkl", _describe(tensors))
+        _add(archive, file, "byteorder", b"little")
+        for number, array in enumerate(tensors.values()):
+            little_endian = np.ascontiguousarray(array).astype(array.dtype.newbyteorder("<"))
+            _add(archive, file, f"data/{number}", little_endian.data)
+        _add(archive, file, "version", b"3\n")
 
 
 def _add(archive: zipfile.ZipFile, file: IO[bytes], name: str, data: bytes | memoryview) -> None:
