@@ -57,7 +57,7 @@ def table(results: dict[str, Any]) -> str:
         for row in found["rows"]:
             outcomes = ", ".join(f"{name} {count}" for name, count in row["outcomes"].items())
             if went_on := row.get("went_on"):
-                outcomes += f"; went on {went_on} times"
+                outcomes += f"; went on {went_on} time{'s' * (went_on > 1)}"
             lines.append(f"| {kind} | {row['what']} | {row['faults']:,} | {outcomes} | {row['findings']} |")
     seconds = sum(found["seconds"] for found in results.values())
     faults = sum(row["faults"] for found in results.values() for row in found["rows"])
