@@ -13,8 +13,9 @@ def test_one_screen_that_names_the_bound(
 ) -> None:
     from cli.profile_table import print_profile
     from swav_tf.training.profiling.exchange import Exchange
+    from swav_tf.training.profiling.largest_batch import LargestBatch
     from swav_tf.training.profiling.measure import Profile
-    from swav_tf.training.profiling.memory import LargestBatch, Peak
+    from swav_tf.training.profiling.memory import Peak
     from swav_tf.training.profiling.parts import Part
     from swav_tf.training.profiling.timing import Timing
     from swav_tf.training.profiling.verdict import Verdict
@@ -28,7 +29,7 @@ def test_one_screen_that_names_the_bound(
             parts=(Part("forward, backbone", 30.0), Part("update", 10.0)), part_images=50,
             exchange=Exchange(219, 114.4), communication_ms=25.0, tflops=3.2,
             memory=Peak(True, 12_300.0, 0.0, True, 2), largest_batch=LargestBatch(208, False), hours=50.0,
-            load=9.0, verdict=Verdict("input", 0.6, "input bound: it waits."),
+            load=9.0, verdict=Verdict("input", 0.6, "input bound: it waits."), processes=0,
         )
     )  # fmt: skip
     lines = capsys.readouterr().out.splitlines()

@@ -28,20 +28,14 @@ from swav_tf.recipe_advice import check_recipe
 from swav_tf.training.build import build_swav
 from swav_tf.training.job import failures_explained
 from swav_tf.training.profiling.exchange import Exchange, count_exchange
-from swav_tf.training.profiling.fixed_crops import fixed_parts, share_of_one, with_batch
-from swav_tf.training.profiling.memory import (
-    LargestBatch,
-    Peak,
-    available_megabytes,
-    estimated_largest,
-    largest_fitting,
-    measure_peak,
-)
+from swav_tf.training.profiling.fixed_crops import fixed_parts, share_of_one
+from swav_tf.training.profiling.largest_batch import LargestBatch, find_largest_batch
+from swav_tf.training.profiling.memory import Peak, measure_peak
 from swav_tf.training.profiling.parts import Part, measure_parts
 from swav_tf.training.profiling.photos import RandomPhotos
 from swav_tf.training.profiling.timing import Timing, Waited, timed, timing_of
 from swav_tf.training.profiling.verdict import Facts, Loop, Verdict, verdict
-from swav_tf.training.strategy import batches_on_devices, build_strategy, topology
+from swav_tf.training.strategy import Topology, batches_on_devices, build_strategy, topology
 
 PART_ROUNDS = 10
 MATTERS = 0.3  # an input that takes less of a step's time is never waited for
@@ -99,7 +93,7 @@ class Profile:
     hours: float
     load: float
     verdict: Verdict
-    processes: int = 0
+    processes: int
 
 
 def profile(
@@ -130,35 +124,9 @@ def profile(
     console = Console(stderr=True, quiet=quiet, highlight=False)
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     recipe = _for_this_machine(recipe)
-    source: ImageSource
-    if recipe.data.path is None and recipe.data.kind != "digits":
-        if recipe.data.service is not None:
-            raise UsageError("data.service makes crops of its own images: give the same images as DATA.")
-        source = RandomPhotos(recipe, images or IMAGENET_IMAGES)
-        described = str(source)
-    else:
-        source = open_source(recipe.data)
-        described = recipe.data.path or "the bundled digits"
-
+    source, described = _images(recipe, images or IMAGENET_IMAGES)
     # Before this process takes a GPU for itself.
-    peak = largest = None
-    if memory or find_batch:
-        console.print("memory ...")
-        peak = measure_peak(recipe)
-    if find_batch:
-        assert peak is not None
-        largest = find_largest_batch(recipe, peak, tell=lambda text: console.print(text))
-    if peak is not None and not peak.fits:
-        found = (
-            f"at most {largest.images} images fit a device at once"
-            if largest
-            else "--find-batch finds what does"
-        )
-        raise SwavError(
-            f"A batch of {recipe.train.batch_size} in {recipe.train.accumulation_steps} part(s) over {peak.replicas} "
-            f"replica(s) does not fit the memory; {found}. Remedies: more train.accumulation_steps, a smaller "
-            "train.batch_size, train.precision=mixed_float16 on a GPU."
-        )
+    peak, largest = _memory(recipe, console, find_batch=find_batch) if memory or find_batch else (None, None)
 
     strategy = build_strategy(recipe.train)
     team = topology(strategy)
@@ -203,11 +171,7 @@ def profile(
         measured = measure_parts(build_swav(one), crops, rounds=min(steps, PART_ROUNDS))
 
     on_gpu = team.devices == "GPU"
-    communication_ms = None
-    if parts == 1:
-        # Replicas on one CPU share its cores: their computing comes one after the other.
-        alike = measured.step_ms if on_gpu else team.replicas * measured.step_ms
-        communication_ms = max(0.0, alone.ms - alike) if team.replicas > 1 else 0.0
+    communication_ms = _communication_ms(alone.ms, measured.step_ms, team) if parts == 1 else None
     times = Loop(
         loop_ms=loop.ms,
         wait_ms=wait_ms,
@@ -263,41 +227,47 @@ def profile(
     )
 
 
-def find_largest_batch(recipe: Recipe, peak: Peak, *, tell: Callable[[str], None]) -> LargestBatch | None:
-    """The most images that one device computes at once; on a CPU by a line, on a GPU by trying.
+def _images(recipe: Recipe, count: int) -> tuple[ImageSource, str]:
+    """The recipe's images and what they are in words; random photographs where it names none."""
+    if recipe.data.path is not None or recipe.data.kind == "digits":
+        return open_source(recipe.data), recipe.data.path or "the bundled digits"
+    if recipe.data.service is not None:
+        raise UsageError("data.service makes crops of its own images: give the same images as DATA.")
+    photos = RandomPhotos(recipe, count)
+    return photos, str(photos)
 
-    Args:
-        recipe: its replicas, parts and queue stay as they are.
-        peak: of the recipe as it is.
-        tell: is told what is tried.
 
-    Returns:
-        None where the memory of this machine is not told.
+def _memory(recipe: Recipe, console: Console, *, find_batch: bool) -> tuple[Peak, LargestBatch | None]:
+    """What the recipe takes, and the largest batch if it is asked for.
+
+    Raises:
+        SwavError: the recipe does not fit.
     """
-    shares = peak.replicas * recipe.train.accumulation_steps
-    now = recipe.train.batch_size // shares
-
-    def of(images: int) -> Peak:
-        tell(f"  {images} images on each device ...")
-        return measure_peak(
-            with_batch(recipe, images * shares, accumulation_steps=recipe.train.accumulation_steps)
+    console.print("memory ...")
+    peak = measure_peak(recipe)
+    largest = None
+    if find_batch:
+        largest = find_largest_batch(recipe, peak, tell=lambda text: console.print(text))
+    if not peak.fits:
+        found = (
+            f"at most {largest.images} images fit a device at once"
+            if largest
+            else "--find-batch finds what does"
         )
+        raise SwavError(
+            f"A batch of {recipe.train.batch_size} in {recipe.train.accumulation_steps} part(s) over {peak.replicas} "
+            f"replica(s) does not fit the memory; {found}. Remedies: more train.accumulation_steps, a smaller "
+            "train.batch_size, train.precision=mixed_float16 on a GPU."
+        )
+    return peak, largest
 
-    if peak.on_gpu:
-        return LargestBatch(largest_fitting(lambda images: of(images).fits, start=now), estimated=False)
-    available = available_megabytes()
-    if available is None:
-        return None
-    other = now // 2 if now >= 4 else 2 * now
-    second = of(other)
-    if not (peak.fits and second.fits):
-        return LargestBatch(other if second.fits else 0, estimated=True)
-    smaller, larger = sorted([(now, peak.peak_mb), (other, second.peak_mb)])
-    try:
-        images = estimated_largest(smaller, larger, available_mb=available)
-    except ValueError:
-        return None  # so small that the noise is larger: no line
-    return LargestBatch(images, estimated=True)
+
+def _communication_ms(step_ms: float, alone_ms: float, team: Topology) -> float:
+    """What a step of all replicas takes beyond one replica's, alone."""
+    if team.replicas == 1:
+        return 0.0
+    # Replicas on one CPU share its cores: their computing comes one after the other.
+    return max(0.0, step_ms - (alone_ms if team.devices == "GPU" else team.replicas * alone_ms))
 
 
 def _for_this_machine(recipe: Recipe) -> Recipe:

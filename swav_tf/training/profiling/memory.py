@@ -1,4 +1,4 @@
-"""How much memory a step takes, and the largest batch that fits; measured in processes of their own. No TensorFlow."""
+"""How much memory a step takes, measured in a process of its own. No TensorFlow."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,8 +14,6 @@ from swav_tf.errors import SwavError
 from swav_tf.recipe import Recipe
 
 SECONDS = 1800  # for one process
-MOST = 2**15  # images of one device; no search goes on beyond
-PRECISION = 16  # the largest batch is found to 1/16 of itself
 
 
 @dataclass(frozen=True)
@@ -36,14 +33,6 @@ class Peak:
     before_mb: float
     on_gpu: bool
     replicas: int
-
-
-@dataclass(frozen=True)
-class LargestBatch:
-    """Images that a device computes at once."""
-
-    images: int
-    estimated: bool  # from a line through two measurements; else found by trying
 
 
 def measure_peak(recipe: Recipe) -> Peak:
@@ -81,42 +70,6 @@ def measure_peak(recipe: Recipe) -> Peak:
         f"The process that measures memory failed (exit code {child.returncode}): "
         f"{' '.join(child.stderr.split())[-600:]}"
     )
-
-
-def largest_fitting(fits: Callable[[int], bool], *, start: int, most: int = MOST) -> int:
-    """The largest number that fits, to 1/PRECISION of itself: doubled until one does not, then bisected.
-
-    Args:
-        fits: whether a number does; what is larger than one that does not fit does not either.
-        start: is tried first, >= 1.
-        most: no number beyond is tried.
-
-    Returns:
-        0 if not even 1 fits.
-    """
-    good, bad, trial = 0, most + 1, min(start, most)
-    while bad - good > max(1, good // PRECISION):
-        if fits(trial):
-            good = trial
-        else:
-            bad = trial
-        trial = min(2 * good, most) if bad > most and good < most else (good + bad) // 2
-        if trial == good:
-            break
-    return good
-
-
-def estimated_largest(smaller: tuple[int, float], larger: tuple[int, float], *, available_mb: float) -> int:
-    """Images that fit by the line through two peaks, (images, MB).
-
-    Raises:
-        ValueError: they are of as many images, or memory does not grow with them.
-    """
-    per_image = (larger[1] - smaller[1]) / (larger[0] - smaller[0]) if larger[0] != smaller[0] else 0.0
-    if per_image <= 0:
-        raise ValueError(f"memory must grow with the batch; got {smaller} and {larger}")
-    fixed = smaller[1] - per_image * smaller[0]
-    return max(0, int((available_mb - fixed) // per_image))
 
 
 def available_megabytes() -> float | None:

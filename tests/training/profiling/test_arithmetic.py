@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from swav_tf.training.profiling.memory import PRECISION, estimated_largest, largest_fitting
+from swav_tf.training.profiling.largest_batch import PRECISION, estimated_largest, largest_fitting
 from swav_tf.training.profiling.timing import timing_of
 from swav_tf.training.profiling.verdict import Facts, Loop, verdict
 

@@ -10,10 +10,11 @@ import tensorflow as tf
 from swav_tf.data.decode import decode
 from swav_tf.errors import SwavError, UsageError
 from swav_tf.training.build import build_swav
-from swav_tf.training.profiling import measure
+from swav_tf.training.profiling import largest_batch, measure
 from swav_tf.training.profiling.exchange import count_exchange
 from swav_tf.training.profiling.fixed_crops import fixed_parts, share_of_one
-from swav_tf.training.profiling.memory import LargestBatch, Peak, measure_peak
+from swav_tf.training.profiling.largest_batch import LargestBatch, find_largest_batch
+from swav_tf.training.profiling.memory import Peak, measure_peak
 from swav_tf.training.profiling.photos import RandomPhotos
 from tests.swav_models import tiny_recipe
 
@@ -105,10 +106,10 @@ def test_the_largest_batch_on_a_cpu_is_a_line(peak, monkeypatch):
         asked.append(recipe.train.batch_size)
         return dataclasses.replace(peak, peak_mb=500 + 10 * recipe.train.batch_size)
 
-    monkeypatch.setattr(measure, "measure_peak", line)
-    monkeypatch.setattr(measure, "available_megabytes", lambda: 1500.0)
+    monkeypatch.setattr(largest_batch, "measure_peak", line)
+    monkeypatch.setattr(largest_batch, "available_megabytes", lambda: 1500.0)
     first = line(tiny_recipe())
-    found = measure.find_largest_batch(tiny_recipe(), first, tell=asked.append)
+    found = find_largest_batch(tiny_recipe(), first, tell=asked.append)
     assert found == LargestBatch(100, estimated=True)
 
 
@@ -119,9 +120,9 @@ def test_the_largest_batch_on_gpus_is_tried(monkeypatch):
     def tried(recipe):
         return Peak(recipe.train.batch_size <= limit, 0.0, 0.0, on_gpu=True, replicas=2)
 
-    monkeypatch.setattr(measure, "measure_peak", tried)
+    monkeypatch.setattr(largest_batch, "measure_peak", tried)
     recipe = tiny_recipe(train__batch_size=16, train__accumulation_steps=2, method__queue={"length": 64})
-    found = measure.find_largest_batch(recipe, tried(recipe), tell=lambda text: None)
+    found = find_largest_batch(recipe, tried(recipe), tell=lambda text: None)
     assert found is not None
     assert not found.estimated
     assert 38 <= found.images <= 40
