@@ -17,6 +17,12 @@ class UsageError(SwavError):
     exit_code = 2
 
 
+class TryAgain(SwavError):
+    """What failed may do the next time: another worker was lost, or did not come (exit code 75, EX_TEMPFAIL)."""
+
+    exit_code = 75
+
+
 class RecipeError(UsageError):
     """One or more values of a recipe are wrong; the message lists all of them."""
 

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
 import keras
+import numpy as np
+import numpy.typing as npt
+import tensorflow as tf
 
 from swav_tf.classifier_advice import check_classifier_recipe
 from swav_tf.classifier_recipe import FinetuneRecipe, ProbeRecipe
 from swav_tf.data.image_source import fingerprint
 from swav_tf.data.labelled import LabelledData, open_labelled
 from swav_tf.data.pipeline import training_batches
+from swav_tf.training.alike import check_alike
 from swav_tf.training.callbacks.checkpointing import Checkpointing, StopWhenDiverged
 from swav_tf.training.callbacks.metrics_log import MetricsLog
 from swav_tf.training.callbacks.position import CountSteps, Position
@@ -35,6 +40,7 @@ from swav_tf.training.rendezvous import ClusterAddress
 from swav_tf.training.sgd import SGD, EpochSchedule, epoch_shares
 from swav_tf.training.strategy import Topology, build_strategy, topology
 from swav_tf.training.validation import Validate, Validation
+from swav_tf.training.watched import watched
 from swav_tf.training.worker_output import bad_images_of, consoles
 
 MEANS_OF = ("loss", "top1", "gradient_norm")
@@ -90,8 +96,32 @@ def train_classifier(
         SwavError: the run diverged, was stopped, or ran out of memory; checkpoints are kept.
     """
     started = time.perf_counter()
-    start = start_from(model, from_scratch=from_scratch)
     strategy = build_strategy(recipe.train, cluster)
+    with watched(strategy, recipe.train):
+        start = start_from(model, from_scratch=from_scratch)
+        return _train_classifier(
+            recipe,
+            start,
+            strategy,
+            run_dir=Path(run_dir),
+            fresh=fresh,
+            quiet=quiet,
+            callbacks=callbacks,
+            started=started,
+        )
+
+
+def _train_classifier(
+    recipe: ProbeRecipe | FinetuneRecipe,
+    start: Start,
+    strategy: tf.distribute.Strategy,
+    *,
+    run_dir: Path,
+    fresh: bool,
+    quiet: bool,
+    callbacks: Sequence[keras.callbacks.Callback],
+    started: float,
+) -> ClassifierResult:
     team = topology(strategy)
     console, warnings = consoles(team, quiet=quiet)
 
@@ -105,8 +135,15 @@ def train_classifier(
     position = Position(steps_per_epoch, epochs * steps_per_epoch)
 
     images = fingerprint(data.train)
+    check_alike(
+        strategy,
+        recipe,
+        images=_with_labels(images, data.train_labels),
+        validation_images=_with_labels(fingerprint(data.validation), data.validation_labels),
+        weights=start.origin.get("sha256"),
+    )
     with run_folder(
-        Path(run_dir), recipe, fresh=fresh, strategy=strategy, console=console, warnings=warnings
+        run_dir, recipe, fresh=fresh, strategy=strategy, console=console, warnings=warnings
     ) as folder:
         save_facts(folder, ModelFacts.of(start.recipe, start.origin, data, BY_SGD))
         with strategy.scope():
@@ -209,7 +246,11 @@ def train_classifier(
             f"last epoch ({last['epoch']}): top-1 {100 * last['top1']:.2f} %, top-5 {100 * last['top5']:.2f} %\n"
             f"best epoch ({best['epoch']}): top-1 {100 * best['top1']:.2f} %, top-5 {100 * best['top5']:.2f} %"
         )
-    return ClassifierResult(model=classifier, run_dir=Path(run_dir), summary=summary)
+    return ClassifierResult(model=classifier, run_dir=run_dir, summary=summary)
+
+
+def _with_labels(images: Mapping[str, Any], labels: npt.NDArray[np.int64]) -> dict[str, Any]:
+    return {**images, "labels_sha256": hashlib.sha256(labels.tobytes()).hexdigest()}
 
 
 def compile_classifier(model: Classifier, recipe: ProbeRecipe | FinetuneRecipe, steps_per_epoch: int) -> None:

@@ -25,7 +25,7 @@ from swav_tf.training.checkpoint import IMPORTED, Checkpoint, CheckpointStore
 from swav_tf.training.run_folder import RunFolder, changes
 from swav_tf.training.state import restore
 from swav_tf.training.strategy import Topology, batches_on_devices, mean_over_workers, topology
-from swav_tf.training.watched import COLLECTIVE_ERRORS, WorkerEnded, watched
+from swav_tf.training.watched import COLLECTIVE_ERRORS, WorkerEnded
 
 
 @contextmanager
@@ -40,16 +40,13 @@ def run_folder(
 ) -> Iterator[RunFolder]:
     """The run's folder, made ready by the chief before any other worker looks into it.
 
-    Inside, the workers watch each other.
-
     Raises:
         UsageError: a live process writes it, or it holds a run of another kind or with other settings.
-        WorkerLost: that is so on another worker, or one is lost.
+        WorkerEnded: that is so on the chief.
     """
     team = topology(strategy)
     folder, failure = RunFolder(path, writer=team.is_chief), None
     with ExitStack() as stack:
-        stack.enter_context(watched(strategy, recipe.train))
         if team.is_chief:
             try:
                 stack.enter_context(folder)
@@ -65,7 +62,7 @@ def run_folder(
             and any(mean_over_workers(strategy, [float(failure is not None)]))
             and failure is None
         ):
-            raise WorkerEnded("The chief could not open the run folder; its own message says why.")
+            raise WorkerEnded
         if failure is not None:
             raise failure
         if not team.is_chief:
@@ -226,10 +223,7 @@ def failures_explained(train: Train, replicas: int, bad_images: BadImages) -> It
     except COLLECTIVE_ERRORS as error:
         if replicas == 1:
             raise
-        raise WorkerEnded(
-            "Another worker has ended; its own message says why. The last checkpoint is kept: start the same "
-            "command on all machines to go on."
-        ) from error
+        raise WorkerEnded from error
     except tf.errors.OpError as error:
         if bad_images.fatal is not None:
             raise bad_images.fatal from None

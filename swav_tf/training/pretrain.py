@@ -12,6 +12,7 @@ from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from swav_tf.data.contact_sheet import contact_sheet
 from swav_tf.data.image_source import ImageSource, fingerprint
@@ -21,6 +22,7 @@ from swav_tf.errors import DataError
 from swav_tf.method.swav import SwAV
 from swav_tf.recipe import Recipe
 from swav_tf.recipe_advice import check_recipe
+from swav_tf.training.alike import check_alike
 from swav_tf.training.build import build_swav
 from swav_tf.training.callbacks.checkpointing import Checkpointing, StopWhenDiverged
 from swav_tf.training.callbacks.collapse import WarnOfCollapse
@@ -30,9 +32,11 @@ from swav_tf.training.callbacks.position import CountAssignments, CountSteps, Po
 from swav_tf.training.callbacks.progress import ShowProgress
 from swav_tf.training.checkpoint import CheckpointStore
 from swav_tf.training.job import failures_explained, fit, how_it_trains, resume, run_folder, versions
+from swav_tf.training.load import read_pretrained
 from swav_tf.training.rendezvous import ClusterAddress
 from swav_tf.training.start import start_with
 from swav_tf.training.strategy import Topology, build_strategy, topology
+from swav_tf.training.watched import watched
 from swav_tf.training.worker_output import bad_images_of, consoles
 
 __all__ = ["ClusterAddress", "PretrainResult", "pretrain"]
@@ -85,6 +89,30 @@ def pretrain(
     """
     started = time.perf_counter()
     strategy = build_strategy(recipe.train, cluster)
+    with watched(strategy, recipe.train):
+        return _pretrain(
+            recipe,
+            strategy,
+            run_dir=Path(run_dir),
+            fresh=fresh,
+            weights=weights,
+            quiet=quiet,
+            callbacks=callbacks,
+            started=started,
+        )
+
+
+def _pretrain(
+    recipe: Recipe,
+    strategy: tf.distribute.Strategy,
+    *,
+    run_dir: Path,
+    fresh: bool,
+    weights: Path | str | None,
+    quiet: bool,
+    callbacks: Sequence[keras.callbacks.Callback],
+    started: float,
+) -> PretrainResult:
     team = topology(strategy)
     console, warnings = consoles(team, quiet=quiet)
 
@@ -111,8 +139,14 @@ def pretrain(
             recipe, position, source, validation, lambda kind, values: log.write(kind, values)
         )
 
+    check_alike(
+        strategy,
+        recipe,
+        images=images,
+        weights=read_pretrained(weights)[0].facts["sha256"] if weights and team.workers > 1 else None,
+    )
     with run_folder(
-        Path(run_dir), recipe, fresh=fresh, strategy=strategy, console=console, warnings=warnings
+        run_dir, recipe, fresh=fresh, strategy=strategy, console=console, warnings=warnings
     ) as folder:
         bad_images = bad_images_of(folder.path, team, recipe.data, images=len(source))
         with strategy.scope():
@@ -209,7 +243,7 @@ def pretrain(
             "versions": versions(),
         }
         folder.write_summary(summary)
-    return PretrainResult(model, Path(run_dir), summary, team.is_chief)
+    return PretrainResult(model, run_dir, summary, team.is_chief)
 
 
 def _banner(recipe: Recipe, team: Topology, source: ImageSource, steps_per_epoch: int) -> str:

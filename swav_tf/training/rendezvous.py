@@ -6,12 +6,13 @@ worker will serve on; when all are there, node 0 sends each the whole list. No T
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import time
 from dataclasses import dataclass
 
-from swav_tf.errors import SwavError, UsageError
+from swav_tf.errors import SwavError, TryAgain, UsageError
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,8 @@ def meet(address: ClusterAddress, *, timeout_seconds: float = 600.0) -> list[str
     """`host:port` of every node's worker, by rank; returns when all nodes are there.
 
     Raises:
-        SwavError: not all came in time (the ranks that are missing are named), or two had one rank.
+        TryAgain: not all came in time (the ranks that are missing are named), or node 0 was lost.
+        UsageError: two had one rank, or another number of nodes.
     """
     deadline = time.monotonic() + timeout_seconds
     if address.node_rank == 0:
@@ -83,7 +85,7 @@ def _gather(address: ClusterAddress, deadline: float) -> list[str]:
                     guest, (host, *_) = server.accept()
                 except TimeoutError:
                     missing = sorted(set(range(address.nodes)) - set(workers))
-                    raise SwavError(
+                    raise TryAgain(
                         f"All {address.nodes} nodes must start within the time limit. No word from node rank "
                         f"{', '.join(map(str, missing))}: is the command running there, with the same --nodes, "
                         f"and does it reach {address.master}?"
@@ -98,8 +100,8 @@ def _gather(address: ClusterAddress, deadline: float) -> list[str]:
                 host = host.removeprefix("::ffff:")  # IPv4, as a socket for both sees it
                 taken = rank in workers and not (rank in guests and _has_gone(guests[rank]))
                 if nodes != address.nodes or taken or not 0 < rank < address.nodes:
-                    guest.close()
-                    raise SwavError(
+                    guests.setdefault(-1, guest)  # it is told with the others
+                    raise UsageError(
                         f"Each node needs its own --node-rank and the same --nodes {address.nodes}. "
                         f"Received: rank {rank} of {nodes} from {host}; already here: {sorted(workers)}."
                     )
@@ -110,8 +112,14 @@ def _gather(address: ClusterAddress, deadline: float) -> list[str]:
             try:
                 guest.sendall((json.dumps(listing) + "\n").encode())
             except OSError as error:
-                raise SwavError(f"Node rank {rank} went away before all nodes had come: {error}.") from error
+                raise TryAgain(f"Node rank {rank} went away before all nodes had come: {error}.") from error
         return listing
+    except SwavError as error:
+        refusal = json.dumps({"refused": str(error), "exit_code": error.exit_code}) + "\n"
+        for guest in guests.values():
+            with contextlib.suppress(OSError):
+                guest.sendall(refusal.encode())
+        raise
     finally:
         for guest in guests.values():
             guest.close()
@@ -138,16 +146,26 @@ def _join(address: ClusterAddress, deadline: float) -> list[str]:
                 master.sendall(hello.encode())
                 master.settimeout(max(deadline - time.monotonic(), 0.001))
                 listing = master.makefile("r").readline()
-                if listing:
-                    return [str(worker) for worker in json.loads(listing)]
-                raise SwavError(
-                    f"Node 0 at {address.master} turned this node (rank {address.node_rank} of "
-                    f"{address.nodes}) away: see its log."
-                )
+                return _workers_of(listing, address)
         except OSError as error:
             if time.monotonic() > deadline:
-                raise SwavError(f"Node 0 did not answer at {address.master}: {error}.") from error
+                raise TryAgain(f"Node 0 did not answer at {address.master}: {error}.") from error
             time.sleep(0.5)
+
+
+def _workers_of(answer: str, address: ClusterAddress) -> list[str]:
+    """The list in node 0's answer; without one it was lost."""
+    who = f"this node (rank {address.node_rank} of {address.nodes})"
+    if not answer.endswith("\n"):
+        raise TryAgain(
+            f"Node 0 at {address.master} was lost while {who} waited for the others: its connection closed without "
+            "a word, as after kill -9. Start the same command on all machines."
+        )
+    said = json.loads(answer)
+    if isinstance(said, dict):
+        kind = UsageError if said["exit_code"] == UsageError.exit_code else TryAgain
+        raise kind(f"Node 0 at {address.master} turned {who} away: {said['refused']}")
+    return [str(worker) for worker in said]
 
 
 def listen(port: int) -> socket.socket:

@@ -13,12 +13,13 @@ import tensorflow as tf
 from tensorflow.compiler.xla.tsl.protobuf import coordination_config_pb2
 from tensorflow.python.eager import context as tf_context
 
-from swav_tf.errors import UsageError
+from swav_tf.errors import TryAgain, UsageError
 from swav_tf.recipe import Train
 from swav_tf.training.rendezvous import ClusterAddress, meet
 from swav_tf.training.slurm import slurm_address, slurm_tasks
 
 ONE_DEVICE = "one device"
+START_SECONDS = 60.0  # in which workers that have met take their devices
 
 # cuDNN's batch normalisation of half precision in one pass, with the ReLU and the sum behind it. TensorFlow keeps it
 # off, and then takes 2.3 times as long for a step on an H200 (docs/performance.md). It overflows a little earlier,
@@ -180,35 +181,45 @@ def _multi_worker(
             "train.strategy=multi_worker needs a description of the cluster: --nodes N --node-rank R "
             "--master host:port, the variable TF_CONFIG, or a SLURM job of several tasks. Received: none."
         )
-    _slow_down_tensorflows_watch(resolver.cluster_spec().as_dict(), settings.worker_timeout_seconds)
-    implementation = tf.distribute.experimental.CommunicationImplementation
-    return tf.distribute.MultiWorkerMirroredStrategy(
-        cluster_resolver=resolver,
-        communication_options=tf.distribute.experimental.CommunicationOptions(
-            implementation=implementation.NCCL if has_gpus else implementation.RING
-        ),
+    _configure_tensorflows_watch(
+        resolver.cluster_spec().as_dict(), settings.worker_timeout_seconds, met=cluster is not None
     )
+    implementation = tf.distribute.experimental.CommunicationImplementation
+    try:
+        return tf.distribute.MultiWorkerMirroredStrategy(
+            cluster_resolver=resolver,
+            communication_options=tf.distribute.experimental.CommunicationOptions(
+                implementation=implementation.NCCL if has_gpus else implementation.RING
+            ),
+        )
+    except tf.errors.OpError as error:
+        raise TryAgain(
+            "All workers must come to the start of the cluster. One has ended, or is out of reach; its own message "
+            f"says why. Start the same command on all machines. TensorFlow says: {str(error)[:800]}"
+        ) from error
 
 
-def _slow_down_tensorflows_watch(jobs: dict[str, list[str]], timeout_seconds: float) -> None:
+def _configure_tensorflows_watch(jobs: dict[str, list[str]], timeout_seconds: float, *, met: bool) -> None:
     """TensorFlow's own heartbeat is to come after ours, which can say who is lost.
 
     Its coordination service gives up a worker after 10 s of silence and has no public setting. This is
-    what `MultiWorkerMirroredStrategy` configures where nobody has, with another time.
+    what `MultiWorkerMirroredStrategy` configures where nobody has, with another time. Workers that have `met`
+    were all there a moment ago: who does not come then is lost, and not waited for as long.
     """
-    if not timeout_seconds:
-        return
     leader = "chief" if jobs.get("chief") else "worker"
     tf_context.context().configure_coordination_service(
         service_type="standalone",
         service_leader=f"/job:{leader}/replica:0/task:0",
-        heartbeat_timeout_in_ms=round(2000 * timeout_seconds),
+        heartbeat_timeout_in_ms=round(2000 * timeout_seconds),  # 0: as TensorFlow has it
+        cluster_register_timeout_in_ms=round(1000 * (max(START_SECONDS, timeout_seconds) if met else 600)),
         coordinated_jobs=[
             coordination_config_pb2.CoordinatedJob(name=job, num_tasks=len(jobs[job]))
             for job in ("chief", "worker")
             if jobs.get(job)
         ],
     )
+    # Else worker 0 registers alone, and waits for the others without end.
+    tf_context.context().coordination_service.cluster_register_with_barrier = True
 
 
 def _split_cpu(count: int) -> None:

@@ -19,10 +19,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from swav_tf.errors import SwavError
+from swav_tf.errors import SwavError, TryAgain
 from swav_tf.training.rendezvous import listen
 
-LOST = 75  # EX_TEMPFAIL of sysexits.h: the same command, started again, goes on
+LOST = TryAgain.exit_code  # the same command, started again, goes on
 BEATS = 8  # within the time limit
 LONGEST_MESSAGE = 2000  # characters of a failure that the others are told
 STRANGERS_SECONDS = 5.0  # for which someone who connects and says nothing is waited for
@@ -49,7 +49,7 @@ class WorkerLost(SwavError):
     def __init__(self, loss: Loss) -> None:
         again = (
             "The last checkpoint is kept: start the same command on all machines to go on."
-            if loss.exit_code == LOST
+            if loss.exit_code == LOST or loss.exit_code > 128  # stopped by a signal
             else "The last checkpoint is kept."
         )
         super().__init__(f"{loss.message} {again}")
@@ -132,7 +132,8 @@ class WorkerWatch:
     def failure(self, message: str, exit_code: int) -> Loss:
         """What the others are told when this worker fails."""
         who = f"Worker {self.worker} ({socket.gethostname()}, process {os.getpid()})"
-        return Loss(self.worker, f"{who} failed: {message[:LONGEST_MESSAGE]}", exit_code)
+        how = "ended" if exit_code > 128 else "failed"  # by a signal
+        return Loss(self.worker, f"{who} {how}: {message[:LONGEST_MESSAGE]}", exit_code)
 
     @property
     def _limit(self) -> str:

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
@@ -12,7 +13,8 @@ import tensorflow as tf
 from swav_tf.errors import SwavError
 from swav_tf.method.swav import SwAV
 from swav_tf.recipe_files import load_recipe
-from swav_tf.training.pretrain import pretrain
+from swav_tf.training import pretrain as job
+from swav_tf.training import strategy
 from swav_tf.training.rendezvous import ClusterAddress
 from swav_tf.training.state import named_variables
 
@@ -28,13 +30,27 @@ def poison_gradients(step):
     SwAV._gradients = gradients
 
 
+def open_slowly(marker):
+    """Makes this process stand in the opening of its images, as on a slow file system, once it has made a file."""
+
+    def never(data, **options):
+        Path(marker).touch()
+        time.sleep(600)
+
+    job.open_source = never
+
+
 if __name__ == "__main__":
+    if "SWAV_TF_TEST_STUCK_OPENING" in os.environ:
+        open_slowly(os.environ["SWAV_TF_TEST_STUCK_OPENING"])
     if "SWAV_TF_TEST_POISONED_STEP" in os.environ:
         poison_gradients(int(os.environ["SWAV_TF_TEST_POISONED_STEP"]))
+    if "SWAV_TF_TEST_START_SECONDS" in os.environ:
+        strategy.START_SECONDS = float(os.environ["SWAV_TF_TEST_START_SECONDS"])
     recipe, run_dir, *cluster = sys.argv[1:]
     address = ClusterAddress(int(cluster[0]), int(cluster[1]), cluster[2]) if cluster else None
     try:
-        result = pretrain(load_recipe(recipe), run_dir=run_dir, cluster=address, quiet=True)
+        result = job.pretrain(load_recipe(recipe), run_dir=run_dir, cluster=address, quiet=True)
         if "SWAV_TF_TEST_WEIGHTS" in os.environ:
             weights = {name: v.numpy() for name, v in named_variables(result.model).items()}
             np.savez(os.environ["SWAV_TF_TEST_WEIGHTS"], **weights)

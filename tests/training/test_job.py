@@ -3,12 +3,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import tensorflow as tf
 from rich.console import Console
 
 from swav_tf.classifier_recipe import FinetuneRecipe
 from swav_tf.training.checkpoint import Checkpoint
-from swav_tf.training.job import tell_what_changed
+from swav_tf.training.job import failures_explained, tell_what_changed
 from swav_tf.training.strategy import Topology
+from swav_tf.training.watched import WorkerEnded
 from tests.classifiers import tiny_classifier_recipe
 from tests.swav_models import tiny_recipe
 
@@ -60,3 +62,10 @@ def test_other_batch_statistics_are_warned_of(before, now, replicas, trainable, 
         assert warned == ""
     else:
         assert f"over {images[0]} images at once, and takes them over {images[1]} from here on" in warned
+
+
+# Bug caught: 'start the same command to go on', with a code by which no scheduler does.
+def test_a_worker_that_ended_unseen_is_something_to_try_again():
+    with pytest.raises(WorkerEnded) as error, failures_explained(tiny_recipe().train, 2, None):
+        raise tf.errors.UnavailableError(None, None, "connection reset")
+    assert error.value.exit_code == 75
