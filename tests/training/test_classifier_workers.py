@@ -76,8 +76,11 @@ def test_a_probe_of_two_workers_is_stopped_and_one_process_goes_on(tmp_path, pre
         worker.communicate(timeout=240)
     assert workers[1].returncode == 143
     assert workers[0].returncode != 0
-    assert 50 <= newest(run, "probe").step < 132
+    stopped_at = newest(run, "probe").step
+    assert 50 <= stopped_at < 132
     finish(alone, start(CLASSIFIER, tmp_path / "recipe.yaml", pretrained, run))
+    # It went on, and did not start anew.
+    assert json.loads((run / "summary.json").read_text())["resumed_from_step"] == stopped_at
     assert_equal_but_for_rounding(newest(tmp_path / "alone", "probe"), newest(run, "probe"))
     begun = CheckpointStore(pretrained / "checkpoints", kind="pretrain").read(5).arrays
     ended = newest(run, "probe").arrays

@@ -100,6 +100,10 @@ def start_cluster(folder, workers):
     ]
 
 
+def resumed_from(run_dir):
+    return json.loads((run_dir / "summary.json").read_text())["resumed_from_step"]
+
+
 def wait_for_step(run_dir, step, processes):
     wait_until(lambda: any(line["step"] >= step for line in lines(run_dir)), *processes)
 
@@ -118,6 +122,7 @@ def test_a_signal_to_one_worker_stops_all_at_one_step_and_the_run_goes_on_with_m
         stopped_at.append(newest(tmp_path / "run").step)
     assert 4 <= stopped_at[0] < stopped_at[1] < 22
     finish(start(PRETRAIN, tmp_path / "recipe.yaml", tmp_path / "run"))
+    assert resumed_from(tmp_path / "run") == stopped_at[1]  # it went on, and did not start anew
     assert_same_run(alone, newest(tmp_path / "run"))
 
 
@@ -159,8 +164,10 @@ def test_the_loss_of_a_worker_ends_the_others_and_the_same_command_goes_on(
     processes[victim].send_signal(signal.SIGCONT)  # one that was only stopped must not go on alone
     processes[victim].communicate(timeout=240)
     assert processes[victim].returncode == (-signal.SIGKILL if how == signal.SIGKILL else 75)
-    assert 4 <= newest(run).step < 22
+    kept = newest(run).step
+    assert 4 <= kept < 22
     finish(*start_cluster(tmp_path, 2))
+    assert resumed_from(run) == kept  # it went on, and did not start anew
     assert_same_run(alone, newest(run))
 
 
