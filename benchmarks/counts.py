@@ -18,9 +18,9 @@ import tensorflow as tf
 
 from swav_tf.recipe_files import load_recipe
 from swav_tf.training.build import build_swav
+from swav_tf.training.cluster.strategy import build_strategy
 from swav_tf.training.profiling.exchange import Exchange, count_exchange
 from swav_tf.training.profiling.fixed_crops import fixed_parts
-from swav_tf.training.strategy import build_strategy
 
 EXPORTED = Path("runs/benchmark_resnet50/exported")
 

@@ -27,9 +27,9 @@ from swav_tf.data.digits import Digits
 from swav_tf.data.subset import draw_subset
 from swav_tf.knn import knn_accuracy
 from swav_tf.recipe_files import load_recipe, load_recipe_of
+from swav_tf.training.classifiers.finetune import finetune
+from swav_tf.training.classifiers.linear_probe import probe, probe_cached
 from swav_tf.training.features import extract_features
-from swav_tf.training.finetune import finetune
-from swav_tf.training.linear_probe import probe, probe_cached
 from swav_tf.training.load import load_swav
 from swav_tf.training.pretrain import pretrain
 

@@ -26,7 +26,7 @@ from typing import Any
 from benchmarks.step import BASE, Worker
 from evaluate.benchmark.machine import describe_machine
 from evaluate.benchmark.nvidia import no_gpu_because
-from swav_tf.training.strategy import FUSED_BATCH_NORM
+from swav_tf.training.cluster.strategy import FUSED_BATCH_NORM
 from swav_tf.whole_file import whole_file
 
 WARM_STEPS = 4  # traces, compiles, chooses kernels

@@ -101,7 +101,7 @@ class Stopwatch:
 
     def over(self, files: list[bytes], *, batches: int, **settings: int) -> Callable[[], None]:
         """Takes so many batches, after those that are made ahead; more are to come, so that nobody idles at the end."""
-        from swav_tf.data.python_calls import ended_after
+        from swav_tf.data.crop_makers.python_calls import ended_after
 
         def work() -> None:
             with ended_after():

@@ -55,7 +55,7 @@ class SwavStep(Step):
         import tensorflow as tf
 
         from swav_tf.training.build import build_swav
-        from swav_tf.training.strategy import build_strategy
+        from swav_tf.training.cluster.strategy import build_strategy
 
         strategy = build_strategy(recipe.train)
         with strategy.scope():
@@ -124,7 +124,7 @@ class BareStep(Step):
 
         from swav_tf.replicas import update_on_all_replicas
         from swav_tf.training.build import build_swav
-        from swav_tf.training.strategy import build_strategy
+        from swav_tf.training.cluster.strategy import build_strategy
 
         build_strategy(recipe.train)  # for what it sets
         model = build_swav(recipe, steps_per_epoch=STEPS_PER_EPOCH)
@@ -155,7 +155,7 @@ class SupervisedStep(Step):
         import tensorflow as tf
 
         from swav_tf.training.build import build_swav
-        from swav_tf.training.strategy import build_strategy
+        from swav_tf.training.cluster.strategy import build_strategy
 
         build_strategy(recipe.train)  # for what it sets
         model = build_swav(recipe)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from swav_tf.training.rendezvous import ClusterAddress
+    from swav_tf.training.cluster.rendezvous import ClusterAddress
 
 
 def cluster_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -35,6 +35,6 @@ def cluster_of(nodes: int | None, node_rank: int | None, master: str | None) -> 
     if nodes is None or node_rank is None or master is None:
         raise click.UsageError("--nodes, --node-rank and --master belong together: give all three or none.")
 
-    from swav_tf.training.rendezvous import ClusterAddress
+    from swav_tf.training.cluster.rendezvous import ClusterAddress
 
     return ClusterAddress(nodes=nodes, node_rank=node_rank, master=master)

@@ -74,7 +74,7 @@ def open_classifier(model: Path, provider: str | None = None) -> ClassifierModel
         return _of_file(model, provider or "cpu")
     if provider is not None:
         raise UsageError(f"--provider belongs to an ONNX file. Received: {model}, which is none.")
-    from swav_tf.training.classifier_folder import load_classifier
+    from swav_tf.training.classifiers.classifier_folder import load_classifier
 
     classifier, recipe, facts = load_classifier(model)
 

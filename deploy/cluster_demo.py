@@ -23,7 +23,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from swav_tf.training.checkpoint import Checkpoint, CheckpointStore
-from swav_tf.training.rendezvous import free_port
+from swav_tf.training.cluster.rendezvous import free_port
 
 LOST = 75  # what a worker ends with that has lost another one
 SETTINGS = (

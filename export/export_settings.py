@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from evaluate.runners.onnx_metadata import Input, Precision
-from export.quantize import Method, Target
+from export.graphs.int8 import Method, Target
 from swav_tf.errors import UsageError
 
 OUTPUTS: Final = ("features", "projections", "scores", "logits")

@@ -15,10 +15,10 @@ import numpy as np
 
 from evaluate.images import open_images
 from evaluate.runners.onnx_metadata import OnnxMetadata, Preprocessing, dataset_name, public_data
-from export import onnx_file
 from export.export_settings import ExportSettings
+from export.graphs import onnx_file
+from export.graphs.onnx_file import weight_bytes
 from export.images import Drawn, draw_images, no_images, random_pixels
-from export.onnx_file import weight_bytes
 from export.reference import Reference
 from swav_tf.errors import DataError, UsageError
 from swav_tf.recipe import EvaluationView

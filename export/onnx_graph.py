@@ -13,11 +13,11 @@ import onnx
 import tensorflow as tf
 
 from evaluate.runners.onnx_metadata import Input
-from export.fold import fold_kernels
-from export.graph_rules import OPSET, tidied
+from export.graphs.fold import fold_kernels
+from export.graphs.rules import OPSET, tidied
 from export.trained import TrainedModel
 from swav_tf.model.batch_norm import BatchNorm
-from swav_tf.training.classifier import Classifier
+from swav_tf.training.classifiers.classifier import Classifier
 
 
 def build_graph(

@@ -13,11 +13,11 @@ from evaluate.runners.onnx_runner import OnnxRunner
 from export.errors import ExportError
 from export.export_settings import ExportSettings
 from export.from_keras import ExportSource, from_keras
-from export.half import to_fp16
-from export.int8_file import save_int8
-from export.onnx_file import save_model
+from export.graphs.fp16 import to_fp16
+from export.graphs.int8 import Target
+from export.graphs.int8_file import save_int8
+from export.graphs.onnx_file import save_model
 from export.parity import GATES, Parity, compare, run_all
-from export.quantize import Target
 from export.reference import REFERENCE, write_reference
 from export.staging import filled_folder
 from export.verify import parity_text

@@ -16,10 +16,10 @@ from swav_tf.recipe import Recipe
 from swav_tf.recipe_files import kind_of, load_any_recipe
 from swav_tf.training.build import build_swav
 from swav_tf.training.checkpoint import Checkpoint, CheckpointError, CheckpointStore
-from swav_tf.training.classifier import Classifier
-from swav_tf.training.classifier_folder import build_classifier
+from swav_tf.training.classifiers.classifier import Classifier
+from swav_tf.training.classifiers.classifier_folder import build_classifier
+from swav_tf.training.classifiers.model_facts import ModelFacts
 from swav_tf.training.load import parts_of
-from swav_tf.training.model_facts import ModelFacts
 from swav_tf.training.run_folder import check_copy
 from swav_tf.training.state import named_variables
 

@@ -150,7 +150,7 @@ def _runner_says(run: Path) -> dict[str, Any]:
 
 def _classifier_says(run: Path) -> dict[str, Any]:
     """Likewise of a probe."""
-    from swav_tf.training.classifier_folder import load_classifier
+    from swav_tf.training.classifiers.classifier_folder import load_classifier
 
     model, recipe, facts = load_classifier(run)
     view = recipe.data.evaluation

@@ -29,7 +29,7 @@ NEEDS_TENSORFLOW = (
     "export.onnx_graph",
     "export.trained",
     "swav_tf.data.pipeline",
-    "swav_tf.data.service",
+    "swav_tf.data.crop_makers.service",
     "swav_tf.method.",
     "swav_tf.model.",
     "swav_tf.replicas",
@@ -38,8 +38,8 @@ NEEDS_TENSORFLOW = (
 NEEDS_NO_TENSORFLOW = {
     "swav_tf.model.architectures",
     "swav_tf.training.checkpoint",
-    "swav_tf.training.model_facts",
-    "swav_tf.training.rendezvous",
+    "swav_tf.training.classifiers.model_facts",
+    "swav_tf.training.cluster.rendezvous",
     "swav_tf.training.run_folder",
 }
 

@@ -7,7 +7,7 @@ import os
 import pytest
 
 from evaluate import feature_shards
-from swav_tf.data import sharding_state
+from swav_tf.data.shards import sharding_state
 from swav_tf.errors import UsageError
 from swav_tf.lock import take_lock
 from swav_tf.training.run_folder import RunFolder

@@ -13,7 +13,7 @@ from export.from_keras import _metadata
 from swav_tf.data.digits import Digits
 from swav_tf.data.folders import ClassFolders
 from swav_tf.data.positions import CropsByPosition
-from swav_tf.data.sharding import write_shards
+from swav_tf.data.shards.sharding import write_shards
 from swav_tf.versions import version_of
 from tests.swav_models import tiny_recipe
 

@@ -27,7 +27,7 @@ from cli.options import (
 )
 
 if TYPE_CHECKING:
-    from export.run_engines import ExportedEngine
+    from export.engines.run_engines import ExportedEngine
     from export.run_export import Exported
 
 
@@ -191,7 +191,7 @@ def command(
         refuse_without_tensorrt(engine)
     elif run.suffix == ".onnx":
         _refuse_options_of_a_run(context)
-        from export.run_engines import export_engines
+        from export.engines.run_engines import export_engines
 
         engines = export_engines([run], output, engine_settings(engine), tell=tell)
         served = _write_triton(triton, [run, *(file.path for file in engines)])
@@ -219,7 +219,7 @@ def command(
     )
     settings.check()  # before TensorFlow loads
     if "tensorrt" in kinds:
-        from export.tensorrt_engine import builder_here
+        from export.engines.tensorrt_engine import builder_here
 
         if "int8" in precisions and settings.target != "tensorrt":
             raise click.UsageError("--to tensorrt takes int8 in its own form: leave out --target")
@@ -229,7 +229,7 @@ def command(
     load_tensorflow_quietly()
     exported = export_run(run, output, settings, tell=tell)
     if "tensorrt" in kinds:
-        from export.run_engines import export_engines
+        from export.engines.run_engines import export_engines
 
         engines = export_engines([file.path for file in exported], output, engine_settings(engine), tell=tell)
     served = _write_triton(triton, [*(file.path for file in exported), *(file.path for file in engines)])

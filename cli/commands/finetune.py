@@ -30,7 +30,7 @@ def command(**options: Any) -> None:
     recipe, arguments = asked_for(FinetuneRecipe, **options)
 
     load_tensorflow_quietly()
-    from swav_tf.training.finetune import finetune
+    from swav_tf.training.classifiers.finetune import finetune
 
     result = finetune(recipe, **arguments)
     if options["as_json"]:

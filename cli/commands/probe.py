@@ -35,7 +35,7 @@ def command(**options: Any) -> None:
     recipe, arguments = asked_for(ProbeRecipe, **options)
 
     load_tensorflow_quietly()
-    from swav_tf.training.linear_probe import probe, probe_cached
+    from swav_tf.training.classifiers.linear_probe import probe, probe_cached
 
     result = probe_cached(recipe, **arguments) if options["cached"] else probe(recipe, **arguments)
     if options["as_json"]:

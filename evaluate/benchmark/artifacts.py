@@ -112,7 +112,7 @@ def _engine(path: Path) -> Artifact:
 
 def _run_folder(path: Path) -> Artifact:
     from swav_tf.training.checkpoint import CheckpointStore
-    from swav_tf.training.model_facts import read_pretraining_recipe
+    from swav_tf.training.classifiers.model_facts import read_pretraining_recipe
 
     recipe = read_pretraining_recipe(path)
     store = CheckpointStore(path / "checkpoints", kind="pretrain")

@@ -10,7 +10,7 @@ import numpy as np
 from evaluate.runners.runner import ModelIdentity, check_images
 from swav_tf.errors import UsageError
 from swav_tf.training.checkpoint import CheckpointStore
-from swav_tf.training.model_facts import read_pretraining_recipe
+from swav_tf.training.classifiers.model_facts import read_pretraining_recipe
 
 
 class KerasRunner:

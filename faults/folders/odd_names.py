@@ -14,7 +14,7 @@ from PIL import Image
 from faults.folders.ground import Ground, wrong
 from faults.jobs import CLASSIFIER, differences, overrides, pretrain
 from swav_tf.data.folders import ClassFolders
-from swav_tf.data.tfrecord import open_shards
+from swav_tf.data.shards.tfrecord import open_shards
 
 # Bytes that are no UTF-8, what shells, CSV files and terminals trip over.
 NAMES = (

@@ -15,7 +15,7 @@ from faults.jobs import PRETRAIN, overrides, shard
 from faults.mutate import mutated
 from swav_tf.data.decode import UndecodableImage
 from swav_tf.data.image_source import read_image
-from swav_tf.data.tfrecord import open_shards
+from swav_tf.data.shards.tfrecord import open_shards
 from swav_tf.errors import DataError, SwavError
 
 DAMAGES = 200

@@ -18,15 +18,15 @@ import tensorflow as tf
 from swav_tf.classifier_recipe import ClassifierRecipe
 from swav_tf.data.augment import Image
 from swav_tf.data.bad_images import BadImages
-from swav_tf.data.chunks import largest_chunk
 from swav_tf.data.cores import available_cores
-from swav_tf.data.crop_child import SEATS
-from swav_tf.data.crop_processes import CropProcesses
+from swav_tf.data.crop_makers.chunks import largest_chunk
+from swav_tf.data.crop_makers.crop_child import SEATS
+from swav_tf.data.crop_makers.crop_processes import CropProcesses
+from swav_tf.data.crop_makers.python_calls import PythonCalls
+from swav_tf.data.crop_makers.service import ServedCrops
 from swav_tf.data.decode import UndecodableImage
 from swav_tf.data.image_source import ImageSource, read_image
 from swav_tf.data.positions import CropsByPosition
-from swav_tf.data.python_calls import PythonCalls
-from swav_tf.data.service import ServedCrops
 from swav_tf.data.view import evaluation_view
 from swav_tf.errors import DataError
 from swav_tf.recipe import Data, EvaluationView, Recipe

@@ -35,7 +35,7 @@ def open_source(data: Data, *, validation: bool = False) -> ImageSource:
         path = _given(data.path, "data.path", "the folder of the images")
     with _within_reach(path):
         if data.kind == "tfrecord":
-            from swav_tf.data.tfrecord import open_shards
+            from swav_tf.data.shards.tfrecord import open_shards
 
             return open_shards(path, image_key=data.image_key, label_key=data.label_key)
         # Unlabelled training images still need labelled ones to be validated on.

@@ -7,7 +7,7 @@ from typing import Any
 
 from swav_tf.data.augment import Image
 from swav_tf.data.image_source import ImageSource
-from swav_tf.data.tfrecord import TFRecordSource
+from swav_tf.data.shards.tfrecord import TFRecordSource
 from swav_tf.errors import DataError
 
 

@@ -14,8 +14,8 @@ from swav_tf.model.backbone import build_backbone
 from swav_tf.model.head import Prototypes, build_head
 from swav_tf.recipe import Recipe
 from swav_tf.replicas import replica_count
-from swav_tf.training.lars import LARS
-from swav_tf.training.schedule import WarmupCosine
+from swav_tf.training.optimizers.lars import LARS
+from swav_tf.training.optimizers.schedule import WarmupCosine
 
 
 def build_swav(recipe: Recipe, *, steps_per_epoch: int = 1) -> SwAV:

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from swav_tf.data.crop_makers.python_calls import ended_after
 from swav_tf.data.image_source import ImageSource
 from swav_tf.data.pipeline import evaluation_batches
-from swav_tf.data.python_calls import ended_after
 from swav_tf.method.replicated_model import ReplicatedModel
 from swav_tf.recipe import Data
 

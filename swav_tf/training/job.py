@@ -15,17 +15,17 @@ from rich.console import Console
 from rich.markup import escape
 
 from swav_tf.data.bad_images import BadImages
-from swav_tf.data.python_calls import ended_after
+from swav_tf.data.crop_makers.python_calls import ended_after
 from swav_tf.errors import DataError, SwavError, UsageError
 from swav_tf.method.replicated_model import ReplicatedModel
 from swav_tf.recipe import Train
 from swav_tf.recipe_files import AnyRecipe
 from swav_tf.training.callbacks.position import Position
 from swav_tf.training.checkpoint import IMPORTED, Checkpoint, CheckpointStore
+from swav_tf.training.cluster.strategy import Topology, batches_on_devices, mean_over_workers, topology
+from swav_tf.training.cluster.watched import COLLECTIVE_ERRORS, WorkerEnded
 from swav_tf.training.run_folder import RunFolder, changes
 from swav_tf.training.state import restore
-from swav_tf.training.strategy import Topology, batches_on_devices, mean_over_workers, topology
-from swav_tf.training.watched import COLLECTIVE_ERRORS, WorkerEnded
 
 
 @contextmanager

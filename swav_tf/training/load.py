@@ -9,7 +9,7 @@ from swav_tf.method.swav import SwAV
 from swav_tf.recipe import Recipe
 from swav_tf.training.build import build_swav
 from swav_tf.training.checkpoint import IMPORTED, Checkpoint, CheckpointStore
-from swav_tf.training.model_facts import read_pretraining_recipe
+from swav_tf.training.classifiers.model_facts import read_pretraining_recipe
 from swav_tf.training.run_folder import check_copy
 from swav_tf.training.state import named_variables
 

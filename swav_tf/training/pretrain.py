@@ -22,7 +22,6 @@ from swav_tf.errors import DataError
 from swav_tf.method.swav import SwAV
 from swav_tf.recipe import Recipe
 from swav_tf.recipe_advice import check_recipe
-from swav_tf.training.alike import check_alike
 from swav_tf.training.build import build_swav
 from swav_tf.training.callbacks.checkpointing import Checkpointing, StopWhenDiverged
 from swav_tf.training.callbacks.collapse import WarnOfCollapse
@@ -31,13 +30,14 @@ from swav_tf.training.callbacks.metrics_log import MetricsLog
 from swav_tf.training.callbacks.position import CountAssignments, CountSteps, Position
 from swav_tf.training.callbacks.progress import ShowProgress
 from swav_tf.training.checkpoint import CheckpointStore
+from swav_tf.training.cluster.alike import check_alike
+from swav_tf.training.cluster.rendezvous import ClusterAddress
+from swav_tf.training.cluster.strategy import Topology, build_strategy, topology
+from swav_tf.training.cluster.watched import watched
+from swav_tf.training.cluster.worker_output import bad_images_of, consoles
 from swav_tf.training.job import failures_explained, fit, how_it_trains, resume, run_folder, versions
 from swav_tf.training.load import read_pretrained
-from swav_tf.training.rendezvous import ClusterAddress
 from swav_tf.training.start import start_with
-from swav_tf.training.strategy import Topology, build_strategy, topology
-from swav_tf.training.watched import watched
-from swav_tf.training.worker_output import bad_images_of, consoles
 
 __all__ = ["ClusterAddress", "PretrainResult", "pretrain"]
 

@@ -14,7 +14,7 @@ from swav_tf.data.labelled import numbered
 from swav_tf.errors import UsageError
 from swav_tf.recipe import Recipe
 from swav_tf.recipe_files import load_recipe, load_recipe_of
-from swav_tf.training.model_facts import BY_IMPORT, ModelFacts
+from swav_tf.training.classifiers.model_facts import BY_IMPORT, ModelFacts
 from swav_tf.weights.fitting import Fitted, fit
 from swav_tf.weights.formats import Recognised
 from swav_tf.weights.layout import Sizes

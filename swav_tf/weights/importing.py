@@ -14,7 +14,7 @@ import numpy as np
 from swav_tf.errors import UsageError
 from swav_tf.recipe_files import AnyRecipe, kind_of, save_recipe
 from swav_tf.training.checkpoint import IMPORTED, CheckpointStore
-from swav_tf.training.model_facts import NAME, ModelFacts
+from swav_tf.training.classifiers.model_facts import NAME, ModelFacts
 from swav_tf.weights.classifier import classifier_run
 from swav_tf.weights.errors import WeightsError
 from swav_tf.weights.fitting import fit

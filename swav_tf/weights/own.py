@@ -15,7 +15,7 @@ from swav_tf.errors import UsageError
 from swav_tf.recipe import Recipe
 from swav_tf.recipe_files import kind_of, load_any_recipe
 from swav_tf.training.checkpoint import FACTS, CheckpointError, CheckpointStore
-from swav_tf.training.model_facts import NAME, ModelFacts
+from swav_tf.training.classifiers.model_facts import NAME, ModelFacts
 from swav_tf.whole_file import whole_file
 
 PARTS = ("backbone", "head", "prototypes", "classifier")

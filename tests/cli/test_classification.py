@@ -14,7 +14,7 @@ from PIL import Image
 
 from swav_tf.classifier_recipe import FinetuneRecipe, ProbeRecipe
 from swav_tf.recipe_files import load_recipe_of
-from swav_tf.training.rendezvous import ClusterAddress
+from swav_tf.training.cluster.rendezvous import ClusterAddress
 from tests.cli.command_line import Run, Told
 from tests.cli.images import write_noise
 
@@ -116,7 +116,7 @@ def test_what_is_asked_for_wrongly_has_exit_code_2(
 @pytest.fixture(scope="module")
 def probed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A probe's folder, one step old."""
-    from swav_tf.training.linear_probe import probe
+    from swav_tf.training.classifiers.linear_probe import probe
     from tests.classifiers import pretraining_run, tiny_classifier_recipe
 
     folder = tmp_path_factory.mktemp("probed")
@@ -139,7 +139,7 @@ def images(tmp_path: Path) -> Path:
 def test_predictions_are_the_models(
     probed: Path, images: Path, tmp_path: Path, batch_size: str, run: Run
 ) -> None:
-    from swav_tf.training.classifier_folder import load_classifier
+    from swav_tf.training.classifiers.classifier_folder import load_classifier
 
     words = ["predict", probed, images, "--quiet", "--batch-size", batch_size]
     left = run(*words, "-o", tmp_path / "out.json")
@@ -248,7 +248,9 @@ def test_other_images_are_refused(
 def test_a_place_that_is_none_is_told_before_anything_is_measured(
     probed: Path, monkeypatch: pytest.MonkeyPatch, run: Run
 ) -> None:
-    monkeypatch.setattr("swav_tf.training.measure.measure", lambda *images: pytest.fail("it was measured"))
+    monkeypatch.setattr(
+        "swav_tf.training.classifiers.measure.measure", lambda *images: pytest.fail("it was measured")
+    )
     left = run("validate", probed, "-o", probed / "config.yaml")
     assert left.code == 2
     assert "-o must be a folder" in left.err

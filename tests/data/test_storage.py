@@ -7,15 +7,16 @@ import sys
 import numpy as np
 import pytest
 
-from swav_tf.data import records, storage
+from swav_tf.data import storage
 from swav_tf.data.bad_images import BadImages
 from swav_tf.data.check import check_data
 from swav_tf.data.folders import ClassFolders, ImageFolder
 from swav_tf.data.image_source import fingerprint
 from swav_tf.data.pipeline import training_batches
-from swav_tf.data.sharding import write_shards
+from swav_tf.data.shards import records
+from swav_tf.data.shards.sharding import write_shards
+from swav_tf.data.shards.tfrecord import open_shards
 from swav_tf.data.sources import guess_kind, open_source
-from swav_tf.data.tfrecord import open_shards
 from swav_tf.errors import DataError, UsageError
 from swav_tf.recipe import Data
 

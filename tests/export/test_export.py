@@ -11,7 +11,7 @@ import onnx
 import pytest
 from PIL import Image
 
-import export.onnx_file
+import export.graphs.onnx_file
 from cli.errors import run_and_report
 from cli.main import swav_tf
 from evaluate.features import extract_features
@@ -28,8 +28,8 @@ from export.verify import verify
 from swav_tf.classifier_recipe import FinetuneRecipe
 from swav_tf.errors import DataError, UsageError
 from swav_tf.recipe import Data
-from swav_tf.training.classifier_folder import load_classifier
-from swav_tf.training.finetune import finetune
+from swav_tf.training.classifiers.classifier_folder import load_classifier
+from swav_tf.training.classifiers.finetune import finetune
 from tests.classifiers import pretraining_run, tiny_classifier_recipe
 from tests.evaluate.models import make_class_folders
 from tests.tiny_run import tiny_run
@@ -202,7 +202,7 @@ def test_predictions_need_logits(everything, tmp_path, capsys):
 # half precision that keeps two files although it needs one, int8 that fails inside of ONNX after minutes.
 def test_weights_in_a_second_file(tmp_path, monkeypatch):
     limit = 1_000_000  # float32 needs 1.3 MB, float16 0.7
-    monkeypatch.setattr(export.onnx_file, "ONE_FILE_BYTES", limit)
+    monkeypatch.setattr(export.graphs.onnx_file, "ONE_FILE_BYTES", limit)
     settings = ExportSettings(precisions=("fp32", "fp16"), reference_images=10)
     with pytest.raises(UsageError, match="int8 is made from a float32 graph of"):
         export_run(tiny_run(), tmp_path / "out", replace(settings, precisions=("int8",)), tell=silent)

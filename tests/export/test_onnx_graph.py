@@ -9,8 +9,8 @@ import pytest
 import tensorflow as tf
 
 from export.errors import ExportError
-from export.fold import fold_kernels
-from export.graph_rules import backbone_nodes, operators, tidied
+from export.graphs.fold import fold_kernels
+from export.graphs.rules import backbone_nodes, operators, tidied
 from export.onnx_graph import build_graph
 from export.trained import TrainedModel
 from swav_tf.training.build import build_swav

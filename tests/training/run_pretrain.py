@@ -14,8 +14,8 @@ from swav_tf.errors import SwavError
 from swav_tf.method.swav import SwAV
 from swav_tf.recipe_files import load_recipe
 from swav_tf.training import pretrain as job
-from swav_tf.training import strategy
-from swav_tf.training.rendezvous import ClusterAddress
+from swav_tf.training.cluster import strategy
+from swav_tf.training.cluster.rendezvous import ClusterAddress
 from swav_tf.training.state import named_variables
 
 

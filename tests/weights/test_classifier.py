@@ -12,9 +12,9 @@ from swav_tf.classifier_recipe import ProbeRecipe
 from swav_tf.data.view import evaluation_view
 from swav_tf.errors import UsageError
 from swav_tf.recipe_files import load_any_recipe, load_recipe
-from swav_tf.training.classifier_folder import load_classifier
-from swav_tf.training.linear_probe import probe
-from swav_tf.training.model_facts import ModelFacts
+from swav_tf.training.classifiers.classifier_folder import load_classifier
+from swav_tf.training.classifiers.linear_probe import probe
+from swav_tf.training.classifiers.model_facts import ModelFacts
 from swav_tf.weights.exporting import export_weights
 from swav_tf.weights.importing import import_weights
 from swav_tf.weights.layout import Sizes, slots

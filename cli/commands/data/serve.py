@@ -60,7 +60,7 @@ def command(
     source, crops = _what_to_serve(config, overrides, data)
 
     load_tensorflow_quietly()
-    from swav_tf.data.service import Served
+    from swav_tf.data.crop_makers.service import Served
 
     ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -14,10 +14,10 @@ from rich.console import Console
 
 from swav_tf.data.bad_images import BadImages
 from swav_tf.data.cores import available_cores
-from swav_tf.data.crop_processes import cpu_seconds
+from swav_tf.data.crop_makers.crop_processes import cpu_seconds
+from swav_tf.data.crop_makers.python_calls import ended_after
 from swav_tf.data.image_source import ImageSource
 from swav_tf.data.pipeline import made_ahead, training_batches
-from swav_tf.data.python_calls import ended_after
 from swav_tf.data.sources import open_source
 from swav_tf.errors import SwavError, UsageError
 from swav_tf.method.swav import SwAV
@@ -26,6 +26,7 @@ from swav_tf.planning.network_cost import network_cost
 from swav_tf.recipe import Recipe
 from swav_tf.recipe_advice import check_recipe
 from swav_tf.training.build import build_swav
+from swav_tf.training.cluster.strategy import Topology, batches_on_devices, build_strategy, topology
 from swav_tf.training.job import failures_explained
 from swav_tf.training.profiling.exchange import Exchange, count_exchange
 from swav_tf.training.profiling.fixed_crops import fixed_parts, share_of_one
@@ -35,7 +36,6 @@ from swav_tf.training.profiling.parts import Part, measure_parts
 from swav_tf.training.profiling.photos import RandomPhotos
 from swav_tf.training.profiling.timing import Timing, Waited, timed, timing_of
 from swav_tf.training.profiling.verdict import Facts, Loop, Verdict, verdict
-from swav_tf.training.strategy import Topology, batches_on_devices, build_strategy, topology
 
 PART_ROUNDS = 10
 MATTERS = 0.3  # an input that takes less of a step's time is never waited for

@@ -29,8 +29,8 @@ def main() -> None:
     import tensorflow as tf
 
     from swav_tf.training.build import build_swav
+    from swav_tf.training.cluster.strategy import build_strategy
     from swav_tf.training.profiling.fixed_crops import fixed_parts
-    from swav_tf.training.strategy import build_strategy
 
     strategy = build_strategy(recipe.train)
     gpus = tf.config.list_logical_devices("GPU")

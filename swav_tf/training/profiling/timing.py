@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from swav_tf.data.crop_processes import cpu_seconds
+from swav_tf.data.crop_makers.crop_processes import cpu_seconds
 
 Element = TypeVar("Element")
 

@@ -13,9 +13,9 @@ from swav_tf.errors import UsageError
 from swav_tf.recipe import Model
 from swav_tf.recipe_files import save_recipe
 from swav_tf.training.checkpoint import CheckpointError, CheckpointStore
+from swav_tf.training.classifiers.model_facts import ModelFacts
 from swav_tf.training.features import extract_features
 from swav_tf.training.load import load_swav, read_pretrained
-from swav_tf.training.model_facts import ModelFacts
 from tests.classifiers import tiny_classifier_recipe
 from tests.tiny_run import tiny_run
 

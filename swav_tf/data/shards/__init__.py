@@ -1,0 +1,1 @@
+"""TFRecord shards: packed, indexed, read."""

@@ -1,0 +1,1 @@
+"""Probes and fine-tuning: the classifier on the backbone, its training, validation and folder."""

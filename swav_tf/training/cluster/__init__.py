@@ -1,0 +1,1 @@
+"""Several devices and machines: the strategy, how workers meet, and how they watch each other."""

@@ -1,0 +1,1 @@
+"""LARS, SGD, and the schedules of their rates."""

@@ -1,0 +1,110 @@
+"""Half precision and int8: what is in lower precision, what is not, and the sweep."""
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, numpy_helper
+from onnxruntime.quantization.calibrate import TensorData
+
+from export.errors import ExportError
+from export.graphs.fp16 import to_fp16
+from export.graphs.int8 import calibrate, quantise_within, to_int8
+from export.graphs.rules import operators
+
+
+@pytest.fixture(scope="session")
+def graph(everything):
+    return onnx.load(everything / "model-fp32.onnx")
+
+
+@pytest.fixture(scope="session")
+def images():
+    return np.random.default_rng(0).integers(0, 256, (40, 32, 32, 3), dtype=np.uint8)
+
+
+def made_by(model):
+    return {output: node for node in model.graph.node for output in node.output}
+
+
+def weight_types(model, op_type):
+    types = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+    return {types[node.input[1]] for node in model.graph.node if node.op_type == op_type}
+
+
+# Bugs caught: a file called fp16 whose convolutions are float32; head or prototypes in half precision; casts
+# between nodes that both stay in float32; inputs or outputs of another type than in fp32.
+def test_fp16_is_fp16(graph):
+    half = to_fp16(graph)
+    assert weight_types(half, "Conv") == {TensorProto.FLOAT16}
+    assert weight_types(half, "MatMul") == {TensorProto.FLOAT}
+    assert operators(half)["Cast"] == operators(graph)["Cast"] + 2  # into the backbone and out of it
+    assert [v.type.tensor_type.elem_type for v in [*half.graph.input, *half.graph.output]] == [
+        TensorProto.UINT8,
+        *[TensorProto.FLOAT] * 3,
+    ]
+    assert weight_types(graph, "Conv") == {TensorProto.FLOAT}  # the original is untouched
+
+
+# Bug caught: a weight that becomes infinite without a word.
+def test_fp16_refuses_weights_beyond_its_range(graph):
+    model = onnx.ModelProto()
+    model.CopyFrom(graph)
+    [name] = [node.input[1] for node in model.graph.node if node.op_type == "Conv"][:1]
+    [tensor] = [tensor for tensor in model.graph.initializer if tensor.name == name]
+    tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(1e8), name))
+    with pytest.raises(ExportError, match="within 65504 for fp16"):
+        to_fp16(model)
+
+
+# Bugs caught: convolutions left in float32, one scale for all channels, signed activations, a quantised head.
+@pytest.mark.parametrize("method", ["minmax", "entropy", "percentile"])
+def test_int8_is_int8(graph, images, method, capsys):
+    quantised = to_int8(graph, calibrate(graph, images[:16], method=method))
+    assert capsys.readouterr().out == ""
+    maker = made_by(quantised)
+    values = {tensor.name: numpy_helper.to_array(tensor) for tensor in quantised.graph.initializer}
+    convolutions = [node for node in quantised.graph.node if node.op_type == "Conv"]
+    assert len(convolutions) == 6
+    for node in convolutions:
+        activation, weight = maker[node.input[0]], maker[node.input[1]]
+        assert {activation.op_type, weight.op_type} == {"DequantizeLinear"}
+        assert values[activation.input[2]].dtype == np.uint8
+        stored = values[weight.input[0]]
+        assert stored.dtype == np.int8
+        assert values[weight.input[1]].shape == (len(stored),)
+    for node in quantised.graph.node:
+        if node.op_type == "MatMul":
+            assert values[node.input[1]].dtype == np.float32
+
+
+# Bugs caught: a sweep that keeps other convolutions than those that hurt, or all of them. What is spoilt is the
+# tensor between two convolutions: alone in int8, the one that makes it rounds it as badly as the one that reads it.
+def test_the_sensitive_convolution_stays_in_float(graph, images):
+    ranges = calibrate(graph, images, method="minmax")
+    [victim] = [node for node in graph.graph.node if node.op_type == "Conv" and "layer2_0_conv2" in node.name]
+    data = ranges.values.data
+    low, high = (float(np.ravel(end)[0]) for end in data[victim.input[0]].range_value)
+    relu = made_by(graph)[victim.input[0]]
+    neighbour = made_by(graph)[relu.input[0]]
+    assert (relu.op_type, neighbour.op_type) == ("Relu", "Conv")
+    data[victim.input[0]] = TensorData(lowest=np.float32(low * 300), highest=np.float32(high * 300))
+
+    def in_int8(model):
+        maker = made_by(model)
+        return {node.name for node in model.graph.node if node.op_type == "Conv" and node.input[1] in maker}
+
+    def acceptable(model):
+        return victim.name not in in_int8(model)
+
+    lines = []
+    quantised, kept = quantise_within(graph, ranges, images, acceptable=acceptable, tell=lines.append)
+    assert set(kept) == {victim.name, neighbour.name}
+    assert len(in_int8(quantised)) == 4
+    assert "6 convolutions" in lines[0]
+
+
+# Bug caught: a file in float32 that is called int8.
+def test_int8_that_nothing_makes_good_is_refused(graph, images):
+    ranges = calibrate(graph, images[:8], method="minmax")
+    with pytest.raises(ExportError, match="int8 must meet its gate"):
+        quantise_within(graph, ranges, images, acceptable=lambda model: False, tell=lambda line: None)

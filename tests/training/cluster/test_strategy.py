@@ -1,0 +1,186 @@
+import json
+import os
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from swav_tf.errors import UsageError
+from swav_tf.recipe import Train
+from swav_tf.training.cluster.rendezvous import ClusterAddress
+from swav_tf.training.cluster.strategy import (
+    FUSED_BATCH_NORM,
+    batches_on_devices,
+    build_strategy,
+    mean_over_workers,
+    topology,
+)
+
+
+def settings(**changes):
+    return Train(epochs=1, batch_size=8, **changes)
+
+
+@pytest.fixture(autouse=True)
+def no_cluster(monkeypatch):
+    for name in ("TF_CONFIG", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS"):
+        monkeypatch.delenv(name, raising=False)
+
+
+# Bug caught: a strategy other than the one that was asked for.
+@pytest.mark.parametrize(
+    ("changes", "kind", "replicas"),
+    [
+        ({"strategy": "auto"}, "one device", 1),
+        ({"strategy": "auto", "logical_cpus": 2}, "mirrored", 2),
+        ({"strategy": "one_device", "logical_cpus": 2}, "one device", 1),
+        ({"strategy": "mirrored"}, "mirrored", 2),
+    ],
+)
+def test_kinds(changes, kind, replicas):
+    team = topology(build_strategy(settings(**changes)))
+    assert (team.kind, team.replicas, team.workers, team.is_chief) == (kind, replicas, 1, True)
+
+
+# Bug caught: a number that counts once for each replica of its worker.
+def test_the_mean_over_workers_counts_each_worker_once():
+    assert mean_over_workers(build_strategy(settings(strategy="mirrored")), [0.0, 65535.0]) == [0.0, 65535.0]
+
+
+DESCRIBED = '{"cluster": {"worker": ["a:1", "b:1"]}, "task": {"type": "worker", "index": 0}}'
+NO_TASK = '{"cluster": {"worker": ["a:1", "b:1"]}}'
+
+
+# Bug caught: a cluster that is asked for, not there, and silently replaced by one device.
+@pytest.mark.parametrize(
+    ("changes", "environment", "cluster", "message"),
+    [
+        ({"strategy": "multi_worker"}, {}, None, "needs a description of the cluster"),
+        ({}, {"TF_CONFIG": "{workers: 2"}, None, "TF_CONFIG must be JSON"),
+        ({}, {"TF_CONFIG": NO_TASK}, None, "task.type and task.index are missing"),
+        (
+            {},
+            {"TF_CONFIG": DESCRIBED},
+            ClusterAddress(2, 0, "a:1"),
+            "described once",
+        ),
+        ({"strategy": "mirrored"}, {}, ClusterAddress(2, 0, "a:1"), "--nodes needs"),
+        ({"logical_cpus": 7}, {}, None, "must be set before TensorFlow starts"),
+        ({"strategy": "multi_worker", "logical_cpus": 2}, {}, None, "each of several workers has one"),
+    ],
+)
+def test_what_is_not_there_is_refused(changes, environment, cluster, message, monkeypatch):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UsageError, match=message):
+        build_strategy(settings(**changes), cluster)
+
+
+# Bug caught: replicas of the CPU that are asked for and silently replaced by one GPU.
+@pytest.mark.parametrize("changes", [{"logical_cpus": 2}, {"logical_cpus": 1, "strategy": "mirrored"}])
+def test_logical_cpus_beside_a_gpu_are_refused(changes, monkeypatch):
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: ["/physical_device:GPU:0"])
+    with pytest.raises(UsageError, match=r"this machine has 1 GPU\(s\), which would be used instead"):
+        build_strategy(settings(**changes))
+
+
+# Bugs caught: a step of one GPU that begins with the copy of its batch; batches that are lost or mixed up on the way.
+def test_batches_are_on_one_gpu_before_they_are_asked_for(monkeypatch):
+    made = []
+
+    def batch(number):
+        made.append(int(number))
+        return np.full((2, 3), number, np.uint8)
+
+    def batches():
+        return tf.data.Dataset.range(9).map(lambda i: tf.numpy_function(batch, [i], tf.uint8))
+
+    assert batches_on_devices(tf.distribute.get_strategy(), batches).element_spec == batches().element_spec
+    device = tf.config.list_logical_devices("CPU")[1]  # stands for a GPU
+    monkeypatch.setattr(tf.config, "list_logical_devices", lambda kind: [device])
+    iterator = iter(batches_on_devices(tf.distribute.get_strategy(), batches))
+    elements = [next(iterator)]
+    while len(made) < 2:  # the next one is made while nobody asks for it
+        time.sleep(0.01)
+    elements += iterator
+    assert {element.device.rpartition("/")[2] for element in elements} == {device.name.rpartition("/")[2]}
+    assert [element.numpy()[0, 0] for element in elements] == list(range(9))
+    assert made == list(range(9))
+
+
+# Bug caught: batches said to be endless and then fetched ahead, so that a GPU run ended with TensorFlow's complaint.
+def test_only_workers_are_told_that_batches_never_end(monkeypatch):
+    def batches():
+        return tf.data.Dataset.range(9)
+
+    one = tf.distribute.get_strategy()
+    assert batches_on_devices(one, batches).cardinality() == tf.data.INFINITE_CARDINALITY
+    monkeypatch.setattr(
+        tf.config, "list_logical_devices", lambda kind: [tf.config.LogicalDevice("/CPU:0", "CPU")]
+    )
+    assert batches_on_devices(one, batches).cardinality() != tf.data.INFINITE_CARDINALITY
+
+
+# Bugs caught: TensorFlow's slow batch normalisation on GPUs (2.3 times the step), and a choice of the user's overruled.
+@pytest.mark.parametrize(("before", "after"), [(None, "1"), ("0", "0")])
+def test_the_fused_batch_normalisation_is_asked_for(before, after, monkeypatch):
+    monkeypatch.delenv(FUSED_BATCH_NORM, raising=False)
+    if before is not None:
+        monkeypatch.setenv(FUSED_BATCH_NORM, before)
+    build_strategy(settings())
+    assert os.environ[FUSED_BATCH_NORM] == after
+    monkeypatch.delenv(FUSED_BATCH_NORM)
+
+
+# Variables as `srun --nodes=2 --ntasks-per-node=1` sets them on the second of two nodes.
+SLURM = {
+    "SLURM_PROCID": "1",
+    "SLURM_LOCALID": "0",
+    "SLURM_STEP_NUM_TASKS": "2",
+    "SLURM_STEP_NODELIST": "node[07-08]",
+    "SLURM_STEP_TASKS_PER_NODE": "1(x2)",
+    "SLURM_NTASKS": "2",
+}
+PRINT_CLUSTER = """
+import json, os, tensorflow as tf
+from swav_tf.training.cluster import strategy
+tf.distribute.MultiWorkerMirroredStrategy = lambda cluster_resolver, communication_options: print(json.dumps({
+    "cluster": cluster_resolver.cluster_spec().as_dict(),
+    "task": [cluster_resolver.task_type, cluster_resolver.task_id],
+    "how": communication_options.implementation.value,
+    "left behind": os.environ.get("TF_CONFIG"),
+}))
+strategy.meet = lambda address: [address.host + ":1", "node08:2"]
+from swav_tf.recipe import Train
+strategy.build_strategy(Train(epochs=1, batch_size=8))
+"""
+
+
+# Bugs caught: a node list that is not unfolded, a wrong rank, NCCL without a GPU, a description that stays for the
+# processes that this one starts.
+def test_a_slurm_step_is_understood():
+    process = subprocess.run(
+        [sys.executable, "-c", PRINT_CLUSTER],
+        env={**os.environ, **SLURM},
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert process.returncode == 0, process.stderr[-2000:]
+    found = json.loads(process.stdout.strip().splitlines()[-1])
+    assert found == {
+        "cluster": {"worker": ["node07:1", "node08:2"]},
+        "task": ["worker", 1],
+        "how": "RING",
+        "left behind": None,
+    }
+
+
+# Bug caught: an interactive shell in an allocation that waits for tasks that never come.
+def test_an_allocation_without_srun_is_no_cluster(monkeypatch):
+    monkeypatch.setenv("SLURM_NTASKS", "4")
+    monkeypatch.setenv("SLURM_JOB_NODELIST", "node[1-4]")
+    assert topology(build_strategy(settings())).workers == 1
