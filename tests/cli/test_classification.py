@@ -32,7 +32,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         return run
 
     for module, names in (("linear_probe", ("probe", "probe_cached")), ("finetune", ("finetune",))):
-        trainer = ModuleType(f"swav_tf.training.{module}")
+        trainer = ModuleType(f"swav_tf.training.classifiers.{module}")
         for name in names:
             setattr(trainer, name, job(name))
         monkeypatch.setitem(sys.modules, trainer.__name__, trainer)
