@@ -1,7 +1,9 @@
 """Files that are written whole or not at all."""
 
+import contextlib
 import errno
 import os
+import stat
 
 import pytest
 
@@ -109,3 +111,21 @@ def test_links_stay_links_and_devices_devices(tmp_path):
     with pytest.raises(DataError, match="pipe must be a file or a new name"), whole_file(pipe):
         pass
     assert pipe.is_fifo()
+
+
+# Bugs caught: a file that is there, told as not written, where a file system cannot bring folders to disk; a full disk
+# or a broken one that is passed over.
+@pytest.mark.parametrize(("number", "matters"), [(errno.EINVAL, False), (errno.EIO, True)])
+def test_a_folder_that_cannot_be_brought_to_disk(tmp_path, monkeypatch, number, matters):
+    path, sync = tmp_path / "x.txt", os.fsync
+
+    def fsync(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(number, os.strerror(number))
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(DataError, match="could not be written") if matters else contextlib.nullcontext():  # noqa: SIM117
+        with whole_file(path) as partial:
+            partial.write_text("all")
+    assert path.read_text() == "all"

@@ -88,6 +88,9 @@ class RunFolder:
             lock.write(str(os.getpid()))
             lock.flush()
             self._lock = lock
+            for left in self.path.glob(".part-????????-*"):  # what a killed process had not finished
+                with contextlib.suppress(OSError):
+                    left.unlink(missing_ok=True)
         return self
 
     def __exit__(

@@ -22,6 +22,15 @@ def test_a_second_writer_is_refused_while_the_first_lives(tmp_path):
         pass
 
 
+# Bug caught: litter of killed processes, for ever.
+def test_what_a_killed_process_had_not_finished_is_removed(tmp_path):
+    for name in (".part-d905c0ac-config.yaml", ".part-00000000-summary.json"):
+        (tmp_path / name).write_text("half")
+    (tmp_path / "notes.txt").write_text("mine")
+    with RunFolder(tmp_path):
+        assert sorted(p.name for p in tmp_path.iterdir()) == [".lock", "notes.txt"]
+
+
 # Bugs caught: other settings that slip into a run; a harmless one that is refused.
 def test_a_run_goes_on_with_its_own_settings_only(tmp_path):
     with RunFolder(tmp_path) as folder:

@@ -35,6 +35,7 @@ from swav_tf.data.positions import CropsByPosition
 from swav_tf.errors import DataError
 
 PATIENCE_SECONDS: Final = 60  # with a process that does not answer; a chunk of 16 images takes a second
+_GRACE_SECONDS: Final = 10  # for an answer, once its chunk has been made here
 # For killed processes to be gone: one that waits for a dead network disk stays, and must not keep the trainer.
 _END_SECONDS: Final = 5
 
@@ -118,11 +119,16 @@ class CropProcesses:
         seat = self._free.get()
         try:
             labels = self._ask(seat, places)
+            if labels is None:
+                if self._ended:
+                    return None
+                # A disk that holds up all processes holds this up, too: only then a process is judged.
+                made_here = make_chunk(self._make, places)
+                self._give_up_if_silent(seat)
+                return made_here
             chunk = [*map(np.array, seat.crops)]  # copied: the seat is used again
         finally:
             self._free.put(seat)
-        if labels is None:
-            return None if self._ended else make_chunk(self._make, places)
         chunk.append(np.array([-1 if label is None else label for label in labels], np.int64))
         readable = [label is not None for label in labels]
         mend_chunk(chunk, readable, self._make, places, good=self._good)
@@ -150,11 +156,23 @@ class CropProcesses:
                     return labels
                 if self._ended:
                     return None
-            self._retire(seat.process, hangs=True)
         except (OSError, EOFError):
             if not self._ended:
                 self._retire(seat.process, hangs=False)
         return None
+
+    def _give_up_if_silent(self, seat: _Seat) -> None:
+        """Takes the late answer of a process that lives; one that has none is asked for nothing any more."""
+        if seat.process.pid in self._retired:
+            return
+        try:
+            if seat.socket.poll(_GRACE_SECONDS):
+                seat.socket.recv()
+            elif not self._ended:
+                self._retire(seat.process, hangs=True)
+        except (OSError, EOFError):
+            if not self._ended:
+                self._retire(seat.process, hangs=False)
 
     def _retire(self, process: subprocess.Popen[bytes], *, hangs: bool) -> None:
         with self._lock:

@@ -40,6 +40,7 @@ from swav_tf.data.shards.shard_index import (
 from swav_tf.data.shards.sharding_state import (
     JOURNAL,
     PLAN,
+    TIMES,
     begin_or_go_on,
     disk_errors_told,
     locked,
@@ -59,7 +60,6 @@ _RECORD_BYTES: Final = (
 )
 _BLOCK: Final = 4 * MIB
 _SHOWN: Final = 5  # damaged shards that a message names
-_TIMES: Final = "times_sha256"  # of a source's facts; the index of an earlier version has none
 
 
 @dataclass(frozen=True)
@@ -303,7 +303,7 @@ def _facts_of(source: ClassFolders | ImageFolder) -> tuple[list[int], dict[str, 
         "bytes": sum(sizes),
         "names_sha256": hashlib.sha256(names).hexdigest(),
         "sizes_sha256": hashlib.sha256(np.array(sizes, "<i8").tobytes()).hexdigest(),
-        _TIMES: hashlib.sha256(np.array(times, "<i8").tobytes()).hexdigest(),
+        TIMES: hashlib.sha256(np.array(times, "<i8").tobytes()).hexdigest(),
     }
 
 
@@ -311,7 +311,7 @@ def _already_packed(output: Path, kind: str, source: dict[str, Any], shards: int
     """The index of a finished packing, if it is one of these images as they are now."""
     index = read_index(str(output))
     before, now = dict(index.source), dict(source)
-    changed = before.pop(_TIMES, now[_TIMES]) != now.pop(_TIMES)
+    changed = before.pop(TIMES, now[TIMES]) != now.pop(TIMES)
     if before != now:
         what = "other images"
     elif index.kind != kind:

@@ -22,6 +22,7 @@ from swav_tf.errors import DataError, UsageError
 from swav_tf.lock import take_lock
 from swav_tf.whole_file import bring_to_disk
 
+TIMES: Final = "times_sha256"  # of the images, in a source's facts; an earlier version has none
 PLAN: Final = "shards.plan.json"
 JOURNAL: Final = "shards.journal.jsonl"
 _LOCK: Final = ".lock"
@@ -84,11 +85,14 @@ def begin_or_go_on(output: Path, plan: dict[str, Any]) -> None:
     Raises:
         UsageError: it is of another packing.
     """
-    if not unfinished(str(output)):
+    before = (read_plan(output) or {}) if unfinished(str(output)) else None
+    source = (before or {}).get("source") or {}
+    # An earlier version's plan has no times.
+    times = {TIMES: plan["source"].get(TIMES)} if source and TIMES not in source else {}
+    if before is None or (times and {**before, "source": source | times} == plan):
         with disk_errors_told(output):
             write_whole(output / PLAN, json.dumps(plan).encode())
         return
-    before = read_plan(output) or {}
     if before == plan:
         return
     differences = [
@@ -96,7 +100,11 @@ def begin_or_go_on(output: Path, plan: dict[str, Any]) -> None:
         for what, same in (
             ("the kind", before.get("kind") == plan["kind"]),
             ("the number of shards", before.get("shards") == plan["shards"]),
-            ("the images", before.get("source") == plan["source"]),
+            ("the images", _but_times(source) == _but_times(plan["source"])),
+            (
+                "the times of the images' last change",
+                {**source, **times}.get(TIMES) == plan["source"].get(TIMES),
+            ),
         )
         if not same
     ]
@@ -106,6 +114,10 @@ def begin_or_go_on(output: Path, plan: dict[str, Any]) -> None:
         f"{before.get('shards', '?')} shards; now there are {plan['source']['images']} and {plan['shards']}. "
         "Give the old ones, or begin anew with --fresh."
     )
+
+
+def _but_times(source: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in source.items() if key != TIMES}
 
 
 def remove_packing(output: Path) -> None:

@@ -47,10 +47,13 @@ def stoppable(if_stuck: Callable[[StoppedEarly], None]) -> Iterator[None]:
         yield  # only the main thread may set handlers
         return
     asked: list[int] = []
+    stopping: list[int] = []
 
     def stop(number: int, frame: FrameType | None) -> None:
         asked.append(number)
-        raise _Stop
+        if not stopping:  # schedulers may send SIGTERM twice and mean the same as once
+            stopping.append(number)
+            raise _Stop
 
     def listen() -> None:
         with reader:
@@ -67,13 +70,16 @@ def stoppable(if_stuck: Callable[[StoppedEarly], None]) -> Iterator[None]:
     earlier = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
     threading.Thread(target=listen, daemon=True, name="early signals").start()
     try:
-        yield
+        try:
+            yield
+        finally:
+            stopping.append(0)  # from here on a signal interrupts nothing
     except BaseException as error:
         if asked:  # it may be the error that brought the main thread back
             raise StoppedEarly(asked[0]) from (None if isinstance(error, _Stop) else error)
         raise
     finally:
-        signal.set_wakeup_fd(earlier)
-        writer.close()
         for number, handler in before.items():
             signal.signal(number, handler)
+        signal.set_wakeup_fd(earlier)
+        writer.close()

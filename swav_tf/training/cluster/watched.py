@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import tensorflow as tf
 from tensorflow.python.eager import context as tf_context
 
-from swav_tf.errors import SwavError, TryAgain
+from swav_tf.errors import SwavError, TryAgain, UsageError
 from swav_tf.recipe import Train
 from swav_tf.training.callbacks.checkpointing import StoppedBySignal
 from swav_tf.training.cluster.rendezvous import split_address
@@ -62,7 +62,7 @@ def watched(strategy: tf.distribute.Strategy, train: Train) -> Iterator[None]:
         yield
         return
     try:
-        with _watching(strategy, team, train) if train.worker_timeout_seconds else _unwatched(team):
+        with (_watching if train.worker_timeout_seconds else _unwatched)(strategy, team, train):
             yield
     except SwavError as error:
         # Several workers may write into one log.
@@ -75,13 +75,31 @@ def watched(strategy: tf.distribute.Strategy, train: Train) -> Iterator[None]:
 
 
 @contextmanager
-def _unwatched(team: Topology) -> Iterator[None]:
+def _unwatched(strategy: tf.distribute.Strategy, team: Topology, train: Train) -> Iterator[None]:
     ended = threading.Event()
     try:
         with stoppable(lambda error: _end(team, error, ended, STOP_SECONDS)):
+            _ports(strategy, team, 0)
             yield
     finally:
         ended.set()
+
+
+def _ports(strategy: tf.distribute.Strategy, team: Topology, mine: int) -> list[int]:
+    """Where each worker's watch is found; 0 of all where none watches. All workers must ask together.
+
+    Raises:
+        UsageError: some watch and some do not; on all workers.
+    """
+    table = [float(mine) if worker == team.worker else 0.0 for worker in range(team.workers)]
+    ports = [round(mean * team.workers) for mean in mean_over_workers(strategy, table)]
+    without = [worker for worker, port in enumerate(ports) if not port]
+    if 0 < len(without) < team.workers:
+        raise UsageError(
+            "train.worker_timeout_seconds must be 0 on all workers or on none. Received: 0 on worker(s) "
+            f"{', '.join(map(str, without))} of {team.workers}. Give the same on every machine."
+        )
+    return ports
 
 
 @contextmanager
@@ -99,8 +117,7 @@ def _watching(strategy: tf.distribute.Strategy, team: Topology, train: Train) ->
     watch = WorkerWatch(worker=team.worker, timeout_seconds=train.worker_timeout_seconds, on_loss=lost)
     try:
         with stoppable(stopped):
-            mine = [float(watch.port) if worker == team.worker else 0.0 for worker in range(team.workers)]
-            ports = [round(mean * team.workers) for mean in mean_over_workers(strategy, mine)]
+            ports = _ports(strategy, team, watch.port)
             hosts = [split_address(address)[0] for address in worker_addresses(strategy)]
             watch.start(list(zip(hosts, ports, strict=True)))
             yield

@@ -133,6 +133,7 @@ def test_a_process_that_hangs_is_given_up_and_its_share_is_made_here(maker, capf
     monkeypatch.setattr(hung, "kill", lambda: kills.append(1))  # as if it could not be killed
     monkeypatch.setattr(crop_processes, "PATIENCE_SECONDS", 10)
     monkeypatch.setattr(crop_processes, "_END_SECONDS", 1)
+    monkeypatch.setattr(crop_processes, "_GRACE_SECONDS", 1)
     hung.send_signal(signal.SIGSTOP)
     for number in range(4):  # all seats
         maker.assert_right(number)
@@ -151,6 +152,21 @@ def test_a_process_that_hangs_is_given_up_and_its_share_is_made_here(maker, capf
     assert other.wait() == -signal.SIGKILL
     os.kill(hung.pid, signal.SIGKILL)
     hung.wait()
+
+
+# Bug caught: a disk that answered nobody for a while, and all processes given up for the rest of the run.
+def test_processes_that_were_all_held_up_are_kept(maker, capfd, monkeypatch):
+    monkeypatch.setattr(crop_processes, "PATIENCE_SECONDS", 1)
+    maker.assert_right(0)
+    for process in maker.started():
+        process.send_signal(signal.SIGSTOP)
+    later = threading.Timer(3, lambda: [process.send_signal(signal.SIGCONT) for process in maker.started()])
+    later.start()
+    for number in range(8):
+        maker.assert_right(number)
+    later.join()
+    assert all(process.poll() is None for process in maker.started())
+    assert capfd.readouterr().err == ""
 
 
 def test_an_end_frees_those_that_wait(maker):

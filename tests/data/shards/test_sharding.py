@@ -157,6 +157,17 @@ class TestResumption:
         assert packed.kept == 0
         assert_same_images(opened(out), ClassFolders(images))
 
+    # Bug caught: hours of whole shards thrown away, for an earlier version kept no times of the images.
+    def test_a_packing_of_an_earlier_version_goes_on(self, images, tmp_path):
+        out = tmp_path / "out"
+        subprocess.run([sys.executable, PACK, images, out, "2"], check=False, cwd=Path(__file__).parents[3])
+        plan = json.loads((out / "shards.plan.json").read_text())
+        del plan["source"]["times_sha256"]
+        (out / "shards.plan.json").write_text(json.dumps(plan))
+        packed = write_shards(ClassFolders(images), out, shards=6)
+        assert packed.kept == 2
+        assert "times_sha256" in packed.index.source
+
     def test_what_is_packed_is_left_alone(self, images, tmp_path):
         out = tmp_path / "out"
         write_shards(ClassFolders(images), out, shards=3)
