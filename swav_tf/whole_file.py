@@ -12,7 +12,7 @@ from pathlib import Path
 
 from swav_tf.errors import DataError
 
-# Network file systems that cannot bring a folder to disk, and folders that may be written and not read, say one of these.
+# File systems that cannot bring a folder to disk, and folders that may be written and not read, say one of these.
 _NOT_FOR_FOLDERS = (errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES)
 
 

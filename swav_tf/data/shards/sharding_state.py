@@ -95,16 +95,15 @@ def begin_or_go_on(output: Path, plan: dict[str, Any]) -> None:
         return
     if before == plan:
         return
+    same_images = _but_times(source) == _but_times(plan["source"])
+    same_times = (source | times).get(TIMES) == plan["source"].get(TIMES)
     differences = [
         what
         for what, same in (
             ("the kind", before.get("kind") == plan["kind"]),
             ("the number of shards", before.get("shards") == plan["shards"]),
-            ("the images", _but_times(source) == _but_times(plan["source"])),
-            (
-                "the times of the images' last change",
-                {**source, **times}.get(TIMES) == plan["source"].get(TIMES),
-            ),
+            ("the images", same_images),
+            ("the times of the images' last change", same_times or not same_images),
         )
         if not same
     ]

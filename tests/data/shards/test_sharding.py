@@ -151,7 +151,8 @@ class TestResumption:
             os.utime(image, ns=(1, 1))
         elif change == "new":
             (images / "n2" / "zz.jpg").write_bytes(b"x")
-        with pytest.raises(UsageError, match=r"(the images|the number of shards) changed since.*--fresh"):
+        what = {"touch": "the times of the images' last change", "shards": "the number of shards"}
+        with pytest.raises(UsageError, match=f"; {what.get(change, 'the images')} changed since.*--fresh"):
             write_shards(ClassFolders(images), out, shards=5 if change == "shards" else 6)
         packed = write_shards(ClassFolders(images), out, shards=5, fresh=True)
         assert packed.kept == 0

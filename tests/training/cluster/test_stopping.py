@@ -18,12 +18,16 @@ def handlers_come_back():
 # Bug caught: a second SIGTERM, as schedulers send it, that cuts the clean-up of the first one short.
 def test_a_second_signal_interrupts_nothing():
     cleaned = []
-    with pytest.raises(StoppedEarly, match="SIGTERM") as caught, stoppable(lambda error: None):
+
+    def stopped_twice():
         try:
             os.kill(os.getpid(), signal.SIGTERM)
         finally:
             os.kill(os.getpid(), signal.SIGTERM)
             cleaned.append(True)
+
+    with pytest.raises(StoppedEarly, match="SIGTERM") as caught, stoppable(lambda error: None):
+        stopped_twice()
     assert cleaned == [True]
     assert caught.value.exit_code == 143
 
