@@ -127,7 +127,7 @@ def pretrain(
         FIRST_PROGRESS,
         lambda folder: run_result(folder / "run", "pretrain"),
         lambda folder: run_trouble(folder / "run", "pretrain"),
-        remains=lambda folder: newest_step(folder / "run", "pretrain"),
+        remains=lambda folder: unfinished_step(folder / "run", "pretrain"),
         kept=lambda folder, ended: resumed_step(folder / "run"),
     )  # fmt: skip
 
@@ -145,7 +145,8 @@ def classifier(kind: str, model: Path, *, cached: bool = False) -> Job:
         lambda folder: run_result(folder / "run", kind),
         lambda folder: run_trouble(folder / "run", kind),
         goes_on=not cached,
-        remains=lambda folder: newest_step(folder / "run", kind),
+        # Cached, it writes one checkpoint, at its end, and never goes on from it.
+        remains=lambda folder: set() if cached else newest_step(folder / "run", kind),
         kept=lambda folder, ended: resumed_step(folder / "run"),
     )  # fmt: skip
 
@@ -280,6 +281,11 @@ def newest_step(run: Path, kind: str) -> set[str]:
     """The step of the newest whole checkpoint."""
     checkpoint, _ = CheckpointStore(run / "checkpoints", kind=kind).newest()
     return set() if checkpoint is None else {f"step {checkpoint.step}"}
+
+
+def unfinished_step(run: Path, kind: str) -> set[str]:
+    """Likewise; none where the run has its summary: it is complete, and the same command leaves all as it is."""
+    return set() if (run / "summary.json").exists() else newest_step(run, kind)
 
 
 def resumed_step(run: Path) -> set[str]:

@@ -17,7 +17,7 @@ import numpy as np
 
 from faults.commands import Commands, Ended, Running
 from faults.jobs import Job, Made, benchmark, classifier, differences, export, features, make, pretrain, shard
-from faults.trial import Plan, Trial, shortened
+from faults.trial import Plan, Trial, not_judged, shortened
 
 # While a real process starts; at work; as soon as something is written under another name.
 MOMENTS = ("start", "work", "writing")
@@ -115,7 +115,16 @@ class _Victim:
         folder.mkdir()
 
     def trial(self, number: int, kills: int) -> Trial:
-        """Kills it so often; where it ends before its turn, its result is looked at, and it begins anew."""
+        """Kills it so often, and then lets it end."""
+        try:
+            self._strike_and_end(kills)
+        except Exception as error:  # of what the job looks at, say: no trial may lose those of the others
+            self.finding = shortened(f"killed at {self.struck}, then: {not_judged(error)}", 1200)
+        outcome = "broken" if self.finding else "the same result"
+        return Trial(number, self.job.name, outcome, len(self.struck), self.finding, self.went_on)
+
+    def _strike_and_end(self, kills: int) -> None:
+        """Where it ends before its turn, its result is looked at, and it begins anew."""
         for _ in range(3 * kills):
             if len(self.struck) >= kills or self.finding:
                 break
@@ -123,8 +132,6 @@ class _Victim:
         if not self.finding:
             remains = self.job.remains(self.folder)
             self._end(self.commands.run(self.job.arguments(self.folder)), remains)
-        outcome = "broken" if self.finding else "the same result"
-        return Trial(number, self.job.name, outcome, len(self.struck), self.finding, self.went_on)
 
     def _strike(self, share: float) -> None:
         moment = str(self.draw.choice(MOMENTS, p=MOMENT_SHARES))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,6 +53,13 @@ class Plan:
 
 
 Kind = Callable[[Plan], Iterator[Trial]]
+
+
+def not_judged(error: Exception) -> str:
+    """The finding of a trial in which the suite itself failed: the trials after it are still worth their time."""
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    told = f"{type(error).__name__}: {error} ({Path(where.filename).name}, line {where.lineno})"
+    return f"the suite itself failed and cannot judge this trial: {told}"
 
 
 def shortened(text: str, length: int = 600) -> str:

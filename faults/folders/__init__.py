@@ -15,7 +15,7 @@ from faults.folders.read_only import read_only_inputs, read_only_outputs
 from faults.folders.shards import damaged_shards, index_elsewhere
 from faults.folders.two_at_once import two_at_once
 from faults.jobs import classifier, export, features, pretrain, shard
-from faults.trial import Plan, Trial, shortened
+from faults.trial import Plan, Trial, not_judged, shortened
 
 
 def run(plan: Plan) -> Iterator[Trial]:
@@ -25,7 +25,10 @@ def run(plan: Plan) -> Iterator[Trial]:
         what, trial = trials[number % len(trials)]
         folder = plan.folder / f"folder-{number}"
         folder.mkdir()
-        outcome, finding = trial(folder, plan.draw(number))
+        try:
+            outcome, finding = trial(folder, plan.draw(number))
+        except Exception as error:  # no trial may lose those of the others
+            outcome, finding = "", not_judged(error)
         yield Trial(number, what, "broken" if finding else outcome, finding=shortened(finding, 1500))
         shutil.rmtree(folder, ignore_errors=True)
 

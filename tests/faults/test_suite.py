@@ -14,17 +14,19 @@ import pytest
 
 import faults.__main__ as suite
 from cli.main import swav_tf
-from faults import report
+from faults import folders, kills, report
 from faults.altered_settings import altered
 from faults.code_version import code_version
+from faults.commands import Ended
 from faults.disk_full import all_jobs
 from faults.isolated import isolated
-from faults.jobs import Made, benchmark, shard
-from faults.kills import ENOUGH_TRIALS, never_went_on
+from faults.jobs import Job, Made, benchmark, classifier, pretrain, shard
+from faults.kills import ENOUGH_TRIALS, Course, never_went_on
 from faults.mutate import MUTATORS, mutated
-from faults.trial import Trial
+from faults.trial import Plan, Trial
 from faults.writers import Inputs
 from swav_tf.recipe_files import bundled_recipes, load_any_recipe, recipe_yaml
+from swav_tf.training.checkpoint import CheckpointStore
 
 ROOT = Path(__file__).parents[2]
 
@@ -152,6 +154,61 @@ def test_a_job_that_never_went_on_is_found(tmp_path):
     table = report.table({"kills": report.entry([*trials, found], {"seed": 1}, seconds=1)})
     assert "benchmark | 3 | the same result 3; went on 3 times | 0 |" in table
     assert "data shard | 3 | the same result 3 | 1 |" in table
+
+
+def broken_off(folder, kind, step):
+    """A run folder with one checkpoint."""
+    arrays = {"a": np.zeros(1, np.float32)}
+    CheckpointStore(folder / "run" / "checkpoints", kind=kind).write(step, arrays, {})
+
+
+# Bug caught: `probe --cached`, killed behind its checkpoint, asked for a step that it does not tell: KeyError.
+def test_a_cached_probe_leaves_nothing_to_go_on_from(tmp_path):
+    broken_off(tmp_path, "probe", 0)
+    assert classifier("probe", tmp_path, cached=True).remains(tmp_path) == set()
+    assert classifier("probe", tmp_path).remains(tmp_path) == {"step 0"}
+
+
+# Bug caught: "began anew" of a pretraining that was killed behind its summary: it is complete, and the same command says so.
+def test_a_complete_pretraining_need_not_go_on(tmp_path):
+    broken_off(tmp_path, "pretrain", 44)
+    assert pretrain().remains(tmp_path) == {"step 44"}
+    (tmp_path / "run" / "summary.json").write_text('{"resumed_from_step": null}')
+    assert pretrain().remains(tmp_path) == set()
+
+
+def fails(*_):
+    return {}["resumed_from_step"]
+
+
+# Bug caught: an exception where a job is looked at, which loses all trials of the kind.
+@pytest.mark.parametrize("where", [{"remains": fails}, {"kept": fails, "remains": lambda folder: {"step 1"}}])
+def test_a_kill_that_cannot_be_judged_is_a_finding(tmp_path, monkeypatch, where):
+    class Done:
+        def __init__(self, folder): ...
+
+        def run(self, arguments):
+            return Ended(0, "", "", 1.0)
+
+    usual = {"arguments": lambda f: [], "sign": "*", "result": lambda f: {}, "whole": lambda f: ""}
+    monkeypatch.setattr(kills, "Commands", Done)
+    monkeypatch.setattr(kills, "make", lambda commands, folder: None)
+    monkeypatch.setattr(kills, "jobs", lambda made: [(Job("a", **usual, **where), 0), (Job("b", **usual), 0)])
+    monkeypatch.setattr(kills, "undisturbed", lambda *_: Course({}, 1.0, 1.0))
+    one, two, three = kills.run(Plan(seed=20, numbers=range(3), folder=tmp_path, code=7))
+    assert [trial.outcome for trial in (one, two, three)] == ["broken", "the same result", "broken"]
+    assert "KeyError: 'resumed_from_step' (test_suite.py, line " in one.finding
+
+
+# Bug caught: the same in a folder's trial.
+def test_a_folder_that_cannot_be_judged_is_a_finding(tmp_path, monkeypatch):
+    monkeypatch.setattr(folders, "Ground", lambda plan: None)
+    monkeypatch.setattr(
+        folders, "_trials", lambda _: [("a", fails), ("b", lambda folder, draw: ("fine", ""))]
+    )
+    one, two = folders.run(Plan(seed=20, numbers=range(2), folder=tmp_path, code=5))
+    assert (one.outcome, two.outcome, two.finding) == ("broken", "fine", "")
+    assert "KeyError" in one.finding
 
 
 def test_an_unknown_kind_is_refused():
