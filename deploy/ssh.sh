@@ -7,7 +7,8 @@
 # that name. Each needs swav-tf at the same path, keys instead of passwords, and the shared run folder. Each line of
 # output begins with the worker's number. Settings: SWAV_TF_PORT, where the machines meet; SWAV_TF_DIR, the folder the
 # command runs in (here: the current one). Each machine makes its crops by one process a core, unless the command says
-# data.processes itself.
+# data.processes or data.service itself. A recipe's own value is overruled; with a recipe that names a data.service of
+# its own, add -o data.processes=0: both at once are refused.
 
 set -uo pipefail
 
@@ -37,16 +38,22 @@ quote() { printf '%q ' "$@"; }
 # Crops by processes: one Python alone makes some 1,000 images/s however many cores it has. `nproc` is the machine's.
 # shellcheck disable=SC2016 # it is asked there
 processes='-o data.processes=$(nproc)'
-[[ " $*" == *" data.processes="* || " $*" == *" data.service="* ]] && processes=
+[[ $* == *data.processes=* || $* == *data.service=* ]] && processes=
+# Behind the subcommand: the command's own options come last, and count.
+behind=$#
+for ((word = $#; word > 0; word--)); do
+    [[ ${!word} =~ ^(pretrain|probe|finetune)$ ]] && behind=$word
+done
 
 # Job control gives each ssh a process group of its own: Ctrl-C is for this script alone.
 set -m
 workers=()
 for rank in "${!hosts[@]}"; do
-    command=$(quote "$@" --nodes "${#hosts[@]}" --node-rank "$rank" --master "$first:$port")
+    begin=$(quote "${@:1:behind}")
+    rest=$(quote "${@:behind+1}" --nodes "${#hosts[@]}" --node-rank "$rank" --master "$first:$port")
     remote="cd $(quote "${SWAV_TF_DIR:-$PWD}") || exit 2
         exec 3<&0
-        $command $processes </dev/null 3<&- &
+        $begin $processes $rest </dev/null 3<&- &
         worker=\$!
         { cat; kill -TERM \$worker; } <&3 >/dev/null 2>&1 &
         wait \$worker"

@@ -79,24 +79,32 @@ def test_slurm_puts_back_what_can_go_on(tmp_path, played, code, restarts, minute
 
 
 # Bugs caught: an srun that kills the chief while it writes the checkpoint; one that waits for a hung worker until the time
-# limit; workers with one core each (Slurm >= 22.05); crops by threads of one Python on 64 cores, or not as the user said.
+# limit; workers with one core each (Slurm >= 22.05); crops by threads of one Python on 64 cores, or not as the user said,
+# in whichever form of the option.
 @pytest.mark.parametrize(
     ("said", "added"),
     [
         ([], ["-o", "data.processes=64"]),
         (["-o", "data.processes=8"], []),
+        (["-odata.processes=8"], []),
+        (["--override", "data.processes=8"], []),
+        (["--override=data.processes=8"], []),
         (["-o", "data.service=10.0.0.5:5050"], []),
+        (["-odata.service=10.0.0.5:5050"], []),
+        (["--override=data.service=10.0.0.5:5050"], []),
     ],
 )
 def test_slurm_starts_the_workers(tmp_path, played, said, added):
     environment = played(srun=f'printf "%s\n" "$@" > {tmp_path}/srun\n')
-    words = ["pretrain", "my images", "-c", "passl_4nodes", *said]
+    words = ["my images", "-c", "passl_4nodes", *said]
     subprocess.run(
-        [DEPLOY / "slurm.sbatch", *words], env=environment | {"SLURM_CPUS_PER_TASK": "64"}, check=True
+        [DEPLOY / "slurm.sbatch", "pretrain", *words],
+        env=environment | {"SLURM_CPUS_PER_TASK": "64"},
+        check=True,
     )
     assert (tmp_path / "srun").read_text().splitlines() == [
         *("--label", "--cpus-per-task=64", "--kill-on-bad-exit=0", "--wait=600", "swav-tf"),
-        *(words + added),
+        *("pretrain", *added, *words),  # of two values of a setting the last one counts
     ]
 
 
@@ -126,11 +134,11 @@ def machines(tmp_path, played):
     cores = "[[ $HOST == *gpu01 ]] && echo 12 || echo 24\n"
     environment = played(ssh=SSH, swav_tf=WORKER.format(folder=tmp_path), nproc=cores)
 
-    def start(hosts, *words, **more):
+    def start(hosts, *words, command=("swav-tf", "pretrain", "my images"), **more):
         (tmp_path / "hosts").write_text(hosts)
         (tmp_path / "a folder").mkdir(exist_ok=True)
         return subprocess.Popen(
-            [DEPLOY / "ssh.sh", tmp_path / "hosts", "swav-tf", "pretrain", "my images", *words],
+            [DEPLOY / "ssh.sh", tmp_path / "hosts", *command, *words],
             env=environment | {"SWAV_TF_PORT": "9000", "SWAV_TF_DIR": str(tmp_path / "a folder"), **more},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -148,10 +156,19 @@ def calls(tmp_path):
 
 
 # Bugs caught: ranks that are mixed up; a user name in the master's address; a path with a space that falls apart; crops by
-# threads of one Python, by as many processes as this machine has cores, or not as the user said.
+# threads of one Python, by as many processes as this machine has cores, or not as the user said, in whichever form.
 @pytest.mark.parametrize(
     ("said", "processes"),
-    [("", " -o data.processes={}"), (" -o data.processes=3", ""), (" -o data.service=gpu09:5050", "")],
+    [
+        ("", "-o data.processes={} "),
+        (" -o data.processes=3", ""),
+        (" -odata.processes=3", ""),
+        (" --override data.processes=3", ""),
+        (" --override=data.processes=3", ""),
+        (" -o data.service=gpu09:5050", ""),
+        (" -odata.service=gpu09:5050", ""),
+        (" --override=data.service=gpu09:5050", ""),
+    ],
 )
 def test_ssh_starts_each_machine_with_its_rank(tmp_path, machines, said, processes):
     process = machines("# ours\nann@gpu01\n\ngpu02  # the second\n", *said.split(), QUICK="1")
@@ -159,9 +176,24 @@ def test_ssh_starts_each_machine_with_its_rank(tmp_path, machines, said, process
     assert process.returncode == 0
     one, two = (processes.format(cores) for cores in (12, 24))
     assert calls(tmp_path) == [
-        f"ann@gpu01: pretrain my images{said} --nodes 2 --node-rank 0 --master gpu01:9000{one}",
-        f"gpu02: pretrain my images{said} --nodes 2 --node-rank 1 --master gpu01:9000{two}",
+        f"ann@gpu01: pretrain {one}my images{said} --nodes 2 --node-rank 0 --master gpu01:9000",
+        f"gpu02: pretrain {two}my images{said} --nodes 2 --node-rank 1 --master gpu01:9000",
     ]
+
+
+# Bug caught: the script's own option in the middle of a command that begins with other words than `swav-tf pretrain`.
+@pytest.mark.parametrize(
+    ("words", "called"),
+    [
+        (["env", "A=1", "swav-tf", "probe", "my probe"], "probe -o data.processes=24 my probe"),
+        (["swav-tf", "finetune", "probe"], "finetune -o data.processes=24 probe"),
+        (["swav-tf", "-x", "y"], "-x y -o data.processes=24"),  # who knows where its subcommand is
+    ],
+)
+def test_the_processes_come_behind_the_subcommand(tmp_path, machines, words, called):
+    process = machines("gpu02\n", command=words, QUICK="1")
+    process.communicate(timeout=60)
+    assert calls(tmp_path) == [f"gpu02: {called} --nodes 1 --node-rank 0 --master gpu02:9000"]
 
 
 # Bug caught: Ctrl-C that leaves workers behind on other machines, or kills them before their checkpoint.
