@@ -4,9 +4,10 @@
     python -m benchmarks.gpu_training --list
 
 Needs TensorFlow with CUDA; PyTorch's rows are left out where it is not installed. Each row is a process of its own
-(benchmarks/step_worker.py) that steps on the same random crops, already on the device. While one row is timed, the
-next one's process only starts. A row that fails is recorded, and the others go on; the exit code is then 1. On an H200
-a row took half a minute, nearly all of it TensorFlow's choice of kernels; those of XLA take minutes.
+(benchmarks/step_worker.py) that steps on the same random crops, already on the device. It builds its model on the GPU
+as it starts, so each starts when the one before has ended: a row has the machine to itself. A row that fails is
+recorded, and the others go on; the exit code is then 1. On an H200 a row took half a minute and its start, nearly all
+of it TensorFlow's choice of kernels; those of XLA take minutes.
 """
 
 from __future__ import annotations
@@ -100,13 +101,11 @@ def measure(worker: Worker, variant: Variant, batch: int, steps: int) -> dict[st
 
 
 def measure_all(names: list[str], batch: int, steps: int, tell: Any) -> dict[str, Any]:
+    """One row after the other, each in a process that is alone on the GPU; `tell` gets each as it is done."""
     found: dict[str, Any] = {}
-    workers = {names[0]: start(VARIANTS[names[0]], batch)} if names else {}
-    for name, following in zip(names, [*names[1:], None], strict=True):
-        if following is not None:
-            workers[following] = start(VARIANTS[following], batch)
+    for name in names:
         try:
-            with workers.pop(name) as worker:
+            with start(VARIANTS[name], batch) as worker:
                 found[name] = measure(worker, VARIANTS[name], batch, steps)
         except (SystemExit, BrokenPipeError) as error:
             found[name] = {"failed": str(error)}
@@ -129,12 +128,11 @@ def command(name: str, arguments: list[str], seconds: int) -> dict[str, Any]:
     if run.returncode:
         print(run.stderr[-2000:], flush=True)
         return found | {"failed": f"exit code {run.returncode}", "last_words": run.stderr[-2000:]}
-    try:
-        told = json.loads(run.stdout)
-    except ValueError:
-        told = None
     print(run.stdout[-3000:], flush=True)
-    return found | {"told": told}
+    try:
+        return found | {"told": json.loads(run.stdout)}
+    except ValueError as error:
+        return found | {"failed": f"its stdout must be JSON: {error}", "last_words": run.stdout[-2000:]}
 
 
 def main() -> None:
