@@ -100,7 +100,7 @@ class CheckpointStore:
             (part / FACTS).write_text(json.dumps(whole, indent=1))
             for path in (part / ARRAYS, part / FACTS, part):
                 bring_to_disk(path)
-            shutil.rmtree(final, ignore_errors=True)
+            self._remove(final)
             part.rename(final)
             bring_to_disk(self.folder)
         except (OSError, SafetensorError) as error:
@@ -197,6 +197,13 @@ class CheckpointStore:
             )
         return checkpoint
 
+    def _remove(self, path: Path) -> None:
+        # Under another name first: a kill in between must not leave half a checkpoint under its own.
+        aside = self.folder / f".part-removed-{path.name}-{os.getpid()}"
+        with contextlib.suppress(OSError):
+            path.rename(aside)
+            shutil.rmtree(aside, ignore_errors=True)
+
     def _prune(self, newest: int) -> None:
         # Later ones are those that a run could not go on from: they are no reason to remove a good one.
         for step in [step for step in self.steps() if step <= newest][: -self.keep_last]:
@@ -206,7 +213,7 @@ class CheckpointStore:
             except (OSError, ValueError):
                 keep = True  # damaged: evidence, not ours to remove
             if not keep:
-                shutil.rmtree(path, ignore_errors=True)
+                self._remove(path)
         for leftover in self.folder.glob(".part-*"):
             shutil.rmtree(leftover, ignore_errors=True)
 

@@ -1,6 +1,7 @@
 import json
 import os
 import resource
+import shutil
 
 import numpy as np
 import pytest
@@ -35,6 +36,27 @@ def test_the_last_and_the_kept_stay(store):
     for step in (9, 10, 99, 100, 101):
         store.write(step, arrays(step), {}, keep=step == 10)
     assert store.steps() == [10, 100, 101]
+
+
+# Bug caught: half a checkpoint under its own name, left by a kill while it was removed or written anew.
+@pytest.mark.parametrize("written", [3, 2], ids=["an old one is removed", "one is written again"])
+def test_a_kill_during_a_removal_leaves_no_half_checkpoint(store, monkeypatch, written):
+    for step in (1, 2):
+        store.write(step, arrays(step), {})
+
+    def killed_half_way(path, **_):
+        if (path / ARRAYS).exists():
+            (path / ARRAYS).unlink()
+            raise KeyboardInterrupt  # passes all that catches errors, as a kill does
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", killed_half_way)
+        with pytest.raises(KeyboardInterrupt):
+            store.write(written, arrays(written), {})
+    for step in store.steps():
+        store.read(step)
+    store.write(4, arrays(4), {})
+    assert [path.name for path in store.folder.iterdir() if path.name.startswith(".")] == []
 
 
 # Bug caught: a damaged later one, which a run could not go on from, that pushes out the good one just written.
