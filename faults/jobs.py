@@ -344,7 +344,7 @@ def run_trouble(run: Path, kind: str) -> str:
             store.read(step)
         except SwavError as error:
             return str(error)
-    for path in run.glob("*.json"):
+    for path in run.glob("[!.]*.json"):
         try:
             json.loads(path.read_text())
         except ValueError as error:
@@ -373,12 +373,12 @@ def feature_trouble(output: Path) -> str:
 
 def files_trouble(folder: Path) -> str:
     """JSON or .npz that is there and not whole; ONNX files are compared with the undisturbed ones at the end."""
-    for path in folder.glob("*.json") if folder.is_dir() else ():
+    for path in folder.glob("[!.]*.json") if folder.is_dir() else ():
         try:
             json.loads(path.read_text())
         except ValueError as error:
             return f"{path.name}: {error}"
-    for path in folder.glob("*.npz") if folder.is_dir() else ():
+    for path in folder.glob("[!.]*.npz") if folder.is_dir() else ():
         try:
             with np.load(path) as file:
                 [file[name] for name in file.files]

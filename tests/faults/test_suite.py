@@ -20,7 +20,7 @@ from faults.code_version import code_version
 from faults.commands import Ended
 from faults.disk_full import all_jobs
 from faults.isolated import isolated
-from faults.jobs import Job, Made, benchmark, classifier, pretrain, shard
+from faults.jobs import Job, Made, benchmark, classifier, files_trouble, pretrain, run_trouble, shard
 from faults.kills import ENOUGH_TRIALS, Course, never_went_on
 from faults.mutate import MUTATORS, mutated
 from faults.trial import Plan, Trial
@@ -209,6 +209,15 @@ def test_a_folder_that_cannot_be_judged_is_a_finding(tmp_path, monkeypatch):
     one, two = folders.run(Plan(seed=20, numbers=range(2), folder=tmp_path, code=5))
     assert (one.outcome, two.outcome, two.finding) == ("broken", "fine", "")
     assert "KeyError" in one.finding
+
+
+# Bugs caught: what is still under another name taken for half-written; what is half-written under its own taken for whole.
+def test_only_what_has_its_own_name_must_be_whole(tmp_path):
+    (tmp_path / ".part-4c4db99c-figures.json").write_text("")
+    assert files_trouble(tmp_path) == run_trouble(tmp_path, "pretrain") == ""
+    (tmp_path / "figures.json").write_text("")
+    assert "figures.json" in files_trouble(tmp_path)
+    assert "figures.json" in run_trouble(tmp_path, "pretrain")
 
 
 def test_an_unknown_kind_is_refused():
