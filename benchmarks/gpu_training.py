@@ -107,7 +107,7 @@ def measure_all(names: list[str], batch: int, steps: int, tell: Any) -> dict[str
         try:
             with start(VARIANTS[name], batch) as worker:
                 found[name] = measure(worker, VARIANTS[name], batch, steps)
-        except (SystemExit, BrokenPipeError) as error:
+        except (SystemExit, BrokenPipeError, ValueError) as error:  # ended, or said what is no JSON
             found[name] = {"failed": str(error)}
         tell(name, found[name])
     return found
