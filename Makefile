@@ -30,8 +30,9 @@ demo: $(INSTALLED)
 cluster-demo: $(INSTALLED)
 	@$(BIN)/python deploy/cluster_demo.py
 
+# Two processes: most of a test is tracing, which takes one core, and each process comes to some 5 GB.
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 check: lint types imports test
 

@@ -2,18 +2,28 @@
 
 import subprocess
 import sys
+import time
 from pathlib import Path
+
+from evaluate.benchmark.machine import describe_machine
 
 RESULTS = Path(__file__).with_name("results")
 
 if __name__ == "__main__":
     RESULTS.mkdir(exist_ok=True)
-    failed = []
+    machine = describe_machine()
+    (RESULTS / "machine.json").write_text(machine.model_dump_json(indent=1))
+    print(
+        f"{machine.cpu}, {machine.cores} cores, {' '.join(machine.cpu_flags)}, load {machine.load}",
+        flush=True,
+    )
+    failed, started = [], time.monotonic()
     for name in ("startup", "pipeline", "step", "inference", "counts"):
-        print(f"=== {name}", flush=True)
+        print(f"=== {name}, after {(time.monotonic() - started) / 60:.0f} minutes", flush=True)
         command = [sys.executable, "-m", f"benchmarks.{name}", "--json", str(RESULTS / f"{name}.json")]
         if name == "step":
             command.append("--again")  # else it would go on with an earlier one
         if subprocess.run(command, check=False).returncode:
             failed.append(name)
+    print(f"=== done in {(time.monotonic() - started) / 60:.0f} minutes")
     sys.exit(f"failed: {', '.join(failed)}" if failed else 0)

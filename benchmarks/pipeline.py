@@ -202,7 +202,7 @@ def keras_cv_layers() -> list[Callable[..., object]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", help="file to write the figures to")
-    parser.add_argument("--pairs", type=int, default=20, help="pairs of measurements, at least 10")
+    parser.add_argument("--pairs", type=int, default=12, help="pairs of measurements, at least 10")
     parser.add_argument("--rows", default="all", help=f"with commas, of {', '.join(ROWS)}; or all")
     arguments = parser.parse_args()
     if arguments.pairs < 10:

@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.paired import Comparison, compare
+from swav_tf.cpu import lacks_bfloat16
 
 BASE = (
     "train.precision=float32",
@@ -262,6 +263,9 @@ def main() -> None:
         before = [found for found in done if key.items() <= found.items()]
         if before and not arguments.again:
             show(before[0], "done before")
+            continue
+        if name == "bf16" and lacks_bfloat16():
+            print(f"{name}: left out, this CPU has no instructions for bfloat16", flush=True)
             continue
         print(f"{name}: about {row.minutes(batch, pairs):.0f} minutes", flush=True)
         found = key | {"row": row.title, "target": row.target} | row.run(row, batch, pairs)

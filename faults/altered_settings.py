@@ -15,10 +15,11 @@ import yaml
 from evaluate.runners.keras_runner import KerasRunner
 from faults.commands import Commands
 from faults.isolated import isolated
-from faults.jobs import classifier, differences, pretrain
+from faults.jobs import classifier, pretrain
 from faults.kills import undisturbed
 from faults.mutate import mutated
 from faults.mutated_recipes import ODD_VALUES, put, some_path
+from faults.outcomes import differences
 from faults.trial import Plan, Trial, shortened
 from swav_tf.errors import SwavError
 

@@ -11,9 +11,10 @@ import numpy as np
 
 from faults.commands import Commands
 from faults.isolated import isolated
-from faults.jobs import differences, features, pretrain
+from faults.jobs import features, pretrain
 from faults.kills import undisturbed
 from faults.mutate import mutated
+from faults.outcomes import differences
 from faults.trial import Plan, Trial, shortened
 from swav_tf.training.checkpoint import ARRAYS, FACTS, CheckpointError, CheckpointStore
 

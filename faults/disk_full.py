@@ -12,18 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from faults.commands import Commands
-from faults.jobs import (
-    Job,
-    benchmark,
-    classifier,
-    differences,
-    export,
-    features,
-    make,
-    pretrain,
-    shard,
-)
+from faults.jobs import Job, benchmark, classifier, export, features, make, pretrain, shard
 from faults.kills import Course
+from faults.outcomes import differences
 from faults.small_disk import PAGE, ROOM, SmallDisk, small_disk
 from faults.trial import Plan, Trial, shortened
 from faults.writers import Inputs, make_inputs, small_writers, to_stdout

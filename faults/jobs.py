@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import json
 import os
-import re
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,14 +12,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from evaluate.feature_file import read_feature_file
+from faults import outcomes
 from faults.commands import Commands, Ended, Running
-from faults.isolated import isolated
-from swav_tf.data.shards.shard_index import INDEX, read_index, shard_path
-from swav_tf.data.shards.sharding import file_sha256
-from swav_tf.data.shards.sharding_state import JOURNAL
-from swav_tf.errors import SwavError
-from swav_tf.training.checkpoint import ARRAYS, CheckpointStore
 
 NETWORK = (
     "model.backbone.name=resnet_small", "model.head_hidden=24", "model.projection_dim=16", "model.prototypes=12",
@@ -39,7 +29,6 @@ CLASSIFIER = (
     "crop.size=16", "train.epochs=3", "train.batch_size=64", "data.threads=2", "monitor.log_every_steps=1",
     "monitor.validate_every_epochs=1", "data.evaluation={resize: 16, crop: 16}", "checkpoint.every_minutes=0.004",
 )  # fmt: skip
-SHARD_IMAGES = 32  # of `features`
 # Of a training: before it nothing is left to go on from, and TensorFlow takes most of a small run's time to get there.
 FIRST_PROGRESS = "run/checkpoints/step-*"
 
@@ -125,10 +114,10 @@ def pretrain(
             *begins_with,
         ],
         FIRST_PROGRESS,
-        lambda folder: run_result(folder / "run", "pretrain"),
-        lambda folder: run_trouble(folder / "run", "pretrain"),
-        remains=lambda folder: unfinished_step(folder / "run", "pretrain"),
-        kept=lambda folder, ended: resumed_step(folder / "run"),
+        lambda folder: outcomes.run_result(folder / "run", "pretrain"),
+        lambda folder: outcomes.run_trouble(folder / "run", "pretrain"),
+        remains=lambda folder: outcomes.unfinished_step(folder / "run", "pretrain"),
+        kept=lambda folder, ended: outcomes.resumed_step(folder / "run"),
     )  # fmt: skip
 
 
@@ -142,12 +131,12 @@ def classifier(kind: str, model: Path, *, cached: bool = False) -> Job:
             *(["--cached"] if cached else []), "--run-dir", folder / "run",
         ],
         "run/model.json" if cached else FIRST_PROGRESS,
-        lambda folder: run_result(folder / "run", kind),
-        lambda folder: run_trouble(folder / "run", kind),
+        lambda folder: outcomes.run_result(folder / "run", kind),
+        lambda folder: outcomes.run_trouble(folder / "run", kind),
         goes_on=not cached,
         # Cached, it writes one checkpoint, at its end, and never goes on from it.
-        remains=lambda folder: set() if cached else newest_step(folder / "run", kind),
-        kept=lambda folder, ended: resumed_step(folder / "run"),
+        remains=lambda folder: set() if cached else outcomes.newest_step(folder / "run", kind),
+        kept=lambda folder, ended: outcomes.resumed_step(folder / "run"),
     )  # fmt: skip
 
 
@@ -157,13 +146,13 @@ def features(model: Path, ending: str) -> Job:
         f"features {ending}",
         lambda folder: [
             "features", "digits", "--split", "train", "--model", model, "-o", folder / f"features{ending}",
-            "--shard-size", str(SHARD_IMAGES), "--batch-size", "16", "--threads", "2",
+            "--shard-size", str(outcomes.SHARD_IMAGES), "--batch-size", "16", "--threads", "2",
         ],
         f"features{ending}.shards/shard-*.npz",
-        lambda folder: files_of(folder),
-        lambda folder: feature_trouble(folder / f"features{ending}"),
+        lambda folder: outcomes.files_of(folder),
+        lambda folder: outcomes.feature_trouble(folder / f"features{ending}"),
         remains=lambda folder: {path.name for path in folder.glob(f"features{ending}.shards/shard-*.npz")},
-        kept=lambda folder, ended: kept_feature_shards(ended),
+        kept=lambda folder, ended: outcomes.kept_feature_shards(ended),
     )  # fmt: skip
 
 
@@ -176,8 +165,8 @@ def export(model: Path, precision: str) -> Job:
             "--calibration-images", "32",
         ],
         "exported/.part-*/*",
-        lambda folder: files_of(folder / "exported"),
-        lambda folder: files_trouble(folder / "exported"),
+        lambda folder: outcomes.files_of(folder / "exported"),
+        lambda folder: outcomes.files_trouble(folder / "exported"),
         goes_on=False,
         replaces=True,
     )  # fmt: skip
@@ -189,10 +178,10 @@ def shard(images: Path) -> Job:
         "data shard",
         lambda folder: ["data", "shard", images, folder / "shards", "--shards", "48", "--threads", "2"],
         "shards/*",
-        lambda folder: files_of(folder / "shards"),
-        lambda folder: shard_trouble(folder / "shards"),
-        remains=lambda folder: noted_shards(folder / "shards"),
-        kept=lambda folder, ended: shard_files(folder / "shards"),
+        lambda folder: outcomes.files_of(folder / "shards"),
+        lambda folder: outcomes.shard_trouble(folder / "shards"),
+        remains=lambda folder: outcomes.noted_shards(folder / "shards"),
+        kept=lambda folder, ended: outcomes.shard_files(folder / "shards"),
     )
 
 
@@ -205,198 +194,11 @@ def benchmark(exported: Path) -> Job:
             "--threads", "1", "--json", folder / "figures.json", "--html", folder / "report.html", "--resume",
         ],
         "*",
-        lambda folder: benchmark_result(folder),
-        lambda folder: files_trouble(folder),
-        remains=lambda folder: measured_cells(folder / "figures.json"),
-        kept=lambda folder, ended: measured_cells(folder / "figures.json"),
+        lambda folder: outcomes.benchmark_result(folder),
+        lambda folder: outcomes.files_trouble(folder),
+        remains=lambda folder: outcomes.measured_cells(folder / "figures.json"),
+        kept=lambda folder, ended: outcomes.measured_cells(folder / "figures.json"),
     )  # fmt: skip
-
-
-# === Results ===
-
-
-def files_of(folder: Path) -> dict[str, Any]:
-    """SHA-256 of all visible files below a folder, by path."""
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(_content(path)).hexdigest()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    }
-
-
-def _content(path: Path) -> bytes:
-    """The bytes of a file; the library writes a safetensors file's header in a random order."""
-    data = path.read_bytes()
-    if path.suffix != ".safetensors":
-        return data
-    start = 8 + int.from_bytes(data[:8], "little")
-    return json.dumps(json.loads(data[8:start]), sort_keys=True).encode() + data[start:]
-
-
-def run_result(run: Path, kind: str) -> dict[str, Any]:
-    """Weights and state bit for bit, every figure of the course, and the tables."""
-    checkpoint, complaints = CheckpointStore(run / "checkpoints", kind=kind).newest()
-    if checkpoint is None:
-        return {"checkpoint": None}
-    clocks = ("time", "images_per_second")
-    metrics = run / "metrics.jsonl"
-    lines = metrics.read_text().splitlines() if metrics.exists() else []
-    summary = json.loads((run / "summary.json").read_text())
-    told = {k: v for k, v in summary.items() if "seconds" not in k and k != "resumed_from_step"}
-    return {
-        "complaints": complaints,
-        "step": checkpoint.step,
-        "arrays": hashlib.sha256((checkpoint.path / ARRAYS).read_bytes()).hexdigest(),
-        "position": checkpoint.facts.get("position"),
-        "metrics": [{k: v for k, v in json.loads(line).items() if k not in clocks} for line in lines],
-        "summary": told,
-        **{path.name: path.read_text() for path in sorted(run.glob("*.csv"))},
-    }
-
-
-def differences(one: dict[str, Any], other: dict[str, Any]) -> str:
-    """The names of what differs, in words; empty where nothing does."""
-    return ", ".join(
-        f"{key}: {str(one.get(key))[:150]} and {str(other.get(key))[:150]}"
-        for key in sorted(one.keys() | other.keys())
-        if one.get(key) != other.get(key)
-    )
-
-
-def benchmark_result(folder: Path) -> dict[str, Any]:
-    """Which cells were measured; their figures differ each time."""
-    document = json.loads((folder / "figures.json").read_text())
-    cells = [
-        [cell[key] for key in ("runner", "precision", "batch", "status", "reason")]
-        for cell in document["cells"]
-    ]
-    return {"complete": document["complete"], "cells": cells, "report": (folder / "report.html").exists()}
-
-
-# === What a break leaves to go on from, and what of it was kept ===
-# Where a name tells which bytes or figures these are, doing them again makes another name.
-
-
-def newest_step(run: Path, kind: str) -> set[str]:
-    """The step of the newest whole checkpoint."""
-    checkpoint, _ = CheckpointStore(run / "checkpoints", kind=kind).newest()
-    return set() if checkpoint is None else {f"step {checkpoint.step}"}
-
-
-def unfinished_step(run: Path, kind: str) -> set[str]:
-    """Likewise; none where the run has its summary: it is complete, and the same command leaves all as it is."""
-    return set() if (run / "summary.json").exists() else newest_step(run, kind)
-
-
-def resumed_step(run: Path) -> set[str]:
-    """The step that an ended run went on from."""
-    step = json.loads((run / "summary.json").read_text())["resumed_from_step"]
-    return {f"step {step}"} if step else set()
-
-
-def kept_feature_shards(ended: Ended) -> set[str]:
-    """Shards whose images were done before, as `features` says; it does them in order, and removes them at its end."""
-    said = re.search(r"([\d,]+) of the images were done before", ended.stdout)
-    images = int(said[1].replace(",", "")) if said else 0
-    return {f"shard-{number:06d}.npz" for number in range(-(-images // SHARD_IMAGES))}
-
-
-def shard_files(folder: Path) -> set[str]:
-    """The files of the shards, each as it was written that time."""
-    return {
-        f"{path.name} (inode {path.stat().st_ino}, written at {path.stat().st_mtime_ns})"
-        for path in folder.glob("*.tfrecord")
-    }
-
-
-def noted_shards(folder: Path) -> set[str]:
-    """Those of them that the journal names; all, where the index is there and the journal no longer."""
-    files, journal = shard_files(folder), folder / JOURNAL
-    if not journal.exists():
-        return files if (folder / INDEX).exists() else set()
-    noted = set()
-    for line in journal.read_text().splitlines():
-        with contextlib.suppress(ValueError):  # the last line may be cut
-            noted.add(json.loads(line)["name"])
-    return {name for name in files if name.split(" ")[0] in noted}
-
-
-def measured_cells(figures: Path) -> set[str]:
-    """The cells of a benchmark with the times of their runs."""
-    if not figures.exists():
-        return set()
-    cells = json.loads(figures.read_text())["cells"]
-    return {
-        f"{cell['runner']} {cell['precision']} batch {cell['batch']}: {times}"
-        for cell in cells
-        if (times := [cell[how]["rounds_ms"] for how in ("device", "host") if cell[how]])
-    }
-
-
-# === What a break may not leave behind ===
-
-
-def run_trouble(run: Path, kind: str) -> str:
-    """A checkpoint or JSON file that is not whole, or lines of metrics that are none but the last."""
-    store = CheckpointStore(run / "checkpoints", kind=kind)
-    for step in store.steps():
-        try:
-            store.read(step)
-        except SwavError as error:
-            return str(error)
-    for path in run.glob("[!.]*.json"):
-        try:
-            json.loads(path.read_text())
-        except ValueError as error:
-            return f"{path.name}: {error}"
-    metrics = run / "metrics.jsonl"
-    for line in (metrics.read_text().splitlines() if metrics.exists() else [])[:-1]:
-        try:
-            json.loads(line)
-        except ValueError as error:
-            return f"metrics.jsonl: {error}"
-    return ""
-
-
-def feature_trouble(output: Path) -> str:
-    """A feature file that is there and not whole."""
-    if not output.exists():
-        return ""
-
-    def read(path: Path) -> None:
-        read_feature_file(path)
-
-    # In another process: pyarrow starts threads, and from this one commands are forked.
-    [answer] = isolated(read, [output])
-    return answer.broken
-
-
-def files_trouble(folder: Path) -> str:
-    """JSON or .npz that is there and not whole; ONNX files are compared with the undisturbed ones at the end."""
-    for path in folder.glob("[!.]*.json") if folder.is_dir() else ():
-        try:
-            json.loads(path.read_text())
-        except ValueError as error:
-            return f"{path.name}: {error}"
-    for path in folder.glob("[!.]*.npz") if folder.is_dir() else ():
-        try:
-            with np.load(path) as file:
-                [file[name] for name in file.files]
-        except Exception as error:  # whatever a half-written archive makes NumPy raise
-            return f"{path.name}: {error}"
-    return ""
-
-
-def shard_trouble(folder: Path) -> str:
-    """An index that is there and not whole, or of other shards."""
-    if not (folder / INDEX).exists():
-        return ""
-    try:
-        index = read_index(str(folder))
-        wrong = [one.name for one in index.shards if file_sha256(shard_path(index, one)) != one.sha256]
-    except SwavError as error:
-        return str(error)
-    return f"{INDEX} names {', '.join(wrong)}, which have other bytes" if wrong else ""
 
 
 # === What jobs start from ===

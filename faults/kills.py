@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from faults.commands import Commands, Ended, Running
-from faults.jobs import Job, Made, benchmark, classifier, differences, export, features, make, pretrain, shard
+from faults.jobs import Job, Made, benchmark, classifier, export, features, make, pretrain, shard
+from faults.outcomes import differences
 from faults.trial import Plan, Trial, not_judged, shortened
 
 # While a real process starts; at work; as soon as something is written under another name.

@@ -13,18 +13,8 @@ from typing import Any
 
 from evaluate.runners.engine_file import read_engine
 from faults.commands import Commands
-from faults.jobs import (
-    PRETRAIN,
-    Job,
-    Made,
-    benchmark,
-    classifier,
-    files_of,
-    files_trouble,
-    labelled_images,
-    run_result,
-    run_trouble,
-)
+from faults.jobs import PRETRAIN, Job, Made, benchmark, classifier, labelled_images
+from faults.outcomes import files_of, files_trouble, run_result, run_trouble
 
 Words = list[str | Path]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from swav_tf.cpu import lacks_bfloat16
 from swav_tf.errors import RecipeError
 from swav_tf.recipe import BatchNorm, Data, Recipe, Train
 
@@ -345,6 +346,12 @@ def slow_precision(train: Train, on_cpu: bool) -> Iterator[Advice]:
         yield Advice(
             "train.precision",
             "mixed_float16 is for GPUs, a CPU gains nothing by it",
+            "Set train.precision=float32",
+        )
+    if train.precision == "mixed_bfloat16" and (on_cpu or train.logical_cpus) and lacks_bfloat16():
+        yield Advice(
+            "train.precision",
+            "this CPU has no instructions for bfloat16, without them a step took three times as long as float32's",
             "Set train.precision=float32",
         )
 

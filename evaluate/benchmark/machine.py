@@ -12,6 +12,7 @@ from typing import Final
 from pydantic import Field
 
 from evaluate.benchmark.nvidia import Gpu, gpus
+from swav_tf.cpu import cpu_field, cpu_flags
 from swav_tf.data.cores import available_cores
 from swav_tf.recipe import Section
 
@@ -49,11 +50,12 @@ class Machine(Section):
 
 def describe_machine() -> Machine:
     """Looks at this machine."""
+    has = cpu_flags()
     return Machine(
-        cpu=_cpu_field("model name") or platform.processor() or platform.machine(),
+        cpu=cpu_field("model name") or platform.processor() or platform.machine(),
         cores=available_cores(),
-        cpu_flags=tuple(flag for flag in CPU_FLAGS if flag in (_cpu_field("flags") or "").split()),
-        cpu_clock_mhz=None if (clock := _cpu_field("cpu MHz")) is None else float(clock),
+        cpu_flags=tuple(flag for flag in CPU_FLAGS if flag in has),
+        cpu_clock_mhz=None if (clock := cpu_field("cpu MHz")) is None else float(clock),
         memory_gib=memory_gib(),
         gpus=gpus(),
         system=platform.platform(),
@@ -115,15 +117,6 @@ def _status_mib(key: str) -> float | None:
 
 
 # === Processor and memory ===
-
-
-def _cpu_field(name: str) -> str | None:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return None
-    found = [line.partition(":")[2].strip() for line in lines if line.partition(":")[0].strip() == name]
-    return found[0] if found else None
 
 
 def memory_gib() -> float | None:

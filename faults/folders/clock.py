@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from faults.folders.ground import Ground, wrong
-from faults.jobs import Job, differences
+from faults.jobs import Job
 from faults.kills import seen
+from faults.outcomes import differences
 
 DAY_S = 86_400.0
 _JUMPS_DAYS = (-4000.0, -1.0, -0.01, 0.01, 1.0, 4000.0)

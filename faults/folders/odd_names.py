@@ -12,7 +12,8 @@ import numpy as np
 from PIL import Image
 
 from faults.folders.ground import Ground, wrong
-from faults.jobs import CLASSIFIER, differences, overrides, pretrain
+from faults.jobs import CLASSIFIER, overrides, pretrain
+from faults.outcomes import differences
 from swav_tf.data.folders import ClassFolders
 from swav_tf.data.shards.tfrecord import open_shards
 

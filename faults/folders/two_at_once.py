@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from faults.folders.ground import Ground
-from faults.jobs import Job, differences
+from faults.jobs import Job
+from faults.outcomes import differences
 
 
 def two_at_once(ground: Ground, job: Job, folder: Path, draw: np.random.Generator) -> tuple[str, str]:

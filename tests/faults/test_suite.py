@@ -20,9 +20,10 @@ from faults.code_version import code_version
 from faults.commands import Ended
 from faults.disk_full import all_jobs
 from faults.isolated import isolated
-from faults.jobs import Job, Made, benchmark, classifier, files_trouble, pretrain, run_trouble, shard
+from faults.jobs import Job, Made, benchmark, classifier, pretrain, shard
 from faults.kills import ENOUGH_TRIALS, Course, never_went_on
 from faults.mutate import MUTATORS, mutated
+from faults.outcomes import files_trouble, run_trouble
 from faults.trial import Plan, Trial
 from faults.writers import Inputs
 from swav_tf.recipe_files import bundled_recipes, load_any_recipe, recipe_yaml

@@ -84,7 +84,14 @@ def test_a_checkpoint_knows_its_recipe(tmp_path):
 
 # Bug caught: state of a batch in parts that a checkpoint forgets.
 def test_a_stopped_run_in_parts_equals_an_uninterrupted_one(tmp_path):
-    recipe = tiny_recipe(**LARGE, train__accumulation_steps=2, method__queue={"length": 256})
+    write_images(tmp_path / "images", 176, bad=set())  # 11 steps an epoch
+    recipe = tiny_recipe(
+        data__kind="images",
+        data__path=str(tmp_path / "images"),
+        train__batch_size=16,
+        train__accumulation_steps=2,
+        method__queue={"length": 32},
+    )
     pretrain(recipe, run_dir=tmp_path / "whole", quiet=True)
     with pytest.raises(StoppedBySignal, match="after step 7"):
         pretrain(recipe, run_dir=tmp_path / "run", quiet=True, callbacks=[StopAfter(6)])
