@@ -8,7 +8,7 @@ INSTALLED := .venv/.installed
 
 help:
 	@echo 'make demo    train SwAV on handwritten digits, measure, export and time it: one page (about five minutes on a CPU)'
-	@echo 'make cluster-demo  two workers, one is killed, both go on: with the same weights? (196 s on 2 busy cores)'
+	@echo 'make cluster-demo  two workers, one is killed, both go on: with the same weights? (about three minutes on 2 cores)'
 	@echo 'make test    run the tests'
 	@echo 'make check   lint, types, import law, then the tests: what continuous integration runs'
 	@echo 'make format  format the code'
