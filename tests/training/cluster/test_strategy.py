@@ -26,6 +26,7 @@ def settings(**changes):
 
 @pytest.fixture(autouse=True)
 def no_cluster(monkeypatch):
+    tf.config.list_logical_devices()  # TensorFlow starts, with the two CPUs of conftest.py
     for name in ("TF_CONFIG", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS"):
         monkeypatch.delenv(name, raising=False)
 
