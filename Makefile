@@ -30,8 +30,8 @@ demo: $(INSTALLED)
 cluster-demo: $(INSTALLED)
 	@$(BIN)/python deploy/cluster_demo.py
 
-# Two processes: most of a test is tracing, which takes one core, and each process comes to some 5 GB. The tests of a
-# file stay together and in order, as their fixtures are made once; files are taken in order, the longest are not last.
+# Two processes: most of a test is tracing, which takes one core. The tests of a file stay together and in order, as they
+# share fixtures; files are taken in order, in which the longest are not last.
 test: $(INSTALLED)
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
+CPUINFO: Final = Path("/proc/cpuinfo")
 # x86's names and ARM's.
 BFLOAT16_FLAGS: Final = frozenset({"amx_bf16", "avx512_bf16", "bf16", "svebf16"})
 
@@ -12,7 +13,7 @@ BFLOAT16_FLAGS: Final = frozenset({"amx_bf16", "avx512_bf16", "bf16", "svebf16"}
 def cpu_field(name: str) -> str | None:
     """A line of /proc/cpuinfo, of the first core; None where there is none."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = CPUINFO.read_text().splitlines()
     except OSError:
         return None
     found = [line.partition(":")[2].strip() for line in lines if line.partition(":")[0].strip() == name]

@@ -351,7 +351,7 @@ def slow_precision(train: Train, on_cpu: bool) -> Iterator[Advice]:
     if train.precision == "mixed_bfloat16" and (on_cpu or train.logical_cpus) and lacks_bfloat16():
         yield Advice(
             "train.precision",
-            "this CPU has no instructions for bfloat16, without them a step took three times as long as float32's",
+            "this CPU has no instructions for bfloat16, without which a step took three times as long as in float32",
             "Set train.precision=float32",
         )
 

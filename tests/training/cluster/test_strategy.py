@@ -25,8 +25,9 @@ def settings(**changes):
 
 
 @pytest.fixture(autouse=True)
-def no_cluster(monkeypatch):
-    tf.config.list_logical_devices()  # TensorFlow starts, with the two CPUs of conftest.py
+def started_alone(monkeypatch):
+    """TensorFlow has started, with the two CPUs of conftest.py, and no cluster is described."""
+    tf.config.list_logical_devices()
     for name in ("TF_CONFIG", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS"):
         monkeypatch.delenv(name, raising=False)
 
