@@ -16,11 +16,11 @@ from typing import Any
 
 import tensorflow as tf
 
-from swav_tf.recipe_files import load_recipe
+from swav_tf.recipe.files import load_recipe
 from swav_tf.training.build import build_swav
-from swav_tf.training.cluster.strategy import build_strategy
-from swav_tf.training.profiling.exchange import Exchange, count_exchange
-from swav_tf.training.profiling.fixed_crops import fixed_parts
+from swav_tf.training.cluster import build_strategy
+from swav_tf.training.profile.exchange import Exchange, count_exchange
+from swav_tf.training.profile.fixed_crops import fixed_parts
 
 EXPORTED = Path("runs/benchmark_resnet50/exported")
 

@@ -22,16 +22,16 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from swav_tf.classifier_recipe import FinetuneRecipe, ProbeRecipe
 from swav_tf.data.digits import Digits
 from swav_tf.data.subset import draw_subset
 from swav_tf.knn import knn_accuracy
-from swav_tf.recipe_files import load_recipe, load_recipe_of
-from swav_tf.training.classifiers.finetune import finetune
-from swav_tf.training.classifiers.linear_probe import probe, probe_cached
+from swav_tf.recipe.classifier import FinetuneRecipe, ProbeRecipe
+from swav_tf.recipe.files import load_recipe, load_recipe_of
+from swav_tf.training.build import load_swav
 from swav_tf.training.features import extract_features
-from swav_tf.training.load import load_swav
+from swav_tf.training.finetune import finetune
 from swav_tf.training.pretrain import pretrain
+from swav_tf.training.probe import probe, probe_cached
 
 NEIGHBOURS = 20
 LONGER = ("train.epochs=120", "optimizer.decay_epochs=[72, 96]", "optimizer.backbone_learning_rate=0.2")

@@ -20,9 +20,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from evaluate.benchmark.machine import describe_machine
-from evaluate.benchmark.nvidia import no_gpu_because
-from swav_tf.whole_file import whole_file
+from evaluate.benchmark.machine import describe_machine, no_gpu_because
+from swav_tf.plumbing.files import atomic_write
 
 RUNNERS = "ort-cuda,ort-tensorrt,tensorrt,trtexec,torch-cuda,torch-compile-cuda"
 TAIL = 4000  # characters of a step's last words that are kept
@@ -95,7 +94,7 @@ def main() -> None:
             "parity": read(arguments.exported / "parity.json"),
             "benchmark": read(measured),
         }
-    with whole_file(arguments.output) as partial:
+    with atomic_write(arguments.output) as partial:
         partial.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     failed = [one["step"] for one in steps if one["exit_code"]]
     print(f"{arguments.output}: bring this file back" + (f"; failed: {', '.join(failed)}" if failed else ""))

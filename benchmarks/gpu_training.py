@@ -25,10 +25,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.step import BASE, Worker
-from evaluate.benchmark.machine import describe_machine
-from evaluate.benchmark.nvidia import no_gpu_because
-from swav_tf.training.cluster.strategy import FUSED_BATCH_NORM
-from swav_tf.whole_file import whole_file
+from evaluate.benchmark.machine import describe_machine, no_gpu_because
+from swav_tf.plumbing.files import atomic_write
+from swav_tf.training.cluster import FUSED_BATCH_NORM
 
 WARM_STEPS = 4  # traces, compiles, chooses kernels
 
@@ -160,7 +159,7 @@ def main() -> None:
     results: dict[str, Any] = {"format": 1, "machine": describe_machine().model_dump(), "steps": {}}
 
     def write() -> None:
-        with whole_file(arguments.output) as partial:
+        with atomic_write(arguments.output) as partial:
             partial.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
     def tell(name: str, row: dict[str, Any]) -> None:

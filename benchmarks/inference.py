@@ -24,13 +24,12 @@ import numpy as np
 
 from benchmarks.paired import compare
 from benchmarks.photos import photos
+from evaluate.backends.onnx_backend import OnnxRunner, open_session
+from evaluate.backends.onnx_metadata import Preprocessing
 from evaluate.benchmark.machine import describe_machine
 from evaluate.benchmark.work import count_work
 from evaluate.features import extract_features
 from evaluate.images import open_images
-from evaluate.runners.onnx_metadata import Preprocessing
-from evaluate.runners.onnx_runner import OnnxRunner
-from evaluate.runners.onnx_session import open_session
 
 PHOTOS = 128
 WARM_UP_BATCHES = 8
@@ -42,15 +41,15 @@ def prepare(folder: Path) -> None:
     """Photos, a run of ResNet-50, its exports and its weights for PyTorch."""
     import tensorflow as tf
 
-    from export.export_settings import ExportSettings
-    from export.run_export import export_run
+    from export.run import export_run
+    from export.settings import ExportSettings
     from swav_tf.data.decode import decode
     from swav_tf.data.view import evaluation_view
-    from swav_tf.recipe_files import load_recipe, save_recipe
+    from swav_tf.recipe.files import load_recipe, save_recipe
+    from swav_tf.runs.checkpoint import CheckpointStore
     from swav_tf.training.build import build_swav
-    from swav_tf.training.checkpoint import CheckpointStore
     from swav_tf.training.state import capture, named_variables
-    from swav_tf.weights.exporting import export_weights
+    from swav_tf.weights.convert import export_weights
 
     images = folder / "photos"
     images.mkdir(parents=True, exist_ok=True)
@@ -94,7 +93,7 @@ def least_cosine(found: np.ndarray, wanted: np.ndarray) -> float:
 
 def keras_predict(run: Path, views: np.ndarray) -> Callable[[], np.ndarray]:
     """Keras' own way: the backbone's `predict` of normalised images."""
-    from swav_tf.training.load import load_swav
+    from swav_tf.training.build import load_swav
 
     model, _ = load_swav(run)
     normalised = model.normalise(views).numpy()

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter
 
 from swav_tf.data.multicrop import Crop, draw_crops, draw_uniforms
-from swav_tf.recipe import Augment, CropGroup
+from swav_tf.recipe.pretraining import Augment, CropGroup
 
 
 def resized_crop(image: Image.Image, box: tuple[int, int, int, int], size: int) -> Image.Image:

@@ -26,7 +26,7 @@ from benchmarks.photos import Photos, photos
 from swav_tf.data.bad_images import BadImages
 from swav_tf.data.decode import decode
 from swav_tf.data.multicrop import MultiCrop
-from swav_tf.recipe import Augment, CropGroup, Recipe
+from swav_tf.recipe.pretraining import Augment, CropGroup, Recipe
 
 GROUPS = (CropGroup(count=2, size=224, scale=(0.14, 1.0)), CropGroup(count=6, size=96, scale=(0.05, 0.14)))
 AUGMENT = Augment()
@@ -64,7 +64,7 @@ def check_parity(files: list[bytes]) -> None:
 
 def data_set(files: list[bytes], *, batches: int, augment: Augment = AUGMENT, **settings: int) -> Any:
     """Our pipeline in tf.data, `settings` those of the recipe's data section."""
-    from swav_tf.data.pipeline import training_batches
+    from swav_tf.data.loader import training_batches
 
     recipe = Recipe(
         name="benchmark",
@@ -101,7 +101,7 @@ class Stopwatch:
 
     def over(self, files: list[bytes], *, batches: int, **settings: int) -> Callable[[], None]:
         """Takes so many batches, after those that are made ahead; more are to come, so that nobody idles at the end."""
-        from swav_tf.data.crop_makers.python_calls import ended_after
+        from swav_tf.data.loader import ended_after
 
         def work() -> None:
             with ended_after():

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.paired import Comparison, compare
-from swav_tf.cpu import lacks_bfloat16
+from swav_tf.plumbing.system import lacks_bfloat16
 
 BASE = (
     "train.precision=float32",

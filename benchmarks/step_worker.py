@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from swav_tf.recipe import Recipe
-from swav_tf.recipe_files import load_recipe
+from swav_tf.recipe.files import load_recipe
+from swav_tf.recipe.pretraining import Recipe
 
 STEPS_PER_EPOCH = 312  # of ImageNet at batch 4096: the rate is in its warm-up
 
@@ -55,7 +55,7 @@ class SwavStep(Step):
         import tensorflow as tf
 
         from swav_tf.training.build import build_swav
-        from swav_tf.training.cluster.strategy import build_strategy
+        from swav_tf.training.cluster import build_strategy
 
         strategy = build_strategy(recipe.train)
         with strategy.scope():
@@ -122,9 +122,9 @@ class BareStep(Step):
         super().__init__(recipe)
         import tensorflow as tf
 
-        from swav_tf.replicas import update_on_all_replicas
+        from swav_tf.model.replicas import update_on_all_replicas
         from swav_tf.training.build import build_swav
-        from swav_tf.training.cluster.strategy import build_strategy
+        from swav_tf.training.cluster import build_strategy
 
         build_strategy(recipe.train)  # for what it sets
         model = build_swav(recipe, steps_per_epoch=STEPS_PER_EPOCH)
@@ -155,7 +155,7 @@ class SupervisedStep(Step):
         import tensorflow as tf
 
         from swav_tf.training.build import build_swav
-        from swav_tf.training.cluster.strategy import build_strategy
+        from swav_tf.training.cluster import build_strategy
 
         build_strategy(recipe.train)  # for what it sets
         model = build_swav(recipe)

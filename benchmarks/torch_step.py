@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from swav_tf.recipe import Recipe
+from swav_tf.recipe.pretraining import Recipe
 
 torch.set_num_threads(len(os.sched_getaffinity(0)))
 

@@ -8,12 +8,19 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from cli.cluster import cluster_of, cluster_options
-from cli.options import config_option, json_option, override_option, quiet_option, run_dir_option
+from cli.options import (
+    cluster_of,
+    cluster_options,
+    config_option,
+    json_option,
+    override_option,
+    quiet_option,
+    run_dir_option,
+)
 from cli.recipes import with_arguments
 
 if TYPE_CHECKING:
-    from swav_tf.classifier_recipe import FinetuneRecipe, ProbeRecipe
+    from swav_tf.recipe.classifier import FinetuneRecipe, ProbeRecipe
 
     Asked = TypeVar("Asked", ProbeRecipe, FinetuneRecipe)
 
@@ -106,8 +113,8 @@ def _recipe(
     subset: Path | None,
 ) -> Asked:
     """The recipe, its settings known to work together."""
-    from swav_tf.classifier_advice import check_classifier_recipe
-    from swav_tf.recipe_files import load_recipe_of
+    from swav_tf.recipe.classifier_advice import check_classifier_recipe
+    from swav_tf.recipe.files import load_recipe_of
 
     kind = load_recipe_of(wanted, config, overrides).data.kind
     of_validation = {"digits": None, "tfds": "validation_split"}.get(kind, "validation_path")

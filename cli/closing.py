@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from swav_tf.recipe import Recipe
+    from swav_tf.recipe.pretraining import Recipe
 
 
 def closing_words(recipe: Recipe, run_dir: Path, summary: dict[str, Any]) -> str:

@@ -13,20 +13,19 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from cli.benchmark_table import print_benchmark
 from cli.demo_export import DemoExport, export_and_measure, missing_packages, write_demo_page
+from cli.tables.benchmark import print_benchmark
 from evaluate.demo_picture import draw_demo
-from evaluate.logistic import linear_accuracy
-from swav_tf.data.image_source import ImageSource, read_image
-from swav_tf.data.sources import open_source
+from evaluate.linear import linear_accuracy
+from swav_tf.data.sources import ImageSource, open_source, read_image
 from swav_tf.data.view import evaluation_view
 from swav_tf.knn import knn_accuracy
-from swav_tf.recipe import Recipe
-from swav_tf.recipe_files import load_recipe
+from swav_tf.recipe.files import load_recipe
+from swav_tf.recipe.pretraining import Recipe
+from swav_tf.runs.folder import RunFolder
 from swav_tf.training.build import build_swav
 from swav_tf.training.features import extract_features
 from swav_tf.training.pretrain import pretrain
-from swav_tf.training.run_folder import RunFolder
 
 NEIGHBOURS = 20
 

@@ -84,11 +84,10 @@ def export_and_measure(
         ExportError: a file does not compute what Keras computes.
     """
     from evaluate.benchmark.artifacts import find_artifacts
-    from evaluate.benchmark.plan import plan_cells
-    from evaluate.benchmark.run import run_benchmark
+    from evaluate.benchmark.run import plan_cells, run_benchmark
     from evaluate.benchmark.schema import Settings, write_benchmark
-    from export.export_settings import ExportSettings
-    from export.run_export import export_run
+    from export.run import export_run
+    from export.settings import ExportSettings
     from export.verify import Labelled, verify
 
     began = time.perf_counter()

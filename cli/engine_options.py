@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from export.engines.run_engines import ExportedEngine
-    from export.engines.tensorrt_engine import EngineSettings
+    from export.engine import EngineSettings
+    from export.run_engines import ExportedEngine
 
 MODULES = {"tensorrt": "tensorrt", "rtx": "tensorrt_rtx"}
 
@@ -81,9 +81,9 @@ def engine_settings(given: Mapping[str, Any]) -> EngineSettings:
     Raises:
         UsageError: they do not fit together.
     """
-    from evaluate.runners.engine_file import Batches, BuilderOptions
-    from export.engines.cache import default_cache
-    from export.engines.tensorrt_engine import EngineSettings
+    from evaluate.backends.engine_file import Batches, BuilderOptions
+    from export.engine import EngineSettings
+    from export.engine_cache import default_cache
 
     of_builder = {name: given[name] for name in BuilderOptions.model_fields if name in given}
     settings = EngineSettings(

@@ -11,7 +11,7 @@ import traceback
 import click
 
 from cli.extras import extra_of
-from swav_tf.errors import SwavError
+from swav_tf.plumbing.errors import SwavError
 
 # What a disk may refuse to whoever writes; the remedies.
 _DISK = {

@@ -11,9 +11,8 @@ from typing import Any
 
 from cli.extras import EXTRAS, onnxruntime_remark
 from cli.quiet import load_tensorflow_quietly
-from evaluate.benchmark.machine import memory_gib
-from evaluate.benchmark.nvidia import no_gpu_because
-from swav_tf.data.cores import available_cores
+from evaluate.benchmark.machine import memory_gib, no_gpu_because
+from swav_tf.plumbing.system import available_cores
 
 OUR_NAMES = ("cli", "configs", "evaluate", "export", "swav_tf")
 OUR_DISTRIBUTION = "swav-tf"

@@ -54,7 +54,7 @@ class LazyCommands(click.Group):
 def _show_version(context: click.Context, option: click.Parameter, wanted: bool) -> None:
     """Not click's own option, which fails where the package is not installed."""
     if wanted:
-        from swav_tf.versions import version_of
+        from swav_tf.plumbing.system import version_of
 
         click.echo(f"swav-tf, version {version_of('swav-tf')}")
         context.exit()

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 from cli.quiet import load_tensorflow_quietly
 
 if TYPE_CHECKING:
+    from evaluate.backends.backend import Runner
     from evaluate.images import ImageSet
-    from evaluate.runners.runner import Runner
-    from swav_tf.data.image_source import ImageSource
+    from swav_tf.data.sources import ImageSource
 
 
 def open_model(model: str, provider: str | None = None) -> Runner:
     """The model, TensorFlow loaded quietly if it is one that needs it."""
-    from evaluate.runners.opening import is_run_folder, open_runner
+    from evaluate.backends.opening import is_run_folder, open_runner
 
     if is_run_folder(model):
         load_tensorflow_quietly()
@@ -32,7 +32,7 @@ def open_source_of(data: str, kind: str | None, split: str) -> tuple[ImageSource
     """The images that DATA names where there is no model, and the kind that they were read as."""
     load_what_reads(data)
     from swav_tf.data.sources import guess_kind, open_source
-    from swav_tf.recipe import Data
+    from swav_tf.recipe.pretraining import Data
 
     kind = kind or guess_kind(data)
     path = None if kind == "digits" else data

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from evaluate.images import ViewedImage, stack_views, view_images
-from swav_tf.data.image_source import ImageSource
-from swav_tf.errors import UsageError
-from swav_tf.recipe import EvaluationView
-from swav_tf.whole_file import whole_file
+from swav_tf.data.sources import ImageSource
+from swav_tf.plumbing.errors import UsageError
+from swav_tf.plumbing.files import atomic_write
+from swav_tf.recipe.pretraining import EvaluationView
 
 TOP = 5
 ENDINGS = (".csv", ".json")
@@ -74,7 +74,7 @@ def open_classifier(model: Path, provider: str | None = None) -> ClassifierModel
         return _of_file(model, provider or "cpu")
     if provider is not None:
         raise UsageError(f"--provider belongs to an ONNX file. Received: {model}, which is none.")
-    from swav_tf.training.classifiers.classifier_folder import load_classifier
+    from swav_tf.training.classifier_folder import load_classifier
 
     classifier, recipe, facts = load_classifier(model)
 
@@ -86,7 +86,7 @@ def open_classifier(model: Path, provider: str | None = None) -> ClassifierModel
 
 
 def _of_file(path: Path, provider: str) -> ClassifierModel:
-    from evaluate.runners.onnx_runner import OnnxRunner
+    from evaluate.backends.onnx_backend import OnnxRunner
 
     runner = OnnxRunner(path, provider=provider)
     if "logits" not in runner.outputs:
@@ -164,7 +164,7 @@ def write_predictions(path: Path, predictions: list[Prediction]) -> None:
     Raises:
         DataError: the disk is full or refuses; nothing is left of the file then.
     """
-    with whole_file(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
+    with atomic_write(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
         if path.suffix.lower() == ".json":
             entries = [_as_json(prediction) for prediction in predictions]
             json.dump(entries, file, indent=1, ensure_ascii=False)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from swav_tf.recipe import Recipe
+    from swav_tf.recipe.pretraining import Recipe
 
 
 def with_arguments(overrides: Sequence[str], given: Mapping[str, str | None]) -> list[str]:
@@ -31,14 +31,14 @@ def with_arguments(overrides: Sequence[str], given: Mapping[str, str | None]) ->
 
 def load(config: str, overrides: Sequence[str], data: str | None = None) -> Recipe:
     """The recipe; a DATA argument wins over its `data.path`."""
-    from swav_tf.recipe_files import load_recipe
+    from swav_tf.recipe.files import load_recipe
 
     return load_recipe(config, with_arguments(overrides, {"data.path": data}))
 
 
 def load_for_run(config: str, overrides: Sequence[str], data: str | None) -> Recipe:
     """The same, its settings known to work together: refused in a moment, before anything large is loaded."""
-    from swav_tf.recipe_advice import check_recipe
+    from swav_tf.recipe.advice import check_recipe
 
     recipe = load(config, overrides, data)
     if recipe.data.path is None and recipe.data.kind != "digits":

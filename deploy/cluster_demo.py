@@ -22,8 +22,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from swav_tf.training.checkpoint import Checkpoint, CheckpointStore
-from swav_tf.training.cluster.rendezvous import free_port
+from swav_tf.runs.checkpoint import Checkpoint, CheckpointStore
+from swav_tf.training.rendezvous import free_port
 
 LOST = 75  # what a worker ends with that has lost another one
 SETTINGS = (

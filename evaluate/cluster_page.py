@@ -1,20 +1,168 @@
-"""The nearest images of each prototype as one HTML page that needs no network."""
+"""Prototypes with their nearest images, as a page and as pictures."""
 
 from __future__ import annotations
 
+import base64
+import io
 from collections.abc import Mapping, Sequence
 from html import escape
-from typing import Any
+from pathlib import Path
+from typing import Any, Final
 
 from PIL import Image as PillowImage
+from PIL import ImageDraw, ImageFont
 
-from evaluate.cluster_picture import most_used
-from evaluate.clusters import Clusters, summary
+from evaluate.backends.backend import ModelIdentity
+from evaluate.clusters import Clusters, shown_prototypes, summary, usage_table
 from evaluate.feature_file import class_name
 from evaluate.images import ImageSet
-from evaluate.runners.runner import ModelIdentity
-from evaluate.thumbnails import data_address
-from swav_tf.data.names import printable
+from swav_tf.data.augment import Image
+from swav_tf.data.decode import UndecodableImage
+from swav_tf.data.pictures import shortened
+from swav_tf.data.sources import ImageSource, read_image
+from swav_tf.data.view import evaluation_view
+from swav_tf.plumbing.errors import DataError
+from swav_tf.plumbing.files import atomic_write
+from swav_tf.plumbing.names import printable
+from swav_tf.recipe.pretraining import EvaluationView
+
+BACKGROUND: Final = (250, 250, 248)
+INK: Final = (40, 40, 44)
+FAINT: Final = (125, 125, 130)
+RULE: Final = (222, 222, 218)
+
+
+def thumbnail(source: ImageSource, index: int, view: EvaluationView, side: int) -> PillowImage.Image:
+    """What the model saw of an image, as a square of `side` pixels; an enlarged one shows its pixels.
+
+    Raises:
+        DataError: the image cannot be read (any more).
+    """
+    try:
+        return scaled(evaluation_view(read_image(source, index), view), side)
+    except (UndecodableImage, OSError) as error:
+        raise DataError(f"{source.image_name(index)} cannot be read: {error}") from error
+
+
+def scaled(image: Image, side: int) -> PillowImage.Image:
+    """A square image at another size."""
+    enlarge = image.shape[0] < side
+    method = PillowImage.Resampling.NEAREST if enlarge else PillowImage.Resampling.LANCZOS
+    return PillowImage.fromarray(image).resize((side, side), method)
+
+
+def data_address(picture: PillowImage.Image) -> str:
+    """The picture as a `data:` address for HTML: as PNG or JPEG, whichever is smaller."""
+    encoded = []
+    for name, options in (("png", {"optimize": True}), ("jpeg", {"quality": 88})):
+        buffer = io.BytesIO()
+        picture.save(buffer, name, **options)
+        encoded.append((len(buffer.getvalue()), name, buffer.getvalue()))
+    _, name, data = min(encoded)
+    return f"data:image/{name};base64,{base64.b64encode(data).decode()}"
+
+
+SIDE: Final = 96  # of a thumbnail, pixels
+_GAP: Final = 24
+_TEXT: Final = 190  # width of the column of text
+
+
+def draw_clusters(
+    clusters: Clusters,
+    shown: Sequence[int],
+    rows: Mapping[int, Mapping[str, Any]],
+    pictures: Mapping[int, Sequence[PillowImage.Image]],
+) -> PillowImage.Image:
+    """A line for each prototype: its usage, then its images.
+
+    Args:
+        clusters: the assignment.
+        shown: prototypes, from the top.
+        rows: of `usage_table`, by prototype.
+        pictures: of the nearest images, by prototype; SIDE pixels wide and high.
+    """
+    per_row = clusters.nearest.shape[1]
+    step = SIDE + 14
+    top = 86
+    width = _GAP + _TEXT + per_row * (SIDE + 4) + _GAP
+    sheet = PillowImage.new("RGB", (max(width, 640), top + len(shown) * step + _GAP), BACKGROUND)
+    pen = ImageDraw.Draw(sheet)
+    large, normal, small = (ImageFont.load_default(size) for size in (20, 15, 12))
+    figures = summary(clusters)
+    pen.text((_GAP, 18), "Nearest images of each prototype", INK, large)
+    pen.text((_GAP, 50), _headline(figures, len(shown)), FAINT, small)
+    most = max(row["images"] for row in rows.values())
+    for number, prototype in enumerate(shown):
+        y, row = top + number * step, rows[prototype]
+        pen.line((_GAP, y - 7, sheet.width - _GAP, y - 7), RULE)
+        pen.text((_GAP, y + 4), f"prototype {prototype}", INK, normal)
+        pen.text((_GAP, y + 28), f"{row['images']:,} images, {100 * row['share']:.1f} %", FAINT, small)
+        pen.rectangle((_GAP, y + 48, _GAP + 150 * row["images"] // most, y + 53), (76, 120, 168))
+        if row.get("top_class") is not None:
+            text = f"{100 * row['top_class_share']:.0f} % are {row['top_class']}"
+            pen.text((_GAP, y + 62), shortened(text, small, _TEXT - 10), FAINT, small)
+        for place, picture in enumerate(pictures[prototype]):
+            sheet.paste(picture, (_GAP + _TEXT + place * (SIDE + 4), y))
+    return sheet
+
+
+def _headline(figures: Mapping[str, Any], shown: int) -> str:
+    texts = [
+        f"{figures['images']:,} images",
+        f"{figures['prototypes_used']:,} of {figures['prototypes']:,} prototypes used",
+        f"as if {figures['effective_prototypes']:g} were used alike",
+        *([f"purity {100 * figures['purity']:.1f} %"] if "purity" in figures else []),
+        f"shown: {most_used(shown)}",
+    ]
+    return "   ".join(texts)
+
+
+def most_used(shown: int) -> str:
+    """Which prototypes are shown, in words."""
+    return "the most used prototype" if shown == 1 else f"the {shown:,} most used prototypes"
+
+
+PICTURE_PROTOTYPES: Final = 30  # a picture of more could not be looked at
+
+
+def write_cluster_sheets(
+    folder: Path,
+    clusters: Clusters,
+    images: ImageSet,
+    *,
+    model: ModelIdentity,
+    view: EvaluationView,
+    prototypes: int,
+) -> None:
+    """Writes index.html, and sheet.png with the first prototypes of it.
+
+    Args:
+        folder: where to.
+        clusters: the assignment.
+        images: the same images.
+        model: what assigned them.
+        view: how it saw them.
+        prototypes: the most used ones are shown, so many.
+
+    Raises:
+        DataError: an image cannot be read any more.
+    """
+    shown = shown_prototypes(clusters, prototypes)
+    rows = {row["prototype"]: row for row in usage_table(clusters)}
+    pictures = {
+        prototype: [
+            thumbnail(images.source, int(clusters.index[row]), view, SIDE)
+            for row in clusters.nearest[prototype]
+        ]
+        for prototype in shown
+    }
+    sheet = draw_clusters(clusters, shown[:PICTURE_PROTOTYPES], rows, pictures)
+    with atomic_write(folder / "sheet.png") as partial:
+        sheet.save(partial)
+    page = cluster_page(clusters, images, model, shown, rows, pictures)
+    with atomic_write(folder / "index.html") as partial:
+        partial.write_text(page, encoding="utf-8")
+
 
 _STYLE = """
 :root { --ink: #28282c; --faint: #6f6f76; --rule: #e2e2dd; --page: #fafaf8; --card: #fff; --bar: #4c78a8; }

@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from evaluate.backends.backend import Runner
 from evaluate.feature_file import class_name
 from evaluate.images import ImageSet, UnreadableImages, batches, stack_views, view_images
-from evaluate.runners.runner import Runner
-from swav_tf.data.names import printable
-from swav_tf.errors import DataError, UsageError
-from swav_tf.whole_file import whole_file
+from swav_tf.plumbing.errors import DataError, UsageError
+from swav_tf.plumbing.files import atomic_write
+from swav_tf.plumbing.names import printable
 
 IMAGES_OF_EACH = 12
 
@@ -184,12 +184,15 @@ def usage_table(clusters: Clusters) -> list[dict[str, Any]]:
 def write_tables(clusters: Clusters, images: ImageSet, folder: Path) -> None:
     """usage.csv, and assignments.csv with a row an image."""
     table = usage_table(clusters)
-    with whole_file(folder / "usage.csv") as partial, partial.open("w", encoding="utf-8", newline="") as file:
+    with (
+        atomic_write(folder / "usage.csv") as partial,
+        partial.open("w", encoding="utf-8", newline="") as file,
+    ):
         writer = csv.DictWriter(file, list(table[0]))
         writer.writeheader()
         writer.writerows(table)
     with (
-        whole_file(folder / "assignments.csv") as partial,
+        atomic_write(folder / "assignments.csv") as partial,
         partial.open("w", encoding="utf-8", newline="") as file,
     ):
         lines = csv.writer(file)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from swav_tf.whole_file import whole_file
+from swav_tf.plumbing.files import atomic_write
 
 ROWS, COLUMNS, IMAGES_SHOWN = 6, 4, 9
 
@@ -51,7 +51,7 @@ def draw_demo(
         fontsize=12,
     )
     _draw_prototypes(bottom, scores, images)
-    with whole_file(path) as partial:
+    with atomic_write(path) as partial:
         figure.savefig(partial)
     plt.close(figure)
 

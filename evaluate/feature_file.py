@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from swav_tf.errors import DataError, UsageError
+from swav_tf.plumbing.errors import DataError, UsageError
 
 FACTS_KEY = b"swav_tf"
 

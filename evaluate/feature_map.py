@@ -9,8 +9,8 @@ from typing import Any, Final
 import numpy as np
 
 from evaluate.feature_file import FeatureFile
-from swav_tf.errors import DataError, SwavError, UsageError
-from swav_tf.whole_file import whole_file
+from swav_tf.plumbing.errors import DataError, SwavError, UsageError
+from swav_tf.plumbing.files import atomic_write
 
 METHODS: Final = ("pca", "tsne", "umap")
 LEGEND_CLASSES: Final = 20  # more colours cannot be told apart
@@ -126,6 +126,6 @@ def draw_map(path: Path, file: FeatureFile, drawn: FeatureMap, *, method: str) -
         axes.set(xticks=[], yticks=[])
     axes.set_aspect("equal", adjustable="datalim")
     axes.spines[["top", "right"]].set_visible(False)
-    with whole_file(path) as partial:
+    with atomic_write(path) as partial:
         figure.savefig(partial)
     plt.close(figure)

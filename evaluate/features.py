@@ -18,21 +18,21 @@ from typing import Any
 
 import numpy as np
 
-from evaluate.feature_file import beside, check_format, read_feature_file
-from evaluate.feature_shards import (
+from evaluate.backends.backend import Runner
+from evaluate.feature_cache import (
     keep_settings,
     locked,
     read_shard,
     refuse_differences,
     remove_shards,
     unreadable_of,
+    write_feature_file,
     write_shard,
 )
-from evaluate.feature_writer import write_feature_file
+from evaluate.feature_file import beside, check_format, read_feature_file
 from evaluate.images import ImageSet, UnreadableImages, ViewedImage, batches, stack_views, view_images
-from evaluate.runners.runner import Runner
-from swav_tf.data.names import printable
-from swav_tf.errors import DataError
+from swav_tf.plumbing.errors import DataError
+from swav_tf.plumbing.names import printable
 
 SHARD_IMAGES = 4096  # 32 MiB of 2048 features
 BATCH_IMAGES = 128

@@ -14,15 +14,14 @@ from typing import Any, get_args
 import numpy as np
 
 from swav_tf.data.augment import Image
-from swav_tf.data.cores import available_cores
 from swav_tf.data.decode import UndecodableImage
-from swav_tf.data.image_source import ImageSource, read_image
-from swav_tf.data.names import printable
-from swav_tf.data.sources import open_source
+from swav_tf.data.sources import ImageSource, open_source, read_image
 from swav_tf.data.view import evaluation_view
-from swav_tf.errors import DataError, UsageError
-from swav_tf.recipe import Data, EvaluationView
-from swav_tf.whole_file import whole_file
+from swav_tf.plumbing.errors import DataError, UsageError
+from swav_tf.plumbing.files import atomic_write
+from swav_tf.plumbing.names import printable
+from swav_tf.plumbing.system import available_cores
+from swav_tf.recipe.pretraining import Data, EvaluationView
 
 KINDS: tuple[str, ...] = get_args(Data.model_fields["kind"].annotation)
 
@@ -42,7 +41,7 @@ class ImageSet:
     def facts(self) -> dict[str, Any]:
         """What tells these images from others: where they are, how many, the SHA-256 of their names.
 
-        `names_sha256` is over printable names, one a line. A run's `fingerprint` (swav_tf.data.image_source)
+        `names_sha256` is over printable names, one a line. A run's `fingerprint` (swav_tf.data.sources)
         has a field of that name over their bytes on disk: the two do not compare.
         """
         names = hashlib.sha256()
@@ -179,7 +178,7 @@ class UnreadableImages:
         if not self.reasons:
             self.path.unlink(missing_ok=True)
             return
-        with whole_file(self.path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
+        with atomic_write(self.path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
             csv.writer(file).writerows([("name", "reason"), *self.reasons.items()])
 
     def read_list(self) -> dict[str, str]:

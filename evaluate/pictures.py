@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
-from swav_tf.errors import UsageError
+from swav_tf.plumbing.errors import UsageError
 
 ENDINGS: Final = (".png", ".jpg", ".jpeg", ".webp")
 

@@ -10,18 +10,18 @@ import numpy as np
 from PIL import Image as PillowImage
 from PIL import ImageDraw, ImageFont
 
+from evaluate.backends.backend import Runner
+from evaluate.cluster_page import BACKGROUND, FAINT, INK, scaled, thumbnail
 from evaluate.feature_file import FeatureFile
 from evaluate.images import ImageSet, open_images
-from evaluate.runners.runner import Runner
-from evaluate.same_model import check_same_model
-from evaluate.thumbnails import BACKGROUND, FAINT, INK, scaled, thumbnail
+from evaluate.knn import check_same_model
 from swav_tf.data.augment import Image
-from swav_tf.data.caption import shortened
 from swav_tf.data.decode import UndecodableImage, decode
+from swav_tf.data.pictures import shortened
 from swav_tf.data.view import evaluation_view
-from swav_tf.errors import DataError, UsageError
 from swav_tf.knn import find_neighbours
-from swav_tf.recipe import Data
+from swav_tf.plumbing.errors import DataError, UsageError
+from swav_tf.recipe.pretraining import Data
 
 _SIDE, _GAP, _LINE = 144, 16, 17
 _COLUMNS = 6

@@ -11,9 +11,9 @@ from typing import Any, Final
 
 import numpy as np
 
-from evaluate.ridge import fit_ridge
-from evaluate.runners.onnx_metadata import Precision
-from evaluate.runners.runner import Runner
+from evaluate.backends.backend import Runner
+from evaluate.backends.onnx_metadata import Precision
+from evaluate.linear import fit_ridge
 from export.reference import Reference
 from swav_tf.knn import find_neighbours, vote
 

@@ -1,7 +1,8 @@
-"""Images and what Keras says of them in float32: the measure that lies beside every export. No TensorFlow."""
+"""Images and Keras' features of them, to compare exported files with."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import zipfile
 from dataclasses import dataclass
@@ -10,8 +11,91 @@ from typing import Any, Final
 
 import numpy as np
 
-from swav_tf.errors import DataError, UsageError
-from swav_tf.recipe import EvaluationView
+from evaluate.backends.onnx_metadata import dataset_name
+from evaluate.images import ImageSet, UnreadableImages, view_images
+from swav_tf.plumbing.errors import DataError, UsageError
+from swav_tf.recipe.pretraining import EvaluationView
+
+RANDOM_IMAGES: Final = 16  # of random pixels, beside the real ones
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Images drawn at random, as the model sees them.
+
+    Attributes:
+        views: uint8 (n, crop, crop, 3).
+        labels: (n,) classes, -1 for none.
+        facts: which they are: number, seed, SHA-256 of their names, one a line, and where from; empty without any.
+    """
+
+    views: np.ndarray
+    labels: np.ndarray
+    facts: dict[str, Any]
+
+
+def no_images(view: EvaluationView) -> Drawn:
+    """A draw where there is nothing to draw from."""
+    return Drawn(np.empty((0, view.crop, view.crop, 3), np.uint8), np.empty(0, np.int64), {})
+
+
+def draw_images(
+    images: ImageSet, counts: tuple[int, int], view: EvaluationView, *, seed: int, max_bad_share: float
+) -> tuple[Drawn, Drawn]:
+    """Two draws with no image in common; unreadable images are passed over.
+
+    Where there are fewer images than asked for, both get the share that they asked for.
+
+    Args:
+        images: where from.
+        counts: images of the first and of the second draw; the second may be 0.
+        view: how they are shown.
+        seed: of the draw.
+        max_bad_share: share of unreadable images (0 to 1) past which it is an error.
+
+    Raises:
+        DataError: a draw that was asked for is empty, or too many images are unreadable.
+    """
+    order = np.random.default_rng(seed).permutation(len(images.source)).tolist()
+    total = sum(counts)
+    unreadable = UnreadableImages(min(total, len(order)), max_bad_share, Path("no list is written"))
+    seen = []
+    for image in view_images(images.source, order, view, ahead=64):
+        if image.view is None:
+            unreadable.add(image)
+            continue
+        seen.append((image.view, image.label, image.name))
+        if len(seen) == total:
+            break
+    first = min(counts[0], len(seen) * counts[0] // total)
+    draws = seen[:first], seen[first : first + counts[1]]
+    if any(wanted and len(draw) < 2 for wanted, draw in zip(counts, draws, strict=True)):
+        where = images.settings.path or images.settings.kind
+        raise DataError(
+            f"There must be at least 2 readable images to compare, and 2 others to calibrate int8. "
+            f"Received: {len(seen)} in {where}."
+        )
+    source = {**images.facts(), "path": dataset_name(images.settings)}  # no path of this machine
+    one, other = (_drawn(draw, view, {"seed": seed, "source": source}) for draw in draws)
+    return one, other
+
+
+def random_pixels(view: EvaluationView, *, seed: int) -> np.ndarray:
+    """Images that no photograph is like, uint8 (16, crop, crop, 3)."""
+    draw = np.random.default_rng(seed)
+    return draw.integers(0, 256, (RANDOM_IMAGES, view.crop, view.crop, 3), dtype=np.uint8)
+
+
+def _drawn(seen: list[tuple[np.ndarray, int, str]], view: EvaluationView, facts: dict[str, Any]) -> Drawn:
+    if not seen:
+        return no_images(view)
+    names = hashlib.sha256("".join(f"{name}\n" for _, _, name in seen).encode())
+    return Drawn(
+        np.array([shown for shown, _, _ in seen], np.uint8),
+        np.array([label for _, label, _ in seen], np.int64),
+        {"images": len(seen), "names_sha256": names.hexdigest(), **facts},
+    )
+
 
 REFERENCE: Final = "reference.npz"
 

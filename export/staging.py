@@ -1,4 +1,4 @@
-"""The hidden folder in which an export is made, before its files take their names."""
+"""Fill a folder completely or leave it as it was."""
 
 from __future__ import annotations
 
@@ -12,8 +12,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from export.errors import ExportError
-from swav_tf.whole_file import bring_to_disk
+from swav_tf.plumbing.errors import SwavError
+from swav_tf.plumbing.files import sync_to_disk
+
+
+class ExportError(SwavError):
+    """The graph cannot be exported, or does not compute what Keras computes."""
+
 
 PREFIX: Final = ".part-"
 # A graph comes after the file of its weights, and what tells a server of a model after all else.
@@ -41,7 +46,7 @@ def filled_folder(target: Path, *, option: str) -> Iterator[Path]:
         yield folder
         files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
         for path in files:
-            bring_to_disk(path)
+            sync_to_disk(path)
         for path in sorted(files, key=_turn):
             place = target / path.relative_to(folder)
             place.parent.mkdir(parents=True, exist_ok=True)

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from evaluate.runners.checksums import check_unchanged, check_weights
-from evaluate.runners.engine_file import SUFFIXES, read_engine
-from evaluate.runners.onnx_metadata import OnnxMetadata, read_metadata
-from evaluate.runners.onnx_session import open_session
+from evaluate.backends.checksums import check_unchanged, check_weights
+from evaluate.backends.engine_file import SUFFIXES, read_engine
+from evaluate.backends.onnx_backend import open_session
+from evaluate.backends.onnx_metadata import OnnxMetadata, read_metadata
 from export.staging import filled_folder
-from swav_tf.errors import UsageError
+from swav_tf.plumbing.errors import UsageError
 
 VERSION: Final = "1"  # of each model: a folder
 MAX_BATCH: Final = 32

@@ -10,15 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from evaluate.runners.checksums import CHECKSUMS, PARITY, Checksum, read_checksums
-from evaluate.runners.engine_file import SUFFIXES
-from evaluate.runners.onnx_metadata import Precision
-from evaluate.runners.onnx_runner import OnnxRunner
-from evaluate.runners.tensorrt_runner import TensorrtRunner
+from evaluate.backends.checksums import CHECKSUMS, PARITY, Checksum, read_checksums
+from evaluate.backends.engine_file import SUFFIXES
+from evaluate.backends.onnx_backend import OnnxRunner
+from evaluate.backends.onnx_metadata import Precision
+from evaluate.backends.tensorrt_backend import TensorrtRunner
 from export.parity import GATES, LabelledFeatures, Parity, compare, run_all
 from export.reference import REFERENCE, Reference, read_reference
-from swav_tf.errors import DataError, UsageError
-from swav_tf.whole_file import whole_file
+from swav_tf.plumbing.errors import DataError, UsageError
+from swav_tf.plumbing.files import atomic_write
 
 ArtifactRunner = OnnxRunner | TensorrtRunner
 
@@ -106,7 +106,7 @@ def verify(
                 name, runner.checksum
             )  # one that is recorded was compared when it was opened
     results = {path.name: results[path.name] for path in artifacts}
-    with whole_file(folder / PARITY) as partial:
+    with atomic_write(folder / PARITY) as partial:
         partial.write_text(parity_text(reference, results, checksums), encoding="utf-8")
     return results
 

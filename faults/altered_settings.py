@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from evaluate.runners.keras_runner import KerasRunner
+from evaluate.backends.keras_backend import KerasRunner
 from faults.commands import Commands
 from faults.isolated import isolated
 from faults.jobs import classifier, pretrain
@@ -21,7 +21,7 @@ from faults.mutate import mutated
 from faults.mutated_recipes import ODD_VALUES, put, some_path
 from faults.outcomes import differences
 from faults.trial import Plan, Trial, shortened
-from swav_tf.errors import SwavError
+from swav_tf.plumbing.errors import SwavError
 
 EVERY = 25  # trials that only read, for one that goes on with a run
 RECIPE, FACTS = "config.yaml", "model.json"
@@ -151,7 +151,7 @@ def _runner_says(run: Path) -> dict[str, Any]:
 
 def _classifier_says(run: Path) -> dict[str, Any]:
     """Likewise of a probe."""
-    from swav_tf.training.classifiers.classifier_folder import load_classifier
+    from swav_tf.training.classifier_folder import load_classifier
 
     model, recipe, facts = load_classifier(run)
     view = recipe.data.evaluation

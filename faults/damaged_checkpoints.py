@@ -16,7 +16,7 @@ from faults.kills import undisturbed
 from faults.mutate import mutated
 from faults.outcomes import differences
 from faults.trial import Plan, Trial, shortened
-from swav_tf.training.checkpoint import ARRAYS, FACTS, CheckpointError, CheckpointStore
+from swav_tf.runs.checkpoint import ARRAYS, FACTS, CheckpointError, CheckpointStore
 
 EVERY = 50  # trials that only read, for one that runs
 

@@ -17,7 +17,7 @@ from faults.mutate import mutated
 from faults.trial import Plan, Trial, shortened
 from swav_tf.data.decode import MAX_PIXELS, UndecodableImage, decode
 from swav_tf.data.folders import ImageFolder
-from swav_tf.recipe import EvaluationView
+from swav_tf.recipe.pretraining import EvaluationView
 
 FOLDER_IMAGES = 50  # of a folder that is read whole
 LOSSLESS = ("png", "png gray 16", "png palette", "bmp", "webp lossless")

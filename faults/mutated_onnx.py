@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from evaluate.runners.checksums import PARITY
-from evaluate.runners.onnx_runner import OnnxRunner
+from evaluate.backends.checksums import PARITY
+from evaluate.backends.onnx_backend import OnnxRunner
 from export.parity import GATES
 from export.reference import REFERENCE, read_reference
 from export.verify import verify
@@ -23,7 +23,7 @@ from faults.isolated import isolated
 from faults.jobs import Made, make
 from faults.mutate import mutated
 from faults.trial import Plan, Trial, shortened
-from swav_tf.errors import DataError, SwavError
+from swav_tf.plumbing.errors import DataError, SwavError
 
 NAME = "model-fp32.onnx"
 EVERY = 100  # files that are given to a runner and to `verify`, for one that is given to all commands

@@ -16,11 +16,11 @@ import yaml
 from faults.isolated import isolated
 from faults.mutate import mutated
 from faults.trial import Plan, Trial, shortened
-from swav_tf.classifier_advice import check_classifier_recipe
-from swav_tf.errors import UsageError
-from swav_tf.recipe import Recipe
-from swav_tf.recipe_advice import check_recipe
-from swav_tf.recipe_files import load_any_recipe, recipe_yaml, save_recipe
+from swav_tf.plumbing.errors import UsageError
+from swav_tf.recipe.advice import check_recipe
+from swav_tf.recipe.classifier_advice import check_classifier_recipe
+from swav_tf.recipe.files import load_any_recipe, recipe_yaml, save_recipe
+from swav_tf.recipe.pretraining import Recipe
 
 # Values at which readers of settings trip: wrong types, edges of numbers, text that is nearly something else.
 ODD_VALUES: tuple[Any, ...] = (

@@ -20,12 +20,11 @@ from safetensors.numpy import save
 from faults.isolated import isolated
 from faults.mutate import mutated
 from faults.trial import Plan, Trial, shortened
-from swav_tf.errors import SwavError
+from swav_tf.plumbing.errors import SwavError
 from swav_tf.weights.describe import describe
+from swav_tf.weights.files import open_weights
 from swav_tf.weights.fitting import fit
-from swav_tf.weights.read import open_weights
-from swav_tf.weights.torch_file import LEGACY_MAGIC, LEGACY_PROTOCOL
-from swav_tf.weights.torch_writer import write_torch_file
+from swav_tf.weights.torch_files import LEGACY_MAGIC, LEGACY_PROTOCOL, write_torch_file
 
 CHECKED = ("zip",)  # containers with checksums of their contents
 

@@ -14,11 +14,11 @@ import numpy as np
 from evaluate.feature_file import read_feature_file
 from faults.commands import Ended
 from faults.isolated import isolated
-from swav_tf.data.shards.shard_index import INDEX, read_index, shard_path
-from swav_tf.data.shards.sharding import file_sha256
-from swav_tf.data.shards.sharding_state import JOURNAL
-from swav_tf.errors import SwavError
-from swav_tf.training.checkpoint import ARRAYS, CheckpointStore
+from swav_tf.data.packing_state import JOURNAL
+from swav_tf.data.shard_index import INDEX, read_index, shard_path
+from swav_tf.data.sharding import file_sha256
+from swav_tf.plumbing.errors import SwavError
+from swav_tf.runs.checkpoint import ARRAYS, CheckpointStore
 
 SHARD_IMAGES = 32  # of `features`
 

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from evaluate.runners.engine_file import read_engine
+from evaluate.backends.engine_file import read_engine
 from faults.commands import Commands
 from faults.jobs import PRETRAIN, Job, Made, benchmark, classifier, labelled_images
 from faults.outcomes import files_of, files_trouble, run_result, run_trouble
@@ -164,7 +164,7 @@ def _make_demo_small() -> None:
     import cli.demo
     import cli.demo_export
     from evaluate.benchmark.schema import Settings
-    from swav_tf.recipe_files import load_recipe
+    from swav_tf.recipe.files import load_recipe
 
     moment = Settings(seconds=0.05, runs=3, max_seconds=1, rounds=1, threads=1, cuda_graph=False)
     prototypes = "model.prototypes=50"  # the picture shows 24

@@ -4,13 +4,13 @@ from pathlib import Path
 
 import numpy as np
 
-from swav_tf.classifier_recipe import ProbeRecipe
 from swav_tf.method.loss_scale import LossScale
-from swav_tf.recipe_files import save_recipe
+from swav_tf.recipe.classifier import ProbeRecipe
+from swav_tf.recipe.files import save_recipe
+from swav_tf.runs.checkpoint import CheckpointStore
 from swav_tf.training.build import build_swav
-from swav_tf.training.checkpoint import CheckpointStore
-from swav_tf.training.classifiers.classifier import Classifier
-from swav_tf.training.classifiers.classify import compile_classifier
+from swav_tf.training.classifier import Classifier
+from swav_tf.training.classify import compile_classifier
 from swav_tf.training.state import named_variables
 from tests.swav_models import backbone_without_bn, tiny_recipe
 

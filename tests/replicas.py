@@ -2,7 +2,7 @@
 
 import tensorflow as tf
 
-from swav_tf.training.cluster.strategy import mirrored
+from swav_tf.training.cluster import mirrored
 
 REPLICAS = 2
 

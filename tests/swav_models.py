@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from swav_tf.recipe import Recipe
+from swav_tf.recipe.pretraining import Recipe
 from swav_tf.training.build import build_swav
 from tests.replicas import REPLICAS
 

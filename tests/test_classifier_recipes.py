@@ -4,10 +4,10 @@ import re
 
 import pytest
 
-from swav_tf.classifier_advice import check_classifier_recipe
-from swav_tf.classifier_recipe import FinetuneRecipe, ProbeRecipe
-from swav_tf.errors import RecipeError
-from swav_tf.recipe_files import bundled_recipes, load_any_recipe, load_recipe, load_recipe_of, recipe_header
+from swav_tf.plumbing.errors import RecipeError
+from swav_tf.recipe.classifier import FinetuneRecipe, ProbeRecipe
+from swav_tf.recipe.classifier_advice import check_classifier_recipe
+from swav_tf.recipe.files import bundled_recipes, load_any_recipe, load_recipe, load_recipe_of, recipe_header
 
 PROBES = {"probe", "probe_passl", "probe_one_gpu", "probe_digits"}
 FINETUNING = {

@@ -6,16 +6,16 @@ import os
 
 import pytest
 
-from evaluate import feature_shards
-from swav_tf.data.shards import sharding_state
-from swav_tf.errors import UsageError
-from swav_tf.lock import take_lock
-from swav_tf.training.run_folder import RunFolder
+from evaluate import feature_cache
+from swav_tf.data import packing_state
+from swav_tf.plumbing.errors import UsageError
+from swav_tf.plumbing.files import take_lock
+from swav_tf.runs.folder import RunFolder
 
 HOLDERS = {
     "run folder": RunFolder,
-    "shards": sharding_state.locked,
-    "features": lambda folder: feature_shards.locked(folder, folder / "x.npz"),
+    "shards": packing_state.locked,
+    "features": lambda folder: feature_cache.locked(folder, folder / "x.npz"),
 }
 
 

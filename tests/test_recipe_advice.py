@@ -3,9 +3,9 @@ from typing import Any
 
 import pytest
 
-from swav_tf.errors import RecipeError
-from swav_tf.recipe_advice import BACKBONES, SMALLEST_PLAIN_EPSILON, Advice, check_recipe
-from swav_tf.recipe_files import load_recipe
+from swav_tf.plumbing.errors import RecipeError
+from swav_tf.recipe.advice import BACKBONES, SMALLEST_PLAIN_EPSILON, Advice, check_recipe
+from swav_tf.recipe.files import load_recipe
 
 KERAS_CV = ["model.backbone.library=keras_cv", "model.backbone.name=ResNetV2Backbone"]
 
@@ -311,7 +311,7 @@ def test_bfloat16_needs_a_cpu_that_has_it(
 ) -> None:
     if cpuinfo is not None:
         (tmp_path / "cpuinfo").write_text("processor\t: 0\n" + cpuinfo)
-    monkeypatch.setattr("swav_tf.cpu.CPUINFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr("swav_tf.plumbing.system.CPUINFO", tmp_path / "cpuinfo")
     found = advice(["train.precision=mixed_bfloat16"], on_cpu=True)
     assert [remark.path for remark in found] == ["train.precision"] * remarks
 

@@ -3,15 +3,15 @@ from pathlib import Path
 
 import pytest
 
-from swav_tf.errors import RecipeError
-from swav_tf.recipe import Recipe
-from swav_tf.recipe_files import (
+from swav_tf.plumbing.errors import RecipeError
+from swav_tf.recipe.files import (
     bundled_recipes,
     load_any_recipe,
     load_recipe,
     recipe_header,
     save_recipe,
 )
+from swav_tf.recipe.pretraining import Recipe
 
 MINIMAL = """
 name: mine

@@ -5,9 +5,9 @@ from typing import NamedTuple
 
 import pytest
 
-from swav_tf.recipe import Recipe
-from swav_tf.recipe_advice import check_recipe
-from swav_tf.recipe_files import bundled_recipes, load_recipe, recipe_header, recipe_kind
+from swav_tf.recipe.advice import check_recipe
+from swav_tf.recipe.files import bundled_recipes, load_recipe, recipe_header, recipe_kind
+from swav_tf.recipe.pretraining import Recipe
 
 IMAGENET_IMAGES = 1_281_167
 

@@ -8,13 +8,13 @@ import pytest
 from PIL import Image
 
 from cli.main import swav_tf
-from export.export_settings import ExportSettings
-from export.from_keras import _metadata
+from export.settings import ExportSettings
+from export.source import _metadata
 from swav_tf.data.digits import Digits
 from swav_tf.data.folders import ClassFolders
-from swav_tf.data.positions import CropsByPosition
-from swav_tf.data.shards.sharding import write_shards
-from swav_tf.versions import version_of
+from swav_tf.data.order import CropsByPosition
+from swav_tf.data.sharding import write_shards
+from swav_tf.plumbing.system import version_of
 from tests.swav_models import tiny_recipe
 
 

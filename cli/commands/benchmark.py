@@ -167,9 +167,8 @@ def command(
             _prepare_place(file)
 
     from evaluate.benchmark.artifacts import find_artifacts
-    from evaluate.benchmark.plan import PRECISIONS, plan_cells, with_peers
     from evaluate.benchmark.report.document import write_report
-    from evaluate.benchmark.run import run_benchmark
+    from evaluate.benchmark.run import PRECISIONS, plan_cells, run_benchmark, with_peers
     from evaluate.benchmark.schema import Settings, read_benchmark, write_benchmark
 
     unknown = [name for name in precisions or () if name not in PRECISIONS]
@@ -206,7 +205,7 @@ def command(
     if to_stdout:
         click.echo(benchmark.model_dump_json(indent=1))
     else:
-        from cli.benchmark_table import print_benchmark
+        from cli.tables.benchmark import print_benchmark
 
         print_benchmark(benchmark)
     if html_file is not None:
@@ -220,7 +219,7 @@ def command(
 
 def _prepare_place(file: Path) -> None:
     """Refuses a place that cannot be written now, not after an hour; removes what a killed benchmark left there."""
-    from swav_tf.whole_file import remove_leftovers
+    from swav_tf.plumbing.files import remove_leftovers
 
     folder = next(parent for parent in file.absolute().parents if parent.exists())
     if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):

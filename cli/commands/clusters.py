@@ -88,9 +88,9 @@ def command(
 
     runner = open_model(model, provider)
 
-    from evaluate.cluster_sheet import write_cluster_sheets
+    from evaluate.cluster_page import write_cluster_sheets
     from evaluate.clusters import assign_images, summary, usage_table, write_tables
-    from swav_tf.whole_file import whole_file
+    from swav_tf.plumbing.files import atomic_write
 
     images = open_data(runner, data, kind, split)
     make_folder(output)
@@ -115,7 +115,7 @@ def command(
     )
     figures = {**summary(clusters), "unreadable": len(unreadable.reasons)}
     whole = {**figures, "model": runner.facts.as_dict(), "usage": usage_table(clusters)}
-    with whole_file(output / "clusters.json") as partial:
+    with atomic_write(output / "clusters.json") as partial:
         partial.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
     if as_json:
         print_json(whole)

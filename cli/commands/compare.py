@@ -35,7 +35,7 @@ def command(a: Path, b: Path, least: float | None, any_machine: bool, as_json: b
     """
     from evaluate.benchmark.compare import compare_benchmarks
     from evaluate.benchmark.schema import read_benchmark
-    from swav_tf.errors import UsageError
+    from swav_tf.plumbing.errors import UsageError
 
     comparison = compare_benchmarks(read_benchmark(a), read_benchmark(b))
     if least is not None and not comparison.comparable and not any_machine:
@@ -48,7 +48,7 @@ def command(a: Path, b: Path, least: float | None, any_machine: bool, as_json: b
     if as_json:
         print_json({**asdict(comparison), "fail_below": least, "below": below, "undecided": undecided})
     else:
-        from cli.benchmark_table import print_comparison
+        from cli.tables.benchmark import print_comparison
 
         print_comparison(comparison)
         for line in below:

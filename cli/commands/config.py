@@ -32,7 +32,7 @@ def list_recipes(as_json: bool) -> None:
       swav-tf config list
       swav-tf config list --json
     """
-    from swav_tf.recipe_files import bundled_recipes, recipe_kind
+    from swav_tf.recipe.files import bundled_recipes, recipe_kind
 
     recipes = {name: (recipe_kind(name), summary) for name, summary in bundled_recipes().items()}
     if as_json:
@@ -55,7 +55,7 @@ def show(recipe: str, overrides: tuple[str, ...], as_json: bool) -> None:
       swav-tf config show swav_200ep
       swav-tf config show one_gpu -o train.epochs=50 > mine.yaml
     """
-    from swav_tf.recipe_files import load_any_recipe, recipe_header, recipe_yaml
+    from swav_tf.recipe.files import load_any_recipe, recipe_header, recipe_yaml
 
     loaded = load_any_recipe(recipe, overrides)
     if as_json:
@@ -87,11 +87,11 @@ def check(
       swav-tf config check mine.yaml
       swav-tf config check passl_1node --replicas 8 --images 1281167
     """
-    from swav_tf.classifier_advice import check_classifier_recipe
-    from swav_tf.errors import RecipeError
-    from swav_tf.recipe import Recipe
-    from swav_tf.recipe_advice import check_recipe
-    from swav_tf.recipe_files import load_any_recipe
+    from swav_tf.plumbing.errors import RecipeError
+    from swav_tf.recipe.advice import check_recipe
+    from swav_tf.recipe.classifier_advice import check_classifier_recipe
+    from swav_tf.recipe.files import load_any_recipe
+    from swav_tf.recipe.pretraining import Recipe
 
     try:
         loaded = load_any_recipe(recipe, overrides)
@@ -132,8 +132,8 @@ def settings(kind: str, as_json: bool) -> None:
       swav-tf config settings
       swav-tf config settings --kind probe
     """
-    from swav_tf.recipe_fields import describe_field, recipe_fields
-    from swav_tf.recipe_files import KINDS
+    from swav_tf.recipe.fields import describe_field, recipe_fields
+    from swav_tf.recipe.files import KINDS
 
     fields = {field.path: describe_field(field) for field in recipe_fields(KINDS[kind])}
     if as_json:

@@ -49,11 +49,11 @@ def command(
     check_picture(output)
     recipe = load_for_run(config, overrides, data)
 
-    from swav_tf.data.contact_sheet import contact_sheet
+    from swav_tf.data.pictures import contact_sheet
     from swav_tf.data.sources import open_source
-    from swav_tf.whole_file import whole_file
+    from swav_tf.plumbing.files import atomic_write
 
     sheet = contact_sheet(open_source(recipe.data), recipe, rows=rows, epoch=epoch, seed=recipe.train.seed)
-    with whole_file(output) as partial:
+    with atomic_write(output) as partial:
         sheet.save(partial)
     click.echo(f"{output}: {rows} images with {recipe.crop_count} crops each")

@@ -27,8 +27,8 @@ from cli.options import (
 )
 
 if TYPE_CHECKING:
-    from export.engines.run_engines import ExportedEngine
-    from export.run_export import Exported
+    from export.run import Exported
+    from export.run_engines import ExportedEngine
 
 
 def _names(context: click.Context, option: click.Parameter, value: str | None) -> tuple[str, ...]:
@@ -191,14 +191,14 @@ def command(
         refuse_without_tensorrt(engine)
     elif run.suffix == ".onnx":
         _refuse_options_of_a_run(context)
-        from export.engines.run_engines import export_engines
+        from export.run_engines import export_engines
 
         engines = export_engines([run], output, engine_settings(engine), tell=tell)
         served = _write_triton(triton, [run, *(file.path for file in engines)])
         _show(output, [], engines, served, as_json)
         return
-    from export.export_settings import ExportSettings
-    from export.run_export import export_run
+    from export.run import export_run
+    from export.settings import ExportSettings
 
     settings = ExportSettings(
         precisions=precisions,  # type: ignore[arg-type]  # checked next
@@ -219,7 +219,7 @@ def command(
     )
     settings.check()  # before TensorFlow loads
     if "tensorrt" in kinds:
-        from export.engines.tensorrt_engine import builder_here
+        from export.engine import builder_here
 
         if "int8" in precisions and settings.target != "tensorrt":
             raise click.UsageError("--to tensorrt takes int8 in its own form: leave out --target")
@@ -229,7 +229,7 @@ def command(
     load_tensorflow_quietly()
     exported = export_run(run, output, settings, tell=tell)
     if "tensorrt" in kinds:
-        from export.engines.run_engines import export_engines
+        from export.run_engines import export_engines
 
         engines = export_engines([file.path for file in exported], output, engine_settings(engine), tell=tell)
     served = _write_triton(triton, [*(file.path for file in exported), *(file.path for file in engines)])
@@ -288,7 +288,7 @@ def _show(
             }
         )
         return
-    from cli.parity_table import print_parity
+    from cli.tables.parity import print_parity
 
     compared = {file.path.name: file.parity for file in engines if file.parity is not None}
     print_parity({file.path.name: file.parity for file in exported} | compared)

@@ -25,12 +25,12 @@ def command(**options: Any) -> None:
       swav-tf finetune --model runs/demo -c finetune_digits --from-scratch
       swav-tf finetune ILSVRC2012/train ILSVRC2012/val --model runs/swav_800ep -c finetune_full
     """
-    from swav_tf.classifier_recipe import FinetuneRecipe
+    from swav_tf.recipe.classifier import FinetuneRecipe
 
     recipe, arguments = asked_for(FinetuneRecipe, **options)
 
     load_tensorflow_quietly()
-    from swav_tf.training.classifiers.finetune import finetune
+    from swav_tf.training.finetune import finetune
 
     result = finetune(recipe, **arguments)
     if options["as_json"]:

@@ -77,8 +77,7 @@ def command(
       swav-tf plan one_gpu --gpu rtx4090 --images 50000 -o train.epochs=400
       swav-tf plan swav_200ep --gpus 64 --gpu h100 --images-per-second 1100 --json
     """
-    from swav_tf.planning.estimate import IMAGENET_IMAGES, Cluster, make_plan
-    from swav_tf.planning.gpus import GPUS
+    from swav_tf.planning.estimate import GPUS, IMAGENET_IMAGES, Cluster, make_plan
 
     plan = make_plan(
         load(recipe, overrides),
@@ -94,6 +93,6 @@ def command(
         document["cost"] |= {"forward_macs": plan.cost.forward_macs, "step_flops": plan.cost.step_flops}
         print_json(document)
         return
-    from cli.plan_table import print_plan
+    from cli.tables.plan import print_plan
 
     print_plan(plan)

@@ -7,8 +7,9 @@ from pathlib import Path
 import click
 
 from cli.closing import closing_words
-from cli.cluster import cluster_of, cluster_options
 from cli.options import (
+    cluster_of,
+    cluster_options,
     config_option,
     data_argument,
     json_option,

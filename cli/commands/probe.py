@@ -30,12 +30,12 @@ def command(**options: Any) -> None:
       swav-tf probe --model runs/demo -c probe_digits --cached
       swav-tf probe ILSVRC2012/train ILSVRC2012/val --model runs/swav_800ep -c probe --run-dir runs/probe
     """
-    from swav_tf.classifier_recipe import ProbeRecipe
+    from swav_tf.recipe.classifier import ProbeRecipe
 
     recipe, arguments = asked_for(ProbeRecipe, **options)
 
     load_tensorflow_quietly()
-    from swav_tf.training.classifiers.linear_probe import probe, probe_cached
+    from swav_tf.training.probe import probe, probe_cached
 
     result = probe_cached(recipe, **arguments) if options["cached"] else probe(recipe, **arguments)
     if options["as_json"]:

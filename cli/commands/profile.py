@@ -63,7 +63,7 @@ def command(
       swav-tf profile -c one_gpu --find-batch --steps 20
       swav-tf profile -c swav_100ep -o train.batch_size=512 --json      (8 GPUs of the 64)
     """
-    from swav_tf.recipe_advice import check_recipe
+    from swav_tf.recipe.advice import check_recipe
 
     recipe = load(config, overrides, data)
     check_recipe(recipe)  # refused in a moment, before anything large is loaded
@@ -71,12 +71,12 @@ def command(
         raise click.UsageError("--images is for profiles without DATA: these images count themselves")
 
     load_tensorflow_quietly()
-    from swav_tf.training.profiling.measure import profile
+    from swav_tf.training.profile.measure import profile
 
     found = profile(recipe, steps=steps, images=images, memory=memory, find_batch=find_batch, quiet=as_json)
     if as_json:
         print_json(dataclasses.asdict(found))
         return
-    from cli.profile_table import print_profile
+    from cli.tables.profile import print_profile
 
     print_profile(found)

@@ -54,13 +54,13 @@ def command(
     runner = open_model(model, provider)
 
     from evaluate.similar import draw_similar, images_of, query_view, similar_images
-    from swav_tf.whole_file import whole_file
+    from swav_tf.plumbing.files import atomic_write
 
     view = query_view(image, runner)
     found = similar_images(view, file, runner, k=k)
     images = images_of(file, runner.data, data)
     drawn = draw_similar(view, image.name, found, images, runner)
-    with whole_file(output) as partial:
+    with atomic_write(output) as partial:
         drawn.save(partial)
     if as_json:
         near = [

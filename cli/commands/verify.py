@@ -62,7 +62,7 @@ def command(
       swav-tf verify exported/
       swav-tf verify exported/model-fp32.onnx exported/model-int8-cpu.onnx --labelled digits --split test
     """
-    from evaluate.runners.checksums import PARITY
+    from evaluate.backends.checksums import PARITY
     from export.verify import find_artifacts, verify
 
     artifacts = find_artifacts(paths)
@@ -75,7 +75,7 @@ def command(
     if as_json:
         print_json(json.loads((artifacts[0].parent / PARITY).read_bytes()))
     else:
-        from cli.parity_table import print_parity
+        from cli.tables.parity import print_parity
 
         print_parity({name: parity for name, (_, parity) in results.items()})
     return 0 if all(parity.passed for _, parity in results.values()) else 1
@@ -83,11 +83,11 @@ def command(
 
 def _labelled(artifacts: list[Path], data: str, kind: str | None, split: str | None, count: int) -> Labelled:
     """Some of the images, as the model sees them."""
+    from evaluate.backends.onnx_backend import OnnxRunner
     from evaluate.images import open_images
-    from evaluate.runners.onnx_runner import OnnxRunner
-    from export.images import draw_images
+    from export.reference import draw_images
     from export.verify import Labelled
-    from swav_tf.errors import DataError, UsageError
+    from swav_tf.plumbing.errors import DataError, UsageError
 
     exported = [path for path in artifacts if path.suffix == ".onnx"]
     if not exported:

@@ -111,7 +111,7 @@ def import_(
       swav-tf weights import half.pth --to half.safetensors --backbone-only
       swav-tf weights import eval_linear.pth.tar --backbone runs/released --to runs/released_probe
     """
-    from swav_tf.weights.importing import import_weights
+    from swav_tf.weights.convert import import_weights
 
     done = import_weights(
         source,
@@ -157,7 +157,7 @@ def export(source: Path, output: Path, names: str | None, as_json: bool) -> None
       swav-tf weights export runs/first -o backbone.pth --names torchvision
       swav-tf weights export runs/first -o first.safetensors
     """
-    from swav_tf.weights.exporting import NAMES, export_weights
+    from swav_tf.weights.convert import NAMES, export_weights
 
     chosen = next((name for name in NAMES if name == names), None)
     done = export_weights(source, output, names=chosen)

@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from evaluate.backends.checksums import PARITY, file_sha256
+from evaluate.backends.engine_file import SUFFIXES, read_facts
+from evaluate.backends.onnx_metadata import OnnxMetadata
+from evaluate.backends.opening import is_run_folder
 from evaluate.benchmark.schema import Accuracy, Model
-from evaluate.runners.checksums import PARITY, file_sha256
-from evaluate.runners.engine_file import SUFFIXES, read_facts
-from evaluate.runners.onnx_metadata import OnnxMetadata
-from evaluate.runners.opening import is_run_folder
-from swav_tf.errors import DataError, UsageError
+from swav_tf.plumbing.errors import DataError, UsageError
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,8 @@ def find_artifacts(paths: Sequence[Path]) -> list[Artifact]:
 
 
 def _onnx(path: Path) -> Artifact:
+    from evaluate.backends.onnx_backend import OnnxRunner
     from evaluate.benchmark.work import count_work
-    from evaluate.runners.onnx_runner import OnnxRunner
 
     runner = OnnxRunner(path)
     facts = runner.metadata
@@ -111,8 +111,8 @@ def _engine(path: Path) -> Artifact:
 
 
 def _run_folder(path: Path) -> Artifact:
-    from swav_tf.training.checkpoint import CheckpointStore
-    from swav_tf.training.classifiers.model_facts import read_pretraining_recipe
+    from swav_tf.runs.checkpoint import CheckpointStore
+    from swav_tf.runs.model_facts import read_pretraining_recipe
 
     recipe = read_pretraining_recipe(path)
     store = CheckpointStore(path / "checkpoints", kind="pretrain")

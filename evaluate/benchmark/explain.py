@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from evaluate.benchmark import latency
+from evaluate.benchmark import figures
 from evaluate.benchmark.roofline import Limits, what_bounds
 from evaluate.benchmark.runner_facts import RUNNERS
 from evaluate.benchmark.schema import Cell, Explanation, Peak
@@ -52,7 +52,7 @@ def _fixed_share(cell: Cell, cells: Sequence[Cell]) -> float | None:
     """What a call costs whatever the batch, over this cell's time; by the other batches of its row."""
     row = [other for other in cells if other.key[:3] == cell.key[:3]]
     timed = [(other.batch, other.best.p50_ms) for other in row if other.best is not None]
-    line = latency.fixed_and_per_image([batch for batch, _ in timed], [ms for _, ms in timed])
+    line = figures.fixed_and_per_image([batch for batch, _ in timed], [ms for _, ms in timed])
     if line is None or cell.best is None:
         return None
     return min(1.0, line[0] / cell.best.p50_ms)

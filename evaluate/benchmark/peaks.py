@@ -12,8 +12,8 @@ from typing import Any, Final, Literal
 
 import numpy as np
 
+from evaluate.backends.onnx_metadata import Precision
 from evaluate.benchmark.probe_graph import ElementType, one_node
-from evaluate.runners.onnx_metadata import Precision
 
 SIDE: Final = {"cpu": 1536, "cuda": 8192}  # of the matrices
 COPIED: Final = {"cpu": 2**25, "cuda": 2**28}  # float32 values: 128 MiB is beyond a core's caches

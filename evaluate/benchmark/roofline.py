@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from evaluate.backends.onnx_metadata import Precision
 from evaluate.benchmark.work import Work
-from evaluate.runners.onnx_metadata import Precision
 
 Bound = Literal["transfer", "launch", "memory", "compute"]
 

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import Final
 
-from evaluate.benchmark.nvidia import no_gpu_because
+from evaluate.backends.onnx_backend import missing_provider
+from evaluate.benchmark.machine import no_gpu_because
 from evaluate.benchmark.schema import Kind
-from evaluate.runners.onnx_session import missing_provider
-from swav_tf.errors import UsageError
+from swav_tf.plumbing.errors import UsageError
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,11 @@ from typing import Any, Final, Literal
 
 from pydantic import Field, ValidationError
 
+from evaluate.backends.onnx_metadata import Precision
 from evaluate.benchmark.machine import Machine
-from evaluate.runners.onnx_metadata import Precision
-from swav_tf.errors import DataError, UsageError
-from swav_tf.recipe import Section
-from swav_tf.whole_file import whole_file
+from swav_tf.plumbing.errors import DataError, UsageError
+from swav_tf.plumbing.files import atomic_write
+from swav_tf.recipe.pretraining import Section
 
 FORMAT: Final = 1
 
@@ -222,7 +222,7 @@ def write_benchmark(path: Path, benchmark: Benchmark) -> None:
     Raises:
         DataError: the disk refuses.
     """
-    with whole_file(path) as partial:
+    with atomic_write(path) as partial:
         partial.write_text(benchmark.model_dump_json(indent=1) + "\n", encoding="utf-8")
 
 

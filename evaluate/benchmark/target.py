@@ -1,13 +1,21 @@
-"""What a cell of a benchmark runs: one model, opened by one runner, ready for one size of batch. No TensorFlow."""
+"""What a worker times: a model on one provider."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from swav_tf.recipe import EvaluationView
+from evaluate.benchmark.runner_facts import RUNNERS
+from swav_tf.recipe.pretraining import EvaluationView
+
+if TYPE_CHECKING:
+    from evaluate.backends.onnx_backend import OnnxRunner
+
 
 Outputs = Mapping[str, np.ndarray]
 
@@ -37,3 +45,75 @@ class Target:
 def random_images(view: EvaluationView, batch: int) -> np.ndarray:
     """uint8 (batch, crop, crop, 3), the same at every call."""
     return np.random.default_rng(0).integers(0, 256, (batch, view.crop, view.crop, 3), dtype=np.uint8)
+
+
+def open_target(runner: str, path: Path, *, batch: int, threads: int, cuda_graph: bool) -> Target:
+    """Opens a model.
+
+    Args:
+        runner: a key of RUNNERS.
+        path: what it takes.
+        batch: images in a call.
+        threads: that compute a batch on a CPU; 0: one per core.
+        cuda_graph: record launches where the runner can.
+
+    Raises:
+        SwavError: it cannot be run.
+    """
+    facts = RUNNERS[runner]
+    if runner in ("ort-cuda", "ort-tensorrt"):
+        assert facts.provider is not None
+        return _open_on_gpu(path, facts.provider, batch, cuda_graph)
+    if runner == "tensorrt":
+        return _open_engine(path, batch, cuda_graph)
+    if facts.peer:
+        from evaluate.benchmark.torch_peer import open_peer
+
+        return open_peer(runner, path, batch=batch, threads=threads)
+    from evaluate.backends.opening import open_runner
+
+    if runner == "keras" and threads:
+        os.environ["TF_NUM_INTRAOP_THREADS"] = str(threads)  # it is read when TensorFlow loads
+    opened = open_runner(path, threads=threads) if runner == "ort-cpu" else open_runner(path)
+    return Target(opened.view, opened.run, None, False, (), opened.facts.weights_sha256)
+
+
+def _open_on_gpu(path: Path, provider: str, batch: int, cuda_graph: bool) -> Target:
+    """ONNX Runtime with everything bound; without a CUDA graph, and a word about it, where there can be none."""
+    from evaluate.backends.onnx_backend import OnnxRunner
+
+    notes: tuple[str, ...] = ()
+    if cuda_graph:
+        try:
+            return _bound(OnnxRunner(path, provider=provider, cuda_graph=True), batch, True, notes)
+        except Exception as error:  # ONNX Runtime's errors have no common class but this
+            notes = (f"no CUDA graph: {str(error).splitlines()[0][:200]}",)
+    return _bound(OnnxRunner(path, provider=provider), batch, False, notes)
+
+
+def _bound(runner: OnnxRunner, batch: int, cuda_graph: bool, notes: tuple[str, ...]) -> Target:
+    bound = runner.bound(random_images(runner.view, batch))
+    for _ in range(3):  # the first runs record the graph: what it cannot do shows now
+        bound.run()
+    return Target(
+        runner.view,
+        lambda images: bound.run_from_host(runner.prepared(images)),
+        bound.run,
+        cuda_graph,
+        notes,
+        runner.facts.weights_sha256,
+    )
+
+
+def _open_engine(path: Path, batch: int, cuda_graph: bool) -> Target:
+    from evaluate.backends.tensorrt_backend import TensorrtRunner
+
+    runner = TensorrtRunner(path, cuda_graph=cuda_graph)
+    compute: list[Callable[[], None]] = []
+
+    def on_device() -> None:
+        if not compute:  # made when it is first wanted: until then the buffers are those of `run`
+            compute.append(runner.computation(random_images(runner.view, batch)))
+        compute[0]()
+
+    return Target(runner.view, runner.run, on_device, runner.cuda_graph, (), runner.facts.weights_sha256)

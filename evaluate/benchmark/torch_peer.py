@@ -17,10 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from evaluate.backends.onnx_backend import OnnxRunner, open_session
 from evaluate.benchmark.target import Target, random_images
-from evaluate.runners.onnx_runner import OnnxRunner
-from evaluate.runners.onnx_session import open_session
-from swav_tf.errors import UsageError
+from swav_tf.plumbing.errors import UsageError
 
 if TYPE_CHECKING:
     import onnx

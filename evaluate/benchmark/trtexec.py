@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from evaluate.runners.onnx_runner import OnnxRunner
-from swav_tf.errors import DataError, UsageError
+from evaluate.backends.onnx_backend import OnnxRunner
+from swav_tf.plumbing.errors import DataError, UsageError
 
 
 def time_by_trtexec(path: Path, *, batch: int, seconds: float) -> list[float]:

@@ -12,8 +12,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from evaluate.runners.onnx_metadata import Precision
-from swav_tf.errors import DataError
+from evaluate.backends.onnx_metadata import Precision
+from swav_tf.plumbing.errors import DataError
 
 BYTES: Final[Mapping[Precision, float]] = {"fp32": 4, "fp16": 2, "int8": 1}
 

@@ -15,15 +15,14 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from evaluate.benchmark import machine, nvidia
+from evaluate.backends.onnx_backend import open_session
+from evaluate.backends.onnx_metadata import Precision
+from evaluate.benchmark import machine
 from evaluate.benchmark.peaks import measure_bandwidth, measure_peak
 from evaluate.benchmark.runner_facts import RUNNERS
-from evaluate.benchmark.target import Target, random_images
-from evaluate.benchmark.targets import open_target
-from evaluate.runners.onnx_metadata import Precision
-from evaluate.runners.onnx_session import open_session
-from swav_tf.errors import SwavError
-from swav_tf.recipe import Section
+from evaluate.benchmark.target import Target, open_target, random_images
+from swav_tf.plumbing.errors import SwavError
+from swav_tf.recipe.pretraining import Section
 
 MIN_WARMUP_RUNS = 3
 
@@ -107,7 +106,7 @@ def measure_cell(request: Request) -> Answer:
 
         samples = time_by_trtexec(Path(request.path), batch=request.batch, seconds=request.seconds)
         return Answer(device=Samples(ms=tuple(samples), warmup_runs=0), load=load)
-    gpu_before = nvidia.gpu_memory_mib() if facts.gpu else None
+    gpu_before = machine.gpu_memory_mib() if facts.gpu else None
     before = machine.memory_mib()
     target = open_target(
         request.runner,
@@ -120,14 +119,14 @@ def measure_cell(request: Request) -> Answer:
     others = machine.OtherProcesses()
     host = _time(lambda: target.host(images), request)
     device = None if target.device is None else _time(target.device, request)
-    gpu_after = nvidia.gpu_memory_mib() if facts.gpu else None
+    gpu_after = machine.gpu_memory_mib() if facts.gpu else None
     return Answer(
         host=host,
         device=device,
         cuda_graph=target.cuda_graph,
         notes=target.notes,
-        gpu_clock_mhz=nvidia.gpu_clock_mhz() if facts.gpu else None,
-        gpu_throttling=nvidia.gpu_throttling() if facts.gpu else None,
+        gpu_clock_mhz=machine.gpu_clock_mhz() if facts.gpu else None,
+        gpu_throttling=machine.gpu_throttling() if facts.gpu else None,
         others_cpu_share=others.share(),
         host_peak_mib=machine.peak_memory_mib(),
         host_before_mib=before,

@@ -15,7 +15,7 @@ from faults.folders.ground import Ground, wrong
 from faults.jobs import CLASSIFIER, overrides, pretrain
 from faults.outcomes import differences
 from swav_tf.data.folders import ClassFolders
-from swav_tf.data.shards.tfrecord import open_shards
+from swav_tf.data.tfrecord import open_shards
 
 # Bytes that are no UTF-8, what shells, CSV files and terminals trip over.
 NAMES = (

@@ -14,9 +14,9 @@ from faults.isolated import isolated
 from faults.jobs import PRETRAIN, overrides, shard
 from faults.mutate import mutated
 from swav_tf.data.decode import UndecodableImage
-from swav_tf.data.image_source import read_image
-from swav_tf.data.shards.tfrecord import open_shards
-from swav_tf.errors import DataError, SwavError
+from swav_tf.data.sources import read_image
+from swav_tf.data.tfrecord import open_shards
+from swav_tf.plumbing.errors import DataError, SwavError
 
 DAMAGES = 200
 

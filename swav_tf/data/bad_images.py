@@ -5,8 +5,8 @@ from __future__ import annotations
 import threading
 from pathlib import Path
 
-from swav_tf.data.names import printable
-from swav_tf.errors import DataError
+from swav_tf.plumbing.errors import DataError
+from swav_tf.plumbing.names import printable
 
 _FIRST = 100  # so many tries are enough to see that the whole source is wrong
 

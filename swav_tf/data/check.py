@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from swav_tf.data.cores import available_cores
 from swav_tf.data.decode import UndecodableImage, decode
-from swav_tf.data.image_source import ImageSource
-from swav_tf.data.names import printable
-from swav_tf.data.shards.shard_index import ShardIndex
-from swav_tf.data.shards.sharding import shard_damage
+from swav_tf.data.shard_index import ShardIndex
+from swav_tf.data.sharding import shard_damage
+from swav_tf.data.sources import ImageSource
+from swav_tf.plumbing.names import printable
+from swav_tf.plumbing.system import available_cores
 
 _AHEAD = 256  # images that are looked at before their turn
 

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 
 from swav_tf.data.augment import Image
-from swav_tf.errors import DataError
+from swav_tf.plumbing.errors import DataError
 
 CANVAS: Final = 32
 DIGIT: Final = 24

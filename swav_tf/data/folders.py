@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from swav_tf.data import storage
-from swav_tf.errors import DataError
+from swav_tf.plumbing.errors import DataError
 
 EXTENSIONS: Final = (".jpeg", ".jpg", ".png", ".webp", ".bmp")
 

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from swav_tf.data import augment as ops
-from swav_tf.recipe import Augment, CropGroup
+from swav_tf.recipe.pretraining import Augment, CropGroup
 
 Uniforms = npt.NDArray[np.float64]
 

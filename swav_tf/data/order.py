@@ -1,11 +1,23 @@
-"""In which order a run sees its images: a fresh permutation each epoch, a function of seed and epoch."""
+"""Which image a run sees at which position: a permutation per epoch, as a function of seed and epoch."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
+from typing import Any
 
+import cv2
 import numpy as np
 import numpy.typing as npt
+
+from swav_tf.data.augment import Image
+from swav_tf.data.decode import UndecodableImage
+from swav_tf.data.multicrop import MultiCrop
+from swav_tf.data.sources import ImageSource, fingerprint, read_image
+from swav_tf.plumbing.errors import DataError
+from swav_tf.plumbing.system import version_of
+from swav_tf.recipe.classifier import ClassifierRecipe
+from swav_tf.recipe.pretraining import Recipe
 
 _KEY = 2**64 - 1  # an image number that no source reaches: keeps this stream apart from the crops'
 
@@ -19,3 +31,79 @@ def epoch_order(count: int, *, seed: int, epoch: int) -> npt.NDArray[np.int64]:
     order = np.random.Generator(generator).permutation(count)
     order.setflags(write=False)
     return order
+
+
+class CropsByPosition:
+    """The crops of the image at a position, the same on every machine and in every process.
+
+    Attributes:
+        shapes: of the crop groups, (count, size, size, 3) each; all uint8.
+        images_per_epoch: positions of an epoch.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe | ClassifierRecipe,
+        source: ImageSource,
+        *,
+        images_per_epoch: int,
+        labelled: bool = False,
+    ) -> None:
+        self.shapes: list[tuple[int, ...]] = [(g.count, g.size, g.size, 3) for g in recipe.crops]
+        self.images_per_epoch = images_per_epoch
+        self._recipe, self._source, self._seed = recipe, source, recipe.train.seed
+        self._labelled = labelled
+        self._multicrop = MultiCrop(recipe.crops, recipe.augment)
+
+    def at(self, position: int, *, attempt: int = 0) -> tuple[list[Image], int]:
+        """Crops and class (-1: none, or none wanted) of the image that stands `attempt` places behind a position.
+
+        Raises:
+            UndecodableImage, OSError: it cannot be read.
+        """
+        index = self.index_at(position, attempt=attempt)
+        epoch = position // self.images_per_epoch
+        image = read_image(self._source, index)
+        crops = self._multicrop(image, seed=self._seed, epoch=epoch, index=index, attempt=attempt)
+        return crops, self._source.label(index) if self._labelled else -1
+
+    def readable_at(
+        self, position: int, *, good: Callable[[], None], bad: Callable[[str, str], None]
+    ) -> tuple[list[Image], int]:
+        """The same of the first image from a position on that can be read; `good` or `bad` (name, reason) is told.
+
+        Raises:
+            DataError: none can.
+        """
+        for attempt in range(len(self._source)):
+            try:
+                found = self.at(position, attempt=attempt)
+            except (UndecodableImage, OSError) as error:
+                bad(self._source.image_name(self.index_at(position, attempt=attempt)), str(error))
+                continue
+            good()
+            return found
+        raise DataError("none of the images can be read")
+
+    def index_at(self, position: int, *, attempt: int = 0) -> int:
+        """Number of the image that stands `attempt` places behind a position, in the order of its epoch."""
+        epoch, place = divmod(position, self.images_per_epoch)
+        order = epoch_order(len(self._source), seed=self._seed, epoch=epoch)
+        return int(order[(place + attempt) % len(self._source)])
+
+    def nothing(self) -> list[Image]:
+        """Black crops."""
+        return [np.zeros(shape, np.uint8) for shape in self.shapes]
+
+    def facts(self) -> dict[str, Any]:
+        """All that the crops depend on, for JSON: two processes with the same facts make the same crops."""
+        return {
+            "crops": [group.model_dump(mode="json") for group in self._recipe.crops],
+            "augment": self._recipe.augment.model_dump(mode="json"),
+            "kind of recipe": "classifier" if self._labelled else "pretrain",
+            "train.seed": self._seed,
+            "images per epoch": self.images_per_epoch,
+            "images": fingerprint(self._source),
+            "swav-tf": version_of("swav-tf"),
+            "opencv": cv2.__version__,
+        }

@@ -1,15 +1,66 @@
-"""The images that a recipe or a path names, opened: folders, shards, data sets of TensorFlow's, the digits."""
+"""Images by position: what a source provides, and how one is opened."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any, Protocol
+
+import numpy as np
 
 from swav_tf.data import storage
+from swav_tf.data.augment import Image
+from swav_tf.data.decode import decode
 from swav_tf.data.folders import EXTENSIONS, ClassFolders, ImageFolder
-from swav_tf.data.image_source import ImageSource
-from swav_tf.errors import DataError
-from swav_tf.recipe import Data
+from swav_tf.plumbing.errors import DataError
+from swav_tf.plumbing.names import name_bytes
+from swav_tf.recipe.pretraining import Data
+
+
+class ImageSource(Protocol):
+    """Numbered images, read in any order and from any thread."""
+
+    class_names: tuple[str, ...]  # empty when the source does not name its classes
+
+    def __len__(self) -> int:
+        """How many images there are."""
+        ...
+
+    def read(self, index: int) -> bytes | Image:
+        """Image `index`: an encoded file, or uint8 RGB (height, width, 3)."""
+        ...
+
+    def label(self, index: int) -> int:
+        """Class of image `index`, from 0; -1 when it has none."""
+        ...
+
+    def image_name(self, index: int) -> str:
+        """Name of image `index` for messages: a path relative to the source."""
+        ...
+
+
+def read_image(source: ImageSource, index: int) -> Image:
+    """The pixels of an image of a source, uint8 RGB (height, width, 3).
+
+    Raises:
+        UndecodableImage: if they cannot be decoded.
+        OSError: if they cannot be read.
+    """
+    data = source.read(index)
+    return data if isinstance(data, np.ndarray) else decode(data)
+
+
+def fingerprint(source: ImageSource) -> dict[str, Any]:
+    """What tells these images from others: how many, and the SHA-256 of their names.
+
+    `names_sha256` is over the names' bytes on disk, each ended by a zero byte. The facts of an
+    `evaluate.images.ImageSet` have a field of that name over printable lines: the two do not compare.
+    """
+    names = hashlib.sha256()
+    for index in range(len(source)):
+        names.update(name_bytes(source.image_name(index)) + b"\0")
+    return {"images": len(source), "names_sha256": names.hexdigest()}
 
 
 def open_source(data: Data, *, validation: bool = False) -> ImageSource:
@@ -35,7 +86,7 @@ def open_source(data: Data, *, validation: bool = False) -> ImageSource:
         path = _given(data.path, "data.path", "the folder of the images")
     with _within_reach(path):
         if data.kind == "tfrecord":
-            from swav_tf.data.shards.tfrecord import open_shards
+            from swav_tf.data.tfrecord import open_shards
 
             return open_shards(path, image_key=data.image_key, label_key=data.label_key)
         # Unlabelled training images still need labelled ones to be validated on.

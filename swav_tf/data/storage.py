@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from swav_tf.data.names import printable
-from swav_tf.errors import DataError
+from swav_tf.plumbing.errors import DataError
+from swav_tf.plumbing.names import printable
 
 # What brings a scheme that TensorFlow does not bring itself; importing it registers the file system.
 _PLUG_INS = {

@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from swav_tf.data.augment import Image
-from swav_tf.data.image_source import ImageSource
-from swav_tf.errors import DataError
+from swav_tf.data.sources import ImageSource
+from swav_tf.plumbing.errors import DataError
 
 _SHOWN = 20
 

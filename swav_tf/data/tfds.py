@@ -6,9 +6,9 @@ import os
 from typing import Any
 
 from swav_tf.data.augment import Image
-from swav_tf.data.image_source import ImageSource
-from swav_tf.data.shards.tfrecord import TFRecordSource
-from swav_tf.errors import DataError
+from swav_tf.data.sources import ImageSource
+from swav_tf.data.tfrecord import TFRecordSource
+from swav_tf.plumbing.errors import DataError
 
 
 def open_tfds(name: str, split: str) -> ImageSource:

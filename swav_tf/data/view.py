@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from swav_tf.data.augment import Image, resize_box
-from swav_tf.recipe import EvaluationView
+from swav_tf.recipe.pretraining import EvaluationView
 
 
 def evaluation_view(image: Image, view: EvaluationView) -> Image:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from swav_tf.replicas import per_replica_variable
+from swav_tf.model.replicas import per_replica_variable
 
 
 class FeatureQueue(tf.Module):

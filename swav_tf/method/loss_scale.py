@@ -6,7 +6,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from swav_tf.replicas import mirrored_variable
+from swav_tf.model.replicas import mirrored_variable
 
 
 class LossScale(tf.Module):

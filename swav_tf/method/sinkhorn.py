@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from swav_tf.replicas import gather_from_replicas, sum_over_replicas
+from swav_tf.model.replicas import gather_from_replicas, sum_over_replicas
 
 # exp((score - 1) / epsilon) with scores in [-1, 1] leaves float32's normal numbers below this epsilon.
 SMALLEST_PLAIN_EPSILON = 0.025

@@ -14,8 +14,8 @@ from swav_tf.method.loss_scale import LossScale
 from swav_tf.method.replicated_model import ReplicatedModel, TrainFunction
 from swav_tf.method.sinkhorn import sinkhorn
 from swav_tf.model.head import Prototypes
-from swav_tf.recipe import Method
-from swav_tf.replicas import replica_count, sum_over_replicas, update_on_all_replicas
+from swav_tf.model.replicas import replica_count, sum_over_replicas, update_on_all_replicas
+from swav_tf.recipe.pretraining import Method
 
 ASSIGN_CROPS = 2  # codes are computed from crops 0 and 1
 

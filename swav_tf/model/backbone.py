@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import keras
 
-from swav_tf.errors import RecipeError
 from swav_tf.model.architectures import ARCHITECTURES
 from swav_tf.model.resnet import build_resnet
-from swav_tf.recipe import Model
+from swav_tf.plumbing.errors import RecipeError
+from swav_tf.recipe.pretraining import Model
 
 
 def build_backbone(settings: Model) -> keras.Model:

@@ -7,7 +7,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from swav_tf.replicas import replica_count, sum_over_replicas
+from swav_tf.model.replicas import replica_count, sum_over_replicas
 
 
 @keras.saving.register_keras_serializable("swav_tf")

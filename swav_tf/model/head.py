@@ -8,7 +8,7 @@ import keras
 import tensorflow as tf
 
 from swav_tf.model.batch_norm import BatchNorm
-from swav_tf.recipe import Model
+from swav_tf.recipe.pretraining import Model
 
 
 def _uniform_by_fan_in(fan_in: int) -> keras.initializers.Initializer:

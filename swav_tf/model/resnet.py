@@ -13,7 +13,7 @@ import keras
 
 from swav_tf.model.architectures import ARCHITECTURES, EXPANSION, STEM_CHANNELS
 from swav_tf.model.batch_norm import BatchNorm
-from swav_tf.recipe import BatchNorm as BatchNormSettings
+from swav_tf.recipe.pretraining import BatchNorm as BatchNormSettings
 
 
 def build_resnet(name: str, *, width: int = 1, batch_norm: BatchNormSettings) -> keras.Model:

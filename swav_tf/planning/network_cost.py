@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from swav_tf.errors import UsageError
 from swav_tf.model.architectures import ARCHITECTURES, EXPANSION, STEM_CHANNELS, Architecture
-from swav_tf.recipe import Model, Recipe
+from swav_tf.plumbing.errors import UsageError
+from swav_tf.recipe.pretraining import Model, Recipe
 
 # How often each number that a convolution writes passes through memory in a step, if no two operations are
 # one kernel: written 1, batch normalisation 3 (statistics, then read and write) and its gradient 5, ReLU 2

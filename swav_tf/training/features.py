@@ -7,11 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from swav_tf.data.crop_makers.python_calls import ended_after
-from swav_tf.data.image_source import ImageSource
-from swav_tf.data.pipeline import evaluation_batches
+from swav_tf.data.loader import ended_after, evaluation_batches
+from swav_tf.data.sources import ImageSource
 from swav_tf.method.replicated_model import ReplicatedModel
-from swav_tf.recipe import Data
+from swav_tf.recipe.pretraining import Data
 
 
 def extract_features(

@@ -15,17 +15,17 @@ from rich.console import Console
 from rich.markup import escape
 
 from swav_tf.data.bad_images import BadImages
-from swav_tf.data.crop_makers.python_calls import ended_after
-from swav_tf.errors import DataError, SwavError, UsageError
+from swav_tf.data.loader import ended_after
 from swav_tf.method.replicated_model import ReplicatedModel
-from swav_tf.recipe import Train
-from swav_tf.recipe_files import AnyRecipe
-from swav_tf.training.callbacks.position import Position
-from swav_tf.training.checkpoint import IMPORTED, Checkpoint, CheckpointStore
-from swav_tf.training.cluster.strategy import Topology, batches_on_devices, mean_over_workers, topology
-from swav_tf.training.cluster.watched import COLLECTIVE_ERRORS, WorkerEnded
-from swav_tf.training.run_folder import RunFolder, changes
+from swav_tf.plumbing.errors import DataError, SwavError, UsageError
+from swav_tf.recipe.files import AnyRecipe
+from swav_tf.recipe.pretraining import Data, Train
+from swav_tf.runs.checkpoint import IMPORTED, Checkpoint, CheckpointStore
+from swav_tf.runs.folder import RunFolder, changes
+from swav_tf.training.cluster import Topology, batches_on_devices, mean_over_workers, topology
+from swav_tf.training.position import Position
 from swav_tf.training.state import restore
+from swav_tf.training.watched import COLLECTIVE_ERRORS, WorkerEnded
 
 
 @contextmanager
@@ -250,3 +250,25 @@ def versions() -> dict[str, str]:
         "tensorflow": str(tf.__version__),
         "keras": str(keras.__version__),
     }
+
+
+def consoles(team: Topology, *, quiet: bool) -> tuple[Console, Console]:
+    """For progress, and for warnings, which are told in any case; only the chief speaks."""
+    progress, warnings = (
+        Console(stderr=True, quiet=silent or not team.is_chief, highlight=False, soft_wrap=True)
+        for silent in (quiet, False)
+    )
+    return progress, warnings
+
+
+def bad_images_of(run_dir: Path, team: Topology, data: Data, *, images: int) -> BadImages:
+    """This worker's tally, listed in a file of its own below the run folder.
+
+    Args:
+        run_dir: folder of the run.
+        team: says which worker this is.
+        data: says what share is allowed.
+        images: of the whole source.
+    """
+    name = "bad_images.txt" if team.is_chief else f"bad_images.worker{team.worker}.txt"
+    return BadImages(run_dir / name, images=images, max_share=data.max_bad_share)

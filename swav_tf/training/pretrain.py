@@ -14,30 +14,31 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from swav_tf.data.contact_sheet import contact_sheet
-from swav_tf.data.image_source import ImageSource, fingerprint
-from swav_tf.data.pipeline import training_batches
-from swav_tf.data.sources import open_source
-from swav_tf.errors import DataError
+from swav_tf.data.loader import training_batches
+from swav_tf.data.pictures import contact_sheet
+from swav_tf.data.sources import ImageSource, fingerprint, open_source
 from swav_tf.method.swav import SwAV
-from swav_tf.recipe import Recipe
-from swav_tf.recipe_advice import check_recipe
-from swav_tf.training.build import build_swav
-from swav_tf.training.callbacks.checkpointing import Checkpointing, StopWhenDiverged
-from swav_tf.training.callbacks.collapse import WarnOfCollapse
-from swav_tf.training.callbacks.knn_monitor import WatchNeighbours
-from swav_tf.training.callbacks.metrics_log import MetricsLog
-from swav_tf.training.callbacks.position import CountAssignments, CountSteps, Position
-from swav_tf.training.callbacks.progress import ShowProgress
-from swav_tf.training.checkpoint import CheckpointStore
-from swav_tf.training.cluster.alike import check_alike
-from swav_tf.training.cluster.rendezvous import ClusterAddress
-from swav_tf.training.cluster.strategy import Topology, build_strategy, topology
-from swav_tf.training.cluster.watched import watched
-from swav_tf.training.cluster.worker_output import bad_images_of, consoles
-from swav_tf.training.job import failures_explained, fit, how_it_trains, resume, run_folder, versions
-from swav_tf.training.load import read_pretrained
-from swav_tf.training.start import start_with
+from swav_tf.plumbing.errors import DataError
+from swav_tf.recipe.advice import check_recipe
+from swav_tf.recipe.pretraining import Recipe
+from swav_tf.runs.checkpoint import CheckpointStore
+from swav_tf.training.build import build_swav, read_pretrained, start_with
+from swav_tf.training.callbacks import MetricsLog, ShowProgress, WarnOfCollapse, WatchNeighbours
+from swav_tf.training.checkpointing import Checkpointing, StopWhenDiverged
+from swav_tf.training.cluster import Topology, build_strategy, check_alike, topology
+from swav_tf.training.job import (
+    bad_images_of,
+    consoles,
+    failures_explained,
+    fit,
+    how_it_trains,
+    resume,
+    run_folder,
+    versions,
+)
+from swav_tf.training.position import CountAssignments, CountSteps, Position
+from swav_tf.training.rendezvous import ClusterAddress
+from swav_tf.training.watched import watched
 
 __all__ = ["ClusterAddress", "PretrainResult", "pretrain"]
 

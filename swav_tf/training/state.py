@@ -9,8 +9,8 @@ import numpy as np
 import tensorflow as tf
 
 from swav_tf.method.replicated_model import ReplicatedModel
-from swav_tf.replicas import gather_from_replicas
-from swav_tf.training.checkpoint import CheckpointError
+from swav_tf.model.replicas import gather_from_replicas
+from swav_tf.runs.checkpoint import CheckpointError
 
 
 def named_variables(model: ReplicatedModel) -> dict[str, keras.Variable]:

@@ -9,17 +9,17 @@ from pathlib import Path
 
 import numpy as np
 
-from swav_tf.classifier_recipe import ProbeRecipe
-from swav_tf.data.labelled import numbered
-from swav_tf.errors import UsageError
-from swav_tf.recipe import Recipe
-from swav_tf.recipe_files import load_recipe, load_recipe_of
-from swav_tf.training.classifiers.model_facts import BY_IMPORT, ModelFacts
+from swav_tf.data.labels import numbered
+from swav_tf.plumbing.errors import UsageError
+from swav_tf.recipe.classifier import ProbeRecipe
+from swav_tf.recipe.files import load_recipe, load_recipe_of
+from swav_tf.recipe.pretraining import Recipe
+from swav_tf.runs.model_facts import BY_IMPORT, ModelFacts
+from swav_tf.weights.files import open_weights, sha256_of
 from swav_tf.weights.fitting import Fitted, fit
 from swav_tf.weights.formats import Recognised
 from swav_tf.weights.layout import Sizes
 from swav_tf.weights.pretraining_recipe import pretraining_recipe
-from swav_tf.weights.read import open_weights, sha256_of
 
 
 @dataclass(frozen=True)

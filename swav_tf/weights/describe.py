@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from swav_tf.weights.errors import WeightsError
+from swav_tf.weights.files import open_weights
 from swav_tf.weights.fitting import wrong_with
-from swav_tf.weights.read import open_weights
+from swav_tf.weights.tensors import WeightsError
 
 
 @dataclass(frozen=True)

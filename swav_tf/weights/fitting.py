@@ -8,10 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from swav_tf.weights.errors import WeightsError
 from swav_tf.weights.formats import Recognised
 from swav_tf.weights.layout import Sizes, Slot, problems, sizes_of, slots
-from swav_tf.weights.tensors import FLOATS, Tensor
+from swav_tf.weights.tensors import FLOATS, Tensor, WeightsError
 
 _BACKBONE = ("conv1.", "bn1.", "layer")
 

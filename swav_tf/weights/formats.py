@@ -7,10 +7,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from swav_tf.weights.errors import WeightsError
 from swav_tf.weights.safe_pickle import PickledArray
-from swav_tf.weights.tensors import Tensor
-from swav_tf.weights.torch_file import TorchView
+from swav_tf.weights.tensors import Tensor, WeightsError
+from swav_tf.weights.torch_files import TorchView
 
 SWAV_STD = (0.228, 0.224, 0.225)
 IMAGENET_STD = (0.229, 0.224, 0.225)  # what everybody else normalises by

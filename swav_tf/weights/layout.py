@@ -13,8 +13,7 @@ from typing import Literal
 import numpy as np
 
 from swav_tf.model.architectures import ARCHITECTURES, EXPANSION, STEM_CHANNELS, Architecture
-from swav_tf.weights.errors import WeightsError
-from swav_tf.weights.tensors import Tensor
+from swav_tf.weights.tensors import Tensor, WeightsError
 
 
 @dataclass(frozen=True)

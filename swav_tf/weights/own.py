@@ -11,12 +11,12 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
-from swav_tf.errors import UsageError
-from swav_tf.recipe import Recipe
-from swav_tf.recipe_files import kind_of, load_any_recipe
-from swav_tf.training.checkpoint import FACTS, CheckpointError, CheckpointStore
-from swav_tf.training.classifiers.model_facts import NAME, ModelFacts
-from swav_tf.whole_file import whole_file
+from swav_tf.plumbing.errors import UsageError
+from swav_tf.plumbing.files import atomic_write
+from swav_tf.recipe.files import kind_of, load_any_recipe
+from swav_tf.recipe.pretraining import Recipe
+from swav_tf.runs.checkpoint import FACTS, CheckpointError, CheckpointStore
+from swav_tf.runs.model_facts import NAME, ModelFacts
 
 PARTS = ("backbone", "head", "prototypes", "classifier")
 
@@ -84,7 +84,7 @@ def write_safetensors(arrays: Mapping[str, np.ndarray], path: Path, metadata: Ma
     Raises:
         DataError: the disk is full or refuses.
     """
-    with whole_file(path) as partial:
+    with atomic_write(path) as partial:
         try:
             save_file(dict(arrays), partial, metadata=dict(metadata))
         except SafetensorError as error:  # what the system said, in its words

@@ -6,9 +6,9 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from swav_tf.errors import UsageError
-from swav_tf.recipe import Recipe
-from swav_tf.recipe_files import load_recipe
+from swav_tf.plumbing.errors import UsageError
+from swav_tf.recipe.files import load_recipe
+from swav_tf.recipe.pretraining import Recipe
 from swav_tf.weights.formats import Recognised
 from swav_tf.weights.layout import Sizes
 

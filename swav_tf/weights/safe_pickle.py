@@ -16,8 +16,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from swav_tf.weights.errors import WeightsError
-from swav_tf.weights.tensors import Tensor, from_bytes
+from swav_tf.weights.tensors import Tensor, WeightsError, from_bytes
 
 # NumPy's codes of number types, as pickles of arrays spell them.
 _NUMPY_TYPES = {

@@ -1,4 +1,4 @@
-"""A tensor in a file: known by name and shape, read when it is asked for."""
+"""A named tensor of a weights file."""
 
 from __future__ import annotations
 
@@ -6,6 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
+
+from swav_tf.plumbing.errors import SwavError
+
+
+class WeightsError(SwavError):
+    """A file of weights is damaged, unsafe, of an unknown kind, or does not fit; the message says which."""
+
 
 # What weights may be stored as; all but float64 become float32 without a change of value.
 FLOATS = ("float16", "bfloat16", "float32", "float64")

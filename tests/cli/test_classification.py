@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from swav_tf.classifier_recipe import FinetuneRecipe, ProbeRecipe
-from swav_tf.recipe_files import load_recipe_of
-from swav_tf.training.cluster.rendezvous import ClusterAddress
+from swav_tf.recipe.classifier import FinetuneRecipe, ProbeRecipe
+from swav_tf.recipe.files import load_recipe_of
+from swav_tf.training.rendezvous import ClusterAddress
 from tests.cli.command_line import Run, Told
 from tests.cli.images import write_noise
 
@@ -116,7 +116,7 @@ def test_what_is_asked_for_wrongly_has_exit_code_2(
 @pytest.fixture(scope="module")
 def probed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A probe's folder, one step old."""
-    from swav_tf.training.classifiers.linear_probe import probe
+    from swav_tf.training.probe import probe
     from tests.classifiers import pretraining_run, tiny_classifier_recipe
 
     folder = tmp_path_factory.mktemp("probed")
@@ -139,7 +139,7 @@ def images(tmp_path: Path) -> Path:
 def test_predictions_are_the_models(
     probed: Path, images: Path, tmp_path: Path, batch_size: str, run: Run
 ) -> None:
-    from swav_tf.training.classifiers.classifier_folder import load_classifier
+    from swav_tf.training.classifier_folder import load_classifier
 
     words = ["predict", probed, images, "--quiet", "--batch-size", batch_size]
     left = run(*words, "-o", tmp_path / "out.json")
@@ -175,7 +175,7 @@ def test_predictions_are_the_models(
 # Bug caught: half a file of predictions, or a traceback, after the disk was full.
 def test_predictions_and_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from cli import prediction
-    from swav_tf.errors import DataError
+    from swav_tf.plumbing.errors import DataError
 
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
@@ -248,9 +248,7 @@ def test_other_images_are_refused(
 def test_a_place_that_is_none_is_told_before_anything_is_measured(
     probed: Path, monkeypatch: pytest.MonkeyPatch, run: Run
 ) -> None:
-    monkeypatch.setattr(
-        "swav_tf.training.classifiers.measure.measure", lambda *images: pytest.fail("it was measured")
-    )
+    monkeypatch.setattr("swav_tf.training.measure.measure", lambda *images: pytest.fail("it was measured"))
     left = run("validate", probed, "-o", probed / "config.yaml")
     assert left.code == 2
     assert "-o must be a folder" in left.err
@@ -258,9 +256,9 @@ def test_a_place_that_is_none_is_told_before_anything_is_measured(
 
 # Bug caught: an imported classifier without names that cannot be measured on folders with names.
 def test_an_import_without_class_names_takes_those_of_the_images(tmp_path: Path, told: Told) -> None:
-    from swav_tf.weights.importing import import_weights
+    from swav_tf.weights.convert import import_weights
     from swav_tf.weights.layout import Sizes, slots
-    from swav_tf.weights.torch_writer import write_torch_file
+    from swav_tf.weights.torch_files import write_torch_file
 
     draw = np.random.default_rng(0)
     state = {

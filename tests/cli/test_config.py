@@ -2,9 +2,9 @@ import json
 
 import pytest
 
-from swav_tf.recipe import Recipe
-from swav_tf.recipe_fields import recipe_fields
-from swav_tf.recipe_files import KINDS, bundled_recipes, load_recipe
+from swav_tf.recipe.fields import recipe_fields
+from swav_tf.recipe.files import KINDS, bundled_recipes, load_recipe
+from swav_tf.recipe.pretraining import Recipe
 from tests.cli.command_line import Run, Told
 
 

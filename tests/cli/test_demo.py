@@ -10,7 +10,7 @@ from cli import demo
 from cli.demo_export import export_and_measure, missing_packages, write_demo_page
 from evaluate.benchmark.schema import Settings, read_benchmark
 from swav_tf.data.sources import open_source
-from swav_tf.recipe_files import load_recipe
+from swav_tf.recipe.files import load_recipe
 
 SHORT = [
     "train.epochs=1",

@@ -13,7 +13,7 @@ import pytest
 
 from cli.errors import run_and_report
 from cli.main import SECTIONS, swav_tf
-from swav_tf.errors import DataError, RecipeError, SwavError
+from swav_tf.plumbing.errors import DataError, RecipeError, SwavError
 from tests.cli.command_line import ROOT, TENSORFLOW, Run, run_without
 
 # === Start-up ===

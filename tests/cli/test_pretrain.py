@@ -12,8 +12,8 @@ import click
 import pytest
 
 from cli.main import swav_tf
-from swav_tf.recipe_files import load_recipe
-from swav_tf.training.cluster.rendezvous import ClusterAddress
+from swav_tf.recipe.files import load_recipe
+from swav_tf.training.rendezvous import ClusterAddress
 from tests.cli.command_line import ROOT, Run, Told
 from tests.cli.images import write_noise
 

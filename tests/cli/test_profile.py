@@ -11,14 +11,14 @@ TINY = ("-c", "demo", "-o", "train.batch_size=128", "--steps", "2", "--no-memory
 def test_one_screen_that_names_the_bound(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from cli.profile_table import print_profile
-    from swav_tf.training.profiling.exchange import Exchange
-    from swav_tf.training.profiling.largest_batch import LargestBatch
-    from swav_tf.training.profiling.measure import Profile
-    from swav_tf.training.profiling.memory import Peak
-    from swav_tf.training.profiling.parts import Part
-    from swav_tf.training.profiling.timing import Timing
-    from swav_tf.training.profiling.verdict import Verdict
+    from cli.tables.profile import print_profile
+    from swav_tf.training.profile.exchange import Exchange
+    from swav_tf.training.profile.largest_batch import LargestBatch
+    from swav_tf.training.profile.measure import Profile
+    from swav_tf.training.profile.memory import Peak
+    from swav_tf.training.profile.parts import Part
+    from swav_tf.training.profile.timing import Timing
+    from swav_tf.training.profile.verdict import Verdict
 
     monkeypatch.setenv("COLUMNS", "100")
     print_profile(

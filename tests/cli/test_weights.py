@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from swav_tf.weights.layout import Sizes, slots
-from swav_tf.weights.torch_writer import write_torch_file
+from swav_tf.weights.torch_files import write_torch_file
 from tests.cli.command_line import Run, Told
 
 SIZES = Sizes("resnet_small", head=(24, 16), prototypes=12)

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from swav_tf.recipe import Data, Recipe
+from swav_tf.recipe.pretraining import Data, Recipe
 
 
 @pytest.fixture(scope="session")

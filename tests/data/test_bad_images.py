@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from swav_tf.data.bad_images import BadImages
-from swav_tf.errors import DataError
+from swav_tf.plumbing.errors import DataError
 
 
 def test_each_is_listed_once_also_after_a_resumption(tmp_path):

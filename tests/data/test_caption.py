@@ -3,9 +3,8 @@
 import pytest
 from PIL import ImageFont
 
-from swav_tf.data.caption import shortened
 from swav_tf.data.folders import ImageFolder
-from swav_tf.data.image_sheet import image_sheet
+from swav_tf.data.pictures import image_sheet, shortened
 
 
 @pytest.fixture

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from swav_tf.data.contact_sheet import contact_sheet
 from swav_tf.data.folders import ImageFolder
-from swav_tf.data.image_source import read_image
 from swav_tf.data.multicrop import MultiCrop
 from swav_tf.data.order import epoch_order
-from swav_tf.errors import DataError
+from swav_tf.data.pictures import contact_sheet
+from swav_tf.data.sources import read_image
+from swav_tf.plumbing.errors import DataError
 
 
 def holds(sheet, view):

@@ -10,7 +10,7 @@ from PIL import Image
 
 from benchmarks import pil_pipeline as pil
 from swav_tf.data.multicrop import JITTER_ORDERS, MultiCrop, crop_boxes, draw_crops, draw_uniforms
-from swav_tf.recipe import Augment, CropGroup
+from swav_tf.recipe.pretraining import Augment, CropGroup
 
 LARGE = CropGroup(count=2, size=224, scale=(0.14, 1.0))
 SMALL = CropGroup(count=6, size=96, scale=(0.05, 0.14))

@@ -6,7 +6,7 @@ from PIL import Image
 
 from swav_tf.data.order import epoch_order
 from swav_tf.data.view import evaluation_view
-from swav_tf.recipe import EvaluationView
+from swav_tf.recipe.pretraining import EvaluationView
 
 
 def test_every_epoch_is_another_permutation():

@@ -5,12 +5,12 @@ import pytest
 
 from swav_tf.data.bad_images import BadImages
 from swav_tf.data.folders import ImageFolder
-from swav_tf.data.image_source import read_image
+from swav_tf.data.loader import evaluation_batches, training_batches
 from swav_tf.data.multicrop import MultiCrop
 from swav_tf.data.order import epoch_order
-from swav_tf.data.pipeline import evaluation_batches, training_batches
+from swav_tf.data.sources import read_image
 from swav_tf.data.view import evaluation_view
-from swav_tf.recipe import EvaluationView
+from swav_tf.recipe.pretraining import EvaluationView
 
 tf = pytest.importorskip("tensorflow")
 

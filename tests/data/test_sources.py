@@ -7,8 +7,8 @@ import pytest
 
 from swav_tf.data.folders import ClassFolders, ImageFolder
 from swav_tf.data.sources import open_source
-from swav_tf.errors import DataError
-from swav_tf.recipe import Data
+from swav_tf.plumbing.errors import DataError
+from swav_tf.recipe.pretraining import Data
 
 
 def make(root, *names):

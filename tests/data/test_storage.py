@@ -7,18 +7,16 @@ import sys
 import numpy as np
 import pytest
 
-from swav_tf.data import storage
+from swav_tf.data import shard_index, storage
 from swav_tf.data.bad_images import BadImages
 from swav_tf.data.check import check_data
 from swav_tf.data.folders import ClassFolders, ImageFolder
-from swav_tf.data.image_source import fingerprint
-from swav_tf.data.pipeline import training_batches
-from swav_tf.data.shards import records
-from swav_tf.data.shards.sharding import write_shards
-from swav_tf.data.shards.tfrecord import open_shards
-from swav_tf.data.sources import guess_kind, open_source
-from swav_tf.errors import DataError, UsageError
-from swav_tf.recipe import Data
+from swav_tf.data.loader import training_batches
+from swav_tf.data.sharding import write_shards
+from swav_tf.data.sources import fingerprint, guess_kind, open_source
+from swav_tf.data.tfrecord import open_shards
+from swav_tf.plumbing.errors import DataError, UsageError
+from swav_tf.recipe.pretraining import Data
 
 tf = pytest.importorskip("tensorflow")
 
@@ -52,7 +50,7 @@ def places(tmp_path_factory, small_photo, encoded):
 # Bugs caught: another order than of the same folder here, hidden files, a name cut wrongly, a range from the start.
 @pytest.mark.parametrize("kind", ["class_folders", "images", "shards", "foreign"])
 def test_the_same_images_in_the_same_order(places, monkeypatch, kind):
-    monkeypatch.setattr(records, "_REMOTE_BLOCK", 5000)  # less than the longest shard
+    monkeypatch.setattr(shard_index, "_REMOTE_BLOCK", 5000)  # less than the longest shard
     here, there = (
         open_source(
             Data(kind=kind, path=f"{root}/images")

@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
 
-from swav_tf.classifier_recipe import ProbeRecipe
 from swav_tf.data.folders import ClassFolders, ImageFolder
-from swav_tf.data.labelled import open_labelled
+from swav_tf.data.labels import open_labelled
 from swav_tf.data.subset import draw_subset, read_subset
-from swav_tf.errors import DataError
+from swav_tf.plumbing.errors import DataError
+from swav_tf.recipe.classifier import ProbeRecipe
 
 
 def make_folders(root, **classes):

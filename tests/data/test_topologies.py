@@ -5,10 +5,10 @@ import pytest
 
 from swav_tf.data.bad_images import BadImages
 from swav_tf.data.folders import ClassFolders
+from swav_tf.data.loader import training_batches
 from swav_tf.data.order import epoch_order
-from swav_tf.data.pipeline import training_batches
-from swav_tf.data.shards.sharding import write_shards
-from swav_tf.data.shards.tfrecord import open_shards
+from swav_tf.data.sharding import write_shards
+from swav_tf.data.tfrecord import open_shards
 
 pytest.importorskip("tensorflow")
 

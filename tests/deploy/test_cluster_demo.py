@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from swav_tf.training.checkpoint import CheckpointStore
+from swav_tf.runs.checkpoint import CheckpointStore
 
 PATH = Path(__file__).parents[2] / "deploy" / "cluster_demo.py"
 

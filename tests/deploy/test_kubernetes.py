@@ -6,8 +6,8 @@ import pytest
 import yaml
 
 from cli.commands.pretrain import command
-from swav_tf.recipe_files import load_recipe
-from swav_tf.training.cluster.worker_watch import LOST, Loss, WorkerLost
+from swav_tf.recipe.files import load_recipe
+from swav_tf.training.heartbeat import LOST, Loss, WorkerLost
 
 ROOT = Path(__file__).parents[2]
 MANIFESTS = sorted((ROOT / "deploy" / "kubernetes").glob("*.yaml"))

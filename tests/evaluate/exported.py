@@ -7,9 +7,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from evaluate.runners.onnx_metadata import OnnxMetadata, Preprocessing
-from evaluate.runners.onnx_runner import OnnxRunner
-from swav_tf.recipe import Data
+from evaluate.backends.onnx_backend import OnnxRunner
+from evaluate.backends.onnx_metadata import OnnxMetadata, Preprocessing
+from swav_tf.recipe.pretraining import Data
 
 SIDE, FEATURES = 8, 6
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)

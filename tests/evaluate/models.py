@@ -3,10 +3,10 @@
 import numpy as np
 from PIL import Image
 
+from evaluate.backends.backend import ModelIdentity
 from evaluate.feature_file import FeatureFile, Rows
 from evaluate.images import open_images
-from evaluate.runners.runner import ModelIdentity
-from swav_tf.recipe import Data, EvaluationView
+from swav_tf.recipe.pretraining import Data, EvaluationView
 
 SIDE, FEATURES, PROTOTYPES = 6, 5, 7
 

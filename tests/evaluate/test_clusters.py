@@ -9,12 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from evaluate.cluster_sheet import write_cluster_sheets
+from evaluate.cluster_page import thumbnail, write_cluster_sheets
 from evaluate.clusters import Clusters, assign_images, summary, usage_table, write_tables
 from evaluate.images import ImageSet, UnreadableImages, stack_views, view_images
-from evaluate.thumbnails import thumbnail
-from swav_tf.errors import UsageError
-from swav_tf.recipe import Data
+from swav_tf.plumbing.errors import UsageError
+from swav_tf.recipe.pretraining import Data
 from tests.evaluate.models import PROTOTYPES, NumpyRunner, class_folders, make_class_folders
 
 

@@ -6,9 +6,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from evaluate.feature_cache import write_feature_file
 from evaluate.feature_file import Rows, read_feature_file
-from evaluate.feature_writer import write_feature_file
-from swav_tf.errors import DataError, UsageError
+from swav_tf.plumbing.errors import DataError, UsageError
 
 FACTS = {"model": {"weights_sha256": "x"}, "class_names": ["cat", "dög"], "source": {"path": "ü"}}
 FORMATS = [".npz", ".npy", ".parquet"]

@@ -13,8 +13,8 @@ import pytest
 from evaluate.feature_file import read_feature_file
 from evaluate.features import extract_features
 from evaluate.images import open_images, view_images
-from swav_tf.errors import DataError, UsageError
-from swav_tf.recipe import Data
+from swav_tf.plumbing.errors import DataError, UsageError
+from swav_tf.recipe.pretraining import Data
 from tests.evaluate.models import NumpyRunner, class_folders
 
 SCRIPT = Path(__file__).parent / "run_features.py"

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from evaluate.images import UnreadableImages, batches, open_images, view_images
-from swav_tf.data.names import printable
-from swav_tf.errors import DataError, UsageError
-from swav_tf.recipe import Data, EvaluationView
+from swav_tf.plumbing.errors import DataError, UsageError
+from swav_tf.plumbing.names import printable
+from swav_tf.recipe.pretraining import Data, EvaluationView
 
 VIEW = EvaluationView(resize=8, crop=8)
 

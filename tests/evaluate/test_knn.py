@@ -6,7 +6,7 @@ from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
 
 from evaluate.knn import knn_accuracies
 from swav_tf import knn
-from swav_tf.errors import DataError, UsageError
+from swav_tf.plumbing.errors import DataError, UsageError
 from tests.evaluate.models import feature_file
 
 

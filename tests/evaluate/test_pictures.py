@@ -8,7 +8,7 @@ from evaluate.feature_file import read_feature_file
 from evaluate.feature_map import draw_map, map_features
 from evaluate.features import extract_features
 from evaluate.similar import draw_similar, images_of, query_view, similar_images
-from swav_tf.errors import DataError, SwavError, UsageError
+from swav_tf.plumbing.errors import DataError, SwavError, UsageError
 from tests.evaluate.models import NumpyRunner, class_folders, feature_file
 
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from sklearn.linear_model import Ridge
 
-from evaluate.ridge import fit_ridge
+from evaluate.linear import fit_ridge
 
 
 # Bugs caught: a penalty that depends on the number of images, a penalised bias, the form for few images that is another

@@ -2,10 +2,10 @@ import shutil
 
 import pytest
 
-import export.engines.tensorrt_engine
-from export.engines.tensorrt_engine import EngineSettings
-from export.export_settings import ExportSettings
-from export.run_export import export_run
+import export.engine
+from export.engine import EngineSettings
+from export.run import export_run
+from export.settings import ExportSettings
 from tests.tiny_run import tiny_run
 
 
@@ -49,4 +49,4 @@ def engine_settings(tmp_path):
 @pytest.fixture
 def no_gpu(monkeypatch):
     """As on a machine without, whatever this one has."""
-    monkeypatch.setattr(export.engines.tensorrt_engine, "gpu_or_none", lambda: None)
+    monkeypatch.setattr(export.engine, "gpu_or_none", lambda: None)

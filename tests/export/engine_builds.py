@@ -4,8 +4,8 @@ import json
 
 import onnx
 
-from evaluate.runners.onnx_metadata import KEY
-from evaluate.runners.tensorrt_module import Gpu
+from evaluate.backends.onnx_metadata import KEY
+from evaluate.backends.tensorrt_module import Gpu
 
 GPU = Gpu(name="NVIDIA L4", compute_capability="8.9", driver="570.10")
 

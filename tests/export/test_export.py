@@ -11,25 +11,24 @@ import onnx
 import pytest
 from PIL import Image
 
-import export.graphs.onnx_file
+import export.onnx_file
 from cli.errors import run_and_report
 from cli.main import swav_tf
+from evaluate.backends.checksums import check_unchanged, read_checksums
+from evaluate.backends.onnx_metadata import KEY, dataset_name, public_data
+from evaluate.backends.opening import open_runner
 from evaluate.features import extract_features
 from evaluate.images import open_images, stack_views, view_images
-from evaluate.runners.checksums import check_unchanged, read_checksums
-from evaluate.runners.onnx_metadata import KEY, dataset_name, public_data
-from evaluate.runners.opening import open_runner
-from export.errors import ExportError
-from export.export_settings import ExportSettings
-from export.images import draw_images
-from export.reference import read_reference
-from export.run_export import export_run
+from export.reference import draw_images, read_reference
+from export.run import export_run
+from export.settings import ExportSettings
+from export.staging import ExportError
 from export.verify import verify
-from swav_tf.classifier_recipe import FinetuneRecipe
-from swav_tf.errors import DataError, UsageError
-from swav_tf.recipe import Data
-from swav_tf.training.classifiers.classifier_folder import load_classifier
-from swav_tf.training.classifiers.finetune import finetune
+from swav_tf.plumbing.errors import DataError, UsageError
+from swav_tf.recipe.classifier import FinetuneRecipe
+from swav_tf.recipe.pretraining import Data
+from swav_tf.training.classifier_folder import load_classifier
+from swav_tf.training.finetune import finetune
 from tests.classifiers import pretraining_run, tiny_classifier_recipe
 from tests.evaluate.models import make_class_folders
 from tests.tiny_run import tiny_run
@@ -202,7 +201,7 @@ def test_predictions_need_logits(everything, tmp_path, capsys):
 # half precision that keeps two files although it needs one, int8 that fails inside of ONNX after minutes.
 def test_weights_in_a_second_file(tmp_path, monkeypatch):
     limit = 1_000_000  # float32 needs 1.3 MB, float16 0.7
-    monkeypatch.setattr(export.graphs.onnx_file, "ONE_FILE_BYTES", limit)
+    monkeypatch.setattr(export.onnx_file, "ONE_FILE_BYTES", limit)
     settings = ExportSettings(precisions=("fp32", "fp16"), reference_images=10)
     with pytest.raises(UsageError, match="int8 is made from a float32 graph of"):
         export_run(tiny_run(), tmp_path / "out", replace(settings, precisions=("int8",)), tell=silent)
@@ -294,9 +293,9 @@ def test_a_full_disk_leaves_what_was_there(exported, limit):
 
 # Bug caught: a file that does not compute what Keras computes and is written all the same.
 def test_a_graph_that_is_wrong_is_not_written(tmp_path, monkeypatch):
-    import export.onnx_graph
+    import export.graph
 
-    build = export.onnx_graph.build_graph
+    build = export.graph.build_graph
 
     def wrong(*args, **kwargs):
         model = build(*args, **kwargs)
@@ -307,7 +306,7 @@ def test_a_graph_that_is_wrong_is_not_written(tmp_path, monkeypatch):
         )
         return model
 
-    monkeypatch.setattr(export.onnx_graph, "build_graph", wrong)
+    monkeypatch.setattr(export.graph, "build_graph", wrong)
     with pytest.raises(ExportError, match="fp32 does not compute what Keras computes: relative error"):
         export_run(tiny_run(), tmp_path / "out", ExportSettings(reference_images=10), tell=silent)
     assert not (tmp_path / "out").exists()

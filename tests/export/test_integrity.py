@@ -7,9 +7,9 @@ import pytest
 
 from cli.errors import run_and_report
 from cli.main import swav_tf
-from evaluate.runners.checksums import check_unchanged, read_checksums
-from evaluate.runners.opening import open_runner
-from swav_tf.errors import DataError
+from evaluate.backends.checksums import check_unchanged, read_checksums
+from evaluate.backends.opening import open_runner
+from swav_tf.plumbing.errors import DataError
 from tests.export.spoil import flip_a_weight
 
 NAMES = ("model-fp16.onnx", "model-fp32.onnx", "model-int8-cpu.onnx")

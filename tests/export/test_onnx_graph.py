@@ -8,11 +8,9 @@ import onnxruntime as ort
 import pytest
 import tensorflow as tf
 
-from export.errors import ExportError
-from export.graphs.fold import fold_kernels
-from export.graphs.rules import backbone_nodes, operators, tidied
-from export.onnx_graph import build_graph
-from export.trained import TrainedModel
+from export.graph import TrainedModel, build_graph
+from export.simplify import backbone_nodes, fold_kernels, operators, tidied
+from export.staging import ExportError
 from swav_tf.training.build import build_swav
 from tests.swav_models import tiny_recipe
 

@@ -5,7 +5,7 @@ import pytest
 
 from export.parity import GATES, compare, leave_one_out
 from export.reference import Reference
-from swav_tf.recipe import EvaluationView
+from swav_tf.recipe.pretraining import EvaluationView
 
 N = 60
 

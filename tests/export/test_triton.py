@@ -13,12 +13,12 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, te
 import export.triton
 from cli.errors import run_and_report
 from cli.main import swav_tf
-from evaluate.runners.engine_file import Batches, BuilderOptions, EngineFacts, Proof, sha256_of, sidecar_of
-from evaluate.runners.opening import open_runner
-from evaluate.runners.tensorrt_module import Gpu
-from export.errors import ExportError
+from evaluate.backends.engine_file import Batches, BuilderOptions, EngineFacts, Proof, sha256_of, sidecar_of
+from evaluate.backends.opening import open_runner
+from evaluate.backends.tensorrt_module import Gpu
+from export.staging import ExportError
 from export.triton import write_repository
-from swav_tf.errors import DataError, UsageError
+from swav_tf.plumbing.errors import DataError, UsageError
 from tests.export.spoil import flip_a_weight
 from tests.tiny_run import tiny_run
 

@@ -12,10 +12,10 @@ import pytest
 
 from cli.errors import run_and_report
 from cli.main import swav_tf
-from evaluate.runners.onnx_metadata import KEY
-from evaluate.runners.opening import open_runner
+from evaluate.backends.onnx_metadata import KEY
+from evaluate.backends.opening import open_runner
 from export.reference import read_reference
-from swav_tf.errors import DataError, UsageError
+from swav_tf.plumbing.errors import DataError, UsageError
 from tests.export.spoil import edit
 
 ROOT = Path(__file__).parents[2]
@@ -206,7 +206,7 @@ def test_a_full_disk(exported, monkeypatch, capsys):
     def full(descriptor):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("swav_tf.whole_file.os.fsync", full)
+    monkeypatch.setattr("swav_tf.plumbing.files.os.fsync", full)
     assert run_and_report(swav_tf, ["verify", str(exported / "model-fp32.onnx")]) == 1
     told = " ".join(capsys.readouterr().err.split())
     assert "parity.json could not be written: No space left on device" in told

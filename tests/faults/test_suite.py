@@ -26,8 +26,8 @@ from faults.mutate import MUTATORS, mutated
 from faults.outcomes import files_trouble, run_trouble
 from faults.trial import Plan, Trial
 from faults.writers import Inputs
-from swav_tf.recipe_files import bundled_recipes, load_any_recipe, recipe_yaml
-from swav_tf.training.checkpoint import CheckpointStore
+from swav_tf.recipe.files import bundled_recipes, load_any_recipe, recipe_yaml
+from swav_tf.runs.checkpoint import CheckpointStore
 
 ROOT = Path(__file__).parents[2]
 
@@ -111,14 +111,14 @@ def test_the_version_of_the_code_tells_every_change(tmp_path):
 KILLED = """
 import sys
 from pathlib import Path
-import swav_tf.data.shards.sharding
+import swav_tf.data.sharding
 from faults import commands, kills
 from faults.jobs import Made, labelled_images, shard
 from faults.trial import Plan
 
 folder, forgets = Path(sys.argv[1]), sys.argv[2] == "forgets"
 if forgets:
-    swav_tf.data.shards.sharding.read_journal = lambda folder: {}
+    swav_tf.data.sharding.read_journal = lambda folder: {}
 commands._import_once = lambda: None  # it needs no TensorFlow
 kills.make = lambda commands, folder: Made(folder, folder, labelled_images(folder / "images", 1200))
 kills.jobs = lambda made: [(shard(made.images), 6)]

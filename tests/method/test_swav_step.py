@@ -6,11 +6,11 @@ import pytest
 import tensorflow as tf
 
 from swav_tf.method.loss_scale import LossScale
+from swav_tf.method.optimizers import LARS
 from swav_tf.method.sinkhorn import sinkhorn
 from swav_tf.method.swav import SwAV
 from swav_tf.model.head import Prototypes
 from swav_tf.training.build import build_swav, dtype_policy
-from swav_tf.training.optimizers.lars import LARS
 from swav_tf.training.state import capture, restore
 from tests.swav_models import (
     PROTOTYPES,

@@ -5,10 +5,9 @@ import dataclasses
 import pytest
 
 from cli.commands.plan import GPU_NAMES
-from swav_tf.errors import RecipeError, UsageError
-from swav_tf.planning.estimate import CONTEXT_BYTES, Cluster, make_plan
-from swav_tf.planning.gpus import GPUS
-from swav_tf.recipe_files import load_recipe
+from swav_tf.planning.estimate import CONTEXT_BYTES, GPUS, Cluster, make_plan
+from swav_tf.plumbing.errors import RecipeError, UsageError
+from swav_tf.recipe.files import load_recipe
 from swav_tf.training.build import build_swav
 from swav_tf.training.state import capture
 from tests.swav_models import tiny_recipe

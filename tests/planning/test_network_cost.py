@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from swav_tf.errors import UsageError
 from swav_tf.planning.network_cost import network_cost
-from swav_tf.recipe_files import load_recipe
+from swav_tf.plumbing.errors import UsageError
+from swav_tf.recipe.files import load_recipe
 from swav_tf.training.build import build_swav
 from tests.swav_models import batches_of_crops, tiny_recipe
 

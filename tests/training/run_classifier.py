@@ -5,10 +5,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from swav_tf.classifier_recipe import FinetuneRecipe
-from swav_tf.errors import SwavError
-from swav_tf.recipe_files import load_any_recipe
-from swav_tf.training.cluster.rendezvous import ClusterAddress
+from swav_tf.plumbing.errors import SwavError
+from swav_tf.recipe.classifier import FinetuneRecipe
+from swav_tf.recipe.files import load_any_recipe
+from swav_tf.training.rendezvous import ClusterAddress
 
 if __name__ == "__main__":
     recipe_file, model, run_dir, *cluster = sys.argv[1:]
@@ -16,9 +16,9 @@ if __name__ == "__main__":
     address = ClusterAddress(int(cluster[0]), int(cluster[1]), cluster[2]) if cluster else None
     try:
         if isinstance(recipe, FinetuneRecipe):
-            from swav_tf.training.classifiers.finetune import finetune as job
+            from swav_tf.training.finetune import finetune as job
         else:
-            from swav_tf.training.classifiers.linear_probe import probe as job
+            from swav_tf.training.probe import probe as job
         job(recipe, model=model, run_dir=run_dir, cluster=address, quiet=True)
     except SwavError as error:
         print(error, file=sys.stderr)

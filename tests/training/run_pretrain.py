@@ -10,12 +10,12 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import numpy as np
 import tensorflow as tf
 
-from swav_tf.errors import SwavError
 from swav_tf.method.swav import SwAV
-from swav_tf.recipe_files import load_recipe
+from swav_tf.plumbing.errors import SwavError
+from swav_tf.recipe.files import load_recipe
+from swav_tf.training import cluster
 from swav_tf.training import pretrain as job
-from swav_tf.training.cluster import strategy
-from swav_tf.training.cluster.rendezvous import ClusterAddress
+from swav_tf.training.rendezvous import ClusterAddress
 from swav_tf.training.state import named_variables
 
 
@@ -46,7 +46,7 @@ if __name__ == "__main__":
     if "SWAV_TF_TEST_POISONED_STEP" in os.environ:
         poison_gradients(int(os.environ["SWAV_TF_TEST_POISONED_STEP"]))
     if "SWAV_TF_TEST_START_SECONDS" in os.environ:
-        strategy.START_SECONDS = float(os.environ["SWAV_TF_TEST_START_SECONDS"])
+        cluster.START_SECONDS = float(os.environ["SWAV_TF_TEST_START_SECONDS"])
     recipe, run_dir, *cluster = sys.argv[1:]
     address = ClusterAddress(int(cluster[0]), int(cluster[1]), cluster[2]) if cluster else None
     try:

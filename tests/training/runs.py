@@ -11,7 +11,7 @@ import keras
 import numpy as np
 import pytest
 
-from swav_tf.training.checkpoint import CheckpointStore
+from swav_tf.runs.checkpoint import CheckpointStore
 
 FOLDER = Path(__file__).parent
 PRETRAIN, CLASSIFIER = FOLDER / "run_pretrain.py", FOLDER / "run_classifier.py"

@@ -6,11 +6,9 @@ import tensorflow as tf
 from rich.console import Console
 from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
 
-from swav_tf.training.callbacks.collapse import WarnOfCollapse
-from swav_tf.training.callbacks.metrics_log import MetricsLog
-from swav_tf.training.callbacks.position import Position
-from swav_tf.training.callbacks.progress import ShowProgress
-from swav_tf.training.run_folder import RunFolder
+from swav_tf.runs.folder import RunFolder
+from swav_tf.training.callbacks import MetricsLog, ShowProgress, WarnOfCollapse
+from swav_tf.training.position import Position
 from tests.swav_models import tiny_recipe
 from tests.training.runs import lines
 

@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
-from swav_tf.training.checkpoint import ARRAYS, FACTS, CheckpointError, CheckpointStore
+from swav_tf.runs.checkpoint import ARRAYS, FACTS, CheckpointError, CheckpointStore
 
 
 def arrays(number):

@@ -9,7 +9,7 @@ STOP_EARLY = """
 import sys, time
 import numpy as np
 from swav_tf.data import positions
-from swav_tf.errors import SwavError
+from swav_tf.plumbing.errors import SwavError
 from swav_tf.training.pretrain import pretrain
 from tests.swav_models import tiny_recipe
 

@@ -6,11 +6,11 @@ import pytest
 import tensorflow as tf
 from rich.console import Console
 
-from swav_tf.classifier_recipe import FinetuneRecipe
-from swav_tf.training.checkpoint import Checkpoint
-from swav_tf.training.cluster.strategy import Topology
-from swav_tf.training.cluster.watched import WorkerEnded
+from swav_tf.recipe.classifier import FinetuneRecipe
+from swav_tf.runs.checkpoint import Checkpoint
+from swav_tf.training.cluster import Topology
 from swav_tf.training.job import failures_explained, tell_what_changed
+from swav_tf.training.watched import WorkerEnded
 from tests.classifiers import tiny_classifier_recipe
 from tests.swav_models import tiny_recipe
 

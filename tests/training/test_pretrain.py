@@ -6,10 +6,10 @@ import keras
 import numpy as np
 import pytest
 
-from swav_tf.errors import DataError, RecipeError, UsageError
-from swav_tf.training.callbacks.checkpointing import Diverged, StoppedBySignal
-from swav_tf.training.checkpoint import CheckpointStore
-from swav_tf.training.load import load_swav
+from swav_tf.plumbing.errors import DataError, RecipeError, UsageError
+from swav_tf.runs.checkpoint import CheckpointStore
+from swav_tf.training.build import load_swav
+from swav_tf.training.checkpointing import Diverged, StoppedBySignal
 from swav_tf.training.pretrain import pretrain
 from tests.swav_models import tiny_recipe
 from tests.training.runs import StopAfter, assert_same_bits, assert_same_run, lines, newest

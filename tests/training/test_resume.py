@@ -6,8 +6,8 @@ import signal
 
 import pytest
 
-from swav_tf.recipe_files import save_recipe
-from swav_tf.training.checkpoint import CheckpointStore
+from swav_tf.recipe.files import save_recipe
+from swav_tf.runs.checkpoint import CheckpointStore
 from tests.swav_models import tiny_recipe
 from tests.training.runs import (
     PRETRAIN,

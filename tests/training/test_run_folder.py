@@ -4,10 +4,10 @@ import shutil
 import numpy as np
 import pytest
 
-from swav_tf.errors import UsageError
-from swav_tf.recipe_files import load_recipe, save_recipe
-from swav_tf.training.checkpoint import CheckpointStore
-from swav_tf.training.run_folder import RunFolder, check_copy
+from swav_tf.plumbing.errors import UsageError
+from swav_tf.recipe.files import load_recipe, save_recipe
+from swav_tf.runs.checkpoint import CheckpointStore
+from swav_tf.runs.folder import RunFolder, check_copy
 from tests.swav_models import tiny_recipe
 
 

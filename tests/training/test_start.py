@@ -6,14 +6,13 @@ import shutil
 import numpy as np
 import pytest
 
-from export.trained import load_trained
-from swav_tf.errors import UsageError
-from swav_tf.training.checkpoint import CheckpointError
-from swav_tf.training.load import read_pretrained
+from export.graph import load_trained
+from swav_tf.plumbing.errors import UsageError
+from swav_tf.runs.checkpoint import CheckpointError
+from swav_tf.runs.folder import RunFolder
+from swav_tf.training.build import read_pretrained, start_with
 from swav_tf.training.pretrain import pretrain
-from swav_tf.training.run_folder import RunFolder
-from swav_tf.training.start import start_with
-from swav_tf.weights.importing import import_weights
+from swav_tf.weights.convert import import_weights
 from tests.swav_models import tiny_recipe
 from tests.tiny_run import tiny_run
 

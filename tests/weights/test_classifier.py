@@ -8,17 +8,16 @@ from PIL import Image
 
 from cli.errors import run_and_report
 from cli.main import swav_tf
-from swav_tf.classifier_recipe import ProbeRecipe
 from swav_tf.data.view import evaluation_view
-from swav_tf.errors import UsageError
-from swav_tf.recipe_files import load_any_recipe, load_recipe
-from swav_tf.training.classifiers.classifier_folder import load_classifier
-from swav_tf.training.classifiers.linear_probe import probe
-from swav_tf.training.classifiers.model_facts import ModelFacts
-from swav_tf.weights.exporting import export_weights
-from swav_tf.weights.importing import import_weights
+from swav_tf.plumbing.errors import UsageError
+from swav_tf.recipe.classifier import ProbeRecipe
+from swav_tf.recipe.files import load_any_recipe, load_recipe
+from swav_tf.runs.model_facts import ModelFacts
+from swav_tf.training.classifier_folder import load_classifier
+from swav_tf.training.probe import probe
+from swav_tf.weights.convert import export_weights, import_weights
 from swav_tf.weights.layout import Sizes, slots
-from swav_tf.weights.torch_writer import write_torch_file
+from swav_tf.weights.torch_files import write_torch_file
 from tests.classifiers import tiny_classifier_recipe
 from tests.weights.released import features, random_state
 

@@ -6,17 +6,15 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from swav_tf.errors import UsageError
-from swav_tf.recipe_files import load_recipe, save_recipe
-from swav_tf.training.load import load_swav, read_pretrained
-from swav_tf.weights.errors import WeightsError
-from swav_tf.weights.exporting import export_weights
+from swav_tf.plumbing.errors import UsageError
+from swav_tf.recipe.files import load_recipe, save_recipe
+from swav_tf.training.build import load_swav, read_pretrained
+from swav_tf.weights.convert import export_weights, fit, import_weights
+from swav_tf.weights.files import open_weights
 from swav_tf.weights.formats import IMAGENET_STD, SWAV_STD, recognise
-from swav_tf.weights.importing import fit, import_weights
 from swav_tf.weights.layout import Sizes, slots
-from swav_tf.weights.read import open_weights
-from swav_tf.weights.tensors import Tensor
-from swav_tf.weights.torch_writer import write_torch_file
+from swav_tf.weights.tensors import Tensor, WeightsError
+from swav_tf.weights.torch_files import write_torch_file
 from tests.weights.released import released_keys
 
 

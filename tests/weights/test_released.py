@@ -5,16 +5,13 @@ import pytest
 import tensorflow as tf
 
 from swav_tf.model.architectures import ARCHITECTURES
-from swav_tf.training.build import build_swav
-from swav_tf.training.load import load_swav, read_pretrained
+from swav_tf.training.build import build_swav, load_swav, read_pretrained
 from swav_tf.training.state import named_variables
-from swav_tf.weights.exporting import export_weights
+from swav_tf.weights.convert import export_weights, import_weights
+from swav_tf.weights.files import open_weights
 from swav_tf.weights.fitting import fit
-from swav_tf.weights.importing import import_weights
 from swav_tf.weights.layout import Sizes, slots
-from swav_tf.weights.read import open_weights
-from swav_tf.weights.torch_file import read_torch_zip
-from swav_tf.weights.torch_writer import write_torch_file
+from swav_tf.weights.torch_files import read_torch_zip, write_torch_file
 from tests.swav_models import tiny_recipe
 from tests.weights.released import features, project, random_state, released_keys
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from swav_tf.weights.read import _tree
-from swav_tf.weights.torch_writer import write_torch_file
+from swav_tf.weights.files import _tree
+from swav_tf.weights.torch_files import write_torch_file
 
 DATA = Path(__file__).parent / "data"
 BASE = np.arange(24, dtype=np.float32)

@@ -10,10 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from swav_tf.weights.errors import WeightsError
-from swav_tf.weights.read import open_weights
-from swav_tf.weights.torch_file import LEGACY_MAGIC, LEGACY_PROTOCOL
-from swav_tf.weights.torch_writer import write_torch_file
+from swav_tf.weights.files import open_weights
+from swav_tf.weights.tensors import WeightsError
+from swav_tf.weights.torch_files import LEGACY_MAGIC, LEGACY_PROTOCOL, write_torch_file
 
 DATA = Path(__file__).parent / "data"
 

@@ -61,8 +61,8 @@ def command(
     """
     from evaluate.pictures import check_picture
     from swav_tf.data.check import check_data
-    from swav_tf.data.image_sheet import image_sheet
-    from swav_tf.whole_file import whole_file
+    from swav_tf.data.pictures import image_sheet
+    from swav_tf.plumbing.files import atomic_write
 
     if sheet is not None:
         check_picture(sheet)
@@ -71,12 +71,12 @@ def command(
         report = check_data(source, threads=threads, duplicates=duplicates, on_progress=progress)
     if sheet is not None and len(report.corrupt) < report.images:
         drawn = image_sheet(source)
-        with whole_file(sheet) as partial:
+        with atomic_write(sheet) as partial:
             drawn.save(partial)
     if as_json:
         print_json({"data": data, "kind": kind, **report.as_dict()})
     else:
-        from cli.data_table import print_report
+        from cli.tables.data import print_report
 
         print_report(data, kind, report)
         if sheet is not None:

@@ -11,8 +11,8 @@ from cli.quiet import load_tensorflow_quietly
 from cli.recipes import with_arguments
 
 if TYPE_CHECKING:
-    from swav_tf.data.image_source import ImageSource
-    from swav_tf.data.positions import CropsByPosition
+    from swav_tf.data.order import CropsByPosition
+    from swav_tf.data.sources import ImageSource
 
 
 @click.command(short_help="Make crops for trainers on other machines (tf.data service).")
@@ -60,7 +60,7 @@ def command(
     source, crops = _what_to_serve(config, overrides, data)
 
     load_tensorflow_quietly()
-    from swav_tf.data.crop_makers.service import Served
+    from swav_tf.data.service import Served
 
     ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -75,11 +75,11 @@ def _what_to_serve(
     config: str, overrides: tuple[str, ...], data: str | None
 ) -> tuple[ImageSource, CropsByPosition]:
     """Images and crops of the run that the options describe."""
-    from swav_tf.data.positions import CropsByPosition
+    from swav_tf.data.order import CropsByPosition
     from swav_tf.data.sources import open_source
     from swav_tf.data.subset import read_subset
-    from swav_tf.recipe import Recipe
-    from swav_tf.recipe_files import load_any_recipe
+    from swav_tf.recipe.files import load_any_recipe
+    from swav_tf.recipe.pretraining import Recipe
 
     recipe = load_any_recipe(config, with_arguments(overrides, {"data.path": data}))
     source = open_source(recipe.data)

@@ -62,7 +62,7 @@ def command(
       swav-tf data shard photos/ shards/photos --kind images --shards 64 --threads 16
     """
     load_what_reads(images)
-    from swav_tf.data.shards.sharding import write_shards
+    from swav_tf.data.sharding import write_shards
     from swav_tf.data.sources import open_folder
 
     source = open_folder(images, kind=kind)

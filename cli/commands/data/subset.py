@@ -41,11 +41,11 @@ def command(
       swav-tf data subset digits --share 0.1 -o digits_10percent.txt
     """
     from swav_tf.data.subset import draw_subset
-    from swav_tf.whole_file import whole_file
+    from swav_tf.plumbing.files import atomic_write
 
     source, _ = open_source_of(data, kind, split)
     names = draw_subset(source, share=share, seed=seed)
-    with whole_file(output) as partial:
+    with atomic_write(output) as partial:
         partial.write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
     if as_json:
         print_json({"output": str(output), "images": len(names), "of": len(source), "seed": seed})

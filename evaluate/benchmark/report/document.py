@@ -11,7 +11,7 @@ from evaluate.benchmark.report.definitions import definitions
 from evaluate.benchmark.report.elements import section
 from evaluate.benchmark.report.page import page
 from evaluate.benchmark.schema import Benchmark
-from swav_tf.whole_file import whole_file
+from swav_tf.plumbing.files import atomic_write
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def write_report(
         DataError: the disk refuses.
     """
     text = report(benchmark, title=title, extras=extras)
-    with whole_file(path) as partial:
+    with atomic_write(path) as partial:
         partial.write_text(text, encoding="utf-8")
 
 

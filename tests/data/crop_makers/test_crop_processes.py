@@ -13,17 +13,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from swav_tf.data import workers
 from swav_tf.data.bad_images import BadImages
-from swav_tf.data.crop_makers import chunks, crop_processes
-from swav_tf.data.crop_makers.chunks import make_chunk
-from swav_tf.data.crop_makers.crop_processes import CropProcesses
 from swav_tf.data.folders import ClassFolders, ImageFolder
-from swav_tf.data.order import epoch_order
-from swav_tf.data.positions import CropsByPosition
-from swav_tf.data.shards.sharding import write_shards
+from swav_tf.data.order import CropsByPosition, epoch_order
+from swav_tf.data.sharding import write_shards
 from swav_tf.data.sources import open_source
-from swav_tf.errors import DataError
-from swav_tf.recipe import Data
+from swav_tf.data.workers import CropProcesses, make_chunk
+from swav_tf.plumbing.errors import DataError
+from swav_tf.recipe.pretraining import Data
 
 ROOT = Path(__file__).parents[3]
 BATCH, STEPS_PER_EPOCH = 8, 3  # all of the folder's 24 images each epoch
@@ -131,14 +129,14 @@ def test_a_process_that_hangs_is_given_up_and_its_share_is_made_here(maker, capf
     hung, other = maker.started()
     kills = []
     monkeypatch.setattr(hung, "kill", lambda: kills.append(1))  # as if it could not be killed
-    monkeypatch.setattr(crop_processes, "PATIENCE_SECONDS", 10)
-    monkeypatch.setattr(crop_processes, "_END_SECONDS", 1)
-    monkeypatch.setattr(crop_processes, "_GRACE_SECONDS", 1)
+    monkeypatch.setattr(workers, "PATIENCE_SECONDS", 10)
+    monkeypatch.setattr(workers, "_END_SECONDS", 1)
+    monkeypatch.setattr(workers, "_GRACE_SECONDS", 1)
     hung.send_signal(signal.SIGSTOP)
     for number in range(4):  # all seats
         maker.assert_right(number)
     assert kills == [1]
-    monkeypatch.setattr(crop_processes, "PATIENCE_SECONDS", 100_000)  # a second wait would not end
+    monkeypatch.setattr(workers, "PATIENCE_SECONDS", 100_000)  # a second wait would not end
     for number in range(8):
         maker.assert_right(number)
     said = capfd.readouterr().err
@@ -156,7 +154,7 @@ def test_a_process_that_hangs_is_given_up_and_its_share_is_made_here(maker, capf
 
 # Bug caught: a disk that answered nobody for a while, and all processes given up for the rest of the run.
 def test_processes_that_were_all_held_up_are_kept(maker, capfd, monkeypatch):
-    monkeypatch.setattr(crop_processes, "PATIENCE_SECONDS", 1)
+    monkeypatch.setattr(workers, "PATIENCE_SECONDS", 1)
     maker.assert_right(0)
     for process in maker.started():
         process.send_signal(signal.SIGSTOP)
@@ -185,10 +183,10 @@ def test_an_end_frees_those_that_wait(maker):
 
 TRAINER = """
 import sys, time
-from swav_tf.data.crop_makers.crop_processes import CropProcesses
-from swav_tf.data.positions import CropsByPosition
+from swav_tf.data.workers import CropProcesses
+from swav_tf.data.order import CropsByPosition
 from swav_tf.data.folders import ImageFolder
-from swav_tf.recipe import Recipe
+from swav_tf.recipe.pretraining import Recipe
 
 recipe = Recipe.model_validate_json(sys.argv[1])
 crops = CropsByPosition(recipe, ImageFolder(recipe.data.path), images_per_epoch=24)
@@ -247,10 +245,9 @@ def test_sources_travel(folder, kind, tmp_path_factory):
 # Bugs caught: places of a worker, of a resumed run, of the bits of a batch; labels; the tally.
 def test_a_run_sees_the_same(spoiled, recipe, monkeypatch, tmp_path_factory):
     pytest.importorskip("tensorflow")
-    from swav_tf.data.crop_makers.python_calls import ended_after
-    from swav_tf.data.pipeline import training_batches
+    from swav_tf.data.loader import ended_after, training_batches
 
-    monkeypatch.setattr(chunks, "LARGEST_CHUNK", 3)  # of 4 images two chunks, of 8 four
+    monkeypatch.setattr(workers, "LARGEST_CHUNK", 3)  # of 4 images two chunks, of 8 four
     for path in sorted(spoiled.glob("*.jpg")):
         (folder := spoiled / ("first" if path.stem < "12" else "second")).mkdir(exist_ok=True)
         path.rename(folder / path.name)

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from swav_tf.data.crop_makers.reordered import Reordered
+from swav_tf.data.service import Reordered
 
 
 def made(number):

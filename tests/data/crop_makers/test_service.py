@@ -11,15 +11,14 @@ import cv2
 import numpy as np
 import pytest
 
+from swav_tf.data import service, workers
 from swav_tf.data.bad_images import BadImages
-from swav_tf.data.crop_makers import chunks, service
 from swav_tf.data.folders import ImageFolder
-from swav_tf.data.order import epoch_order
-from swav_tf.data.pipeline import training_batches
-from swav_tf.data.positions import CropsByPosition
-from swav_tf.errors import DataError
-from swav_tf.recipe import Recipe
-from swav_tf.recipe_files import save_recipe
+from swav_tf.data.loader import training_batches
+from swav_tf.data.order import CropsByPosition, epoch_order
+from swav_tf.plumbing.errors import DataError
+from swav_tf.recipe.files import save_recipe
+from swav_tf.recipe.pretraining import Recipe
 
 tf = pytest.importorskip("tensorflow")
 
@@ -153,7 +152,7 @@ def test_a_service_that_does_not_answer_is_told_at_once(settings, images, monkey
 # Bugs caught: the chunks that a dead worker had been given are lost with it, and the run hangs or goes on without.
 def test_workers_and_dispatcher_are_killed(servers, settings, images, monkeypatch, capfd):
     monkeypatch.setattr(service, "PATIENCE_SECONDS", 2.0)
-    monkeypatch.setattr(chunks, "LARGEST_CHUNK", 3)  # four chunks of two make a batch
+    monkeypatch.setattr(workers, "LARGEST_CHUNK", 3)  # four chunks of two make a batch
     served = settings(servers.address)
 
     def kill(number):

@@ -4,8 +4,8 @@ import os
 import signal
 import sys
 
+from swav_tf.data import sharding
 from swav_tf.data.folders import ClassFolders
-from swav_tf.data.shards import sharding
 
 images, output, *kill_after = sys.argv[1:]
 if kill_after:

@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from swav_tf.data.shards.example import MalformedExample, decode_example, encode_example
-from swav_tf.data.shards.records import framed, record_table
+from swav_tf.data.shard_index import MalformedExample, decode_example, encode_example, framed, record_table
 
 tf = pytest.importorskip("tensorflow")
 

@@ -5,10 +5,10 @@ import pickle
 import numpy as np
 import pytest
 
-from swav_tf.data.shards.tfrecord import TFRecordSource
 from swav_tf.data.sources import open_source
-from swav_tf.errors import DataError
-from swav_tf.recipe import Data
+from swav_tf.data.tfrecord import TFRecordSource
+from swav_tf.plumbing.errors import DataError
+from swav_tf.recipe.pretraining import Data
 
 tf = pytest.importorskip("tensorflow")
 

@@ -14,15 +14,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from swav_tf.data import sharding
 from swav_tf.data.bad_images import BadImages
 from swav_tf.data.check import check_data
 from swav_tf.data.folders import ClassFolders, ImageFolder
-from swav_tf.data.image_source import fingerprint
-from swav_tf.data.shards import sharding
-from swav_tf.data.shards.sharding import write_shards
-from swav_tf.data.sources import open_source
-from swav_tf.errors import DataError, UsageError
-from swav_tf.recipe import Data
+from swav_tf.data.sharding import write_shards
+from swav_tf.data.sources import fingerprint, open_source
+from swav_tf.plumbing.errors import DataError, UsageError
+from swav_tf.recipe.pretraining import Data
 
 PACK = Path(__file__).with_name("pack.py")
 ROOT = Path(__file__).parents[3]

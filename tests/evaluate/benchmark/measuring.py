@@ -1,8 +1,7 @@
 """A benchmark that takes moments."""
 
 from evaluate.benchmark.artifacts import find_artifacts
-from evaluate.benchmark.plan import plan_cells
-from evaluate.benchmark.run import run_benchmark
+from evaluate.benchmark.run import plan_cells, run_benchmark
 from evaluate.benchmark.schema import Benchmark, Settings
 
 QUICK = Settings(seconds=0.02, runs=5, max_seconds=5, rounds=1, threads=1, cuda_graph=True)

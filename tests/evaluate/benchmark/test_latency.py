@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from evaluate.benchmark.latency import (
+from evaluate.benchmark.figures import (
     block_means,
     coefficient_of_variation,
     fixed_and_per_image,

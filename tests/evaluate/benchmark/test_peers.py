@@ -5,13 +5,13 @@ import pytest
 
 from evaluate.benchmark.torch_peer import network_of
 from evaluate.benchmark.trtexec import compute_times
-from swav_tf.errors import DataError
+from swav_tf.plumbing.errors import DataError
 
 
 # Bug caught: a peer of another network: uneven padding, weights, normalisation.
 def test_pytorch_computes_the_same_features(exported) -> None:
     torch = pytest.importorskip("torch")
-    from evaluate.runners.onnx_runner import OnnxRunner
+    from evaluate.backends.onnx_backend import OnnxRunner
 
     images = np.random.default_rng(2).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)
     wanted = OnnxRunner(exported / "model-fp32.onnx").run(images)["features"]

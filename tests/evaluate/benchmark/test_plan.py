@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 
 from evaluate.benchmark.artifacts import find_artifacts
-from evaluate.benchmark.plan import plan_cells, with_peers
-from swav_tf.errors import DataError, UsageError
+from evaluate.benchmark.run import plan_cells, with_peers
+from swav_tf.plumbing.errors import DataError, UsageError
 from tests.evaluate.exported import make_exported
 
 
@@ -29,7 +29,7 @@ def test_what_is_no_model_is_told(tmp_path, exported) -> None:
 
 
 def test_int8_for_another_processor_is_skipped(exported, monkeypatch) -> None:
-    monkeypatch.setattr("evaluate.benchmark.plan.why_not", lambda runner: None)
+    monkeypatch.setattr("evaluate.benchmark.run.why_not", lambda runner: None)
     [planned] = plan_cells(
         find_artifacts([exported]), runners=("ort-cuda",), precisions=("int8",), batches=(1,)
     )
@@ -39,7 +39,7 @@ def test_int8_for_another_processor_is_skipped(exported, monkeypatch) -> None:
 
 # Bug caught: a batch that an engine runs in parts, timed as if it were one.
 def test_a_batch_beyond_an_engines_profile_is_skipped(exported, monkeypatch) -> None:
-    monkeypatch.setattr("evaluate.benchmark.plan.why_not", lambda runner: None)
+    monkeypatch.setattr("evaluate.benchmark.run.why_not", lambda runner: None)
     [file] = find_artifacts([exported / "model-fp32.onnx"])
     engine = replace(file, model=file.model.model_copy(update={"kind": "engine"}), batches=(2, 8))
     planned = plan_cells([engine], runners=("tensorrt",), precisions=("fp32",), batches=(1, 2, 8, 9))

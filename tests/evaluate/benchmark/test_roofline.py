@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from evaluate.backends.onnx_backend import open_session
 from evaluate.benchmark.probe_graph import one_node
 from evaluate.benchmark.roofline import Limits, what_bounds
 from evaluate.benchmark.work import Work, count_work, work_of
-from evaluate.runners.onnx_session import open_session
-from swav_tf.errors import DataError
+from swav_tf.plumbing.errors import DataError
 from tests.evaluate.exported import FEATURES, make_exported
 
 

@@ -7,11 +7,10 @@ import pytest
 
 from evaluate.benchmark import process
 from evaluate.benchmark.artifacts import find_artifacts
-from evaluate.benchmark.plan import plan_cells
 from evaluate.benchmark.process import ask
-from evaluate.benchmark.run import run_benchmark
+from evaluate.benchmark.run import plan_cells, run_benchmark
 from evaluate.benchmark.worker import Request
-from swav_tf.errors import UsageError
+from swav_tf.plumbing.errors import UsageError
 from tests.evaluate.benchmark.measuring import QUICK, measure
 from tests.evaluate.exported import make_exported
 

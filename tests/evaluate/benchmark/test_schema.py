@@ -5,7 +5,7 @@ import json
 import pytest
 
 from evaluate.benchmark.schema import json_schema, read_benchmark, write_benchmark
-from swav_tf.errors import DataError, UsageError
+from swav_tf.plumbing.errors import DataError, UsageError
 
 
 def test_the_document_fits_its_schema_and_is_read_back(measured, tmp_path) -> None:

@@ -1,6 +1,6 @@
 """Engines that no TensorRT built: bytes, with facts as a sidecar has them."""
 
-from evaluate.runners.engine_file import (
+from evaluate.backends.engine_file import (
     Batches,
     BuilderOptions,
     EngineFacts,
@@ -9,9 +9,9 @@ from evaluate.runners.engine_file import (
     sha256_of,
     write_engine,
 )
-from evaluate.runners.onnx_metadata import OnnxMetadata, Preprocessing
-from evaluate.runners.tensorrt_module import Gpu, TensorRT
-from swav_tf.recipe import Data
+from evaluate.backends.onnx_metadata import OnnxMetadata, Preprocessing
+from evaluate.backends.tensorrt_module import Gpu, TensorRT
+from swav_tf.recipe.pretraining import Data
 
 GPU = Gpu(name="NVIDIA A10", compute_capability="8.6", driver="570.10")
 PLAN = b"an engine"

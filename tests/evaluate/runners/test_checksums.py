@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from evaluate.runners.checksums import PARITY, check_unchanged, read_checksums
-from evaluate.runners.onnx_runner import OnnxRunner
-from swav_tf.errors import DataError
+from evaluate.backends.checksums import PARITY, check_unchanged, read_checksums
+from evaluate.backends.onnx_backend import OnnxRunner
+from swav_tf.plumbing.errors import DataError
 from tests.evaluate.exported import write_onnx
 
 

@@ -5,7 +5,7 @@ import resource
 
 import pytest
 
-from evaluate.runners.engine_file import (
+from evaluate.backends.engine_file import (
     BuilderOptions,
     check_fits,
     differences,
@@ -14,8 +14,8 @@ from evaluate.runners.engine_file import (
     sidecar_of,
     write_engine,
 )
-from evaluate.runners.tensorrt_module import Gpu
-from swav_tf.errors import DataError, UsageError
+from evaluate.backends.tensorrt_module import Gpu
+from swav_tf.plumbing.errors import DataError, UsageError
 from tests.evaluate.runners.engines import GPU, PLAN, engine_facts, here, write
 
 OTHER = Gpu(name="NVIDIA L4", compute_capability="8.9", driver="570.10")

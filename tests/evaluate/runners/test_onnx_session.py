@@ -3,9 +3,14 @@
 import numpy as np
 import pytest
 
-from evaluate.runners.onnx_runner import OnnxRunner
-from evaluate.runners.onnx_session import engine_cache, missing_provider, open_session, provider_settings
-from swav_tf.errors import DataError, UsageError
+from evaluate.backends.onnx_backend import (
+    OnnxRunner,
+    engine_cache,
+    missing_provider,
+    open_session,
+    provider_settings,
+)
+from swav_tf.plumbing.errors import DataError, UsageError
 from tests.evaluate.exported import write_onnx
 
 

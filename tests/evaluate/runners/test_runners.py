@@ -5,17 +5,17 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_sample_images
 
+from evaluate.backends.opening import open_runner
 from evaluate.benchmark.artifacts import find_artifacts
 from evaluate.images import open_images, stack_views, view_images
-from evaluate.runners.opening import open_runner
-from swav_tf.classifier_recipe import FinetuneRecipe, ProbeRecipe
-from swav_tf.errors import UsageError
-from swav_tf.recipe import Model
-from swav_tf.recipe_files import save_recipe
-from swav_tf.training.checkpoint import CheckpointError, CheckpointStore
-from swav_tf.training.classifiers.model_facts import ModelFacts
+from swav_tf.plumbing.errors import UsageError
+from swav_tf.recipe.classifier import FinetuneRecipe, ProbeRecipe
+from swav_tf.recipe.files import save_recipe
+from swav_tf.recipe.pretraining import Model
+from swav_tf.runs.checkpoint import CheckpointError, CheckpointStore
+from swav_tf.runs.model_facts import ModelFacts
+from swav_tf.training.build import load_swav, read_pretrained
 from swav_tf.training.features import extract_features
-from swav_tf.training.load import load_swav, read_pretrained
 from tests.classifiers import tiny_classifier_recipe
 from tests.tiny_run import tiny_run
 

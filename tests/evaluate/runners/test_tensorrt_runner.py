@@ -7,13 +7,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from evaluate.runners import tensorrt_module
-from evaluate.runners.engine_file import Batches
-from evaluate.runners.gpu_memory import GpuError
-from evaluate.runners.opening import open_runner
-from evaluate.runners.tensorrt_module import NoGpuError, find_tensorrt, the_gpu
-from evaluate.runners.tensorrt_runner import GRAPHS, TensorrtRunner
-from swav_tf.errors import DataError, UsageError
+from evaluate.backends import tensorrt_module
+from evaluate.backends.engine_file import Batches
+from evaluate.backends.opening import open_runner
+from evaluate.backends.tensorrt_backend import GRAPHS, TensorrtRunner
+from evaluate.backends.tensorrt_module import GpuError, NoGpuError, find_tensorrt, the_gpu
+from swav_tf.plumbing.errors import DataError, UsageError
 from tests.evaluate.runners.engines import GPU, metadata, write
 from tests.evaluate.runners.fake_gpu import FakeCuda, FakeEngine, fake_tensorrt
 
@@ -24,7 +23,7 @@ def use(monkeypatch, cuda, engine, gpu=GPU):
     monkeypatch.setitem(sys.modules, "tensorrt", module)
     monkeypatch.setitem(sys.modules, "cuda", SimpleNamespace())
     monkeypatch.setitem(sys.modules, "cuda.bindings", SimpleNamespace(runtime=cuda))
-    monkeypatch.setattr("evaluate.runners.tensorrt_runner.the_gpu", lambda: gpu)
+    monkeypatch.setattr("evaluate.backends.tensorrt_backend.the_gpu", lambda: gpu)
     monkeypatch.setattr(tensorrt_module, "_log", lambda name: tensorrt_module.Log(module))
 
 

@@ -7,13 +7,13 @@ import numpy as np
 import onnx
 import pytest
 
-import export.engines.build as engine_build
-from evaluate.runners.engine_file import Batches, BuilderOptions, read_engine
-from evaluate.runners.tensorrt_module import _log
-from export.engines.tensorrt_engine import build_engine
-from export.errors import ExportError
-from export.graphs.int8 import calibrate, quantise_within
-from export.graphs.int8_tensorrt import to_int8_tensorrt
+import export.engine_build as engine_build
+from evaluate.backends.engine_file import Batches, BuilderOptions, read_engine
+from evaluate.backends.tensorrt_module import _log
+from export.engine import build_engine
+from export.int8 import calibrate, quantise_within
+from export.int8_tensorrt import to_int8_tensorrt
+from export.staging import ExportError
 from tests.export.engine_builds import called, edit, silent
 
 pytest.importorskip("tensorrt_rtx")

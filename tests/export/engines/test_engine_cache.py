@@ -7,10 +7,10 @@ from types import SimpleNamespace
 
 import pytest
 
-import export.engines.tensorrt_engine as engine
-from evaluate.runners.engine_file import Batches, BuilderOptions, sidecar_of
-from export.engines.tensorrt_engine import build_engine
-from swav_tf.errors import DataError
+import export.engine as engine
+from evaluate.backends.engine_file import Batches, BuilderOptions, sidecar_of
+from export.engine import build_engine
+from swav_tf.plumbing.errors import DataError
 from tests.export.engine_builds import GPU, silent
 
 pytest.importorskip("tensorrt_rtx")

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from export.engines.proof import expected, from_inspector, from_listing, prove
-from export.errors import ExportError
+from export.engine_proof import expected, from_inspector, from_listing, prove
+from export.staging import ExportError
 
 # As TensorRT 10 documents its inspector: types in words, weights with a type of their own.
 CASK = {

@@ -6,12 +6,12 @@ from types import SimpleNamespace
 import pytest
 from onnx import numpy_helper
 
-import export.engines.refit as engine_refit
-import export.engines.tensorrt_engine as engine
-from evaluate.runners.engine_file import BuilderOptions, read_engine
-from export.engines.tensorrt_engine import build_engine
-from export.errors import ExportError
-from swav_tf.errors import UsageError
+import export.engine as engine
+import export.engine_cache as engine_refit
+from evaluate.backends.engine_file import BuilderOptions, read_engine
+from export.engine import build_engine
+from export.staging import ExportError
+from swav_tf.plumbing.errors import UsageError
 from tests.export.engine_builds import GPU, edit, silent
 
 pytest.importorskip("tensorrt_rtx")

@@ -3,11 +3,11 @@
 import onnx
 import pytest
 
-from evaluate.runners.onnx_metadata import read_metadata
-from export.engines.tensorrt_engine import build_engine
-from export.errors import ExportError
-from export.graphs.onnx_file import save_model
-from swav_tf.errors import DataError, UsageError
+from evaluate.backends.onnx_metadata import read_metadata
+from export.engine import build_engine
+from export.onnx_file import save_model
+from export.staging import ExportError
+from swav_tf.plumbing.errors import DataError, UsageError
 from tests.export.engine_builds import called, edit, silent
 from tests.export.spoil import flip_a_weight
 
@@ -27,7 +27,7 @@ def test_int8_of_a_cpu_is_refused(everything, tmp_path, engine_settings):
 
 # Bugs caught: weights in a second file that are not found, or not looked at before they are built in.
 def test_weights_in_a_second_file(everything, tmp_path, engine_settings, monkeypatch):
-    monkeypatch.setattr("export.graphs.onnx_file.ONE_FILE_BYTES", 1000)
+    monkeypatch.setattr("export.onnx_file.ONE_FILE_BYTES", 1000)
     model = onnx.load(everything / "model-fp16.onnx")
     facts = read_metadata({entry.key: entry.value for entry in model.metadata_props}, "model")
     path = tmp_path / "model-fp16.onnx"

@@ -8,16 +8,16 @@ from types import SimpleNamespace
 import onnx
 import pytest
 
-import export.engines.build as engine_build
-import export.engines.run_engines as run_engines
-import export.engines.tensorrt_engine as engine
+import export.engine as engine
+import export.engine_build as engine_build
+import export.run_engines as run_engines
 from cli.errors import run_and_report
 from cli.main import swav_tf
-from evaluate.runners.engine_file import read_engine
-from evaluate.runners.onnx_runner import OnnxRunner
-from export.engines.run_engines import export_engines
-from export.engines.tensorrt_engine import build_engine
-from export.errors import ExportError
+from evaluate.backends.engine_file import read_engine
+from evaluate.backends.onnx_backend import OnnxRunner
+from export.engine import build_engine
+from export.run_engines import export_engines
+from export.staging import ExportError
 from export.verify import verify
 from tests.export.engine_builds import GPU, silent
 from tests.tiny_run import tiny_run

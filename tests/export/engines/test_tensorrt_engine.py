@@ -6,10 +6,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from evaluate.runners.engine_file import Batches, BuilderOptions
-from evaluate.runners.tensorrt_module import NoGpuError
-from export.engines.tensorrt_engine import build_engine
-from swav_tf.errors import UsageError
+from evaluate.backends.engine_file import Batches, BuilderOptions
+from evaluate.backends.tensorrt_module import NoGpuError
+from export.engine import build_engine
+from swav_tf.plumbing.errors import UsageError
 from tests.export.engine_builds import silent
 
 pytest.importorskip("tensorrt_rtx")

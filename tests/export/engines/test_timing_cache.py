@@ -4,9 +4,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from evaluate.runners.tensorrt_module import find_tensorrt, fresh_log
-from export.engines.timing_cache import read_timing_cache, write_timing_cache
-from swav_tf.errors import DataError
+from evaluate.backends.tensorrt_module import find_tensorrt, fresh_log
+from export.engine_build import read_timing_cache, write_timing_cache
+from swav_tf.plumbing.errors import DataError
 
 pytest.importorskip("tensorrt_rtx")
 pytestmark = pytest.mark.usefixtures("no_gpu")

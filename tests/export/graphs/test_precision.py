@@ -6,10 +6,10 @@ import pytest
 from onnx import TensorProto, numpy_helper
 from onnxruntime.quantization.calibrate import TensorData
 
-from export.errors import ExportError
-from export.graphs.fp16 import to_fp16
-from export.graphs.int8 import calibrate, quantise_within, to_int8
-from export.graphs.rules import operators
+from export.fp16 import to_fp16
+from export.int8 import calibrate, quantise_within, to_int8
+from export.simplify import operators
+from export.staging import ExportError
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from export.graphs.rules import operators
+from export.simplify import operators
 
 
 # Bugs caught: zero points that TensorRT refuses, one scale for all channels, int32 biases, a residual sum whose

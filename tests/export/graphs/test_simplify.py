@@ -6,7 +6,7 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from export.graphs.simplify import simplify
+from export.simplify import simplify
 
 SIDE = 9
 

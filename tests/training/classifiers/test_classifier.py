@@ -3,9 +3,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from swav_tf.classifier_recipe import FinetuneRecipe, ProbeRecipe
 from swav_tf.model.backbone import build_backbone
-from swav_tf.training.classifiers.classify import compile_classifier
+from swav_tf.recipe.classifier import FinetuneRecipe, ProbeRecipe
+from swav_tf.training.classify import compile_classifier
 from swav_tf.training.state import capture, restore
 from tests.classifiers import MEAN, STD, bare_classifier, labelled_batches, tiny_classifier_recipe
 from tests.replicas import REPLICAS

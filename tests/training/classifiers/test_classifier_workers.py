@@ -6,10 +6,10 @@ import signal
 
 import pytest
 
-from swav_tf.classifier_recipe import FinetuneRecipe, ProbeRecipe
-from swav_tf.recipe_files import save_recipe
-from swav_tf.training.checkpoint import CheckpointStore
-from swav_tf.training.cluster.rendezvous import free_port
+from swav_tf.recipe.classifier import FinetuneRecipe, ProbeRecipe
+from swav_tf.recipe.files import save_recipe
+from swav_tf.runs.checkpoint import CheckpointStore
+from swav_tf.training.rendezvous import free_port
 from tests.classifiers import tiny_classifier_recipe
 from tests.training.runs import (
     CLASSIFIER,

@@ -6,11 +6,11 @@ import signal
 import numpy as np
 import pytest
 
-from swav_tf.classifier_recipe import FinetuneRecipe
-from swav_tf.recipe_files import save_recipe
-from swav_tf.training.callbacks.checkpointing import StoppedBySignal
-from swav_tf.training.classifiers.classifier_folder import load_classifier
-from swav_tf.training.classifiers.finetune import finetune
+from swav_tf.recipe.classifier import FinetuneRecipe
+from swav_tf.recipe.files import save_recipe
+from swav_tf.training.checkpointing import StoppedBySignal
+from swav_tf.training.classifier_folder import load_classifier
+from swav_tf.training.finetune import finetune
 from tests.classifiers import tiny_classifier_recipe
 from tests.training.runs import (
     CLASSIFIER,

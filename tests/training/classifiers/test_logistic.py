@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from swav_tf.training.classifiers.logistic import best_penalty, choose_penalty, fit_path
+from swav_tf.training.logistic import best_penalty, choose_penalty, fit_path
 
 
 def problem(count=400, features=6, classes=4, seed=0):

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from swav_tf.errors import UsageError
-from swav_tf.recipe import Model
-from swav_tf.training.classifiers.model_facts import ModelFacts
+from swav_tf.plumbing.errors import UsageError
+from swav_tf.recipe.pretraining import Model
+from swav_tf.runs.model_facts import ModelFacts
 
 FACTS = ModelFacts(
     model=Model(),

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from swav_tf.classifier_recipe import ProbeRecipe
 from swav_tf.data.digits import Digits
 from swav_tf.data.view import evaluation_view
-from swav_tf.errors import DataError, RecipeError, UsageError
-from swav_tf.training.checkpoint import CheckpointError, CheckpointStore
-from swav_tf.training.classifiers import linear_probe
-from swav_tf.training.classifiers.classifier_folder import load_classifier
-from swav_tf.training.classifiers.linear_probe import probe, probe_cached
+from swav_tf.plumbing.errors import DataError, RecipeError, UsageError
+from swav_tf.recipe.classifier import ProbeRecipe
+from swav_tf.runs.checkpoint import CheckpointError, CheckpointStore
+from swav_tf.training import probe as probe_module
+from swav_tf.training.classifier_folder import load_classifier
+from swav_tf.training.probe import probe, probe_cached
 from tests.classifiers import pretraining_run, tiny_classifier_recipe
 from tests.training.runs import lines
 
@@ -118,9 +118,9 @@ def test_a_run_goes_on_only_with_what_it_began_with(tmp_path, pretrained):
 def test_a_cached_probe_knows_the_validation_labels_only_at_the_end(tmp_path, pretrained, monkeypatch):
     recipe = tiny_classifier_recipe(ProbeRecipe, cached__penalties=(0.1, 1e-3))
     seen = []
-    original = linear_probe.choose_penalty
+    original = probe_module.choose_penalty
     monkeypatch.setattr(
-        linear_probe,
+        probe_module,
         "choose_penalty",
         lambda f, y, **k: seen.append((f.shape, len(y))) or original(f, y, **k),
     )

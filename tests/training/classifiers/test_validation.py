@@ -2,11 +2,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from swav_tf.classifier_recipe import ProbeRecipe
 from swav_tf.data.view import evaluation_view
-from swav_tf.errors import SwavError
-from swav_tf.training.classifiers.validation import Validation, counts_of, tally
-from swav_tf.training.cluster.strategy import Topology
+from swav_tf.plumbing.errors import SwavError
+from swav_tf.recipe.classifier import ProbeRecipe
+from swav_tf.training.cluster import Topology
+from swav_tf.training.validation import Validation, counts_of, tally
 from tests.classifiers import bare_classifier, tiny_classifier_recipe
 
 IMAGES = 23  # divides by nothing that follows

@@ -4,10 +4,10 @@ import cv2
 import numpy as np
 import pytest
 
-from swav_tf.classifier_recipe import ProbeRecipe
-from swav_tf.recipe_files import save_recipe
-from swav_tf.training.cluster.alike import differences
-from swav_tf.training.cluster.rendezvous import free_port
+from swav_tf.recipe.classifier import ProbeRecipe
+from swav_tf.recipe.files import save_recipe
+from swav_tf.training.cluster import differences
+from swav_tf.training.rendezvous import free_port
 from tests.classifiers import tiny_classifier_recipe
 from tests.swav_models import tiny_recipe
 from tests.training.runs import CLASSIFIER, PRETRAIN, start

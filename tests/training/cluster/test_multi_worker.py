@@ -10,9 +10,9 @@ import subprocess
 import numpy as np
 import pytest
 
-from swav_tf.recipe_files import save_recipe
-from swav_tf.training.checkpoint import CheckpointStore
-from swav_tf.training.cluster.rendezvous import free_port
+from swav_tf.recipe.files import save_recipe
+from swav_tf.runs.checkpoint import CheckpointStore
+from swav_tf.training.rendezvous import free_port
 from tests.swav_models import tiny_recipe
 from tests.training.runs import PRETRAIN, assert_same_run, finish, lines, newest, start, wait_until
 

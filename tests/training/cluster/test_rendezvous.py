@@ -5,8 +5,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from swav_tf.errors import SwavError, UsageError
-from swav_tf.training.cluster.rendezvous import ClusterAddress, free_port, join_address, meet
+from swav_tf.plumbing.errors import SwavError, UsageError
+from swav_tf.training.rendezvous import ClusterAddress, free_port, join_address, meet
 
 
 # Bugs caught: lists that differ between nodes, ranks out of order, a stranger who breaks the meeting.

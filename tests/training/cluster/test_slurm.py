@@ -2,9 +2,14 @@
 
 import pytest
 
-from swav_tf.errors import UsageError
-from swav_tf.training.cluster.rendezvous import ClusterAddress
-from swav_tf.training.cluster.slurm import expand_counts, expand_nodelist, slurm_address, slurm_tasks
+from swav_tf.plumbing.errors import UsageError
+from swav_tf.training.rendezvous import (
+    ClusterAddress,
+    expand_counts,
+    expand_nodelist,
+    slurm_address,
+    slurm_tasks,
+)
 
 # As the third task of `srun --nodes=4 --ntasks-per-node=1 --gpus-per-node=8` in a job 4211 would have them.
 FOUR_NODES = {

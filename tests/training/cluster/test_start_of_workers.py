@@ -6,8 +6,8 @@ import time
 
 import pytest
 
-from swav_tf.recipe_files import save_recipe
-from swav_tf.training.cluster.rendezvous import ClusterAddress, free_port, meet
+from swav_tf.recipe.files import save_recipe
+from swav_tf.training.rendezvous import ClusterAddress, free_port, meet
 from tests.swav_models import tiny_recipe
 from tests.training.runs import PRETRAIN, start, wait_until
 

@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from swav_tf.training.cluster.stopping import StoppedEarly, stoppable
+from swav_tf.training.stopping import StoppedEarly, stoppable
 
 
 @pytest.fixture(autouse=True)

@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from swav_tf.errors import UsageError
-from swav_tf.recipe import Train
-from swav_tf.training.cluster.rendezvous import ClusterAddress
-from swav_tf.training.cluster.strategy import (
+from swav_tf.plumbing.errors import UsageError
+from swav_tf.recipe.pretraining import Train
+from swav_tf.training.cluster import (
     FUSED_BATCH_NORM,
     batches_on_devices,
     build_strategy,
     mean_over_workers,
     topology,
 )
+from swav_tf.training.rendezvous import ClusterAddress
 
 
 def settings(**changes):
@@ -156,7 +156,7 @@ tf.distribute.MultiWorkerMirroredStrategy = lambda cluster_resolver, communicati
     "left behind": os.environ.get("TF_CONFIG"),
 }))
 strategy.meet = lambda address: [address.host + ":1", "node08:2"]
-from swav_tf.recipe import Train
+from swav_tf.recipe.pretraining import Train
 strategy.build_strategy(Train(epochs=1, batch_size=8))
 """
 

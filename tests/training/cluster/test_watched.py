@@ -4,8 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from swav_tf.errors import UsageError
-from swav_tf.training.cluster import watched
+from swav_tf.plumbing.errors import UsageError
+from swav_tf.training import watched
 
 
 def ports(monkeypatch, everyone, worker):

@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from swav_tf.training.cluster.rendezvous import free_port
-from swav_tf.training.cluster.worker_watch import LOST, Loss, WorkerLost, WorkerWatch
+from swav_tf.training.heartbeat import LOST, Loss, WorkerLost, WorkerWatch
+from swav_tf.training.rendezvous import free_port
 
 
 class Team:

@@ -3,8 +3,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from swav_tf.replicas import update_on_all_replicas
-from swav_tf.training.optimizers.lars import LARS
+from swav_tf.method.optimizers import LARS
+from swav_tf.model.replicas import update_on_all_replicas
 from tests.graphs import nodes_as_executed
 
 

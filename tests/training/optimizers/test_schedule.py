@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from swav_tf.recipe import Optimizer
-from swav_tf.training.optimizers.schedule import WarmupCosine
+from swav_tf.method.schedule import WarmupCosine
+from swav_tf.recipe.pretraining import Optimizer
 
 
 def literal_schedule(peak, final, start, warmup_epochs, epochs, steps_per_epoch):

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from swav_tf.classifier_recipe import FinetuneOptimizer, ProbeOptimizer
-from swav_tf.training.optimizers.sgd import SGD, EpochSchedule, epoch_shares
+from swav_tf.method.optimizers import SGD, EpochSchedule, epoch_shares
+from swav_tf.recipe.classifier import FinetuneOptimizer, ProbeOptimizer
 
 
 # Bugs caught: decay that is decoupled, the rate inside the buffer, one rate for all parts, a rate that moves

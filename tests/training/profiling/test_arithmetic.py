@@ -4,9 +4,9 @@ import math
 
 import pytest
 
-from swav_tf.training.profiling.largest_batch import PRECISION, estimated_largest, largest_fitting
-from swav_tf.training.profiling.timing import timing_of
-from swav_tf.training.profiling.verdict import Facts, Loop, verdict
+from swav_tf.training.profile.largest_batch import PRECISION, estimated_largest, largest_fitting
+from swav_tf.training.profile.timing import timing_of
+from swav_tf.training.profile.verdict import Facts, Loop, verdict
 
 FACTS = Facts(
     threads=8,

@@ -8,14 +8,14 @@ import pytest
 import tensorflow as tf
 
 from swav_tf.data.decode import decode
-from swav_tf.errors import SwavError, UsageError
+from swav_tf.plumbing.errors import SwavError, UsageError
 from swav_tf.training.build import build_swav
-from swav_tf.training.profiling import largest_batch, measure
-from swav_tf.training.profiling.exchange import count_exchange
-from swav_tf.training.profiling.fixed_crops import fixed_parts, share_of_one
-from swav_tf.training.profiling.largest_batch import LargestBatch, find_largest_batch
-from swav_tf.training.profiling.memory import Peak, measure_peak
-from swav_tf.training.profiling.photos import RandomPhotos
+from swav_tf.training.profile import largest_batch, measure
+from swav_tf.training.profile.exchange import count_exchange
+from swav_tf.training.profile.fixed_crops import fixed_parts, share_of_one
+from swav_tf.training.profile.largest_batch import LargestBatch, find_largest_batch
+from swav_tf.training.profile.memory import Peak, measure_peak
+from swav_tf.training.profile.timing import RandomPhotos
 from tests.swav_models import tiny_recipe
 
 

@@ -1,0 +1,127 @@
+"""A benchmark on the terminal."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from evaluate.benchmark.compare import Comparison
+    from evaluate.benchmark.schema import Accuracy, Benchmark, Cell, Timing
+
+
+SHOWN_MARKS = 12
+WIDE = 142  # characters that all columns take
+
+
+def print_benchmark(benchmark: Benchmark) -> None:
+    """The machine, a table of the cells, and below it what was skipped, failed or is marked."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    console = _console()
+    machine = benchmark.machine
+    console.print(
+        f"{machine.cpu}, {machine.cores} cores, load {_number(machine.load)}; "
+        + (", ".join(f"{gpu.name} (driver {gpu.driver})" for gpu in machine.gpus) or "no NVIDIA GPU"),
+        markup=False,
+    )
+    several = benchmark.several_models
+    # A narrow terminal gets fewer columns, not unreadable ones.
+    left_out = set() if console.width >= WIDE else {"p90", "p95", "host MiB", "k-NN"}
+    columns = [
+        *(["model"] if several else []), "runner", "precision", "batch", "images/s", "±", "p50 ms", "p90", "p95",
+        "p99", "host MiB", "k-NN", "bound by", "roofline",
+    ]  # fmt: skip
+    columns = [column for column in columns if column not in left_out]
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        left = column in ("model", "runner", "precision", "bound by")
+        table.add_column(column, justify="left" if left else "right", no_wrap=True)
+    for cell in benchmark.cells:
+        for where, timing in ((" on the GPU", cell.device), ("", cell.host)):
+            if cell.best is not None and timing is not None:
+                figures = _figures(cell, timing, where, benchmark.accuracy_of(cell))
+                table.add_row(*(figures[column] for column in columns))
+    if table.row_count:
+        console.print(table)
+    _print_notes(console, benchmark)
+
+
+def _figures(cell: Cell, timing: Timing, where: str, accuracy: Accuracy | None) -> dict[str, str]:
+    """A row, by column."""
+    explained = cell.explanation if timing is cell.best else None
+    return {
+        "model": cell.model,
+        "runner": f"{cell.runner}{where}{' *' if cell.marks else ''}",
+        "precision": cell.precision,
+        "batch": f"{cell.batch}",
+        "images/s": _number(timing.images_per_second, 1 if timing.images_per_second < 1000 else 0),
+        "±": f"{200 * timing.images_per_second_error:.0f} %",
+        "p50 ms": _number(timing.p50_ms),
+        "p90": _number(timing.p90_ms),
+        "p95": _number(timing.p95_ms),
+        "p99": _number(timing.p99_ms),
+        "host MiB": _number(cell.memory.host_peak_mib if cell.memory else None, 0),
+        "k-NN": "-" if accuracy is None or accuracy.knn is None else f"{100 * accuracy.knn:.1f} %",
+        "bound by": "-" if explained is None else explained.bound or "-",
+        "roofline": _percent(explained.roofline_share if explained else None),
+    }
+
+
+def _print_notes(console: Console, benchmark: Benchmark) -> None:
+    """What is marked, and what was not measured, cells of one reason together."""
+    marked = [cell for cell in benchmark.cells if cell.marks]
+    for cell in marked[:SHOWN_MARKS]:
+        name = f"{cell.model} {cell.label}" if benchmark.several_models else cell.label
+        console.print(f"* {name}: {'; '.join(cell.marks)}", markup=False)
+    if len(marked) > SHOWN_MARKS:
+        console.print(f"* and {len(marked) - SHOWN_MARKS} more marked cells; all are in --json and --html")
+    reasons: dict[tuple[str, str], list[Cell]] = {}
+    for cell in benchmark.cells:
+        if cell.status != "ok":
+            reasons.setdefault((cell.status, cell.reason or ""), []).append(cell)
+    for (status, reason), cells in reasons.items():
+        names = ", ".join(dict.fromkeys(f"{cell.runner} {cell.precision}" for cell in cells))
+        count = "1 cell" if len(cells) == 1 else f"{len(cells)} cells"
+        console.print(f"{status} ({reason}): {names}, {count}", markup=False)
+
+
+def print_comparison(comparison: Comparison) -> None:
+    """A table of the cells that both have, what differs otherwise, and the verdict."""
+    from rich.table import Table
+
+    console = _console()
+    for difference in comparison.differences:
+        console.print(f"differs: {difference}", markup=False)
+    table = Table()
+    for heading in ("cell", "A images/s", "B images/s", "B / A", "99 % sure within", "verdict"):
+        table.add_column(heading, justify="left" if heading in ("cell", "verdict") else "right")
+    for one in comparison.cells:
+        table.add_row(
+            one.name,
+            _number(one.a, 1),
+            _number(one.b, 1),
+            "-" if one.ratio is None else f"{one.ratio:.3f}",
+            "-" if one.low is None or one.high is None else f"{one.low:.3f} to {one.high:.3f}",
+            one.verdict,
+        )
+    console.print(table)
+    console.print(comparison.verdict, markup=False)
+
+
+def _console() -> Console:
+    """Wide enough for all columns where it is no terminal."""
+    from rich.console import Console
+
+    console = Console(highlight=False, soft_wrap=True)
+    return console if console.is_terminal else Console(highlight=False, soft_wrap=True, width=WIDE)
+
+
+def _number(value: float | None, digits: int = 2) -> str:
+    return "-" if value is None else f"{value:,.{digits}f}"
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.0f} %"

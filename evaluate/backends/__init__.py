@@ -1,0 +1,1 @@
+"""Inference backends: Keras, ONNX Runtime and TensorRT behind one protocol."""

@@ -1,0 +1,190 @@
+"""In which precision an engine convolves, by its own list of layers. No TensorFlow.
+
+A builder may leave a layer in another precision than was asked for, and a tool may pass a flag that does
+nothing: what an engine is called says nothing about it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from evaluate.backends.engine_file import Proof, ProofSource
+from evaluate.backends.onnx_metadata import Precision
+from evaluate.backends.tensorrt_module import TensorRT
+from export.staging import ExportError
+
+TYPES: Final[Mapping[Precision, str]] = {"fp32": "Float", "fp16": "Half", "int8": "Int8"}
+# Kinds of layers that can hold a convolution: TensorRT's own kernels (CaskConvolution), its compiler's
+# (correlation; gemm for a 1x1), and those joined with others (fusion). Copies and generated pointwise
+# kernels also name the convolution that they prepare something for.
+CONVOLVES: Final = re.compile("conv|correlation|gemm|fusion", re.IGNORECASE)
+# As the list of layers writes a type: `Half`, or in words such as "Channel major FP16 format".
+WRITTEN: Final = {"Float": "float|fp32", "Half": "half|fp16", "Int8": "int8"}
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer of an engine.
+
+    Attributes:
+        name: its own.
+        kind: of its kernel.
+        nodes: of the ONNX graph that it computes.
+        reads: data type of its first input, or "" without one.
+        weights: data type of its largest constant, or "" without one.
+    """
+
+    name: str
+    kind: str
+    nodes: frozenset[str]
+    reads: str
+    weights: str
+
+
+def from_inspector(text: str) -> list[Layer]:
+    """The layers of the engine inspector's JSON, of an engine built with detailed profiling verbosity.
+
+    Raises:
+        ExportError: it holds no details.
+    """
+    layers = json.loads(text)["Layers"]
+    if any(isinstance(layer, str) for layer in layers):  # names only
+        raise ExportError(
+            "The engine must be built with detailed profiling verbosity to prove its precision. Received: one "
+            "that tells the names of its layers only. Build it by `swav-tf export`."
+        )
+    return [_from_json(layer) for layer in layers]
+
+
+def from_listing(text: str) -> list[Layer]:
+    """The layers of the list that a builder logs at its end: all there is on a machine that cannot load the engine."""
+    return [
+        Layer(
+            name=line.removeprefix("Name: ").partition(", LayerType: ")[0],
+            kind=_between(line, "LayerType: ", ","),
+            nodes=_nodes(line.partition("Metadata: ")[2]),
+            reads=_type(next(iter(_tensors(line, "Inputs")), "")),
+            weights=_type(max(_tensors(line, "Constants"), key=_size, default="")),
+        )
+        for line in text.splitlines()
+        if line.startswith("Name: ") and ", LayerType: " in line
+    ]
+
+
+def prove(
+    layers: Iterable[Layer], convolutions: Mapping[str, Precision], *, source: ProofSource, builder: str
+) -> Proof:
+    """Holds every convolution of the network against the layers that compute it.
+
+    Args:
+        layers: of the engine.
+        convolutions: names of the ONNX graph's, with the precision of each.
+        source: of the layers, see `Proof`.
+        builder: of the engine, for messages.
+
+    Raises:
+        ExportError: a convolution is computed in another precision, or in none that can be seen.
+    """
+    by_node: dict[str, list[Layer]] = {}
+    for layer in layers:
+        if CONVOLVES.search(layer.kind):
+            for node in layer.nodes:
+                by_node.setdefault(node, []).append(layer)
+    wrong, counts = [], Counter[str]()
+    for node, precision in convolutions.items():
+        wanted = TYPES[precision]
+        found = {
+            kind
+            for layer in by_node.get(node, [])
+            for kind in (layer.reads, layer.weights)
+            if kind  # weights may come as an input: then there is no constant
+        }
+        if found != {wanted}:
+            wrong.append(f"{node} is {' and '.join(sorted(found)) or 'nowhere to be seen'}, not {wanted}")
+        counts[wanted] += 1
+    if wrong or not counts:
+        raise ExportError(
+            f"Every convolution of the engine must be computed as the graph has it. {builder} made "
+            f"{len(wrong)} of {len(convolutions)} otherwise: {_some(wrong)}. The engine was not written."
+        )
+    return Proof(source=source, convolutions=dict(counts))
+
+
+def prove_loaded(engine: Any, convolutions: Mapping[str, Precision], tensorrt: TensorRT) -> Proof:
+    """The same of an engine that is loaded, by TensorRT's inspector (see `prove`)."""
+    text = engine.create_engine_inspector().get_engine_information(
+        tensorrt.module.LayerInformationFormat.JSON
+    )
+    return prove(from_inspector(text), convolutions, source="engine inspector", builder=str(tensorrt))
+
+
+def expected(
+    names: Sequence[str], precision: Precision, in_float: Sequence[str] = ()
+) -> dict[str, Precision]:
+    """The precision that each convolution must have.
+
+    Args:
+        names: of the graph's convolutions.
+        precision: of the file.
+        in_float: names of those that int8 left in float32 to keep to its gate.
+    """
+    return {name: "fp32" if name in in_float else precision for name in names}
+
+
+def _from_json(layer: Mapping[str, Any]) -> Layer:
+    inputs: Sequence[Mapping[str, Any]] = layer.get("Inputs", [])
+    constants: Sequence[Mapping[str, Any]] = layer.get("Constants", [])
+    weights = layer.get("Weights", {}).get("Type", "")
+    if constants and not weights:
+        weights = _written(max(constants, key=lambda constant: math.prod(constant.get("Dimensions", []))))
+    return Layer(
+        name=layer["Name"],
+        kind=layer.get("LayerType", ""),
+        nodes=_nodes(layer.get("Metadata", "")),
+        reads=_type(_written(inputs[0])) if inputs else "",
+        weights=_type(weights),
+    )
+
+
+def _written(tensor: Mapping[str, Any]) -> str:
+    """A tensor's type in words: under a key of its own since TensorRT 10.13, with the format before."""
+    return str(tensor.get("Datatype") or tensor.get("Format/Datatype") or "")
+
+
+def _type(words: str) -> str:
+    """`Float`, `Half`, `Int8`, or the words as they are."""
+    if "Datatype: " in words:
+        words = _between(words, "Datatype: ", ",")
+    return next(
+        (name for name, pattern in WRITTEN.items() if re.search(rf"\b({pattern})\b", words, re.IGNORECASE)),
+        words,
+    )
+
+
+def _nodes(metadata: str) -> frozenset[str]:
+    return frozenset(re.findall(r"\[ONNX Layer: (.*?)\](?=[^\w/]|\[|$)", metadata))
+
+
+def _tensors(line: str, group: str) -> list[str]:
+    """The tensors of a group, each as the text between its braces."""
+    inside = _between(line, f"{group}: [", "], Constants:" if group == "Inputs" else "], Outputs:")
+    return re.findall(r"\{ (.*?) \}", f"{inside} ")
+
+
+def _size(tensor: str) -> int:
+    return math.prod(abs(int(side)) for side in _between(tensor, "Dimensions: [", "]").split(",") if side)
+
+
+def _between(text: str, start: str, end: str) -> str:
+    return text.partition(start)[2].partition(end)[0]
+
+
+def _some(lines: Sequence[str], most: int = 5) -> str:
+    rest = f"; and {len(lines) - most} more" if len(lines) > most else ""
+    return "; ".join(lines[:most]) + rest

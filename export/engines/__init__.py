@@ -1,1 +1,0 @@
-"""TensorRT engines: built from exported files, proven, cached, refitted."""

@@ -1,0 +1,227 @@
+"""A trained run as an ONNX graph: the only module of this package with TensorFlow."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import onnx
+import tensorflow as tf
+
+from evaluate.backends.onnx_metadata import Input
+from export.simplify import OPSET, fold_kernels, tidied
+from swav_tf.method.swav import SwAV
+from swav_tf.model.batch_norm import BatchNorm
+from swav_tf.plumbing.errors import UsageError
+from swav_tf.recipe.classifier import FinetuneRecipe, ProbeRecipe
+from swav_tf.recipe.files import kind_of, load_any_recipe
+from swav_tf.recipe.pretraining import Recipe
+from swav_tf.runs.checkpoint import Checkpoint, CheckpointError, CheckpointStore
+from swav_tf.runs.folder import check_copy
+from swav_tf.runs.model_facts import ModelFacts
+from swav_tf.training.build import build_swav, parts_of
+from swav_tf.training.classifier import Classifier
+from swav_tf.training.classifier_folder import build_classifier
+from swav_tf.training.state import named_variables
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A checkpoint of a run, to be run in float32.
+
+    Attributes:
+        model: what was trained: by pretraining, or a classifier by a probe or fine-tuning.
+        recipe: as it was trained.
+        step: optimiser steps that it was trained for.
+        weights_sha256: of the checkpoint's weights.
+        class_names: of a classifier's logits; empty for pretraining.
+        backbone_only: head and prototypes are random: a backbone was imported alone.
+    """
+
+    model: SwAV | Classifier
+    recipe: Recipe | ProbeRecipe | FinetuneRecipe
+    step: int
+    weights_sha256: str
+    class_names: tuple[str, ...] = ()
+    backbone_only: bool = False
+
+    @property
+    def backbone(self) -> keras.Model:
+        """Normalised images to features."""
+        return self.model.backbone
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """What there is to export."""
+        if isinstance(self.model, Classifier):
+            return ("features", "logits")
+        return ("features",) if self.backbone_only else ("features", "projections", "scores")
+
+    def outputs(self, images: np.ndarray, *, batch_size: int = 32) -> dict[str, np.ndarray]:
+        """All outputs for uint8 images (n, size, size, 3): Keras' own, float32."""
+        found: dict[str, list[np.ndarray]] = {name: [] for name in self.output_names}
+        for start in range(0, len(images), batch_size):
+            features = self.model.features(tf.constant(images[start : start + batch_size]))
+            values = [features]
+            if isinstance(self.model, Classifier):
+                values.append(self.model.classifier(features))
+            elif not self.backbone_only:
+                values += self.model.project(features)
+            for name, value in zip(found, values, strict=True):
+                found[name].append(value.numpy())
+        return {name: np.concatenate(parts) for name, parts in found.items()}
+
+
+def load_trained(run_dir: Path, *, step: int | None = None) -> TrainedModel:
+    """The newest (or one) checkpoint of a run, computing in float32 whatever precision it was trained in.
+
+    Args:
+        run_dir: folder of `swav-tf pretrain`, `probe`, `finetune` or of an import of weights.
+        step: of the checkpoint; None: the newest.
+
+    Raises:
+        UsageError: there is no run or no checkpoint, or config.yaml is not what it was trained by.
+        CheckpointError: the checkpoint is damaged or does not fit.
+    """
+    if not (run_dir / "config.yaml").exists():
+        raise UsageError(f"RUN must be a run folder, with config.yaml and checkpoints/. Received: {run_dir}.")
+    recipe = load_any_recipe(run_dir / "config.yaml")
+    kind = kind_of(recipe)
+    store = CheckpointStore(run_dir / "checkpoints", kind=kind)
+    steps = store.steps()
+    if not steps:
+        raise UsageError(f"{run_dir} has no checkpoint yet: let `swav-tf {kind}` write one.")
+    if step is not None and step not in steps:
+        raise UsageError(f"{run_dir} has checkpoints of steps {steps}. Received: step {step}.")
+    # Not the newest whole one: an older model than is there would look like the newest.
+    checkpoint = store.read(steps[-1] if step is None else step)
+    check_copy(run_dir / "config.yaml", recipe, checkpoint)
+    train = recipe.train.model_copy(update={"precision": "float32", "accumulation_steps": 1})
+    to_run = recipe.model_copy(update={"train": train})
+    class_names: tuple[str, ...] = ()
+    backbone_only = False
+    model: SwAV | Classifier
+    if isinstance(to_run, Recipe):
+        model = build_swav(to_run)
+        model.optimizer = None  # its momentum is as large as the weights
+        backbone_only = len(parts_of(checkpoint)) == 1
+    else:
+        facts = ModelFacts.read(run_dir / "model.json")
+        class_names = facts.class_names
+        model = build_classifier(to_run, facts, len(class_names))
+    _put(model, checkpoint, backbone_only=backbone_only)
+    return TrainedModel(
+        model, recipe, checkpoint.step, checkpoint.facts["sha256"], class_names, backbone_only
+    )
+
+
+def _put(model: SwAV | Classifier, checkpoint: Checkpoint, *, backbone_only: bool) -> None:
+    arrays = checkpoint.arrays
+    for name, variable in named_variables(model).items():
+        if backbone_only and not name.startswith("backbone/"):
+            continue
+        if name not in arrays or arrays[name].shape != tuple(variable.shape):
+            raise CheckpointError(f"{checkpoint.path} does not fit its recipe at {name}.")
+        variable.assign(arrays[name])
+
+
+def build_graph(
+    trained: TrainedModel, *, outputs: Sequence[str], size: int | None, graph_input: Input
+) -> onnx.ModelProto:
+    """The float32 graph.
+
+    Args:
+        trained: the model.
+        outputs: of the model's `output_names`, in the order wanted.
+        size: side of the images, pixels; None for any.
+        graph_input: uint8 (batch, size, size, 3), or normalised float32 (batch, 3, size, size).
+
+    Raises:
+        ExportError: an operation has no counterpart in ONNX.
+    """
+    import tf2onnx  # after TensorFlow, which it needs
+
+    # Else it passes over optimisations that fail, without a word, and for that copies the graph before each.
+    os.environ["TF2ONNX_CATCH_ERRORS"] = "FALSE"
+    logging.getLogger("tf2onnx").setLevel(logging.CRITICAL)  # what it logs is an error in `tidied`
+    kernels = {f"kernel_{number}": kernel for number, kernel in enumerate(_kernels(trained, outputs))}
+    signature = [tf.TensorSpec((None, size, size, 3), tf.as_dtype(graph_input), name="images")]
+    signature += [tf.TensorSpec(kernel.shape, tf.float32, name=name) for name, kernel in kernels.items()]
+    forward = _forward(trained, outputs, graph_input)
+
+    def with_kernels(images: Any, *given: Any) -> dict[str, Any]:
+        # Kernels as inputs: the converter would hold each of them ten times over.
+        with keras.StatelessScope(state_mapping=list(zip(kernels.values(), given, strict=True))):
+            return forward(images)
+
+    model, _ = tf2onnx.convert.from_function(
+        tf.function(with_kernels, input_signature=signature),
+        input_signature=signature,
+        opset=OPSET,
+        inputs_as_nchw=["images"] if graph_input == "float32" else None,
+    )
+    fold_kernels(model, {name: (kernel.path, kernel.numpy) for name, kernel in kernels.items()})
+    return tidied(model, outputs=outputs)
+
+
+def _kernels(trained: TrainedModel, outputs: Sequence[str]) -> list[keras.Variable]:
+    """All that is large: of convolutions that are followed by batch normalisation of ours, and of the heads."""
+    layers = trained.backbone.layers
+    ours = any(isinstance(layer, BatchNorm) for layer in layers)
+    found = [layer.kernel for layer in layers if ours and isinstance(layer, keras.layers.Conv2D)]
+    if set(outputs) == {"features"}:
+        return found
+    if isinstance(trained.model, Classifier):
+        return [*found, trained.model.classifier.kernel]
+    head = [layer.kernel for layer in trained.model.head.layers if isinstance(layer, keras.layers.Dense)]
+    return [*found, *head, trained.model.prototypes.kernel]
+
+
+def _forward(
+    trained: TrainedModel, names: Sequence[str], graph_input: Input
+) -> Callable[[Any], dict[str, Any]]:
+    """Images to the outputs asked for."""
+    heads = _heads(trained) if set(names) != {"features"} else lambda features: {}
+
+    def forward(images: Any) -> dict[str, Any]:
+        normalised = trained.model.normalise(images) if graph_input == "uint8" else images
+        features = trained.backbone(normalised, training=False)
+        found = {"features": features, **heads(features)}
+        # A tensor that is both an output and another's input needs a node of its own to bear the name.
+        return {name: tf.identity(found[name], name) for name in names}
+
+    return forward
+
+
+def _heads(trained: TrainedModel) -> Callable[[Any], dict[str, Any]]:
+    """Features to all that follows from them."""
+    if isinstance(trained.model, Classifier):
+        classifier = trained.model.classifier
+        return lambda features: {"logits": classifier(features)}
+    swav = trained.model
+    head = [_affine(layer) if isinstance(layer, BatchNorm) else layer for layer in swav.head.layers[1:]]
+
+    def heads(features: Any) -> dict[str, Any]:
+        projections = features
+        for layer in head:
+            projections = layer(projections)
+        projections = tf.math.l2_normalize(projections, axis=-1, epsilon=1e-24)
+        return {"projections": projections, "scores": swav.prototypes(projections)}
+
+    return heads
+
+
+def _affine(layer: BatchNorm) -> Callable[[Any], Any]:
+    """Batch normalisation of vectors as a product and a sum: tf2onnx cannot fold it there.
+
+    The constants are NumPy's: captured tensors would become inputs.
+    """
+    scale = layer.gamma.numpy() / np.sqrt(layer.moving_variance.numpy() + layer.epsilon)
+    shift = layer.beta.numpy() - layer.moving_mean.numpy() * scale
+    return lambda x: x * scale + shift

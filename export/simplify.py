@@ -1,0 +1,319 @@
+"""Fold and simplify the converter's graph."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Final
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from export.onnx_file import attribute, check, keep, keep_read_weights
+from export.staging import ExportError
+
+OPSET: Final = 17  # 18 loses GlobalAveragePool and keeps a Transpose
+IR_VERSION: Final = 8  # the opset's own; runtimes refuse files newer than they are
+BATCH: Final = "batch"
+
+
+def tidied(model: onnx.ModelProto, *, outputs: Sequence[str]) -> onnx.ModelProto:
+    """The converter's graph with names of ours, or an error for what the converter only logs.
+
+    Args:
+        model: changed in place too.
+        outputs: their names, in the order wanted.
+
+    Raises:
+        ExportError: an operator, an input or an output is not as it must be.
+    """
+    graph = model.graph
+    _refuse_foreign_operators(graph)
+    _keep_one_input(graph, "images")
+    by_name = {output.name: output for output in graph.output}
+    missing = [name for name in outputs if name not in by_name]
+    if missing:
+        raise ExportError(
+            f"The graph must have the outputs {', '.join(outputs)}. Missing: {', '.join(missing)}."
+        )
+    del graph.output[:]
+    graph.output.extend(by_name[name] for name in outputs)  # a dict's come in alphabetical order
+    _pool_in_place(graph)
+    simplify(graph)
+    for value in [*graph.input, *graph.output]:
+        value.type.tensor_type.shape.dim[0].dim_param = BATCH
+    sides = [dim for dim in graph.input[0].type.tensor_type.shape.dim[1:] if not dim.HasField("dim_value")]
+    for dim, name in zip(sides, ("height", "width"), strict=False):  # none where the size is fixed
+        dim.dim_param = name
+    del graph.value_info[:]  # of the batch sizes that the converter saw
+    model.ir_version = IR_VERSION
+    model.producer_name = "swav-tf"
+    check(model)
+    return model
+
+
+def operators(model: onnx.ModelProto) -> Counter[str]:
+    """How often each operator is used."""
+    return Counter(node.op_type for node in model.graph.node)
+
+
+def _refuse_foreign_operators(graph: onnx.GraphProto) -> None:
+    foreign = sorted(
+        {node.op_type for node in graph.node if node.domain or not onnx.defs.has(node.op_type, OPSET)}
+    )
+    if foreign:
+        raise ExportError(
+            f"Every operation of the network must exist in ONNX opset {OPSET}. Received: {', '.join(foreign)}, "
+            "which TensorFlow has and ONNX has not."
+        )
+
+
+def _keep_one_input(graph: onnx.GraphProto, name: str) -> None:
+    """Removes inputs that nothing reads; one that is read is a constant that got lost."""
+    read = {used for node in graph.node for used in node.input}
+    lost = [value.name for value in graph.input if value.name != name and value.name in read]
+    if lost or name not in read:
+        raise ExportError(
+            f"The graph must read `{name}` and no other input. Received also: {', '.join(lost)}."
+        )
+    kept = [value for value in graph.input if value.name == name]
+    del graph.input[:]
+    graph.input.extend(kept)
+
+
+def _pool_in_place(graph: onnx.GraphProto) -> None:
+    """Transpose to NHWC and mean over height and width: the converter's form of GlobalAveragePool.
+
+    It finds the better form only where features are the one output.
+    """
+    transposes = {
+        node.output[0]: node
+        for node in graph.node
+        if node.op_type == "Transpose" and list(attribute(node, "perm") or ()) == [0, 2, 3, 1]
+    }
+    for index, node in enumerate(list(graph.node)):
+        if node.op_type != "ReduceMean" or node.input[0] not in transposes:
+            continue
+        if list(attribute(node, "axes") or ()) != [1, 2] or attribute(node, "keepdims") != 0:
+            continue
+        transpose, pooled = transposes[node.input[0]], f"{node.name}_pooled"
+        graph.node.remove(node)
+        graph.node.insert(
+            index, helper.make_node("GlobalAveragePool", [transpose.input[0]], [pooled], name=pooled)
+        )
+        graph.node.insert(
+            index + 1,
+            helper.make_node("Flatten", [pooled], [node.output[0]], name=f"{node.name}_flat", axis=1),
+        )
+        if not any(transpose.output[0] in other.input for other in graph.node):
+            graph.node.remove(transpose)
+        return
+
+
+def backbone_nodes(model: onnx.ModelProto) -> list[str]:
+    """Names of the nodes from the first convolution on to `features`: what lower precision is for.
+
+    Normalising the image, and head and prototypes (0.3 % of the arithmetic), stay in float32: half
+    precision would put an error of 1e-3 on every score.
+    """
+    makers = {output: node for node in model.graph.node for output in node.output}
+    towards_features, waiting = set(), ["features"]
+    while waiting:
+        name = waiting.pop()
+        if name in makers and makers[name].name not in towards_features:
+            towards_features.add(makers[name].name)
+            waiting += makers[name].input
+    after_convolution: set[str] = set()  # tensors
+    names = []
+    for node in model.graph.node:  # in order of computation
+        if node.op_type == "Conv" or after_convolution.intersection(node.input):
+            after_convolution.update(node.output)
+            if node.name in towards_features:
+                names.append(node.name)
+    return names
+
+
+KERNEL_LAYOUT = [3, 2, 0, 1]  # (height, width, in, out) to (out, in, height, width)
+
+
+def fold_kernels(model: onnx.ModelProto, kernels: Mapping[str, tuple[str, Callable[[], np.ndarray]]]) -> None:
+    """Turns inputs that stand for kernels into weights, one at a time.
+
+    That of a convolution must go into one, transposed, and the convolution into one batch normalisation.
+
+    Args:
+        model: changed in place.
+        kernels: by name of the input: the name that the weight gets, and what gives its value
+            (height, width, in, out), or (in, out) of a dense layer, float32.
+
+    Raises:
+        ExportError: the graph has another form.
+    """
+    graph = model.graph
+    values = {tensor.name: tensor for tensor in graph.initializer}
+    readers: dict[str, list[onnx.NodeProto]] = {}
+    for node in graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    gone: set[str] = set()  # names of nodes
+    for given, (name, value) in kernels.items():
+        dense = [node for node in readers.get(given, ()) if node.op_type == "MatMul"]
+        for node in dense:
+            node.input[list(node.input).index(given)] = name
+        if dense:
+            _add_weight(graph, name, value())
+            continue
+        transpose = _only_reader(readers, given, "Transpose")
+        if list(attribute(transpose, "perm") or ()) != KERNEL_LAYOUT:
+            raise _foreign(given)
+        convolution = _only_reader(readers, transpose.output[0], "Conv")
+        norm = _only_reader(readers, convolution.output[0], "BatchNormalization")
+        if list(convolution.input[1:]) != [transpose.output[0]]:
+            raise _foreign(given)
+        gamma, beta, mean, variance = (
+            numpy_helper.to_array(values[each]).astype(np.float64) for each in norm.input[1:]
+        )
+        scale = gamma / np.sqrt(variance + (attribute(norm, "epsilon") or 1e-5))
+        kernel = np.ascontiguousarray(value().transpose(KERNEL_LAYOUT))
+        kernel *= scale.astype(np.float32)[:, np.newaxis, np.newaxis, np.newaxis]
+        bias = f"{name.rpartition('/')[0]}/bias"
+        _add_weight(graph, name, kernel)
+        del kernel
+        _add_weight(graph, bias, (beta - mean * scale).astype(np.float32))
+        del convolution.input[1:]
+        convolution.input.extend([name, bias])
+        convolution.output[0] = norm.output[0]
+        gone |= {transpose.name, norm.name}
+    keep(graph.node, lambda node: node.name not in gone)
+    keep(graph.input, lambda value: value.name not in kernels)
+    keep_read_weights(graph)
+
+
+def _add_weight(graph: onnx.GraphProto, name: str, value: np.ndarray) -> None:
+    tensor = graph.initializer.add()  # in place: `append` would copy it
+    tensor.name, tensor.data_type = name, TensorProto.FLOAT
+    tensor.dims.extend(value.shape)
+    tensor.raw_data = value.tobytes()
+
+
+def _only_reader(readers: Mapping[str, list[onnx.NodeProto]], name: str, kind: str) -> onnx.NodeProto:
+    found = readers.get(name, [])
+    if [node.op_type for node in found] != [kind]:
+        raise _foreign(name)
+    return found[0]
+
+
+def _foreign(name: str) -> ExportError:
+    return ExportError(
+        f"`{name}` must go through one Transpose and one Conv into one BatchNormalization. tf2onnx made another "
+        "graph of it: install the version of tf2onnx that constraints.txt names."
+    )
+
+
+def simplify(graph: onnx.GraphProto) -> None:
+    """Applies all of them, in place; a graph that has not their form stays as it is."""
+    _normalise_rows(graph)
+    _pad_in_the_pool(graph)
+    keep_read_weights(graph)
+
+
+def _normalise_rows(graph: onnx.GraphProto) -> None:
+    """Normalisation of whole rows, by one product and one difference.
+
+    With three constants for the three channels that lie beside each other, runtimes go through an image in
+    steps of three numbers; with those of a row, in long ones. It took 7 % of an int8 ResNet-50. In images of
+    any size the row is not known, and nothing is changed.
+    """
+    sides = [dim.dim_value for dim in graph.input[0].type.tensor_type.shape.dim]
+    if len(sides) != 4 or sides[2] < 1 or sides[3] != 3:
+        return
+    for cast in list(graph.node):
+        chain = [cast] if cast.op_type == "Cast" and cast.input[0] == graph.input[0].name else []
+        for kind in ("Mul", "Sub", "Mul"):
+            reader = _single_reader(graph, chain[-1].output[0]) if chain else None
+            if reader is None or reader.op_type != kind or reader.input[0] != chain[-1].output[0]:
+                break
+            chain.append(reader)
+        if len(chain) < 4 or any(output.name == chain[3].output[0] for output in graph.output):
+            continue
+        _, divide, subtract, scale = chain
+        constants = [_constant(graph, node.input[1]) for node in (divide, subtract, scale)]
+        known = [np.broadcast_to(c.ravel(), 3) for c in constants if c is not None and c.size in (1, 3)]
+        if len(known) < 3:
+            continue
+        by, mean, by_std = known
+        values: dict[str, np.ndarray] = {
+            "row": np.array([0, 0, -1], np.int64),
+            "factor": np.tile(by * by_std, sides[2]).astype(np.float32),
+            "shift": np.tile(mean * by_std, sides[2]).astype(np.float32),
+            "image": np.array([0, 0, sides[2], 3], np.int64),
+        }
+        graph.initializer.extend(
+            numpy_helper.from_array(array, f"normalise/{name}") for name, array in values.items()
+        )
+        place, source = list(graph.node).index(divide), cast.output[0]
+        steps = (("Reshape", "row"), ("Mul", "factor"), ("Sub", "shift"), ("Reshape", "image"))
+        for number, (kind, constant) in enumerate(steps):
+            name = f"normalise/{number}_{kind}"
+            target = scale.output[0] if number == 3 else f"{name}:0"
+            node = helper.make_node(kind, [source, f"normalise/{constant}"], [target], name=name)
+            graph.node.insert(place + number, node)
+            source = target
+        _remove(graph, (divide, subtract, scale))
+
+
+def _pad_in_the_pool(graph: onnx.GraphProto) -> None:
+    """Zeros around what a ReLU gave are never the greatest alone: the pool's own margin does the same."""
+    for pool in [node for node in graph.node if node.op_type == "MaxPool"]:
+        pad = _maker(graph, pool.input[0])
+        if pad is None or pad.op_type != "Pad" or _single_reader(graph, pad.output[0]) != pool:
+            continue
+        relu = _maker(graph, pad.input[0])
+        if relu is None or relu.op_type != "Relu" or attribute(pad, "mode") not in (None, b"constant"):
+            continue
+        value = _constant(graph, pad.input[2]) if len(pad.input) > 2 and pad.input[2] else np.zeros(1)
+        pads = _constant(graph, pad.input[1])
+        if pads is None or pads.size != 8 or value is None or value.any() or len(pad.input) > 3:
+            continue
+        batch, channel, top, left, batch_end, channel_end, bottom, right = map(int, pads)
+        kernel = attribute(pool, "kernel_shape")
+        plain = not any(attribute(pool, "pads") or ()) and attribute(pool, "auto_pad") in (
+            None,
+            b"NOTSET",
+            b"VALID",
+        )
+        if any((batch, channel, batch_end, channel_end)) or not plain:
+            continue
+        if not all(
+            0 <= margin < side
+            for margin, side in zip((top, left, bottom, right), [*kernel, *kernel], strict=True)
+        ):
+            continue
+        kept = [entry for entry in pool.attribute if entry.name not in ("pads", "auto_pad")]
+        del pool.attribute[:]
+        pool.attribute.extend([*kept, helper.make_attribute("pads", [top, left, bottom, right])])
+        pool.input[0] = pad.input[0]
+        _remove(graph, (pad,))
+
+
+def _single_reader(graph: onnx.GraphProto, name: str) -> onnx.NodeProto | None:
+    """The one node that reads a tensor; None if there are more, or it is an output of the graph."""
+    readers = [node for node in graph.node if name in node.input]
+    outside = any(output.name == name for output in graph.output)
+    return readers[0] if len(readers) == 1 and not outside else None
+
+
+def _maker(graph: onnx.GraphProto, name: str) -> onnx.NodeProto | None:
+    return next((node for node in graph.node if name in node.output), None)
+
+
+def _constant(graph: onnx.GraphProto, name: str) -> np.ndarray | None:
+    """Its value in float64; None if it is computed."""
+    tensor = next((tensor for tensor in graph.initializer if tensor.name == name), None)
+    return None if tensor is None else numpy_helper.to_array(tensor).astype(np.float64)
+
+
+def _remove(graph: onnx.GraphProto, nodes: Iterable[onnx.NodeProto]) -> None:
+    for node in nodes:
+        graph.node.remove(node)

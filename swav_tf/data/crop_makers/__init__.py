@@ -1,1 +1,0 @@
-"""Who makes the crops beside this process's own threads: processes of this machine, a tf.data service."""

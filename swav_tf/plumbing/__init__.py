@@ -1,0 +1,1 @@
+"""Widely used helpers that know nothing of SwAV: errors, files, names, system."""

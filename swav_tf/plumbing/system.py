@@ -1,0 +1,53 @@
+"""Facts about this machine: processor, cores, package versions."""
+
+from __future__ import annotations
+
+import os
+from importlib import metadata
+from pathlib import Path
+from typing import Final
+
+CPUINFO: Final = Path("/proc/cpuinfo")
+BFLOAT16_FLAGS: Final = frozenset({"amx_bf16", "avx512_bf16", "bf16", "svebf16"})  # x86 and ARM names
+UNKNOWN: Final = "unknown"
+
+
+def cpu_field(name: str) -> str | None:
+    """Return a field of the first core in /proc/cpuinfo, None if it is absent."""
+    try:
+        lines = CPUINFO.read_text().splitlines()
+    except OSError:
+        return None
+    found = [line.partition(":")[2].strip() for line in lines if line.partition(":")[0].strip() == name]
+    return found[0] if found else None
+
+
+def cpu_flags() -> frozenset[str]:
+    """Return the instruction sets by the kernel's names, empty if unknown."""
+    return frozenset((cpu_field("flags") or cpu_field("Features") or "").split())
+
+
+def lacks_bfloat16() -> bool:
+    """Return whether this processor is known to have no bfloat16 instructions."""
+    flags = cpu_flags()
+    return bool(flags) and not flags & BFLOAT16_FLAGS
+
+
+def available_cores() -> int:
+    """Return the cores this process may use; a container or job scheduler may grant fewer than exist."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def version_of(package: str, *others: str) -> str:
+    """Return the version of the first installed package, `unknown` if none is.
+
+    Args:
+        package: its name on the package index, such as `swav-tf`.
+        others: names under which the same module is distributed, such as `onnxruntime-gpu`.
+    """
+    for name in (package, *others):
+        try:
+            return metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return UNKNOWN

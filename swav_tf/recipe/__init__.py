@@ -1,0 +1,1 @@
+"""Recipes: their settings, files, explanations and advice."""

@@ -1,1 +1,0 @@
-"""Keras callbacks: what happens around the steps."""

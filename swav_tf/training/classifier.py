@@ -1,0 +1,147 @@
+"""A linear classifier on a backbone, with its own train step: the probe's model and fine-tuning's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from swav_tf.method.loss_scale import LossScale
+from swav_tf.method.replicated_model import ReplicatedModel, TrainFunction
+from swav_tf.model.replicas import replica_count, sum_over_replicas, update_on_all_replicas
+
+
+class Classifier(ReplicatedModel):
+    """Backbone, and a dense layer on its pooled features (docs/algorithm.md, "Linear probe").
+
+    Args:
+        backbone: normalised images (n, size, size, 3) to features (n, F).
+        class_count: number of classes, C.
+        frozen: the backbone stays as it is: inference mode, no gradient, no moving average.
+        mean, std: of the three channels of images in [0, 1].
+        loss_scale: factor on the loss, for half precision.
+        accumulation_steps: parts that a batch comes in, one after the other.
+    """
+
+    parts = ("backbone", "classifier")
+
+    def __init__(
+        self,
+        *,
+        backbone: keras.Model,
+        class_count: int,
+        frozen: bool,
+        mean: Sequence[float],
+        std: Sequence[float],
+        loss_scale: LossScale,
+        accumulation_steps: int = 1,
+    ) -> None:
+        super().__init__(
+            name="classifier_model",
+            backbone=backbone,
+            mean=mean,
+            std=std,
+            loss_scale=loss_scale,
+            accumulation_steps=accumulation_steps,
+        )
+        self.frozen = frozen
+        backbone.trainable = not frozen
+        self.classifier = keras.layers.Dense(
+            class_count,
+            kernel_initializer=keras.initializers.RandomNormal(0.0, 0.01),
+            dtype="float32",
+            name="classifier",
+        )
+        self.classifier.build((None, backbone.output_shape[-1]))
+        self.finish_init()
+
+    # === Forward ===
+
+    def call(self, images: tf.Tensor, training: bool = False) -> tf.Tensor:
+        """Logits (n, C), float32, of uint8 images (n, size, size, 3)."""
+        features = self.backbone(self.normalise(images), training=training and not self.frozen)
+        if self.frozen:
+            features = tf.stop_gradient(features)
+        return self.classifier(tf.cast(features, tf.float32))
+
+    @tf.function(reduce_retracing=True)
+    def probabilities(self, images: tf.Tensor) -> tf.Tensor:
+        """Probabilities (n, C), float32, of uint8 images (n, size, size, 3), in inference mode."""
+        return tf.nn.softmax(self(images, training=False))
+
+    # === One step, as one replica sees it ===
+
+    def train_step(
+        self, crops: tf.Tensor, labels: tf.Tensor, wishes: tf.Tensor | None = None
+    ) -> dict[str, tf.Tensor]:
+        """One optimiser step on this replica's share of a whole batch.
+
+        Args:
+            crops: uint8 (b, 1, size, size, 3), as multi-crop gives them.
+            labels: classes, int64 (b,).
+            wishes: of this worker.
+        """
+        gradients, measures = self._learn(crops, labels)
+        return self._update(gradients, measures, wishes)
+
+    def _learn(self, crops: tf.Tensor, labels: tf.Tensor) -> tuple[list[tf.Tensor], tf.Tensor]:
+        """Gradients of the scaled loss, and this share's (loss, top-1 accuracy)."""
+        with tf.GradientTape() as tape:
+            logits = self(crops[:, 0], training=True)
+            losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
+            loss = tf.reduce_mean(losses)
+            scaled = loss * self.loss_scale.factor
+        right = tf.cast(tf.argmax(logits, axis=-1) == labels, tf.float32)
+        return self._gradients(tape, scaled), tf.stack([loss, tf.reduce_mean(right)])
+
+    def _update(
+        self, gradients: Sequence[tf.Tensor], measures: tf.Tensor, wishes: tf.Tensor | None
+    ) -> dict[str, tf.Tensor]:
+        """Sums over replicas, then decides once for all of them, then updates."""
+        gradients, finite, logs = self._mean_gradients(gradients)
+        wishes = tf.zeros([2]) if wishes is None else wishes
+        measures, wishes = sum_over_replicas([measures, wishes])
+        rates = self.optimizer.rate_of_each()
+        logs |= {
+            "loss": measures[0] / float(replica_count()),
+            "top1": measures[1] / float(replica_count()),
+            "learning_rate": rates[-1],  # the classifier's come last
+            "wishes": wishes,
+        }
+        if not self.frozen:
+            logs["backbone_learning_rate"] = rates[0]
+        applied = [finite] * len(gradients)
+        update_on_all_replicas(
+            self.optimizer.updates(gradients, self.trainable_variables, applied)
+            + self.loss_scale.updates(finite)
+        )
+        return logs
+
+    def _accumulate(self, crops: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+        gradients, measures = self._learn(crops, labels)
+        self._add_to_sums(gradients)
+        return measures
+
+    def _finish(self, measures: Sequence[tf.Tensor], wishes: tf.Tensor) -> dict[str, tf.Tensor]:
+        return self._update(self._take_sums(), tf.reduce_mean(tf.stack(measures), axis=0), wishes)
+
+    # === What Keras' `fit` calls ===
+
+    def make_train_function(self, force: bool = False) -> TrainFunction:
+        """One step from an iterator of (crops, labels)."""
+        if self.train_function is not None and not force:
+            return self.train_function
+        step = self.on_replicas(self.train_step)
+        accumulate, finish = self.on_replicas(self._accumulate), self.on_replicas(self._finish)
+
+        def train_function(iterator: Iterator[Any]) -> dict[str, float]:
+            wishes = tf.constant(self.wishes)
+            if self.accumulation_steps == 1:
+                return self._to_host(step(*self._next(iterator), wishes))
+            measures = [accumulate(*self._next(iterator)) for _ in range(self.accumulation_steps)]
+            return self._to_host(finish(measures, wishes))
+
+        self.train_function = train_function
+        return train_function

@@ -1,1 +1,0 @@
-"""Probes and fine-tuning: the classifier on the backbone, its training, validation and folder."""

@@ -1,1 +1,0 @@
-"""Several devices and machines: the strategy, how workers meet, and how they watch each other."""

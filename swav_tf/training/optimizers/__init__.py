@@ -1,1 +1,0 @@
-"""LARS, SGD, and the schedules of their rates."""

@@ -1,0 +1,1 @@
+"""Run some steps of a recipe and report what bounds them."""
