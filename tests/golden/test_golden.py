@@ -122,13 +122,14 @@ def test_run_resumes(unpacked, tmp_path):
     for name in one:
         np.testing.assert_array_equal(one[name], other[name], err_msg=name)
 
-    # The same figures as then but for another CPU's rounding, which grows with the steps.
+    # The figures of then but for another CPU's rounding: a third of this was seen. Without momentum or queue the
+    # loss differs by 1e-2.
     golden = [json.loads(line) for line in (GOLDEN / "resumed.jsonl").read_text().splitlines()]
     assert [line.keys() for line in lines(straight)] == [line.keys() for line in golden]
     assert without_clocks(lines(straight))[:-8] == without_clocks(golden)[:-8]
     for found, wanted in zip(lines(straight)[-8:], golden[-8:], strict=True):
-        for key in ("loss", "gradient_norm", "code_entropy"):
-            assert found[key] == pytest.approx(wanted[key], rel=1e-3 if wanted["step"] < 18 else 0.05)
+        for key, tolerance in {"loss": 1e-3, "code_entropy": 5e-3, "gradient_norm": 5e-2}.items():
+            assert found[key] == pytest.approx(wanted[key], rel=tolerance)
     wanted = json.loads((GOLDEN / "resumed_summary.json").read_text())
     assert result.summary.keys() == wanted.keys()
     assert (result.summary["resumed_from_step"], result.summary["steps"]) == (15, 22)
@@ -142,7 +143,8 @@ def test_run_gives_its_features(unpacked, command, tmp_path):
     digits = swav_tf.open_source(recipe.data.model_copy(update={"split": "test"}))
     images = np.stack([digits.read(i) for i in range(len(wanted["labels"]))])
     found = np.asarray(model.backbone(model.normalise(images), training=False))
-    np.testing.assert_allclose(found, wanted["features"], rtol=1e-3, atol=1e-4 * wanted["features"].max())
+    # Digits are drawn by OpenCV: some pixels differ by a level on another CPU.
+    assert np.linalg.norm(found - wanted["features"]) <= 5e-3 * np.linalg.norm(wanted["features"])
     command(
         "features", "digits", "--split", "test", "--model", unpacked / "run", "--output", tmp_path / "f.npz"
     )
