@@ -7,8 +7,7 @@
 # that name. Each needs swav-tf at the same path, keys instead of passwords, and the shared run folder. Each line of
 # output begins with the worker's number. Settings: SWAV_TF_PORT, where the machines meet; SWAV_TF_DIR, the folder the
 # command runs in (here: the current one). Each machine makes its crops by one process a core, unless the command says
-# data.processes or data.service itself. A recipe's own value is overruled; with a recipe that names a data.service of
-# its own, add -o data.processes=0: both at once are refused.
+# data.processes itself. A recipe's own value is overruled.
 
 set -uo pipefail
 
@@ -38,7 +37,7 @@ quote() { printf '%q ' "$@"; }
 # Crops by processes: one Python alone makes some 1,000 images/s however many cores it has. `nproc` is the machine's.
 # shellcheck disable=SC2016 # it is asked there
 processes='-o data.processes=$(nproc)'
-[[ $* == *data.processes=* || $* == *data.service=* ]] && processes=
+[[ $* == *data.processes=* ]] && processes=
 # Behind the subcommand: the command's own options come last, and count.
 behind=$#
 for ((word = $#; word > 0; word--)); do

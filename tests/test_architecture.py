@@ -28,7 +28,6 @@ NEEDS_TENSORFLOW = (
     "cli.demo",
     "export.graph",
     "swav_tf.data.loader",
-    "swav_tf.data.service",
     "swav_tf.method",
     "swav_tf.model",
     "swav_tf.training",

@@ -45,11 +45,6 @@ IMPOSSIBLE: list[tuple[list[str], dict[str, Any], list[str]]] = [
         {},
         ["data.evaluation.crop: a centre crop of 33 pixels", "short side of 32"],
     ),
-    (
-        ["data.processes=4", "data.service=10.0.0.5:5050"],
-        {},
-        ["data.processes: data.service makes the crops, so 4", "data.service=null"],
-    ),
     (["data.path=photos"], {}, ["data.path: the digits are bundled", "got 'photos'", "data.kind"]),
     (
         ["data.kind=images", "monitor.knn_every_epochs=2"],
@@ -117,7 +112,6 @@ POSSIBLE: list[tuple[list[str], dict[str, Any]]] = [
     (["data.evaluation.crop=32"], {}),
     (["data.kind=images", "data.path=photos"], {}),
     (["data.processes=4"], {}),
-    (["data.service=10.0.0.5:5050"], {}),
     (["data.kind=class_folders", "data.path=photos", "monitor.knn_every_epochs=2"], {}),
     (["monitor.knn_images=10"], {}),  # no k-NN is asked for
     ([*KERAS_CV, "model.backbone.arguments={a: 1}"], {}),

@@ -38,6 +38,13 @@ def errors_of(file: Path | str, *overrides: str) -> list[str]:
 # === Reading ===
 
 
+@pytest.mark.parametrize("value", ["null", "10.0.0.5:5050"])
+def test_a_removed_setting_of_an_earlier_version_is_dropped(tmp_path: Path, value: str) -> None:
+    recipe = load_recipe(write(tmp_path, f"{MINIMAL}data: {{service: {value}, threads: 3}}"))
+    assert recipe.data.threads == 3
+    assert "service" not in recipe.model_dump()["data"]
+
+
 @pytest.mark.parametrize(
     ("written", "number"),
     [

@@ -17,7 +17,6 @@ from swav_tf.data.bad_images import BadImages
 from swav_tf.data.crop_child import SEATS
 from swav_tf.data.decode import UndecodableImage
 from swav_tf.data.order import CropsByPosition
-from swav_tf.data.service import ServedCrops
 from swav_tf.data.sources import ImageSource, read_image
 from swav_tf.data.view import evaluation_view
 from swav_tf.data.workers import CropProcesses, largest_chunk
@@ -127,7 +126,7 @@ def training_batches(
 
     Raises:
         ValueError: if the batch size cannot be divided so, or an epoch has too few images.
-        DataError: if the recipe's data service does not answer, or its processes do not start.
+        DataError: the processes of the recipe do not start.
     """
     batch_size = recipe.train.batch_size
     share, rest = divmod(batch_size, workers)
@@ -155,30 +154,17 @@ def training_batches(
 
     threads = recipe.data.threads or available_cores()
     first, last = start_step * share, total_steps * share
-    if recipe.data.service is None and not recipe.data.processes:
+    if not recipe.data.processes:
         places = tf.data.Dataset.range(first, last)
         made = _from_python(row_at, [*crops.shapes, ()], calls, labelled=labelled)
         images = places.map(made, num_parallel_calls=threads, deterministic=True)
         batches = images.batch(replica_batch_size, drop_remainder=True)
     else:
         chunk = largest_chunk(replica_batch_size)
-        others: CropProcesses | ServedCrops
-        if recipe.data.service is None:
-            others = CropProcesses(
-                recipe.data.processes, crops, position_of, row_at, chunk=chunk, good=bad_images.good
-            )
-            threads = others.calls
-        else:
-            others = ServedCrops(
-                recipe.data.service,
-                crops,
-                position_of,
-                row_at,
-                chunk=chunk,
-                first=first // chunk,
-                last=last // chunk,
-                good=bad_images.good,
-            )
+        others = CropProcesses(
+            recipe.data.processes, crops, position_of, row_at, chunk=chunk, good=bad_images.good
+        )
+        threads = others.calls
         calls.at_end(others.end)
         shapes = [(chunk, *shape) for shape in (*crops.shapes, ())]
         made = _from_python(others.get, shapes, calls, labelled=labelled)

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 
 from swav_tf.data.augment import Image
 from swav_tf.data.decode import UndecodableImage
 from swav_tf.data.multicrop import MultiCrop
-from swav_tf.data.sources import ImageSource, fingerprint, read_image
+from swav_tf.data.sources import ImageSource, read_image
 from swav_tf.plumbing.errors import DataError
-from swav_tf.plumbing.system import version_of
 from swav_tf.recipe.classifier import ClassifierRecipe
 from swav_tf.recipe.pretraining import Recipe
 
@@ -51,7 +48,7 @@ class CropsByPosition:
     ) -> None:
         self.shapes: list[tuple[int, ...]] = [(g.count, g.size, g.size, 3) for g in recipe.crops]
         self.images_per_epoch = images_per_epoch
-        self._recipe, self._source, self._seed = recipe, source, recipe.train.seed
+        self._source, self._seed = source, recipe.train.seed
         self._labelled = labelled
         self._multicrop = MultiCrop(recipe.crops, recipe.augment)
 
@@ -90,20 +87,3 @@ class CropsByPosition:
         epoch, place = divmod(position, self.images_per_epoch)
         order = epoch_order(len(self._source), seed=self._seed, epoch=epoch)
         return int(order[(place + attempt) % len(self._source)])
-
-    def nothing(self) -> list[Image]:
-        """Black crops."""
-        return [np.zeros(shape, np.uint8) for shape in self.shapes]
-
-    def facts(self) -> dict[str, Any]:
-        """All that the crops depend on, for JSON: two processes with the same facts make the same crops."""
-        return {
-            "crops": [group.model_dump(mode="json") for group in self._recipe.crops],
-            "augment": self._recipe.augment.model_dump(mode="json"),
-            "kind of recipe": "classifier" if self._labelled else "pretrain",
-            "train.seed": self._seed,
-            "images per epoch": self.images_per_epoch,
-            "images": fingerprint(self._source),
-            "swav-tf": version_of("swav-tf"),
-            "opencv": cv2.__version__,
-        }

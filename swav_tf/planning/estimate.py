@@ -383,12 +383,11 @@ def _warnings(recipe: Recipe, cluster: Cluster, memory: Memory, paces: tuple[Pac
             f"communication takes up to {100 * fastest.communication_share:.0f} % of a step: a faster --link-gbit, "
             "more images a GPU, or batch statistics of each GPU's own (model.batch_norm.synchronised=false)"
         )
-    by_threads = not recipe.data.processes and recipe.data.service is None
-    if by_threads and fastest.node_images_per_second > PROCESS_IMAGES_PER_SECOND:
+    if not recipe.data.processes and fastest.node_images_per_second > PROCESS_IMAGES_PER_SECOND:
         found.append(
             f"a node wants up to {fastest.node_images_per_second:,.0f} images/s, and the threads of one process share "
             f"Python's lock: above about {PROCESS_IMAGES_PER_SECOND:,} let processes make the crops (-o "
-            f"data.processes={-(-fastest.node_cpu_cores // 1):.0f}), or other machines (swav-tf data serve)"
+            f"data.processes={-(-fastest.node_cpu_cores // 1):.0f})"
         )
     return found
 

@@ -118,12 +118,6 @@ def impossible_view(data: Data) -> Iterator[Advice]:
             f"the digits are bundled and have no path; got {data.path!r}",
             "For images of your own set data.kind (class_folders, images, tfrecord or tfds)",
         )
-    if data.service is not None and data.processes:
-        yield Advice(
-            "data.processes",
-            f"data.service makes the crops, so {data.processes} process(es) here would make none",
-            "Set it to 0, or data.service=null",
-        )
 
 
 def _impossible_monitor(recipe: Recipe) -> Iterator[Advice]:

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from swav_tf.plumbing.log import log
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 
@@ -60,14 +62,21 @@ class Data(Section):
         "one Python keeps busy; 0: none",
     )
     prefetch_batches: int = Field(4, ge=1, description="batches made ready ahead of the device, per worker")
-    service: str | None = Field(
-        None,
-        description="host:port of a tf.data service (`swav-tf data serve`) that makes the crops; null: the "
-        "trainer makes them itself",
-    )
     evaluation: EvaluationView = Field(
         default_factory=EvaluationView, description="the view for k-NN and features"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_service(cls, values: Any) -> Any:
+        """Load runs of earlier versions, which had a setting `service`; it never changed the crops."""
+        if isinstance(values, dict) and "service" in values:
+            if values["service"] is not None:
+                log.warning(
+                    "data.service was removed: this machine makes the crops. Set data.processes to its cores."
+                )
+            return {name: value for name, value in values.items() if name != "service"}
+        return values
 
 
 class CropGroup(Section):

@@ -30,7 +30,6 @@ FREE_TO_CHANGE = (
     "data.threads",
     "data.processes",
     "data.prefetch_batches",
-    "data.service",
     "data.max_bad_share",
     "data.validation_path",
     "data.validation_split",

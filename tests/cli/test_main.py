@@ -26,7 +26,7 @@ from tests.cli.command_line import ROOT, TENSORFLOW, Run, run_without
         ["--version"],
         *([command, "--help"] for command in ("config", "pretrain", "crops", "demo", "doctor")),
         *([command, "--help"] for command in ("features", "knn", "clusters", "similar", "plot")),
-        *(["data", command, "--help"] for command in ("shard", "check", "subset", "serve")),
+        *(["data", command, "--help"] for command in ("shard", "check", "subset")),
         *(["config", command, "--help"] for command in ("list", "show", "check", "settings")),
     ],
 )

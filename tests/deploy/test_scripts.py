@@ -89,9 +89,6 @@ def test_slurm_puts_back_what_can_go_on(tmp_path, played, code, restarts, minute
         (["-odata.processes=8"], []),
         (["--override", "data.processes=8"], []),
         (["--override=data.processes=8"], []),
-        (["-o", "data.service=10.0.0.5:5050"], []),
-        (["-odata.service=10.0.0.5:5050"], []),
-        (["--override=data.service=10.0.0.5:5050"], []),
     ],
 )
 def test_slurm_starts_the_workers(tmp_path, played, said, added):
@@ -165,9 +162,6 @@ def calls(tmp_path):
         (" -odata.processes=3", ""),
         (" --override data.processes=3", ""),
         (" --override=data.processes=3", ""),
-        (" -o data.service=gpu09:5050", ""),
-        (" -odata.service=gpu09:5050", ""),
-        (" --override=data.service=gpu09:5050", ""),
     ],
 )
 def test_ssh_starts_each_machine_with_its_rank(tmp_path, machines, said, processes):

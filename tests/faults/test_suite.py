@@ -278,7 +278,7 @@ def test_alterations_alter_and_repeat(name):
 
 # Commands that write nothing: what they say is all, and `config show` stands for it.
 ONLY_SAY = {
-    "config list", "config settings", "config check", "data serve", "doctor", "knn", "plan", "profile", "weights show",
+    "config list", "config settings", "config check", "doctor", "knn", "plan", "profile", "weights show",
 }  # fmt: skip
 
 

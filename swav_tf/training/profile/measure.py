@@ -188,7 +188,6 @@ def profile(
         synchronised=recipe.model.batch_norm.synchronised,
         accumulation_steps=parts,
         precision=recipe.train.precision,
-        served=recipe.data.service is not None,
         processes=recipe.data.processes,
     )
     total_steps = steps_per_epoch * recipe.train.epochs
@@ -228,8 +227,6 @@ def _images(recipe: Recipe, count: int) -> tuple[ImageSource, str]:
     """The recipe's images and what they are in words; random photographs where it names none."""
     if recipe.data.path is not None or recipe.data.kind == "digits":
         return open_source(recipe.data), recipe.data.path or "the bundled digits"
-    if recipe.data.service is not None:
-        raise UsageError("data.service makes crops of its own images: give the same images as DATA.")
     photos = RandomPhotos(recipe, count)
     return photos, str(photos)
 

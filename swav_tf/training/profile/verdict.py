@@ -75,7 +75,6 @@ class Facts:
         synchronised: batch statistics are over all replicas.
         accumulation_steps: parts of a batch.
         precision: of the recipe.
-        served: crops come from a data service.
         processes: that decode and crop in place of threads; 0: none.
     """
 
@@ -88,7 +87,6 @@ class Facts:
     synchronised: bool
     accumulation_steps: int
     precision: str
-    served: bool = False
     processes: int = 0
 
 
@@ -134,12 +132,9 @@ def _sentence(bound: Bound, share: float, facts: Facts) -> str:
 def _more_input(facts: Facts) -> str:
     needed = math.ceil(facts.cpu_ms_image / 1000 * facts.step_images_per_second)
     smaller = "images that were made smaller beforehand, or fewer crops"
-    elsewhere = "crops made by other machines (swav-tf data serve)"
-    if facts.served:
-        return f"start more processes of swav-tf data serve, {smaller}"
     if not facts.on_gpu:
-        return f"input and network share {facts.cores} core(s): more cores, {elsewhere}, {smaller}"
+        return f"input and network share {facts.cores} core(s): more cores, {smaller}"
     if facts.processes < facts.cores:
         now = f"{facts.processes} processes" if facts.processes else f"{facts.threads} threads of one process"
         return f"-o data.processes={facts.cores} (now {now}, about {needed} cores are needed), then {smaller}"
-    return f"about {needed} cores would keep up, here are {facts.cores}: more cores, {elsewhere}, {smaller}"
+    return f"about {needed} cores would keep up, here are {facts.cores}: more cores, {smaller}"

@@ -51,12 +51,6 @@ def loop(loop_ms=100.0, wait_ms=0.0, step_ms=99.0, launch_ms=20.0, communication
             "input",
             ["-o data.processes=8 (now 2 processes"],
         ),
-        (
-            loop(wait_ms=42.0, step_ms=57.0),
-            {"served": True},
-            "input",
-            ["more processes of swav-tf data serve"],
-        ),
         (loop(), {}, "device", ["99 %", "more or faster GPUs"]),
         (loop(), {"precision": "float32"}, "device", ["mixed_float16"]),
         (loop(), {"accumulation_steps": 4}, "device", ["accumulation_steps"]),

@@ -139,9 +139,3 @@ def test_a_cluster_is_refused(variable, monkeypatch):
     monkeypatch.setenv(*variable)
     with pytest.raises(UsageError, match="one machine"):
         measure.profile(tiny_recipe(), quiet=True)
-
-
-def test_a_data_service_has_images_of_its_own():
-    recipe = tiny_recipe(data__kind="class_folders", data__service="localhost:5050")
-    with pytest.raises(UsageError, match="the same images as DATA"):
-        measure.profile(recipe, quiet=True)
