@@ -24,7 +24,7 @@ import numpy as np
 
 from benchmarks.paired import compare
 from benchmarks.photos import photos
-from evaluate.backends.onnx_backend import OnnxRunner, open_session
+from evaluate.backends.onnx_backend import OnnxBackend, open_session
 from evaluate.backends.onnx_metadata import Preprocessing
 from evaluate.benchmark.machine import describe_machine
 from evaluate.benchmark.work import count_work
@@ -117,7 +117,7 @@ def torch_export(
     return lambda: session.run(["features"], {"images": views})[0], transposes
 
 
-def end_to_end(runner: OnnxRunner, folder: Path, batch: int) -> Callable[[], None]:
+def end_to_end(runner: OnnxBackend, folder: Path, batch: int) -> Callable[[], None]:
     """`swav-tf features` of the JPEG files."""
     images = open_images(str(folder), like=runner.data, kind="images", split=None)
 
@@ -128,7 +128,7 @@ def end_to_end(runner: OnnxRunner, folder: Path, batch: int) -> Callable[[], Non
     return run
 
 
-def bare(runner: OnnxRunner, views: np.ndarray, batch: int, images: int) -> Callable[[], None]:
+def bare(runner: OnnxBackend, views: np.ndarray, batch: int, images: int) -> Callable[[], None]:
     """The model alone on as many images."""
 
     def run() -> None:
@@ -171,8 +171,8 @@ def main() -> None:
 
     with np.load(folder / "exported" / "reference.npz") as file:
         views = np.resize(file["images"][:32], (batch, *file["images"].shape[1:]))
-    float32 = OnnxRunner(folder / "exported" / "model-fp32.onnx")
-    int8 = OnnxRunner(folder / "exported" / "model-int8-cpu.onnx")
+    float32 = OnnxBackend(folder / "exported" / "model-fp32.onnx")
+    int8 = OnnxBackend(folder / "exported" / "model-int8-cpu.onnx")
     features = float32.run(views)["features"]
 
     cosine = least_cosine(int8.run(views)["features"], features)

@@ -7,21 +7,21 @@ from typing import TYPE_CHECKING
 from cli.quiet import load_tensorflow_quietly
 
 if TYPE_CHECKING:
-    from evaluate.backends.backend import Runner
+    from evaluate.backends.backend import Backend
     from evaluate.images import ImageSet
     from swav_tf.data.sources import ImageSource
 
 
-def open_model(model: str, provider: str | None = None) -> Runner:
+def open_model(model: str, provider: str | None = None) -> Backend:
     """The model, TensorFlow loaded quietly if it is one that needs it."""
-    from evaluate.backends.opening import is_run_folder, open_runner
+    from evaluate import backends
 
-    if is_run_folder(model):
+    if backends.is_run_folder(model):
         load_tensorflow_quietly()
-    return open_runner(model, provider=provider)
+    return backends.open_model(model, provider=provider)
 
 
-def open_data(runner: Runner, data: str | None, kind: str | None, split: str | None) -> ImageSet:
+def open_data(runner: Backend, data: str | None, kind: str | None, split: str | None) -> ImageSet:
     """The images that the options name."""
     from evaluate.images import open_images
 

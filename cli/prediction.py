@@ -86,9 +86,9 @@ def open_classifier(model: Path, provider: str | None = None) -> ClassifierModel
 
 
 def _of_file(path: Path, provider: str) -> ClassifierModel:
-    from evaluate.backends.onnx_backend import OnnxRunner
+    from evaluate.backends.onnx_backend import OnnxBackend
 
-    runner = OnnxRunner(path, provider=provider)
+    runner = OnnxBackend(path, provider=provider)
     if "logits" not in runner.outputs:
         raise UsageError(
             f"`predict` needs a file with an output `logits`, exported from a probe or a fine-tuned run. "
@@ -98,7 +98,7 @@ def _of_file(path: Path, provider: str) -> ClassifierModel:
     def by_runtime(images: np.ndarray) -> np.ndarray:
         return softmax(runner.run(images)["logits"])
 
-    return ClassifierModel(by_runtime, runner.metadata.class_names, runner.view)
+    return ClassifierModel(by_runtime, runner.metadata.class_names, runner.input_view)
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

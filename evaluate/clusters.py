@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from evaluate.backends.backend import Runner
+from evaluate.backends.backend import Backend
 from evaluate.feature_file import class_name
 from evaluate.images import ImageSet, UnreadableImages, batches, stack_views, view_images
 from swav_tf.plumbing.errors import DataError, UsageError
@@ -64,7 +64,7 @@ class Clusters:
 
 
 def assign_images(
-    runner: Runner,
+    runner: Backend,
     images: ImageSet,
     *,
     images_of_each: int = IMAGES_OF_EACH,
@@ -95,7 +95,7 @@ def assign_images(
     nearest_scores = np.empty(0, np.float32)  # (m, K) from the first batch on
     nearest = np.empty(0, np.int64)
     views = view_images(
-        images.source, range(len(images.source)), runner.view, threads=threads, ahead=2 * batch_size
+        images.source, range(len(images.source)), runner.input_view, threads=threads, ahead=2 * batch_size
     )
     for batch in batches(views, batch_size, unreadable):
         outputs = runner.run(stack_views(batch))

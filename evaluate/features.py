@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from evaluate.backends.backend import Runner
+from evaluate.backends.backend import Backend
 from evaluate.feature_cache import (
     keep_settings,
     locked,
@@ -60,7 +60,7 @@ class Extraction:
 
 
 def extract_features(
-    runner: Runner,
+    runner: Backend,
     images: ImageSet,
     output: Path,
     *,
@@ -94,7 +94,7 @@ def extract_features(
     began = time.perf_counter()
     facts = {
         "model": runner.facts.as_dict(),
-        "view": runner.view.model_dump(),
+        "view": runner.input_view.model_dump(),
         "source": images.facts(),
         "class_names": [printable(name) for name in images.source.class_names],
     }
@@ -135,7 +135,7 @@ def extract_features(
 
 
 def _write_missing(
-    runner: Runner,
+    runner: Backend,
     images: ImageSet,
     missing: Mapping[Path, range],
     unreadable: UnreadableImages,
@@ -148,7 +148,7 @@ def _write_missing(
     done = len(images.source) - sum(map(len, missing.values()))
     # One stream over all shards: decoding goes on while a shard is written.
     wanted = list(itertools.chain.from_iterable(missing.values()))
-    views = view_images(images.source, wanted, runner.view, threads=threads, ahead=2 * batch_size)
+    views = view_images(images.source, wanted, runner.input_view, threads=threads, ahead=2 * batch_size)
     with contextlib.closing(views):
         for path, indices in missing.items():
             seen: list[ViewedImage] = []

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image as PillowImage
 from PIL import ImageDraw, ImageFont
 
-from evaluate.backends.backend import Runner
+from evaluate.backends.backend import Backend
 from evaluate.cluster_page import BACKGROUND, FAINT, INK, scaled, thumbnail
 from evaluate.feature_file import FeatureFile
 from evaluate.images import ImageSet, open_images
@@ -46,7 +46,7 @@ class Similar:
     index: int
 
 
-def query_view(path: Path, runner: Runner) -> Image:
+def query_view(path: Path, runner: Backend) -> Image:
     """An image file as the model sees it, uint8 (crop, crop, 3).
 
     Raises:
@@ -54,14 +54,14 @@ def query_view(path: Path, runner: Runner) -> Image:
         DataError: it is no image.
     """
     try:
-        return evaluation_view(decode(path.read_bytes()), runner.view)
+        return evaluation_view(decode(path.read_bytes()), runner.input_view)
     except UndecodableImage as error:
         raise DataError(f"{path} must be an image: {error}") from error
     except OSError as error:
         raise UsageError(f"IMAGE must be an image file. Received: {path}: {error.strerror}.") from error
 
 
-def similar_images(view: Image, file: FeatureFile, runner: Runner, *, k: int) -> list[Similar]:
+def similar_images(view: Image, file: FeatureFile, runner: Backend, *, k: int) -> list[Similar]:
     """The k images of a feature file whose features have the greatest cosine with the image's.
 
     Args:
@@ -80,7 +80,7 @@ def similar_images(view: Image, file: FeatureFile, runner: Runner, *, k: int) ->
             f"The feature file must be of the model. Received: {file.path} with {width} features an image, "
             f"{runner.facts.path} with {runner.feature_dim}."
         )
-    ours: dict[str, object] = {"model": runner.facts.as_dict(), "view": runner.view.model_dump()}
+    ours: dict[str, object] = {"model": runner.facts.as_dict(), "view": runner.input_view.model_dump()}
     check_same_model(file.facts, ours, str(file.path), runner.facts.path)
     if not 1 <= k <= len(file.rows.labels):
         raise UsageError(
@@ -131,7 +131,7 @@ def images_of(file: FeatureFile, like: Data, data: str | None = None) -> ImageSe
 
 
 def draw_similar(
-    view: Image, title: str, found: Sequence[Similar], images: ImageSet, runner: Runner
+    view: Image, title: str, found: Sequence[Similar], images: ImageSet, runner: Backend
 ) -> PillowImage.Image:
     """The image on the left, those near to it beside it, the nearest first."""
     columns = min(_COLUMNS, len(found))
@@ -149,7 +149,7 @@ def draw_similar(
     pen.text((_GAP, top + 2 * _SIDE + 5), shortened(title, small, 2 * _SIDE), FAINT, small)
     for place, near in enumerate(found):
         x, y = left + place % columns * step_x, top + place // columns * step_y
-        picture.paste(thumbnail(images.source, near.index, runner.view, _SIDE), (x, y))
+        picture.paste(thumbnail(images.source, near.index, runner.input_view, _SIDE), (x, y))
         label = f"   {near.class_name}" if near.class_name else ""
         pen.text((x, y + _SIDE + 3), shortened(f"{near.cosine:.3f}{label}", small, _SIDE), INK, small)
         pen.text((x, y + _SIDE + 3 + _LINE), shortened(near.name, small, _SIDE), FAINT, small)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from evaluate.backends.onnx_backend import OnnxRunner
+from evaluate.backends.onnx_backend import OnnxBackend
 from evaluate.backends.onnx_metadata import OnnxMetadata
 from export.int8 import calibrate, quantise_within, to_int8
 from export.int8_tensorrt import to_int8_tensorrt
@@ -48,7 +48,7 @@ def save_int8(
 
     def acceptable(candidate: onnx.ModelProto) -> bool:
         save_model(candidate, facts, path)
-        return compare(measure, run_all(OnnxRunner(path), drawn.views), gate=GATES["int8"]).passed
+        return compare(measure, run_all(OnnxBackend(path), drawn.views), gate=GATES["int8"]).passed
 
     tell(f"int8: calibration ({settings.calibration}) on {len(drawn.views)} images")
     ranges = calibrate(graph, inputs, method=settings.calibration, percentile=settings.percentile)
@@ -75,7 +75,7 @@ def _in_float32(
 ) -> tuple[np.ndarray, Reference]:
     """What the graph takes for the images, and what it says of them: the measure of int8."""
     save_model(graph, facts.model_copy(update={"precision": "fp32"}), path)
-    runner = OnnxRunner(path)
+    runner = OnnxBackend(path)
     path.unlink()
     measure = Reference(
         images=drawn.views,
@@ -83,7 +83,7 @@ def _in_float32(
         real=np.ones(len(drawn.views), bool),
         outputs=run_all(runner, drawn.views),
         weights_sha256=facts.weights_sha256,
-        view=runner.view,
+        view=runner.input_view,
         facts={},
     )
-    return runner.prepared(drawn.views), measure
+    return runner.metadata.preprocessing.apply(drawn.views), measure

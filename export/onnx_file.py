@@ -10,8 +10,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from evaluate.backends.checksums import file_sha256
 from evaluate.backends.onnx_metadata import OnnxMetadata, WeightsFile
+from swav_tf.plumbing.files import file_sha256
 
 ONE_FILE_BYTES: Final = 2**31 - 2**20  # a protobuf ends at 2 GiB
 LARGE_BYTES: Final = 1024  # weights from here on may lie in a second file

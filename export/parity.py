@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from evaluate.backends.backend import Runner
+from evaluate.backends.backend import Backend
 from evaluate.backends.onnx_metadata import Precision
 from evaluate.linear import fit_ridge
 from export.reference import Reference
@@ -134,7 +134,7 @@ class LabelledFeatures:
     artifact: np.ndarray
 
 
-def run_all(runner: Runner, images: np.ndarray, *, batch_size: int = 32) -> dict[str, np.ndarray]:
+def run_all(runner: Backend, images: np.ndarray, *, batch_size: int = 32) -> dict[str, np.ndarray]:
     """All outputs of a runner for uint8 images (n, crop, crop, 3), a batch at a time."""
     parts = [runner.run(images[start : start + batch_size]) for start in range(0, len(images), batch_size)]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

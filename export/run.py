@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from evaluate.backends.checksums import PARITY, Checksum, read_checksums
-from evaluate.backends.onnx_backend import OnnxRunner
+from evaluate.backends.onnx_backend import OnnxBackend
 from evaluate.backends.onnx_metadata import Precision
 from export.fp16 import to_fp16
 from export.int8 import Target
@@ -104,7 +104,7 @@ def _export_one(
         save_model(to_fp16(source.graph), facts, path)
     else:
         kept = save_int8(source.graph, facts, path, settings, source.calibration, tell=tell)
-    runner = OnnxRunner(path)
+    runner = OnnxBackend(path)
     parity = compare(source.reference, run_all(runner, source.reference.images), gate=GATES[precision])
     if not parity.passed:
         raise ExportError(f"{precision} does not compute what Keras computes: {'; '.join(parity.failures)}.")

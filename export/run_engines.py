@@ -9,7 +9,7 @@ from pathlib import Path
 
 from evaluate.backends.engine_file import EngineFacts
 from evaluate.backends.onnx_metadata import Precision
-from evaluate.backends.tensorrt_backend import TensorrtRunner
+from evaluate.backends.tensorrt_backend import TensorrtBackend
 from export.engine import EngineSettings, build_engine
 from export.engine_cache import Built
 from export.parity import GATES, Parity, compare, run_all
@@ -91,6 +91,6 @@ def _compared(built: Built, reference: Reference | None) -> tuple[Parity | None,
         return None, "built for GPUs of Ampere and newer; not run, features not compared here: no GPU"
     if reference is None:
         return None, f"features not compared: no {REFERENCE} beside the ONNX file"
-    runner = TensorrtRunner(built.plan)
+    runner = TensorrtBackend(built.plan)
     outputs = run_all(runner, reference.images, batch_size=built.facts.profile.max)
     return compare(reference, outputs, gate=GATES[runner.metadata.precision]), ""

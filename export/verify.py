@@ -12,15 +12,15 @@ import numpy as np
 
 from evaluate.backends.checksums import CHECKSUMS, PARITY, Checksum, read_checksums
 from evaluate.backends.engine_file import SUFFIXES
-from evaluate.backends.onnx_backend import OnnxRunner
+from evaluate.backends.onnx_backend import OnnxBackend
 from evaluate.backends.onnx_metadata import Precision
-from evaluate.backends.tensorrt_backend import TensorrtRunner
+from evaluate.backends.tensorrt_backend import TensorrtBackend
 from export.parity import GATES, LabelledFeatures, Parity, compare, run_all
 from export.reference import REFERENCE, Reference, read_reference
 from swav_tf.plumbing.errors import DataError, UsageError
 from swav_tf.plumbing.files import atomic_write
 
-ArtifactRunner = OnnxRunner | TensorrtRunner
+ArtifactRunner = OnnxBackend | TensorrtBackend
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def verify(
     for name, runner in runners.items():
         parity = _compare_one(reference, runner, batch_size, on_labelled.get(name))
         results[name] = (runner.metadata.precision, parity)
-        if isinstance(runner, OnnxRunner) and parity.passed:
+        if isinstance(runner, OnnxBackend) and parity.passed:
             checksums.setdefault(
                 name, runner.checksum
             )  # one that is recorded was compared when it was opened
@@ -114,9 +114,9 @@ def verify(
 def _open(path: Path, provider: str, threads: int) -> ArtifactRunner:
     """Who runs a file; an engine that this machine cannot run is a file that fails, among others that do not."""
     if path.suffix not in SUFFIXES:
-        return OnnxRunner(path, provider=provider, threads=threads)
+        return OnnxBackend(path, provider=provider, threads=threads)
     try:
-        return TensorrtRunner(path)
+        return TensorrtBackend(path)
     except UsageError as error:
         raise DataError(f"not run, features not compared: {error}") from error
 
@@ -131,8 +131,8 @@ def _compare_one(
             f"its weights are {runner.facts.weights_sha256[:12]}..., the reference's "
             f"{reference.weights_sha256[:12]}...: another model, or another step of the training"
         )
-    if runner.view != reference.view:
-        failures.append(f"its images are {runner.view}, the reference's {reference.view}")
+    if runner.input_view != reference.view:
+        failures.append(f"its images are {runner.input_view}, the reference's {reference.view}")
     if failures:
         return Parity(0, 0, failures=tuple(failures))
     try:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from evaluate.backends.keras_backend import KerasRunner
+from evaluate.backends.keras_backend import KerasBackend
 from faults.commands import Commands
 from faults.isolated import isolated
 from faults.jobs import classifier, pretrain
@@ -143,10 +143,10 @@ def _images(side: int) -> np.ndarray:
 
 def _runner_says(run: Path) -> dict[str, Any]:
     """Outputs of a pretraining run, and what commands take from it beside them."""
-    runner = KerasRunner(run)
-    outputs = {name: found.tolist() for name, found in runner.run(_images(runner.view.crop)).items()}
+    runner = KerasBackend(run)
+    outputs = {name: found.tolist() for name, found in runner.run(_images(runner.input_view.crop)).items()}
     facts = {name: fact for name, fact in runner.facts.as_dict().items() if name != "path"}
-    return {**outputs, "view": runner.view, "facts": facts}
+    return {**outputs, "view": runner.input_view, "facts": facts}
 
 
 def _classifier_says(run: Path) -> dict[str, Any]:

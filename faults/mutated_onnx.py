@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from evaluate.backends.checksums import PARITY
-from evaluate.backends.onnx_backend import OnnxRunner
+from evaluate.backends.onnx_backend import OnnxBackend
 from export.parity import GATES
 from export.reference import REFERENCE, read_reference
 from export.verify import verify
@@ -83,7 +83,7 @@ def _run_beside_record(path: Path) -> str:
     """What is wrong where parity.json tells that this is another file."""
     for again in ("", " once `verify` has looked at it"):
         try:
-            OnnxRunner(path, threads=1)
+            OnnxBackend(path, threads=1)
         except DataError:
             pass
         else:
@@ -126,10 +126,10 @@ def _told(path: Path, whole: Path, reference: Any) -> tuple[str, str]:
         return "verify fails", "" if parity.failures and all(
             parity.failures
         ) else "verify fails without a reason"
-    right, got = OnnxRunner(whole, threads=1), OnnxRunner(path, threads=1)
+    right, got = OnnxBackend(whole, threads=1), OnnxBackend(path, threads=1)
     # Other images than those of the reference: right there and wrong elsewhere would be no proof.
     images = np.random.default_rng(1).integers(
-        0, 256, (8, right.view.crop, right.view.crop, 3), dtype=np.uint8
+        0, 256, (8, right.input_view.crop, right.input_view.crop, 3), dtype=np.uint8
     )
     one, other = right.run(images)["features"], got.run(images)["features"]
     apart = float(np.linalg.norm(one - other) / np.linalg.norm(one))

@@ -111,7 +111,7 @@ def command(
         unreadable.write_list()
     write_tables(clusters, images, output)
     write_cluster_sheets(
-        output, clusters, images, model=runner.facts, view=runner.view, prototypes=prototypes
+        output, clusters, images, model=runner.facts, view=runner.input_view, prototypes=prototypes
     )
     figures = {**summary(clusters), "unreadable": len(unreadable.reasons)}
     whole = {**figures, "model": runner.facts.as_dict(), "usage": usage_table(clusters)}

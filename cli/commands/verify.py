@@ -83,7 +83,7 @@ def command(
 
 def _labelled(artifacts: list[Path], data: str, kind: str | None, split: str | None, count: int) -> Labelled:
     """Some of the images, as the model sees them."""
-    from evaluate.backends.onnx_backend import OnnxRunner
+    from evaluate.backends.onnx_backend import OnnxBackend
     from evaluate.images import open_images
     from export.reference import draw_images
     from export.verify import Labelled
@@ -95,9 +95,11 @@ def _labelled(artifacts: list[Path], data: str, kind: str | None, split: str | N
             "--labelled holds the files against the fp32 ONNX file, which must be among them. "
             f"Received: {', '.join(path.name for path in artifacts)}."
         )
-    runner = OnnxRunner(exported[0])
+    runner = OnnxBackend(exported[0])
     images = open_images(data, like=runner.data, kind=kind, split=split)
-    drawn, _ = draw_images(images, (count, 0), runner.view, seed=0, max_bad_share=runner.data.max_bad_share)
+    drawn, _ = draw_images(
+        images, (count, 0), runner.input_view, seed=0, max_bad_share=runner.data.max_bad_share
+    )
     if (drawn.labels < 0).any():
         raise DataError(f"--labelled must be images with classes (--kind class_folders). Received: {data}.")
     return Labelled(drawn.views, drawn.labels)

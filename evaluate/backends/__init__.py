@@ -1,1 +1,55 @@
-"""Inference backends: Keras, ONNX Runtime and TensorRT behind one protocol."""
+"""Inference backends: Keras, ONNX Runtime and TensorRT behind one interface."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from evaluate.backends.backend import Backend
+from evaluate.backends.engine_file import SUFFIXES
+from swav_tf.plumbing.errors import UsageError
+
+
+def is_run_folder(model: Path | str) -> bool:
+    """Return whether this is the folder of a pretraining run, which only Keras can run."""
+    return (Path(model) / "config.yaml").is_file()
+
+
+def open_model(model: Path | str, *, provider: str | None = None, threads: int = 0) -> Backend:
+    """Open a run folder (its newest checkpoint) or a file by `swav-tf export`. Only run folders load TensorFlow.
+
+    Args:
+        model: the folder, ONNX file or engine.
+        provider: ONNX files only: `cpu` (the default), `cuda` or `tensorrt`; no fallback to another.
+        threads: ONNX files on a CPU only: threads that compute one batch; 0 for one per core.
+
+    Raises:
+        UsageError: it is missing, not a model, has no checkpoint, or cannot run on this machine.
+        CheckpointError: its checkpoint is damaged.
+        DataError: the file is damaged.
+    """
+    path = Path(model)
+    if path.is_file() and path.suffix == ".onnx":
+        from evaluate.backends.onnx_backend import OnnxBackend
+
+        return OnnxBackend(path, provider=provider or "cpu", threads=threads)
+    if path.exists() and (provider is not None or threads):
+        raise UsageError(f"--provider and threads apply to ONNX files only. Received: {path}.")
+    if is_run_folder(path):
+        from evaluate.backends.keras_backend import KerasBackend
+
+        return KerasBackend(path)
+    if path.is_file() and path.suffix in SUFFIXES:
+        from evaluate.backends.tensorrt_backend import TensorrtBackend
+
+        return TensorrtBackend(path)
+    what = (
+        "a folder without config.yaml"
+        if path.is_dir()
+        else "a file"
+        if path.exists()
+        else "which does not exist"
+    )
+    raise UsageError(
+        "--model must be the folder of a pretraining run (with config.yaml and checkpoints/), an ONNX file or an "
+        f"engine (.plan). Received: {path}, {what}."
+    )

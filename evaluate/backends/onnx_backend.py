@@ -1,4 +1,4 @@
-"""Exported ONNX files, run by ONNX Runtime."""
+"""Exported ONNX files by ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from typing import Any, Final
 
 import numpy as np
 
-from evaluate.backends.backend import ModelIdentity, check_images, prepared
-from evaluate.backends.checksums import check_unchanged, check_weights, file_sha256
+from evaluate.backends.backend import Backend
+from evaluate.backends.checksums import check_unchanged, check_weights
 from evaluate.backends.onnx_metadata import read_metadata
 from swav_tf.plumbing.errors import DataError, UsageError
+from swav_tf.plumbing.files import file_sha256
 
 PROVIDERS: Final = {
     "cpu": "CPUExecutionProvider",
@@ -25,27 +26,25 @@ PROVIDERS: Final = {
 
 
 def missing_provider(provider: str) -> str | None:
-    """Why the installed ONNX Runtime cannot have a provider; None if it has it.
+    """Return why the installed ONNX Runtime lacks a provider, None if it has it.
 
     Raises:
-        UsageError: there is no provider of that name.
+        UsageError: no provider has that name.
     """
     if provider not in PROVIDERS:
         raise UsageError(f"--provider must be one of {', '.join(PROVIDERS)}. Received: {provider}.")
+    needs = f"--provider {provider} needs an ONNX Runtime that has it. Received: "
     try:
         import onnxruntime as ort
     except ModuleNotFoundError as error:
         if provider == "cpu" or error.name != "onnxruntime":
             raise
-        return (
-            f"--provider {provider} needs an ONNX Runtime that has it. Received: none is installed. "
-            "Run: pip install 'swav-tf[onnx-gpu]'"
-        )
-    if PROVIDERS[provider] in ort.get_available_providers():
+        return f"{needs}none is installed. Run: pip install 'swav-tf[onnx-gpu]'"
+    available = ort.get_available_providers()
+    if PROVIDERS[provider] in available:
         return None
     return (
-        f"--provider {provider} needs an ONNX Runtime that has it. Received: onnxruntime {ort.__version__} "
-        f"with {', '.join(ort.get_available_providers())}. On a machine with an NVIDIA GPU: "
+        f"{needs}onnxruntime {ort.__version__} with {', '.join(available)}. On a machine with an NVIDIA GPU: "
         "pip uninstall onnxruntime, then pip install 'swav-tf[onnx-gpu]'"
     )
 
@@ -53,16 +52,16 @@ def missing_provider(provider: str) -> str | None:
 def open_session(
     source: Path | bytes, *, provider: str = "cpu", threads: int = 0, cuda_graph: bool = False
 ) -> Any:
-    """A session on exactly one provider.
+    """Open an ONNX Runtime session on exactly one provider.
 
     Args:
         source: an ONNX file or its content.
         provider: a key of PROVIDERS.
-        threads: that compute one batch on a CPU; 0 for one per core.
-        cuda_graph: record the launches of a run and repeat them as one; on a GPU, for bound tensors only.
+        threads: threads that compute one batch on a CPU; 0 for one per core.
+        cuda_graph: record the launches of a run and replay them as one; on a GPU, for bound tensors only.
 
     Raises:
-        UsageError: there is no such provider here.
+        UsageError: the provider is not available here.
         DataError: the file is damaged, or the provider cannot run it.
     """
     if (missing := missing_provider(provider)) is not None:
@@ -72,9 +71,9 @@ def open_session(
     wanted, name = PROVIDERS[provider], source if isinstance(source, Path) else "the graph"
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
-    options.log_severity_level = 3  # its warnings are about its own optimisations
+    options.log_severity_level = 3  # its warnings are about its own optimizations
     if provider != "cpu":
-        # Without this a GPU that is missing, or an operator that it lacks, ends on the CPU in silence.
+        # Without this a missing GPU or an unsupported operator silently ends on the CPU.
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         _load_libraries(provider)
     settings = provider_settings(source, provider=provider, cuda_graph=cuda_graph)
@@ -82,20 +81,20 @@ def open_session(
         session = ort.InferenceSession(
             str(source) if isinstance(source, Path) else source, options, providers=[(wanted, settings)]
         )
-    except Exception as error:  # ONNX Runtime's errors have no common class but this
+    except Exception as error:  # ONNX Runtime's errors have no other common class
         raise DataError(
-            f"{name} cannot be run by onnxruntime {ort.__version__} on {provider}: {error}"
+            f"{name} cannot run in onnxruntime {ort.__version__} on {provider}: {error}"
         ) from error
     if session.get_providers()[0] != wanted:
         raise UsageError(
             f"--provider {provider} must be able to run {name}. Received: a session on "
-            f"{', '.join(session.get_providers())}; see that GPU, driver and CUDA libraries are there."
+            f"{', '.join(session.get_providers())}. Check the GPU, its driver and the CUDA libraries."
         )
     return session
 
 
 def _load_libraries(provider: str) -> None:
-    """CUDA's and TensorRT's libraries from their Python packages, where the system has none."""
+    """Load CUDA's and TensorRT's libraries from their Python packages, where the system has none."""
     import onnxruntime as ort
 
     with contextlib.redirect_stdout(sys.stderr):  # it prints what it misses
@@ -107,7 +106,7 @@ def _load_libraries(provider: str) -> None:
 
 
 def provider_settings(source: Path | bytes, *, provider: str, cuda_graph: bool) -> dict[str, str]:
-    """The provider's own options, as ONNX Runtime takes them."""
+    """Return the provider's own options, as ONNX Runtime takes them."""
     graph = "1" if cuda_graph else "0"
     if provider == "cuda":
         return {"enable_cuda_graph": graph}
@@ -121,21 +120,21 @@ def provider_settings(source: Path | bytes, *, provider: str, cuda_graph: bool) 
         "trt_cuda_graph_enable": graph,
         "trt_engine_cache_enable": "1",
         "trt_engine_cache_path": str(cache),
-        # Its own key leaves out the weights: a model that was trained on would get the engine of before.
+        # Its own key leaves out the weights: a retrained model would get the old engine.
         "trt_engine_cache_prefix": checksum[:32],
-        # Without its flag TensorRT 10 computes what the graph has in a lower precision in float32.
+        # Without its flag TensorRT 10 computes lower precisions in float32.
         "trt_fp16_enable": "1" if precision == "fp16" else "0",
         "trt_int8_enable": "1" if precision == "int8" else "0",
     }
 
 
 def engine_cache() -> Path:
-    """Where engines that ONNX Runtime has TensorRT build are kept: a build takes minutes."""
+    """Return the folder of the engines that ONNX Runtime's TensorRT provider builds, which takes minutes."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "swav-tf" / "tensorrt"
 
 
 def _precision_of(source: Path | bytes) -> str:
-    """What the metadata say; fp32 of a graph without any."""
+    """Return the precision in the metadata, fp32 without metadata."""
     import onnxruntime as ort
 
     options = ort.SessionOptions()
@@ -144,18 +143,18 @@ def _precision_of(source: Path | bytes) -> str:
     try:
         given = str(source) if isinstance(source, Path) else source
         facts = ort.InferenceSession(given, options, providers=["CPUExecutionProvider"]).get_modelmeta()
-    except Exception:  # what is wrong with the file is told when it is opened for good
+    except Exception:  # a damaged file is reported when the real session opens it
         return "fp32"
     return str(facts.custom_metadata_map.get("precision", "fp32"))
 
 
 class BoundRun:
-    """Runs on tensors that stay where they are computed, for one size of batch.
+    """Runs on tensors that stay on their device, for one batch size.
 
     Args:
-        session: of `open_session`.
+        session: from `open_session`.
         provider: of that session.
-        images: what the graph takes, (batch, ...); stays bound.
+        images: the graph's input, (batch, ...); stays bound.
     """
 
     def __init__(self, session: Any, *, provider: str, images: np.ndarray) -> None:
@@ -168,44 +167,40 @@ class BoundRun:
         self._outputs: dict[str, Any] = {}
         for output in session.get_outputs():
             shape = [len(images), *output.shape[1:]]
-            # Bound at one place for good: a CUDA graph repeats writes to the addresses that it was recorded with.
-            self._outputs[output.name] = ort.OrtValue.ortvalue_from_shape_and_type(
-                shape, np.float32, device, 0
-            )
-            self._binding.bind_ortvalue_output(output.name, self._outputs[output.name])
+            # Bound once: a CUDA graph replays writes to the addresses that it recorded.
+            value = ort.OrtValue.ortvalue_from_shape_and_type(shape, np.float32, device, 0)
+            self._binding.bind_ortvalue_output(output.name, value)
+            self._outputs[output.name] = value
 
     def run(self) -> None:
-        """Computes the bound batch, and waits until it is done."""
+        """Compute the bound batch and wait until it is done."""
         self._session.run_with_iobinding(self._binding)
         self._binding.synchronize_outputs()
 
     def run_from_host(self, images: np.ndarray) -> dict[str, np.ndarray]:
-        """Copies a batch of the same shape in, computes it, and copies the outputs out."""
+        """Copy a batch of the same shape in, compute it and copy the outputs out."""
         self._input.update_inplace(images)
         self.run()
         return {name: value.numpy() for name, value in self._outputs.items()}
 
 
-class OnnxRunner:
-    """An exported file (see `Runner`); its preprocessing is the one that it tells.
+class OnnxBackend(Backend):
+    """A file by `swav-tf export`; its metadata specify its preprocessing.
 
     Args:
         path: the file.
         provider: a key of PROVIDERS.
-        threads: that compute one batch on a CPU; 0 for one per core.
-        cuda_graph: for `bound` on a GPU: repeat a run's launches as one.
+        threads: threads that compute one batch on a CPU; 0 for one per core.
+        cuda_graph: for `bound` on a GPU: replay a run's launches as one.
 
     Attributes:
         checksum: of the file.
-        metadata: what it tells about itself.
-        outputs: their names.
+        metadata: of the file.
 
     Raises:
-        UsageError: there is no such provider here.
-        DataError: the file is damaged, is not what its export recorded, or not one by `swav-tf export`.
+        UsageError: the provider is not available here.
+        DataError: the file is damaged, changed since its export, or not by `swav-tf export`.
     """
-
-    name = "onnxruntime"
 
     def __init__(
         self, path: Path, *, provider: str = "cpu", threads: int = 0, cuda_graph: bool = False
@@ -213,29 +208,21 @@ class OnnxRunner:
         self.checksum = check_unchanged(path)
         self._session = open_session(path, provider=provider, threads=threads, cuda_graph=cuda_graph)
         self._provider = provider
-        properties = self._session.get_modelmeta().custom_metadata_map
-        self.metadata = read_metadata(properties, str(path))
+        self.metadata = read_metadata(self._session.get_modelmeta().custom_metadata_map, str(path))
         check_weights(path, self.metadata.weights_file)
-        self.view = self.metadata.preprocessing.view
-        self.data = self.metadata.data
-        self.outputs = [output.name for output in self._session.get_outputs()]
-        if "features" not in self.outputs:
-            raise DataError(f"{path} must have an output `features`. Received: {', '.join(self.outputs)}.")
+        self.input_view, self.data = self.metadata.preprocessing.view, self.metadata.data
+        outputs = {output.name: output.shape for output in self._session.get_outputs()}
+        self.outputs = tuple(outputs)
+        if "features" not in outputs:
+            raise DataError(f"{path} must have an output `features`. Received: {', '.join(outputs)}.")
         self._check_input(path)
-        self.feature_dim = int(self._session.get_outputs()[self.outputs.index("features")].shape[1])
-        self.facts = ModelIdentity(
-            path=str(path),
-            runner=f"{self.name} {provider} {self.metadata.precision}",
-            weights_sha256=self.metadata.weights_sha256,
-            step=self.metadata.step,
-            recipe=self.metadata.recipe,
-            file_sha256=self.checksum.sha256,
-        )
+        self.feature_dim = int(outputs["features"][1])
+        self.facts = self.metadata.identity(path, f"onnxruntime {provider}", self.checksum.sha256)
 
     def _check_input(self, path: Path) -> None:
-        """Refuses a graph that takes other images than its metadata tell."""
+        """Refuse a graph whose input differs from its metadata."""
         [given] = self._session.get_inputs()
-        wanted = self.prepared_shape(1)
+        wanted = self.metadata.preprocessing.input_shape(1)
         fits = [
             not isinstance(found, int) or found == side
             for found, side in zip(given.shape, wanted, strict=False)
@@ -243,37 +230,23 @@ class OnnxRunner:
         kind = "tensor(uint8)" if self.metadata.preprocessing.inside else "tensor(float)"
         if len(given.shape) != 4 or not all(fits[1:]) or given.type != kind:
             raise DataError(
-                f"{path} must take what its metadata tell, {kind} {list(wanted[1:])} for each image. Received: "
-                f"{given.type} {given.shape[1:]}. Export it anew."
+                f"{path} must take the input in its metadata, {kind} {list(wanted[1:])} per image. Received: "
+                f"{given.type} {given.shape[1:]}. Export again."
             )
 
-    def run(self, images: np.ndarray) -> dict[str, np.ndarray]:
-        """The file's outputs for a batch, as `Runner.run` has it.
-
-        Raises:
-            DataError: ONNX Runtime cannot compute the graph: it is damaged, or too large for the memory.
-        """
-        check_images(images, self.view)
-        prepared_images = self.prepared(images)
+    def _run(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        prepared = self.metadata.preprocessing.apply(images)
         try:
-            values = self._session.run(self.outputs, {"images": prepared_images})
-        except Exception as error:  # ONNX Runtime's errors have no common class but this
+            values = self._session.run(self.outputs, {"images": prepared})
+        except Exception as error:  # ONNX Runtime's errors have no other common class
             raise DataError(
-                f"{self.facts.path} cannot be run on {len(images)} images by ONNX Runtime: {error} Export it anew, or "
-                "give a smaller --batch-size where memory is short."
+                f"{self.facts.path} cannot run on {len(images)} images in ONNX Runtime: {error} Export again, or "
+                "give a smaller --batch-size if memory is short."
             ) from error
         return dict(zip(self.outputs, values, strict=True))
 
     def bound(self, images: np.ndarray) -> BoundRun:
-        """Runs of one size of batch on tensors that stay on the processor; the batch is of uint8 images."""
-        check_images(images, self.view)
-        return BoundRun(self._session, provider=self._provider, images=self.prepared(images))
-
-    def prepared_shape(self, batch: int) -> tuple[int, ...]:
-        """Shape of what the graph takes for so many images."""
-        side = self.view.crop
-        return (batch, side, side, 3) if self.metadata.preprocessing.inside else (batch, 3, side, side)
-
-    def prepared(self, images: np.ndarray) -> np.ndarray:
-        """What the graph takes for uint8 images: these themselves, or normalised and channels first."""
-        return prepared(images, self.metadata.preprocessing)
+        """Return runs of one batch size on tensors that stay on the device; the first batch is of uint8 images."""
+        self.check(images)
+        prepared = self.metadata.preprocessing.apply(images)
+        return BoundRun(self._session, provider=self._provider, images=prepared)

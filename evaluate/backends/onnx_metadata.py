@@ -1,13 +1,15 @@
-"""What an exported ONNX file tells about itself, in its `metadata_props`."""
+"""The `metadata_props` of an exported ONNX file."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any, Final, Literal
 
+import numpy as np
 from pydantic import ValidationError
 
+from evaluate.backends.backend import ModelIdentity
 from swav_tf.plumbing.errors import DataError
 from swav_tf.recipe.pretraining import Data, EvaluationView, Section
 
@@ -19,17 +21,17 @@ Input = Literal["uint8", "float32"]
 
 
 class Preprocessing(Section):
-    """From an image to the graph's input.
+    """The steps from an image to the graph's input. The names are a file format.
 
     Attributes:
         resize: length of the short side after resizing, pixels.
-        crop: side of the square centre crop, pixels.
-        interpolation: how it is resized.
+        crop: side of the square center crop, pixels.
+        interpolation: of the resizing.
         colour: order of the channels.
         mean: of the three channels of images in [0, 1].
         std: likewise.
         layout: of the graph's input, after the batch.
-        inside: whether the graph scales to [0, 1] and normalises, so that it is given bytes.
+        inside: whether the graph itself scales to [0, 1] and normalizes, so that it takes bytes.
     """
 
     resize: int
@@ -43,36 +45,46 @@ class Preprocessing(Section):
 
     @property
     def view(self) -> EvaluationView:
-        """Resizing and cropping, as the training side has them."""
+        """Resizing and cropping as the recipe names them."""
         return EvaluationView(resize=self.resize, crop=self.crop)
+
+    def input_shape(self, batch: int) -> tuple[int, ...]:
+        """Return the shape of the graph's input for so many images."""
+        return (batch, self.crop, self.crop, 3) if self.inside else (batch, 3, self.crop, self.crop)
+
+    def apply(self, images: np.ndarray) -> np.ndarray:
+        """Return the graph's input for uint8 RGB images (n, crop, crop, 3).
+
+        It is the images themselves, or float32 (n, 3, crop, crop), normalized.
+        """
+        if self.inside:
+            return images
+        scaled = images.astype(np.float32) / np.float32(255)
+        normalized = (scaled - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
+        return np.ascontiguousarray(normalized.transpose(0, 3, 1, 2))
 
 
 class WeightsFile(Section):
-    """The second file of a graph that is too large for one.
-
-    Attributes:
-        name: of the file, in the same folder.
-        sha256: of its bytes.
-    """
+    """The second file of a graph that is too large for one: its name in the same folder, and its checksum."""
 
     name: str
     sha256: str
 
 
 class OnnxMetadata(Section):
-    """The facts of one file.
+    """The facts of one file. The names are a file format.
 
     Attributes:
         format: of these facts.
         precision: of the backbone's arithmetic.
         preprocessing: from an image to the input.
-        recipe: name of the recipe that it was trained by.
-        step: optimiser steps that it was trained for.
-        data: how the images that it was trained on are read; where they lie stays at home (see `public_data`).
-        dataset: their name, for people.
+        recipe: name of the recipe that it was trained with.
+        step: optimizer steps that it was trained for.
+        data: how its training images are read, without their paths (see `public_data`).
+        dataset: name of the training images for people.
         weights_sha256: of the checkpoint's weights.
         versions: of the tools that made the file.
-        quantisation: int8 only: calibration images, method, what stayed in float.
+        quantisation: int8 only: calibration images, method, layers left in float.
         class_names: of the output `logits`, in its order; empty without it.
         weights_file: of graphs beyond 2 GiB only.
     """
@@ -91,7 +103,7 @@ class OnnxMetadata(Section):
     weights_file: WeightsFile | None = None
 
     def as_properties(self) -> dict[str, str]:
-        """As ONNX keeps it: all of it as JSON under one key, and what people look for under keys of its own."""
+        """Return the properties of the ONNX file: all facts as JSON under one key, the best known ones also alone."""
         return {
             KEY: self.model_dump_json(),
             "preprocessing": self.preprocessing.model_dump_json(),
@@ -101,23 +113,34 @@ class OnnxMetadata(Section):
             "weights_sha256": self.weights_sha256,
         }
 
+    def identity(self, path: Path, runner: str, file_sha256: str) -> ModelIdentity:
+        """Return the identity of the file at `path` as run by `runner`."""
+        return ModelIdentity(
+            path=str(path),
+            runner=f"{runner} {self.precision}",
+            weights_sha256=self.weights_sha256,
+            step=self.step,
+            recipe=self.recipe,
+            file_sha256=file_sha256,
+        )
+
 
 def public_data(data: Data) -> Data:
-    """The settings without the paths of the machine that trained: a file goes to others. A TFDS name stays."""
+    """Return the settings without paths of the training machine. A TFDS name stays."""
     if data.kind in ("digits", "tfds"):
         return data
     return data.model_copy(update={"path": None, "validation_path": None})
 
 
 def dataset_name(data: Data) -> str:
-    """What to call the images: TFDS's name, or the last folder's."""
+    """Return a name for the images: TFDS's, or the last folder's."""
     if data.kind == "digits" or data.path is None:
         return data.kind
     return data.path if data.kind == "tfds" else PurePath(data.path).name
 
 
 def read_metadata(properties: Mapping[str, str], path: str) -> OnnxMetadata:
-    """The facts in a file's `metadata_props`.
+    """Read the facts from a file's `metadata_props`.
 
     Args:
         properties: the strings by key.
@@ -128,13 +151,14 @@ def read_metadata(properties: Mapping[str, str], path: str) -> OnnxMetadata:
     """
     if KEY not in properties:
         raise DataError(
-            f"An ONNX file must be one by `swav-tf export`, which tells how its images are prepared. "
-            f"Received: {path}, without the metadata `{KEY}`."
+            f"An ONNX file must be by `swav-tf export`, whose metadata specify the preprocessing. Received: {path}, "
+            f"without the metadata `{KEY}`."
         )
     try:
         return OnnxMetadata.model_validate_json(properties[KEY])
     except ValidationError as error:
+        first = error.errors()[0]
         raise DataError(
-            f"{path} must have metadata of format {FORMAT}. Received: {error.error_count()} values that do not "
-            f"fit, the first: {error.errors()[0]['loc']}: {error.errors()[0]['msg']}. Export it anew."
+            f"{path} must have metadata of format {FORMAT}. Received: {error.error_count()} invalid values, the "
+            f"first: {first['loc']}: {first['msg']}. Export again."
         ) from error

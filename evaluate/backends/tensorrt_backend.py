@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from evaluate.backends.backend import ModelIdentity, check_images, prepared
+from evaluate.backends.backend import Backend
 from evaluate.backends.engine_file import check_fits, read_engine
 from evaluate.backends.tensorrt_module import (
     Buffer,
@@ -30,8 +30,8 @@ GRAPHS: Final = 4  # batch sizes with a CUDA graph, each with an execution conte
 OTHER_SIZES: Final = 0  # all others share one
 
 
-class TensorrtRunner:
-    """An engine (see `Runner`).
+class TensorrtBackend(Backend):
+    """An engine by `swav-tf export --to tensorrt`.
 
     Images go through page-locked memory. For the first batch sizes that come, all work of a batch is recorded
     as a CUDA graph and started by one call; TensorRT-RTX, which compiles while it runs, gets none.
@@ -48,8 +48,6 @@ class TensorrtRunner:
         DataError: the engine or its sidecar is damaged.
     """
 
-    name = "tensorrt"
-
     def __init__(self, path: Path, *, cuda_graph: bool = True) -> None:
         data, self.built = read_engine(path)
         self.metadata = self.built.metadata(path)
@@ -63,34 +61,22 @@ class TensorrtRunner:
             version_compatible=self.built.options.version_compatible,
             what=str(path),
         )
-        self.view = self.metadata.preprocessing.view
+        self.input_view = self.metadata.preprocessing.view
         self.data = self.metadata.data
-        self.outputs = self._names(tensorrt.module.TensorIOMode.OUTPUT)
+        self.outputs = tuple(self._names(tensorrt.module.TensorIOMode.OUTPUT))
         if "features" not in self.outputs or self._names(tensorrt.module.TensorIOMode.INPUT) != ["images"]:
             raise DataError(
                 f"{path} must read `images` and give `features`. It gives: {', '.join(self.outputs)}."
             )
         self.feature_dim = int(tuple(self._engine.get_tensor_shape("features"))[1])
-        self.facts = ModelIdentity(
-            path=str(path),
-            runner=f"{tensorrt} {self.metadata.precision}",
-            weights_sha256=self.metadata.weights_sha256,
-            step=self.metadata.step,
-            recipe=self.metadata.recipe,
-            file_sha256=self.built.plan_sha256,
-        )
+        self.facts = self.metadata.identity(path, str(tensorrt), self.built.plan_sha256)
         self._reserve()
 
-    def run(self, images: np.ndarray) -> dict[str, np.ndarray]:
-        """The engine's outputs for a batch, as `Runner.run` has it; one beyond its profile goes in parts."""
-        check_images(images, self.view)
+    def _run(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        """Compute a batch; one beyond the profile is split."""
         most = self.built.profile.max
-        parts = [self._run(images[start : start + most]) for start in range(0, len(images), most)]
+        parts = [self._run_part(images[start : start + most]) for start in range(0, len(images), most)]
         return {name: np.concatenate([part[name] for part in parts]) for name in self.outputs}
-
-    def prepared(self, images: np.ndarray) -> np.ndarray:
-        """What the engine takes for uint8 images, see `Preprocessing`."""
-        return prepared(images, self.metadata.preprocessing)
 
     def computation(self, images: np.ndarray) -> Callable[[], None]:
         """A call that computes these images again and again in the GPU's memory, and waits until it is done.
@@ -100,14 +86,14 @@ class TensorrtRunner:
         Args:
             images: see `run`, no more than the profile has and no fewer.
         """
-        check_images(images, self.view)
+        self.check(images)
         profile, size = self.built.profile, len(images)
         if not profile.min <= size <= profile.max:
             raise UsageError(
                 f"Batches must be of {profile.min} to {profile.max} images, as {self.facts.path} was built. "
                 f"Received: {size}."
             )
-        self._buffers["images"].host[:size] = self.prepared(images)
+        self._buffers["images"].host[:size] = self.metadata.preprocessing.apply(images)
         self._buffers["images"].send(size, self._stream)
         context = self._new_context(size)
 
@@ -134,7 +120,7 @@ class TensorrtRunner:
         from cuda.bindings import runtime
 
         self._cuda = runtime
-        trt, most, crop = self._tensorrt.module, self.built.profile.max, self.view.crop
+        trt, most, crop = self._tensorrt.module, self.built.profile.max, self.input_view.crop
         self._buffers: dict[str, Buffer] = {}
         self._contexts: dict[int, Any] = {}  # by batch size, or OTHER_SIZES
         self._graphs: dict[int, Graph] = {}
@@ -145,12 +131,12 @@ class TensorrtRunner:
             shape = (most, *(crop if side == -1 else side for side in sides))  # -1: of any size
             self._buffers[name] = Buffer(shape, trt.nptype(self._engine.get_tensor_dtype(name)), runtime)
 
-    def _run(self, images: np.ndarray) -> dict[str, np.ndarray]:
+    def _run_part(self, images: np.ndarray) -> dict[str, np.ndarray]:
         """One batch of at most the profile's greatest; one below its least is filled up."""
         count = len(images)
         size = max(count, self.built.profile.min)
         filled = self._buffers["images"].host
-        filled[:count] = self.prepared(images)
+        filled[:count] = self.metadata.preprocessing.apply(images)
         filled[count:size] = 0
         if size in self._graphs:
             self._graphs[size].start(self._stream)

@@ -8,12 +8,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from evaluate.backends.checksums import PARITY, file_sha256
+from evaluate.backends import is_run_folder
+from evaluate.backends.checksums import PARITY
 from evaluate.backends.engine_file import SUFFIXES, read_facts
 from evaluate.backends.onnx_metadata import OnnxMetadata
-from evaluate.backends.opening import is_run_folder
 from evaluate.benchmark.schema import Accuracy, Model
 from swav_tf.plumbing.errors import DataError, UsageError
+from swav_tf.plumbing.files import file_sha256
 
 
 @dataclass(frozen=True)
@@ -68,10 +69,10 @@ def find_artifacts(paths: Sequence[Path]) -> list[Artifact]:
 
 
 def _onnx(path: Path) -> Artifact:
-    from evaluate.backends.onnx_backend import OnnxRunner
+    from evaluate.backends.onnx_backend import OnnxBackend
     from evaluate.benchmark.work import count_work
 
-    runner = OnnxRunner(path)
+    runner = OnnxBackend(path)
     facts = runner.metadata
     quantisation: dict[str, Any] = facts.quantisation or {}
     model = Model(
@@ -84,7 +85,7 @@ def _onnx(path: Path) -> Artifact:
         weights_sha256=facts.weights_sha256,
         recipe=facts.recipe,
         step=facts.step,
-        side=runner.view.crop,
+        side=runner.input_view.crop,
         gflop_per_image=round(count_work(path).flops / 1e9, 9),
         accuracy=_accuracy(path),
     )

@@ -14,7 +14,7 @@ from evaluate.benchmark.runner_facts import RUNNERS
 from swav_tf.recipe.pretraining import EvaluationView
 
 if TYPE_CHECKING:
-    from evaluate.backends.onnx_backend import OnnxRunner
+    from evaluate.backends.onnx_backend import OnnxBackend
 
 
 Outputs = Mapping[str, np.ndarray]
@@ -70,34 +70,34 @@ def open_target(runner: str, path: Path, *, batch: int, threads: int, cuda_graph
         from evaluate.benchmark.torch_peer import open_peer
 
         return open_peer(runner, path, batch=batch, threads=threads)
-    from evaluate.backends.opening import open_runner
+    from evaluate.backends import open_model
 
     if runner == "keras" and threads:
         os.environ["TF_NUM_INTRAOP_THREADS"] = str(threads)  # it is read when TensorFlow loads
-    opened = open_runner(path, threads=threads) if runner == "ort-cpu" else open_runner(path)
-    return Target(opened.view, opened.run, None, False, (), opened.facts.weights_sha256)
+    opened = open_model(path, threads=threads) if runner == "ort-cpu" else open_model(path)
+    return Target(opened.input_view, opened.run, None, False, (), opened.facts.weights_sha256)
 
 
 def _open_on_gpu(path: Path, provider: str, batch: int, cuda_graph: bool) -> Target:
     """ONNX Runtime with everything bound; without a CUDA graph, and a word about it, where there can be none."""
-    from evaluate.backends.onnx_backend import OnnxRunner
+    from evaluate.backends.onnx_backend import OnnxBackend
 
     notes: tuple[str, ...] = ()
     if cuda_graph:
         try:
-            return _bound(OnnxRunner(path, provider=provider, cuda_graph=True), batch, True, notes)
+            return _bound(OnnxBackend(path, provider=provider, cuda_graph=True), batch, True, notes)
         except Exception as error:  # ONNX Runtime's errors have no common class but this
             notes = (f"no CUDA graph: {str(error).splitlines()[0][:200]}",)
-    return _bound(OnnxRunner(path, provider=provider), batch, False, notes)
+    return _bound(OnnxBackend(path, provider=provider), batch, False, notes)
 
 
-def _bound(runner: OnnxRunner, batch: int, cuda_graph: bool, notes: tuple[str, ...]) -> Target:
-    bound = runner.bound(random_images(runner.view, batch))
+def _bound(runner: OnnxBackend, batch: int, cuda_graph: bool, notes: tuple[str, ...]) -> Target:
+    bound = runner.bound(random_images(runner.input_view, batch))
     for _ in range(3):  # the first runs record the graph: what it cannot do shows now
         bound.run()
     return Target(
-        runner.view,
-        lambda images: bound.run_from_host(runner.prepared(images)),
+        runner.input_view,
+        lambda images: bound.run_from_host(runner.metadata.preprocessing.apply(images)),
         bound.run,
         cuda_graph,
         notes,
@@ -106,14 +106,16 @@ def _bound(runner: OnnxRunner, batch: int, cuda_graph: bool, notes: tuple[str, .
 
 
 def _open_engine(path: Path, batch: int, cuda_graph: bool) -> Target:
-    from evaluate.backends.tensorrt_backend import TensorrtRunner
+    from evaluate.backends.tensorrt_backend import TensorrtBackend
 
-    runner = TensorrtRunner(path, cuda_graph=cuda_graph)
+    runner = TensorrtBackend(path, cuda_graph=cuda_graph)
     compute: list[Callable[[], None]] = []
 
     def on_device() -> None:
         if not compute:  # made when it is first wanted: until then the buffers are those of `run`
-            compute.append(runner.computation(random_images(runner.view, batch)))
+            compute.append(runner.computation(random_images(runner.input_view, batch)))
         compute[0]()
 
-    return Target(runner.view, runner.run, on_device, runner.cuda_graph, (), runner.facts.weights_sha256)
+    return Target(
+        runner.input_view, runner.run, on_device, runner.cuda_graph, (), runner.facts.weights_sha256
+    )

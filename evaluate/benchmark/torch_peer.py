@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from evaluate.backends.onnx_backend import OnnxRunner, open_session
+from evaluate.backends.onnx_backend import OnnxBackend, open_session
 from evaluate.benchmark.target import Target, random_images
 from swav_tf.plumbing.errors import UsageError
 
@@ -40,16 +40,17 @@ def open_peer(runner: str, path: Path, *, batch: int, threads: int) -> Target:
         UsageError: an operator of the graph is not known here.
     """
     torch = _torch()
-    ours = OnnxRunner(path)
+    ours = OnnxBackend(path)
+    prepare = ours.metadata.preprocessing.apply
     if threads:
         torch.set_num_threads(threads)
     module = network_of(path)
     if runner == "ort-torch-cpu":
-        example = torch.from_numpy(ours.prepared(random_images(ours.view, min(batch, 2))))
+        example = torch.from_numpy(prepare(random_images(ours.input_view, min(batch, 2))))
         session = open_session(exported_by_torch(module, example), threads=threads)
         return Target(
-            ours.view,
-            lambda images: {"features": session.run(["features"], {"images": ours.prepared(images)})[0]},
+            ours.input_view,
+            lambda images: {"features": session.run(["features"], {"images": prepare(images)})[0]},
             None,
             False,
             (),
@@ -60,11 +61,11 @@ def open_peer(runner: str, path: Path, *, batch: int, threads: int) -> Target:
         raise UsageError("PyTorch must have been built with CUDA and see a GPU. Received: one that does not.")
     module = module.to(device)
     run: Callable[[Any], Any] = torch.compile(module) if "compile" in runner else module
-    resident = torch.from_numpy(ours.prepared(random_images(ours.view, batch))).to(device)
+    resident = torch.from_numpy(prepare(random_images(ours.input_view, batch))).to(device)
 
     def host(images: np.ndarray) -> dict[str, np.ndarray]:
         with torch.inference_mode():
-            return {"features": run(torch.from_numpy(ours.prepared(images)).to(device)).cpu().numpy()}
+            return {"features": run(torch.from_numpy(prepare(images)).to(device)).cpu().numpy()}
 
     def on_device() -> None:
         with torch.inference_mode():
@@ -72,7 +73,7 @@ def open_peer(runner: str, path: Path, *, batch: int, threads: int) -> Target:
         torch.cuda.synchronize()
 
     return Target(
-        ours.view, host, on_device if device == "cuda" else None, False, (), ours.facts.weights_sha256
+        ours.input_view, host, on_device if device == "cuda" else None, False, (), ours.facts.weights_sha256
     )
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from evaluate.backends.onnx_backend import OnnxRunner
+from evaluate.backends.onnx_backend import OnnxBackend
 from swav_tf.plumbing.errors import DataError, UsageError
 
 
@@ -24,8 +24,8 @@ def time_by_trtexec(path: Path, *, batch: int, seconds: float) -> list[float]:
     program = shutil.which("trtexec")
     if program is None:
         raise UsageError("trtexec must be on the PATH; it comes with TensorRT.")
-    runner = OnnxRunner(path)
-    shape = runner.prepared_shape(batch)
+    runner = OnnxBackend(path)
+    shape = runner.metadata.preprocessing.input_shape(batch)
     with tempfile.TemporaryDirectory(prefix="swav-tf-") as folder:
         times = Path(folder) / "times.json"
         command = [

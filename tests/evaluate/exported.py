@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from evaluate.backends.onnx_backend import OnnxRunner
+from evaluate.backends.onnx_backend import OnnxBackend
 from evaluate.backends.onnx_metadata import OnnxMetadata, Preprocessing
 from swav_tf.recipe.pretraining import Data
 
@@ -27,7 +27,7 @@ def make_exported(
     for precision in precisions:
         write_onnx(folder / f"model-{precision}.onnx", precision, weights=weights)
     images = np.random.default_rng(1).integers(0, 256, (12, SIDE, SIDE, 3), dtype=np.uint8)
-    features = OnnxRunner(folder / f"model-{precisions[0]}.onnx").run(images)["features"]
+    features = OnnxBackend(folder / f"model-{precisions[0]}.onnx").run(images)["features"]
     if wrong:
         features = -features
     facts = {"weights_sha256": weights, "view": {"resize": SIDE, "crop": SIDE}, "outputs": ["features"]}

@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image
 
-from evaluate.backends.backend import ModelIdentity
+from evaluate.backends.backend import Backend, ModelIdentity
 from evaluate.feature_file import FeatureFile, Rows
 from evaluate.images import open_images
 from swav_tf.recipe.pretraining import Data, EvaluationView
@@ -11,11 +11,11 @@ from swav_tf.recipe.pretraining import Data, EvaluationView
 SIDE, FEATURES, PROTOTYPES = 6, 5, 7
 
 
-class NumpyRunner:
+class NumpyRunner(Backend):
     """Random linear features of the pixels; `weights` tells two of them apart."""
 
-    name = "numpy"
-    view = EvaluationView(resize=8, crop=8).model_copy(update={"crop": SIDE})
+    outputs = ("features", "projections", "scores")
+    input_view = EvaluationView(resize=8, crop=8).model_copy(update={"crop": SIDE})
     feature_dim = FEATURES
 
     def __init__(self, weights: str = "a" * 64) -> None:
@@ -28,7 +28,7 @@ class NumpyRunner:
         self.prototypes = draw.normal(size=(FEATURES, PROTOTYPES)).astype(np.float32)
         self.batches: list[int] = []
 
-    def run(self, images):
+    def _run(self, images):
         assert images.dtype == np.uint8
         assert images.shape[1:] == (SIDE, SIDE, 3)
         self.batches.append(len(images))

@@ -30,7 +30,7 @@ def test_assignment_is_by_all_scores(tmp_path, folders, batch_size, near):
     images = class_folders(folders)
     clusters = assign(images, tmp_path, images_of_each=near, batch_size=batch_size)
     readable = [i for i in range(20) if i != 4]
-    views = stack_views(list(view_images(images.source, readable, NumpyRunner.view)))
+    views = stack_views(list(view_images(images.source, readable, NumpyRunner.input_view)))
     scores = NumpyRunner().run(views)["scores"]
     assert clusters.index.tolist() == readable
     np.testing.assert_array_equal(clusters.prototypes, scores.argmax(axis=1))
@@ -65,7 +65,7 @@ class ManyImages:
 def test_the_nearest_of_many_are_in_order(tmp_path):
     images = ImageSet(ManyImages(), Data(kind="images"))
     clusters = assign(images, tmp_path, images_of_each=600, batch_size=800)
-    views = stack_views(list(view_images(images.source, range(800), NumpyRunner.view)))
+    views = stack_views(list(view_images(images.source, range(800), NumpyRunner.input_view)))
     scores = NumpyRunner().run(views)["scores"]
     nearest = np.take_along_axis(scores, clusters.nearest.T, axis=0)
     np.testing.assert_allclose(nearest, -np.sort(-scores, axis=0)[:600], rtol=1e-4, atol=1e-5)
@@ -119,7 +119,7 @@ def test_pages_and_tables(tmp_path):
     clusters = assign(images, tmp_path, images_of_each=3)
     write_tables(clusters, images, tmp_path)
     write_cluster_sheets(
-        tmp_path, clusters, images, model=NumpyRunner().facts, view=NumpyRunner.view, prototypes=2
+        tmp_path, clusters, images, model=NumpyRunner().facts, view=NumpyRunner.input_view, prototypes=2
     )
     page = (tmp_path / "index.html").read_text(encoding="utf-8")
     assert "<script" not in page
@@ -147,14 +147,14 @@ def test_pictures_are_of_the_images_named(tmp_path, folders):
     (folders / "cat" / "00.png").write_bytes(b"")
     images, runner = class_folders(folders), NumpyRunner()
     clusters = assign(images, tmp_path, images_of_each=4)
-    write_cluster_sheets(tmp_path, clusters, images, model=runner.facts, view=runner.view, prototypes=9)
+    write_cluster_sheets(tmp_path, clusters, images, model=runner.facts, view=runner.input_view, prototypes=9)
     page = (tmp_path / "index.html").read_text(encoding="utf-8")
     figures = re.findall(r'src="data:image/[a-z]+;base64,([^"]*)" alt="(.*?), class', page)
     numbers = {html.escape(images.source.image_name(i)): i for i in range(20)}
     assert len(figures) >= 8
     for encoded, name in figures:
         picture = Image.open(io.BytesIO(base64.b64decode(encoded))).convert("RGB")
-        expected = thumbnail(images.source, numbers[name], runner.view, 96)
+        expected = thumbnail(images.source, numbers[name], runner.input_view, 96)
         assert np.abs(np.asarray(picture, float) - np.asarray(expected, float)).mean() < 8
 
 

@@ -22,7 +22,7 @@ FOURS = {"batch_size": 4, "shard_size": 4}
 
 
 def directly(images, runner):
-    views = view_images(images.source, range(len(images.source)), runner.view)
+    views = view_images(images.source, range(len(images.source)), runner.input_view)
     return np.concatenate([runner.run(v.view[None])["features"] for v in views])
 
 

@@ -14,9 +14,9 @@ from PIL import Image
 import export.onnx_file
 from cli.errors import run_and_report
 from cli.main import swav_tf
+from evaluate.backends import open_model
 from evaluate.backends.checksums import check_unchanged, read_checksums
 from evaluate.backends.onnx_metadata import KEY, dataset_name, public_data
-from evaluate.backends.opening import open_runner
 from evaluate.features import extract_features
 from evaluate.images import open_images, stack_views, view_images
 from export.reference import draw_images, read_reference
@@ -52,10 +52,10 @@ def test_files_and_their_runner(everything):
     assert sizes["model-fp16"] < 0.6 * sizes["model-fp32"]
     assert sizes["model-int8-cpu"] < 0.4 * sizes["model-fp32"]
 
-    keras, ours = open_runner(tiny_run()), open_runner(everything / "model-fp32.onnx", threads=1)
+    keras, ours = open_model(tiny_run()), open_model(everything / "model-fp32.onnx", threads=1)
     images = open_images("digits", like=keras.data, split="test")
-    views = stack_views(list(view_images(images.source, range(5), ours.view)))
-    assert (ours.view, ours.data, ours.feature_dim) == (keras.view, keras.data, keras.feature_dim)
+    views = stack_views(list(view_images(images.source, range(5), ours.input_view)))
+    assert (ours.input_view, ours.data, ours.feature_dim) == (keras.input_view, keras.data, keras.feature_dim)
     wanted, found = keras.run(views), ours.run(views)
     for name, values in wanted.items():
         np.testing.assert_allclose(found[name], values, rtol=1e-4, atol=1e-5 * np.abs(values).max())
@@ -90,7 +90,7 @@ def test_metadata(everything):
 # Bugs caught: two draws that share images, another draw for the same seed, labels of other images.
 def test_draws():
     images = open_images("digits", like=Data(kind="digits"))
-    view = open_runner(tiny_run()).view
+    view = open_model(tiny_run()).input_view
     draws = [draw_images(images, (30, 20), view, seed=4, max_bad_share=0) for _ in range(2)]
     first, second = draws[0]
     assert (len(first.views), len(second.views)) == (30, 20)
@@ -118,10 +118,10 @@ def test_on_the_command_line(tmp_path, capsys):
         12,
         {"features", "scores"},
     )
-    runner = open_runner(output / "model-fp32.onnx")
-    assert runner.outputs == ["scores", "features"]
-    assert (runner.view.resize, runner.view.crop) == (40, 40)
-    assert runner.prepared(np.zeros((2, 40, 40, 3), np.uint8)).shape == (2, 3, 40, 40)
+    runner = open_model(output / "model-fp32.onnx")
+    assert runner.outputs == ("scores", "features")
+    assert (runner.input_view.resize, runner.input_view.crop) == (40, 40)
+    assert runner.metadata.preprocessing.apply(np.zeros((2, 40, 40, 3), np.uint8)).shape == (2, 3, 40, 40)
 
 
 # Bugs caught: a misspelt name that is passed over, int8 without any image of the user's.
@@ -167,14 +167,14 @@ def test_a_classifier(probed, tmp_path, capsys):
     assert set(told["relative_error"]) == {"features", "logits"}
     assert told["class_agreement"] == 1
     path = tmp_path / "out" / "model-fp32.onnx"
-    runner = open_runner(path)
-    assert runner.outputs == ["features", "logits"]
+    runner = open_model(path)
+    assert runner.outputs == ("features", "logits")
     assert runner.metadata.class_names == tuple(str(digit) for digit in range(10))
     classifier, recipe, _ = load_classifier(probed)
     images = np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3), dtype=np.uint8)
     wanted = classifier(images, training=False).numpy()
     np.testing.assert_allclose(runner.run(images)["logits"], wanted, rtol=1e-4, atol=1e-5)
-    assert runner.view == recipe.data.evaluation
+    assert runner.input_view == recipe.data.evaluation
 
     folder = tmp_path / "photos"
     folder.mkdir()
@@ -221,10 +221,10 @@ def test_weights_in_a_second_file(tmp_path, monkeypatch):
     results = verify([path])
     assert "model-fp32.onnx.data must have the SHA-256" in results[path.name][1].failures[0]
     with pytest.raises(DataError, match="and was not run"):
-        open_runner(path)
+        open_model(path)
     weights.unlink()
-    with pytest.raises(DataError, match=r"cannot be run by onnxruntime.*model-fp32.onnx.data"):
-        open_runner(path)
+    with pytest.raises(DataError, match=r"cannot run in onnxruntime.*model-fp32.onnx.data"):
+        open_model(path)
 
     weights.write_bytes(b"of a larger model")
     monkeypatch.undo()
@@ -240,12 +240,12 @@ def test_weights_in_a_second_file(tmp_path, monkeypatch):
 def test_features_tell_calibrations_apart(everything, tmp_path):
     images = open_images("digits", like=Data(kind="digits"), split="test")
     output = tmp_path / "features.npz"
-    extract_features(open_runner(everything / "model-int8-cpu.onnx"), images, output)
+    extract_features(open_model(everything / "model-int8-cpu.onnx"), images, output)
     settings = ExportSettings(precisions=("int8",), reference_images=40, calibration_images=20, seed=3)
     export_run(tiny_run(), tmp_path / "out", settings, tell=silent)
-    again = open_runner(everything / "model-int8-cpu.onnx")
+    again = open_model(everything / "model-int8-cpu.onnx")
     assert extract_features(again, images, output).images_before == 360
-    other = open_runner(tmp_path / "out" / "model-int8-cpu.onnx")
+    other = open_model(tmp_path / "out" / "model-int8-cpu.onnx")
     with pytest.raises(UsageError, match=r"model\.file_sha256: was"):
         extract_features(other, images, output)
 

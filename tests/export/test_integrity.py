@@ -7,8 +7,8 @@ import pytest
 
 from cli.errors import run_and_report
 from cli.main import swav_tf
+from evaluate.backends import open_model
 from evaluate.backends.checksums import check_unchanged, read_checksums
-from evaluate.backends.opening import open_runner
 from swav_tf.plumbing.errors import DataError
 from tests.export.spoil import flip_a_weight
 
@@ -26,9 +26,9 @@ def test_a_flipped_bit_is_told(exported, tmp_path, capsys, name):
     path = exported / name
     recorded = read_checksums(exported)
     flip_a_weight(path)
-    told = f"{name} must be the {recorded[name]} that parity.json beside it tells of"
-    with pytest.raises(DataError, match="it is damaged, or another file, and was not run"):
-        open_runner(path)
+    told = f"{name} must have the {recorded[name]} recorded in parity.json"
+    with pytest.raises(DataError, match="The file is damaged or another one and was not run"):
+        open_model(path)
     for arguments in (
         ["features", "digits", "--split", "test", "--model", str(path), "-o", str(tmp_path / "f.npz")],
         ["benchmark", str(exported), "--json", str(tmp_path / "figures.json")],
@@ -43,13 +43,13 @@ def test_a_flipped_bit_is_told(exported, tmp_path, capsys, name):
     assert [file["passed"] for file in files.values()] == [other != name for other in NAMES]
     assert told in files[name]["failures"][0]
     assert read_checksums(exported) == recorded
-    with pytest.raises(DataError, match="it is damaged"):
-        open_runner(path)
+    with pytest.raises(DataError, match="is damaged"):
+        open_model(path)
 
     # Without the record it would have been run: that is what the record is for.
     (exported / "parity.json").unlink()
     images = np.zeros((1, 32, 32, 3), np.uint8)
-    assert np.isfinite(open_runner(path).run(images)["features"]).all()
+    assert np.isfinite(open_model(path).run(images)["features"]).all()
 
 
 # Bugs caught: `verify` of one file that forgets the others; a file of an older export that stays without a record when

@@ -13,8 +13,8 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, te
 import export.triton
 from cli.errors import run_and_report
 from cli.main import swav_tf
+from evaluate.backends import open_model
 from evaluate.backends.engine_file import Batches, BuilderOptions, EngineFacts, Proof, sha256_of, sidecar_of
-from evaluate.backends.opening import open_runner
 from evaluate.backends.tensorrt_module import Gpu
 from export.staging import ExportError
 from export.triton import write_repository
@@ -84,8 +84,8 @@ def test_a_repository(tmp_path, capsys):
             assert used.optimization.execution_accelerators.gpu_execution_accelerator[0].name == "tensorrt"
     assert kinds == [0, 1, 2]
     images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
-    wanted = open_runner(tmp_path / "out" / "model-fp32.onnx").run(images)["features"]
-    found = open_runner(tmp_path / "served" / "tiny-fp32" / "1" / "model.onnx").run(images)["features"]
+    wanted = open_model(tmp_path / "out" / "model-fp32.onnx").run(images)["features"]
+    found = open_model(tmp_path / "served" / "tiny-fp32" / "1" / "model.onnx").run(images)["features"]
     np.testing.assert_array_equal(found, wanted)
 
 

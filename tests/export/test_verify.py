@@ -12,8 +12,8 @@ import pytest
 
 from cli.errors import run_and_report
 from cli.main import swav_tf
+from evaluate.backends import open_model
 from evaluate.backends.onnx_metadata import KEY
-from evaluate.backends.opening import open_runner
 from export.reference import read_reference
 from swav_tf.plumbing.errors import DataError, UsageError
 from tests.export.spoil import edit
@@ -70,8 +70,8 @@ def test_the_script_of_the_docs(everything, tmp_path):
     subprocess.run([sys.executable, "-c", block_all + script, *arguments], check=True, cwd=tmp_path)
     from swav_tf.data.view import evaluation_view
 
-    runner = open_runner(model)
-    wanted = runner.run(np.stack([evaluation_view(image, runner.view) for image in images]))["features"]
+    runner = open_model(model)
+    wanted = runner.run(np.stack([evaluation_view(image, runner.input_view) for image in images]))["features"]
     found = np.load(tmp_path / "features.npy")
     assert np.linalg.norm(found - wanted) < 0.05 * np.linalg.norm(wanted)
 
@@ -145,9 +145,9 @@ def groups_that_cannot_be(model):
         (spoil_weights, "relative error of `features` must be <= 1e-05"),
         (drop_scores, "output `scores` is missing"),
         (constant_features, "output `features` is the same for every image"),
-        (groups_that_cannot_be, "{path} cannot be run on 96 images by ONNX Runtime"),
+        (groups_that_cannot_be, "{path} cannot run on 96 images in ONNX Runtime"),
         (other_hash, "its weights are 000000000000..., the reference's"),
-        (other_size, "{path} must take what its metadata tell, tensor(uint8) [24, 24, 3] for each image"),
+        (other_size, "{path} must take the input in its metadata, tensor(uint8) [24, 24, 3] per image"),
     ],
 )
 def test_failures(exported, change, message, capsys):
@@ -183,20 +183,20 @@ def test_damaged_files(exported, spoil, capsys):
     path = exported / "model-fp32.onnx"
     (exported / "parity.json").unlink()  # else its checksum tells before anything is opened
     spoil(path)
-    with pytest.raises(DataError, match=r"model-fp32.onnx (cannot be run by onnxruntime|, without)"):
-        open_runner(path)
+    with pytest.raises(DataError, match=r"model-fp32.onnx (cannot run in onnxruntime|, without)"):
+        open_model(path)
     assert run_and_report(swav_tf, ["verify", str(exported)]) == 1
-    assert "model-fp32.onnx cannot be run" in " ".join(capsys.readouterr().out.split())
+    assert "model-fp32.onnx cannot run" in " ".join(capsys.readouterr().out.split())
 
 
 # Bugs caught: images prepared by guess, an input of another size that is run all the same.
 def test_files_of_others_and_images_of_another_size(exported):
     path = exported / "model-fp32.onnx"
     with pytest.raises(ValueError, match=r"uint8 \(n, 32, 32, 3\)"):
-        open_runner(path).run(np.zeros((1, 40, 40, 3), np.uint8))
+        open_model(path).run(np.zeros((1, 40, 40, 3), np.uint8))
     edit(path, lambda model: model.metadata_props.clear())
-    with pytest.raises(DataError, match="must be one by `swav-tf export`"):
-        open_runner(path)
+    with pytest.raises(DataError, match="must be by `swav-tf export`"):
+        open_model(path)
 
 
 # Bugs caught: a traceback instead of figures that cannot be kept, and half of them in the place of the old ones.
@@ -217,9 +217,9 @@ def test_a_full_disk(exported, monkeypatch, capsys):
 # Bug caught: another processor than the one asked for, in silence.
 def test_a_provider_that_is_not_there(everything):
     with pytest.raises(UsageError, match="--provider cuda needs an ONNX Runtime that has it"):
-        open_runner(everything / "model-fp32.onnx", provider="cuda")
+        open_model(everything / "model-fp32.onnx", provider="cuda")
     with pytest.raises(UsageError, match="--provider must be one of cpu, cuda, tensorrt"):
-        open_runner(everything / "model-fp32.onnx", provider="gpu")
+        open_model(everything / "model-fp32.onnx", provider="gpu")
 
 
 # Bugs caught: a verdict about nothing, and a reference of nothing.

@@ -11,10 +11,10 @@ from swav_tf.plumbing.errors import DataError
 # Bug caught: a peer of another network: uneven padding, weights, normalisation.
 def test_pytorch_computes_the_same_features(exported) -> None:
     torch = pytest.importorskip("torch")
-    from evaluate.backends.onnx_backend import OnnxRunner
+    from evaluate.backends.onnx_backend import OnnxBackend
 
     images = np.random.default_rng(2).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)
-    wanted = OnnxRunner(exported / "model-fp32.onnx").run(images)["features"]
+    wanted = OnnxBackend(exported / "model-fp32.onnx").run(images)["features"]
     with torch.inference_mode():
         found = network_of(exported / "model-fp32.onnx")(torch.from_numpy(images)).numpy()
     np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)

@@ -14,7 +14,7 @@ import export.run_engines as run_engines
 from cli.errors import run_and_report
 from cli.main import swav_tf
 from evaluate.backends.engine_file import read_engine
-from evaluate.backends.onnx_backend import OnnxRunner
+from evaluate.backends.onnx_backend import OnnxBackend
 from export.engine import build_engine
 from export.run_engines import export_engines
 from export.staging import ExportError
@@ -129,7 +129,7 @@ def on_a_gpu(everything, monkeypatch):
         path = everything / "model-fp16.onnx"
         monkeypatch.setattr(engine_build, "load_engine", lambda *a, **k: (None, FakeInspected(path, kind)))
 
-        class Runner(OnnxRunner):
+        class Runner(OnnxBackend):
             def __init__(self, plan):
                 super().__init__(path)
                 assert read_engine(plan)[1].onnx == path.name
@@ -137,7 +137,7 @@ def on_a_gpu(everything, monkeypatch):
             def run(self, images):
                 return {name: change(values) for name, values in super().run(images).items()}
 
-        monkeypatch.setattr(run_engines, "TensorrtRunner", Runner)
+        monkeypatch.setattr(run_engines, "TensorrtBackend", Runner)
         return path
 
     return use

@@ -7,14 +7,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from evaluate.backends import tensorrt_module
+from evaluate.backends import open_model, tensorrt_module
 from evaluate.backends.engine_file import Batches
-from evaluate.backends.opening import open_runner
-from evaluate.backends.tensorrt_backend import GRAPHS, TensorrtRunner
+from evaluate.backends.tensorrt_backend import GRAPHS, TensorrtBackend
 from evaluate.backends.tensorrt_module import GpuError, NoGpuError, find_tensorrt, the_gpu
 from swav_tf.plumbing.errors import DataError, UsageError
-from tests.evaluate.runners.engines import GPU, metadata, write
-from tests.evaluate.runners.fake_gpu import FakeCuda, FakeEngine, fake_tensorrt
+from tests.evaluate.backends.engines import GPU, metadata, write
+from tests.evaluate.backends.fake_gpu import FakeCuda, FakeEngine, fake_tensorrt
 
 
 def use(monkeypatch, cuda, engine, gpu=GPU):
@@ -44,8 +43,8 @@ def test_outputs(tmp_path, monkeypatch, cuda, inside):
     engine = FakeEngine(cuda, dtype, sides, fewest=2, most=4)
     use(monkeypatch, cuda, engine)
     plan = write(tmp_path / "model.plan", about=metadata(inside=inside), profile=Batches(min=2, opt=2, max=4))
-    runner = open_runner(plan)
-    assert (runner.view.crop, runner.feature_dim, runner.outputs) == (8, 3, ["scores", "features"])
+    runner = open_model(plan)
+    assert (runner.input_view.crop, runner.feature_dim, runner.outputs) == (8, 3, ("scores", "features"))
     assert runner.facts.runner == "TensorRT 10.13.2.6 fp16"
     how = metadata(inside=inside).preprocessing
     for seed, count in enumerate([4, 3, 4, 1, 2, 9, 4, 3, 11]):
@@ -66,7 +65,7 @@ def test_outputs(tmp_path, monkeypatch, cuda, inside):
 def test_graphs_are_few(tmp_path, monkeypatch, cuda):
     engine = FakeEngine(cuda, np.uint8, (8, 8, 3), fewest=1, most=8)
     use(monkeypatch, cuda, engine)
-    runner = open_runner(write(tmp_path / "model.plan", profile=Batches(min=1, opt=2, max=8)))
+    runner = open_model(write(tmp_path / "model.plan", profile=Batches(min=1, opt=2, max=8)))
     for count in [1, 2, 3, 4, 5, 6, 7, 5, 1, 2, 3, 4, 6]:
         batch = images(count, count)
         np.testing.assert_allclose(
@@ -81,7 +80,7 @@ def test_graphs_are_few(tmp_path, monkeypatch, cuda):
 def test_computing_in_the_gpus_memory(tmp_path, monkeypatch, cuda, cuda_graph):
     use(monkeypatch, cuda, FakeEngine(cuda, np.uint8, (8, 8, 3), fewest=2, most=4))
     plan = write(tmp_path / "model.plan", profile=Batches(min=2, opt=2, max=4))
-    runner = TensorrtRunner(plan, cuda_graph=cuda_graph)
+    runner = TensorrtBackend(plan, cuda_graph=cuda_graph)
     batch = images(3)
     compute = runner.computation(batch)
     output = runner._buffers["features"]
@@ -100,7 +99,7 @@ def test_computing_in_the_gpus_memory(tmp_path, monkeypatch, cuda, cuda_graph):
 # Bug caught: results that the next batch overwrites.
 def test_outputs_are_ones_own(tmp_path, monkeypatch, cuda):
     use(monkeypatch, cuda, FakeEngine(cuda, np.uint8, (8, 8, 3), fewest=1, most=4))
-    runner = open_runner(write(tmp_path / "model.plan"))
+    runner = open_model(write(tmp_path / "model.plan"))
     first = runner.run(images(2))
     kept = first["features"].copy()
     runner.run(images(2, seed=1))
@@ -110,7 +109,7 @@ def test_outputs_are_ones_own(tmp_path, monkeypatch, cuda):
 # Bug caught: memory of the GPU that stays taken when a runner is gone.
 def test_memory_is_given_back(tmp_path, monkeypatch, cuda):
     use(monkeypatch, cuda, FakeEngine(cuda, np.uint8, (8, 8, 3), fewest=1, most=4))
-    runner = open_runner(write(tmp_path / "model.plan"))
+    runner = open_model(write(tmp_path / "model.plan"))
     runner.run(images(1))
     del runner
     assert sorted(cuda.freed) == sorted(cuda.held)
@@ -121,7 +120,7 @@ def test_a_full_gpu(tmp_path, monkeypatch):
     cuda = FakeCuda(memory=100)
     use(monkeypatch, cuda, FakeEngine(cuda, np.uint8, (8, 8, 3), fewest=1, most=4))
     with pytest.raises(GpuError, match="cudaMalloc: OUT_OF_MEMORY"):
-        open_runner(write(tmp_path / "model.plan"))
+        open_model(write(tmp_path / "model.plan"))
 
 
 # Bug caught: an engine of another GPU that is given to TensorRT.
@@ -129,12 +128,12 @@ def test_an_engine_of_another_gpu_is_not_loaded(tmp_path, monkeypatch, cuda):
     use(monkeypatch, cuda, None, gpu=GPU.model_copy(update={"name": "NVIDIA L4"}))
     plan = write(tmp_path / "model.plan")
     with pytest.raises(UsageError, match=r"here is NVIDIA L4.*It was not run"):
-        open_runner(plan)
+        open_model(plan)
     use(monkeypatch, cuda, None)
     with pytest.raises(DataError, match=r"model.plan cannot be loaded by TensorRT 10.13.2.6"):
-        open_runner(plan)
-    with pytest.raises(UsageError, match="A provider and its threads belong to an ONNX file"):
-        open_runner(plan, provider="tensorrt")
+        open_model(plan)
+    with pytest.raises(UsageError, match="apply to ONNX files only"):
+        open_model(plan, provider="tensorrt")
 
 
 # Bugs caught: a traceback without a package or a GPU, or one that does not say what to install.
@@ -142,7 +141,7 @@ def test_what_is_missing_is_told(tmp_path, monkeypatch, cuda):
     plan = write(tmp_path / "model.plan")
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     with pytest.raises(UsageError, match=r"needs TensorRT .*pip install 'swav-tf\[tensorrt\]'"):
-        open_runner(plan)
+        open_model(plan)
     monkeypatch.setitem(sys.modules, "tensorrt", SimpleNamespace(__version__="10.11.0.33"))
     with pytest.raises(UsageError, match=r"10.12 or newer. Received: 10.11.0.33"):
         find_tensorrt("tensorrt")

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_sample_images
 
-from evaluate.backends.opening import open_runner
+from evaluate.backends import open_model
 from evaluate.benchmark.artifacts import find_artifacts
 from evaluate.images import open_images, stack_views, view_images
 from swav_tf.plumbing.errors import UsageError
@@ -27,7 +27,7 @@ def run_dir():
 
 @pytest.fixture(scope="session")
 def runner(run_dir):
-    return open_runner(run_dir)
+    return open_model(run_dir)
 
 
 # Bugs caught: preprocessing that differs from the training's evaluation view (resize, crop, channel order,
@@ -38,7 +38,7 @@ def test_features_are_those_of_training(tmp_path, run_dir, runner):
             small = cv2.resize(photo, (side * 2, side), interpolation=cv2.INTER_AREA)
             cv2.imwrite(str(tmp_path / f"{number}-{side}.jpg"), small[..., ::-1])
     images = open_images(str(tmp_path), like=runner.data, kind="images")
-    views = stack_views(list(view_images(images.source, range(4), runner.view)))
+    views = stack_views(list(view_images(images.source, range(4), runner.input_view)))
     outputs = runner.run(views)
     model, recipe = load_swav(run_dir)
     features = extract_features(model, images.source, range(4), recipe.data)
@@ -78,29 +78,29 @@ def test_other_images_are_refused(runner, images):
 
 # Bugs caught: a traceback for what is no run folder, an older checkpoint taken for a damaged one without a word.
 def test_what_is_no_model(tmp_path, run_dir):
-    with pytest.raises(UsageError, match="which is not there"):
-        open_runner(tmp_path / "nowhere")
+    with pytest.raises(UsageError, match="which does not exist"):
+        open_model(tmp_path / "nowhere")
     with pytest.raises(UsageError, match=r"a folder without config.yaml"):
-        open_runner(tmp_path)
+        open_model(tmp_path)
     (tmp_path / "model.plan").write_bytes(b"")
     with pytest.raises(UsageError, match=r"An engine is model.plan with model.plan.json beside it"):
-        open_runner(tmp_path / "model.plan")
+        open_model(tmp_path / "model.plan")
     (tmp_path / "x.txt").write_bytes(b"")
     with pytest.raises(UsageError, match=r"x.txt, a file"):
-        open_runner(tmp_path / "x.txt")
+        open_model(tmp_path / "x.txt")
     copy = tmp_path / "copy"
     shutil.copytree(run_dir, copy)
     weights = copy / "checkpoints" / "step-000000011" / "state.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
     with pytest.raises(CheckpointError, match="is damaged"):
-        open_runner(copy)
+        open_model(copy)
     shutil.rmtree(copy / "checkpoints")
     with pytest.raises(UsageError, match="has no checkpoint yet"):
-        open_runner(copy)
+        open_model(copy)
 
 
 # Bug caught: 'must be a pretrain checkpoint of step 0. Received: probe': the folder is whole, and what to give is known.
-@pytest.mark.parametrize("reader", [open_runner, lambda folder: find_artifacts([folder]), read_pretrained])
+@pytest.mark.parametrize("reader", [open_model, lambda folder: find_artifacts([folder]), read_pretrained])
 @pytest.mark.parametrize(
     ("kind", "what", "origin", "instead"),
     [

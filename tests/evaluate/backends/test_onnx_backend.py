@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from evaluate.backends.onnx_backend import (
-    OnnxRunner,
+    OnnxBackend,
     engine_cache,
     missing_provider,
     open_session,
@@ -51,9 +51,9 @@ def test_a_provider_that_is_not_there_is_an_error(tmp_path) -> None:
 # Bugs caught: outputs of the images before, or of the wrong shape.
 def test_bound_runs_compute_the_images_that_they_are_given(tmp_path) -> None:
     write_onnx(tmp_path / "model.onnx", "fp32", weights="a" * 64)
-    runner = OnnxRunner(tmp_path / "model.onnx")
+    runner = OnnxBackend(tmp_path / "model.onnx")
     first, second = np.random.default_rng(0).integers(0, 256, (2, 5, 8, 8, 3), dtype=np.uint8)
     bound = runner.bound(first)
     for images in (second, first, second):
         np.testing.assert_array_equal(bound.run_from_host(images)["features"], runner.run(images)["features"])
-    assert runner.prepared_shape(5) == first.shape
+    assert runner.metadata.preprocessing.input_shape(5) == first.shape

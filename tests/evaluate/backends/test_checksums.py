@@ -5,7 +5,7 @@ import json
 import pytest
 
 from evaluate.backends.checksums import PARITY, check_unchanged, read_checksums
-from evaluate.backends.onnx_backend import OnnxRunner
+from evaluate.backends.onnx_backend import OnnxBackend
 from swav_tf.plumbing.errors import DataError
 from tests.evaluate.exported import write_onnx
 
@@ -28,17 +28,17 @@ def record(path):
 @pytest.mark.parametrize("place", [0, 0.3, 0.7, 1])
 def test_every_byte_counts(path, place):
     checksum = record(path)
-    assert OnnxRunner(path).facts.file_sha256 == checksum.sha256
+    assert OnnxBackend(path).facts.file_sha256 == checksum.sha256
     data = bytearray(path.read_bytes())
     data[int(place * (len(data) - 1))] ^= 1
     path.write_bytes(data)
     with pytest.raises(
-        DataError, match=rf"model-fp32.onnx must be the {checksum.bytes:,} bytes .*was not run"
+        DataError, match=rf"model-fp32.onnx must have the {checksum.bytes:,} bytes .*was not run"
     ):
-        OnnxRunner(path)
+        OnnxBackend(path)
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(DataError, match=f"Received: {checksum.bytes - 1:,} bytes"):
-        OnnxRunner(path)
+        OnnxBackend(path)
 
 
 # Bugs caught: files of others and of older exports that nobody can use any more; a record of another file.
@@ -54,7 +54,7 @@ def test_every_byte_counts(path, place):
 def test_without_a_record_a_file_is_run(path, document):
     if document is not None:
         (path.parent / PARITY).write_text(json.dumps(document))
-    assert OnnxRunner(path).outputs == ["features"]
+    assert OnnxBackend(path).outputs == ("features",)
 
 
 # Bug caught: a record that cannot be read, taken for none.
@@ -63,12 +63,12 @@ def test_without_a_record_a_file_is_run(path, document):
 )
 def test_a_record_that_cannot_be_read(path, text):
     (path.parent / PARITY).write_bytes(text.encode("latin-1"))
-    with pytest.raises(DataError, match=r"parity.json must be JSON by .*Export anew; or remove it"):
+    with pytest.raises(DataError, match=r"parity.json must be JSON by .*Export again, or remove it"):
         read_checksums(path.parent)
     with pytest.raises(DataError, match=r"parity.json must be JSON"):
-        OnnxRunner(path)
+        OnnxBackend(path)
 
 
 def test_a_file_that_is_not_there(tmp_path):
     with pytest.raises(DataError, match=r"gone.onnx cannot be read: No such file"):
-        OnnxRunner(tmp_path / "gone.onnx")
+        OnnxBackend(tmp_path / "gone.onnx")

@@ -16,7 +16,7 @@ from evaluate.backends.engine_file import (
 )
 from evaluate.backends.tensorrt_module import Gpu
 from swav_tf.plumbing.errors import DataError, UsageError
-from tests.evaluate.runners.engines import GPU, PLAN, engine_facts, here, write
+from tests.evaluate.backends.engines import GPU, PLAN, engine_facts, here, write
 
 OTHER = Gpu(name="NVIDIA L4", compute_capability="8.9", driver="570.10")
 TURING = Gpu(name="NVIDIA T4", compute_capability="7.5", driver="570.10")
