@@ -43,8 +43,7 @@ def prepare(folder: Path) -> None:
 
     from export.run import export_run
     from export.settings import ExportSettings
-    from swav_tf.data.decode import decode
-    from swav_tf.data.view import evaluation_view
+    from swav_tf.data.decode import decode, evaluation_view
     from swav_tf.recipe.files import load_recipe, save_recipe
     from swav_tf.runs.checkpoint import CheckpointStore
     from swav_tf.training.build import build_swav

@@ -17,8 +17,8 @@ from cli.demo_export import DemoExport, export_and_measure, missing_packages, wr
 from cli.tables.benchmark import print_benchmark
 from evaluate.demo_picture import draw_demo
 from evaluate.linear import linear_accuracy
+from swav_tf.data.decode import evaluation_view
 from swav_tf.data.sources import ImageSource, open_source, read_image
-from swav_tf.data.view import evaluation_view
 from swav_tf.knn import knn_accuracy
 from swav_tf.recipe.files import load_recipe
 from swav_tf.recipe.pretraining import Recipe

@@ -30,18 +30,9 @@ def open_data(runner: Backend, data: str | None, kind: str | None, split: str | 
 
 def open_source_of(data: str, kind: str | None, split: str) -> tuple[ImageSource, str]:
     """The images that DATA names where there is no model, and the kind that they were read as."""
-    load_what_reads(data)
     from swav_tf.data.sources import guess_kind, open_source
     from swav_tf.recipe.pretraining import Data
 
     kind = kind or guess_kind(data)
     path = None if kind == "digits" else data
     return open_source(Data.model_validate({"kind": kind, "path": path, "split": split})), kind
-
-
-def load_what_reads(path: str) -> None:
-    """Paths with a scheme are read by TensorFlow; others need none."""
-    from swav_tf.data.storage import is_remote
-
-    if is_remote(path):
-        load_tensorflow_quietly()

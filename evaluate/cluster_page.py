@@ -17,10 +17,9 @@ from evaluate.clusters import Clusters, shown_prototypes, summary, usage_table
 from evaluate.feature_file import class_name
 from evaluate.images import ImageSet
 from swav_tf.data.augment import Image
-from swav_tf.data.decode import UndecodableImage
+from swav_tf.data.decode import UndecodableImage, evaluation_view
 from swav_tf.data.pictures import shortened
 from swav_tf.data.sources import ImageSource, read_image
-from swav_tf.data.view import evaluation_view
 from swav_tf.plumbing.errors import DataError
 from swav_tf.plumbing.files import atomic_write
 from swav_tf.plumbing.names import printable

@@ -14,9 +14,8 @@ from typing import Any, get_args
 import numpy as np
 
 from swav_tf.data.augment import Image
-from swav_tf.data.decode import UndecodableImage
+from swav_tf.data.decode import UndecodableImage, evaluation_view
 from swav_tf.data.sources import ImageSource, open_source, read_image
-from swav_tf.data.view import evaluation_view
 from swav_tf.plumbing.errors import DataError, UsageError
 from swav_tf.plumbing.files import atomic_write
 from swav_tf.plumbing.names import printable

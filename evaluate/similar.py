@@ -16,9 +16,8 @@ from evaluate.feature_file import FeatureFile
 from evaluate.images import ImageSet, open_images
 from evaluate.knn import check_same_model
 from swav_tf.data.augment import Image
-from swav_tf.data.decode import UndecodableImage, decode
+from swav_tf.data.decode import UndecodableImage, decode, evaluation_view
 from swav_tf.data.pictures import shortened
-from swav_tf.data.view import evaluation_view
 from swav_tf.knn import find_neighbours
 from swav_tf.plumbing.errors import DataError, UsageError
 from swav_tf.recipe.pretraining import Data

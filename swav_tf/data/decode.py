@@ -17,7 +17,8 @@ import numpy as np
 from PIL import Image as PillowImage
 from PIL import ImageOps, UnidentifiedImageError
 
-from swav_tf.data.augment import Image
+from swav_tf.data.augment import Image, resize_box
+from swav_tf.recipe.pretraining import EvaluationView
 
 MAX_PIXELS: Final = 89_478_485  # Pillow's bound: 256 MiB of RGB; beyond it an image is refused as a bomb
 _FORMATS: Final = ("JPEG", "PNG", "WEBP", "BMP")
@@ -116,3 +117,21 @@ def _decode_with_pillow(data: bytes) -> Image:
         raise UndecodableImage(f"not one of the formats {', '.join(_FORMATS)}") from None
     except Exception as error:  # Pillow's readers raise whatever their parsing trips over
         raise UndecodableImage(f"{type(error).__name__}: {error}") from error
+
+
+def evaluation_view(image: Image, view: EvaluationView) -> Image:
+    """Return the center of an image for k-NN, probes and features, uint8 (view.crop, view.crop, 3).
+
+    The short side is first resized to `view.resize`.
+
+    Raises:
+        ValueError: the crop is larger than the resized short side.
+    """
+    if view.crop > view.resize:
+        raise ValueError(f"the crop ({view.crop} px) must fit the resized short side ({view.resize} px)")
+    height, width = image.shape[:2]
+    short = min(height, width)
+    new_height, new_width = height * view.resize // short, width * view.resize // short
+    resized = resize_box(image, (0, 0, height, width), new_height, new_width)
+    top, left = round((new_height - view.crop) / 2), round((new_width - view.crop) / 2)
+    return np.ascontiguousarray(resized[top : top + view.crop, left : left + view.crop])

@@ -1,180 +1,161 @@
-"""Images that are files below a folder: unlabelled, or with one folder a class. No TensorFlow."""
+"""Images that are files below a folder: unlabelled, or with one folder for each class."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from itertools import groupby
 from pathlib import Path
 from typing import Final
 
+import numpy as np
+
 from swav_tf.data import storage
+from swav_tf.data.names import PackedNames, pack_names
 from swav_tf.plumbing.errors import DataError
 
 EXTENSIONS: Final = (".jpeg", ".jpg", ".png", ".webp", ".bmp")
 
 
 class _Files:
-    """Images that are files below a folder, each by its path relative to it."""
+    """Image files, each known by its path relative to `root`."""
 
-    def __init__(self, path: str | Path) -> None:
-        self.root = _existing_folder(path)
-        self._names: list[str] = []
+    def __init__(self, root: str, names: Iterable[str]) -> None:
+        self.root = root
+        self._names = PackedNames(pack_names(names))
+        if not len(self._names):
+            raise _no_images(root)
 
     def __len__(self) -> int:
         return len(self._names)
 
     def read(self, index: int) -> bytes:
-        """The file of image `index`."""
+        """Return the encoded file of image `index`."""
         return storage.read_file(storage.join(self.root, self._names[index]))
 
     def facts(self, index: int) -> storage.FileFacts:
-        """Size and time of the last change of the file of image `index`."""
+        """Return size and time of the last change of the file of image `index`."""
         return storage.facts(storage.join(self.root, self._names[index]))
 
     def image_name(self, index: int) -> str:
-        """Path of image `index` relative to the folder; in class folders `<class>/<file>`."""
+        """Return the path of image `index` relative to the folder; in class folders `<class>/<file>`."""
         return self._names[index]
 
 
 class ImageFolder(_Files):
-    """All images below a folder at any depth, in the order of their paths, unlabelled."""
+    """All images below a folder at any depth, unlabelled; a folder's files come before its folders, by name."""
 
     kind: Final = "images"
     class_names: tuple[str, ...] = ()
 
     def __init__(self, path: str | Path) -> None:
-        super().__init__(path)
-        self._names = list(_images_below(self.root))
-        if not self._names:
-            raise _no_image(self.root)
+        root = _existing_folder(path)
+        super().__init__(root, _remote_images(root) if storage.is_remote(root) else _walk(root, "", set()))
 
     def label(self, index: int) -> int:
-        """-1: these images have no labels."""
+        """Return -1: these images have no labels."""
         return -1
 
 
 class ClassFolders(_Files):
-    """One folder a class, `<root>/<class>/*.JPEG` as ImageNet comes; classes are numbered by sorted name."""
+    """One folder for each class, `<root>/<class>/*.JPEG` as in ImageNet; classes are numbered by sorted name."""
 
     kind: Final = "class_folders"
 
     def __init__(self, path: str | Path) -> None:
-        super().__init__(path)
-        self._labels: list[int] = []
-        classes: list[str] = []
-        for folder in _folders_in(self.root):
-            names = [f"{folder}/{name}" for name in _images_below(self.root, folder)]
-            if names:
-                self._names += names
-                self._labels += [len(classes)] * len(names)
-                classes.append(folder)
-        self.class_names = tuple(classes)
-        if not classes:
-            if next(_images_below(self.root), None) is not None:
-                raise DataError(
-                    f"data.kind class_folders needs one folder for each class, but {self.root} holds its "
-                    "images itself. Set data.kind to images if they have no labels, or make class folders."
-                )
-            raise _no_image(self.root)
+        root = _existing_folder(path)
+        counts = Counter[str]()  # in the order of the classes
+
+        def names() -> Iterator[str]:
+            for folder, images in _classes(root):
+                for name in images:
+                    counts[folder] += 1
+                    yield name
+
+        super().__init__(root, names())
+        self.class_names = tuple(counts)
+        self._labels = np.repeat(np.arange(len(counts)), list(counts.values()))
 
     def label(self, index: int) -> int:
-        """Number of the class of image `index`."""
-        return self._labels[index]
+        """Return the number of the class of image `index`."""
+        return int(self._labels[index])
 
 
 def _existing_folder(path: str | Path) -> str:
     folder = storage.local_or_remote(path)
     if not storage.exists(folder):
-        raise DataError(f"the folder of images must exist: {folder} does not. Check the path.")
+        raise DataError(f"The folder of images must exist. Not found: {folder}. Check the path.")
     if not storage.is_folder(folder):
-        raise DataError(
-            f"images are read from a folder, but {folder} is a file. Give the folder that holds it."
-        )
+        raise DataError(f"Images are read from a folder, but {folder} is a file. Give the folder it is in.")
     return folder
 
 
-def _no_image(folder: str) -> DataError:
-    entries = len(storage.names_in(folder))
-    what = "is empty" if entries == 0 else f"has {entries} entries, but no image at any depth"
-    return DataError(f"the folder {folder} must hold images ({', '.join(EXTENSIONS)}, any case); it {what}.")
-
-
-def _folders_in(root: str) -> list[str]:
-    """Names of the folders in a folder, hidden ones and links back to it left out, sorted."""
-    if storage.is_remote(root):
-        _, folders, _ = next(storage.walk(root))
-        return [name for name in folders if not name.startswith(".")]
-    here = os.path.realpath(root)
-    with os.scandir(root) as entries:
-        return sorted(
-            entry.name
-            for entry in entries
-            if not entry.name.startswith(".")
-            and entry.is_dir()
-            and not (entry.is_symlink() and _holds(os.path.realpath(entry.path), here))
+def _no_images(root: str) -> DataError:
+    entries = storage.names_in(root)
+    if any(map(_is_image, entries)):
+        return DataError(
+            f"data.kind class_folders needs one folder for each class, but the images are directly in {root}. "
+            "Set data.kind to images if they have no labels, or move them into class folders."
         )
+    found = f"has {len(entries)} entries, but no image at any depth" if entries else "is empty"
+    return DataError(f"{root} must contain images ({', '.join(EXTENSIONS)}, any case). The folder {found}.")
 
 
-def _images_below(root: str, folder: str = "") -> Iterator[str]:
-    """Paths of all images below a folder in `root`, or below `root` itself, relative to that folder.
+def _is_image(name: str) -> bool:
+    """Return whether a name is that of an image. A Mac leaves a hidden `._x.jpg` for every `x.jpg` it copies."""
+    return name.lower().endswith(EXTENSIONS) and not name.startswith(".")
 
-    They are sorted within each folder. Hidden files are left out: a Mac leaves `._name.JPEG` beside
-    every `name.JPEG` it copies. Linked folders are followed, each once, but never round a loop.
-    """
-    start = storage.join(root, folder) if folder else root
+
+def _classes(root: str) -> Iterable[tuple[str, Iterable[str]]]:
+    """Return each folder in `root` with the names of its images, sorted; folders without images too."""
     if storage.is_remote(root):
-        return _remote_images_below(start)
-    # Resolved once, so that a relative path or links in it do not change what is a loop.
-    way = (os.path.realpath(root),)
-    return _walk(start, "", _entered(way, start) if folder else way, set())
+        inside = (name for name in _remote_images(root) if "/" in name)
+        return groupby(inside, key=lambda name: name.partition("/")[0])
+    _, folders = _entries(root)
+    return ((folder, _walk(root, f"{folder}/", set())) for folder in folders if _is_new(root, folder, set()))
 
 
-def _walk(path: str, prefix: str, way: tuple[str, ...], seen: set[str]) -> Iterator[str]:
-    """The images below `path`; `way` as `_entered` has it, `seen` the targets of the links that were followed."""
-    folders, files = [], []
-    with os.scandir(path) as entries:
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            if entry.name.lower().endswith(EXTENSIONS) and entry.is_file():
-                files.append(entry.name)
-            elif entry.is_dir():
-                folders.append(entry.name)
-    for name in sorted(files):
+def _remote_images(root: str) -> list[str]:
+    return [
+        name
+        for name in storage.remote_files_below(root)
+        if _is_image(name.rpartition("/")[2]) and not name.startswith(".") and "/." not in name
+    ]
+
+
+def _walk(root: str, prefix: str, seen: set[str]) -> Iterator[str]:
+    """Yield the images below `root`/`prefix` relative to `root`; `seen` are the targets of links followed so far."""
+    files, folders = _entries(storage.join(root, prefix))
+    for name in files:
         yield prefix + name
-    followed = []
-    for name in sorted(folders):  # of two links to one folder the first counts, whatever the disk lists first
-        further = _entered(way, f"{path}/{name}")
-        if len(further) > len(way):
-            target = further[0]
-            if target in seen or any(_holds(target, here) for here in way):
-                continue
-            seen.add(target)
-        followed.append((name, further))
-    for name, further in followed:
-        yield from _walk(f"{path}/{name}", f"{prefix}{name}/", further, seen)
+    # All links in one folder are decided on before any is followed: their names decide, not what is below them.
+    for name in [name for name in folders if _is_new(root, prefix + name, seen)]:
+        yield from _walk(root, f"{prefix}{name}/", seen)
 
 
-def _entered(way: tuple[str, ...], path: str) -> tuple[str, ...]:
-    """A way with one folder more.
-
-    A way has no links in it: first where one stands, then the folders that were left by a link, the last first.
-    """
-    if os.path.islink(path):
-        return (os.path.realpath(path), *way)
-    return (os.path.join(way[0], os.path.basename(path)), *way[1:])
-
-
-def _holds(folder: str, path: str) -> bool:
-    """Whether a path lies in a folder or is it; both without links."""
-    return os.path.commonpath([folder, path]) == folder
+def _entries(folder: str) -> tuple[list[str], list[str]]:
+    """Return the sorted names of the images and of the folders in a folder, hidden ones left out."""
+    images, folders = [], []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if _is_image(entry.name) and entry.is_file():
+                images.append(entry.name)
+            elif not entry.name.startswith(".") and entry.is_dir():
+                folders.append(entry.name)
+    return sorted(images), sorted(folders)
 
 
-def _remote_images_below(folder: str) -> Iterator[str]:
-    """The same of an object store, in the same order; it knows no links."""
-    for path, folders, files in storage.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        prefix = path[len(folder.rstrip("/")) :].lstrip("/")
-        for name in files:
-            if name.lower().endswith(EXTENSIONS) and not name.startswith("."):
-                yield f"{prefix}/{name}" if prefix else name
+def _is_new(root: str, name: str, seen: set[str]) -> bool:
+    """Return whether a folder is to be walked: not if it is a link to a folder it is in, or to one in `seen`."""
+    path = storage.join(root, name)
+    if not os.path.islink(path):
+        return True
+    target = os.path.realpath(path)
+    # Real paths of all folders on the way here, so that a relative root or links on the way do not hide a loop.
+    parts = name.split("/")[:-1]
+    way = [os.path.realpath(os.path.join(root, *parts[:depth])) for depth in range(len(parts) + 1)]
+    if target in seen or any(os.path.commonpath([target, folder]) == target for folder in way):
+        return False
+    seen.add(target)
+    return True

@@ -15,10 +15,9 @@ import tensorflow as tf
 from swav_tf.data.augment import Image
 from swav_tf.data.bad_images import BadImages
 from swav_tf.data.crop_child import SEATS
-from swav_tf.data.decode import UndecodableImage
+from swav_tf.data.decode import UndecodableImage, evaluation_view
 from swav_tf.data.order import CropsByPosition
 from swav_tf.data.sources import ImageSource, read_image
-from swav_tf.data.view import evaluation_view
 from swav_tf.data.workers import CropProcesses, largest_chunk
 from swav_tf.plumbing.errors import DataError
 from swav_tf.plumbing.system import available_cores

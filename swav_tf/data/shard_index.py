@@ -7,7 +7,7 @@ import io
 import json
 import os
 import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from swav_tf.data import storage
 from swav_tf.plumbing.errors import DataError
-from swav_tf.plumbing.names import name_bytes, printable
+from swav_tf.plumbing.names import printable
 
 Values = list[bytes] | list[int]
 
@@ -267,15 +267,6 @@ class ShardIndex:
     source: dict[str, Any]
     records: npt.NDArray[np.int64]
     names: bytes
-
-    def image_names(self) -> list[str]:
-        """The images' names, in order."""
-        return self.names.decode("utf-8", "surrogateescape").split("\0")[:-1]
-
-
-def pack_names(names: Iterable[str]) -> bytes:
-    """Names as the index keeps them."""
-    return b"".join(name_bytes(name) + b"\0" for name in names)
 
 
 def index_files(index: ShardIndex, *, tool: str) -> dict[str, bytes]:

@@ -17,6 +17,7 @@ import numpy as np
 
 from swav_tf.data import storage
 from swav_tf.data.folders import ClassFolders, ImageFolder
+from swav_tf.data.names import pack_names
 from swav_tf.data.packing_state import (
     JOURNAL,
     PLAN,
@@ -40,7 +41,6 @@ from swav_tf.data.shard_index import (
     encode_example,
     framed,
     index_files,
-    pack_names,
     read_index,
     record_table,
     shard_path,
@@ -268,10 +268,9 @@ def file_sha256(path: str) -> str:
     Raises:
         OSError: it cannot be read.
     """
-    digest, position = hashlib.sha256(), 0
-    while data := storage.read_range(path, position, _BLOCK):
-        digest.update(data)
-        position += len(data)
+    digest = hashlib.sha256()
+    for position in range(0, storage.facts(path).size, _BLOCK):
+        digest.update(storage.read_range(path, position, _BLOCK))
     return digest.hexdigest()
 
 

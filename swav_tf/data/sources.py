@@ -24,37 +24,37 @@ class ImageSource(Protocol):
     class_names: tuple[str, ...]  # empty when the source does not name its classes
 
     def __len__(self) -> int:
-        """How many images there are."""
+        """Return the number of images."""
         ...
 
     def read(self, index: int) -> bytes | Image:
-        """Image `index`: an encoded file, or uint8 RGB (height, width, 3)."""
+        """Return image `index`: an encoded file, or uint8 RGB (height, width, 3)."""
         ...
 
     def label(self, index: int) -> int:
-        """Class of image `index`, from 0; -1 when it has none."""
+        """Return the class of image `index`, from 0; -1 if it has none."""
         ...
 
     def image_name(self, index: int) -> str:
-        """Name of image `index` for messages: a path relative to the source."""
+        """Return the name of image `index` for messages: a path relative to the source."""
         ...
 
 
 def read_image(source: ImageSource, index: int) -> Image:
-    """The pixels of an image of a source, uint8 RGB (height, width, 3).
+    """Return the pixels of an image of a source, uint8 RGB (height, width, 3).
 
     Raises:
-        UndecodableImage: if they cannot be decoded.
-        OSError: if they cannot be read.
+        UndecodableImage: the pixels cannot be decoded.
+        OSError: the file cannot be read.
     """
     data = source.read(index)
     return data if isinstance(data, np.ndarray) else decode(data)
 
 
 def fingerprint(source: ImageSource) -> dict[str, Any]:
-    """What tells these images from others: how many, and the SHA-256 of their names.
+    """Return what identifies these images: their number, and the SHA-256 of their names.
 
-    `names_sha256` is over the names' bytes on disk, each ended by a zero byte. The facts of an
+    `names_sha256` covers the names' bytes on disk, each followed by a zero byte. The facts of an
     `evaluate.images.ImageSet` have a field of that name over printable lines: the two do not compare.
     """
     names = hashlib.sha256()
@@ -64,76 +64,77 @@ def fingerprint(source: ImageSource) -> dict[str, Any]:
 
 
 def open_source(data: Data, *, validation: bool = False) -> ImageSource:
-    """The images that a recipe's `data` section names, or with `validation` the labelled ones beside them.
+    """Open the images of a recipe's `data` section, or with `validation` its labelled validation images.
 
     Raises:
-        DataError: if they are missing, or not what `data.kind` says.
+        DataError: the images are missing, or not of the kind in `data.kind`.
     """
     if data.kind in ("digits", "tfds"):
         split = data.validation_split if validation else data.split
         if split is None:
-            raise DataError("data.validation_split must name a split to validate on; it is not set")
+            raise DataError("data.validation_split must name a split to validate on; it is not set.")
         if data.kind == "digits":
             from swav_tf.data.digits import Digits
 
             return Digits(split)
         from swav_tf.data.tfds import open_tfds
 
-        return open_tfds(_given(data.path, "data.path", "the name of a TensorFlow Datasets data set"), split)
+        return open_tfds(
+            _required(data.path, "data.path", "the name of a TensorFlow Datasets data set"), split
+        )
     if validation:
-        path = _given(data.validation_path, "data.validation_path", "labelled images to validate on")
+        path = _required(data.validation_path, "data.validation_path", "labelled images to validate on")
     else:
-        path = _given(data.path, "data.path", "the folder of the images")
-    with _within_reach(path):
-        if data.kind == "tfrecord":
-            from swav_tf.data.tfrecord import open_shards
+        path = _required(data.path, "data.path", "the folder of the images")
+    if data.kind == "tfrecord":
+        from swav_tf.data.tfrecord import open_shards
 
+        with _reachable(path):
             return open_shards(path, image_key=data.image_key, label_key=data.label_key)
-        # Unlabelled training images still need labelled ones to be validated on.
-        folders = data.kind == "class_folders" or validation
-        return open_folder(path, kind="class_folders" if folders else "images")
+    # Validation needs labels, also when the training images have none.
+    return open_folder(path, kind="class_folders" if validation else data.kind)
 
 
 def open_folder(path: str, *, kind: str) -> ClassFolders | ImageFolder:
-    """The images below a folder, as `class_folders` or as `images`.
+    """Open the images below a folder, as `class_folders` or as `images`.
 
     Raises:
-        DataError: if there are none, or they are out of reach.
+        DataError: there are none, or they cannot be accessed.
     """
-    with _within_reach(path):
+    with _reachable(path):
         return ClassFolders(path) if kind == "class_folders" else ImageFolder(path)
 
 
-@contextmanager
-def _within_reach(path: str) -> Iterator[None]:
-    """No permission, no network, a bucket of somebody else's, in words."""
-    try:
-        yield
-    except OSError as error:
-        raise DataError(
-            f"The images at {path} must be within reach: {error}. Check the path and who may read it."
-        ) from error
-
-
 def guess_kind(path: str) -> str:
-    """How images at a path are most likely to be read, as `data.kind`; what is there decides, not its name.
+    """Return the most likely `data.kind` of the images at a path, judged by its content.
 
     Raises:
-        DataError: if it is out of reach.
+        DataError: the path cannot be accessed.
     """
     if path == "digits":
         return path
-    with _within_reach(path):
+    with _reachable(path):
         folder = storage.local_or_remote(path)
         if not storage.is_folder(folder):
             return "tfrecord" if storage.matching(folder) else "class_folders"
         names = [name for name in storage.names_in(folder) if not name.startswith(".")]
-        if any("tfrecord" in name or "-of-" in name for name in names):
-            return "tfrecord"
-        return "images" if any(name.lower().endswith(EXTENSIONS) for name in names) else "class_folders"
+    if any("tfrecord" in name or "-of-" in name for name in names):
+        return "tfrecord"
+    return "images" if any(name.lower().endswith(EXTENSIONS) for name in names) else "class_folders"
 
 
-def _given(value: str | None, field: str, meaning: str) -> str:
+@contextmanager
+def _reachable(path: str) -> Iterator[None]:
+    """Report a missing permission, a network failure or a closed bucket."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            f"The images at {path} cannot be accessed: {error}. Check the path and its permissions."
+        ) from error
+
+
+def _required(value: str | None, field: str, meaning: str) -> str:
     if not value:
-        raise DataError(f"{field} must be set: {meaning}")
+        raise DataError(f"{field} must be set: {meaning}.")
     return value

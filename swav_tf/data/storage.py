@@ -1,13 +1,9 @@
-"""Files on this machine and in object stores, by path: `/data/train`, `gs://bucket/train`, `s3://bucket/train`.
-
-A path with a scheme is read by TensorFlow's file systems, which are imported only then; every other
-path is read by Python alone.
-"""
+"""Files by path: local ones through `os`; `gs://`, `s3://`, `zip://`, `memory://` and other schemes through fsspec."""
 
 from __future__ import annotations
 
+import errno
 import glob
-import importlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,187 +11,162 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from swav_tf.plumbing.errors import DataError
-from swav_tf.plumbing.names import printable
-
-# What brings a scheme that TensorFlow does not bring itself; importing it registers the file system.
-_PLUG_INS = {
-    "s3": "tensorflow-io",
-    "hdfs": "tensorflow-io",
-    "viewfs": "tensorflow-io",
-    "az": "tensorflow-io",
-    "gs": "tensorflow-io-gcs-filesystem",
-}
 
 
 class FileFacts(NamedTuple):
-    """Size in bytes and time of the last change, in nanoseconds since 1970."""
+    """Size in bytes and time of the last change in nanoseconds since 1970, 0 where it is not recorded."""
 
     size: int
     changed_ns: int
 
 
 def is_remote(path: str | Path) -> bool:
-    """Whether TensorFlow's file systems read the path: it has a scheme."""
+    """Return whether a path has a scheme, so that fsspec reads it."""
     return "://" in str(path)
 
 
 def local_or_remote(path: str | Path) -> str:
-    """The path as it will be read: `~` resolved, or its scheme known to be served here.
-
-    Raises:
-        DataError: no file system for the scheme is installed.
-    """
-    text = str(path)
-    if not is_remote(text):
-        return os.path.expanduser(text)
-    scheme = text.partition("://")[0]
-    if scheme in _schemes():
-        return text
-    plug_in = _PLUG_INS.get(scheme)
-    reason = _import_plug_in(plug_in) if plug_in else "Check the spelling, or copy the images here."
-    if scheme not in _schemes():
-        raise DataError(
-            f"TensorFlow must have a file system for {scheme}://, of {text}; it has {', '.join(_schemes())}. {reason}"
-        )
-    return text
-
-
-def _schemes() -> list[str]:
-    return sorted(name for name in _gfile().get_registered_schemes() if name)
-
-
-def _import_plug_in(package: str) -> str:
-    """Imports what brings a file system; returns what to do if that did not help."""
-    try:
-        importlib.import_module(package.replace("-", "_"))
-    except ImportError as error:
-        if isinstance(error, ModuleNotFoundError):
-            return f"Install its plug-in, pip install {package}, or copy the images here."
-        return f"Its plug-in {package} cannot be imported: {error}."
-    except Exception as error:  # a plug-in of another version of TensorFlow's fails as it likes
-        return f"Its plug-in {package} cannot be imported: {type(error).__name__}: {error}."
-    return f"Its plug-in {package} is there, but has none for this TensorFlow: install the version that fits."
+    """Return the path as text, `~` expanded unless it has a scheme."""
+    return str(path) if is_remote(path) else os.path.expanduser(path)
 
 
 def is_folder(path: str) -> bool:
-    """Whether it is a folder that is there."""
-    if not is_remote(path):
-        return os.path.isdir(path)
-    with _told_as_os_errors(path):
-        return bool(_gfile().isdir(path))
+    """Return whether a folder exists at the path."""
+    return _type(path) == "directory" if is_remote(path) else os.path.isdir(path)
 
 
 def exists(path: str) -> bool:
-    """Whether there is such a file or folder."""
-    if not is_remote(path):
-        return os.path.exists(path)
-    with _told_as_os_errors(path):
-        return bool(_gfile().exists(path))
+    """Return whether a file or folder exists at the path."""
+    return _type(path) is not None if is_remote(path) else os.path.exists(path)
 
 
 def join(folder: str, name: str) -> str:
-    """The path of a name in a folder."""
-    return f"{folder.rstrip('/')}/{name}"
+    """Return the path of a name in a folder, also in one of an archive: `zip://folder::/data/images.zip`."""
+    if not is_remote(folder):
+        return f"{folder.rstrip('/')}/{name}"
+    inner, chain, archive = folder.partition("::")
+    return f"{inner}{'' if inner.endswith('/') else '/'}{name}{chain}{archive}"
+
+
+def name_of(path: str) -> str:
+    """Return the last part of a path, without the archive it is in."""
+    return (path.partition("::")[0] if is_remote(path) else path).rpartition("/")[2]
 
 
 def names_in(folder: str) -> list[str]:
-    """Names of the files and folders in a folder, sorted."""
+    """Return the sorted names of the files and folders in a folder."""
     if not is_remote(folder):
         return sorted(os.listdir(folder))
-    with _told_as_os_errors(folder):
-        return sorted(name.rstrip("/") for name in _gfile().listdir(folder))
+    with _remote(folder) as (files, inner):
+        return sorted(path.rstrip("/").rpartition("/")[2] for path in files.ls(inner, detail=False))
 
 
 def matching(pattern: str) -> list[str]:
-    """The paths that a pattern with `*`, `?` and `[...]` names, sorted."""
+    """Return the sorted paths that match a pattern with `*`, `?` and `[...]`."""
     if not is_remote(pattern):
         return sorted(glob.glob(pattern))
-    with _told_as_os_errors(pattern):
-        return sorted(_gfile().glob(pattern))
+    with _remote(pattern) as (files, inner):
+        text, chain, archive = pattern.partition("::")
+        prefix = text.removesuffix(
+            inner.lstrip("/")
+        )  # scheme and host, which fsspec leaves out of what it finds
+        return sorted(f"{prefix}{path.lstrip('/')}{chain}{archive}" for path in files.glob(inner))
 
 
-def walk(folder: str) -> Iterator[tuple[str, list[str], list[str]]]:
-    """Path, folders and files of every folder below a remote one, as `os.walk`; the folders may be pruned."""
-    with _told_as_os_errors(folder):
-        for path, folders, files in _gfile().walk(folder):
-            folders[:] = sorted(name.rstrip("/") for name in folders)
-            yield path.rstrip("/"), folders, sorted(files)
+def remote_files_below(folder: str) -> list[str]:
+    """Return the paths of all files below a remote folder, relative to it: a folder's files, then its folders."""
+    with _remote(folder) as (files, inner):
+        found = files.find(inner)
+        files.invalidate_cache()  # the client library would keep a dictionary for each file
+    names = [path[len(inner.rstrip("/")) :].lstrip("/") for path in found]
+    return sorted(names, key=_visiting_order)
+
+
+def _visiting_order(name: str) -> list[tuple[bool, str]]:
+    *folders, file = name.split("/")
+    return [*((True, folder) for folder in folders), (False, file)]
 
 
 def facts(path: str) -> FileFacts:
-    """Size and time of the last change of a file.
+    """Return size and time of the last change of a file.
 
     Raises:
-        OSError: it cannot be looked at.
+        OSError: the file cannot be accessed.
     """
     if not is_remote(path):
         status = os.stat(path)
         return FileFacts(status.st_size, status.st_mtime_ns)
-    with _told_as_os_errors(path):
-        told = _gfile().stat(path)
-        return FileFacts(int(told.length), int(told.mtime_nsec))
+    with _remote(path) as (files, inner):
+        try:
+            changed = round(files.modified(inner).timestamp() * 1e6) * 1000
+        except NotImplementedError:
+            changed = 0
+        return FileFacts(int(files.size(inner)), changed)
 
 
 def read_file(path: str) -> bytes:
-    """A file, whole.
+    """Return the content of a file.
 
     Raises:
-        OSError: it cannot be read.
+        OSError: the file cannot be read.
     """
     if not is_remote(path):
         with open(path, "rb") as file:
             return file.read()
-    with _told_as_os_errors(path), _gfile().GFile(path, "rb") as file:
-        return bytes(file.read())
+    with _remote(path) as (files, inner):
+        return bytes(files.cat_file(inner))
 
 
 def read_range(path: str, offset: int, length: int) -> bytes:
-    """`length` bytes of a file from `offset` on; fewer where it ends.
+    """Return `length` bytes of a file from `offset` on, fewer at its end. The offset must be within the file.
 
-    Opened for each call: a thousand shards held open would exceed the usual limit of a process.
+    The file is opened for each call: a thousand open shards would exceed a process's usual limit.
 
     Raises:
-        OSError: it cannot be read.
+        OSError: the file cannot be read.
     """
-    if not is_remote(path):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            data = os.pread(descriptor, length, offset)
-            while len(data) < length and (
-                more := os.pread(descriptor, length - len(data), offset + len(data))
-            ):
-                data += more
-            return data
-        finally:
-            os.close(descriptor)
-    with _told_as_os_errors(path), _gfile().GFile(path, "rb") as file:
-        file.seek(offset)
-        return bytes(file.read(length))
-
-
-def _gfile() -> Any:
+    if is_remote(path):
+        with _remote(path) as (files, inner):
+            return bytes(files.cat_file(inner, start=offset, end=offset + length))
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        import tensorflow as tf
-    except ImportError as error:
-        raise DataError(
-            "Paths with a scheme, as gs://, are read by TensorFlow, which is not installed: "
-            'pip install "swav-tf[train]"'
-        ) from error
-    return tf.io.gfile
+        data = os.pread(descriptor, length, offset)
+        while len(data) < length and (more := os.pread(descriptor, length - len(data), offset + len(data))):
+            data += more
+        return data
+    finally:
+        os.close(descriptor)
+
+
+def _type(path: str) -> str | None:
+    try:
+        with _remote(path) as (files, inner):
+            return str(files.info(inner)["type"])
+    except FileNotFoundError:
+        return None
 
 
 @contextmanager
-def _told_as_os_errors(path: str) -> Iterator[None]:
-    """TensorFlow's errors as the OSErrors that local files give, so that one image is one bad image."""
-    import tensorflow as tf
+def _remote(path: str) -> Iterator[tuple[Any, str]]:
+    """Yield the file system of a path and the path in it; report errors of its client library as OSErrors.
+
+    Raises:
+        DataError: the scheme is unknown, or its package is not installed.
+    """
+    from fsspec.core import url_to_fs
 
     try:
-        yield
-    except tf.errors.NotFoundError as error:
-        raise FileNotFoundError(f"{printable(path)}: {_first_line(error)}") from error
-    except tf.errors.OpError as error:
-        raise OSError(f"{printable(path)}: {_first_line(error)}") from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+        files, inner = url_to_fs(path)
+    except (ImportError, ValueError) as error:  # fsspec names the package
+        raise DataError(
+            f"The scheme of {path} must be one that fsspec can read: {error}. "
+            "Install its package, correct the path, or copy the images to this machine."
+        ) from error
+    try:
+        yield files, inner
+    except FileNotFoundError as error:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path) from error
+    except OSError as error:
+        raise OSError(f"{path}: {error}") from error
+    except Exception as error:  # each client library has its own
+        raise OSError(f"{path}: {type(error).__name__}: {error}") from error

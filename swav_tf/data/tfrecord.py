@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from swav_tf.data import storage
+from swav_tf.data.names import PackedNames
 from swav_tf.data.packing_state import unfinished
 from swav_tf.data.shard_index import (
     FOOTER,
@@ -91,7 +92,7 @@ class TFRecordSource:
         self.class_names = class_names if index is None else index.class_names
         self._shards = [str(shard) for shard in shards]
         self._image_key, self._label_key = image_key, label_key
-        self._names: list[str] | None = None
+        self._names = PackedNames(b"" if index is None else index.names)
         self._records: Any  # int64 (images, 3): shard, offset, length
         if index is not None:
             numbers = np.repeat(np.arange(len(index.shards)), [shard.examples for shard in index.shards])
@@ -147,11 +148,9 @@ class TFRecordSource:
         So shards of ours have the names of the folder that they were made of, and a run goes on with either.
         """
         if self.index is not None:
-            if self._names is None:
-                self._names = self.index.image_names()
             return self._names[index]
         shard, offset, _ = self._records[index].tolist()
-        return f"{self._shards[shard].rpartition('/')[2]}@{offset}"
+        return f"{storage.name_of(self._shards[shard])}@{offset}"
 
     def _features(self, index: int) -> dict[str, Values]:
         shard, offset, length = self._records[index].tolist()

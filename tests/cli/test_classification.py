@@ -149,7 +149,7 @@ def test_predictions_are_the_models(
     assert list(told) == ["a.png", "broken.jpg", "c.png", "below/b.png"]
     assert "not one of the formats" in told["broken.jpg"]["error"]
 
-    from swav_tf.data.view import evaluation_view
+    from swav_tf.data.decode import evaluation_view
 
     model, recipe, _ = load_classifier(probed)
     for name in ("a.png", "below/b.png", "c.png"):

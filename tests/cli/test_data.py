@@ -87,13 +87,13 @@ def test_check_fails_for_a_wrong_checksum(images: Path, tmp_path: Path, data: Ru
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["shard", "nowhere", "out"], 1, "nowhere does not"),
+        (["shard", "nowhere", "out"], 1, "nowhere. Check the path"),
         (["shard", "{images}", "out", "--shards", "9"], 2, "8 images, 9 shards"),
         (["shard", "{images}", "{images}"], 2, "new or empty"),
-        (["check", "nowhere"], 1, "nowhere does not"),
+        (["check", "nowhere"], 1, "nowhere. Check the path"),
         (["check", "{images}", "--sheet", "sheet.txt"], 2, "A picture must end in .png"),
         (["check", "{images}", "--kind", "tfrecord"], 1, "TFRecord shards"),
-        (["check", "s4://bucket/images"], 1, "must have a file system for s4://"),
+        (["check", "s4://bucket/images"], 1, "The scheme of s4:"),
     ],
 )
 def test_what_is_wrong_is_told(

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from swav_tf.data.decode import evaluation_view
 from swav_tf.data.order import epoch_order
-from swav_tf.data.view import evaluation_view
 from swav_tf.recipe.pretraining import EvaluationView
 
 

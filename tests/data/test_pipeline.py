@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 
 from swav_tf.data.bad_images import BadImages
+from swav_tf.data.decode import evaluation_view
 from swav_tf.data.folders import ImageFolder
 from swav_tf.data.loader import evaluation_batches, training_batches
 from swav_tf.data.multicrop import MultiCrop
 from swav_tf.data.order import epoch_order
 from swav_tf.data.sources import read_image
-from swav_tf.data.view import evaluation_view
 from swav_tf.recipe.pretraining import EvaluationView
 
 tf = pytest.importorskip("tensorflow")

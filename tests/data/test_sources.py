@@ -1,4 +1,4 @@
-"""Folders of images, and what is said when they are not what they should be."""
+"""Folders of images, the bundled digits, and the errors of data that is not what a recipe expects."""
 
 import os
 
@@ -10,8 +10,11 @@ from swav_tf.data.sources import open_source
 from swav_tf.plumbing.errors import DataError
 from swav_tf.recipe.pretraining import Data
 
+KINDS = {"images": ImageFolder, "class_folders": ClassFolders}
+
 
 def make(root, *names):
+    """Create files that contain their own names."""
     for name in names:
         path = os.path.join(os.fsencode(root), os.fsencode(name))
         os.makedirs(os.path.dirname(path), exist_ok=True)
@@ -19,145 +22,111 @@ def make(root, *names):
             file.write(os.path.basename(path))
 
 
+def names_of(source):
+    return [source.image_name(i) for i in range(len(source))]
+
+
 def test_class_folders_are_numbered_by_sorted_name(tmp_path):
-    # Numbers in the order of the directory listing, which differs between machines.
+    # Numbers in the order of the directory listing; a folder without images that shifts the classes after it.
     make(tmp_path, "n02/b.JPEG", "n01/z.jpg", "n01/A.Png", "n10/deep/er/x.webp", "n01/notes.txt", "stray.jpg")
+    make(tmp_path, "n015/readme.txt")
     source = ClassFolders(tmp_path)
     assert source.class_names == ("n01", "n02", "n10")
-    assert [source.image_name(i) for i in range(len(source))] == [
-        "n01/A.Png", "n01/z.jpg", "n02/b.JPEG", "n10/deep/er/x.webp",
-    ]  # fmt: skip
+    assert names_of(source) == ["n01/A.Png", "n01/z.jpg", "n02/b.JPEG", "n10/deep/er/x.webp"]
     assert [source.label(i) for i in range(4)] == [0, 0, 1, 2]
     assert source.read(2) == b"b.JPEG"
 
 
-def test_a_folder_without_images_is_no_class(tmp_path):
-    # An empty folder that shifts the numbers of all classes behind it.
-    make(tmp_path, "a/1.jpg", "b/readme.txt", "c/1.jpg")
-    source = ClassFolders(tmp_path)
-    assert source.class_names == ("a", "c")
-    assert source.label(1) == 1
-
-
 def test_images_are_found_at_any_depth_in_order(tmp_path):
-    make(tmp_path, "b/2.bmp", "b/1.JPG", "a.jpeg", "b/c/d/e.png", "c.gif")
+    # Resource forks of a Mac, `._x.jpg`, are not images.
+    make(tmp_path, "b/2.bmp", "b/1.JPG", "a.jpeg", "b/c/d/e.png", "c.gif", "._a.jpeg", ".cache/y.jpg")
     source = open_source(Data(kind="images", path=str(tmp_path)))
-    assert [source.image_name(i) for i in range(len(source))] == [
-        "a.jpeg",
-        "b/1.JPG",
-        "b/2.bmp",
-        "b/c/d/e.png",
-    ]
+    assert names_of(source) == ["a.jpeg", "b/1.JPG", "b/2.bmp", "b/c/d/e.png"]
     assert source.label(0) == -1
     assert source.read(3) == b"e.png"
 
 
-def test_hidden_files_are_left_out(tmp_path):
-    # A Mac's resource forks, `._x.jpg`, are no images.
-    make(tmp_path, "._x.jpg", "x.jpg", ".cache/y.jpg")
-    assert len(ImageFolder(tmp_path)) == 1
-
-
-def test_names_with_spaces_and_bytes_that_are_no_text(tmp_path):
-    # A name that cannot be encoded, and ends the run with a UnicodeError.
-    make(tmp_path, "a b/c d.jpg", b"caf\xe9.jpg")
+def test_names_with_spaces_and_bytes_that_are_not_text(tmp_path):
+    make(tmp_path, "a b/c d.jpg", b"caf\xe9.jpg", "日本.jpg")
     source = ImageFolder(tmp_path)
-    assert {source.read(i) for i in range(2)} == {b"c d.jpg", b"caf\xe9.jpg"}
+    assert {source.read(i) for i in range(3)} == {b"c d.jpg", b"caf\xe9.jpg", "日本.jpg".encode()}
 
 
-def test_linked_folders_are_followed_but_not_round(tmp_path):
-    make(tmp_path, "data/x.jpg", "elsewhere/y.jpg")
-    os.symlink(tmp_path / "elsewhere", tmp_path / "data" / "link")
-    os.symlink(tmp_path / "data", tmp_path / "data" / "loop")
-    source = ImageFolder(tmp_path / "data")
-    assert [source.image_name(i) for i in range(len(source))] == ["x.jpg", "link/y.jpg"]
+# === Links ===
 
 
-KINDS = {"images": ImageFolder, "class_folders": ClassFolders}
-
-
-def names_of(kind, path):
-    source = KINDS[kind](path)
-    return [source.image_name(i) for i in range(len(source))]
-
-
-# Bug caught: paths compared as strings, so that /x/photos lay "above" /x/photos2 and its images were left out.
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_link_to_a_folder_whose_name_begins_the_same_is_followed(tmp_path, kind):
-    make(tmp_path, "photos2/a/1.jpg", "photos/2.jpg")
-    os.symlink(tmp_path / "photos", tmp_path / "photos2" / "a" / "link")
-    assert names_of(kind, tmp_path / "photos2") == ["a/1.jpg", "a/link/2.jpg"]
+@pytest.mark.parametrize(
+    ("files", "links", "names"),
+    [
+        # Bug caught: paths compared as strings, so that /x/data counted as above /x/data2.
+        (["data/a/1.jpg", "dat/2.jpg"], {"data/a/link": "dat"}, ["a/1.jpg", "a/link/2.jpg"]),
+        # Bug caught: a loop that goes through a linked folder and so has another path.
+        (
+            ["data/a/1.jpg", "other/deep/2.jpg"],
+            {"data/link": "other", "other/deep/back": "data", "other/deep/round": "other"},
+            ["a/1.jpg", "link/deep/2.jpg"],
+        ),
+        # Bug caught: which of two links is followed depends on the order of the directory listing.
+        (
+            ["data/a/1.jpg", "other/2.jpg"],
+            {"data/a/m": "other", "data/a/b": "other", "data/a/z": "other"},
+            ["a/1.jpg", "a/b/2.jpg"],
+        ),
+        # The link nearer to the root counts, though its name comes last.
+        (
+            ["data/a/b/1.jpg", "other/2.jpg"],
+            {"data/a/b/m": "other", "data/a/z": "other"},
+            ["a/b/1.jpg", "a/z/2.jpg"],
+        ),
+    ],
+)
+def test_linked_folders_are_followed_once(tmp_path, kind, files, links, names):
+    make(tmp_path, *files)
+    for link, target in links.items():
+        os.symlink(tmp_path / target, tmp_path / link)
+    assert names_of(KINDS[kind](tmp_path / "data")) == names
 
 
-# Bugs caught: images listed twice when the path is relative or itself a link: another fingerprint for the
-# same folder, and a run that does not go on.
+# Bug caught: images listed twice when the path is relative or itself a link, and so another fingerprint.
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("loop", ["a/loop", "loop", "a/b/loop"])
 @pytest.mark.parametrize("target", ["data", "."])
-def test_no_loop_is_walked_however_the_path_is_typed(tmp_path, monkeypatch, kind, loop, target):
+def test_loops_are_not_walked_however_the_path_is_typed(tmp_path, monkeypatch, kind, loop, target):
     make(tmp_path, "data/a/1.jpg", "data/a/b/2.jpg", "data/c/3.jpg")
     os.symlink(tmp_path / target, tmp_path / "data" / loop)
     os.symlink(tmp_path / "data", tmp_path / "alias")
-    monkeypatch.chdir(tmp_path)
-    for path in (tmp_path / "data", "data", "./data/", "data/../data", "alias"):
-        assert names_of(kind, path) == ["a/1.jpg", "a/b/2.jpg", "c/3.jpg"], path
-    monkeypatch.chdir(tmp_path / "data")
-    assert names_of(kind, ".") == ["a/1.jpg", "a/b/2.jpg", "c/3.jpg"]
+    for cwd, paths in (
+        (".", (tmp_path / "data", "data", "./data/", "data/../data", "alias")),
+        ("data", (".",)),
+    ):
+        monkeypatch.chdir(tmp_path / cwd)
+        for path in paths:
+            assert names_of(KINDS[kind](path)) == ["a/1.jpg", "a/b/2.jpg", "c/3.jpg"], path
 
 
-# Bug caught: a loop that goes through a linked folder and so bears another path.
-@pytest.mark.parametrize("kind", KINDS)
-def test_no_loop_through_another_folder_is_walked(tmp_path, kind):
-    make(tmp_path, "data/a/1.jpg", "other/deep/2.jpg")
-    os.symlink(tmp_path / "other", tmp_path / "data" / "link")
-    os.symlink(tmp_path / "data", tmp_path / "other" / "deep" / "back")
-    os.symlink(tmp_path / "other", tmp_path / "other" / "deep" / "round")
-    assert names_of(kind, tmp_path / "data") == ["a/1.jpg", "link/deep/2.jpg"]
+# === Errors ===
 
 
-# Bug caught: which of two links is followed, and so the images' names, as the disk happens to list them.
-def test_of_two_links_to_one_folder_the_first_by_name_counts(tmp_path):
-    make(tmp_path, "other/1.jpg")
-    for name in ("m", "a", "z", "c"):
-        (tmp_path / "data").mkdir(exist_ok=True)
-        os.symlink(tmp_path / "other", tmp_path / "data" / name)
-    assert names_of("images", tmp_path / "data") == ["a/1.jpg"]
+@pytest.mark.parametrize(
+    ("kinds", "files", "path", "message"),
+    [
+        (("class_folders", "images", "tfrecord"), (), "nowhere", "nowhere"),
+        (("class_folders", "images"), (), "", "is empty"),
+        (("class_folders", "images"), ("sub/a.txt", "b.gif"), "", "2 entries, but no image"),
+        (("class_folders", "images"), ("a.jpg",), "a.jpg", "is a file"),
+        (("class_folders",), ("a.jpg", "b.jpg"), "", r"Set data\.kind to images"),
+        (("class_folders", "images", "tfrecord", "tfds"), (), None, r"data\.path must be set"),
+    ],
+)
+def test_errors(tmp_path, kinds, files, path, message):
+    make(tmp_path, *files)
+    for kind in kinds:
+        with pytest.raises(DataError, match=message):
+            open_source(Data(kind=kind, path=None if path is None else str(tmp_path / path)))
 
 
-@pytest.mark.parametrize("kind", ["class_folders", "images", "tfrecord"])
-def test_a_missing_folder_is_named(tmp_path, kind):
-    with pytest.raises(DataError, match="nowhere"):
-        open_source(Data(kind=kind, path=str(tmp_path / "nowhere")))
-
-
-@pytest.mark.parametrize("kind", ["class_folders", "images", "tfrecord", "tfds"])
-def test_a_path_must_be_given(kind):
-    with pytest.raises(DataError, match=r"data\.path must be set"):
-        open_source(Data(kind=kind))
-
-
-@pytest.mark.parametrize("kind", ["class_folders", "images"])
-def test_an_empty_folder_and_one_without_images(tmp_path, kind):
-    with pytest.raises(DataError, match="is empty"):
-        open_source(Data(kind=kind, path=str(tmp_path)))
-    make(tmp_path, "sub/a.txt", "b.gif")
-    with pytest.raises(DataError, match="2 entries, but no image"):
-        open_source(Data(kind=kind, path=str(tmp_path)))
-
-
-def test_a_file_for_a_folder(tmp_path):
-    make(tmp_path, "a.jpg")
-    with pytest.raises(DataError, match="is a file"):
-        ImageFolder(tmp_path / "a.jpg")
-
-
-def test_a_flat_folder_given_for_class_folders(tmp_path):
-    make(tmp_path, "a.jpg", "b.jpg")
-    with pytest.raises(DataError, match=r"Set data\.kind to images"):
-        ClassFolders(tmp_path)
-
-
-def test_validation_images_are_labelled_even_beside_unlabelled_ones(tmp_path):
+def test_validation_images_have_labels_even_if_training_images_have_none(tmp_path):
     make(tmp_path, "train/x.jpg", "val/cat/y.jpg", "val/dog/z.jpg")
     data = Data(kind="images", path=str(tmp_path / "train"), validation_path=str(tmp_path / "val"))
     source = open_source(data, validation=True)
@@ -166,45 +135,41 @@ def test_validation_images_are_labelled_even_beside_unlabelled_ones(tmp_path):
         open_source(Data(kind="images", path=str(tmp_path)), validation=True)
 
 
-class TestDigits:
-    def test_splits_are_fixed_disjoint_and_whole(self):
-        # Another split or other places on each machine, run or release.
-        train, test = (open_source(Data(kind="digits", split=split)) for split in ("train", "test"))
-        assert (len(train), len(test)) == (1437, 360)
-        names = {s.image_name(i) for s in (train, test) for i in range(len(s))}
-        assert len(names) == 1797
-        assert [train.image_name(i) for i in (0, 700, 1436)] == ["digits/0", "digits/877", "digits/1796"]
-        assert sum(int(test.read(i).astype(int).sum()) for i in range(360)) == 48_690_360
+# === Digits ===
 
-    def test_images_are_gray_and_inside_the_canvas(self):
-        source = open_source(Data(kind="digits"))
-        corners = set()
-        for i in range(300):
-            image = source.read(i)
-            assert image.shape == (32, 32, 3)
-            assert image.dtype == np.uint8
-            assert (image == image[..., :1]).all()
-            rows, columns = np.nonzero(image[..., 0])
-            assert rows.max() - rows.min() < 24
-            assert columns.max() - columns.min() < 24
-            corners.add((rows.min(), columns.min()))
-        assert len(corners) > 50  # places differ
 
-    def test_raw_pixels_give_the_documented_accuracy(self):
-        # Another enlargement: at 16 px it would be 0.65, at 28 px 0.94.
-        train, test = (open_source(Data(kind="digits", split=split)) for split in ("train", "test"))
-        x, y = (
-            np.stack([s.read(i)[..., 0].ravel() for i in range(len(s))]).astype(float) for s in (train, test)
-        )
-        labels, truth = (np.array([s.label(i) for i in range(len(s))]) for s in (train, test))
-        cosine = (y / np.linalg.norm(y, axis=1, keepdims=True)) @ (
-            x / np.linalg.norm(x, axis=1, keepdims=True)
-        ).T
-        nearest = np.argsort(-cosine, axis=1)[:, :20]
-        weights = np.exp(np.take_along_axis(cosine, nearest, 1) / 0.07)
-        votes = np.stack([(weights * (labels[nearest] == c)).sum(1) for c in range(10)], 1)
-        assert (votes.argmax(1) == truth).mean() == pytest.approx(0.88, abs=0.02)
+@pytest.fixture(scope="module")
+def digits():
+    return {split: open_source(Data(kind="digits", split=split)) for split in ("train", "test")}
 
-    def test_an_unknown_split(self):
-        with pytest.raises(DataError, match="train and test"):
-            open_source(Data(kind="digits", split="val"))
+
+def test_digits_are_the_same_in_every_release(digits):
+    train, test = digits["train"], digits["test"]
+    assert (len(train), len(test)) == (1437, 360)
+    assert len({*names_of(train), *names_of(test)}) == 1797
+    assert [train.image_name(i) for i in (0, 700, 1436)] == ["digits/0", "digits/877", "digits/1796"]
+    images = np.stack([test.read(i) for i in range(360)])
+    assert (images.shape, images.dtype, int(images.sum(dtype=np.int64))) == (
+        (360, 32, 32, 3),
+        np.uint8,
+        48_690_360,
+    )
+    assert (images == images[..., :1]).all()
+    places = {tuple(np.argwhere(image[..., 0]).min(0)) for image in images}
+    assert len(places) > 50
+    with pytest.raises(DataError, match="train and test"):
+        open_source(Data(kind="digits", split="val"))
+
+
+def test_raw_pixels_give_the_documented_accuracy(digits):
+    # Another enlargement: at 16 px it would be 0.65, at 28 px 0.94.
+    pixels, labels = {}, {}
+    for split, source in digits.items():
+        rows = np.stack([source.read(i)[..., 0].ravel() for i in range(len(source))]).astype(float)
+        pixels[split] = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+        labels[split] = np.array([source.label(i) for i in range(len(source))])
+    cosine = pixels["test"] @ pixels["train"].T
+    nearest = np.argsort(-cosine, axis=1)[:, :20]
+    weights = np.exp(np.take_along_axis(cosine, nearest, 1) / 0.07)
+    votes = np.stack([(weights * (labels["train"][nearest] == c)).sum(1) for c in range(10)], 1)
+    assert (votes.argmax(1) == labels["test"]).mean() == pytest.approx(0.88, abs=0.02)

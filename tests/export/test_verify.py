@@ -68,7 +68,7 @@ def test_the_script_of_the_docs(everything, tmp_path):
     arguments = [str(model), str(tmp_path / "images.npy"), str(tmp_path / "features.npy")]
     block_all = BLOCKED + "for name in ('cv2', 'PIL', 'swav_tf', 'evaluate'):\n    sys.modules[name] = None\n"
     subprocess.run([sys.executable, "-c", block_all + script, *arguments], check=True, cwd=tmp_path)
-    from swav_tf.data.view import evaluation_view
+    from swav_tf.data.decode import evaluation_view
 
     runner = open_model(model)
     wanted = runner.run(np.stack([evaluation_view(image, runner.input_view) for image in images]))["features"]

@@ -8,7 +8,7 @@ from PIL import Image
 
 from cli.errors import run_and_report
 from cli.main import swav_tf
-from swav_tf.data.view import evaluation_view
+from swav_tf.data.decode import evaluation_view
 from swav_tf.plumbing.errors import UsageError
 from swav_tf.recipe.classifier import ProbeRecipe
 from swav_tf.recipe.files import load_any_recipe, load_recipe

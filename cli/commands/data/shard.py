@@ -6,7 +6,6 @@ from pathlib import Path
 
 import click
 
-from cli.opening import load_what_reads
 from cli.options import json_option, print_json, quiet_option, threads_option
 from cli.progress import image_progress
 
@@ -61,7 +60,6 @@ def command(
       swav-tf data shard ILSVRC2012/train shards/train
       swav-tf data shard photos/ shards/photos --kind images --shards 64 --threads 16
     """
-    load_what_reads(images)
     from swav_tf.data.sharding import write_shards
     from swav_tf.data.sources import open_folder
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from swav_tf.data.decode import evaluation_view
 from swav_tf.data.digits import Digits
-from swav_tf.data.view import evaluation_view
 from swav_tf.plumbing.errors import DataError, RecipeError, UsageError
 from swav_tf.recipe.classifier import ProbeRecipe
 from swav_tf.runs.checkpoint import CheckpointError, CheckpointStore

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from swav_tf.data.view import evaluation_view
+from swav_tf.data.decode import evaluation_view
 from swav_tf.plumbing.errors import SwavError
 from swav_tf.recipe.classifier import ProbeRecipe
 from swav_tf.training.cluster import Topology
