@@ -1,6 +1,7 @@
 """The demo from training to the report, in an epoch instead of many."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -55,7 +56,7 @@ def test_missing_packages(monkeypatch: pytest.MonkeyPatch) -> None:
 
 # Bugs caught: an accuracy of other images than the test digits, a page without the picture or a file.
 def test_export_and_page(run: tuple[Path, str], tmp_path: Path) -> None:
-    folder, _ = run
+    folder = shutil.copytree(run[0], tmp_path / "run")
     recipe = load_recipe("demo")
     test = open_source(recipe.data, validation=True)
     images, labels = demo._images(test, recipe), demo._labels(test)

@@ -77,8 +77,8 @@ def test_int8_is_int8(graph, images, method, capsys):
             assert values[node.input[1]].dtype == np.float32
 
 
-# Bugs caught: a sweep that keeps other convolutions than those that hurt, or all of them. What is spoilt is the
-# tensor between two convolutions: alone in int8, the one that makes it rounds it as badly as the one that reads it.
+# Bugs caught: a sweep that keeps other convolutions than those that hurt, or all of them. The tensor between two
+# convolutions has a wrong range: alone in int8 both make the same error, and rounding decides which is kept first.
 def test_the_sensitive_convolution_stays_in_float(graph, images):
     ranges = calibrate(graph, images, method="minmax")
     [victim] = [node for node in graph.graph.node if node.op_type == "Conv" and "layer2_0_conv2" in node.name]
@@ -98,8 +98,9 @@ def test_the_sensitive_convolution_stays_in_float(graph, images):
 
     lines = []
     quantised, kept = quantise_within(graph, ranges, images, acceptable=acceptable, tell=lines.append)
-    assert set(kept) == {victim.name, neighbour.name}
-    assert len(in_int8(quantised)) == 4
+    assert {victim.name} <= set(kept) <= {victim.name, neighbour.name}
+    convolutions = {node.name for node in graph.graph.node if node.op_type == "Conv"}
+    assert in_int8(quantised) == convolutions - set(kept)
     assert "6 convolutions" in lines[0]
 
 

@@ -1,27 +1,25 @@
 import json
 import socket
-import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from swav_tf.plumbing.errors import SwavError, UsageError
-from swav_tf.training.rendezvous import ClusterAddress, free_port, join_address, meet
+from swav_tf.training.rendezvous import ClusterAddress, join_address, meet
 
 
 # Bugs caught: lists that differ between nodes, ranks out of order, a stranger who breaks the meeting.
-def test_all_nodes_get_the_same_list_by_rank():
-    master = f"127.0.0.1:{free_port()}"
+def test_all_nodes_get_the_same_list_by_rank(port):
+    master = f"127.0.0.1:{port}"
 
     def knock():
         for _ in range(50):
             try:
-                socket.create_connection(("127.0.0.1", int(master.split(":")[1]))).sendall(
-                    b"GET / HTTP/1.1\n"
-                )
+                socket.create_connection(("127.0.0.1", port)).sendall(b"GET / HTTP/1.1\n")
                 return
             except OSError:
-                threading.Event().wait(0.05)
+                time.sleep(0.05)
 
     with ThreadPoolExecutor(4) as pool:
         pool.submit(knock)
@@ -32,16 +30,16 @@ def test_all_nodes_get_the_same_list_by_rank():
 
 
 # Bug caught: a wait without end, or an error that does not say who is missing.
-def test_missing_nodes_are_named():
-    address = ClusterAddress(3, 0, f"127.0.0.1:{free_port()}")
+def test_missing_nodes_are_named(port):
+    address = ClusterAddress(3, 0, f"127.0.0.1:{port}")
     with pytest.raises(SwavError, match="node rank 1, 2") as error:
         meet(address, timeout_seconds=0.3)
     assert error.value.exit_code == 75  # they may come the next time
 
 
 # Bug caught: a node 0 that comes late or is out of reach, told to the scheduler as a failure for good.
-def test_no_node_0_is_told_as_something_to_try_again():
-    address = ClusterAddress(2, 1, f"127.0.0.1:{free_port()}")
+def test_no_node_0_is_told_as_something_to_try_again(port):
+    address = ClusterAddress(2, 1, f"127.0.0.1:{port}")
     with pytest.raises(SwavError, match="Node 0 did not answer") as error:
         meet(address, timeout_seconds=0.3)
     assert error.value.exit_code == 75
@@ -64,8 +62,8 @@ def test_a_node_0_that_is_lost_is_no_refusal():
 
 # Bugs caught: two nodes of one rank that train apart; a node that is turned away without a reason, or with a code by
 # which a scheduler tries it again.
-def test_two_nodes_of_one_rank_are_refused():
-    master = f"127.0.0.1:{free_port()}"
+def test_two_nodes_of_one_rank_are_refused(port):
+    master = f"127.0.0.1:{port}"
     with ThreadPoolExecutor(3) as pool:
         zero = pool.submit(meet, ClusterAddress(3, 0, master), timeout_seconds=20)
         ones = [pool.submit(meet, ClusterAddress(3, 1, master), timeout_seconds=20) for _ in range(2)]
@@ -90,8 +88,8 @@ def test_addresses(master, host, port):
 
 
 @pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="no IPv6 here")
-def test_nodes_meet_over_ipv6():
-    master = f"[::1]:{free_port()}"
+def test_nodes_meet_over_ipv6(port):
+    master = f"[::1]:{port}"
     with ThreadPoolExecutor(2) as pool:
         lists = list(pool.map(lambda r: meet(ClusterAddress(2, r, master), timeout_seconds=30), (1, 0)))
     assert lists[0] == lists[1]
@@ -99,21 +97,26 @@ def test_nodes_meet_over_ipv6():
 
 
 # Bug caught: a node that was started again while others were still missing, and is taken for a second one of its rank.
-def test_a_node_that_was_started_again_takes_its_place():
-    master = f"127.0.0.1:{free_port()}"
-    with ThreadPoolExecutor(3) as pool:
-        zero = pool.submit(meet, ClusterAddress(3, 0, master), timeout_seconds=30)
-        hello = json.dumps({"rank": 1, "port": 5, "nodes": 3}) + "\n"
+def test_a_node_that_was_started_again_takes_its_place(port):
+    def say_hello(worker_port):
+        hello = json.dumps({"rank": 1, "port": worker_port, "nodes": 3}) + "\n"
         while True:
             try:
-                with socket.create_connection(("127.0.0.1", int(master.split(":")[1]))) as killed:
-                    killed.sendall(hello.encode())
-                break
-            except OSError:
-                threading.Event().wait(0.05)
-        rest = [pool.submit(meet, ClusterAddress(3, rank, master), timeout_seconds=30) for rank in (1, 2)]
-        assert zero.result() == rest[0].result() == rest[1].result()
-    assert zero.result()[1] != "127.0.0.1:5"
+                node = socket.create_connection(("127.0.0.1", port))
+            except OSError:  # node 0 does not listen yet
+                time.sleep(0.05)
+                continue
+            node.sendall(hello.encode())
+            return node
+
+    # Node 0 takes connections in the order in which they were made; node 2 comes last.
+    with ThreadPoolExecutor(2) as pool:
+        zero = pool.submit(meet, ClusterAddress(3, 0, f"127.0.0.1:{port}"), timeout_seconds=30)
+        say_hello(5).close()
+        with say_hello(6) as again:
+            two = pool.submit(meet, ClusterAddress(3, 2, f"127.0.0.1:{port}"), timeout_seconds=30)
+            assert zero.result() == two.result() == json.loads(again.makefile("r").readline())
+    assert zero.result()[1] == "127.0.0.1:6"
 
 
 # Bug caught: a port that another job has, told as if the nodes did not come.

@@ -9,7 +9,6 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from swav_tf.training.heartbeat import LOST, Loss, WorkerLost, WorkerWatch
-from swav_tf.training.rendezvous import free_port
 
 
 class Team:
@@ -122,9 +121,9 @@ def test_strangers_are_turned_away():
 
 
 # Bug caught: a firewall between the machines that leaves the run unwatched, or waiting, without a word.
-def test_a_worker_that_cannot_be_reached_ends_the_start():
+def test_a_worker_that_cannot_be_reached_ends_the_start(port):
     watch = WorkerWatch(worker=1, timeout_seconds=0.3, on_loss=lambda loss: None)
     with pytest.raises(
         WorkerLost, match=r"Worker 0 could not be reached at 127.0.0.1, port \d+, within 0.3 s"
     ):
-        watch.start([("127.0.0.1", free_port()), ("127.0.0.1", watch.port)])
+        watch.start([("127.0.0.1", port), ("127.0.0.1", watch.port)])
