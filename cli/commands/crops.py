@@ -53,7 +53,7 @@ def command(
     from swav_tf.data.sources import open_source
     from swav_tf.plumbing.files import atomic_write
 
-    sheet = contact_sheet(open_source(recipe.data), recipe, rows=rows, epoch=epoch, seed=recipe.train.seed)
+    sheet = contact_sheet(open_source(recipe.data), recipe, rows=rows, epoch=epoch)
     with atomic_write(output) as partial:
         sheet.save(partial)
     click.echo(f"{output}: {rows} images with {recipe.crop_count} crops each")

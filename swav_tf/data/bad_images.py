@@ -1,4 +1,4 @@
-"""The tally of images that cannot be read: each is named once, too many of them end the run."""
+"""The tally of unreadable images: each is listed once, and too many end the run."""
 
 from __future__ import annotations
 
@@ -8,26 +8,28 @@ from pathlib import Path
 from swav_tf.plumbing.errors import DataError
 from swav_tf.plumbing.names import printable
 
-_FIRST = 100  # so many tries are enough to see that the whole source is wrong
+_FIRST = 100  # this many tries show that nothing at all can be read; 1 % of 1.28 million would take an hour
 
 
 class BadImages:
-    """Counts distinct unreadable images and lists them in a file. Safe to share between threads.
+    """Count distinct unreadable images and list them in a file. Threads may share a tally.
 
-    An exception that a tf.data function raises reaches the training loop as a
-    TensorFlow error with a stack trace for its message; the error that was meant is
-    kept in `fatal`.
+    An exception in a tf.data function reaches the training loop as a TensorFlow error with a stack trace as
+    its message; `fatal` keeps the error that was meant.
     """
 
     def __init__(self, path: Path | None, *, images: int, max_share: float) -> None:
-        """List bad images in `path` (None: count only), and allow `max_share` (0 to 1) of `images`.
+        """Create a tally. Images that `path` lists already, from an earlier part of the run, are counted.
 
-        One bad image is always allowed, unless `max_share` is 0. What `path` lists from
-        an earlier part of the run counts, and is not listed again.
+        Args:
+            path: the list; None: only count.
+            images: number of images of the source.
+            max_share: share of them that may be bad, 0 to 1. Unless it is 0, one bad image is always allowed.
         """
         self.path = path
         self.images = images
         self.max_share = max_share
+        self.allowed = max(1, int(max_share * images)) if max_share > 0 else 0
         self.fatal: DataError | None = None
         self._lock = threading.Lock()
         self._tried = 0
@@ -39,27 +41,22 @@ class BadImages:
 
     @property
     def count(self) -> int:
-        """Distinct bad images so far."""
+        """Number of distinct bad images so far."""
         return len(self._names)
 
-    @property
-    def allowed(self) -> int:
-        """So many bad images do not stop the run."""
-        return max(1, int(self.max_share * self.images)) if self.max_share > 0 else 0
-
     def good(self) -> None:
-        """Count an image that could be read."""
+        """Count a readable image."""
         if self._tried < _FIRST:
             with self._lock:
                 self._tried += 1
 
     def bad(self, name: str, reason: str) -> None:
-        """Count and list an image that could not be read.
+        """Count and list an unreadable image.
 
         Raises:
-            DataError: if that makes too many.
+            DataError: there are too many.
         """
-        name, reason = printable(name), printable(" ".join(reason.split()))  # one line, one tab between them
+        name, reason = printable(name), printable(" ".join(reason.split()))  # one line with one tab
         with self._lock:
             if self.fatal is not None:
                 raise self.fatal
@@ -74,19 +71,16 @@ class BadImages:
             self._stop_if_too_many(name, reason)
 
     def _stop_if_too_many(self, name: str, reason: str) -> None:
-        # Waiting for 1 % of 1.28 million would take an hour when no image at all can be read.
-        most_of_the_first = self._tried_bad > _FIRST / 2 and self.max_share < 0.5
-        if len(self._names) <= self.allowed and not most_of_the_first:
+        if self.count > self.allowed:
+            found = f"{self.count} of {self.images}"
+        elif self._tried_bad > _FIRST / 2 and self.max_share < 0.5:
+            found = f"{self._tried_bad} of the first {self._tried}"
+        else:
             return
-        found = (
-            f"{self._tried_bad} of the first {self._tried}"
-            if len(self._names) <= self.allowed
-            else f"{len(self._names)} of {self.images}"
-        )
         listed = f" They are listed in {self.path}." if self.path is not None else ""
         self.fatal = DataError(
             f"{found} images cannot be read; the recipe allows a share of {self.max_share:g} "
             f"(data.max_bad_share), {self.allowed} here.{listed} The last was {name}: {reason}. "
-            "Mend or remove them, or raise data.max_bad_share."
+            "Repair or remove them, or raise data.max_bad_share."
         )
         raise self.fatal

@@ -1,10 +1,10 @@
-"""Looks at every image of a source once: readable, how large, of what class, there twice? No TensorFlow."""
+"""Read every image of a source once: which are unreadable or duplicates, how large they are, of which classes."""
 
 from __future__ import annotations
 
 import hashlib
-from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections import Counter, defaultdict
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -12,17 +12,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from swav_tf.data.decode import UndecodableImage, decode
-from swav_tf.data.shard_index import ShardIndex
+from swav_tf.data.shard_index import Shard, ShardIndex
 from swav_tf.data.sharding import shard_damage
 from swav_tf.data.sources import ImageSource
 from swav_tf.plumbing.names import printable
+from swav_tf.plumbing.parallel import map_ahead
 from swav_tf.plumbing.system import available_cores
-
-_AHEAD = 256  # images that are looked at before their turn
 
 
 class Spread(NamedTuple):
-    """Least, middle and greatest of some numbers."""
+    """Least, median and greatest of some numbers."""
 
     least: float
     median: float
@@ -34,13 +33,13 @@ class DataReport:
     """What a check found.
 
     Attributes:
-        images: how many there are.
-        classes: images of each class by name; a number's text where classes have no names. Empty without labels.
+        images: number of images.
+        classes: images of each class by name, or by number if classes have no names. Empty without labels.
         unlabelled: images without a class.
         corrupt: name and reason of each image that cannot be read.
-        widths, heights, sizes: pixels, pixels and bytes of each image that can.
-        duplicates: groups of names with the same bytes; None if they were not looked for.
-        bad_shards: name and reason of each shard whose checksum is not that of the index; None without an index.
+        widths, heights, sizes: pixels, pixels and bytes of each readable image.
+        duplicates: groups of names with the same bytes; None if they were not searched.
+        bad_shards: name and reason of each shard whose checksum differs from the index; None without an index.
     """
 
     images: int
@@ -59,7 +58,7 @@ class DataReport:
         return len(self.corrupt) / self.images
 
     def spreads(self) -> dict[str, Spread]:
-        """Of width, height, bytes and images a class, those that there are."""
+        """Return the spread of `width`, `height`, `bytes` and `images_per_class`, without empty ones."""
         found = {
             "width": self.widths,
             "height": self.heights,
@@ -73,7 +72,7 @@ class DataReport:
         }
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON: names printable, spreads instead of each image's numbers."""
+        """Return the report for JSON: printable names, and spreads instead of each image's numbers."""
         return {
             "images": self.images,
             "classes": {printable(name): count for name, count in self.classes.items()},
@@ -86,14 +85,14 @@ class DataReport:
         }
 
 
-class _Look(NamedTuple):
+class _Finding(NamedTuple):
     name: str
     label: int
-    reason: str | None
-    height: int
-    width: int
-    size: int
-    digest: bytes
+    reason: str | None = None  # why the image cannot be read
+    height: int = 0
+    width: int = 0
+    size: int = 0
+    digest: bytes = b""
 
 
 def check_data(
@@ -103,98 +102,71 @@ def check_data(
     duplicates: bool = False,
     on_progress: Callable[[int], None] = lambda _: None,
 ) -> DataReport:
-    """Reads and decodes every image, as training would; of shards with an index the checksums too.
+    """Read and decode every image as training does, and check the SHA-256 of shards with an index.
 
     Args:
         source: images.
-        threads: that decode; 0: one a core.
-        duplicates: find images whose bytes are the same.
-        on_progress: is told how many images are done.
+        threads: number of decoding threads; 0: one for each core.
+        duplicates: find images with the same bytes.
+        on_progress: called with the number of images done.
     """
-    threads = threads or available_cores()
+
+    def look(index: int) -> _Finding:
+        return _look(source, index, hashed=duplicates)
+
     report = DataReport(len(source))
-    index = getattr(source, "index", None)
-    shards = _ShardChecks(index) if isinstance(index, ShardIndex) else None
-    same: dict[bytes, list[str]] = {}
+    same: dict[bytes, list[str]] = defaultdict(list)
     labels: Counter[int] = Counter()
-    for number, look in enumerate(_looks(source, threads, hashed=duplicates), start=1):
-        labels[look.label] += 1
-        if look.reason is not None:
-            report.corrupt[look.name] = look.reason
-        else:
-            report.heights.append(look.height)
-            report.widths.append(look.width)
-            report.sizes.append(look.size)
-            if duplicates:
-                same.setdefault(look.digest, []).append(look.name)
-        if shards is not None:
-            shards.looked_at(number)
-        on_progress(number)
-    report.bad_shards = None if shards is None else shards.bad()
+    index: ShardIndex | None = getattr(source, "index", None)  # of shards only
+    shards = {} if index is None else _by_end(index)
+    damages: dict[str, Future[str | None]] = {}
+    with ThreadPoolExecutor(1, thread_name_prefix="checksum") as pool:
+        found = map_ahead(look, range(len(source)), threads=threads or available_cores())
+        for number, finding in enumerate(found, start=1):
+            labels[finding.label] += 1
+            if finding.reason is not None:
+                report.corrupt[finding.name] = finding.reason
+            else:
+                report.heights.append(finding.height)
+                report.widths.append(finding.width)
+                report.sizes.append(finding.size)
+                if duplicates:
+                    same[finding.digest].append(finding.name)
+            # A shard whose images have just been read is still in the page cache.
+            for shard in shards.get(number, ()):
+                assert index is not None
+                damages[shard.name] = pool.submit(shard_damage, index, shard)
+            on_progress(number)
+    if index is not None:
+        results = {name: damage.result() for name, damage in damages.items()}
+        report.bad_shards = {name: damage for name, damage in results.items() if damage is not None}
     report.unlabelled = labels.pop(-1, 0)
     named = source.class_names if max(labels, default=-1) < len(source.class_names) else ()
-    report.classes = (
-        {name: labels[label] for label, name in enumerate(named)}
-        if named
-        else {str(label): labels[label] for label in sorted(labels)}
-    )
+    names = dict(enumerate(named)) or {label: str(label) for label in sorted(labels)}
+    report.classes = {name: labels[label] for label, name in names.items()}
     if duplicates:
-        report.duplicates = [names for names in same.values() if len(names) > 1]
+        report.duplicates = [group for group in same.values() if len(group) > 1]
     return report
 
 
-def _looks(source: ImageSource, threads: int, *, hashed: bool) -> Iterator[_Look]:
-    """What there is to say of each image, in order."""
-
-    def look(index: int) -> _Look:
-        name, label, digest = printable(source.image_name(index)), -1, b""
-        try:
-            label = source.label(index)
-            data = source.read(index)
-            if hashed:
-                digest = hashlib.sha256(data.tobytes() if isinstance(data, np.ndarray) else data).digest()
-            pixels = data if isinstance(data, np.ndarray) else decode(data)
-        except (UndecodableImage, OSError) as error:
-            return _Look(name, label, printable(str(error)), 0, 0, 0, b"")
-        height, width = pixels.shape[:2]
-        size = data.nbytes if isinstance(data, np.ndarray) else len(data)
-        return _Look(name, label, None, height, width, size, digest)
-
-    with ThreadPoolExecutor(threads, thread_name_prefix="check") as pool:
-        waiting: deque[Future[_Look]] = deque()
-        try:
-            for index in range(len(source)):
-                waiting.append(pool.submit(look, index))
-                if len(waiting) > _AHEAD:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:  # who asked may have stopped
-            for future in waiting:
-                future.cancel()
+def _look(source: ImageSource, index: int, *, hashed: bool) -> _Finding:
+    name, label, digest = printable(source.image_name(index)), -1, b""
+    try:
+        label = source.label(index)
+        data = source.read(index)
+        pixels = data if isinstance(data, np.ndarray) else decode(data)
+    except (UndecodableImage, OSError) as error:
+        return _Finding(name, label, printable(str(error)))
+    if hashed:
+        digest = hashlib.sha256(bytes(data)).digest()
+    height, width = pixels.shape[:2]
+    size = data.nbytes if isinstance(data, np.ndarray) else len(data)
+    return _Finding(name, label, None, height, width, size, digest)
 
 
-class _ShardChecks:
-    """The checksums of shards, each computed when its images have been read and its bytes are still in memory."""
-
-    def __init__(self, index: ShardIndex) -> None:
-        self._index = index
-        self._ends = np.cumsum([shard.examples for shard in index.shards]).tolist()
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="checksum")
-        self._reasons: list[Future[str | None]] = []
-
-    def looked_at(self, images: int) -> None:
-        """So many images, from the first on, have been read."""
-        while len(self._reasons) < len(self._ends) and self._ends[len(self._reasons)] <= images:
-            shard = self._index.shards[len(self._reasons)]
-            self._reasons.append(self._pool.submit(shard_damage, self._index, shard))
-
-    def bad(self) -> dict[str, str]:
-        """Name and reason of each shard that is not as the index says."""
-        reasons = [reason.result() for reason in self._reasons]
-        self._pool.shutdown()
-        return {
-            shard.name: reason
-            for shard, reason in zip(self._index.shards, reasons, strict=True)
-            if reason is not None
-        }
+def _by_end(index: ShardIndex) -> dict[int, list[Shard]]:
+    """Return the shards by the number of images up to their end."""
+    ends: dict[int, list[Shard]] = defaultdict(list)
+    for shard, end in zip(index.shards, np.cumsum([shard.examples for shard in index.shards]), strict=True):
+        ends[max(1, int(end))].append(shard)
+    return ends

@@ -1,8 +1,7 @@
-"""Encoded image files to pixels.
+"""Encoded image files to pixels, and the view of an image for evaluation.
 
-JPEG goes through OpenCV, everything else through Pillow. Alpha is dropped and the
-colours below it kept, as `convert("RGB")` of the reference pipeline does. EXIF rotation
-is applied.
+OpenCV decodes JPEG, Pillow everything else. Alpha is dropped and the colors below it are kept, as with Pillow's
+`convert("RGB")`. EXIF rotation is applied.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from PIL import ImageOps, UnidentifiedImageError
 from swav_tf.data.augment import Image, resize_box
 from swav_tf.recipe.pretraining import EvaluationView
 
-MAX_PIXELS: Final = 89_478_485  # Pillow's bound: 256 MiB of RGB; beyond it an image is refused as a bomb
+MAX_PIXELS: Final = 89_478_485  # Pillow's limit, 256 MiB of RGB, against decompression bombs
 _FORMATS: Final = ("JPEG", "PNG", "WEBP", "BMP")
 _START_OF_SCAN: Final = b"\xff\xda"
 _END_OF_IMAGE: Final = b"\xff\xd9"
@@ -28,19 +27,17 @@ _PNG_SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
 
 
 class UndecodableImage(Exception):
-    """An image file is corrupt, truncated, of no known format, or too large; the message says which."""
+    """Report an image file that is corrupt, truncated, of an unknown format, or too large."""
 
 
 def decode(data: bytes) -> Image:
-    """The pixels of an encoded image, uint8 RGB (height, width, 3).
+    """Return the pixels of a JPEG, PNG, WebP or BMP file, uint8 RGB (height, width, 3).
 
-    JPEG, PNG, WebP and BMP, told apart by content, not by name. Damage inside a JPEG
-    that still has its end marker cannot be told from a picture, and is not reported; no more
-    can it be in WebP and BMP. A PNG has checksums.
+    The content decides the format, not the name. Only PNG has checksums: damage inside the other formats goes
+    unnoticed if the file is complete.
 
     Raises:
-        UndecodableImage: if the file is corrupt, truncated, of another format, or has
-            more than MAX_PIXELS pixels.
+        UndecodableImage: the file is corrupt, truncated, of another format, or has more than MAX_PIXELS pixels.
     """
     if data.startswith(b"\xff\xd8"):
         if not _jpeg_is_complete(data):
@@ -54,16 +51,16 @@ def decode(data: bytes) -> Image:
 
 
 def _jpeg_is_complete(data: bytes) -> bool:
-    """Whether the picture's end marker is there; OpenCV paints what is missing gray and says nothing.
+    """Return whether a JPEG has its end marker; OpenCV silently paints missing parts gray.
 
-    A thumbnail in the header has an end marker of its own, but it stands before the
-    picture's scans, in which both byte pairs can only be markers.
+    A thumbnail in the header has its own end marker, but before the picture's scans, in which both byte pairs
+    can only be markers.
     """
     return data.endswith(_END_OF_IMAGE) or data.rfind(_END_OF_IMAGE) > data.rfind(_START_OF_SCAN)
 
 
 def _jpeg_size(data: bytes) -> tuple[int, int]:
-    """Height and width from a JPEG's frame header (ITU-T T.81, B.2.2)."""
+    """Return height and width from a JPEG's frame header (ITU-T T.81, B.2.2)."""
     position = 2
     while position + 9 < len(data):
         if data[position] != 0xFF:
@@ -81,11 +78,11 @@ def _jpeg_size(data: bytes) -> tuple[int, int]:
 
 def _refuse_bomb(height: int, width: int) -> None:
     if height * width > MAX_PIXELS:
-        raise UndecodableImage(f"{width} x {height} pixels, more than the {MAX_PIXELS:,} that are accepted")
+        raise UndecodableImage(f"{width} x {height} pixels, more than the limit of {MAX_PIXELS:,}")
 
 
-def _png_is_whole(data: bytes) -> bool:
-    """Whether the checksums of all chunks that make the picture are right; Pillow looks at none of its pixels'."""
+def _png_is_intact(data: bytes) -> bool:
+    """Return whether the checksums of all critical chunks are right; Pillow does not check those of the pixels."""
     position = len(_PNG_SIGNATURE)
     while position + 12 <= len(data):
         end = position + 8 + int.from_bytes(data[position : position + 4], "big")
@@ -100,7 +97,7 @@ def _png_is_whole(data: bytes) -> bool:
 
 
 def _decode_with_pillow(data: bytes) -> Image:
-    if data.startswith(_PNG_SIGNATURE) and not _png_is_whole(data):
+    if data.startswith(_PNG_SIGNATURE) and not _png_is_intact(data):
         raise UndecodableImage("corrupt or truncated PNG: a checksum is wrong or the end is missing")
     try:
         with PillowImage.open(io.BytesIO(data), formats=_FORMATS) as image:
@@ -115,7 +112,7 @@ def _decode_with_pillow(data: bytes) -> Image:
         raise
     except UnidentifiedImageError:
         raise UndecodableImage(f"not one of the formats {', '.join(_FORMATS)}") from None
-    except Exception as error:  # Pillow's readers raise whatever their parsing trips over
+    except Exception as error:  # Pillow's parsers raise many kinds
         raise UndecodableImage(f"{type(error).__name__}: {error}") from error
 
 

@@ -1,9 +1,7 @@
-"""The bundled images: scikit-learn's 1,797 handwritten digits, each at its own place on a 32-pixel canvas.
+"""The bundled images: scikit-learn's 1,797 handwritten digits, each at a random place on a 32-pixel canvas.
 
-Enlarged by bilinear interpolation from 8 to 24 pixels, raw pixels give a cosine
-20-NN (votes weighted by exp(cosine / 0.07)) of about 0.88: low enough that features
-which found the digit wherever it stands show, high enough that they can be learnt.
-(At 16 px raw pixels reach 0.65, at 28 px 0.94.)
+They are enlarged by bilinear interpolation from 8 to 24 pixels. Raw pixels then give a cosine 20-NN (votes weighted
+by exp(cosine / 0.07)) of about 0.88, which leaves room for features that ignore the place (16 px: 0.65, 28 px: 0.94).
 """
 
 from __future__ import annotations
@@ -28,18 +26,21 @@ class Digits:
     class_names = tuple(str(digit) for digit in range(10))
 
     def __init__(self, split: str) -> None:
-        """Split "train" or "test".
+        """Load a split.
+
+        Args:
+            split: "train" or "test".
 
         Raises:
-            DataError: for another split, or without scikit-learn.
+            DataError: the split is unknown, or scikit-learn is not installed.
         """
         if split not in ("train", "test"):
-            raise DataError(f"the digits have the splits train and test; data.split is {split!r}")
+            raise DataError(f"The split of the digits must be train or test; received {split!r}.")
         try:
             from sklearn.datasets import load_digits
         except ImportError as error:
             raise DataError(
-                'the digits come with scikit-learn, which is not installed: pip install "swav-tf[train]"'
+                'The digits need scikit-learn, which is not installed: pip install "swav-tf[train]".'
             ) from error
         digits, labels = load_digits(return_X_y=True)
         generator = np.random.Generator(np.random.Philox(_SEED))
@@ -59,14 +60,14 @@ class Digits:
         return len(self._members)
 
     def read(self, index: int) -> Image:
-        """Image `index`, uint8 (32, 32, 3)."""
+        """Return image `index`, uint8 (32, 32, 3)."""
         image: Image = self._images[index]
         return image
 
     def label(self, index: int) -> int:
-        """The digit that image `index` shows."""
+        """Return the digit in image `index`."""
         return int(self._labels[index])
 
     def image_name(self, index: int) -> str:
-        """Number of the digit in scikit-learn's order."""
+        """Return `digits/` and the number in scikit-learn's order."""
         return f"digits/{self._members[index]}"

@@ -1,4 +1,4 @@
-"""Labelled images to train a classifier on and to validate it on, held against each other."""
+"""Labelled images to train and validate a classifier on, with one numbering of classes."""
 
 from __future__ import annotations
 
@@ -8,12 +8,10 @@ import numpy as np
 import numpy.typing as npt
 
 from swav_tf.data.sources import ImageSource, open_source
-from swav_tf.data.subset import read_subset
+from swav_tf.data.subset import first_of, read_subset
 from swav_tf.plumbing.errors import DataError
 from swav_tf.plumbing.names import printable
 from swav_tf.recipe.classifier import ClassifierRecipe
-
-_SHOWN = 20
 
 
 @dataclass(frozen=True)
@@ -23,7 +21,7 @@ class LabelledData:
     Attributes:
         train, validation: the images; `train` may be a subset.
         train_labels, validation_labels: their classes, from 0.
-        class_names: of all classes, also of those that a subset leaves out; printable.
+        class_names: of all classes, also of those without images in the subset; printable.
     """
 
     train: ImageSource
@@ -34,11 +32,11 @@ class LabelledData:
 
 
 def open_labelled(recipe: ClassifierRecipe) -> LabelledData:
-    """The images that a recipe names, checked whole before anything is trained.
+    """Open the images that a recipe names and check them before anything is trained.
 
     Raises:
-        DataError: images or labels are missing, the list of the subset is wrong, or training and
-            validation images have different classes.
+        DataError: images or labels are missing, the subset's list is wrong, or training and validation
+            images have different classes.
     """
     train, validation = open_source(recipe.data), open_source(recipe.data, validation=True)
     train_labels = _labels(train, "training")
@@ -53,16 +51,16 @@ def open_labelled(recipe: ClassifierRecipe) -> LabelledData:
 
 
 def printable_names(class_names: tuple[str, ...]) -> tuple[str, ...]:
-    """As they stand in files: a folder's name may hold bytes that are no text."""
+    """Return class names as they are written to files: a folder's name may contain bytes that are not text."""
     return tuple(map(printable, class_names))
 
 
 def labels_among(class_names: tuple[str, ...], validation: ImageSource) -> npt.NDArray[np.int64]:
-    """The classes of validation images, known to be those that a classifier was trained on.
+    """Return the labels of validation images, checked against the classes of a classifier.
 
     Args:
         class_names: of the classifier's outputs.
-        validation: the images; where they do not name their classes, their numbers count.
+        validation: the images; if they do not name their classes, only the numbers are checked.
 
     Raises:
         DataError: labels are missing, or of other classes.
@@ -73,14 +71,14 @@ def labels_among(class_names: tuple[str, ...], validation: ImageSource) -> npt.N
     unknown = sorted(set(labels.tolist()) - set(range(len(class_names))))
     if unknown:
         raise DataError(
-            f"Validation images must be of the classes of the training images, 0 to {len(class_names) - 1}. "
-            f"Received: {', '.join(map(str, unknown[:_SHOWN]))}."
+            f"Validation images must have the classes of the training images, 0 to {len(class_names) - 1}. "
+            f"Received: {first_of(map(str, unknown))}."
         )
     return labels
 
 
 def numbered(count: int) -> tuple[str, ...]:
-    """Names of classes that have none."""
+    """Return the names of classes that have none: their numbers."""
     return tuple(map(str, range(count)))
 
 
@@ -90,24 +88,22 @@ def _labels(source: ImageSource, what: str) -> npt.NDArray[np.int64]:
     if unlabelled:
         raise DataError(
             f"A classifier needs labels. Received: {what} images, {unlabelled:,} of {len(labels):,} without one. "
-            "Put them into one folder a class (data.kind: class_folders)."
+            "Put them into one folder for each class (data.kind: class_folders)."
         )
     return labels
 
 
 def _differences(train: tuple[str, ...], validation: tuple[str, ...]) -> str:
-    only = [
-        (what, sorted(set(one) - set(other)))
-        for what, one, other in (("training", train, validation), ("validation", validation, train))
-    ]
-    told = [
-        f"{len(names):,} only among the {what} images: {', '.join(names[:_SHOWN])}"
-        f"{' ...' if len(names) > _SHOWN else ''}"
-        for what, names in only
-        if names
+    differences = [
+        f"{len(only):,} only among the {what} images: {first_of(sorted(only))}"
+        for what, only in (
+            ("training", set(train) - set(validation)),
+            ("validation", set(validation) - set(train)),
+        )
+        if only
     ]
     return (
         f"Training and validation images must have the same classes. Received: {len(train):,} and {len(validation):,}; "
-        + ("; ".join(told) or "the same names in another order")
+        + ("; ".join(differences) or "the same names in another order")
         + "."
     )

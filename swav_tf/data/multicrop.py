@@ -1,7 +1,7 @@
-"""Multi-crop: all crops of a row, cut from the same decoded image and augmented each by itself.
+"""Multi-crop: all crops of one image, each augmented independently.
 
-Random numbers are a pure function of (seed, epoch, image, crop): they do not depend
-on threads, on other images, or on where a run was resumed.
+Random numbers are a pure function of (seed, epoch, image, crop): they do not depend on threads, on other images,
+or on where a run was resumed.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ UNIFORMS_PER_CROP: Final = 2 * ATTEMPTS + 12
 
 @dataclass(frozen=True, slots=True)
 class Crop:
-    """What is done to one crop. `None` stands for a step that was not drawn."""
+    """The drawn parameters of one crop; `None` for a step that was not drawn."""
 
     box: ops.Box  # top, left, height, width in the image, pixels
     flip: bool
@@ -41,10 +41,10 @@ class Crop:
 
 
 def draw_uniforms(crops: int, *, seed: int, epoch: int, index: int, attempt: int = 0) -> Uniforms:
-    """The random numbers of one image's crops, (crops, UNIFORMS_PER_CROP), uniform in [0, 1).
+    """Draw the random numbers of one image's crops, (crops, UNIFORMS_PER_CROP), uniform in [0, 1).
 
-    A counter-based generator (Philox) keyed by seed and image, its counter set from
-    epoch and attempt, so no two images, epochs or attempts share a number.
+    A counter-based generator (Philox) has seed and image as key, epoch and attempt as counter, so no two images,
+    epochs or attempts share a number.
     """
     generator = np.random.Philox(
         key=np.array([seed, index], np.uint64), counter=np.array([0, 0, attempt, epoch], np.uint64)
@@ -60,11 +60,11 @@ def crop_boxes(
     scales: Sequence[tuple[float, float]],
     aspect_ratio: tuple[float, float],
 ) -> list[ops.Box]:
-    """One random box (top, left, height, width) of a height x width image for each row of uniforms.
+    """Return one random box of a height x width image for each row of uniforms.
 
-    Area uniform in the row's scale of the image's, width / height log-uniform in `aspect_ratio`;
-    of ten tries the first that fits is placed uniformly, and if none fits, the largest
-    centred box of an allowed ratio is taken.
+    The area is uniform in the row's scale of the image's area, width / height log-uniform in `aspect_ratio`. Of ten
+    tries the first that fits is placed uniformly; if none fits, the box is the largest centered one of an allowed
+    ratio.
     """
     least, greatest = np.array(scales).T[..., None]
     area = height * width * (least + (greatest - least) * uniforms[:, _AREA])
@@ -92,7 +92,7 @@ def crop_boxes(
 def draw_crops(
     uniforms: Uniforms, groups: Sequence[CropGroup], augment: Augment, *, height: int, width: int
 ) -> list[Crop]:
-    """What the uniforms, (crops, UNIFORMS_PER_CROP), mean for the groups' crops of a height x width image."""
+    """Return the parameters of the groups' crops of a height x width image, one for each row of uniforms."""
     boxes = crop_boxes(
         uniforms,
         height=height,
@@ -137,10 +137,10 @@ def render(image: ops.Image, crop: Crop, out: ops.Image) -> None:
 
 
 class MultiCrop:
-    """From one image to its crops (docs/algorithm.md, "Crops"; the device normalises)."""
+    """Cut one image into its crops (docs/algorithm.md, "Crops"); the device normalizes them."""
 
     def __init__(self, crops: tuple[CropGroup, ...], augment: Augment, *, colour: bool = True) -> None:
-        """With `colour=False` crops are cut and flipped only; the boxes stay the same."""
+        """Create the transform; with `colour=False` crops are only cut and flipped, with the same boxes."""
         self.groups = crops
         self.augment = augment
         if not colour:
@@ -156,10 +156,14 @@ class MultiCrop:
     def __call__(
         self, image: ops.Image, *, seed: int, epoch: int, index: int, attempt: int = 0
     ) -> list[ops.Image]:
-        """The crops of image (height, width, 3), number `index`: one uint8 (count, size, size, 3) a group.
+        """Return one uint8 (count, size, size, 3) for each group.
 
-        `attempt` > 0 tells the crops of an image that stands in for another, unreadable
-        one from those of its own place in the epoch.
+        Args:
+            image: uint8 (height, width, 3).
+            seed: of the run.
+            epoch: from 0.
+            index: number of the image in its source.
+            attempt: above 0 for an image that replaces an unreadable one; its crops differ from those in its own place.
         """
         uniforms = draw_uniforms(self.crop_count, seed=seed, epoch=epoch, index=index, attempt=attempt)
         height, width = image.shape[:2]

@@ -88,11 +88,7 @@ def _visiting_order(name: str) -> list[tuple[bool, str]]:
 
 
 def facts(path: str) -> FileFacts:
-    """Return size and time of the last change of a file.
-
-    Raises:
-        OSError: the file cannot be accessed.
-    """
+    """Return size and time of the last change of a file."""
     if not is_remote(path):
         status = os.stat(path)
         return FileFacts(status.st_size, status.st_mtime_ns)
@@ -105,11 +101,7 @@ def facts(path: str) -> FileFacts:
 
 
 def read_file(path: str) -> bytes:
-    """Return the content of a file.
-
-    Raises:
-        OSError: the file cannot be read.
-    """
+    """Return the content of a file."""
     if not is_remote(path):
         with open(path, "rb") as file:
             return file.read()
@@ -121,9 +113,6 @@ def read_range(path: str, offset: int, length: int) -> bytes:
     """Return `length` bytes of a file from `offset` on, fewer at its end. The offset must be within the file.
 
     The file is opened for each call: a thousand open shards would exceed a process's usual limit.
-
-    Raises:
-        OSError: the file cannot be read.
     """
     if is_remote(path):
         with _remote(path) as (files, inner):

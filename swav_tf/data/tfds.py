@@ -1,4 +1,4 @@
-"""Any image data set of TensorFlow Datasets, by name, with random access."""
+"""Image data sets of TensorFlow Datasets, with random access."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from swav_tf.plumbing.errors import DataError
 
 
 def open_tfds(name: str, split: str) -> ImageSource:
-    """A split (`train`, `train[:10%]`) of a data set, named as TFDS does or by the folder of a prepared one.
+    """Open a split of a data set, which is downloaded and prepared as ArrayRecord if necessary.
 
-    A data set that is not on disk is downloaded and prepared first, as ArrayRecord; one
-    that is already there as TFRecord is read as it is.
+    Args:
+        name: of the data set, or the folder of a prepared one (ArrayRecord or TFRecord).
+        split: such as `train` or `train[:10%]`.
 
     Raises:
-        DataError: if TFDS does not know the name, has no such split, or no image in it.
+        DataError: the data set or split is unknown, or has no images.
     """
     try:
         import tensorflow_datasets as tfds
@@ -34,7 +35,7 @@ def open_tfds(name: str, split: str) -> ImageSource:
             if not builder.is_prepared():
                 builder = tfds.builder(name, file_format="array_record")
                 builder.download_and_prepare()
-    except Exception as error:  # TFDS raises dozens of kinds, and their first line says it
+    except Exception as error:  # TFDS raises dozens of kinds
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DataError(
             f"data.path must name a data set that TFDS can prepare; {name!r} failed: {reason}"
@@ -89,14 +90,14 @@ class TFDSSource:
         return len(self._records)
 
     def read(self, index: int) -> bytes | Image:
-        """The image of record `index`, still encoded."""
+        """Return the encoded image of record `index`."""
         image: bytes | Image = self._records[index][self._image_key]
         return image
 
     def label(self, index: int) -> int:
-        """The class of record `index`; -1 when the data set has none."""
+        """Return the class of record `index`, -1 if the data set has no labels."""
         return -1 if self._label_key is None else int(self._records[index][self._label_key])
 
     def image_name(self, index: int) -> str:
-        """Data set, split and number of record `index`."""
+        """Return data set, split and number of record `index`."""
         return f"{self._name}@{index}"
