@@ -38,7 +38,7 @@ def encoded():
 
 @pytest.fixture
 def folder(tmp_path, small_photo, encoded):
-    """24 JPEG files, each with a gray level of its own in the left half, so that a crop tells its image."""
+    """24 JPEG files, each with its own gray level in the left half, which identifies the image of a crop."""
     for i in range(24):
         pixels = small_photo.copy()
         pixels[:, :60] = 10 * i

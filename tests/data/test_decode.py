@@ -1,15 +1,17 @@
-"""Every kind of file that image folders hold, against Pillow or against the pixels that were written."""
+"""Image files of every kind, compared with Pillow or with the pixels that were written; and the evaluation view."""
 
 import io
 import struct
 import zlib
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
 
 from swav_tf.data import decode as module
-from swav_tf.data.decode import UndecodableImage, decode
+from swav_tf.data.decode import UndecodableImage, decode, evaluation_view
+from swav_tf.recipe.pretraining import EvaluationView
 
 
 @pytest.fixture
@@ -21,6 +23,10 @@ def as_pillow(data):
     return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
 
 
+# === Formats ===
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
 @pytest.mark.parametrize(
     ("format", "options"),
     [
@@ -33,30 +39,18 @@ def as_pillow(data):
         ("BMP", {}),
     ],
 )
-def test_colour_files(pixels, encoded, format, options):
-    # Channels in the order blue, green, red.
-    data = encoded(pixels, format, **options)
+def test_color_and_gray_files(pixels, encoded, format, options, mode):
+    # Channels in the order blue, green, red; one channel.
+    data = encoded(Image.fromarray(pixels).convert(mode), format, **options)
     image = decode(data)
-    assert image.dtype == np.uint8
+    assert (image.shape, image.dtype) == (pixels.shape, np.uint8)
     assert np.abs(image.astype(int) - as_pillow(data)).max() <= 3
-
-
-@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "BMP"])
-def test_gray_files_get_three_channels(pixels, encoded, format):
-    image = decode(
-        encoded(
-            Image.fromarray(pixels).convert("L"), format, **({"lossless": True} if format == "WEBP" else {})
-        )
-    )
-    assert image.shape == pixels.shape
-    assert np.ptp(image.astype(int), axis=2).max() <= 1
 
 
 @pytest.mark.parametrize("marked", [True, False])
 def test_cmyk_jpeg(encoded, marked):
-    # Adobe's inverted CMYK taken as it stands gives a negative; black ink left out gives a bright picture.
-    inks = np.zeros((64, 64, 4), np.uint8)
-    inks[...] = (40, 120, 200, 0)
+    # Adobe's inverted CMYK read as plain CMYK gives a negative; without black ink the picture is too bright.
+    inks = np.full((64, 64, 4), (40, 120, 200, 0), np.uint8)
     inks[..., 3] = np.linspace(0, 255, 64)
     data = encoded(Image.fromarray(inks, "CMYK"), "JPEG", quality=95)
     if not marked:
@@ -65,37 +59,29 @@ def test_cmyk_jpeg(encoded, marked):
     assert np.abs(decode(data).astype(int) - as_pillow(data)).max() <= 3
 
 
-def test_palette_png(pixels, encoded):
+def test_palette_and_alpha(pixels, encoded):
+    # Colors premultiplied by alpha or composited.
     data = encoded(Image.fromarray(pixels).quantize(64), "PNG")
     np.testing.assert_array_equal(decode(data), as_pillow(data))
-
-
-def test_alpha_is_dropped(pixels, encoded):
-    # Premultiplied or composited colours: the reference keeps those below the alpha.
     alpha = np.full((*pixels.shape[:2], 1), 40, np.uint8)
     image = Image.fromarray(np.concatenate([pixels, alpha], 2))
     np.testing.assert_array_equal(decode(encoded(image, "PNG")), pixels)
 
 
-def test_16_bit_gray_png_is_scaled():
-    # Clipped at 255, everything but the darkest 0.4 % is white.
-    levels = np.linspace(0, 65535, 64 * 64).reshape(64, 64).astype(np.uint16)
-    buffer = io.BytesIO()
-    Image.fromarray(levels).save(buffer, "PNG")
-    np.testing.assert_array_equal(decode(buffer.getvalue())[..., 0], np.rint(levels / 257).astype(np.uint8))
-
-
-def test_16_bit_colour_png_is_scaled():
-    cv2 = pytest.importorskip("cv2")
-    levels = np.random.default_rng(0).integers(0, 65536, (20, 30, 3)).astype(np.uint16)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_16_bit_png_is_scaled(channels):
+    # Clipped at 255, all but the darkest 0.4 % is white.
+    levels = np.random.default_rng(0).integers(0, 65536, (20, 30, channels)).astype(np.uint16)
     data = cv2.imencode(".png", levels[..., ::-1])[1].tobytes()
-    assert np.abs(decode(data).astype(int) - levels / 257).max() <= 1
+    assert np.abs(decode(data).astype(int) - levels / 257).max() <= (1 if channels == 3 else 0.5)
 
 
-@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize(
+    ("format", "options"),
+    [("JPEG", {"quality": 95, "subsampling": 0}), ("PNG", {}), ("WEBP", {"lossless": True})],
+)
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation_is_applied(encoded, format, orientation):
-    # Photos of telephones lying on their side, or turned the wrong way.
+def test_exif_orientation_is_applied(encoded, format, options, orientation):
     image = np.zeros((40, 64, 3), np.uint8)
     image[:20, :32], image[:20, 32:], image[20:, :32] = (200, 0, 0), (0, 200, 0), (0, 0, 200)
     upright = {
@@ -105,58 +91,39 @@ def test_exif_orientation_is_applied(encoded, format, orientation):
     }[orientation]  # fmt: skip
     exif = Image.Exif()
     exif[0x0112] = orientation
-    options = (
-        {"lossless": True}
-        if format == "WEBP"
-        else {"quality": 95, "subsampling": 0}
-        if format == "JPEG"
-        else {}
-    )
     decoded = decode(encoded(image, format, exif=exif, **options))
     assert decoded.shape == upright.shape
     assert np.abs(decoded.astype(int) - upright).mean() < 3
 
 
+def test_bytes_after_the_end_do_no_harm(pixels, encoded):
+    # Cameras and download tools append them; ImageNet has such files.
+    for format in ("JPEG", "PNG"):
+        data = encoded(pixels, format)
+        np.testing.assert_array_equal(decode(data + b"\0\n made by a camera"), decode(data))
+
+
+# === Damage ===
+
+
 @pytest.mark.parametrize("keep", [0, 1, 2, 3, 20, 0.1, 0.5, 0.9, -40])
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "BMP"])
 def test_truncated_files_are_refused(pixels, encoded, format, keep):
-    # OpenCV paints the missing part gray, and Pillow may be told to.
+    # OpenCV paints the missing part gray.
     data = encoded(pixels, format)
-    length = int(keep * len(data)) if isinstance(keep, float) else keep
     with pytest.raises(UndecodableImage):
-        decode(data[:length])
+        decode(data[: int(keep * len(data)) if isinstance(keep, float) else keep])
 
 
-def test_truncated_progressive_jpeg_is_refused(pixels, encoded):
-    # Its first scans make a whole, blurred picture.
-    data = encoded(pixels, "JPEG", progressive=True)
-    with pytest.raises(UndecodableImage, match="truncated"):
-        decode(data[: len(data) * 3 // 4])
-
-
-def test_jpeg_whose_thumbnail_alone_is_complete_is_refused(pixels, encoded):
-    # The end marker of the thumbnail in the header taken for the picture's.
-    exif = b"Exif\0\0" + encoded(pixels[:16, :16], "JPEG")
-    data = encoded(pixels, "JPEG")
-    segment = b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif
-    data = data[:2] + segment + data[2:]
-    assert decode(data).shape == pixels.shape
-    with pytest.raises(UndecodableImage, match="truncated"):
-        decode(data[: len(data) * 3 // 4])
-
-
-def test_jpeg_that_a_full_disk_ended_in_zeros_is_refused(pixels, encoded):
-    # Zeros decode as picture data.
-    data = encoded(pixels, "JPEG")
-    half = len(data) // 2
-    with pytest.raises(UndecodableImage):
-        decode(data[:half] + bytes(half))
-
-
-def test_bytes_behind_the_end_of_a_jpeg_do_no_harm(pixels, encoded):
-    # Cameras and download tools append them; ImageNet has such files.
-    data = encoded(pixels, "JPEG")
-    np.testing.assert_array_equal(decode(data + b"\0\n made by a camera"), decode(data))
+def test_truncated_jpegs_that_look_complete_are_refused(pixels, encoded):
+    # The first scans of a progressive file make a blurred picture; the thumbnail in the header has an end marker.
+    exif = b"Exif\0\0" + encoded(pixels[:16, :16])
+    plain = encoded(pixels)
+    with_thumbnail = plain[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + plain[2:]
+    for data in (encoded(pixels, progressive=True), with_thumbnail):
+        assert decode(data).shape == pixels.shape
+        with pytest.raises(UndecodableImage, match="truncated"):
+            decode(data[: len(data) * 3 // 4])
 
 
 @pytest.mark.parametrize(
@@ -175,41 +142,63 @@ def test_other_bytes_are_refused(data):
         decode(data)
 
 
-def test_corrupt_png_is_refused(pixels, encoded):
-    data = bytearray(encoded(pixels, "PNG"))
-    for i in range(200, 260):
-        data[i] ^= 0xFF
+# Bugs caught: zeros decode as picture data; Pillow does not check the checksums of a PNG's pixels.
+@pytest.mark.parametrize(
+    ("format", "start", "stop", "flip"),
+    [
+        ("JPEG", 0.5, 1, 0),
+        ("PNG", 0.05, 0.06, 0xFF),
+        ("PNG", 0.2, 0.21, 0),
+        ("PNG", 0.5, 0.51, 0),
+        ("PNG", 0.9, 0.91, 0),
+    ],
+)
+def test_damaged_blocks_are_refused(pixels, encoded, format, start, stop, flip):
+    data = bytearray(encoded(pixels, format))
+    block = slice(int(start * len(data)), int(stop * len(data)))
+    data[block] = bytes(byte ^ flip if flip else 0 for byte in data[block])
     with pytest.raises(UndecodableImage):
         decode(bytes(data))
-
-
-# Bug caught: Pillow never looks at the checksums of a PNG's pixels, and shows what zeros in them make.
-@pytest.mark.parametrize("share", [0.2, 0.5, 0.9])
-def test_a_png_with_a_block_of_zeros_is_refused(pixels, encoded, share):
-    data = bytearray(encoded(pixels, "PNG"))
-    start = int(share * len(data))
-    data[start : start + 40] = bytes(40)
-    with pytest.raises(UndecodableImage, match="checksum"):
-        decode(bytes(data))
-
-
-def test_bytes_behind_the_end_of_a_png_do_no_harm(pixels, encoded):
-    np.testing.assert_array_equal(decode(encoded(pixels, "PNG") + b"more"), pixels)
 
 
 def test_bombs_are_refused_before_memory_is_taken(encoded, monkeypatch):
     # A small file of 60,000 x 60,000 pixels would take 10 GB.
     data = encoded(np.zeros((8, 8, 3), np.uint8), "JPEG")
     at = data.index(b"\xff\xc0") + 5
-    with pytest.raises(UndecodableImage, match="pixels"):
-        decode(data[:at] + struct.pack(">HH", 60_000, 60_000) + data[at + 4 :])
-
-    header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
     png = encoded(np.zeros((8, 8, 3), np.uint8), "PNG")
-    chunk = b"IHDR" + header
-    with pytest.raises(UndecodableImage, match="pixels"):
-        decode(png[:12] + chunk + struct.pack(">I", zlib.crc32(chunk)) + png[33:])
-
+    chunk = b"IHDR" + struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
+    for bomb in (
+        data[:at] + struct.pack(">HH", 60_000, 60_000) + data[at + 4 :],
+        png[:12] + chunk + struct.pack(">I", zlib.crc32(chunk)) + png[33:],
+    ):
+        with pytest.raises(UndecodableImage, match="pixels"):
+            decode(bomb)
     monkeypatch.setattr(module, "MAX_PIXELS", 63)
     with pytest.raises(UndecodableImage, match="pixels"):
         decode(data)
+
+
+# === Evaluation view ===
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_evaluation_view_is_pillows(photo, turned):
+    # The long side resized, the aspect ratio lost, no antialiasing, or a corner for the center.
+    image = np.ascontiguousarray(photo.transpose(1, 0, 2)) if turned else photo
+    height, width = image.shape[:2]
+    size = (256 * width // min(height, width), 256 * height // min(height, width))
+    resized = Image.fromarray(image).resize(size, Image.Resampling.BILINEAR)
+    left, top = round((size[0] - 224) / 2), round((size[1] - 224) / 2)
+    expected = np.asarray(resized.crop((left, top, left + 224, top + 224)), float)
+    ours = evaluation_view(image, EvaluationView())
+    assert ours.shape == (224, 224, 3)
+    assert ours.flags.c_contiguous
+    assert np.abs(ours - expected).mean() < 2
+    assert np.abs(evaluation_view(image[::-1], EvaluationView()) - expected).mean() > 20
+
+
+def test_sizes_of_the_evaluation_view(photo):
+    image = photo[:32, :32]
+    np.testing.assert_array_equal(evaluation_view(image, EvaluationView(resize=32, crop=32)), image)
+    with pytest.raises(ValueError, match="must fit"):
+        evaluation_view(photo, EvaluationView(resize=200, crop=224))

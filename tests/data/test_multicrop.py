@@ -29,7 +29,7 @@ def distance(sample, other):
 
 
 def oracle_box(height, width, scale, rng):
-    """Random resized crop by the recipe's words, one number at a time."""
+    """Return a random resized crop, drawn one number at a time."""
     for _ in range(10):
         area = height * width * rng.uniform(*scale)
         ratio = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
@@ -47,7 +47,7 @@ def oracle_box(height, width, scale, rng):
 
 @pytest.fixture(scope="module")
 def crops():
-    """The draws of MANY crops of the paper's small group, of a 375 x 500 image."""
+    """MANY crops of the paper's small group, drawn from a 375 x 500 image."""
     group = SMALL.model_copy(update={"count": MANY})
     uniforms = draw_uniforms(MANY, seed=1, epoch=2, index=3)
     return draw_crops(uniforms, [group], PAPER, height=375, width=500)
@@ -55,33 +55,33 @@ def crops():
 
 @pytest.mark.parametrize("scale", [(0.14, 1.0), (0.05, 0.14)])
 @pytest.mark.parametrize(("height", "width"), [(375, 500), (500, 333), (200, 900)])
-def test_boxes_are_distributed_as_the_recipe_says(height, width, scale):
+def test_boxes_have_the_distribution_of_the_recipe(height, width, scale):
     # Ratio uniform instead of log-uniform; side instead of area uniform; no second try;
     # positions that never reach the far edge.
     uniforms = draw_uniforms(MANY, seed=0, epoch=0, index=0)
     scales = [scale] * MANY
-    ours = np.array(
+    result = np.array(
         crop_boxes(uniforms, height=height, width=width, scales=scales, aspect_ratio=RATIO), float
     )
     rng = random.Random(0)
-    theirs = np.array([oracle_box(height, width, scale, rng) for _ in range(MANY)], float)
+    expected = np.array([oracle_box(height, width, scale, rng) for _ in range(MANY)], float)
 
     def measures(boxes):
         top, left, h, w = boxes.T
         return {"top": top, "left": left, "area": h * w, "ratio": w / h, "bottom": top + h, "right": left + w}
 
-    for name, values in measures(ours).items():
-        assert distance(values, measures(theirs)[name]) < 1.95 * math.sqrt(2 / MANY), name  # p = 0.001
-    assert (ours[:, 0] + ours[:, 2]).max() == height
-    assert (ours[:, 1] + ours[:, 3]).max() == width
-    assert ours.min() >= 0
+    for name, values in measures(result).items():
+        assert distance(values, measures(expected)[name]) < 1.95 * math.sqrt(2 / MANY), name  # p = 0.001
+    assert (result[:, 0] + result[:, 2]).max() == height
+    assert (result[:, 1] + result[:, 3]).max() == width
+    assert result.min() >= 0
 
 
 @pytest.mark.parametrize(
     ("height", "width", "box"),
     [(10, 1000, (0, 493, 10, 13)), (1000, 10, (493, 0, 13, 10)), (1, 1, (0, 0, 1, 1))],
 )
-def test_an_image_that_no_box_fits_is_cut_in_the_centre(height, width, box):
+def test_an_image_that_no_box_fits_is_cut_in_the_center(height, width, box):
     # A box larger than the image, or of no pixels.
     uniforms = draw_uniforms(5, seed=0, epoch=0, index=0)
     boxes = crop_boxes(uniforms, height=height, width=width, scales=[(0.9, 1.0)] * 5, aspect_ratio=RATIO)
@@ -106,26 +106,17 @@ def test_all_orders_of_the_jitter_are_equally_likely(crops):
     assert chi_squared < 49.7  # 23 degrees of freedom, p = 0.001
 
 
-@pytest.mark.parametrize(
-    ("index", "low", "high"), [(0, 0.2, 1.8), (1, 0.2, 1.8), (2, 0.2, 1.8), (3, -0.2, 0.2)]
-)
-def test_jitter_amounts_are_uniform_in_their_ranges(crops, index, low, high):
-    # Ranges of another adjustment, or of half the strength.
-    amounts = np.array([dict(c.jitter)[index] for c in crops if c.jitter])
-    assert distance(amounts, np.linspace(low, high, len(amounts))) < 1.95 / math.sqrt(len(amounts))
-
-
-def test_blur_sigma_is_uniform_from_a_tenth_to_two(crops):
-    # One sigma for all, or a sigma that follows the crop's size.
+def test_amounts_are_uniform_in_their_ranges_and_independent(crops):
+    # Ranges of another adjustment or of half the strength; one uniform number used for two amounts.
+    jittered = [c for c in crops if c.jitter]
+    columns = np.array([[dict(c.jitter)[i] for i in range(4)] for c in jittered]).T
     sigmas = np.array([c.blur_sigma for c in crops if c.blur_sigma is not None])
-    assert distance(sigmas, np.linspace(0.1, 2.0, len(sigmas))) < 1.95 / math.sqrt(len(sigmas))
-
-
-def test_amounts_of_one_crop_are_independent(crops):
-    # One uniform number used for two amounts.
-    rows = np.array([[dict(c.jitter)[i] for i in range(4)] + [c.box[0], c.box[1]] for c in crops if c.jitter])
-    correlation = np.corrcoef(rows.T)
-    assert np.abs(correlation - np.eye(6)).max() < 4 / math.sqrt(len(rows))
+    ranges = [(0.2, 1.8)] * 3 + [(-0.2, 0.2), (0.1, 2.0)]
+    for amounts, (low, high) in zip([*columns, sigmas], ranges, strict=True):
+        assert distance(amounts, np.linspace(low, high, len(amounts))) < 1.95 / math.sqrt(len(amounts))
+    places = np.array([c.box[:2] for c in jittered]).T
+    correlation = np.corrcoef(np.concatenate([columns, places]))
+    assert np.abs(correlation - np.eye(6)).max() < 4 / math.sqrt(len(jittered))
 
 
 def test_strengths_above_one_do_not_give_negative_factors():
@@ -139,12 +130,12 @@ def test_strengths_above_one_do_not_give_negative_factors():
 
 def test_crops_are_pillows_for_the_same_draws(photo):
     # Any step left out, doubled, or in another order; crops cut from another image.
-    ours = MultiCrop((LARGE, SMALL), PAPER)
+    multicrop = MultiCrop((LARGE, SMALL), PAPER)
     image = Image.fromarray(photo)
     for index in range(12):
         key = {"seed": 5, "epoch": 1, "index": index}
-        theirs = pil.multicrop(image, (LARGE, SMALL), PAPER, **key)
-        for mine, reference in zip(ours(photo, **key), theirs, strict=True):
+        expected = pil.multicrop(image, (LARGE, SMALL), PAPER, **key)
+        for mine, reference in zip(multicrop(photo, **key), expected, strict=True):
             assert mine.shape == reference.shape
             assert mine.dtype == np.uint8
             worst = np.abs(mine.astype(int) - reference).mean((1, 2, 3)).max()
@@ -152,18 +143,21 @@ def test_crops_are_pillows_for_the_same_draws(photo):
 
 
 def test_pixels_have_pillows_mean_and_variance(photo):
-    # Crops too dark, too soft or too colourful on the whole, from draws independent of Pillow's.
+    # Crops too dark, too soft or too colorful on average, from draws independent of Pillow's.
     group = SMALL.model_copy(update={"size": 32, "count": 600})
-    ours = MultiCrop((group,), PAPER)(photo, seed=1, epoch=0, index=0)[0] / 255.0
-    theirs = pil.multicrop(Image.fromarray(photo), (group,), PAPER, seed=2, epoch=0, index=0)[0] / 255.0
+    result = MultiCrop((group,), PAPER)(photo, seed=1, epoch=0, index=0)[0] / 255.0
+    expected = pil.multicrop(Image.fromarray(photo), (group,), PAPER, seed=2, epoch=0, index=0)[0] / 255.0
     for statistic in (np.mean, np.std):
-        a, b = statistic(ours, axis=(1, 2)), statistic(theirs, axis=(1, 2))  # one number a crop and channel
+        a, b = (
+            statistic(result, axis=(1, 2)),
+            statistic(expected, axis=(1, 2)),
+        )  # one number a crop and channel
         spread = np.sqrt((a.var(0) + b.var(0)) / 600)
         assert (np.abs(a.mean(0) - b.mean(0)) < 3.5 * spread).all()
 
 
 def test_all_crops_of_a_row_come_from_the_one_image():
-    # Ports that shuffle crops and images apart: here each image has one gray level of its own.
+    # Crops of other images: here each image has its own gray level.
     multicrop = MultiCrop((LARGE, SMALL), PAPER, colour=False)
     for index, level in enumerate((0, 90, 255)):
         image = np.full((375, 500, 3), level, np.uint8)
@@ -172,7 +166,7 @@ def test_all_crops_of_a_row_come_from_the_one_image():
 
 
 def test_draws_depend_on_seed_epoch_image_attempt_and_crop():
-    # An epoch that repeats the last one's crops, or two images that share theirs.
+    # An epoch that repeats the last one's crops, or two images that share their crops.
     key = {"seed": 1, "epoch": 2, "index": 3, "attempt": 0}
     base = draw_uniforms(8, **key)
     np.testing.assert_array_equal(base, draw_uniforms(8, **key))
@@ -183,7 +177,7 @@ def test_draws_depend_on_seed_epoch_image_attempt_and_crop():
     assert len(np.unique(numbers)) == len(numbers)
 
 
-def test_host_half_cuts_the_same_boxes_without_colour(photo):
+def test_the_same_boxes_without_color(photo):
     # Draws that shift when a step is turned off.
     plain = MultiCrop((LARGE,), PAPER, colour=False)
     off = {"jitter": {"probability": 0}, "grayscale_probability": 0, "blur": {"probability": 0}}

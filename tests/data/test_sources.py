@@ -157,7 +157,7 @@ def test_digits_are_the_same_in_every_release(digits):
     assert (images == images[..., :1]).all()
     places = {tuple(np.argwhere(image[..., 0]).min(0)) for image in images}
     assert len(places) > 50
-    with pytest.raises(DataError, match="train and test"):
+    with pytest.raises(DataError, match="train or test"):
         open_source(Data(kind="digits", split="val"))
 
 

@@ -1,0 +1,132 @@
+"""Labelled images of a classifier, and subsets of them by a list."""
+
+import numpy as np
+import pytest
+
+from swav_tf.data.folders import ClassFolders, ImageFolder
+from swav_tf.data.labels import open_labelled
+from swav_tf.data.subset import draw_subset, read_subset
+from swav_tf.plumbing.errors import DataError
+from swav_tf.recipe.classifier import ProbeRecipe
+
+
+def make_folders(root, **classes):
+    for name, files in classes.items():
+        (root / name).mkdir(parents=True)
+        for file in files:
+            (root / name / file).write_bytes(b"not decoded here")
+    return root
+
+
+@pytest.fixture
+def source(tmp_path):
+    classes = {"n01": ["n01_1.JPEG", "n01_2.JPEG", "x.png"], "n02": ["n02_1.JPEG", "x.png"]}
+    return ClassFolders(make_folders(tmp_path / "train", **classes))
+
+
+@pytest.fixture
+def subset(tmp_path, source):
+    """subset(content) -> the images that a list with this content names."""
+
+    def subset(content):
+        (tmp_path / "list.txt").write_bytes(content if isinstance(content, bytes) else content.encode())
+        return read_subset(tmp_path / "list.txt", source)
+
+    return subset
+
+
+# === Subsets ===
+
+
+# Bugs caught: labels of the list's numbering instead of the source's, classes that a subset loses, line ends of Windows.
+def test_images_are_found_by_file_name_or_path(subset):
+    found = subset("n02_1.JPEG\r\n\n n01/x.png\nn01_2.JPEG")
+    names = ["n01/n01_2.JPEG", "n01/x.png", "n02/n02_1.JPEG"]
+    assert [found.image_name(i) for i in range(len(found))] == names
+    assert [found.label(i) for i in range(len(found))] == [0, 0, 1]
+    assert found.class_names == ("n01", "n02")
+    assert found.read(2) == b"not decoded here"
+
+
+# Bugs caught: a wrong list that is used in part, an error that names one line of many.
+def test_all_errors_of_a_list_are_reported(subset):
+    missing = "\n".join(f"gone_{i}.JPEG" for i in range(25))
+    with pytest.raises(DataError) as caught:
+        subset(f"n01_1.JPEG\nn01/n01_1.JPEG\nx.png\n{missing}")
+    message = str(caught.value)
+    assert "25 of 28 are not among the images: gone_0.JPEG, " in message
+    assert "gone_19.JPEG ..." in message
+    assert "gone_20" not in message
+    assert "1 of 28 may be several images: x.png" in message
+    assert "1 of 28 are named twice: n01/n01_1.JPEG" in message
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [("", "no name"), ("\n \n", "no name"), (b"\xff\xfe", "readable text file")]
+)
+def test_unusable_lists_are_refused(tmp_path, source, subset, content, message):
+    with pytest.raises(DataError, match=message):
+        subset(content)
+    with pytest.raises(DataError, match="readable text file"):
+        read_subset(tmp_path / "nowhere.txt", source)
+
+
+# Bugs caught: a share of all images instead of each class, a class of which nothing is taken, an ignored seed.
+def test_a_share_is_of_each_class(tmp_path):
+    classes = {"few": 3, "some": 40, "many": 200}
+    files = {name: [f"{name}{i}.png" for i in range(count)] for name, count in classes.items()}
+    source = ClassFolders(make_folders(tmp_path, **files))
+    names = draw_subset(source, share=0.1, seed=3)
+    assert names == draw_subset(source, share=0.1, seed=3) != draw_subset(source, share=0.1, seed=4)
+    counts = {name: sum(n.startswith(name) for n in names) for name in classes}
+    assert counts == {"few": 1, "some": 4, "many": 20}
+    (tmp_path / "list.txt").write_text("".join(f"{name}\n" for name in names))
+    assert len(read_subset(tmp_path / "list.txt", source)) == len(names)
+
+
+def test_a_share_needs_classes_and_names_of_one_line(tmp_path):
+    make_folders(tmp_path, n01=["a.png", " b\n.png"])
+    with pytest.raises(DataError, match="2 of 2 images without one"):
+        draw_subset(ImageFolder(tmp_path), share=0.5, seed=0)
+    with pytest.raises(DataError, match="Rename"):
+        draw_subset(ClassFolders(tmp_path), share=1, seed=0)
+
+
+# === Labelled images ===
+
+
+def recipe(tmp_path, *, kind="class_folders", **changes):
+    data = {"kind": kind, "path": str(tmp_path / "train"), "validation_path": str(tmp_path / "val")}
+    train = {"epochs": 1, "batch_size": 2}
+    return ProbeRecipe(name="x", data=data, optimizer={"learning_rate": 1.0}, train=train, **changes)
+
+
+# Bugs caught: a subset of the validation images too, labels of the complete source.
+def test_a_subset_is_of_the_training_images(tmp_path, subset):
+    make_folders(tmp_path / "val", n01=["a.png"], n02=["b.png", "c.png"])
+    subset("n02_1.JPEG\nn01_1.JPEG")
+    data = open_labelled(recipe(tmp_path, subset=str(tmp_path / "list.txt")))
+    np.testing.assert_array_equal(data.train_labels, [0, 1])
+    np.testing.assert_array_equal(data.validation_labels, [0, 1, 1])
+    assert data.class_names == ("n01", "n02")
+
+
+@pytest.mark.parametrize(
+    ("kind", "validation", "message"),
+    [
+        # Bug caught: classes numbered one way for training and another for validation.
+        (
+            "class_folders",
+            {"n02": ["a.png"], "n03": ["b.png"]},
+            "1 only among the training images: n01; 1 only among the validation images: n03.",
+        ),
+        # Bug caught: a message about the training images where the validation images are missing.
+        ("class_folders", {}, "Not found: .*val"),
+        # Bug caught: images without labels are trained on as class -1.
+        ("images", {"n01": ["a.png"], "n02": ["b.png"]}, "A classifier needs labels"),
+    ],
+)
+def test_images_that_do_not_fit_are_refused(tmp_path, source, kind, validation, message):
+    make_folders(tmp_path / "val", **validation)
+    with pytest.raises(DataError, match=message):
+        open_labelled(recipe(tmp_path, kind=kind))
