@@ -9,8 +9,8 @@ import pytest
 from swav_tf.recipe.classifier import FinetuneRecipe, ProbeRecipe
 from swav_tf.recipe.files import save_recipe
 from swav_tf.runs.checkpoint import CheckpointStore
-from swav_tf.training.rendezvous import free_port
 from tests.classifiers import tiny_classifier_recipe
+from tests.ports import reserve_port
 from tests.training.runs import (
     CLASSIFIER,
     assert_equal_but_for_rounding,
@@ -41,7 +41,7 @@ def test_fine_tuning_by_two_workers_equals_one_process(tmp_path, pretrained):
         FinetuneRecipe, train__epochs=1, train__batch_size=512, optimizer__backbone_learning_rate=0.002
     )
     save_recipe(recipe, tmp_path / "recipe.yaml")
-    master = f"127.0.0.1:{free_port()}"
+    master = f"127.0.0.1:{reserve_port()}"
     folders = [tmp_path / "chief", tmp_path / "other"]
     workers = [
         start(CLASSIFIER, tmp_path / "recipe.yaml", pretrained, f, 2, rank, master)
@@ -66,7 +66,7 @@ def test_a_probe_of_two_workers_is_stopped_and_one_process_goes_on(tmp_path, pre
         tiny_classifier_recipe(ProbeRecipe, train__epochs=3, train__batch_size=32), tmp_path / "recipe.yaml"
     )
     alone = start(CLASSIFIER, tmp_path / "recipe.yaml", pretrained, tmp_path / "alone")
-    master, run = f"127.0.0.1:{free_port()}", tmp_path / "run"
+    master, run = f"127.0.0.1:{reserve_port()}", tmp_path / "run"
     workers = [
         start(CLASSIFIER, tmp_path / "recipe.yaml", pretrained, run, 2, rank, master) for rank in range(2)
     ]

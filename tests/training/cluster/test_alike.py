@@ -7,8 +7,8 @@ import pytest
 from swav_tf.recipe.classifier import ProbeRecipe
 from swav_tf.recipe.files import save_recipe
 from swav_tf.training.cluster import differences
-from swav_tf.training.rendezvous import free_port
 from tests.classifiers import tiny_classifier_recipe
+from tests.ports import reserve_port
 from tests.swav_models import tiny_recipe
 from tests.training.runs import CLASSIFIER, PRETRAIN, start
 
@@ -45,7 +45,7 @@ def ends(*processes):
     ids=["images", "seed"],
 )
 def test_pretraining_with_other_images_or_another_seed_is_refused_by_all(tmp_path, count, seed, line):
-    master = f"127.0.0.1:{free_port()}"
+    master = f"127.0.0.1:{reserve_port()}"
     processes = []
     for rank, (number, own) in enumerate([(70, 0), (count, seed)]):
         recipe = tiny_recipe(train__seed=own)
@@ -64,7 +64,7 @@ def test_pretraining_with_other_images_or_another_seed_is_refused_by_all(tmp_pat
 # Bug caught: the same in a probe.
 @pytest.mark.timeout(500)
 def test_a_probe_with_another_seed_is_refused_by_all(tmp_path, pretrained):
-    master = f"127.0.0.1:{free_port()}"
+    master = f"127.0.0.1:{reserve_port()}"
     processes = []
     for rank, seed in enumerate([0, 99]):
         save_recipe(tiny_classifier_recipe(ProbeRecipe, train__seed=seed), tmp_path / f"{rank}.yaml")

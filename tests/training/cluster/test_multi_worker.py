@@ -12,7 +12,7 @@ import pytest
 
 from swav_tf.recipe.files import save_recipe
 from swav_tf.runs.checkpoint import CheckpointStore
-from swav_tf.training.rendezvous import free_port
+from tests.ports import reserve_port
 from tests.swav_models import tiny_recipe
 from tests.training.runs import PRETRAIN, assert_same_run, finish, lines, newest, start, wait_until
 
@@ -38,7 +38,7 @@ def alone(tmp_path_factory):
 # that is no chief and writes, a rendezvous that mixes up ranks.
 def test_two_workers_equal_one_process(tmp_path, alone):
     save_recipe(tiny_recipe(**RECIPE), tmp_path / "recipe.yaml")
-    master = f"127.0.0.1:{free_port()}"
+    master = f"127.0.0.1:{reserve_port()}"
     # Each worker is given a folder of its own, to see who writes what.
     folders = [tmp_path / "chief", tmp_path / "other"]
     processes = [
@@ -63,7 +63,7 @@ def test_two_workers_equal_one_process(tmp_path, alone):
 # Bug caught: 'finite?' decided by each worker for itself: one skips, the other steps, and they drift apart or hang.
 def test_a_non_finite_gradient_on_one_worker_skips_the_step_on_both(tmp_path):
     save_recipe(tiny_recipe(**RECIPE), tmp_path / "recipe.yaml")
-    master = f"127.0.0.1:{free_port()}"
+    master = f"127.0.0.1:{reserve_port()}"
     finish(
         *(
             start(
@@ -86,7 +86,7 @@ def test_a_non_finite_gradient_on_one_worker_skips_the_step_on_both(tmp_path):
 
 def start_cluster(folder, workers):
     """All workers of a cluster that TF_CONFIG describes, in one run folder."""
-    addresses = [f"127.0.0.1:{free_port()}" for _ in range(workers)]
+    addresses = [f"127.0.0.1:{reserve_port()}" for _ in range(workers)]
     return [
         start(
             PRETRAIN,

@@ -7,7 +7,8 @@ import time
 import pytest
 
 from swav_tf.recipe.files import save_recipe
-from swav_tf.training.rendezvous import ClusterAddress, free_port, meet
+from swav_tf.training.rendezvous import ClusterAddress, meet
+from tests.ports import reserve_port
 from tests.swav_models import tiny_recipe
 from tests.training.runs import PRETRAIN, start, wait_until
 
@@ -16,7 +17,7 @@ MANY_SECONDS = 120  # for what takes a few, on a machine that does much else
 
 def two(tmp_path, recipes, **environment):
     """Two workers; the environment is the second one's."""
-    master = f"127.0.0.1:{free_port()}"
+    master = f"127.0.0.1:{reserve_port()}"
     processes = []
     for rank, recipe in enumerate(recipes):
         save_recipe(recipe, tmp_path / f"{rank}.yaml")
@@ -81,7 +82,7 @@ def test_the_end_of_a_worker_before_the_first_step_ends_all(tmp_path, number, si
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_worker_that_is_lost_after_the_meeting_is_given_up(tmp_path, rank):
-    master = f"127.0.0.1:{free_port()}"
+    master = f"127.0.0.1:{reserve_port()}"
     save_recipe(tiny_recipe(train__worker_timeout_seconds=5), tmp_path / "recipe.yaml")
     arguments = (tmp_path / "recipe.yaml", tmp_path / "run", 2, rank, master)
     left = start(PRETRAIN, *arguments, SWAV_TF_TEST_START_SECONDS="6")
