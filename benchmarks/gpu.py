@@ -4,7 +4,7 @@
 
 Needs no TensorFlow. EXPORTED is a folder by
 
-    swav-tf export RUN --precision fp32,fp16,int8 --target tensorrt -o EXPORTED
+    swav-tf export RUN --precision fp32,fp16,int8 --target tensorrt --output EXPORTED
 
 on a machine that has it. A step that fails is recorded, and the others go on; the exit code is then 1.
 """
@@ -78,11 +78,11 @@ def main() -> None:
                     "tensorrt",
                     "--batch",
                     profile,
-                    "-o",
+                    "--output",
                     str(arguments.exported),
                 ]
                 steps.append(step(f"engine of {path.name}", build))
-        steps.append(step("parity", ["verify", str(arguments.exported), "--batch-size", str(batches[-1])]))
+        steps.append(step("parity", ["verify", str(arguments.exported), "--batch", str(batches[-1])]))
         html = arguments.output.with_suffix(".html")
         speed = ["benchmark", str(arguments.exported), "--runner", RUNNERS, "--batch", arguments.batch]
         speed += ["--rounds", arguments.rounds, "--json", str(measured), "--html", str(html), "--quiet"]

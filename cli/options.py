@@ -1,58 +1,56 @@
-"""Options that several commands share."""
+"""Options that several commands share. A group of options reaches its command as one object."""
 
 from __future__ import annotations
 
+import functools
+import inspect
 import json
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from swav_tf.plumbing.log import show_log
+from swav_tf.plumbing.values import comma_list
+
 if TYPE_CHECKING:
+    from evaluate.backends.backend import Backend
+    from evaluate.images import ImageSet
+    from swav_tf.data.sources import ImageSource
+    from swav_tf.recipe.pretraining import Recipe
     from swav_tf.training.rendezvous import ClusterAddress
-
-
-def cluster_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds --nodes, --node-rank and --master."""
-    for option in (
-        click.option(
-            "--master", metavar="HOST:PORT", help="Address of machine 0, which every machine can reach."
-        ),
-        click.option(
-            "--node-rank", type=click.IntRange(min=0), metavar="N", help="This machine's number, 0 to N - 1."
-        ),
-        click.option(
-            "--nodes", type=click.IntRange(min=1), metavar="N", help="Machines that train together."
-        ),
-    ):
-        command = option(command)
-    return command
-
-
-def cluster_of(nodes: int | None, node_rank: int | None, master: str | None) -> ClusterAddress | None:
-    """The cluster that the options describe, or None if they describe none."""
-    if nodes is None and node_rank is None and master is None:
-        return None
-    if nodes is None or node_rank is None or master is None:
-        raise click.UsageError("--nodes, --node-rank and --master belong together: give all three or none.")
-
-    from swav_tf.training.rendezvous import ClusterAddress
-
-    return ClusterAddress(nodes=nodes, node_rank=node_rank, master=master)
-
 
 Option = Callable[[Any], Any]
 
+
+def option_group(argument: str, build: Callable[..., Any], *options: Option) -> Option:
+    """Attach options to a command, which receives `build(...)` of their values as one argument.
+
+    Args:
+        argument: the command's parameter.
+        build: a dataclass or function whose parameters have the options' names.
+        options: from click, in the order of `--help`.
+    """
+    names = tuple(inspect.signature(build).parameters)
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(command)
+        def with_group(*args: Any, **values: Any) -> Any:
+            built = build(**{name: values.pop(name) for name in names})
+            return command(*args, **values, **{argument: built})
+
+        for option in reversed(options):
+            with_group = option(with_group)
+        return with_group
+
+    return decorate
+
+
 # === Recipes ===
 
-config_option = click.option(
-    "-c",
-    "--config",
-    required=True,
-    metavar="FILE_OR_NAME",
-    help="Recipe: a YAML file, or a name from `swav-tf config list`.",
-)
 override_option = click.option(
     "-o",
     "--override",
@@ -62,49 +60,163 @@ override_option = click.option(
     help="Change one setting, such as train.epochs=10 or crops.0.size=160. May be repeated.",
 )
 
-# === Models and images ===
+
+def config_option(**settings: Any) -> Option:
+    """Return `-c`; `settings` as click takes them."""
+    usual: dict[str, Any] = {
+        "required": True,
+        "metavar": "FILE_OR_NAME",
+        "help": "Recipe: a YAML file, or a name from `swav-tf config list`.",
+    }
+    return click.option("-c", "--config", **usual | settings)
+
+
+def with_values(overrides: Sequence[str], values: Mapping[str, str | None]) -> list[str]:
+    """Return the overrides, followed by KEY=VALUE for each value that was given; the last one wins."""
+    given = {key: value for key, value in values.items() if value is not None}
+    return [*overrides, *(f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in given.items())]
+
+
+@dataclass(frozen=True)
+class RecipeChoice:
+    """A pretraining recipe with overrides, and DATA, which takes precedence over its `data.path`."""
+
+    data: str | None
+    config: str
+    overrides: tuple[str, ...]
+
+    def load(self) -> Recipe:
+        """Load the recipe and check that its settings fit together, before anything large is imported."""
+        from swav_tf.recipe.advice import check_recipe
+        from swav_tf.recipe.files import load_recipe
+
+        recipe = load_recipe(self.config, with_values(self.overrides, {"data.path": self.data}))
+        check_recipe(recipe)  # advice is given by the trainer, which knows the images and devices
+        return recipe
+
+    def load_with_images(self) -> Recipe:
+        """Do the same, and require that the recipe or DATA names the images."""
+        recipe = self.load()
+        if recipe.data.path is None and recipe.data.kind != "digits":
+            raise click.UsageError(
+                f"recipe '{recipe.name}' does not specify where the images are (data.kind is {recipe.data.kind}). "
+                "Give DATA, or -o data.path=..."
+            )
+        return recipe
+
 
 data_argument = click.argument("data", required=False)
-model_option = click.option(
-    "--model",
-    required=True,
-    metavar="MODEL",
-    help="Run folder of `swav-tf pretrain` (its newest checkpoint is used), or a file by `swav-tf export`.",
-)
+recipe_options = option_group("recipe", RecipeChoice, data_argument, config_option(), override_option)
+
+# === Models and images ===
+
 provider_option = click.option(
     "--provider",
     type=click.Choice(["cpu", "cuda", "tensorrt"]),
-    help="Where ONNX Runtime runs an ONNX file; an error if it cannot, never another.  [default: cpu]",
+    help="Where ONNX Runtime runs an ONNX file. An error if it cannot; there is no fallback.  [default: cpu]",
 )
-kind_option = click.option(
-    "--kind",
-    metavar="KIND",
-    help="How DATA is read: class_folders, images, tfrecord, tfds or digits.  [default: as the model's images]",
+
+
+@dataclass(frozen=True)
+class ModelChoice:
+    """A model that computes features."""
+
+    model: str
+    provider: str | None
+
+    def open(self) -> Backend:
+        """Open the model; TensorFlow is loaded, quietly, for a run folder only."""
+        from evaluate import backends
+
+        if backends.is_run_folder(self.model):
+            from cli.quiet import load_tensorflow_quietly
+
+            load_tensorflow_quietly()
+        return backends.open_model(self.model, provider=self.provider)
+
+
+model_options = option_group(
+    "model",
+    ModelChoice,
+    click.option(
+        "--model",
+        required=True,
+        metavar="MODEL",
+        help="Run folder of `swav-tf pretrain` (its newest checkpoint is used), or a file by `swav-tf export`.",
+    ),
+    provider_option,
 )
-split_option = click.option(
-    "--split", metavar="NAME", help="Split of digits or a TFDS data set.  [default: the model's]"
-)
-given_split_option = click.option(
-    "--split", metavar="NAME", default="train", show_default=True, help="Split of digits or a TFDS data set."
-)
-batch_size_option = click.option(
-    "--batch-size",
-    type=click.IntRange(min=1),
-    metavar="N",
-    default=128,
-    show_default=True,
-    help="Images that the model sees at once.",
-)
-max_bad_share_option = click.option(
-    "--max-bad-share",
-    type=click.FloatRange(0, 1),
-    metavar="SHARE",
-    help="Largest share of unreadable images; more is an error.  [default: as in the model's recipe]",
-)
+
+KINDS = ("class_folders", "images", "tfrecord", "tfds", "digits")
+
+
+@dataclass(frozen=True)
+class ImageChoice:
+    """Images, read as a model's own unless the options differ."""
+
+    data: str | None
+    kind: str | None
+    split: str | None
+
+    def open(self, model: Backend) -> ImageSet:
+        """Open the images; without DATA, those that the model was trained on."""
+        from evaluate.images import open_images
+
+        return open_images(self.data, like=model.data, kind=self.kind, split=self.split)
+
+    def open_source(self) -> tuple[ImageSource, str]:
+        """Open DATA where there is no model; return the source and the kind that it was read as."""
+        from swav_tf.data.sources import guess_kind, open_source
+        from swav_tf.recipe.pretraining import Data
+
+        assert self.data is not None
+        kind = self.kind or guess_kind(self.data)
+        path = None if kind == "digits" else self.data
+        settings = {"kind": kind, "path": path, "split": self.split or "train"}
+        return open_source(Data.model_validate(settings)), kind
+
+
+def image_options(
+    *, required: bool = False, kinds: Sequence[str] = KINDS, default: str = "the model's"
+) -> Option:
+    """Return DATA, --kind and --split.
+
+    Args:
+        required: whether DATA must be given.
+        kinds: that make sense for the command.
+        default: where the defaults come from, for the help.
+    """
+    return option_group(
+        "images",
+        ImageChoice,
+        click.argument("data", required=required),
+        click.option(
+            "--kind",
+            type=click.Choice(kinds),
+            help=f"How DATA is read.  [default: {default}]",
+        ),
+        click.option(
+            "--split",
+            metavar="NAME",
+            help=f"Split of digits or a TFDS data set.  [default: {'train' if required else default}]",
+        ),
+    )
+
+
+def batch_option(default: int = 128) -> Option:
+    """Return --batch."""
+    return click.option(
+        "--batch",
+        type=click.IntRange(min=1),
+        metavar="N",
+        default=default,
+        show_default=True,
+        help="Images that the model sees at once.",
+    )
 
 
 def threads_option(meaning: str) -> Option:
-    """`--threads`: what they do."""
+    """Return --threads, with what the threads do."""
     return click.option(
         "--threads",
         type=click.IntRange(min=0),
@@ -115,12 +227,60 @@ def threads_option(meaning: str) -> Option:
     )
 
 
-decoding_threads_option = threads_option("Threads that decode images")
-computing_threads_option = threads_option("Threads that compute a batch on a CPU")
+@dataclass(frozen=True)
+class ReadingChoice:
+    """How images are read and batched."""
+
+    batch: int
+    threads: int
+    max_bad_share: float | None
+
+    def bad_share_of(self, model: Backend) -> float:
+        """Return the largest allowed share of unreadable images, by default that of the model's recipe."""
+        return model.data.max_bad_share if self.max_bad_share is None else self.max_bad_share
+
+
+reading_options = option_group(
+    "reading",
+    ReadingChoice,
+    batch_option(),
+    threads_option("Threads that decode images"),
+    click.option(
+        "--max-bad-share",
+        type=click.FloatRange(0, 1),
+        metavar="SHARE",
+        help="Largest share of unreadable images; more is an error.  [default: as in the model's recipe]",
+    ),
+)
+
+# === Machines ===
+
+
+def _cluster(nodes: int | None, node_rank: int | None, master: str | None) -> ClusterAddress | None:
+    if nodes is None and node_rank is None and master is None:
+        return None
+    if nodes is None or node_rank is None or master is None:
+        raise click.UsageError("--nodes, --node-rank and --master belong together: give all three or none.")
+    from swav_tf.training.rendezvous import ClusterAddress
+
+    return ClusterAddress(nodes=nodes, node_rank=node_rank, master=master)
+
+
+cluster_options = option_group(
+    "cluster",
+    _cluster,
+    click.option("--nodes", type=click.IntRange(min=1), metavar="N", help="Machines that train together."),
+    click.option(
+        "--node-rank", type=click.IntRange(min=0), metavar="N", help="This machine's number, from 0."
+    ),
+    click.option("--master", metavar="HOST:PORT", help="Address of machine 0, reachable from all machines."),
+)
+
+# === Output ===
 
 
 def seed_option(meaning: str, *, default: int = 0) -> Option:
-    """`--seed`: of what."""
+    """Return --seed, with what it is the seed of."""
     return click.option(
         "--seed",
         type=click.IntRange(0, 2**32 - 1),
@@ -131,11 +291,8 @@ def seed_option(meaning: str, *, default: int = 0) -> Option:
     )
 
 
-# === What is written and printed ===
-
-
 def run_dir_option(meaning: str, **settings: Any) -> Option:
-    """`--run-dir`: what the folder of a run gets; `settings` as click takes them."""
+    """Return --run-dir; `settings` as click takes them."""
     usual: dict[str, Any] = {
         "type": click.Path(file_okay=False, path_type=Path),
         "metavar": "DIR",
@@ -144,29 +301,67 @@ def run_dir_option(meaning: str, **settings: Any) -> Option:
     return click.option("--run-dir", **usual | settings)
 
 
+fresh_option = click.option(
+    "--fresh", is_flag=True, help="Start over; the earlier run is kept in previous-N/.  [default: resume]"
+)
+
+
 def output_option(meaning: str, **settings: Any) -> Option:
-    """`-o`: what a command writes; `settings` as click takes them."""
+    """Return --output; `settings` as click takes them."""
     usual: dict[str, Any] = {"type": click.Path(path_type=Path), "metavar": "FILE", "help": meaning}
-    return click.option("-o", "--output", **usual | settings)
+    return click.option("--output", **usual | settings)
 
 
 def make_folder(output: Path) -> None:
-    """Makes the folder that `-o` names: before anything is computed for it.
-
-    Raises:
-        click.UsageError: it is a file.
-    """
+    """Create the folder that --output names, before anything is computed for it."""
     if output.exists() and not output.is_dir():
-        raise click.UsageError(f"-o must be a folder. Received: {output}, a file.")
+        raise click.UsageError(f"--output must be a folder. Received: {output}, a file.")
     output.mkdir(parents=True, exist_ok=True)
 
 
-quiet_option = click.option("--quiet", is_flag=True, help="No progress on the terminal.")
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, and nothing else, on stdout.")
+class Report:
+    """How a command reports: messages and progress on stderr, its result on stdout as text or JSON."""
+
+    def __init__(self, as_json: bool, quiet: bool = False) -> None:
+        self.as_json = as_json
+        self.quiet = quiet or as_json
+        show_log(logging.WARNING if self.quiet else logging.INFO)
+
+    def show(self, document: Any, lines: Iterable[str] = ()) -> None:
+        """Print the result: the document with --json, else the lines."""
+        if self.as_json:
+            click.echo(json.dumps(document, indent=2))
+        else:
+            for line in lines:
+                click.echo(line)
+
+
+_json_option = click.option(
+    "--json", "as_json", is_flag=True, help="Print JSON, and nothing else, on stdout."
+)
+_quiet_option = click.option("--quiet", is_flag=True, help="Print warnings and errors only, no progress.")
+json_options = option_group("report", lambda as_json: Report(as_json), _json_option)
+report_options = option_group("report", Report, _quiet_option, _json_option)
+
+# === Single options of commands that do not use the groups yet ===
+
+json_option = _json_option
+quiet_option = _quiet_option
+kind_option = click.option(
+    "--kind", type=click.Choice(KINDS), help="How DATA is read.  [default: the model's]"
+)
+split_option = click.option(
+    "--split", metavar="NAME", help="Split of digits or a TFDS data set.  [default: the model's]"
+)
+computing_threads_option = threads_option("Threads that compute a batch on a CPU")
+batch_size_option = click.option(
+    "--batch", "batch_size", type=click.IntRange(min=1), metavar="N", default=128, show_default=True,
+    help="Images that the model sees at once.",
+)  # fmt: skip
 
 
 def print_json(value: Any) -> None:
-    """One JSON document on stdout."""
+    """Print one JSON document on stdout."""
     click.echo(json.dumps(value, indent=2))
 
 
@@ -174,14 +369,14 @@ def print_json(value: Any) -> None:
 
 
 def names(context: click.Context, option: click.Parameter, value: str | None) -> tuple[str, ...] | None:
-    """Names, each once; None where there is no value."""
-    return None if value is None else tuple(dict.fromkeys(word.strip() for word in value.split(",")))
+    """Parse names, each once; None if the option is absent."""
+    return None if value is None else comma_list(value)
 
 
 def counts(context: click.Context, option: click.Parameter, value: str) -> tuple[int, ...]:
-    """Whole numbers >= 1, smallest first, each once."""
-    words = [word.strip() for word in value.split(",")]
-    if not all(word.isdecimal() and int(word) >= 1 for word in words):
+    """Parse whole numbers >= 1; return them sorted, each once."""
+    words = comma_list(value)
+    if not words or not all(word.isdecimal() and int(word) >= 1 for word in words):
         raise click.BadParameter(
             f"must be whole numbers >= 1 separated by commas, such as 1,8. Received: {value}"
         )

@@ -72,7 +72,7 @@ def read_source(path: Path) -> EngineSource:
     if quantisation is not None and quantisation.get("target") != "tensorrt":
         raise UsageError(
             f"int8 for TensorRT has a graph of its own. Received: {path}, whose graph is for a CPU. Export one: "
-            "swav-tf export RUN --precision int8 --target tensorrt -o DIR"
+            "swav-tf export RUN --precision int8 --target tensorrt --output DIR"
         )
     convolutions = tuple(node.name for node in model.graph.node if node.op_type == "Conv")
     structure = _structure_sha256(model)

@@ -74,7 +74,7 @@ def export_run(
     source = from_keras(run_dir, settings, tell=tell)
     gc.collect()  # Keras' model is full of circles, and as large as the graph
     checksums = _checksums_of_others(output, tell)
-    with filled_folder(output, option="-o") as folder:
+    with filled_folder(output, option="--output") as folder:
         write_reference(folder / REFERENCE, source.reference)
         exported = [
             _export_one(source, precision, folder, settings, tell) for precision in settings.precisions

@@ -145,8 +145,8 @@ def features(model: Path, ending: str) -> Job:
     return Job(
         f"features {ending}",
         lambda folder: [
-            "features", "digits", "--split", "train", "--model", model, "-o", folder / f"features{ending}",
-            "--shard-size", str(outcomes.SHARD_IMAGES), "--batch-size", "16", "--threads", "2",
+            "features", "digits", "--split", "train", "--model", model, "--output", folder / f"features{ending}",
+            "--shard-size", str(outcomes.SHARD_IMAGES), "--batch", "16", "--threads", "2",
         ],
         f"features{ending}.shards/shard-*.npz",
         lambda folder: outcomes.files_of(folder),
@@ -161,7 +161,7 @@ def export(model: Path, precision: str) -> Job:
     return Job(
         f"export {precision}",
         lambda folder: [
-            "export", model, "-o", folder / "exported", "--precision", precision, "--reference-images", "64",
+            "export", model, "--output", folder / "exported", "--precision", precision, "--reference-images", "64",
             "--calibration-images", "32",
         ],
         "exported/.part-*/*",

@@ -101,13 +101,13 @@ def _commands_run(commands: Commands, folder: Path, made: Made) -> str:
     found = made.run.parent / "digits.npz"
     if not found.exists():
         commands.must_run(
-            ["features", "digits", "--split", "test", "--model", made.exported / NAME, "-o", found]
+            ["features", "digits", "--split", "test", "--model", made.exported / NAME, "--output", found]
         )
     for arguments in (
-        ["features", "digits", "--split", "test", "--model", path, "-o", out / "features.npz"],
-        ["similar", image, "--features", found, "--model", path, "-o", out / "similar.png"],
+        ["features", "digits", "--split", "test", "--model", path, "--output", out / "features.npz"],
+        ["similar", image, "--features", found, "--model", path, "--output", out / "similar.png"],
         ["benchmark", path, "--runner", "ort-cpu", "--batch", "1", "--seconds", "0.1", "--runs", "3"],
-        ["export", path, "--to", "tensorrt", "-o", out / "engines", "--engine-cache", out / "cache"],
+        ["export", path, "--to", "tensorrt", "--output", out / "engines", "--engine-cache", out / "cache"],
         ["verify", path],
     ):
         ended = commands.run(arguments)

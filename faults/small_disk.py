@@ -37,7 +37,9 @@ class SmallDisk:
         self._remount("ro")
 
     def _remount(self, option: str) -> None:
-        subprocess.run(["mount", "-o", f"remount,{option}", self.folder], check=True, capture_output=True)
+        subprocess.run(
+            ["mount", "--output", f"remount,{option}", self.folder], check=True, capture_output=True
+        )
 
 
 @contextmanager

@@ -43,7 +43,7 @@ def make_inputs(commands: Commands, made: Made, folder: Path) -> Inputs:
     folder.mkdir()
     commands.must_run(classifier("probe", made.run).arguments(folder))
     features, measured = folder / "digits.npz", folder / "measured"
-    commands.must_run(["features", "digits", "--split", "test", "--model", made.run, "-o", features])
+    commands.must_run(["features", "digits", "--split", "test", "--model", made.run, "--output", features])
     measured.mkdir()
     commands.must_run(benchmark(made.exported).arguments(measured))
     damaged = labelled_images(folder / "damaged", 120)
@@ -64,38 +64,40 @@ def small_writers(inputs: Inputs) -> Iterator[Job]:
         """A command that replaces what is there."""
         return Job(name, words, "*", files_of, files_trouble, replaces=True)
 
-    yield once("weights export .safetensors", lambda f: ["weights", "export", run, "-o", f / "w.safetensors"])
-    yield once("weights export .pth", lambda f: ["weights", "export", run, "-o", f / "w.pth"])
+    yield once(
+        "weights export .safetensors", lambda f: ["weights", "export", run, "--output", f / "w.safetensors"]
+    )
+    yield once("weights export .pth", lambda f: ["weights", "export", run, "--output", f / "w.pth"])
     yield once("weights import, a run", lambda f: ["weights", "import", run, "--to", f / "run"])
     yield once("weights import, a file", lambda f: ["weights", "import", run, "--to", f / "w.safetensors"])
     yield again("verify", lambda f: ["verify", _copied(exported, f / "exported")])
     yield again("crops", lambda f: ["crops", "-c", "demo", "--output", f / "crops.png"])
-    yield again("plot", lambda f: ["plot", inputs.features, "-o", f / "map.png", "--method", "pca"])
-    yield again("clusters", lambda f: ["clusters", "--model", run, "-o", f / "clusters"])
+    yield again("plot", lambda f: ["plot", inputs.features, "--output", f / "map.png", "--method", "pca"])
+    yield again("clusters", lambda f: ["clusters", "--model", run, "--output", f / "clusters"])
     yield again(
         "similar",
         lambda f: [
             "similar", images / "class 0" / "00000.png", "--features", inputs.features, "--model", run,
-            "-o", f / "similar.png",
+            "--output", f / "similar.png",
         ],
     )  # fmt: skip
-    yield again("predict", lambda f: ["predict", inputs.probed, images, "-o", f / "said.csv"])
-    yield again("validate", lambda f: ["validate", inputs.probed, "-o", f / "validated"])
+    yield again("predict", lambda f: ["predict", inputs.probed, images, "--output", f / "said.csv"])
+    yield again("validate", lambda f: ["validate", inputs.probed, "--output", f / "validated"])
     yield again("data check", lambda f: ["data", "check", images, "--sheet", f / "sheet.png"])
     yield again(
-        "data subset", lambda f: ["data", "subset", "digits", "--share", "0.1", "-o", f / "subset.txt"]
+        "data subset", lambda f: ["data", "subset", "digits", "--share", "0.1", "--output", f / "subset.txt"]
     )
     yield once(
         "features, some images damaged",
         lambda f: [
-            "features", inputs.damaged, "--kind", "class_folders", "--model", run, "-o", f / "features.npz",
+            "features", inputs.damaged, "--kind", "class_folders", "--model", run, "--output", f / "features.npz",
             "--max-bad-share", "0.1",
         ],
     )  # fmt: skip
     yield again(
         "export int8 --triton",
         lambda f: [
-            "export", run, "-o", f / "exported", "--precision", "int8", "--reference-images", "64",
+            "export", run, "--output", f / "exported", "--precision", "int8", "--reference-images", "64",
             "--calibration-images", "32", "--triton", f / "triton",
         ],
     )  # fmt: skip
@@ -103,7 +105,7 @@ def small_writers(inputs: Inputs) -> Iterator[Job]:
         yield Job(
             "export --to tensorrt",
             lambda f: [
-                "export", exported / "model-fp32.onnx", "--to", "tensorrt", "--tensorrt", "rtx", "-o", f / "engines",
+                "export", exported / "model-fp32.onnx", "--to", "tensorrt", "--tensorrt", "rtx", "--output", f / "engines",
                 "--engine-cache", f / "cache",
             ],
             "*", _engine_result, files_trouble, replaces=True,

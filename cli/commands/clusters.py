@@ -1,164 +1,134 @@
-"""`swav-tf clusters`: what the prototypes stand for."""
+"""`swav-tf clusters`: what the prototypes represent."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 
-from cli.opening import open_data, open_model
 from cli.options import (
-    batch_size_option,
-    data_argument,
-    decoding_threads_option,
-    json_option,
-    kind_option,
+    ImageChoice,
+    ModelChoice,
+    ReadingChoice,
+    Report,
+    image_options,
     make_folder,
-    max_bad_share_option,
-    model_option,
+    model_options,
     output_option,
-    print_json,
-    provider_option,
-    quiet_option,
-    split_option,
+    reading_options,
+    report_options,
 )
 from cli.progress import image_progress
+from cli.tables.plain import print_table
 
 PRINTED = 12  # rows of the table on the terminal
+HEADINGS = {
+    "prototype": "prototype",
+    "images": "images",
+    "share": "share",
+    "mean_score": "mean score",
+    "top_class": "most frequent class",
+    "top_class_share": "its share",
+}
 
 
-@click.command(short_help="Assign images to prototypes; show the nearest images of each.")
-@data_argument
-@model_option
-@provider_option
+@click.command()
+@image_options()
+@model_options
 @output_option("Folder for tables and pictures.", metavar="DIR", required=True)
-@kind_option
-@split_option
 @click.option(
-    "--prototypes",
-    type=click.IntRange(min=1),
-    metavar="N",
-    default=60,
-    show_default=True,
-    help="Prototypes to show, the most used ones; the tables have all.",
-)
+    "--prototypes", type=click.IntRange(min=1), metavar="N", default=60, show_default=True,
+    help="Prototypes to show, the most used ones; the tables list all.",
+)  # fmt: skip
 @click.option(
-    "--images",
-    "images_of_each",
-    type=click.IntRange(1, 100),
-    metavar="N",
-    default=12,
-    show_default=True,
-    help="Nearest images to show for each.",
-)
-@batch_size_option
-@decoding_threads_option
-@max_bad_share_option
-@quiet_option
-@json_option
+    "--nearest", type=click.IntRange(1, 100), metavar="N", default=12, show_default=True,
+    help="Nearest images to show for each prototype.",
+)  # fmt: skip
+@reading_options
+@report_options
 def command(
-    data: str | None,
-    model: str,
-    provider: str | None,
+    images: ImageChoice,
+    model: ModelChoice,
     output: Path,
-    kind: str | None,
-    split: str | None,
     prototypes: int,
-    images_of_each: int,
-    batch_size: int,
-    threads: int,
-    max_bad_share: float | None,
-    quiet: bool,
-    as_json: bool,
+    nearest: int,
+    reading: ReadingChoice,
+    report: Report,
 ) -> None:
-    """Assign the images in DATA to the prototypes of greatest score, and show what each stands for.
+    """Assign each image in DATA to the prototype with the highest score, and show the nearest images of each.
 
-    Without DATA: the images that the model was trained on. OUTPUT gets index.html (one file,
-    readable without network), sheet.png, clusters.json, usage.csv (one row per prototype) and
-    assignments.csv (one row per image).
+    Without DATA: the images that the model was trained on. OUTPUT receives index.html (one file, readable offline),
+    sheet.png, clusters.json, usage.csv (one row per prototype) and assignments.csv (one row per image).
 
     \b
     Examples:
-      swav-tf clusters digits --split test --model runs/demo -o clusters
-      swav-tf clusters ILSVRC2012/val --model runs/first -o clusters --prototypes 200
+      swav-tf clusters digits --split test --model runs/demo --output clusters
+      swav-tf clusters ILSVRC2012/val --model runs/first --output clusters --prototypes 200
     """
-    import json
-
     from evaluate.images import UnreadableImages
 
-    runner = open_model(model, provider)
+    backend = model.open()
 
     from evaluate.cluster_page import write_cluster_sheets
     from evaluate.clusters import assign_images, summary, usage_table, write_tables
     from swav_tf.plumbing.files import atomic_write
 
-    images = open_data(runner, data, kind, split)
+    opened = images.open(backend)
     make_folder(output)
-    share = runner.data.max_bad_share if max_bad_share is None else max_bad_share
-    unreadable = UnreadableImages(len(images.source), share, output / "unreadable.csv")
+    unreadable = UnreadableImages(
+        len(opened.source), reading.bad_share_of(backend), output / "unreadable.csv"
+    )
     try:
-        with image_progress(len(images.source), "clusters", quiet=quiet or as_json) as progress:
+        with image_progress(len(opened.source), "clusters", quiet=report.quiet) as progress:
             clusters = assign_images(
-                runner,
-                images,
-                images_of_each=images_of_each,
-                batch_size=batch_size,
-                threads=threads,
+                backend,
+                opened,
+                images_of_each=nearest,
+                batch_size=reading.batch,
+                threads=reading.threads,
                 unreadable=unreadable,
                 on_progress=progress,
             )
     finally:
         unreadable.write_list()
-    write_tables(clusters, images, output)
+    write_tables(clusters, opened, output)
     write_cluster_sheets(
-        output, clusters, images, model=runner.facts, view=runner.input_view, prototypes=prototypes
+        output, clusters, opened, model=backend.facts, view=backend.input_view, prototypes=prototypes
     )
     figures = {**summary(clusters), "unreadable": len(unreadable.reasons)}
-    whole = {**figures, "model": runner.facts.as_dict(), "usage": usage_table(clusters)}
+    usage = usage_table(clusters)
+    document = {**figures, "model": backend.facts.as_dict(), "usage": usage}
     with atomic_write(output / "clusters.json") as partial:
-        partial.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
-    if as_json:
-        print_json(whole)
+        partial.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    if report.as_json:
+        report.show(document)
         return
-    _print(figures, whole["usage"])
+    _print(figures, usage)
     click.echo(
-        f"pages     {output / 'index.html'}\npicture   {output / 'sheet.png'}\ntables    {output}/*.csv"
+        f"page      {output / 'index.html'}\npicture   {output / 'sheet.png'}\ntables    {output}/*.csv"
     )
 
 
-def _print(figures: dict[str, object], usage: list[dict[str, object]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    headings = {
-        "prototype": "prototype",
-        "images": "images",
-        "share": "share",
-        "mean_score": "mean score",
-        "top_class": "most frequent class",
-        "top_class_share": "its share",
-    }
-    table = Table()
-    columns = [key for key in headings if key in usage[0]]
-    for key in columns:
-        table.add_column(headings[key], justify="right")
-    for row in usage[:PRINTED]:
-        table.add_row(*(_cell(key, row[key]) for key in columns))
-    console = Console(highlight=False, soft_wrap=True)
-    console.print(
-        f"{figures['images']:,} images, {figures['prototypes_used']} of {figures['prototypes']} prototypes used, "
-        f"as if {figures['effective_prototypes']} were used alike"
+def _print(figures: Mapping[str, Any], usage: Sequence[Mapping[str, Any]]) -> None:
+    click.echo(
+        f"{figures['images']:,} images, {figures['prototypes_used']} of {figures['prototypes']} prototypes used; "
+        f"effective number of prototypes: {figures['effective_prototypes']}"
     )
     if "purity" in figures:
-        console.print(f"purity {100 * float(str(figures['purity'])):.1f} %")
-    console.print(table)
+        click.echo(f"purity {100 * figures['purity']:.1f} %")
+    columns = [key for key in HEADINGS if key in usage[0]]
+    rows = [[_cell(key, row[key]) for key in columns] for row in usage[:PRINTED]]
+    print_table([HEADINGS[key] for key in columns], rows)
     if len(usage) > PRINTED:
-        console.print(f"and {len(usage) - PRINTED} more in usage.csv")
+        click.echo(f"and {len(usage) - PRINTED} more in usage.csv")
 
 
-def _cell(key: str, value: object) -> str:
+def _cell(key: str, value: Any) -> str:
     if value is None:
         return "-"
     if key in ("share", "top_class_share"):
-        return f"{100 * float(str(value)):.1f} %"
+        return f"{100 * value:.1f} %"
     return f"{value:.3f}" if isinstance(value, float) else str(value)

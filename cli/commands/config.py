@@ -1,4 +1,4 @@
-"""`swav-tf config`: see and check recipes."""
+"""`swav-tf config`: list, show and check recipes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import dataclasses
 
 import click
 
-from cli.options import json_option, override_option, print_json
+from cli.options import Report, json_options, override_option
+
+recipe_argument = click.argument("recipe", metavar="FILE_OR_NAME")
 
 
 @click.group()
@@ -23,9 +25,9 @@ def command() -> None:
 
 
 @command.command("list")
-@json_option
-def list_recipes(as_json: bool) -> None:
-    """List the recipes that come with the package, each with the command that it is for.
+@json_options
+def list_recipes(report: Report) -> None:
+    """List the bundled recipes, each with the command that it is for.
 
     \b
     Examples:
@@ -35,20 +37,19 @@ def list_recipes(as_json: bool) -> None:
     from swav_tf.recipe.files import bundled_recipes, recipe_kind
 
     recipes = {name: (recipe_kind(name), summary) for name, summary in bundled_recipes().items()}
-    if as_json:
-        print_json({name: {"kind": kind, "summary": summary} for name, (kind, summary) in recipes.items()})
-        return
     width = max(map(len, recipes))
-    for name, (kind, summary) in recipes.items():
-        click.echo(f"{name:{width}}  {kind:8}  {summary}")
+    report.show(
+        {name: {"kind": kind, "summary": summary} for name, (kind, summary) in recipes.items()},
+        [f"{name:{width}}  {kind:8}  {summary}" for name, (kind, summary) in recipes.items()],
+    )
 
 
-@command.command(short_help="Print a recipe with every setting.")
-@click.argument("recipe", metavar="FILE_OR_NAME")
+@command.command()
+@recipe_argument
 @override_option
-@json_option
-def show(recipe: str, overrides: tuple[str, ...], as_json: bool) -> None:
-    """Print a recipe with every setting, also those it leaves at their defaults.
+@json_options
+def show(recipe: str, overrides: tuple[str, ...], report: Report) -> None:
+    """Print a recipe with every setting, including those left at their defaults.
 
     \b
     Examples:
@@ -58,29 +59,26 @@ def show(recipe: str, overrides: tuple[str, ...], as_json: bool) -> None:
     from swav_tf.recipe.files import load_any_recipe, recipe_header, recipe_yaml
 
     loaded = load_any_recipe(recipe, overrides)
-    if as_json:
-        print_json(loaded.model_dump(mode="json"))
-        return
-    if not overrides:  # with overrides the header's expected figure would no longer be true
-        click.echo(recipe_header(recipe))
-    click.echo(recipe_yaml(loaded), nl=False)
+    # With overrides, the expected figure in the header would no longer be true.
+    header = [] if overrides else [recipe_header(recipe)]
+    report.show(loaded.model_dump(mode="json"), [*header, recipe_yaml(loaded).rstrip("\n")])
 
 
-@command.command(short_help="Tell errors and known dangers of a recipe.")
-@click.argument("recipe", metavar="FILE_OR_NAME")
+@command.command()
+@recipe_argument
 @override_option
 @click.option(
     "--images",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Training images, for what is counted in steps.",
+    help="Training images, to check what is counted in steps.",
 )
 @click.option("--replicas", type=click.IntRange(min=1), metavar="N", help="Devices (GPUs) over all nodes.")
-@json_option
+@json_options
 def check(
-    recipe: str, overrides: tuple[str, ...], images: int | None, replicas: int | None, as_json: bool
+    recipe: str, overrides: tuple[str, ...], images: int | None, replicas: int | None, report: Report
 ) -> int:
-    """Tell all errors of a recipe (exit code 2), or what is known to go badly with it (exit code 0).
+    """Report all errors of a recipe (exit code 2), or what is known to work badly (exit code 0).
 
     \b
     Examples:
@@ -100,31 +98,25 @@ def check(
         else:
             advice = check_classifier_recipe(loaded, images=images, replicas=replicas)
     except RecipeError as error:
-        if not as_json:
+        if not report.as_json:
             raise
-        print_json({"valid": False, "error": str(error), "advice": []})
+        report.show({"valid": False, "error": str(error), "advice": []})
         return error.exit_code
-    if as_json:
-        print_json(
-            {"valid": True, "error": None, "advice": [dataclasses.asdict(remark) for remark in advice]}
-        )
-        return 0
-    for remark in advice:
-        click.echo(f"Advice: {remark}")
-    click.echo(f"{loaded.name}: valid, {len(advice) or 'no'} remark{'' if len(advice) == 1 else 's'}")
+    number = f"{len(advice) or 'no'} remark{'' if len(advice) == 1 else 's'}"
+    report.show(
+        {"valid": True, "error": None, "advice": [dataclasses.asdict(remark) for remark in advice]},
+        [*(f"Advice: {remark}" for remark in advice), f"{loaded.name}: valid, {number}"],
+    )
     return 0
 
 
-@command.command(short_help="Explain every setting.")
+@command.command()
 @click.option(
-    "--kind",
-    type=click.Choice(("pretrain", "probe", "finetune")),
-    default="pretrain",
-    show_default=True,
-    help="Recipes of which kind.",
-)
-@json_option
-def settings(kind: str, as_json: bool) -> None:
+    "--kind", type=click.Choice(("pretrain", "probe", "finetune")), default="pretrain", show_default=True,
+    help="Kind of recipe.",
+)  # fmt: skip
+@json_options
+def settings(kind: str, report: Report) -> None:
     """Explain every setting of a kind of recipe: path, type, bounds, default and meaning.
 
     \b
@@ -136,8 +128,10 @@ def settings(kind: str, as_json: bool) -> None:
     from swav_tf.recipe.files import KINDS
 
     fields = {field.path: describe_field(field) for field in recipe_fields(KINDS[kind])}
-    if as_json:
-        print_json(fields)
-        return
-    for path, field in fields.items():
-        click.echo(f"{path}\n    {field['type']}, {field['default']}. {field['meaning']}")
+    report.show(
+        fields,
+        [
+            f"{path}\n    {field['type']}, {field['default']}. {field['meaning']}"
+            for path, field in fields.items()
+        ],
+    )

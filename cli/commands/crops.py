@@ -6,38 +6,25 @@ from pathlib import Path
 
 import click
 
-from cli.options import config_option, data_argument, override_option
-from cli.recipes import load_for_run
+from cli.options import RecipeChoice, output_option, recipe_options
 
 
-@click.command(short_help="Write a contact sheet of images and their crops.")
-@data_argument
-@config_option
-@override_option
+@click.command()
+@recipe_options
 @click.option(
     "--rows", type=click.IntRange(1, 100), metavar="N", default=6, show_default=True, help="Images to show."
 )
 @click.option(
-    "--epoch",
-    type=click.IntRange(min=0),
-    metavar="N",
-    default=0,
-    show_default=True,
+    "--epoch", type=click.IntRange(min=0), metavar="N", default=0, show_default=True,
     help="Epoch whose crops are cut, from 0.",
+)  # fmt: skip
+@output_option(
+    "Picture to write; the extension decides the format.", default=Path("crops.png"), show_default=True
 )
-@click.option(
-    "--output",
-    type=click.Path(dir_okay=False, path_type=Path),
-    default=Path("crops.png"),
-    show_default=True,
-    help="Picture to write; the ending says the format.",
-)
-def command(
-    data: str | None, config: str, overrides: tuple[str, ...], rows: int, epoch: int, output: Path
-) -> None:
-    """Write a contact sheet: images of DATA, beside each the crops that training would cut from it.
+def command(recipe: RecipeChoice, rows: int, epoch: int, output: Path) -> None:
+    """Draw a contact sheet: images of DATA, each followed by the crops that training would cut from it.
 
-    DATA is given as to `swav-tf pretrain`; it may be left out where the recipe names its images.
+    DATA is given as to `swav-tf pretrain`; it may be omitted if the recipe names its images.
 
     \b
     Examples:
@@ -47,13 +34,13 @@ def command(
     from evaluate.pictures import check_picture
 
     check_picture(output)
-    recipe = load_for_run(config, overrides, data)
+    settings = recipe.load_with_images()
 
     from swav_tf.data.pictures import contact_sheet
     from swav_tf.data.sources import open_source
     from swav_tf.plumbing.files import atomic_write
 
-    sheet = contact_sheet(open_source(recipe.data), recipe, rows=rows, epoch=epoch)
+    sheet = contact_sheet(open_source(settings.data), settings, rows=rows, epoch=epoch)
     with atomic_write(output) as partial:
         sheet.save(partial)
-    click.echo(f"{output}: {rows} images with {recipe.crop_count} crops each")
+    click.echo(f"{output}: {rows} images with {settings.crop_count} crops each")

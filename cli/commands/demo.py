@@ -6,11 +6,11 @@ from pathlib import Path
 
 import click
 
-from cli.options import json_option, print_json, run_dir_option, seed_option
+from cli.options import Report, report_options, run_dir_option, seed_option
 from cli.quiet import load_tensorflow_quietly
 
 
-@click.command(short_help="Watch SwAV learn on handwritten digits (minutes, no GPU).")
+@click.command()
 @run_dir_option(
     "Folder for checkpoints, metrics, summary, picture, exported files and report.",
     default=Path("runs/demo"),
@@ -18,13 +18,13 @@ from cli.quiet import load_tensorflow_quietly
 )
 @seed_option("Seed of weights, order and crops.", default=31)
 @click.option(
-    "--no-export", is_flag=True, help="End after the picture: no ONNX files, no benchmark, no report."
+    "--no-export", is_flag=True, help="Stop after the picture: no ONNX files, no benchmark, no report."
 )
-@json_option
-def command(run_dir: Path, seed: int, no_export: bool, as_json: bool) -> None:
+@report_options
+def command(run_dir: Path, seed: int, no_export: bool, report: Report) -> None:
     """Train on scikit-learn's handwritten digits and measure what was learned, within minutes on a CPU.
 
-    Then the network is exported in float32 and int8, compared with Keras and timed, and demo.html in the run folder
+    Then the network is exported in float32 and int8, compared with Keras and timed; demo.html in the run folder
     shows all of it. That half needs the extra `export`.
 
     \b
@@ -36,6 +36,4 @@ def command(run_dir: Path, seed: int, no_export: bool, as_json: bool) -> None:
     load_tensorflow_quietly()
     from cli.demo import run_demo
 
-    summary = run_demo(run_dir=run_dir, seed=seed, export=not no_export, quiet=as_json)
-    if as_json:
-        print_json(summary)
+    report.show(run_demo(run_dir=run_dir, seed=seed, export=not no_export, quiet=report.quiet))

@@ -1,19 +1,19 @@
-"""`swav-tf doctor`: what is installed, what is missing, what is in the way."""
+"""`swav-tf doctor`: what is installed, what is missing, what conflicts."""
 
 from __future__ import annotations
 
 import click
 
-from cli.options import json_option, print_json
+from cli.options import Report, json_options
 
 
-@click.command(short_help="Tell versions, machine, missing extras, name clashes.")
-@click.option("--gpu", is_flag=True, help="Ask TensorFlow for its GPUs too (loads it, some seconds).")
-@json_option
-def command(gpu: bool, as_json: bool) -> int:
-    """Tell versions, machine, missing extras, and what keeps ONNX Runtime from a GPU.
+@click.command()
+@click.option("--gpu", is_flag=True, help="Also list TensorFlow's GPUs (loads TensorFlow, some seconds).")
+@json_options
+def command(gpu: bool, report: Report) -> int:
+    """Report versions, machine, missing extras, and what keeps ONNX Runtime from using a GPU.
 
-    Exit code 1 where another package owns one of our import names.
+    The exit code is 1 if another package owns one of swav-tf's import names.
 
     \b
     Examples:
@@ -22,9 +22,6 @@ def command(gpu: bool, as_json: bool) -> int:
     """
     from cli.installation import examine
 
-    report = examine(gpu=gpu)
-    if as_json:
-        print_json(report.as_dict())
-    else:
-        click.echo("\n".join(report.lines()))
-    return 1 if report.clashes else 0
+    found = examine(gpu=gpu)
+    report.show(found.as_dict(), found.lines())
+    return 1 if found.clashes else 0

@@ -170,11 +170,11 @@ def command(
 
     \b
     Examples:
-      swav-tf export runs/demo -o exported
-      swav-tf export runs/first --precision fp32,int8 --calibration photos/ --kind images -o exported
-      swav-tf export runs/first --to onnx,tensorrt --precision fp32,fp16 --batch 1,64,256 -o exported
-      swav-tf export exported/model-fp16.onnx --to tensorrt -o exported
-      swav-tf features photos/ --kind images --model exported/model-fp32.onnx -o photos.npz
+      swav-tf export runs/demo --output exported
+      swav-tf export runs/first --precision fp32,int8 --calibration photos/ --kind images --output exported
+      swav-tf export runs/first --to onnx,tensorrt --precision fp32,fp16 --batch 1,64,256 --output exported
+      swav-tf export exported/model-fp16.onnx --to tensorrt --output exported
+      swav-tf features photos/ --kind images --model exported/model-fp32.onnx --output photos.npz
     """
     if percentile is not None and calibration_method != "percentile":
         raise click.UsageError("--percentile belongs to --calibration-method percentile")

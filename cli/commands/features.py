@@ -1,4 +1,4 @@
-"""`swav-tf features`: what the backbone says of images, in a file."""
+"""`swav-tf features`: features of images, in a file."""
 
 from __future__ import annotations
 
@@ -6,116 +6,88 @@ from pathlib import Path
 
 import click
 
-from cli.opening import open_data, open_model
 from cli.options import (
-    batch_size_option,
-    data_argument,
-    decoding_threads_option,
-    json_option,
-    kind_option,
-    max_bad_share_option,
-    model_option,
+    ImageChoice,
+    ModelChoice,
+    ReadingChoice,
+    Report,
+    image_options,
+    model_options,
     output_option,
-    print_json,
-    provider_option,
-    quiet_option,
-    split_option,
+    reading_options,
+    report_options,
 )
 from cli.progress import image_progress
 
 
-@click.command(short_help="Compute features of images into a file.")
-@data_argument
-@model_option
-@provider_option
-@output_option("Feature file to write, .npz, .npy or .parquet.", required=True)
-@kind_option
-@split_option
-@batch_size_option
-@click.option(
-    "--shard-size",
-    type=click.IntRange(min=1),
-    metavar="N",
-    default=4096,
-    show_default=True,
-    help="Images whose features are kept for good together: what an interruption loses at most.",
-)
-@decoding_threads_option
-@max_bad_share_option
-@click.option("--fresh", is_flag=True, help="Start over, even if this output exists or was begun.")
-@quiet_option
-@json_option
+@click.command()
+@image_options()
+@model_options
+@output_option("Feature file to write: .npz, .npy or .parquet.", required=True)
+@reading_options
+@click.option("--fresh", is_flag=True, help="Start over, even if this output exists or is unfinished.")
+@report_options
 def command(
-    data: str | None,
-    model: str,
-    provider: str | None,
+    images: ImageChoice,
+    model: ModelChoice,
     output: Path,
-    kind: str | None,
-    split: str | None,
-    batch_size: int,
-    shard_size: int,
-    threads: int,
-    max_bad_share: float | None,
+    reading: ReadingChoice,
     fresh: bool,
-    quiet: bool,
-    as_json: bool,
+    report: Report,
 ) -> None:
     """Compute the features of the images in DATA: a folder, TFRecord shards, a TFDS name, or `digits`.
 
-    Without DATA: the images that the model was trained on. An interrupted command resumes when
-    it is given again. Unreadable images are left out and listed in OUTPUT.unreadable.csv.
+    Without DATA: the images that the model was trained on. An interrupted command resumes when it is run again.
+    Unreadable images are left out and listed in OUTPUT.unreadable.csv.
 
     \b
-    .npz      one file, read whole into memory: up to some 100,000 images
+    .npz      one file, read into memory as a unit: up to some 100,000 images
     .npy      memory-mapped, for millions; names and labels in OUTPUT.csv, facts in OUTPUT.json
     .parquet  a folder of parts, one row per image, for data frames and databases
 
     \b
     Examples:
-      swav-tf features digits --split test --model runs/demo -o test.npz
-      swav-tf features ILSVRC2012/train --model runs/first -o train.npy --batch-size 256
-      swav-tf features photos/ --kind images --model runs/first -o photos.parquet
+      swav-tf features digits --split test --model runs/demo --output test.npz
+      swav-tf features ILSVRC2012/train --model runs/first --output train.npy --batch 256
+      swav-tf features photos/ --kind images --model runs/first --output photos.parquet
     """
     from evaluate.feature_file import check_format
 
     check_format(output)  # before TensorFlow loads
-    runner = open_model(model, provider)
+    backend = model.open()
 
     from evaluate.features import extract_features
 
-    images = open_data(runner, data, kind, split)
-    with image_progress(len(images.source), "features", quiet=quiet or as_json) as progress:
+    opened = images.open(backend)
+    with image_progress(len(opened.source), "features", quiet=report.quiet) as progress:
         result = extract_features(
-            runner,
-            images,
+            backend,
+            opened,
             output,
-            batch_size=batch_size,
-            shard_size=shard_size,
-            threads=threads,
-            max_bad_share=runner.data.max_bad_share if max_bad_share is None else max_bad_share,
+            batch_size=reading.batch,
+            threads=reading.threads,
+            max_bad_share=reading.bad_share_of(backend),
             fresh=fresh,
             on_progress=progress,
         )
-    computed = len(images.source) - result.images_before
-    if as_json:
-        print_json(
-            {
-                "output": str(output),
-                "images": result.images,
-                "feature_dim": result.feature_dim,
-                "unreadable": len(result.unreadable),
-                "images_before": result.images_before,
-                "images_per_second": computed / result.seconds if computed else None,
-                "model": runner.facts.as_dict(),
-            }
-        )
-        return
-    click.echo(f"{output}: {result.images:,} images x {result.feature_dim} features")
+    computed = len(opened.source) - result.images_before
+    speed = computed / result.seconds if computed else None
+    lines = [f"{output}: {result.images:,} images x {result.feature_dim} features"]
     if result.images_before:
-        click.echo(f"{result.images_before:,} of the images were done before")
-    if computed:
-        click.echo(f"{computed / result.seconds:,.0f} images/s over {result.seconds:.1f} s")
+        lines.append(f"{result.images_before:,} of the images had been computed before")
+    if speed is not None:
+        lines.append(f"{speed:,.0f} images/s over {result.seconds:.1f} s")
     if result.unreadable:
-        click.echo(
+        lines.append(
             f"{len(result.unreadable):,} unreadable images are left out, listed in {output}.unreadable.csv"
         )
+    document = {
+        "output": str(output),
+        "images": result.images,
+        "feature_dim": result.feature_dim,
+        "unreadable": len(result.unreadable),
+        "images_before": result.images_before,
+        "images_per_second": speed,
+        "model": backend.facts.as_dict(),
+    }
+    report.show(document, lines)

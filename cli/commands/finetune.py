@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from cli.classification import asked_for, classification_options
-from cli.options import print_json
+from cli.classifier_options import ClassifierChoice, classifier_options
+from cli.options import Report
 from cli.quiet import load_tensorflow_quietly
 
+if TYPE_CHECKING:
+    from swav_tf.training.rendezvous import ClusterAddress
 
-@click.command(short_help="Train a pretrained network on labelled images.")
-@classification_options
-def command(**options: Any) -> None:
-    """Train a pretrained backbone and a classifier on it, each with its own learning rate.
 
-    TRAIN and VALIDATION are labelled images: folders with one folder per class. They may be left
-    out where the recipe names its images. If the run folder holds a checkpoint, the run resumes from it.
+@click.command()
+@classifier_options
+def command(
+    classifier: ClassifierChoice,
+    run_dir: Path | None,
+    fresh: bool,
+    cluster: ClusterAddress | None,
+    report: Report,
+) -> None:
+    """Train a pretrained backbone and a classifier on top of it, each with its own learning rate.
+
+    TRAIN and VALIDATION are labelled images: folders with one folder per class. They may be omitted if the recipe
+    names its images. If the run folder contains a checkpoint, the run resumes from it.
 
     \b
     Examples:
@@ -27,11 +37,17 @@ def command(**options: Any) -> None:
     """
     from swav_tf.recipe.classifier import FinetuneRecipe
 
-    recipe, arguments = asked_for(FinetuneRecipe, **options)
-
+    recipe = classifier.load(FinetuneRecipe)
     load_tensorflow_quietly()
     from swav_tf.training.finetune import finetune
 
-    result = finetune(recipe, **arguments)
-    if options["as_json"]:
-        print_json(result.summary)
+    result = finetune(
+        recipe,
+        model=classifier.model,
+        run_dir=run_dir or classifier.default_run_dir(recipe.name),
+        from_scratch=classifier.from_scratch,
+        cluster=cluster,
+        fresh=fresh,
+        quiet=report.quiet,
+    )
+    report.show(result.summary)

@@ -1,4 +1,4 @@
-"""`swav-tf knn`: what features are worth, without training anything."""
+"""`swav-tf knn`: the quality of features, without training anything."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ from pathlib import Path
 
 import click
 
-from cli.options import counts, json_option, print_json, quiet_option
+from cli.options import Report, counts, report_options
 from cli.progress import share_progress
+from cli.tables.plain import print_table
 
 
-@click.command(short_help="k-NN accuracy of a feature file's labels on another's images.")
+@click.command()
 @click.argument("train", type=click.Path(path_type=Path))
 @click.argument("test", type=click.Path(path_type=Path))
 @click.option(
@@ -20,7 +21,7 @@ from cli.progress import share_progress
     metavar="N,...",
     default="10,20,100,200",
     show_default=True,
-    help="Neighbours that vote.",
+    help="Numbers of neighbours that vote.",
 )
 @click.option(
     "--temperature",
@@ -30,11 +31,8 @@ from cli.progress import share_progress
     show_default=True,
     help="A neighbour's vote is exp(cosine / X).",
 )
-@quiet_option
-@json_option
-def command(
-    train: Path, test: Path, neighbours: tuple[int, ...], temperature: float, quiet: bool, as_json: bool
-) -> None:
+@report_options
+def command(train: Path, test: Path, neighbours: tuple[int, ...], temperature: float, report: Report) -> None:
     """Classify the images of feature file TEST by their nearest neighbours in TRAIN, by cosine.
 
     The search is exact. Files that end in .npy stay on disk: 1.28 million features of 2048 and
@@ -48,33 +46,28 @@ def command(
     from evaluate.feature_file import read_feature_file
     from evaluate.knn import knn_accuracies
 
-    known, asked = read_feature_file(train), read_feature_file(test)
-    with share_progress("neighbours", quiet=quiet or as_json) as progress:
+    known, queries = read_feature_file(train), read_feature_file(test)
+    with share_progress("neighbours", quiet=report.quiet) as progress:
         accuracies = knn_accuracies(
-            known, asked, neighbours=neighbours, temperature=temperature, on_progress=progress
+            known, queries, neighbours=neighbours, temperature=temperature, on_progress=progress
         )
-    if as_json:
-        print_json(
+    if report.as_json:
+        report.show(
             {
                 "train": str(train),
                 "test": str(test),
                 "train_images": len(known.rows.labels),
-                "test_images": len(asked.rows.labels),
+                "test_images": len(queries.rows.labels),
                 "temperature": temperature,
                 "knn": {k: {"top1": a.top1, "top5": a.top5} for k, a in accuracies.items()},
                 "model": known.facts.get("model"),
             }
         )
         return
-
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table()
-    for heading in ("k", "top-1", "top-5"):
-        table.add_column(heading, justify="right")
-    for k, accuracy in accuracies.items():
-        table.add_row(str(k), f"{100 * accuracy.top1:.2f} %", f"{100 * accuracy.top5:.2f} %")
-    console = Console(highlight=False, soft_wrap=True)
-    console.print(f"k-NN accuracy of {len(asked.rows.labels):,} images by {len(known.rows.labels):,} others")
-    console.print(table)
+    click.echo(
+        f"k-NN accuracy of {len(queries.rows.labels):,} images, with {len(known.rows.labels):,} reference images"
+    )
+    print_table(
+        ("k", "top-1", "top-5"),
+        [(k, f"{100 * a.top1:.2f} %", f"{100 * a.top5:.2f} %") for k, a in accuracies.items()],
+    )

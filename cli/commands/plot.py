@@ -9,15 +9,17 @@ import click
 from cli.options import output_option, seed_option
 
 
-@click.command(short_help="Draw a 2-d map of a feature file.")
+@click.command()
 @click.argument("features", type=click.Path(path_type=Path))
-@output_option("Picture to write; the ending says the format.", default=Path("plot.png"), show_default=True)
+@output_option(
+    "Picture to write; the extension decides the format.", default=Path("plot.png"), show_default=True
+)
 @click.option(
     "--method",
     type=click.Choice(["pca", "tsne", "umap"]),
     default="pca",
     show_default=True,
-    help="How 2 dimensions are made of many; umap needs the package umap-learn.",
+    help="Projection to 2 dimensions; umap needs the package umap-learn.",
 )
 @click.option(
     "--limit",
@@ -29,14 +31,14 @@ from cli.options import output_option, seed_option
 )
 @seed_option("Seed of the draw, of t-SNE and of UMAP.")
 def command(features: Path, output: Path, method: str, limit: int, seed: int) -> None:
-    """Draw a map of the images in a feature file, coloured by class.
+    """Draw a map of the images in a feature file, colored by class.
 
-    Features are normalised to length 1 first, so that the map shows what cosines see.
+    Features are normalized to length 1 first, so that distances in the map follow cosines.
 
     \b
     Examples:
-      swav-tf plot test.npz -o plot.png
-      swav-tf plot val.npy -o plot.png --method tsne --limit 10000
+      swav-tf plot test.npz --output plot.png
+      swav-tf plot val.npy --output plot.png --method tsne --limit 10000
     """
     from evaluate.feature_file import read_feature_file
     from evaluate.feature_map import draw_map, map_features

@@ -2,34 +2,33 @@
 
 from __future__ import annotations
 
+import shlex
+from datetime import timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.closing import closing_words
 from cli.options import (
-    cluster_of,
+    RecipeChoice,
+    Report,
     cluster_options,
-    config_option,
-    data_argument,
-    json_option,
-    override_option,
-    print_json,
-    quiet_option,
+    fresh_option,
+    recipe_options,
+    report_options,
     run_dir_option,
 )
 from cli.quiet import load_tensorflow_quietly
-from cli.recipes import load_for_run
+
+if TYPE_CHECKING:
+    from swav_tf.recipe.pretraining import Recipe
+    from swav_tf.training.rendezvous import ClusterAddress
 
 
-@click.command(short_help="Train SwAV on images.")
-@data_argument
-@config_option
-@override_option
+@click.command()
+@recipe_options
 @run_dir_option("Folder for checkpoints, metrics and summary.  [default: the recipe's name, inside runs/]")
-@click.option(
-    "--fresh", is_flag=True, help="Start over; the earlier run is kept in previous-N/.  [default: resume]"
-)
+@fresh_option
 @click.option(
     "--weights",
     type=click.Path(path_type=Path),
@@ -37,26 +36,20 @@ from cli.recipes import load_for_run
     help="Start from the weights of this run folder, trained or imported.  [default: random weights]",
 )
 @cluster_options
-@quiet_option
-@json_option
+@report_options
 def command(
-    data: str | None,
-    config: str,
-    overrides: tuple[str, ...],
+    recipe: RecipeChoice,
     run_dir: Path | None,
     fresh: bool,
     weights: Path | None,
-    nodes: int | None,
-    node_rank: int | None,
-    master: str | None,
-    quiet: bool,
-    as_json: bool,
+    cluster: ClusterAddress | None,
+    report: Report,
 ) -> None:
     """Train SwAV on the images in DATA: a folder, a pattern of TFRecord shards or a TFDS name.
 
-    DATA may be left out where the recipe names its images. If the run folder holds a checkpoint,
-    the run resumes from it. For several machines, start the same command on each: they are found
-    from TF_CONFIG or SLURM, or from --nodes, --node-rank (each machine's own) and --master.
+    DATA may be omitted if the recipe names its images. If the run folder contains a checkpoint, the run resumes from
+    it. To use several machines, start the same command on each: they are found from TF_CONFIG or SLURM, or from
+    --nodes, --node-rank (different on each machine) and --master.
 
     \b
     Examples:
@@ -66,22 +59,36 @@ def command(
       swav-tf pretrain -c demo --run-dir runs/digits -o train.epochs=2
       swav-tf pretrain ILSVRC2012/train -c passl_4nodes --nodes 4 --node-rank 0 --master 10.0.0.1:2222
     """
-    recipe = load_for_run(config, overrides, data)
-    cluster = cluster_of(nodes, node_rank, master)
-
+    settings = recipe.load_with_images()
     load_tensorflow_quietly()
     from swav_tf.training.pretrain import pretrain
 
-    folder = run_dir or Path("runs") / recipe.name
+    folder = run_dir or Path("runs") / settings.name
     result = pretrain(
-        recipe,
-        run_dir=folder,
-        cluster=cluster,
-        fresh=fresh,
-        weights=weights,
-        quiet=quiet or as_json,
+        settings, run_dir=folder, cluster=cluster, fresh=fresh, weights=weights, quiet=report.quiet
     )
-    if as_json:
-        print_json(result.summary)
-    elif result.is_chief and not quiet:
-        click.echo(closing_words(recipe, folder, result.summary), err=True)
+    if report.as_json:
+        report.show(result.summary)
+    elif result.is_chief and not report.quiet:
+        click.echo(_closing_words(settings, folder, result.summary), err=True)
+
+
+def _closing_words(recipe: Recipe, run_dir: Path, summary: dict[str, Any]) -> str:
+    """Return where the run is, its result, and the next commands, ready to copy except for words in capitals."""
+    took = timedelta(seconds=round(summary["seconds"]))
+    run = shlex.quote(str(run_dir))
+    probe, images = "probe", "TRAIN VALIDATION "
+    if recipe.data.kind == "digits":
+        probe, images = "probe_digits", ""
+    elif recipe.data.kind == "class_folders" and recipe.data.path is not None:
+        images = f"{shlex.quote(recipe.data.path)} VALIDATION "
+    return "\n".join(
+        [
+            f"Done in {took}: {run_dir}, {summary['steps']:,} steps, "
+            f"loss {summary['loss_first']:.2f} -> {summary['loss_last']:.2f}, ln K {summary['ln_k']:.2f}",
+            "Next:",
+            f"  swav-tf features --model {run} --output {shlex.quote(str(run_dir / 'train.npz'))}",
+            f"  swav-tf probe {images}--model {run} -c {probe}",
+            f"  swav-tf export {run} --output {shlex.quote(str(run_dir / 'exported'))}",
+        ]
+    )

@@ -2,27 +2,38 @@
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.classification import asked_for, classification_options
-from cli.options import print_json
+from cli.classifier_options import ClassifierChoice, classifier_options
+from cli.options import Report
 from cli.quiet import load_tensorflow_quietly
 
+if TYPE_CHECKING:
+    from swav_tf.training.rendezvous import ClusterAddress
 
-@click.command(short_help="Train a linear classifier on frozen features.")
-@classification_options
+
+@click.command()
+@classifier_options
 @click.option(
     "--cached",
     is_flag=True,
-    help="Compute the features once and fit by L-BFGS, the penalty chosen on held-out training images.",
+    help="Compute the features once and fit by L-BFGS; the penalty is chosen on held-out training images.",
 )
-def command(**options: Any) -> None:
+def command(
+    classifier: ClassifierChoice,
+    run_dir: Path | None,
+    fresh: bool,
+    cluster: ClusterAddress | None,
+    report: Report,
+    cached: bool,
+) -> None:
     """Measure a pretrained backbone by a linear classifier on its frozen features.
 
-    TRAIN and VALIDATION are labelled images: folders with one folder per class. They may be left
-    out where the recipe names its images. If the run folder holds a checkpoint, the run resumes from it.
+    TRAIN and VALIDATION are labelled images: folders with one folder per class. They may be omitted if the recipe
+    names its images. If the run folder contains a checkpoint, the run resumes from it.
 
     \b
     Examples:
@@ -32,11 +43,21 @@ def command(**options: Any) -> None:
     """
     from swav_tf.recipe.classifier import ProbeRecipe
 
-    recipe, arguments = asked_for(ProbeRecipe, **options)
-
+    recipe = classifier.load(ProbeRecipe)
+    if cached and cluster is not None:
+        raise click.UsageError("--cached runs on one machine: omit --nodes, --node-rank and --master.")
     load_tensorflow_quietly()
     from swav_tf.training.probe import probe, probe_cached
 
-    result = probe_cached(recipe, **arguments) if options["cached"] else probe(recipe, **arguments)
-    if options["as_json"]:
-        print_json(result.summary)
+    common: dict[str, Any] = {
+        "model": classifier.model,
+        "from_scratch": classifier.from_scratch,
+        "fresh": fresh,
+    }
+    if cached:
+        run_dir = run_dir or classifier.default_run_dir(f"{recipe.name}_cached")
+        result = probe_cached(recipe, run_dir=run_dir, quiet=report.quiet, **common)
+    else:
+        run_dir = run_dir or classifier.default_run_dir(recipe.name)
+        result = probe(recipe, run_dir=run_dir, cluster=cluster, quiet=report.quiet, **common)
+    report.show(result.summary)

@@ -1,4 +1,4 @@
-"""`swav-tf validate`: the accuracy of a classifier that is there."""
+"""`swav-tf validate`: the accuracy of a trained classifier."""
 
 from __future__ import annotations
 
@@ -7,48 +7,37 @@ from pathlib import Path
 import click
 
 from cli.options import (
-    batch_size_option,
-    data_argument,
-    decoding_threads_option,
-    json_option,
-    kind_option,
+    ImageChoice,
+    Report,
+    batch_option,
+    image_options,
+    json_options,
     make_folder,
     output_option,
-    print_json,
-    split_option,
+    threads_option,
 )
 from cli.quiet import load_tensorflow_quietly
 
 
-@click.command(short_help="Measure a classifier on labelled images.")
+@click.command()
 @click.argument("model", metavar="RUN")
-@data_argument
-@kind_option
-@split_option
+@image_options()
 @output_option("Folder for accuracy by class and the confusion matrix.", metavar="DIR")
-@batch_size_option
-@decoding_threads_option
-@json_option
+@batch_option()
+@threads_option("Threads that decode images")
+@json_options
 def command(
-    model: str,
-    data: str | None,
-    kind: str | None,
-    split: str | None,
-    output: Path | None,
-    batch_size: int,
-    threads: int,
-    as_json: bool,
+    model: str, images: ImageChoice, output: Path | None, batch: int, threads: int, report: Report
 ) -> None:
     """Measure the probe or fine-tuned model in RUN on the labelled images in DATA.
 
-    RUN may be an import of somebody's classifier. Without DATA: the validation images of its recipe.
-    The images must have the classifier's classes. One that cannot be read is an error: leaving it out
-    would change the figure.
+    RUN may be an imported classifier. Without DATA: the validation images of its recipe. The images must have the
+    classifier's classes. An unreadable image is an error: leaving it out would change the figure.
 
     \b
     Examples:
       swav-tf validate runs/demo/probe_digits
-      swav-tf validate runs/released_probe ILSVRC2012/val -o runs/released_probe/val
+      swav-tf validate runs/released_probe ILSVRC2012/val --output runs/released_probe/val
     """
     load_tensorflow_quietly()
     from evaluate.images import open_images
@@ -57,23 +46,23 @@ def command(
 
     classifier = load_classifier(model)
     own = classifier[1].data
-    of_validation = {"path": own.validation_path, "split": own.validation_split or own.split}
-    images = open_images(data, like=own.model_copy(update=of_validation), kind=kind, split=split)
+    validation = {"path": own.validation_path, "split": own.validation_split or own.split}
+    opened = open_images(
+        images.data, like=own.model_copy(update=validation), kind=images.kind, split=images.split
+    )
     if output is not None:
         make_folder(output)
-    settings = images.settings.model_copy(update={"threads": threads})
-    counts, class_names = measure(classifier, images.source, settings, batch_size=batch_size)
-
-    figures = counts.as_dict()
-    if as_json:
-        print_json({"run": model, "images": len(images.source), **figures})
-    else:
-        click.echo(
-            f"{len(images.source):,} images, {len(class_names):,} classes: top-1 {100 * figures['top1']:.2f} %, "
-            f"top-5 {100 * figures['top5']:.2f} %, loss {figures['loss']:.4f}"
-        )
-    if output is not None:  # after the figures: they are told also where these cannot be written
-        title = f"{model}: top-1 {100 * figures['top1']:.1f} % of {len(images.source):,} images"
-        write_results(output, counts, class_names, title)
-        if not as_json:
+    settings = opened.settings.model_copy(update={"threads": threads})
+    found, class_names = measure(classifier, opened.source, settings, batch_size=batch)
+    figures = found.as_dict()
+    number = len(opened.source)
+    line = (
+        f"{number:,} images, {len(class_names):,} classes: top-1 {100 * figures['top1']:.2f} %, "
+        f"top-5 {100 * figures['top5']:.2f} %, loss {figures['loss']:.4f}"
+    )
+    report.show({"run": model, "images": number, **figures}, [line])
+    if output is not None:  # after the figures, which are printed even if these cannot be written
+        title = f"{model}: top-1 {100 * figures['top1']:.1f} % of {number:,} images"
+        write_results(output, found, class_names, title)
+        if not report.as_json:
             click.echo(f"{output}: per_class.csv, confusion.csv, confusion.png")

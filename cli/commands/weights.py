@@ -1,38 +1,39 @@
-"""`swav-tf weights`: other people's weights, in and out."""
+"""`swav-tf weights`: import, export and identify weights."""
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import click
 
-from cli.options import json_option, output_option, override_option, print_json
+from cli.options import Report, config_option, json_options, output_option, override_option
 
 file_argument = click.argument("source", metavar="FILE", type=click.Path(path_type=Path))
 
 
-@click.group(short_help="Import, export and identify weights of any SwAV or ResNet-50.")
+@click.group()
 def command() -> None:
     """Import, export and identify weights: SwAV, torchvision, timm, PASSL, VISSL, solo-learn, lightly.
 
-    The format is recognised by the tensor names, not by the file name. PyTorch is not needed, and
-    no code in a file is ever run.
+    The format is recognized by the tensor names, not by the file name. PyTorch is not needed, and no code in a file
+    is ever executed.
 
     \b
     Examples:
       swav-tf weights show swav_800ep_pretrain.pth.tar
       swav-tf weights import swav_800ep_pretrain.pth.tar --to runs/released
-      swav-tf weights export runs/first -o first.pth.tar
+      swav-tf weights export runs/first --output first.pth.tar
     """
 
 
 @command.command(short_help="Identify a file of weights.")
 @file_argument
-@json_option
-def show(source: Path, as_json: bool) -> None:
-    """Tell whose weights FILE holds, of what model, and whether they are whole.
+@json_options
+def show(source: Path, report: Report) -> None:
+    """Report the format of the weights in FILE, their model, and whether they are complete.
 
-    FILE may be a run folder or a checkpoint too.
+    FILE may also be a run folder or a checkpoint.
 
     \b
     Examples:
@@ -41,22 +42,19 @@ def show(source: Path, as_json: bool) -> None:
     """
     from swav_tf.weights.describe import describe
 
-    told = describe(source)
-    if as_json:
-        print_json(told.as_dict())
-        return
-    click.echo(f"{source}: {told.format}")
-    click.echo(
-        f"{told.model or 'no model that is known here'}; {told.tensors} tensors, {told.numbers:,} numbers"
-    )
-    _echo_left_out(told.left_out)
-    for line in told.problems:
-        click.echo(f"  {line}")
-    if told.problems:
-        click.echo("It cannot be imported whole: see above.")
+    found = describe(source)
+    lines = [
+        f"{source}: {found.format}",
+        f"{found.model or 'unknown model'}; {found.tensors} tensors, {found.numbers:,} numbers",
+        *_left_out(found.left_out),
+        *(f"  {problem}" for problem in found.problems),
+    ]
+    if found.problems:
+        lines.append("These weights are incomplete or do not fit, see above; they cannot be imported.")
+    report.show(found.as_dict(), lines)
 
 
-@command.command("import", short_help="Turn somebody's weights into a run folder, or into a file of ours.")
+@command.command("import", short_help="Convert weights into a run folder or a .safetensors file.")
 @file_argument
 @click.option(
     "--to",
@@ -65,29 +63,27 @@ def show(source: Path, as_json: bool) -> None:
     metavar="RUN_OR_FILE",
     help="New run folder, or new file that ends in .safetensors.",
 )
-@click.option(
-    "-c",
-    "--config",
-    metavar="FILE_OR_NAME",
-    help="Recipe of the run folder.  [default: the bundled one of this network and width, in float32]",
+@config_option(
+    required=False,
+    help="Recipe of the run folder.  [default: the bundled one for this network and width, in float32]",
 )
 @override_option
 @click.option(
-    "--backbone-only", is_flag=True, help="Take only the backbone, whatever else is there or missing."
+    "--backbone-only", is_flag=True, help="Import only the backbone, whatever else is present or missing."
 )
 @click.option(
     "--backbone",
     type=click.Path(path_type=Path),
     metavar="RUN_OR_FILE",
-    help="For a classifier alone: the pretraining run or file with the backbone that it was trained on.",
+    help="For a file with a classifier only: the pretraining run or file with the backbone that it was trained on.",
 )
 @click.option(
     "--classes",
     type=click.Path(path_type=Path),
     metavar="LIST",
-    help="For a classifier: text file with a name for each class, one per line.  [default: numbers from 0]",
+    help="For a classifier: text file with the class names, one per line.  [default: numbers from 0]",
 )
-@json_option
+@json_options
 def import_(
     source: Path,
     to: Path,
@@ -96,13 +92,13 @@ def import_(
     backbone_only: bool,
     backbone: Path | None,
     classes: Path | None,
-    as_json: bool,
+    report: Report,
 ) -> None:
-    """Turn the weights in FILE into a run folder, or into a file of ours.
+    """Convert the weights in FILE into a run folder or a .safetensors file.
 
-    The model in the folder's recipe follows from the tensors' shapes. Every tensor must be there, in
-    its shape, and none may be left over; otherwise everything wrong is listed and nothing is written.
-    A classifier becomes the folder of a probe, for `predict`, `validate` and `export`.
+    The model in the folder's recipe follows from the tensors' shapes. Every tensor must be present with the right
+    shape, and none may be left over; otherwise all problems are listed and nothing is written. A classifier becomes
+    the folder of a probe, for `predict`, `validate` and `export`.
 
     \b
     Examples:
@@ -122,65 +118,53 @@ def import_(
         backbone=backbone,
         classes=classes,
     )
-    if as_json:
-        print_json(
-            {
-                "output": str(done.path),
-                "format": done.format,
-                "model": str(done.sizes),
-                "left_out": list(done.left_out),
-                "recipe": done.recipe.name if done.recipe else None,
-            }
-        )
-        return
-    click.echo(f"{source}: {done.format}")
-    click.echo(f"{done.path}: {done.sizes}")
-    _echo_left_out(done.left_out)
+    report.show(
+        {
+            "output": str(done.path),
+            "format": done.format,
+            "model": str(done.sizes),
+            "left_out": list(done.left_out),
+            "recipe": done.recipe.name if done.recipe else None,
+        },
+        [f"{source}: {done.format}", f"{done.path}: {done.sizes}", *_left_out(done.left_out)],
+    )
 
 
 @command.command(short_help="Write weights for PyTorch users.")
 @click.argument("source", metavar="RUN_OR_FILE", type=click.Path(path_type=Path))
-@output_option("New file; .pth.tar, .pth and .pt are PyTorch's, .safetensors is everybody's.", required=True)
+@output_option("New file: .pth.tar, .pth or .pt for PyTorch, or .safetensors.", required=True)
 @click.option(
     "--names",
     type=click.Choice(["swav", "torchvision", "swav_tf"]),
-    help="swav: as the released SwAV; torchvision: a ResNet, its classifier as fc; swav_tf: ours.  "
+    help="swav: as in the released SwAV; torchvision: a ResNet with its classifier as fc; swav_tf: native.  "
     "[default: swav_tf for .safetensors, else swav]",
 )
-@json_option
-def export(source: Path, output: Path, names: str | None, as_json: bool) -> None:
+@json_options
+def export(source: Path, output: Path, names: str | None, report: Report) -> None:
     """Write the newest checkpoint of a run, or a file of any known format, as one file.
 
     \b
     Examples:
-      swav-tf weights export runs/first -o first.pth.tar
-      swav-tf weights export runs/first -o backbone.pth --names torchvision
-      swav-tf weights export runs/first -o first.safetensors
+      swav-tf weights export runs/first --output first.pth.tar
+      swav-tf weights export runs/first --output backbone.pth --names torchvision
+      swav-tf weights export runs/first --output first.safetensors
     """
     from swav_tf.weights.convert import NAMES, export_weights
 
     chosen = next((name for name in NAMES if name == names), None)
     done = export_weights(source, output, names=chosen)
-    if as_json:
-        print_json(
-            {
-                "output": str(done.path),
-                "names": done.names,
-                "tensors": done.tensors,
-                "left_out": list(done.left_out),
-            }
-        )
-        return
-    click.echo(f"{done.path}: {done.tensors} tensors by the names of {done.names}")
-    _echo_left_out(done.left_out)
+    report.show(
+        {
+            "output": str(done.path),
+            "names": done.names,
+            "tensors": done.tensors,
+            "left_out": list(done.left_out),
+        },
+        [f"{done.path}: {done.tensors} tensors with the names of {done.names}", *_left_out(done.left_out)],
+    )
 
 
-def _echo_left_out(names: tuple[str, ...]) -> None:
-    """Tensors that were not taken, by the first words of their names."""
-    if not names:
-        return
-    counts: dict[str, int] = {}
-    for name in names:
-        stem = name.removeprefix("module.").partition(".")[0]
-        counts[stem] = counts.get(stem, 0) + 1
-    click.echo("left out: " + ", ".join(f"{stem} ({count})" for stem, count in counts.items()))
+def _left_out(names: tuple[str, ...]) -> list[str]:
+    """Count the tensors that were not used, by the first part of their names."""
+    counts = Counter(name.removeprefix("module.").partition(".")[0] for name in names)
+    return ["left out: " + ", ".join(f"{stem} ({count})" for stem, count in counts.items())] if counts else []

@@ -226,7 +226,7 @@ def check_fits(plan: Path, facts: EngineFacts, tensorrt: TensorRT, gpu: Gpu | No
     if found := differences(facts, tensorrt, gpu):
         raise UsageError(
             f"{plan} must be an engine for this machine. Received: {'; '.join(found)}. It was not run. "
-            f"Build it here: swav-tf export {facts.onnx} --to tensorrt -o DIR"
+            f"Build it here: swav-tf export {facts.onnx} --to tensorrt --output DIR"
         )
 
 

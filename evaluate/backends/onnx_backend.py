@@ -241,7 +241,7 @@ class OnnxBackend(Backend):
         except Exception as error:  # ONNX Runtime's errors have no other common class
             raise DataError(
                 f"{self.facts.path} cannot run on {len(images)} images in ONNX Runtime: {error} Export again, or "
-                "give a smaller --batch-size if memory is short."
+                "give a smaller --batch if memory is short."
             ) from error
         return dict(zip(self.outputs, values, strict=True))
 

@@ -19,7 +19,7 @@ DIFFERENT = 100  # pictures among them
 def crowd(ground: Ground, folder: Path) -> tuple[str, str]:
     """Features of all, and an epoch of training."""
     images = _crowded(folder)
-    ended, (names, found) = ground.features_of(images, folder / "x.npz", "--batch-size", "512")
+    ended, (names, found) = ground.features_of(images, folder / "x.npz", "--batch", "512")
     if trouble := wrong(ended):
         return "", trouble
     if names != [f"all/{number:06d}.png" for number in range(CROWD)]:

@@ -36,7 +36,17 @@ class Ground:
     ) -> tuple[Ended, tuple[list[str], np.ndarray]]:
         """How `features` of class folders ended; names and features of all images."""
         ended = self.commands.run(
-            ["features", images, "--kind", "class_folders", "--model", self.made.run, "-o", output, *more],
+            [
+                "features",
+                images,
+                "--kind",
+                "class_folders",
+                "--model",
+                self.made.run,
+                "--output",
+                output,
+                *more,
+            ],
             limit_s=600,
         )
 

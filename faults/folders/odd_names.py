@@ -104,7 +104,7 @@ def _classifier(ground: Ground, images: Path, folder: Path) -> str:
         if path.is_file() and path.stat().st_size == DAMAGED_BYTES:
             path.unlink()
     probe = ["probe", clean, clean, "--model", ground.made.run, "-c", "probe_digits", *overrides(settings)]
-    predict = ["predict", folder / "probe", images, "-o", folder / "said.csv"]
+    predict = ["predict", folder / "probe", images, "--output", folder / "said.csv"]
     for arguments, code in (([*probe, "--run-dir", folder / "probe"], 0), (predict, 1)):
         if trouble := wrong(ground.commands.run(arguments), code):
             return f"{arguments[0]}: {trouble}"

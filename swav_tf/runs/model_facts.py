@@ -141,7 +141,7 @@ def read_pretraining_recipe(run_dir: Path) -> Recipe:
     raise UsageError(
         f"A pretraining run is needed here. Received: {run_dir}, {what}. {instead}"
         + (f", {made_from}." if made_from else ".")
-        + f" Or `swav-tf export {run_dir} -o DIR`, and give DIR/model-fp32.onnx where an ONNX file will do."
+        + f" Or `swav-tf export {run_dir} --output DIR`, and give DIR/model-fp32.onnx where an ONNX file will do."
     )
 
 

@@ -178,11 +178,11 @@ def export_weights(source: Path | str, to: Path | str, *, names: Names | None = 
     as_torch = to.name.endswith(TORCH_ENDINGS)
     if not as_torch and to.suffix != ".safetensors":
         raise UsageError(
-            f"-o must end in .safetensors or, for PyTorch, in {', '.join(TORCH_ENDINGS)}. Received: {to}."
+            f"--output must end in .safetensors or, for PyTorch, in {', '.join(TORCH_ENDINGS)}. Received: {to}."
         )
     if to.exists():
         raise UsageError(
-            f"-o must be a new file: nothing is overwritten. Received: {to}, which is there already."
+            f"--output must be a new file: nothing is overwritten. Received: {to}, which is there already."
         )
     names = names or ("swav" if as_torch else "swav_tf")
     if names == "swav_tf":

@@ -98,7 +98,7 @@ def test_validation_is_a_split_of_a_tfds_data_set(calls: list[dict[str, Any]], t
             ["probe", "-c", "probe_digits", "--model", "m", "--cached", "--nodes", "1", "--node-rank", "0", "--master", "h:1"],
             ["--cached runs on one machine"],
         ),
-        (["predict", "m", ".", "-o", "x.txt"], ["--output must end in .csv or .json"]),
+        (["predict", "m", ".", "--output", "x.txt"], ["--output must end in .csv or .json"]),
     ],
 )  # fmt: skip
 def test_what_is_asked_for_wrongly_has_exit_code_2(
@@ -141,8 +141,8 @@ def test_predictions_are_the_models(
 ) -> None:
     from swav_tf.training.classifier_folder import load_classifier
 
-    words = ["predict", probed, images, "--quiet", "--batch-size", batch_size]
-    left = run(*words, "-o", tmp_path / "out.json")
+    words = ["predict", probed, images, "--quiet", "--batch", batch_size]
+    left = run(*words, "--output", tmp_path / "out.json")
     assert left.code == 1
     assert "3 images, 1 that cannot be read" in left.err
     told = {item["file"]: item for item in json.loads((tmp_path / "out.json").read_text())}
@@ -164,7 +164,7 @@ def test_predictions_are_the_models(
         )
 
     (images / "broken.jpg").unlink()
-    assert run(*words, "-o", tmp_path / "new" / "out.csv").code == 0
+    assert run(*words, "--output", tmp_path / "new" / "out.csv").code == 0
     with (tmp_path / "new" / "out.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["file"] for row in rows] == ["a.png", "c.png", "below/b.png"]
@@ -197,7 +197,7 @@ def test_a_folder_that_is_no_classifier_is_refused(
         (probed.parent / "pretrained", images, 2, "a pretraining run"),
         (probed, tmp_path / "gone", 1, "does not"),
     ):
-        left = run("predict", model, folder, "-o", tmp_path / "out.csv")
+        left = run("predict", model, folder, "--output", tmp_path / "out.csv")
         assert left.code == code
         assert part in left.err
 
@@ -207,7 +207,7 @@ def test_a_folder_that_is_no_classifier_is_refused(
 
 # Bugs caught: another view, other images or other weights than those of the run's own validation.
 def test_validation_finds_the_runs_own_figures(probed: Path, tmp_path: Path, told: Told) -> None:
-    words = ["validate", probed, "--json", "--batch-size", "100", "-o", tmp_path / "results"]
+    words = ["validate", probed, "--json", "--batch", "100", "--output", tmp_path / "results"]
     found = json.loads(told(*words))
     last = json.loads((probed / "summary.json").read_text())["last"]
     assert found["images"] == 360
@@ -249,9 +249,9 @@ def test_a_place_that_is_none_is_told_before_anything_is_measured(
     probed: Path, monkeypatch: pytest.MonkeyPatch, run: Run
 ) -> None:
     monkeypatch.setattr("swav_tf.training.measure.measure", lambda *images: pytest.fail("it was measured"))
-    left = run("validate", probed, "-o", probed / "config.yaml")
+    left = run("validate", probed, "--output", probed / "config.yaml")
     assert left.code == 2
-    assert "-o must be a folder" in left.err
+    assert "--output must be a folder" in left.err
 
 
 # Bug caught: an imported classifier without names that cannot be measured on folders with names.
@@ -271,6 +271,6 @@ def test_an_import_without_class_names_takes_those_of_the_images(tmp_path: Path,
     write_torch_file(linear, tmp_path / "linear.pth")
     import_weights(tmp_path / "linear.pth", tmp_path / "run", backbone=tmp_path / "backbone.pth")
     folder = write_classes(tmp_path / "val", ["ant", "bee", "cow"])
-    told("validate", tmp_path / "run", folder, "-o", tmp_path / "results")
+    told("validate", tmp_path / "run", folder, "--output", tmp_path / "results")
     rows = list(csv.reader((tmp_path / "results" / "per_class.csv").read_text().splitlines()))
     assert rows[1:] == [["ant", "1", "0.0", "1.0"], ["bee", "1", "1.0", "1.0"], ["cow", "1", "0.0", "1.0"]]

@@ -72,7 +72,7 @@ def test_every_extra_names_modules_of_its_own() -> None:
     assert extras.extra_of("tensorflow_datasets") == "train"
     assert extras.extra_of("tensorflowx") is None
     assert extras.extra_of(None) is None
-    assert extras.extra_of("onnx", ["export", "runs/demo", "-o", "x"]) == "export"
+    assert extras.extra_of("onnx", ["export", "runs/demo", "--output", "x"]) == "export"
     assert extras.extra_of("onnx", ["export", "x.onnx", "--to", "tensorrt"]) == "tensorrt"
     assert "swav-tf" in installation.PACKAGES
 

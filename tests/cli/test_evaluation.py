@@ -27,7 +27,7 @@ def files(model: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with train.npy, test.npz and an image of the test digits, digit.png."""
     folder = tmp_path_factory.mktemp("features")
     for split, name in (("train", "train.npy"), ("test", "test.npz")):
-        arguments = ["features", "digits", "--split", split, "--model", model, "-o", str(folder / name)]
+        arguments = ["features", "digits", "--split", split, "--model", model, "--output", str(folder / name)]
         assert run_and_report(swav_tf, [*arguments, "--quiet"]) == 0
     Image.fromarray(Digits("test").read(17)).save(folder / "digit.png")
     return folder
@@ -36,9 +36,9 @@ def files(model: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 # Bugs caught: options that do not reach the extraction, JSON among other lines.
 def test_features(model: str, tmp_path: Path, told: Told) -> None:
     output = str(tmp_path / "new" / "x.parquet")
-    arguments = ["features", "digits", "--split", "test", "--model", model, "-o", output]
+    arguments = ["features", "digits", "--split", "test", "--model", model, "--output", output]
     arguments += ["--shard-size", "100"]
-    result = json.loads(told(*arguments, "--batch-size", "64", "--threads", "2", "--json"))
+    result = json.loads(told(*arguments, "--batch", "64", "--threads", "2", "--json"))
     assert (result["output"], result["images"], result["unreadable"]) == (output, 360, 0)
     assert result["images_per_second"] > 0
     assert len(list(Path(output).glob("part-*.parquet"))) == 4
@@ -63,7 +63,7 @@ def test_knn(files: Path, told: Told) -> None:
 
 # Bug caught: one of the files of a folder of clusters that is missing.
 def test_clusters(model: str, tmp_path: Path, told: Told) -> None:
-    arguments = ["clusters", "digits", "--split", "test", "--model", model, "-o", str(tmp_path / "c")]
+    arguments = ["clusters", "digits", "--split", "test", "--model", model, "--output", str(tmp_path / "c")]
     printed = told(*arguments, "--prototypes", "3", "--images", "4")
     assert "of 12 prototypes used" in printed
     names = {path.name for path in (tmp_path / "c").iterdir()}
@@ -77,7 +77,7 @@ def test_clusters(model: str, tmp_path: Path, told: Told) -> None:
 # Bug caught: neighbours that are not those of the image.
 def test_similar(model: str, files: Path, tmp_path: Path, told: Told) -> None:
     arguments = ["similar", str(files / "digit.png"), "--features", str(files / "test.npz"), "--model", model]
-    arguments += ["-o", str(tmp_path / "x.png"), "-k", "3"]
+    arguments += ["--output", str(tmp_path / "x.png"), "-k", "3"]
     near = json.loads(told(*arguments, "--json"))["similar"]
     assert near[0]["index"] == 17
     assert near[0]["cosine"] == pytest.approx(1, abs=1e-5)
@@ -89,7 +89,7 @@ def test_similar(model: str, files: Path, tmp_path: Path, told: Told) -> None:
 # Bug caught: --method or --limit that does not arrive.
 def test_plot(files: Path, tmp_path: Path, told: Told) -> None:
     output = str(tmp_path / "x.png")
-    arguments = ["plot", str(files / "test.npz"), "-o", output, "--limit", "50"]
+    arguments = ["plot", str(files / "test.npz"), "--output", output, "--limit", "50"]
     assert told(*arguments) == f"{output}: 50 of 360 images\n"
     first = Path(output).read_bytes()
     told(*arguments, "--method", "tsne")
@@ -101,7 +101,7 @@ def test_a_folder_with_an_unreadable_image(model: str, tmp_path: Path, run: Run,
     names = [f"{'ab'[number % 2]}/{number}.jpg" for number in range(12)]
     images = write_noise(tmp_path / "images", names, height=40, width=50)
     (images / "a" / "0.jpg").write_bytes(b"no image")
-    arguments = ["features", images, "--model", model, "-o", tmp_path / "x.npz"]
+    arguments = ["features", images, "--model", model, "--output", tmp_path / "x.npz"]
     code, _, err = run(*arguments)
     assert code == 2
     assert "--kind class_folders" in err
@@ -119,20 +119,28 @@ def test_a_folder_with_an_unreadable_image(model: str, tmp_path: Path, run: Run,
 @pytest.mark.parametrize(
     ("arguments", "code", "part"),
     [
-        (["features", "digits", "--model", "nowhere", "-o", "x.npz"], 2, "nowhere, which is not there"),
-        (["features", "digits", "--model", "FILES", "-o", "x.npz"], 2, "a folder without config.yaml"),
-        (["features", "digits", "--model", "model.onnx", "-o", "x.npz"], 2, "which is not there"),
-        (["features", "digits", "--model", "MODEL", "-o", "x.csv"], 2, "must end in .npz, .npy or .parquet"),
-        (["features", "digits", "--model", "MODEL"], 2, "Missing option '-o' / '--output'"),
+        (["features", "digits", "--model", "nowhere", "--output", "x.npz"], 2, "nowhere, which is not there"),
+        (["features", "digits", "--model", "FILES", "--output", "x.npz"], 2, "a folder without config.yaml"),
+        (["features", "digits", "--model", "model.onnx", "--output", "x.npz"], 2, "which is not there"),
         (
-            ["features", "FILES", "--kind", "folder", "--model", "MODEL", "-o", "x.npz"],
+            ["features", "digits", "--model", "MODEL", "--output", "x.csv"],
+            2,
+            "must end in .npz, .npy or .parquet",
+        ),
+        (["features", "digits", "--model", "MODEL"], 2, "Missing option '--output'"),
+        (
+            ["features", "FILES", "--kind", "folder", "--model", "MODEL", "--output", "x.npz"],
             2,
             "--kind must be one of",
         ),
-        (["features", "EMPTY", "--kind", "images", "--model", "MODEL", "-o", "x.npz"], 1, "is empty"),
-        (["features", "gone", "--kind", "images", "--model", "MODEL", "-o", "x.npz"], 1, "gone does not"),
+        (["features", "EMPTY", "--kind", "images", "--model", "MODEL", "--output", "x.npz"], 1, "is empty"),
         (
-            ["features", "digits", "--model", "MODEL", "-o", "FILES/train.npy", "--split", "test"],
+            ["features", "gone", "--kind", "images", "--model", "MODEL", "--output", "x.npz"],
+            1,
+            "gone does not",
+        ),
+        (
+            ["features", "digits", "--model", "MODEL", "--output", "FILES/train.npy", "--split", "test"],
             2,
             "is there already",
         ),
@@ -146,8 +154,12 @@ def test_a_folder_with_an_unreadable_image(model: str, tmp_path: Path, run: Run,
         (["knn", "FILES/train.npy", "FILES/test.npz", "-k", "5;6"], 2, "whole numbers >= 1"),
         (["knn", "FILES/test.npz", "FILES/test.npz"], 2, "must be different ones"),
         (["knn", "FILES/train.npy", "FILES/test.npz", "--temperature", "0"], 2, "'--temperature'"),
-        (["clusters", "digits", "--model", "FILES", "-o", "c"], 2, "a folder without config.yaml"),
-        (["clusters", "digits", "--model", "MODEL", "-o", "FILES/test.npz"], 2, "-o must be a folder"),
+        (["clusters", "digits", "--model", "FILES", "--output", "c"], 2, "a folder without config.yaml"),
+        (
+            ["clusters", "digits", "--model", "MODEL", "--output", "FILES/test.npz"],
+            2,
+            "--output must be a folder",
+        ),
         (["similar", "gone.png", "--features", "FILES/test.npz", "--model", "MODEL"], 2, "No such file"),
         (
             ["similar", "FILES/test.npz", "--features", "FILES/test.npz", "--model", "MODEL"],
@@ -160,11 +172,20 @@ def test_a_folder_with_an_unreadable_image(model: str, tmp_path: Path, run: Run,
             "must be of the model",
         ),
         (
-            ["similar", "FILES/digit.png", "--features", "FILES/test.npz", "--model", "MODEL", "-o", "x"],
+            [
+                "similar",
+                "FILES/digit.png",
+                "--features",
+                "FILES/test.npz",
+                "--model",
+                "MODEL",
+                "--output",
+                "x",
+            ],
             2,
             "A picture must",
         ),
-        (["plot", "FILES/test.npz", "-o", "x.txt"], 2, "A picture must end in"),
+        (["plot", "FILES/test.npz", "--output", "x.txt"], 2, "A picture must end in"),
         (["plot", "gone.npz"], 2, "must be there"),
     ],
 )
@@ -198,7 +219,7 @@ def test_what_cannot_be_done(
 def test_parquet_needs_its_package(monkeypatch: pytest.MonkeyPatch, run: Run) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     monkeypatch.delitem(sys.modules, "pyarrow.parquet", raising=False)
-    left = run("features", "digits", "--model", "nowhere", "-o", "x.parquet")
+    left = run("features", "digits", "--model", "nowhere", "--output", "x.parquet")
     assert left.code == 1
     assert "pip install 'swav-tf[train]'" in left.err
 
@@ -218,7 +239,7 @@ def test_progress_in_a_log(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
 def test_feature_files_need_no_tensorflow(files: Path, tmp_path: Path) -> None:
     for arguments in (
         ["knn", files / "train.npy", files / "test.npz", "--json"],
-        ["plot", files / "test.npz", "-o", tmp_path / "x.png"],
+        ["plot", files / "test.npz", "--output", tmp_path / "x.png"],
     ):
         left = run_without(TENSORFLOW, *arguments)
         assert left.code == 0, left.err

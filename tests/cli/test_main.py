@@ -86,7 +86,7 @@ def test_the_extra_is_that_of_the_provider(
     blocked: list[str], provider: str, code: int, part: str, tmp_path: Path
 ) -> None:
     (tmp_path / "x.onnx").write_bytes(b"whatever")
-    arguments = ["features", "digits", "--model", tmp_path / "x.onnx", "-o", tmp_path / "x.npz"]
+    arguments = ["features", "digits", "--model", tmp_path / "x.onnx", "--output", tmp_path / "x.npz"]
     left = run_without(blocked, *arguments, "--provider", provider)
     assert left.code == code
     assert part in left.err

@@ -57,15 +57,15 @@ def test_in_and_out(folder: Path, told: Told) -> None:
     assert json.loads(told("weights", "show", "runs/a", "--json"))["model"] == model
     done = json.loads(told("weights", "import", "good.pth", "--to", "b.safetensors", "--json"))
     assert (done["output"], done["format"], done["recipe"]) == ("b.safetensors", "SwAV as released", None)
-    told("weights", "export", "runs/a", "-o", "c.pth.tar")
+    told("weights", "export", "runs/a", "--output", "c.pth.tar")
     counters = sum(name.endswith("running_var") for name in state())
     assert f"{len(state()) + counters} tensors by the names of swav" in told(
-        "weights", "export", "b.safetensors", "-o", "d.pth"
+        "weights", "export", "b.safetensors", "--output", "d.pth"
     )
     assert (folder / "c.pth.tar").read_bytes() == (folder / "d.pth").read_bytes()
-    printed = told("weights", "export", "runs/a", "-o", "e.pt", "--names", "torchvision")
+    printed = told("weights", "export", "runs/a", "--output", "e.pt", "--names", "torchvision")
     assert "left out: projection_head (8), prototypes (1)" in printed
-    made = told("features", "--split", "test", "--model", "runs/a", "-o", "f.npz", "--quiet", "--json")
+    made = told("features", "--split", "test", "--model", "runs/a", "--output", "f.npz", "--quiet", "--json")
     assert json.loads(made)["feature_dim"] == 128
 
 
@@ -75,8 +75,8 @@ def test_a_backbone_alone(folder: Path, run: Run, told: Told) -> None:
         "weights", "import", "short.pth", "--to", "run", "--backbone-only", *DIGITS
     )
     arguments = ["--split", "test", "--model", "run", "--quiet"]
-    told("features", *arguments, "-o", "f.npz")
-    left = run("clusters", *arguments, "-o", "c")
+    told("features", *arguments, "--output", "f.npz")
+    left = run("clusters", *arguments, "--output", "c")
     assert left.code == 2
     assert "need a model with prototypes" in left.err
 
@@ -98,12 +98,20 @@ def test_a_backbone_alone(folder: Path, run: Run, told: Told) -> None:
         (["import", "good.pth", "--to", "run", "-o", "model.heads=3"], 2, "model.heads"),
         (["import", "good.pth", "--to", "run", "-c", "nothing"], 2, "no recipe 'nothing'"),
         (["import", "good.pth", "--to", "x.safetensors", "-c", "demo"], 2, "A file has no recipe"),
-        (["export", "good.pth", "-o", "x.onnx"], 2, "must end in .safetensors or, for PyTorch, in .pth.tar"),
-        (["export", "good.pth", "-o", "x.pth", "--names", "swav_tf"], 2, "for .safetensors only"),
-        (["export", "good.pth", "-o", "x.pth", "--names", "timm"], 2, "'timm' is not one of"),
-        (["export", "backbone.pth", "-o", "x.pth"], 2, "Give --names torchvision"),
-        (["export", "hostile.pth", "-o", "x.safetensors"], 1, "asks for posix.system,"),
-        (["export", "linear.pth", "-o", "x.pth", "--names", "torchvision"], 2, "names are for a backbone"),
+        (
+            ["export", "good.pth", "--output", "x.onnx"],
+            2,
+            "must end in .safetensors or, for PyTorch, in .pth.tar",
+        ),
+        (["export", "good.pth", "--output", "x.pth", "--names", "swav_tf"], 2, "for .safetensors only"),
+        (["export", "good.pth", "--output", "x.pth", "--names", "timm"], 2, "'timm' is not one of"),
+        (["export", "backbone.pth", "--output", "x.pth"], 2, "Give --names torchvision"),
+        (["export", "hostile.pth", "--output", "x.safetensors"], 1, "asks for posix.system,"),
+        (
+            ["export", "linear.pth", "--output", "x.pth", "--names", "torchvision"],
+            2,
+            "names are for a backbone",
+        ),
     ],
 )
 def test_what_cannot_be_done(arguments: list[str], code: int, part: str, folder: Path, run: Run) -> None:

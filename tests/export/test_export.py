@@ -108,7 +108,17 @@ def test_draws():
 def test_on_the_command_line(tmp_path, capsys):
     folders = make_class_folders(tmp_path / "images")
     output = tmp_path / "new" / "exported"
-    arguments = ["export", str(tiny_run()), "-o", str(output), "--json", "--size", "40", "--input", "float32"]
+    arguments = [
+        "export",
+        str(tiny_run()),
+        "--output",
+        str(output),
+        "--json",
+        "--size",
+        "40",
+        "--input",
+        "float32",
+    ]
     arguments += ["--calibration", str(folders), "--kind", "class_folders", "--reference-images", "12"]
     assert run_and_report(swav_tf, [*arguments, "--outputs", "scores,features"]) == 0
     told = json.loads(capsys.readouterr().out)["files"]["model-fp32.onnx"]
@@ -161,7 +171,7 @@ def probed(tmp_path_factory):
 # Bugs caught: logits of another classifier or without its bias, features of the backbone before fine-tuning, class
 # names that are lost, predictions that need TensorFlow or that differ from Keras'.
 def test_a_classifier(probed, tmp_path, capsys):
-    export = ["export", str(probed), "-o", str(tmp_path / "out"), "--precision", "fp32,fp16"]
+    export = ["export", str(probed), "--output", str(tmp_path / "out"), "--precision", "fp32,fp16"]
     assert run_and_report(swav_tf, [*export, "--reference-images", "40", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)["files"]["model-fp32.onnx"]
     assert set(told["relative_error"]) == {"features", "logits"}
@@ -180,7 +190,7 @@ def test_a_classifier(probed, tmp_path, capsys):
     folder.mkdir()
     for number, image in enumerate(images):
         Image.fromarray(image).save(folder / f"{number}.png")
-    words = ["predict", str(path), str(folder), "--quiet", "-o", str(tmp_path / "told.json")]
+    words = ["predict", str(path), str(folder), "--quiet", "--output", str(tmp_path / "told.json")]
     code = "import sys\nsys.modules['tensorflow'] = None\nfrom cli.main import main\nmain()"
     subprocess.run([sys.executable, "-c", code, *words], check=True)
     for one, logits in zip(json.loads((tmp_path / "told.json").read_text()), wanted, strict=True):
@@ -193,7 +203,7 @@ def test_a_classifier(probed, tmp_path, capsys):
 def test_predictions_need_logits(everything, tmp_path, capsys):
     make_class_folders(tmp_path / "photos")
     words = ["predict", str(everything / "model-fp32.onnx"), str(tmp_path / "photos")]
-    assert run_and_report(swav_tf, [*words, "-o", str(tmp_path / "told.json")]) == 2
+    assert run_and_report(swav_tf, [*words, "--output", str(tmp_path / "told.json")]) == 2
     assert "needs a file with an output `logits`" in " ".join(capsys.readouterr().err.split())
 
 

@@ -30,7 +30,7 @@ def test_a_flipped_bit_is_told(exported, tmp_path, capsys, name):
     with pytest.raises(DataError, match="The file is damaged or another one and was not run"):
         open_model(path)
     for arguments in (
-        ["features", "digits", "--split", "test", "--model", str(path), "-o", str(tmp_path / "f.npz")],
+        ["features", "digits", "--split", "test", "--model", str(path), "--output", str(tmp_path / "f.npz")],
         ["benchmark", str(exported), "--json", str(tmp_path / "figures.json")],
     ):
         assert run_and_report(swav_tf, arguments) == 1

@@ -56,7 +56,14 @@ def read_config(folder):
 # Bugs caught: a field that Triton does not know or that is of another type, names, types or sizes other than the graph's
 # (the batch among them), files where Triton does not look, int8 for CPUs put on a GPU, a comment that is wrong when used.
 def test_a_repository(tmp_path, capsys):
-    arguments = ["export", str(tiny_run()), "-o", str(tmp_path / "out"), "--triton", str(tmp_path / "served")]
+    arguments = [
+        "export",
+        str(tiny_run()),
+        "--output",
+        str(tmp_path / "out"),
+        "--triton",
+        str(tmp_path / "served"),
+    ]
     arguments += ["--precision", "fp32,fp16,int8", "--outputs", "features,scores", "--reference-images", "80"]
     assert run_and_report(swav_tf, [*arguments, "--calibration-images", "48", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)["triton"]

@@ -29,7 +29,7 @@ from cli.errors import run_and_report
 from cli.main import swav_tf
 model = sys.argv[1] + "/model-int8-cpu.onnx"
 codes = [
-    run_and_report(swav_tf, ["features", "digits", "--split", split, "--model", model, "--quiet", "-o", sys.argv[2] + f"/{split}.npz"])
+    run_and_report(swav_tf, ["features", "digits", "--split", split, "--model", model, "--quiet", "--output", sys.argv[2] + f"/{split}.npz"])
     for split in ("train", "test")
 ]
 codes.append(run_and_report(swav_tf, ["knn", sys.argv[2] + "/train.npz", sys.argv[2] + "/test.npz", "-k", "20", "--json", "--quiet"]))

@@ -64,7 +64,7 @@ def test_the_released_linear_probe_predicts_as_an_independent_forward(tmp_path, 
     ):
         assert run_and_report(swav_tf, ["weights", *words]) == 0, capsys.readouterr().err
     assert "probe: resnet50, 2048 features, linear classifier of 1000 classes" in capsys.readouterr().out
-    assert run_and_report(swav_tf, ["predict", "probe", "photos", "-o", "found.json", "--quiet"]) == 0
+    assert run_and_report(swav_tf, ["predict", "probe", "photos", "--output", "found.json", "--quiet"]) == 0
 
     view = load_recipe("released/config.yaml").data.evaluation
     seen = np.stack([evaluation_view(image, view) for image in images]) / 255.0

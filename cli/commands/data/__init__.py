@@ -1,4 +1,4 @@
-"""`swav-tf data`: pack images into shards, check them, draw some of them."""
+"""`swav-tf data`: check images, pack them into shards, draw subsets."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ import click
 from cli.commands.data import check, shard, subset
 
 
-@click.group(short_help="Pack, check and draw from images.")
+@click.group()
 def command() -> None:
-    """Pack images into shards, check images, draw a share of the labels.
+    """Check images, pack them into shards, draw a share of the labelled images.
 
     \b
     Examples:
+      swav-tf data check photos/ --sheet sheet.png
       swav-tf data shard ILSVRC2012/train shards/train
-      swav-tf data check shards/train --sheet sheet.png
-      swav-tf data subset shards/train --share 0.1 -o ten_percent.txt
+      swav-tf data subset shards/train --share 0.1 --output ten_percent.txt
     """
 
 
-command.add_command(shard.command, "shard")
 command.add_command(check.command, "check")
+command.add_command(shard.command, "shard")
 command.add_command(subset.command, "subset")

@@ -1,4 +1,4 @@
-"""`swav-tf data check`: what is wrong with images, before a run finds it."""
+"""`swav-tf data check`: find unreadable images before a run does."""
 
 from __future__ import annotations
 
@@ -6,52 +6,35 @@ from pathlib import Path
 
 import click
 
-from cli.opening import open_source_of
-from cli.options import given_split_option, json_option, print_json, quiet_option, threads_option
+from cli.options import ImageChoice, Report, image_options, report_options, threads_option
 from cli.progress import image_progress
 
 
-@click.command(short_help="Look at every image: readable, how large, of what class.")
-@click.argument("data")
+@click.command(short_help="Check every image: readability, size, class.")
+@image_options(required=True, default="guessed from what DATA contains")
 @click.option(
-    "--kind",
-    type=click.Choice(["class_folders", "images", "tfrecord", "tfds", "digits"]),
-    help="How DATA is read.  [default: guessed from what is there]",
-)
-@given_split_option
+    "--max-bad-share", type=click.FloatRange(0, 1), metavar="SHARE", default=0.0, show_default=True,
+    help="Largest allowed share of unreadable images; with more, the exit code is 1.",
+)  # fmt: skip
+@click.option("--duplicates", is_flag=True, help="Also find images with identical bytes.")
 @click.option(
-    "--max-bad-share",
-    type=click.FloatRange(0, 1),
-    metavar="SHARE",
-    default=0.0,
-    show_default=True,
-    help="Largest share of unreadable images; with more the exit code is 1.",
-)
-@click.option("--duplicates", is_flag=True, help="Also find images whose bytes are the same.")
-@click.option(
-    "--sheet",
-    type=click.Path(dir_okay=False, path_type=Path),
-    metavar="FILE",
-    help="Draw some of the images into this picture; the ending decides the format.",
-)
+    "--sheet", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
+    help="Draw some of the images into this picture; the extension decides the format.",
+)  # fmt: skip
 @threads_option("Threads that read and decode images")
-@quiet_option
-@json_option
+@report_options
 def command(
-    data: str,
-    kind: str | None,
-    split: str,
+    images: ImageChoice,
     max_bad_share: float,
     duplicates: bool,
     sheet: Path | None,
     threads: int,
-    quiet: bool,
-    as_json: bool,
+    report: Report,
 ) -> int:
-    """Read and decode every image of DATA, a folder, shards, a TFDS name or `digits`.
+    """Read and decode every image of DATA: a folder, shards, a TFDS name or `digits`.
 
-    Tells counts, classes, sizes and which images cannot be read; of shards with an index the checksums
-    too. Exit code 1 when too many images cannot be read, or a checksum is wrong.
+    Reports counts, classes, sizes and unreadable images; for shards with an index, also wrong checksums. The exit
+    code is 1 if too many images are unreadable or a checksum is wrong.
 
     \b
     Examples:
@@ -66,19 +49,20 @@ def command(
 
     if sheet is not None:
         check_picture(sheet)
-    source, kind = open_source_of(data, kind, split)
-    with image_progress(len(source), "checked", quiet=quiet or as_json) as progress:
-        report = check_data(source, threads=threads, duplicates=duplicates, on_progress=progress)
-    if sheet is not None and len(report.corrupt) < report.images:
+    source, kind = images.open_source()
+    with image_progress(len(source), "checked", quiet=report.quiet) as progress:
+        found = check_data(source, threads=threads, duplicates=duplicates, on_progress=progress)
+    if sheet is not None and len(found.corrupt) < found.images:
         drawn = image_sheet(source)
         with atomic_write(sheet) as partial:
             drawn.save(partial)
-    if as_json:
-        print_json({"data": data, "kind": kind, **report.as_dict()})
+    data = str(images.data)
+    if report.as_json:
+        report.show({"data": data, "kind": kind, **found.as_dict()})
     else:
         from cli.tables.data import print_report
 
-        print_report(data, kind, report)
+        print_report(data, kind, found)
         if sheet is not None:
             click.echo(f"{sheet}: some of the images")
-    return 1 if report.corrupt_share > max_bad_share or report.bad_shards else 0
+    return 1 if found.corrupt_share > max_bad_share or found.bad_shards else 0

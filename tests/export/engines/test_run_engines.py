@@ -31,7 +31,14 @@ def test_export_of_an_onnx_file(everything, tmp_path, capsys, monkeypatch):
     for name in ("tensorflow", "keras", "tf2onnx"):  # a GPU server needs none of them
         monkeypatch.setitem(sys.modules, name, None)
     arguments = ["export", str(everything / "model-fp16.onnx"), "--to", "tensorrt", "--batch", "1,2,4"]
-    arguments += ["--tensorrt", "rtx", "--engine-cache", str(tmp_path / "cache"), "-o", str(tmp_path / "out")]
+    arguments += [
+        "--tensorrt",
+        "rtx",
+        "--engine-cache",
+        str(tmp_path / "cache"),
+        "--output",
+        str(tmp_path / "out"),
+    ]
     assert run_and_report(swav_tf, [*arguments, "--json"]) == 0
     told = json.loads(capsys.readouterr().out)["engines"]["model-fp16.plan"]
     assert told["builder"].startswith("TensorRT-RTX 1.")
@@ -66,7 +73,7 @@ def test_export_of_an_onnx_file(everything, tmp_path, capsys, monkeypatch):
 )
 def test_options_in_vain(everything, tmp_path, capsys, arguments, message):
     model = str(everything / "model-fp16.onnx")
-    assert run_and_report(swav_tf, ["export", model, *arguments, "-o", str(tmp_path / "out")]) == 2
+    assert run_and_report(swav_tf, ["export", model, *arguments, "--output", str(tmp_path / "out")]) == 2
     assert message in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "out").exists()
 
@@ -74,7 +81,7 @@ def test_options_in_vain(everything, tmp_path, capsys, arguments, message):
 # Bug caught: what is missing told only after the export of a whole run; or an export that leaves no engine.
 def test_export_of_a_run(tmp_path, capsys, monkeypatch):
     arguments = ["export", str(tiny_run()), "--to", "onnx,tensorrt", "--precision", "fp16", "--quiet"]
-    arguments += ["--reference-images", "20", "--engine-cache", str(tmp_path / "cache"), "-o"]
+    arguments += ["--reference-images", "20", "--engine-cache", str(tmp_path / "cache"), "--output"]
     assert run_and_report(swav_tf, [*arguments, str(tmp_path / "out")]) == 0
     assert (tmp_path / "out" / "model-fp16.plan.json").is_file()
     assert {"model-fp16.onnx", "model-fp16.plan"} <= {path.name for path in (tmp_path / "out").iterdir()}
