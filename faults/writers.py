@@ -105,7 +105,8 @@ def small_writers(inputs: Inputs) -> Iterator[Job]:
         yield Job(
             "export --to tensorrt",
             lambda f: [
-                "export", exported / "model-fp32.onnx", "--to", "tensorrt", "--tensorrt", "rtx", "--output", f / "engines",
+                "export", exported / "model-fp32.onnx", "--to", "tensorrt", "--tensorrt", "rtx",
+                "--output", f / "engines",
                 "--engine-cache", f / "cache",
             ],
             "*", _engine_result, files_trouble, replaces=True,

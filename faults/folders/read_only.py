@@ -47,7 +47,8 @@ def read_only_inputs(ground: Ground, folder: Path) -> tuple[str, str]:
         with _read_only_copy(folder / "source", folder / "disk") as inside:
             data = ("-o", "data.kind=class_folders", "-o", f"data.validation_path={inside / 'images'}")
             for arguments in (
-                ["features", inside / "images", "--kind", "images", "--model", inside / "run", "--output", folder / "x.npz"],
+                ["features", inside / "images", "--model", inside / "run", "--kind", "images",
+                 "--output", folder / "x.npz"],
                 ["export", inside / "run", "--output", folder / "exported"],
                 ["data", "shard", inside / "images", folder / "shards"],
                 ["probe", inside / "images", inside / "images", "--model", inside / "run", "-c", "probe_digits",

@@ -37,14 +37,13 @@ def files(model: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_features(model: str, tmp_path: Path, told: Told) -> None:
     output = str(tmp_path / "new" / "x.parquet")
     arguments = ["features", "digits", "--split", "test", "--model", model, "--output", output]
-    arguments += ["--shard-size", "100"]
     result = json.loads(told(*arguments, "--batch", "64", "--threads", "2", "--json"))
     assert (result["output"], result["images"], result["unreadable"]) == (output, 360, 0)
     assert result["images_per_second"] > 0
-    assert len(list(Path(output).glob("part-*.parquet"))) == 4
+    assert list(Path(output).glob("part-*.parquet"))
     again = told(*arguments)
     assert (
-        f"{output}: 360 images x {result['feature_dim']} features\n360 of the images were done before"
+        f"{output}: 360 images x {result['feature_dim']} features\n360 of the images had been computed before"
         in again
     )
 
@@ -57,14 +56,14 @@ def test_knn(files: Path, told: Told) -> None:
     assert list(result["knn"]) == ["5", "50"]
     assert 0.4 < result["knn"]["5"]["top1"] <= result["knn"]["5"]["top5"] <= 1
     table = told("knn", train, test)
-    assert "360 images by 1,437 others" in table
+    assert "360 images, with 1,437 reference images" in table
     assert [line.split()[1] for line in table.splitlines() if "%" in line] == ["10", "20", "100", "200"]
 
 
 # Bug caught: one of the files of a folder of clusters that is missing.
 def test_clusters(model: str, tmp_path: Path, told: Told) -> None:
     arguments = ["clusters", "digits", "--split", "test", "--model", model, "--output", str(tmp_path / "c")]
-    printed = told(*arguments, "--prototypes", "3", "--images", "4")
+    printed = told(*arguments, "--prototypes", "3", "--nearest", "4")
     assert "of 12 prototypes used" in printed
     names = {path.name for path in (tmp_path / "c").iterdir()}
     assert names == {"index.html", "sheet.png", "clusters.json", "usage.csv", "assignments.csv"}
@@ -131,7 +130,7 @@ def test_a_folder_with_an_unreadable_image(model: str, tmp_path: Path, run: Run,
         (
             ["features", "FILES", "--kind", "folder", "--model", "MODEL", "--output", "x.npz"],
             2,
-            "--kind must be one of",
+            "is not one of",
         ),
         (["features", "EMPTY", "--kind", "images", "--model", "MODEL", "--output", "x.npz"], 1, "is empty"),
         (
@@ -211,7 +210,7 @@ def test_what_cannot_be_done(
     left = run(*arguments)
     assert (left.code, left.out) == (code, "")
     assert part in left.err
-    assert "not foreseen" not in left.err
+    assert "This is a bug" not in left.err
     assert {path.name for path in tmp_path.iterdir()} == {"empty"}
 
 

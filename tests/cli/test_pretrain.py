@@ -68,7 +68,7 @@ def test_last_words(calls: list[dict[str, Any]], words: list[str], probe: str, r
     left = run("pretrain", *words)
     assert (left.code, left.out) == (0, "")
     done, heading, *commands = left.err.splitlines()
-    assert done == f"done in 0:01:23: {calls[0]['run_dir']}, 1,234 steps, loss 4.50 -> 1.50, ln K 3.90"
+    assert done == f"Done in 0:01:23: {calls[0]['run_dir']}, 1,234 steps, loss 4.50 -> 1.50, ln K 3.90"
     assert heading == "Next:"
     assert commands[1].strip() == probe
     for command in commands:
