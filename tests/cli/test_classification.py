@@ -195,7 +195,7 @@ def test_a_folder_that_is_no_classifier_is_refused(
     for model, folder, code, part in (
         (tmp_path, images, 2, "holds no config.yaml"),
         (probed.parent / "pretrained", images, 2, "a pretraining run"),
-        (probed, tmp_path / "gone", 1, "does not"),
+        (probed, tmp_path / "gone", 1, "gone. Check the path"),
     ):
         left = run("predict", model, folder, "--output", tmp_path / "out.csv")
         assert left.code == code

@@ -118,9 +118,9 @@ def test_a_folder_with_an_unreadable_image(model: str, tmp_path: Path, run: Run,
 @pytest.mark.parametrize(
     ("arguments", "code", "part"),
     [
-        (["features", "digits", "--model", "nowhere", "--output", "x.npz"], 2, "nowhere, which is not there"),
+        (["features", "digits", "--model", "nowhere", "--output", "x.npz"], 2, "nowhere, which does not exist"),
         (["features", "digits", "--model", "FILES", "--output", "x.npz"], 2, "a folder without config.yaml"),
-        (["features", "digits", "--model", "model.onnx", "--output", "x.npz"], 2, "which is not there"),
+        (["features", "digits", "--model", "model.onnx", "--output", "x.npz"], 2, "which does not exist"),
         (
             ["features", "digits", "--model", "MODEL", "--output", "x.csv"],
             2,
@@ -136,7 +136,7 @@ def test_a_folder_with_an_unreadable_image(model: str, tmp_path: Path, run: Run,
         (
             ["features", "gone", "--kind", "images", "--model", "MODEL", "--output", "x.npz"],
             1,
-            "gone does not",
+            "gone. Check the path",
         ),
         (
             ["features", "digits", "--model", "MODEL", "--output", "FILES/train.npy", "--split", "test"],
