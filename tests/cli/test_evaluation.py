@@ -118,7 +118,11 @@ def test_a_folder_with_an_unreadable_image(model: str, tmp_path: Path, run: Run,
 @pytest.mark.parametrize(
     ("arguments", "code", "part"),
     [
-        (["features", "digits", "--model", "nowhere", "--output", "x.npz"], 2, "nowhere, which does not exist"),
+        (
+            ["features", "digits", "--model", "nowhere", "--output", "x.npz"],
+            2,
+            "nowhere, which does not exist",
+        ),
         (["features", "digits", "--model", "FILES", "--output", "x.npz"], 2, "a folder without config.yaml"),
         (["features", "digits", "--model", "model.onnx", "--output", "x.npz"], 2, "which does not exist"),
         (
