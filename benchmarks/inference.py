@@ -75,7 +75,7 @@ def prepare(folder: Path) -> None:
     CheckpointStore(run / "checkpoints", kind="pretrain").write(0, capture(model, batch_size=16), {})
     save_recipe(recipe, run / "config.yaml")
     settings = ExportSettings(precisions=("fp32", "int8"), reference_images=32, calibration_images=32)
-    export_run(run, folder / "exported", settings, tell=lambda line: print(line, flush=True))
+    export_run(run, folder / "exported", settings)
     (folder / "weights.pth").unlink(missing_ok=True)
     export_weights(run, folder / "weights.pth", names="swav")
     (folder / READY).touch()

@@ -93,7 +93,7 @@ def export_and_measure(
     began = time.perf_counter()
     folder = run_dir / FOLDER
     tell("exporting: ONNX in float32 and int8, each compared with Keras")
-    export_run(run_dir, folder, ExportSettings(precisions=("fp32", "int8")), tell=lambda line: None)
+    export_run(run_dir, folder, ExportSettings(precisions=("fp32", "int8")))
     files = [folder / "model-fp32.onnx", folder / "model-int8-cpu.onnx"]
     verify(files, labelled=Labelled(test_images, test_labels))
     artifacts = find_artifacts([*files, run_dir])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -21,6 +21,7 @@ from evaluate.backends.tensorrt_module import (
 from export.engine_build import build_plan, read_source
 from export.engine_cache import Built, cached_engine, default_cache, engine_key, read_refittable, refit_plan
 from swav_tf.plumbing.errors import UsageError
+from swav_tf.plumbing.log import log
 
 PROFILE: Final = Batches(min=1, opt=8, max=32)
 LEVELS: Final = range(6)
@@ -87,13 +88,12 @@ def builder_here(module_name: ModuleName | None) -> tuple[TensorRT, Gpu | None]:
         ) from error
 
 
-def build_engine(path: Path, settings: EngineSettings, *, tell: Callable[[str], None]) -> Built:
+def build_engine(path: Path, settings: EngineSettings) -> Built:
     """The engine of an exported ONNX file, out of the cache if it is there and whole.
 
     Args:
         path: the ONNX file.
         settings: what is asked for.
-        tell: called with a line about what goes on.
 
     Raises:
         UsageError: TensorRT or the GPU is missing, or an option cannot be honoured.
@@ -111,10 +111,12 @@ def build_engine(path: Path, settings: EngineSettings, *, tell: Callable[[str], 
     refitted_from = None if before is None else before.key
     key = engine_key(source, tensorrt, gpu, profile=profile, options=options, refitted_from=refitted_from)
     plan = settings.cache / f"{key}.plan"
-    if (cached := cached_engine(plan, tensorrt, gpu, tell=tell)) is not None:
+    if (cached := cached_engine(plan, tensorrt, gpu)) is not None:
         return cached
 
-    tell(f"{path.name}: {'refit' if old else 'build'} by {tensorrt} for {gpu or 'GPUs of Ampere and newer'}")
+    log.info(
+        f"{path.name}: {'refit' if old else 'build'} by {tensorrt} for {gpu or 'GPUs of Ampere and newer'}"
+    )
     if old is None:
         data, proof = build_plan(
             source, tensorrt, gpu, profile=profile, options=options, timing_cache=settings.timing_cache

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from export.engine_build import EngineSource
 from export.engine_proof import prove_loaded
 from export.staging import ExportError
 from swav_tf.plumbing.errors import DataError, UsageError
+from swav_tf.plumbing.log import log
 
 
 def read_refittable(
@@ -141,27 +141,24 @@ def engine_key(
     return key_of(decides)
 
 
-def cached_engine(
-    plan: Path, tensorrt: TensorRT, gpu: Gpu | None, *, tell: Callable[[str], None]
-) -> Built | None:
+def cached_engine(plan: Path, tensorrt: TensorRT, gpu: Gpu | None) -> Built | None:
     """The engine of a key, if it is whole and what its name says; why it is not is told.
 
     Args:
         plan: KEY.plan in the cache.
         tensorrt: that is to run it.
         gpu: likewise; None where there is none.
-        tell: called with a line about what goes on.
     """
     if not plan.exists() and not sidecar_of(plan).exists():
         return None
     try:
         data, facts = read_engine(plan)
     except (DataError, UsageError) as error:
-        tell(f"The cached engine is not used and built anew: {error}")
+        log.info(f"The cached engine is not used and built anew: {error}")
         return None
     wrong = differences(facts, tensorrt, gpu) + ([] if facts.key == plan.stem else ["its key is another"])
     if wrong:
-        tell(f"The cached engine {plan} is not used and built anew: {'; '.join(wrong)}.")
+        log.info(f"The cached engine {plan} is not used and built anew: {'; '.join(wrong)}.")
         return None
-    tell(f"{facts.onnx}: out of the cache, {plan}")
+    log.info(f"{facts.onnx}: out of the cache, {plan}")
     return Built(plan, data, facts, from_cache=True)

@@ -1,4 +1,4 @@
-"""Half precision of a float32 graph, strongly typed. No TensorFlow."""
+"""Convert the backbone of a float32 graph to half precision, strongly typed."""
 
 from __future__ import annotations
 
@@ -16,19 +16,18 @@ MAX_HALF: Final = float(np.finfo(np.float16).max)
 
 
 def to_fp16(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The graph with its backbone in float16; inputs, outputs, head and prototypes stay float32.
+    """Return the graph with its backbone in float16; inputs, outputs, head and prototypes stay float32.
 
-    A cast stands at each border and nowhere else. (ONNX Runtime's converter puts two between any
-    two nodes that it is told to leave alone, so that these lose their precision all the same.)
+    There is one cast at each border. (ONNX Runtime's converter puts two between any two nodes that it is
+    configured to leave alone, so that these lose their precision all the same.)
 
     Raises:
-        ExportError: a weight does not fit into float16.
+        ExportError: a weight does not fit in float16.
     """
     types = _types(model)
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
     names = set(backbone_nodes(model))
-    backbone = [node for node in model.graph.node if node.name in names]
-    made_inside = {output for node in backbone for output in node.output}
+    inside = {output for node in model.graph.node if node.name in names for output in node.output}
     used_outside = {output.name for output in model.graph.output}
     used_outside |= {name for node in model.graph.node if node.name not in names for name in node.input}
 
@@ -46,7 +45,7 @@ def to_fp16(model: onnx.ModelProto) -> onnx.ModelProto:
                 continue
             if name in weights:
                 half_weights.setdefault(name, _half(weights[name]))
-            elif name not in made_inside and name not in cast_down:
+            elif name not in inside and name not in cast_down:
                 cast_down.add(name)
                 nodes.insert(len(nodes) - 1, _cast(name, _half_name(name), TensorProto.FLOAT16))
             node.input[place] = _half_name(name)
@@ -61,14 +60,12 @@ def to_fp16(model: onnx.ModelProto) -> onnx.ModelProto:
                 nodes.append(_cast(_half_name(name), name, TensorProto.FLOAT))
 
     half = without_weights(model, as_inputs=False)
-    del half.graph.node[:]
+    del half.graph.node[:], half.graph.initializer[:]
     half.graph.node.extend(nodes)
-    del half.graph.initializer[:]
-    read = {name for node in nodes for name in node.input}
-    half.graph.initializer.extend(
-        tensor for tensor in [*model.graph.initializer, *half_weights.values()] if tensor.name in read
-    )
-    check(half)  # types that do not fit, too
+    read = {name for node in nodes for name in node.input}  # copying only these saves memory
+    half.graph.initializer.extend(tensor for name, tensor in weights.items() if name in read)
+    half.graph.initializer.extend(half_weights.values())
+    check(half)  # also finds types that do not fit
     return half
 
 

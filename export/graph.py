@@ -1,4 +1,4 @@
-"""A trained run as an ONNX graph: the only module of this package with TensorFlow."""
+"""Load a trained run and convert it to ONNX: the only module of this package that imports TensorFlow."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ from swav_tf.training.state import named_variables
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """A checkpoint of a run, to be run in float32.
+    """A checkpoint of a run, computing in float32.
 
     Attributes:
-        model: what was trained: by pretraining, or a classifier by a probe or fine-tuning.
-        recipe: as it was trained.
-        step: optimiser steps that it was trained for.
+        model: the pretrained model, or the classifier of a probe or fine-tuning.
+        recipe: of its training.
+        step: optimizer steps of its training.
         weights_sha256: of the checkpoint's weights.
         class_names: of a classifier's logits; empty for pretraining.
-        backbone_only: head and prototypes are random: a backbone was imported alone.
+        backbone_only: head and prototypes are random, since only a backbone was imported.
     """
 
     model: SwAV | Classifier
@@ -53,18 +53,18 @@ class TrainedModel:
 
     @property
     def backbone(self) -> keras.Model:
-        """Normalised images to features."""
+        """Return the network from normalized images to features."""
         return self.model.backbone
 
     @property
     def output_names(self) -> tuple[str, ...]:
-        """What there is to export."""
+        """Return the names of all outputs of the model."""
         if isinstance(self.model, Classifier):
             return ("features", "logits")
         return ("features",) if self.backbone_only else ("features", "projections", "scores")
 
     def outputs(self, images: np.ndarray, *, batch_size: int = 32) -> dict[str, np.ndarray]:
-        """All outputs for uint8 images (n, size, size, 3): Keras' own, float32."""
+        """Compute all outputs for uint8 images (n, size, size, 3) in Keras, float32."""
         found: dict[str, list[np.ndarray]] = {name: [] for name in self.output_names}
         for start in range(0, len(images), batch_size):
             features = self.model.features(tf.constant(images[start : start + batch_size]))
@@ -79,15 +79,15 @@ class TrainedModel:
 
 
 def load_trained(run_dir: Path, *, step: int | None = None) -> TrainedModel:
-    """The newest (or one) checkpoint of a run, computing in float32 whatever precision it was trained in.
+    """Load a checkpoint to compute in float32, whatever precision it was trained in.
 
     Args:
-        run_dir: folder of `swav-tf pretrain`, `probe`, `finetune` or of an import of weights.
+        run_dir: folder of `swav-tf pretrain`, `probe`, `finetune` or `weights import`.
         step: of the checkpoint; None: the newest.
 
     Raises:
-        UsageError: there is no run or no checkpoint, or config.yaml is not what it was trained by.
-        CheckpointError: the checkpoint is damaged or does not fit.
+        UsageError: the folder has no run or no such checkpoint, or config.yaml was changed.
+        CheckpointError: the checkpoint is damaged or does not fit the recipe.
     """
     if not (run_dir / "config.yaml").exists():
         raise UsageError(f"RUN must be a run folder, with config.yaml and checkpoints/. Received: {run_dir}.")
@@ -96,10 +96,10 @@ def load_trained(run_dir: Path, *, step: int | None = None) -> TrainedModel:
     store = CheckpointStore(run_dir / "checkpoints", kind=kind)
     steps = store.steps()
     if not steps:
-        raise UsageError(f"{run_dir} has no checkpoint yet: let `swav-tf {kind}` write one.")
+        raise UsageError(f"{run_dir} has no checkpoint yet. `swav-tf {kind}` writes one.")
     if step is not None and step not in steps:
         raise UsageError(f"{run_dir} has checkpoints of steps {steps}. Received: step {step}.")
-    # Not the newest whole one: an older model than is there would look like the newest.
+    # A damaged newest checkpoint is an error: an older one would pass for the newest.
     checkpoint = store.read(steps[-1] if step is None else step)
     check_copy(run_dir / "config.yaml", recipe, checkpoint)
     train = recipe.train.model_copy(update={"precision": "float32", "accumulation_steps": 1})
@@ -115,13 +115,13 @@ def load_trained(run_dir: Path, *, step: int | None = None) -> TrainedModel:
         facts = ModelFacts.read(run_dir / "model.json")
         class_names = facts.class_names
         model = build_classifier(to_run, facts, len(class_names))
-    _put(model, checkpoint, backbone_only=backbone_only)
+    _assign(model, checkpoint, backbone_only=backbone_only)
     return TrainedModel(
         model, recipe, checkpoint.step, checkpoint.facts["sha256"], class_names, backbone_only
     )
 
 
-def _put(model: SwAV | Classifier, checkpoint: Checkpoint, *, backbone_only: bool) -> None:
+def _assign(model: SwAV | Classifier, checkpoint: Checkpoint, *, backbone_only: bool) -> None:
     arrays = checkpoint.arrays
     for name, variable in named_variables(model).items():
         if backbone_only and not name.startswith("backbone/"):
@@ -134,29 +134,29 @@ def _put(model: SwAV | Classifier, checkpoint: Checkpoint, *, backbone_only: boo
 def build_graph(
     trained: TrainedModel, *, outputs: Sequence[str], size: int | None, graph_input: Input
 ) -> onnx.ModelProto:
-    """The float32 graph.
+    """Convert a model to an ONNX graph in float32.
 
     Args:
         trained: the model.
-        outputs: of the model's `output_names`, in the order wanted.
+        outputs: of the model's `output_names`, in the order requested.
         size: side of the images, pixels; None for any.
-        graph_input: uint8 (batch, size, size, 3), or normalised float32 (batch, 3, size, size).
+        graph_input: uint8 (batch, size, size, 3), or normalized float32 (batch, 3, size, size).
 
     Raises:
         ExportError: an operation has no counterpart in ONNX.
     """
     import tf2onnx  # after TensorFlow, which it needs
 
-    # Else it passes over optimisations that fail, without a word, and for that copies the graph before each.
+    # Otherwise it silently skips optimizations that fail, and copies the graph before each of them.
     os.environ["TF2ONNX_CATCH_ERRORS"] = "FALSE"
-    logging.getLogger("tf2onnx").setLevel(logging.CRITICAL)  # what it logs is an error in `tidied`
+    logging.getLogger("tf2onnx").setLevel(logging.CRITICAL)  # `tidied` raises an error for what it logs
     kernels = {f"kernel_{number}": kernel for number, kernel in enumerate(_kernels(trained, outputs))}
     signature = [tf.TensorSpec((None, size, size, 3), tf.as_dtype(graph_input), name="images")]
     signature += [tf.TensorSpec(kernel.shape, tf.float32, name=name) for name, kernel in kernels.items()]
     forward = _forward(trained, outputs, graph_input)
 
     def with_kernels(images: Any, *given: Any) -> dict[str, Any]:
-        # Kernels as inputs: the converter would hold each of them ten times over.
+        # Kernels are inputs, because the converter would hold ten copies of each weight.
         with keras.StatelessScope(state_mapping=list(zip(kernels.values(), given, strict=True))):
             return forward(images)
 
@@ -171,10 +171,10 @@ def build_graph(
 
 
 def _kernels(trained: TrainedModel, outputs: Sequence[str]) -> list[keras.Variable]:
-    """All that is large: of convolutions that are followed by batch normalisation of ours, and of the heads."""
+    """Return the large weights: convolutions before a BatchNorm of `swav_tf.model`, and the heads."""
     layers = trained.backbone.layers
-    ours = any(isinstance(layer, BatchNorm) for layer in layers)
-    found = [layer.kernel for layer in layers if ours and isinstance(layer, keras.layers.Conv2D)]
+    native = any(isinstance(layer, BatchNorm) for layer in layers)
+    found = [layer.kernel for layer in layers if native and isinstance(layer, keras.layers.Conv2D)]
     if set(outputs) == {"features"}:
         return found
     if isinstance(trained.model, Classifier):
@@ -186,21 +186,21 @@ def _kernels(trained: TrainedModel, outputs: Sequence[str]) -> list[keras.Variab
 def _forward(
     trained: TrainedModel, names: Sequence[str], graph_input: Input
 ) -> Callable[[Any], dict[str, Any]]:
-    """Images to the outputs asked for."""
+    """Return the function from images to the requested outputs."""
     heads = _heads(trained) if set(names) != {"features"} else lambda features: {}
 
     def forward(images: Any) -> dict[str, Any]:
         normalised = trained.model.normalise(images) if graph_input == "uint8" else images
         features = trained.backbone(normalised, training=False)
         found = {"features": features, **heads(features)}
-        # A tensor that is both an output and another's input needs a node of its own to bear the name.
+        # An output that another node reads needs a node of its own to carry the name.
         return {name: tf.identity(found[name], name) for name in names}
 
     return forward
 
 
 def _heads(trained: TrainedModel) -> Callable[[Any], dict[str, Any]]:
-    """Features to all that follows from them."""
+    """Return the function from features to the other outputs."""
     if isinstance(trained.model, Classifier):
         classifier = trained.model.classifier
         return lambda features: {"logits": classifier(features)}
@@ -218,9 +218,9 @@ def _heads(trained: TrainedModel) -> Callable[[Any], dict[str, Any]]:
 
 
 def _affine(layer: BatchNorm) -> Callable[[Any], Any]:
-    """Batch normalisation of vectors as a product and a sum: tf2onnx cannot fold it there.
+    """Return batch normalization of vectors as a product and a sum, which tf2onnx does not fold itself.
 
-    The constants are NumPy's: captured tensors would become inputs.
+    The constants are NumPy arrays: captured tensors would become inputs of the graph.
     """
     scale = layer.gamma.numpy() / np.sqrt(layer.moving_variance.numpy() + layer.epsilon)
     shift = layer.beta.numpy() - layer.moving_mean.numpy() * scale

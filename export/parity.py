@@ -1,12 +1,9 @@
-"""Did the features survive? An artifact's outputs against Keras' in float32, with a gate for each precision.
-
-No TensorFlow.
-"""
+"""Compare an exported file's outputs with Keras' in float32, with a gate for each precision."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final
 
 import numpy as np
@@ -17,24 +14,24 @@ from evaluate.linear import fit_ridge
 from export.reference import Reference
 from swav_tf.knn import find_neighbours, vote
 
-OVERLAP: Final = 10  # nearest images that are looked at
+OVERLAP: Final = 10  # nearest images that are compared
 KNN: Final = 20
 KNN_TEMPERATURE: Final = 0.07
-PROBE_IMAGES: Final = 10  # a class, on average, below which a probe says nothing
+PROBE_IMAGES: Final = 10  # a class, on average, that a probe needs
 CONSTANT: Final = (
-    1e-6  # share of the length that differs from image to image, below which outputs are constant
+    1e-6  # outputs that differ from image to image by a smaller share of their length are constant
 )
 
 
 @dataclass(frozen=True)
 class Gate:
-    """What a precision must keep to; None: not asked.
+    """The limits of a precision; None: no limit.
 
     Attributes:
-        relative_error: greatest L2 norm of the difference over that of the reference, of each output.
-        cosine: least cosine of an image's features with the reference's.
-        knn_drop_points: greatest loss of k-NN accuracy, percentage points.
-        random_images: whether images of random pixels must keep to it too.
+        relative_error: largest L2 norm of the difference over that of the reference, of each output.
+        cosine: smallest cosine of an image's features with the reference's.
+        knn_drop_points: largest loss of k-NN accuracy, percentage points.
+        random_images: apply it to images of random pixels too.
     """
 
     relative_error: float | None
@@ -46,32 +43,32 @@ class Gate:
 GATES: Final[Mapping[Precision, Gate]] = {
     "fp32": Gate(relative_error=1e-5, cosine=None, knn_drop_points=None, random_images=True),
     "fp16": Gate(relative_error=None, cosine=0.9999, knn_drop_points=None, random_images=True),
-    # Calibrated on real images: random pixels lie outside of its ranges by design.
+    # It is calibrated on real images: random pixels are outside of its ranges by design.
     "int8": Gate(relative_error=None, cosine=0.99, knn_drop_points=0.5, random_images=False),
 }
 
 
 @dataclass(frozen=True)
 class Parity:
-    """What was found.
+    """The result of a comparison; its fields are the keys of parity.json.
 
     Attributes:
-        images: that were compared.
-        real_images: those of them that are no random pixels.
+        images: number of compared images.
+        real_images: those that are not random pixels.
         relative_error: by output; L2 norm of the difference over that of the reference, over all images.
-        cosine_min: least cosine of an image's features with the reference's.
-        cosine_median: likewise.
+        cosine_min: smallest cosine of an image's features with the reference's.
+        cosine_median: median of these cosines.
         neighbour_overlap: share (0 to 1) of the 10 nearest images that are the same; None for too few images.
         cluster_agreement: share of images with the same prototype; None without scores.
-        knn_images: labelled images that the k-NN is of; 0: none, and so no k-NN.
+        knn_images: number of labeled images for k-NN; 0: no k-NN.
         knn_reference: k-NN top-1 (0 to 1) of the reference, each image classified by the others.
-        knn: the same of the artifact.
+        knn: the same of the file.
         class_agreement: share of images with the same most probable class; None without logits.
-        probe_images: labelled images that the probe is tested on; 0: too few of them, and so no probe.
-        probe_reference: top-1 (0 to 1) of a linear classifier fitted on the reference's features of the other half
-            of the labelled images.
-        probe: top-1 of that same classifier on the artifact's features.
-        failures: what is not as it must be; empty: passed.
+        probe_images: number of labeled images that the probe is tested on; 0: too few for a probe.
+        probe_reference: top-1 (0 to 1) of a linear classifier fitted on the reference's features of the other
+            half of the labeled images.
+        probe: top-1 of the same classifier on the file's features.
+        failures: the limits that are not met; empty: passed.
     """
 
     images: int
@@ -92,21 +89,21 @@ class Parity:
 
     @property
     def passed(self) -> bool:
-        """Whether all is as it must be."""
+        """Return whether all limits are met."""
         return not self.failures
 
     @property
     def knn_drop_points(self) -> float | None:
-        """Loss of k-NN accuracy, percentage points."""
+        """Return the loss of k-NN accuracy in percentage points."""
         return _drop_points(self.knn_reference, self.knn)
 
     @property
     def probe_drop_points(self) -> float | None:
-        """Loss of the probe's accuracy, percentage points."""
+        """Return the loss of the probe's accuracy in percentage points."""
         return _drop_points(self.probe_reference, self.probe)
 
     def as_dict(self) -> dict[str, Any]:
-        """The figures as plain data."""
+        """Return the figures as plain data."""
         return {
             **asdict(self),
             "knn_drop_points": self.knn_drop_points,
@@ -115,27 +112,27 @@ class Parity:
         }
 
 
-def _drop_points(reference: float | None, artifact: float | None) -> float | None:
-    return None if reference is None or artifact is None else 100 * (reference - artifact)
+def _drop_points(reference: float | None, found: float | None) -> float | None:
+    return None if reference is None or found is None else 100 * (reference - found)
 
 
 @dataclass(frozen=True)
 class LabelledFeatures:
-    """Features of labelled images by the reference and by the artifact, for k-NN and probe.
+    """Features of labeled images by the reference and by the file, for k-NN and probe.
 
     Attributes:
         labels: (n,), all >= 0.
         reference: (n, F).
-        artifact: (n, F).
+        found: (n, F).
     """
 
     labels: np.ndarray
     reference: np.ndarray
-    artifact: np.ndarray
+    found: np.ndarray
 
 
 def run_all(runner: Backend, images: np.ndarray, *, batch_size: int = 32) -> dict[str, np.ndarray]:
-    """All outputs of a runner for uint8 images (n, crop, crop, 3), a batch at a time."""
+    """Compute all outputs for uint8 images (n, crop, crop, 3), a batch at a time."""
     parts = [runner.run(images[start : start + batch_size]) for start in range(0, len(images), batch_size)]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
@@ -147,78 +144,82 @@ def compare(
     gate: Gate,
     labelled: LabelledFeatures | None = None,
 ) -> Parity:
-    """Holds an artifact's outputs against the reference's.
+    """Compare a file's outputs with the reference's.
 
     Args:
         reference: images and Keras' outputs.
-        outputs: the artifact's for the same images, by name.
-        gate: what they must keep to.
-        labelled: features for k-NN and probe; None: of the reference's real images, where all of them have labels.
+        outputs: the file's for the same images, by name.
+        gate: the limits of its precision.
+        labelled: features for k-NN and probe; None: of the reference's real images, if all of them have labels.
     """
-    counted = (
-        reference.real
-        if not gate.random_images and reference.real.any()
-        else np.full_like(reference.real, True)
-    )
-    images, real_images = int(counted.sum()), int(reference.real[counted].sum())
+    real = reference.real
+    counted = real if real.any() and not gate.random_images else np.full_like(real, True)
+    images, real_images = int(counted.sum()), int(real[counted].sum())
     if images < 2:
         failure = f"at least 2 images must be compared, but there are {images}"
         return Parity(images, real_images, failures=(failure,))
     if failures := _unusable(reference, outputs):
         return Parity(images, real_images, failures=tuple(failures))
-    ours = {name: np.asarray(outputs[name], np.float64)[counted] for name in reference.outputs}
-    theirs = {name: np.asarray(values, np.float64)[counted] for name, values in reference.outputs.items()}
-    cosines = _cosines(ours["features"], theirs["features"])
-    if labelled is None:
-        labelled = _own_labelled(reference, outputs)
+    found = {name: np.asarray(outputs[name], np.float64)[counted] for name in reference.outputs}
+    keras = {name: np.asarray(values, np.float64)[counted] for name, values in reference.outputs.items()}
+    cosines = _cosines(found["features"], keras["features"])
+    if labelled is None and real.sum() >= 2 and (reference.labels[real] >= 0).all():
+        labelled = LabelledFeatures(
+            reference.labels[real], reference.outputs["features"][real], np.asarray(outputs["features"])[real]
+        )
     parity = Parity(
         images=images,
         real_images=real_images,
         relative_error={
-            name: float(np.linalg.norm(ours[name] - theirs[name]) / np.linalg.norm(theirs[name]))
-            for name in theirs
+            name: float(np.linalg.norm(found[name] - keras[name]) / np.linalg.norm(keras[name]))
+            for name in keras
         },
         cosine_min=float(cosines.min()),
         cosine_median=float(np.median(cosines)),
-        neighbour_overlap=_overlap(ours["features"], theirs["features"]) if images > OVERLAP else None,
-        cluster_agreement=_agreement(ours, theirs, "scores"),
-        class_agreement=_agreement(ours, theirs, "logits"),
-        knn_images=0 if labelled is None else len(labelled.labels),
-        knn_reference=None if labelled is None else leave_one_out(labelled.reference, labelled.labels),
-        knn=None if labelled is None else leave_one_out(labelled.artifact, labelled.labels),
+        neighbour_overlap=_overlap(found["features"], keras["features"]) if images > OVERLAP else None,
+        cluster_agreement=_agreement(found, keras, "scores"),
+        class_agreement=_agreement(found, keras, "logits"),
+        **_of_labelled(labelled),
     )
-    probe = _probe(labelled) if labelled is not None else {}
-    return Parity(**{**vars(parity), **probe, "failures": tuple(_beyond(parity, gate))})
+    return replace(parity, failures=tuple(_beyond(parity, gate)))
 
 
-def _probe(labelled: LabelledFeatures) -> dict[str, Any]:
-    """A linear classifier on half of the images, each class halved; nothing where a class has too few."""
+def _of_labelled(labelled: LabelledFeatures | None) -> dict[str, Any]:
+    """Return the figures of k-NN and of a probe; each class is halved for the probe."""
+    if labelled is None:
+        return {}
+    knn = {
+        "knn_images": len(labelled.labels),
+        "knn_reference": leave_one_out(labelled.reference, labelled.labels),
+        "knn": leave_one_out(labelled.found, labelled.labels),
+    }
     classes, labels = np.unique(labelled.labels, return_inverse=True)
     if len(classes) < 2 or len(labels) < PROBE_IMAGES * len(classes):
-        return {}
+        return knn
     mixed = np.random.default_rng(0).permutation(len(labels))
     by_class = mixed[np.argsort(labels[mixed], kind="stable")]
     fitted, tested = by_class[::2], by_class[1::2]
     classifier = fit_ridge(labelled.reference[fitted], labels[fitted])
     return {
+        **knn,
         "probe_images": len(tested),
         "probe_reference": classifier.accuracy(labelled.reference[tested], labels[tested]),
-        "probe": classifier.accuracy(labelled.artifact[tested], labels[tested]),
+        "probe": classifier.accuracy(labelled.found[tested], labels[tested]),
     }
 
 
-def _agreement(ours: Mapping[str, np.ndarray], theirs: Mapping[str, np.ndarray], name: str) -> float | None:
-    """Share of images whose greatest value is at the same place."""
-    if name not in theirs:
+def _agreement(found: Mapping[str, np.ndarray], keras: Mapping[str, np.ndarray], name: str) -> float | None:
+    """Return the share of images whose largest value is at the same place."""
+    if name not in keras:
         return None
-    return float(np.mean(ours[name].argmax(axis=1) == theirs[name].argmax(axis=1)))
+    return float(np.mean(found[name].argmax(axis=1) == keras[name].argmax(axis=1)))
 
 
 def leave_one_out(features: np.ndarray, labels: np.ndarray) -> float:
-    """Share (0 to 1) of images that the others' k-NN classifies rightly."""
+    """Return the share (0 to 1) of images that the k-NN of the others classifies correctly."""
     k = min(KNN, len(features) - 1)
     found = find_neighbours(features, features, k=k + 1)
-    # Not always the first: of equal images any may be.
+    # An image is not always its own first neighbor: an equal one may come before it.
     others = found.indices != np.arange(len(features))[:, np.newaxis]
     others[others.all(axis=1), -1] = False
     near = found.indices[others].reshape(-1, k)
@@ -228,7 +229,7 @@ def leave_one_out(features: np.ndarray, labels: np.ndarray) -> float:
 
 
 def _unusable(reference: Reference, outputs: Mapping[str, np.ndarray]) -> Sequence[str]:
-    """What makes figures meaningless."""
+    """Return the reasons why figures would mean nothing."""
     failures = []
     for name, wanted in reference.outputs.items():
         if name not in outputs:
@@ -261,15 +262,6 @@ def _beyond(parity: Parity, gate: Gate) -> Sequence[str]:
     return failures
 
 
-def _own_labelled(reference: Reference, outputs: Mapping[str, np.ndarray]) -> LabelledFeatures | None:
-    real = reference.real
-    if real.sum() < 2 or (reference.labels[real] < 0).any():
-        return None
-    return LabelledFeatures(
-        reference.labels[real], reference.outputs["features"][real], np.asarray(outputs["features"])[real]
-    )
-
-
 def _cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
     cosines: np.ndarray = (a * b).sum(axis=1) / np.maximum(lengths, np.finfo(np.float64).tiny)
@@ -277,14 +269,9 @@ def _cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def _overlap(a: np.ndarray, b: np.ndarray) -> float:
-    """Mean share of the nearest images that both find; each image finds itself, which is left out."""
-    near = [find_neighbours(features, features, k=OVERLAP + 1).indices for features in (a, b)]
+    """Return the mean share of nearest images that both have; each image finds itself, which does not count."""
+    near, other = (find_neighbours(features, features, k=OVERLAP + 1).indices for features in (a, b))
     shared = [
-        len((set(x) & set(y)) - {row}) for row, (x, y) in enumerate(zip(*map(_lists, near), strict=True))
+        len({*x} & {*y} - {row}) for row, (x, y) in enumerate(zip(near.tolist(), other.tolist(), strict=True))
     ]
     return float(np.mean(shared)) / OVERLAP
-
-
-def _lists(rows: np.ndarray) -> list[list[int]]:
-    found: list[list[int]] = rows.tolist()
-    return found

@@ -16,7 +16,8 @@ from evaluate.images import ImageSet, UnreadableImages, view_images
 from swav_tf.plumbing.errors import DataError, UsageError
 from swav_tf.recipe.pretraining import EvaluationView
 
-RANDOM_IMAGES: Final = 16  # of random pixels, beside the real ones
+REFERENCE: Final = "reference.npz"
+RANDOM_IMAGES: Final = 16  # of random pixels, in addition to the real ones
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Drawn:
     Attributes:
         views: uint8 (n, crop, crop, 3).
         labels: (n,) classes, -1 for none.
-        facts: which they are: number, seed, SHA-256 of their names, one a line, and where from; empty without any.
+        facts: number, seed, SHA-256 of their names (one a line) and source; empty without images.
     """
 
     views: np.ndarray
@@ -35,26 +36,26 @@ class Drawn:
 
 
 def no_images(view: EvaluationView) -> Drawn:
-    """A draw where there is nothing to draw from."""
+    """Return a draw without images."""
     return Drawn(np.empty((0, view.crop, view.crop, 3), np.uint8), np.empty(0, np.int64), {})
 
 
 def draw_images(
     images: ImageSet, counts: tuple[int, int], view: EvaluationView, *, seed: int, max_bad_share: float
 ) -> tuple[Drawn, Drawn]:
-    """Two draws with no image in common; unreadable images are passed over.
+    """Draw twice, with no image in common; skip unreadable images.
 
-    Where there are fewer images than asked for, both get the share that they asked for.
+    If there are too few images, both draws get the same share of their count.
 
     Args:
-        images: where from.
+        images: to draw from.
         counts: images of the first and of the second draw; the second may be 0.
-        view: how they are shown.
+        view: resizing and cropping.
         seed: of the draw.
-        max_bad_share: share of unreadable images (0 to 1) past which it is an error.
+        max_bad_share: largest share (0 to 1) of unreadable images.
 
     Raises:
-        DataError: a draw that was asked for is empty, or too many images are unreadable.
+        DataError: fewer than 2 images for a draw, or too many are unreadable.
     """
     order = np.random.default_rng(seed).permutation(len(images.source)).tolist()
     total = sum(counts)
@@ -75,13 +76,14 @@ def draw_images(
             f"There must be at least 2 readable images to compare, and 2 others to calibrate int8. "
             f"Received: {len(seen)} in {where}."
         )
-    source = {**images.facts(), "path": dataset_name(images.settings)}  # no path of this machine
+    # The path on this machine stays private.
+    source = {**images.facts(), "path": dataset_name(images.settings)}
     one, other = (_drawn(draw, view, {"seed": seed, "source": source}) for draw in draws)
     return one, other
 
 
 def random_pixels(view: EvaluationView, *, seed: int) -> np.ndarray:
-    """Images that no photograph is like, uint8 (16, crop, crop, 3)."""
+    """Return images unlike any photograph, uint8 (16, crop, crop, 3)."""
     draw = np.random.default_rng(seed)
     return draw.integers(0, 256, (RANDOM_IMAGES, view.crop, view.crop, 3), dtype=np.uint8)
 
@@ -97,12 +99,9 @@ def _drawn(seen: list[tuple[np.ndarray, int, str]], view: EvaluationView, facts:
     )
 
 
-REFERENCE: Final = "reference.npz"
-
-
 @dataclass(frozen=True)
 class Reference:
-    """N images, the real ones first.
+    """N images and Keras' outputs, the real images first.
 
     Attributes:
         images: uint8 (N, crop, crop, 3), as the model sees them.
@@ -111,7 +110,7 @@ class Reference:
         outputs: Keras' float32 outputs by name, (N, ...).
         weights_sha256: of the model's weights.
         view: how the images were made.
-        facts: where they come from and more, for people.
+        facts: source, step and recipe, for people.
     """
 
     images: np.ndarray
@@ -124,11 +123,7 @@ class Reference:
 
 
 def write_reference(path: Path, reference: Reference) -> None:
-    """Writes it as .npz, in a folder that nobody reads yet (see `filled_folder`).
-
-    Raises:
-        OSError: the disk is full or refuses.
-    """
+    """Write a .npz file, in a folder that nobody reads yet (see `filled_folder`)."""
     facts = {
         **reference.facts,
         "weights_sha256": reference.weights_sha256,
@@ -141,21 +136,19 @@ def write_reference(path: Path, reference: Reference) -> None:
         labels=reference.labels,
         real=reference.real,
         facts=np.array(json.dumps(facts)),
-        **reference.outputs,  # type: ignore[arg-type]  # numpy's own keyword is none of our names
+        **reference.outputs,  # type: ignore[arg-type]  # `allow_pickle` is not the name of an output
     )
 
 
 def read_reference(path: Path) -> Reference:
-    """Reads it.
+    """Read a reference.
 
     Raises:
-        UsageError: there is none.
+        UsageError: the file does not exist.
         DataError: it is damaged.
     """
     if not path.is_file():
-        raise UsageError(
-            f"`verify` needs the reference that `swav-tf export` writes beside its files. Received: no {path}."
-        )
+        raise UsageError(f"Reference not found: {path}. `swav-tf export` writes it next to its files.")
     try:
         with np.load(path, allow_pickle=False) as file:
             facts = json.loads(str(file["facts"]))
@@ -171,12 +164,12 @@ def read_reference(path: Path) -> Reference:
             )
     except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
         raise DataError(
-            f"{path} must be a reference by `swav-tf export`; it cannot be read: {error}"
+            f"{path} must be a reference written by `swav-tf export`; it cannot be read: {error}"
         ) from error
     lengths = {len(array) for array in (reference.labels, reference.real, *outputs.values())}
     if not len(reference.images) or lengths != {len(reference.images)} or "features" not in outputs:
         raise DataError(
-            f"{path} must hold images, and features for each. Received: {len(reference.images)} images, "
+            f"{path} must contain images, and features for each. Received: {len(reference.images)} images, "
             f"outputs {', '.join(outputs) or 'none'}."
         )
     return reference

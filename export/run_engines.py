@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,16 +41,13 @@ class ExportedEngine:
     not_compared: str = ""
 
 
-def export_engines(
-    files: Sequence[Path], output: Path, settings: EngineSettings, *, tell: Callable[[str], None]
-) -> list[ExportedEngine]:
+def export_engines(files: Sequence[Path], output: Path, settings: EngineSettings) -> list[ExportedEngine]:
     """Builds the engine of each ONNX file and writes it, with its sidecar, into a folder.
 
     Args:
         files: by `swav-tf export`; the reference beside them is what the engines are compared with.
         output: the folder; engines of these names in it are replaced.
         settings: of the builder.
-        tell: called with a line about what goes on.
 
     Raises:
         UsageError: TensorRT or the GPU is missing, or an option cannot be honoured.
@@ -59,7 +56,7 @@ def export_engines(
     """
     exported = []
     for path in files:
-        built = build_engine(path, settings, tell=tell)
+        built = build_engine(path, settings)
         source = path.parent / REFERENCE
         reference = read_reference(source) if source.is_file() else None
         parity, reason = _compared(built, reference)

@@ -1,35 +1,36 @@
-"""What an export is asked for. No TensorFlow."""
+"""The settings of an export."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
 
 from evaluate.backends.onnx_metadata import Input, Precision
-from export.int8 import Method, Target
 from swav_tf.plumbing.errors import UsageError
 
+Target = Literal["cpu", "tensorrt"]
+Method = Literal["minmax", "entropy", "percentile"]
 OUTPUTS: Final = ("features", "projections", "scores", "logits")
 PRECISIONS: Final = ("fp32", "fp16", "int8")
 
 
 @dataclass(frozen=True)
 class ExportSettings:
-    """What is asked for.
+    """What to export, and on which images to check and calibrate it.
 
     Attributes:
-        precisions: of the files to write.
-        outputs: of OUTPUTS, in order, `features` among them; empty: `features`, and `logits` of a classifier.
-        graph_input: uint8 (batch, size, size, 3), or normalised float32 (batch, 3, size, size).
+        precisions: one file is written for each.
+        outputs: of OUTPUTS, in order, with `features`; empty: `features`, and `logits` of a classifier.
+        graph_input: uint8 (batch, size, size, 3), or normalized float32 (batch, 3, size, size).
         size: side of the images, pixels; None: the recipe's evaluation view.
-        dynamic_size: let the graph take images of any size; it is compared at `size`.
+        dynamic_size: let the graph take images of any size; parity is measured at `size`.
         step: of the checkpoint; None: the newest.
-        data, kind, split: images to compare with and to calibrate on; None: the training images.
-        reference_images: that are compared.
-        calibration_images: that int8 is calibrated on; others.
-        target: of int8: where it will run; each wants a graph of its own.
-        calibration: how.
-        percentile: of the activations in the range, percent; with calibration `percentile` only.
+        data, kind, split: images to compare and to calibrate on; None: the training images.
+        reference_images: number of images to compare.
+        calibration_images: number of different images to calibrate int8 on.
+        target: where int8 will run; the graphs differ.
+        calibration: how int8 finds the ranges of activations.
+        percentile: share of the activations inside the range, percent; for calibration `percentile`.
         seed: of the draw of images.
     """
 
@@ -50,14 +51,9 @@ class ExportSettings:
     seed: int = 0
 
     def check(self) -> None:
-        """Refuses what does not fit together.
-
-        Raises:
-            UsageError: it does not.
-        """
-        unknown = [name for name in self.outputs if name not in OUTPUTS]
-        lacks_features = bool(self.outputs) and "features" not in self.outputs
-        if unknown or lacks_features or len(set(self.outputs)) < len(self.outputs):
+        """Raise UsageError if precisions or outputs are unknown, repeated or incomplete."""
+        known = set(self.outputs) <= set(OUTPUTS) and len(set(self.outputs)) == len(self.outputs)
+        if not known or (self.outputs and "features" not in self.outputs):
             raise UsageError(
                 f"--outputs must be of {', '.join(OUTPUTS)}, each once and features among them. "
                 f"Received: {', '.join(self.outputs)}."

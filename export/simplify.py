@@ -1,9 +1,9 @@
-"""Fold and simplify the converter's graph."""
+"""Fold, simplify and check the converter's graph."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 import numpy as np
@@ -14,35 +14,30 @@ from export.onnx_file import attribute, check, keep, keep_read_weights
 from export.staging import ExportError
 
 OPSET: Final = 17  # 18 loses GlobalAveragePool and keeps a Transpose
-IR_VERSION: Final = 8  # the opset's own; runtimes refuse files newer than they are
-BATCH: Final = "batch"
+IR_VERSION: Final = 8  # the opset's own; runtimes refuse newer files
+KERNEL_LAYOUT: Final = [3, 2, 0, 1]  # (height, width, in, out) to (out, in, height, width)
 
 
 def tidied(model: onnx.ModelProto, *, outputs: Sequence[str]) -> onnx.ModelProto:
-    """The converter's graph with names of ours, or an error for what the converter only logs.
+    """Clean the converter's graph in place: inputs, outputs, names of dimensions, versions.
 
     Args:
-        model: changed in place too.
-        outputs: their names, in the order wanted.
+        model: the converter's.
+        outputs: names of the outputs, in the order requested.
 
     Raises:
-        ExportError: an operator, an input or an output is not as it must be.
+        ExportError: an operation does not exist in ONNX, or the graph reads more than `images`.
     """
     graph = model.graph
-    _refuse_foreign_operators(graph)
+    _check_operators(graph)
     _keep_one_input(graph, "images")
     by_name = {output.name: output for output in graph.output}
-    missing = [name for name in outputs if name not in by_name]
-    if missing:
-        raise ExportError(
-            f"The graph must have the outputs {', '.join(outputs)}. Missing: {', '.join(missing)}."
-        )
     del graph.output[:]
-    graph.output.extend(by_name[name] for name in outputs)  # a dict's come in alphabetical order
+    graph.output.extend(by_name[name] for name in outputs)  # those of a dict are in alphabetical order
     _pool_in_place(graph)
     simplify(graph)
     for value in [*graph.input, *graph.output]:
-        value.type.tensor_type.shape.dim[0].dim_param = BATCH
+        value.type.tensor_type.shape.dim[0].dim_param = "batch"
     sides = [dim for dim in graph.input[0].type.tensor_type.shape.dim[1:] if not dim.HasField("dim_value")]
     for dim, name in zip(sides, ("height", "width"), strict=False):  # none where the size is fixed
         dim.dim_param = name
@@ -54,23 +49,23 @@ def tidied(model: onnx.ModelProto, *, outputs: Sequence[str]) -> onnx.ModelProto
 
 
 def operators(model: onnx.ModelProto) -> Counter[str]:
-    """How often each operator is used."""
+    """Count the nodes by operator."""
     return Counter(node.op_type for node in model.graph.node)
 
 
-def _refuse_foreign_operators(graph: onnx.GraphProto) -> None:
+def _check_operators(graph: onnx.GraphProto) -> None:
     foreign = sorted(
         {node.op_type for node in graph.node if node.domain or not onnx.defs.has(node.op_type, OPSET)}
     )
     if foreign:
         raise ExportError(
             f"Every operation of the network must exist in ONNX opset {OPSET}. Received: {', '.join(foreign)}, "
-            "which TensorFlow has and ONNX has not."
+            "which only TensorFlow has."
         )
 
 
 def _keep_one_input(graph: onnx.GraphProto, name: str) -> None:
-    """Removes inputs that nothing reads; one that is read is a constant that got lost."""
+    """Remove inputs that no node reads. Another input that is read is a captured tensor."""
     read = {used for node in graph.node for used in node.input}
     lost = [value.name for value in graph.input if value.name != name and value.name in read]
     if lost or name not in read:
@@ -83,9 +78,9 @@ def _keep_one_input(graph: onnx.GraphProto, name: str) -> None:
 
 
 def _pool_in_place(graph: onnx.GraphProto) -> None:
-    """Transpose to NHWC and mean over height and width: the converter's form of GlobalAveragePool.
+    """Replace a transpose to NHWC and a mean over height and width by GlobalAveragePool.
 
-    It finds the better form only where features are the one output.
+    The converter finds this form itself only where features are the only output.
     """
     transposes = {
         node.output[0]: node
@@ -112,39 +107,37 @@ def _pool_in_place(graph: onnx.GraphProto) -> None:
 
 
 def backbone_nodes(model: onnx.ModelProto) -> list[str]:
-    """Names of the nodes from the first convolution on to `features`: what lower precision is for.
+    """Return the names of the nodes from the first convolution to `features`: those for lower precision.
 
-    Normalising the image, and head and prototypes (0.3 % of the arithmetic), stay in float32: half
+    Normalization of the image, head and prototypes (0.3 % of the arithmetic) stay in float32: half
     precision would put an error of 1e-3 on every score.
     """
-    makers = {output: node for node in model.graph.node for output in node.output}
-    towards_features, waiting = set(), ["features"]
+    producers = {output: node for node in model.graph.node for output in node.output}
+    before_features, waiting = set(), ["features"]
     while waiting:
         name = waiting.pop()
-        if name in makers and makers[name].name not in towards_features:
-            towards_features.add(makers[name].name)
-            waiting += makers[name].input
+        if name in producers and producers[name].name not in before_features:
+            before_features.add(producers[name].name)
+            waiting += producers[name].input
     after_convolution: set[str] = set()  # tensors
     names = []
     for node in model.graph.node:  # in order of computation
         if node.op_type == "Conv" or after_convolution.intersection(node.input):
             after_convolution.update(node.output)
-            if node.name in towards_features:
+            if node.name in before_features:
                 names.append(node.name)
     return names
 
 
-KERNEL_LAYOUT = [3, 2, 0, 1]  # (height, width, in, out) to (out, in, height, width)
-
-
 def fold_kernels(model: onnx.ModelProto, kernels: Mapping[str, tuple[str, Callable[[], np.ndarray]]]) -> None:
-    """Turns inputs that stand for kernels into weights, one at a time.
+    """Replace inputs that stand for kernels by weights, one at a time, in place.
 
-    That of a convolution must go into one, transposed, and the convolution into one batch normalisation.
+    The kernel of a convolution must pass one transpose, and the convolution one batch normalization, which is
+    folded into kernel and bias.
 
     Args:
-        model: changed in place.
-        kernels: by name of the input: the name that the weight gets, and what gives its value
+        model: the converter's graph.
+        kernels: by name of the input: the name of the weight, and a function that returns its value
             (height, width, in, out), or (in, out) of a dense layer, float32.
 
     Raises:
@@ -156,7 +149,7 @@ def fold_kernels(model: onnx.ModelProto, kernels: Mapping[str, tuple[str, Callab
     for node in graph.node:
         for name in node.input:
             readers.setdefault(name, []).append(node)
-    gone: set[str] = set()  # names of nodes
+    folded: set[str] = set()  # names of nodes
     for given, (name, value) in kernels.items():
         dense = [node for node in readers.get(given, ()) if node.op_type == "MatMul"]
         for node in dense:
@@ -165,12 +158,11 @@ def fold_kernels(model: onnx.ModelProto, kernels: Mapping[str, tuple[str, Callab
             _add_weight(graph, name, value())
             continue
         transpose = _only_reader(readers, given, "Transpose")
-        if list(attribute(transpose, "perm") or ()) != KERNEL_LAYOUT:
-            raise _foreign(given)
         convolution = _only_reader(readers, transpose.output[0], "Conv")
         norm = _only_reader(readers, convolution.output[0], "BatchNormalization")
-        if list(convolution.input[1:]) != [transpose.output[0]]:
-            raise _foreign(given)
+        has_bias = list(convolution.input[1:]) != [transpose.output[0]]
+        if has_bias or list(attribute(transpose, "perm") or ()) != KERNEL_LAYOUT:
+            raise _unknown_form(given)
         gamma, beta, mean, variance = (
             numpy_helper.to_array(values[each]).astype(np.float64) for each in norm.input[1:]
         )
@@ -184,8 +176,8 @@ def fold_kernels(model: onnx.ModelProto, kernels: Mapping[str, tuple[str, Callab
         del convolution.input[1:]
         convolution.input.extend([name, bias])
         convolution.output[0] = norm.output[0]
-        gone |= {transpose.name, norm.name}
-    keep(graph.node, lambda node: node.name not in gone)
+        folded |= {transpose.name, norm.name}
+    keep(graph.node, lambda node: node.name not in folded)
     keep(graph.input, lambda value: value.name not in kernels)
     keep_read_weights(graph)
 
@@ -200,120 +192,123 @@ def _add_weight(graph: onnx.GraphProto, name: str, value: np.ndarray) -> None:
 def _only_reader(readers: Mapping[str, list[onnx.NodeProto]], name: str, kind: str) -> onnx.NodeProto:
     found = readers.get(name, [])
     if [node.op_type for node in found] != [kind]:
-        raise _foreign(name)
+        raise _unknown_form(name)
     return found[0]
 
 
-def _foreign(name: str) -> ExportError:
+def _unknown_form(name: str) -> ExportError:
     return ExportError(
-        f"`{name}` must go through one Transpose and one Conv into one BatchNormalization. tf2onnx made another "
-        "graph of it: install the version of tf2onnx that constraints.txt names."
+        f"`{name}` must pass one Transpose and one Conv into one BatchNormalization. tf2onnx built a different "
+        "graph. Install the version of tf2onnx in constraints.txt."
     )
 
 
 def simplify(graph: onnx.GraphProto) -> None:
-    """Applies all of them, in place; a graph that has not their form stays as it is."""
-    _normalise_rows(graph)
+    """Apply the rewrites below in place; a graph of another form stays as it is."""
+    _normalize_rows(graph)
     _pad_in_the_pool(graph)
     keep_read_weights(graph)
 
 
-def _normalise_rows(graph: onnx.GraphProto) -> None:
-    """Normalisation of whole rows, by one product and one difference.
+def _normalize_rows(graph: onnx.GraphProto) -> None:
+    """Normalize complete rows, by one product and one difference.
 
-    With three constants for the three channels that lie beside each other, runtimes go through an image in
-    steps of three numbers; with those of a row, in long ones. It took 7 % of an int8 ResNet-50. In images of
-    any size the row is not known, and nothing is changed.
+    With one constant for each of three interleaved channels, runtimes step through an image by threes; with
+    the constants of a row, by long vectors. It took 7 % of an int8 ResNet-50. The length of a row must be known.
     """
     sides = [dim.dim_value for dim in graph.input[0].type.tensor_type.shape.dim]
     if len(sides) != 4 or sides[2] < 1 or sides[3] != 3:
         return
     for cast in list(graph.node):
-        chain = [cast] if cast.op_type == "Cast" and cast.input[0] == graph.input[0].name else []
+        if cast.op_type != "Cast" or cast.input[0] != graph.input[0].name:
+            continue
+        chain = [cast]
         for kind in ("Mul", "Sub", "Mul"):
-            reader = _single_reader(graph, chain[-1].output[0]) if chain else None
+            reader = _single_reader(graph, chain[-1].output[0])
             if reader is None or reader.op_type != kind or reader.input[0] != chain[-1].output[0]:
                 break
             chain.append(reader)
-        if len(chain) < 4 or any(output.name == chain[3].output[0] for output in graph.output):
-            continue
-        _, divide, subtract, scale = chain
-        constants = [_constant(graph, node.input[1]) for node in (divide, subtract, scale)]
-        known = [np.broadcast_to(c.ravel(), 3) for c in constants if c is not None and c.size in (1, 3)]
-        if len(known) < 3:
-            continue
-        by, mean, by_std = known
-        values: dict[str, np.ndarray] = {
-            "row": np.array([0, 0, -1], np.int64),
-            "factor": np.tile(by * by_std, sides[2]).astype(np.float32),
-            "shift": np.tile(mean * by_std, sides[2]).astype(np.float32),
-            "image": np.array([0, 0, sides[2], 3], np.int64),
-        }
-        graph.initializer.extend(
-            numpy_helper.from_array(array, f"normalise/{name}") for name, array in values.items()
-        )
-        place, source = list(graph.node).index(divide), cast.output[0]
-        steps = (("Reshape", "row"), ("Mul", "factor"), ("Sub", "shift"), ("Reshape", "image"))
-        for number, (kind, constant) in enumerate(steps):
-            name = f"normalise/{number}_{kind}"
-            target = scale.output[0] if number == 3 else f"{name}:0"
-            node = helper.make_node(kind, [source, f"normalise/{constant}"], [target], name=name)
-            graph.node.insert(place + number, node)
-            source = target
-        _remove(graph, (divide, subtract, scale))
+        if len(chain) == 4 and not any(output.name == chain[3].output[0] for output in graph.output):
+            _replace_normalization(graph, chain, width=sides[2])
+
+
+def _replace_normalization(graph: onnx.GraphProto, chain: Sequence[onnx.NodeProto], *, width: int) -> None:
+    cast, divide, subtract, scale = chain
+    constants = [_constant(graph, node.input[1]) for node in (divide, subtract, scale)]
+    known = [np.broadcast_to(c.ravel(), 3) for c in constants if c is not None and c.size in (1, 3)]
+    if len(known) < 3:
+        return
+    by, mean, by_std = known
+    values: dict[str, np.ndarray] = {
+        "row": np.array([0, 0, -1], np.int64),
+        "factor": np.tile(by * by_std, width).astype(np.float32),
+        "shift": np.tile(mean * by_std, width).astype(np.float32),
+        "image": np.array([0, 0, width, 3], np.int64),
+    }
+    graph.initializer.extend(
+        numpy_helper.from_array(array, f"normalise/{name}") for name, array in values.items()
+    )
+    place, source = list(graph.node).index(divide), cast.output[0]
+    steps = (("Reshape", "row"), ("Mul", "factor"), ("Sub", "shift"), ("Reshape", "image"))
+    for number, (kind, constant) in enumerate(steps):
+        name = f"normalise/{number}_{kind}"
+        target = scale.output[0] if number == 3 else f"{name}:0"
+        node = helper.make_node(kind, [source, f"normalise/{constant}"], [target], name=name)
+        graph.node.insert(place + number, node)
+        source = target
+    for node in (divide, subtract, scale):
+        graph.node.remove(node)
 
 
 def _pad_in_the_pool(graph: onnx.GraphProto) -> None:
-    """Zeros around what a ReLU gave are never the greatest alone: the pool's own margin does the same."""
+    """Move zero padding after a ReLU into the pool: a zero is never greater than what a ReLU returns."""
     for pool in [node for node in graph.node if node.op_type == "MaxPool"]:
-        pad = _maker(graph, pool.input[0])
+        pad = _producer(graph, pool.input[0])
         if pad is None or pad.op_type != "Pad" or _single_reader(graph, pad.output[0]) != pool:
             continue
-        relu = _maker(graph, pad.input[0])
-        if relu is None or relu.op_type != "Relu" or attribute(pad, "mode") not in (None, b"constant"):
+        relu = _producer(graph, pad.input[0])
+        pads = _zero_pads(graph, pad)
+        if relu is None or relu.op_type != "Relu" or pads is None or pads[[0, 1, 4, 5]].any():
             continue
-        value = _constant(graph, pad.input[2]) if len(pad.input) > 2 and pad.input[2] else np.zeros(1)
-        pads = _constant(graph, pad.input[1])
-        if pads is None or pads.size != 8 or value is None or value.any() or len(pad.input) > 3:
-            continue
-        batch, channel, top, left, batch_end, channel_end, bottom, right = map(int, pads)
-        kernel = attribute(pool, "kernel_shape")
+        top, left, bottom, right = margins = [int(pads[place]) for place in (2, 3, 6, 7)]
         plain = not any(attribute(pool, "pads") or ()) and attribute(pool, "auto_pad") in (
             None,
             b"NOTSET",
             b"VALID",
         )
-        if any((batch, channel, batch_end, channel_end)) or not plain:
-            continue
-        if not all(
-            0 <= margin < side
-            for margin, side in zip((top, left, bottom, right), [*kernel, *kernel], strict=True)
-        ):
+        sides = [*attribute(pool, "kernel_shape")] * 2
+        if not plain or not all(0 <= margin < side for margin, side in zip(margins, sides, strict=True)):
             continue
         kept = [entry for entry in pool.attribute if entry.name not in ("pads", "auto_pad")]
         del pool.attribute[:]
         pool.attribute.extend([*kept, helper.make_attribute("pads", [top, left, bottom, right])])
         pool.input[0] = pad.input[0]
-        _remove(graph, (pad,))
+        graph.node.remove(pad)
+
+
+def _zero_pads(graph: onnx.GraphProto, pad: onnx.NodeProto) -> np.ndarray | None:
+    """Return the margins of a Pad (begin and end of N, C, H, W) if it adds constant zeros, else None."""
+    value = _constant(graph, pad.input[2]) if len(pad.input) > 2 and pad.input[2] else np.zeros(1)
+    pads = _constant(graph, pad.input[1])
+    if attribute(pad, "mode") not in (None, b"constant") or len(pad.input) > 3:
+        return None
+    if pads is None or pads.size != 8 or value is None or value.any():
+        return None
+    return pads
 
 
 def _single_reader(graph: onnx.GraphProto, name: str) -> onnx.NodeProto | None:
-    """The one node that reads a tensor; None if there are more, or it is an output of the graph."""
+    """Return the only node that reads a tensor, None if there are more or it is an output of the graph."""
     readers = [node for node in graph.node if name in node.input]
-    outside = any(output.name == name for output in graph.output)
-    return readers[0] if len(readers) == 1 and not outside else None
+    is_output = any(output.name == name for output in graph.output)
+    return readers[0] if len(readers) == 1 and not is_output else None
 
 
-def _maker(graph: onnx.GraphProto, name: str) -> onnx.NodeProto | None:
+def _producer(graph: onnx.GraphProto, name: str) -> onnx.NodeProto | None:
     return next((node for node in graph.node if name in node.output), None)
 
 
 def _constant(graph: onnx.GraphProto, name: str) -> np.ndarray | None:
-    """Its value in float64; None if it is computed."""
+    """Return a weight in float64, None if the tensor is computed."""
     tensor = next((tensor for tensor in graph.initializer if tensor.name == name), None)
     return None if tensor is None else numpy_helper.to_array(tensor).astype(np.float64)
-
-
-def _remove(graph: onnx.GraphProto, nodes: Iterable[onnx.NodeProto]) -> None:
-    for node in nodes:
-        graph.node.remove(node)

@@ -1,14 +1,9 @@
-"""What all files of an export are made of: Keras is needed up to here, and no further.
-
-This module loads no TensorFlow by itself; `from_keras` does.
-"""
+"""Run a model in Keras: its float32 graph, its outputs for the reference, the images for int8."""
 
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -20,14 +15,16 @@ from export.onnx_file import weight_bytes
 from export.reference import Drawn, Reference, draw_images, no_images, random_pixels
 from export.settings import ExportSettings
 from swav_tf.plumbing.errors import DataError, UsageError
+from swav_tf.plumbing.log import log
 from swav_tf.plumbing.system import version_of
 from swav_tf.recipe.pretraining import EvaluationView
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import onnx
 
     from export.graph import TrainedModel
-
 
 TOOLS: Final = ("swav-tf", "tensorflow", "keras", "tf2onnx", "onnx", "onnxruntime", "numpy")
 
@@ -38,9 +35,9 @@ class ExportSource:
 
     Attributes:
         graph: in float32.
-        facts: of a float32 file.
-        reference: images and what Keras says of them.
-        calibration: images for int8; none where no int8 is asked for.
+        facts: metadata of a float32 file.
+        reference: images and Keras' outputs.
+        calibration: images for int8; empty without int8.
     """
 
     graph: onnx.ModelProto
@@ -49,30 +46,27 @@ class ExportSource:
     calibration: Drawn
 
 
-def from_keras(run_dir: Path, settings: ExportSettings, *, tell: Callable[[str], None]) -> ExportSource:
-    """Loads a run in Keras, asks it for all outputs, and makes its graph.
-
-    Args:
-        run_dir: of a pretraining run, a probe or fine-tuning.
-        settings: what to write.
-        tell: called with a line about what goes on.
+def from_keras(run_dir: Path, settings: ExportSettings) -> ExportSource:
+    """Load a run in Keras, compute the reference and convert the graph.
 
     Raises:
-        UsageError: what is asked for cannot be had.
-        DataError: images are missing.
-        ExportError: an operation has no counterpart in ONNX.
+        UsageError: the model lacks an output or checkpoint, or is too large for int8.
+        DataError: too few readable images.
+        ExportError: an operation does not exist in ONNX.
         CheckpointError: the checkpoint is damaged.
     """
     from export.graph import build_graph, load_trained
 
     trained = load_trained(run_dir, step=settings.step)
     settings = replace(settings, outputs=_outputs(trained, settings.outputs))
-    view = _view(trained.recipe.data.evaluation, settings.size)
-    compared, calibration = _draw(trained, settings, view, tell)
+    view = trained.recipe.data.evaluation
+    if settings.size is not None:  # the same share of the image
+        view = EvaluationView(resize=round(settings.size * view.resize / view.crop), crop=settings.size)
+    compared, calibration = _draw(trained, settings, view)
     noise = random_pixels(view, seed=settings.seed)
-    tell(f"Keras: {len(compared.views)} images and {len(noise)} of random pixels")
+    log.info("Keras: %d images and %d of random pixels", len(compared.views), len(noise))
     reference = _reference(trained, settings, view, compared, noise)
-    tell("graph in float32")
+    log.info("graph in float32")
     graph = build_graph(
         trained,
         outputs=list(settings.outputs),
@@ -87,30 +81,20 @@ def from_keras(run_dir: Path, settings: ExportSettings, *, tell: Callable[[str],
     return ExportSource(graph, _metadata(trained, settings, view), reference, calibration)
 
 
-def _outputs(trained: TrainedModel, wanted: tuple[str, ...]) -> tuple[str, ...]:
-    """The outputs that are asked for, where the model has them."""
-    there = trained.output_names
-    if not wanted:
-        return there if "logits" in there else ("features",)
-    if missing := [name for name in wanted if name not in there]:
+def _outputs(trained: TrainedModel, requested: tuple[str, ...]) -> tuple[str, ...]:
+    available = trained.output_names
+    if not requested:
+        return available if "logits" in available else ("features",)
+    if missing := [name for name in requested if name not in available]:
         raise UsageError(
-            f"--outputs of this model must be of {', '.join(there)}. Received: {', '.join(missing)}. Logits come from "
-            "the folder of a probe or fine-tuning run, projections and scores from that of pretraining."
+            f"--outputs of this model must be of {', '.join(available)}. Received: {', '.join(missing)}. Logits come "
+            "from the folder of a probe or fine-tuning run, projections and scores from that of pretraining."
         )
-    return wanted
+    return requested
 
 
-def _view(view: EvaluationView, size: int | None) -> EvaluationView:
-    """The evaluation view at another size, cut from the same share of the image."""
-    if size is None:
-        return view
-    return EvaluationView(resize=round(size * view.resize / view.crop), crop=size)
-
-
-def _draw(
-    trained: TrainedModel, settings: ExportSettings, view: EvaluationView, tell: Callable[[str], None]
-) -> tuple[Drawn, Drawn]:
-    """Images to compare and to calibrate on; without any, int8 cannot be and the others see random pixels."""
+def _draw(trained: TrainedModel, settings: ExportSettings, view: EvaluationView) -> tuple[Drawn, Drawn]:
+    """Draw images to compare and to calibrate on. Without any, fp32 and fp16 are compared on random pixels only."""
     data = trained.recipe.data
     given = (settings.data, settings.kind, settings.split) != (None, None, None)
     try:
@@ -118,7 +102,7 @@ def _draw(
     except (UsageError, DataError) as error:
         if given or "int8" in settings.precisions:
             raise type(error)(f"--calibration: {error}") from error
-        tell(f"No real images are compared, random pixels only: {error} Give some with --calibration.")
+        log.info("No real images are compared, random pixels only: %s Give some with --calibration.", error)
         return no_images(view), no_images(view)
     counts = settings.reference_images, settings.calibration_images if "int8" in settings.precisions else 0
     return draw_images(images, counts, view, seed=settings.seed, max_bad_share=data.max_bad_share)
@@ -166,6 +150,6 @@ def _metadata(trained: TrainedModel, settings: ExportSettings, view: EvaluationV
 
 
 def _three(values: np.ndarray) -> tuple[float, float, float]:
-    """As the recipe has them: float32's shortest decimals."""
+    """Return float32 values in their shortest decimals, as the recipe has them."""
     red, green, blue = (float(str(value)) for value in values)
     return red, green, blue

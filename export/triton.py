@@ -1,4 +1,4 @@
-"""A model repository for Triton Inference Server: config.pbtxt, and files in the places it looks at. No TensorFlow."""
+"""Write a model repository for Triton Inference Server: config.pbtxt and files at the places it reads."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Tensor:
 
     Attributes:
         name: in the graph.
-        data_type: Triton's name of it.
+        data_type: Triton's name.
         dims: without the batch; -1 for any.
     """
 
@@ -47,13 +47,13 @@ class ServedModel:
     """One model of a repository.
 
     Attributes:
-        name: its folder's, which clients ask for.
+        name: of its folder, which clients request.
         source: the ONNX file or engine.
-        weights: the second file of a large graph; None: it has none.
+        weights: the second file of a large graph, or None.
         inputs, outputs: of its graph.
-        preferred: numbers of images that are run at once without waiting for more.
-        max_batch: the most images at once.
-        kind: processor that it is for.
+        preferred: numbers of images that run at once without waiting for more.
+        max_batch: largest number of images at once.
+        kind: processor that runs it.
         comments: lines for people.
         labels: names of the classes of `logits`.
     """
@@ -71,44 +71,43 @@ class ServedModel:
 
     @property
     def is_engine(self) -> bool:
-        """Whether TensorRT runs it."""
+        """Return whether TensorRT runs it."""
         return self.source.suffix in SUFFIXES
 
 
 def write_repository(folder: Path, files: Sequence[Path]) -> list[Path]:
-    """Writes a folder for each file that Triton can be pointed at with --model-repository.
+    """Write a folder for each file, for Triton's --model-repository.
 
     Args:
-        folder: the repository; models of the same names in it are replaced.
-        files: ONNX files by `swav-tf export`, and engines beside the ONNX file that they were built from.
+        folder: the repository; models of the same names are replaced.
+        files: ONNX files by `swav-tf export`, and engines next to the ONNX file that they were built from.
 
     Returns:
         The models' folders.
 
     Raises:
-        UsageError: an engine is of a kind that Triton cannot serve.
+        UsageError: Triton cannot serve an engine.
         DataError: a file is damaged.
-        ExportError: the disk refuses.
+        ExportError: the disk is full or read-only.
     """
     models = [_served_engine(path) if path.suffix in SUFFIXES else _served_onnx(path) for path in files]
-    with filled_folder(folder, option="--triton") as part:
+    with filled_folder(folder) as part:
         for model in models:
             target = part / model.name
             (target / VERSION).mkdir(parents=True)
             name = "model.plan" if model.is_engine else "model.onnx"
             shutil.copyfile(model.source, target / VERSION / name)
-            if model.weights is not None:  # under its own name, which the graph tells
+            if model.weights is not None:  # under its own name, which the graph refers to
                 shutil.copyfile(model.weights, target / VERSION / model.weights.name)
             if model.labels:
-                (target / LABELS).write_text(
-                    "".join(f"{label}\n" for label in model.labels), encoding="utf-8"
-                )
+                labels = "".join(f"{label}\n" for label in model.labels)
+                (target / LABELS).write_text(labels, encoding="utf-8")
             (target / "config.pbtxt").write_text(config_text(model), encoding="utf-8")
     return [folder / model.name for model in models]
 
 
 def config_text(model: ServedModel) -> str:
-    """The text of config.pbtxt."""
+    """Return the content of config.pbtxt."""
     platform = 'platform: "tensorrt_plan"' if model.is_engine else 'backend: "onnxruntime"'
     lines = [f"# {comment}" for comment in model.comments]
     lines += [f"name: {_quoted(model.name)}", platform, f"max_batch_size: {model.max_batch}"]
@@ -139,9 +138,6 @@ def config_text(model: ServedModel) -> str:
     return "\n".join(lines) + "\n"
 
 
-# === What a file is ===
-
-
 def _served_onnx(path: Path) -> ServedModel:
     facts, inputs, outputs = _read_onnx(path)
     target = (facts.quantisation or {}).get("target")
@@ -169,13 +165,13 @@ def _served_engine(path: Path) -> ServedModel:
         )
     if engine.profile.min != 1:
         raise UsageError(
-            f"Triton must be able to run one image alone. Received: {path}, for {engine.profile.min} at least. "
+            f"Triton must be able to run one image alone. Received: {path}, for at least {engine.profile.min}. "
             "Build it with --batch 1,..."
         )
     graph = path.with_name(engine.onnx)
     if not graph.exists():
         raise UsageError(
-            f"--triton takes an engine beside the ONNX file it was built from. Received: no {graph}."
+            f"--triton takes an engine next to the ONNX file it was built from. File not found: {graph}."
         )
     facts, inputs, outputs = _read_onnx(graph)
     on = f" for {engine.gpu.name}" if engine.gpu else ""
@@ -217,7 +213,7 @@ def _name(facts: OnnxMetadata, path: Path) -> str:
 
 def _comments(facts: OnnxMetadata) -> tuple[str, ...]:
     how = facts.preprocessing
-    prepared = f"RGB, short side {how.resize} pixels ({how.interpolation}), centre crop {how.crop}"
+    prepared = f"RGB, short side {how.resize} pixels ({how.interpolation}), center crop {how.crop}"
     if not how.inside:
         prepared += f", / 255, minus {list(how.mean)}, over {list(how.std)}, channels first"
     return (

@@ -1,4 +1,4 @@
-"""Files by `swav-tf export` against the reference beside them. No TensorFlow."""
+"""Compare exported files with the reference next to them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ArtifactRunner = OnnxBackend | TensorrtBackend
 
 @dataclass(frozen=True)
 class Labelled:
-    """Labelled images, as the model sees them.
+    """Labeled images, as the model sees them.
 
     Attributes:
         views: uint8 (n, crop, crop, 3).
@@ -37,16 +37,16 @@ class Labelled:
 
 
 def find_artifacts(paths: Sequence[Path]) -> list[Path]:
-    """The ONNX files and engines that folders and files name, each once.
+    """Return the ONNX files and engines in folders and among files.
 
     Raises:
-        UsageError: there are none, or they lie in several folders.
+        UsageError: a path does not exist, or the files are none or of several folders.
     """
     found: list[Path] = []
     for path in paths:
         if not path.exists():
             raise UsageError(
-                f"`verify` needs ONNX files or engines, or a folder of them. Received: {path}, not there."
+                f"File or folder not found: {path}. `verify` takes ONNX files, engines or their folder."
             )
         found += sorted([*path.glob("*.onnx"), *path.glob("*.plan")]) if path.is_dir() else [path]
     found = list(dict.fromkeys(found))
@@ -57,7 +57,7 @@ def find_artifacts(paths: Sequence[Path]) -> list[Path]:
     folders = {path.resolve().parent for path in found}
     if len(folders) > 1:
         raise UsageError(
-            "The files must lie in one folder, beside their reference. Received: files in "
+            "The files must be in one folder, next to their reference. Received: files in "
             f"{', '.join(sorted(map(str, folders)))}."
         )
     return found
@@ -71,27 +71,29 @@ def verify(
     batch_size: int = 32,
     labelled: Labelled | None = None,
 ) -> dict[str, tuple[Precision | None, Parity]]:
-    """Runs the files on the reference's images, and writes parity.json beside them.
+    """Run files on the reference's images and write parity.json next to them.
 
     Args:
         artifacts: ONNX files and engines of one folder.
-        provider: that runs the ONNX files, and no other; engines are TensorRT's.
+        provider: of ONNX Runtime, without fallback.
         threads: that compute one batch on a CPU; 0 for one per core.
         batch_size: images at once.
-        labelled: images for the k-NN instead of the reference's; the fp32 file among `artifacts` is then
-            what the others are held against.
+        labelled: images for k-NN and probe instead of the reference's; the others are then compared with the
+            fp32 file among `artifacts`.
 
     Returns:
-        Precision and figures by name of the file; the precision is None where the file cannot be run.
+        Precision and figures by name of the file; the precision is None if the file cannot be run.
 
     Raises:
-        UsageError: there is no reference or no such provider, or `labelled` lacks an fp32 file.
-        DataError: the reference or parity.json is damaged, or the disk refuses.
+        UsageError: the reference or provider does not exist, or `labelled` lacks an fp32 file.
+        DataError: the reference or parity.json is damaged, or the disk is full.
     """
     folder = artifacts[0].parent
     reference, checksums = read_reference(folder / REFERENCE), read_checksums(folder)
     runners: dict[str, ArtifactRunner] = {}
-    results: dict[str, tuple[Precision | None, Parity]] = {}
+    results: dict[str, tuple[Precision | None, Parity]] = {
+        path.name: (None, Parity(0, 0)) for path in artifacts
+    }
     for path in artifacts:
         try:
             runners[path.name] = _open(path, provider, threads)
@@ -102,17 +104,14 @@ def verify(
         parity = _compare_one(reference, runner, batch_size, on_labelled.get(name))
         results[name] = (runner.metadata.precision, parity)
         if isinstance(runner, OnnxBackend) and parity.passed:
-            checksums.setdefault(
-                name, runner.checksum
-            )  # one that is recorded was compared when it was opened
-    results = {path.name: results[path.name] for path in artifacts}
+            checksums.setdefault(name, runner.checksum)  # a recorded one was checked when the file was opened
     with atomic_write(folder / PARITY) as partial:
         partial.write_text(parity_text(reference, results, checksums), encoding="utf-8")
     return results
 
 
 def _open(path: Path, provider: str, threads: int) -> ArtifactRunner:
-    """Who runs a file; an engine that this machine cannot run is a file that fails, among others that do not."""
+    """Open a file. An engine for another machine is one that fails, as a damaged file is."""
     if path.suffix not in SUFFIXES:
         return OnnxBackend(path, provider=provider, threads=threads)
     try:
@@ -124,7 +123,6 @@ def _open(path: Path, provider: str, threads: int) -> ArtifactRunner:
 def _compare_one(
     reference: Reference, runner: ArtifactRunner, batch_size: int, labelled: LabelledFeatures | None
 ) -> Parity:
-    """An artifact's figures; of another model there are none."""
     failures = []
     if runner.facts.weights_sha256 != reference.weights_sha256:
         failures.append(
@@ -137,7 +135,7 @@ def _compare_one(
         return Parity(0, 0, failures=tuple(failures))
     try:
         outputs = run_all(runner, reference.images, batch_size=batch_size)
-    except DataError as error:  # a graph that can be opened need not be one that can be computed
+    except DataError as error:  # ONNX Runtime opens some graphs that it cannot compute
         return Parity(0, 0, failures=(str(error),))
     return compare(reference, outputs, gate=GATES[runner.metadata.precision], labelled=labelled)
 
@@ -152,7 +150,7 @@ def _labelled_features(
     exact = [name for name, runner in runners.items() if runner.metadata.precision == "fp32"]
     if not exact:
         raise UsageError(
-            "--labelled holds the files against the fp32 file, which must be among them. Received: "
+            "--labelled compares the files with the fp32 file, which must be among them. Received: "
             f"{', '.join(runners) or 'none that can be run'}."
         )
     return {
@@ -165,7 +163,7 @@ def parity_text(
     results: Mapping[str, tuple[Precision | None, Parity]],
     checksums: Mapping[str, Checksum],
 ) -> str:
-    """What stands in parity.json: the figures of files, and what the bytes of ONNX files must be."""
+    """Return the content of parity.json: the figures, and the checksums of ONNX files."""
     document: dict[str, Any] = {
         "passed": bool(results) and all(parity.passed for _, parity in results.values()),
         "reference": {

@@ -25,6 +25,7 @@ from cli.options import (
     seed_option,
     split_option,
 )
+from swav_tf.plumbing.log import show_log
 
 if TYPE_CHECKING:
     from export.run import Exported
@@ -180,12 +181,8 @@ def command(
         raise click.UsageError("--percentile belongs to --calibration-method percentile")
     if wrong := [kind for kind in kinds if kind not in ("onnx", "tensorrt")]:
         raise click.UsageError(f"--to must be of onnx, tensorrt. Received: {', '.join(wrong)}")
-    silent = quiet or as_json
-
-    def tell(line: str) -> None:
-        if not silent:
-            click.echo(line, err=True)
-
+    if not quiet and not as_json:
+        show_log()
     engines: list[ExportedEngine] = []
     if "tensorrt" not in kinds:
         refuse_without_tensorrt(engine)
@@ -193,7 +190,7 @@ def command(
         _refuse_options_of_a_run(context)
         from export.run_engines import export_engines
 
-        engines = export_engines([run], output, engine_settings(engine), tell=tell)
+        engines = export_engines([run], output, engine_settings(engine))
         served = _write_triton(triton, [run, *(file.path for file in engines)])
         _show(output, [], engines, served, as_json)
         return
@@ -227,11 +224,11 @@ def command(
     from cli.quiet import load_tensorflow_quietly
 
     load_tensorflow_quietly()
-    exported = export_run(run, output, settings, tell=tell)
+    exported = export_run(run, output, settings)
     if "tensorrt" in kinds:
         from export.run_engines import export_engines
 
-        engines = export_engines([file.path for file in exported], output, engine_settings(engine), tell=tell)
+        engines = export_engines([file.path for file in exported], output, engine_settings(engine))
     served = _write_triton(triton, [*(file.path for file in exported), *(file.path for file in engines)])
     _show(output, exported, engines, served, as_json)
 

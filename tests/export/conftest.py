@@ -1,3 +1,4 @@
+import logging
 import shutil
 
 import pytest
@@ -6,6 +7,7 @@ import export.engine
 from export.engine import EngineSettings
 from export.run import export_run
 from export.settings import ExportSettings
+from swav_tf.plumbing.log import log
 from tests.tiny_run import tiny_run
 
 
@@ -19,7 +21,7 @@ def everything(tmp_path_factory):
         reference_images=80,
         calibration_images=48,
     )
-    export_run(tiny_run(), folder, settings, tell=lambda line: None)
+    export_run(tiny_run(), folder, settings)
     return folder
 
 
@@ -36,7 +38,7 @@ def int8(tmp_path_factory):
     settings = ExportSettings(
         precisions=("int8",), target="tensorrt", reference_images=80, calibration_images=48
     )
-    export_run(tiny_run(), folder, settings, tell=lambda line: None)
+    export_run(tiny_run(), folder, settings)
     return folder
 
 
@@ -50,3 +52,16 @@ def engine_settings(tmp_path):
 def no_gpu(monkeypatch):
     """As on a machine without, whatever this one has."""
     monkeypatch.setattr(export.engine, "gpu_or_none", lambda: None)
+
+
+@pytest.fixture
+def logged():
+    """The messages logged during a test."""
+    lines, level = [], log.level
+    handler = logging.Handler()
+    handler.emit = lambda record: lines.append(record.getMessage())
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    yield lines
+    log.setLevel(level)
+    log.removeHandler(handler)

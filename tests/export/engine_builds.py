@@ -10,10 +10,6 @@ from evaluate.backends.tensorrt_module import Gpu
 GPU = Gpu(name="NVIDIA L4", compute_capability="8.9", driver="570.10")
 
 
-def silent(line):
-    pass
-
-
 def edit(source, target, change):
     """A changed copy of a model."""
     model = onnx.load(source)

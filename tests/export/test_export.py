@@ -34,10 +34,6 @@ from tests.evaluate.models import make_class_folders
 from tests.tiny_run import tiny_run
 
 
-def silent(line):
-    pass
-
-
 # Bugs caught: a preprocessing that differs from training's, metadata of another checkpoint, a file called int8 or fp16
 # that is as large as fp32.
 def test_files_and_their_runner(everything):
@@ -154,7 +150,7 @@ def test_refusals_leave_nothing(tmp_path, settings, error, message):
     if "data" in settings:
         settings = {**settings, "data": str(tmp_path / "empty")}
     with pytest.raises(error, match=message):
-        export_run(tiny_run(), tmp_path / "out", ExportSettings(**settings), tell=silent)
+        export_run(tiny_run(), tmp_path / "out", ExportSettings(**settings))
     assert not (tmp_path / "out").exists()
 
 
@@ -214,8 +210,8 @@ def test_weights_in_a_second_file(tmp_path, monkeypatch):
     monkeypatch.setattr(export.onnx_file, "ONE_FILE_BYTES", limit)
     settings = ExportSettings(precisions=("fp32", "fp16"), reference_images=10)
     with pytest.raises(UsageError, match="int8 is made from a float32 graph of"):
-        export_run(tiny_run(), tmp_path / "out", replace(settings, precisions=("int8",)), tell=silent)
-    files = export_run(tiny_run(), tmp_path / "out", settings, tell=silent)
+        export_run(tiny_run(), tmp_path / "out", replace(settings, precisions=("int8",)))
+    files = export_run(tiny_run(), tmp_path / "out", settings)
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert {"model-fp32.onnx", "model-fp32.onnx.data", "model-fp16.onnx"} <= names
     assert "model-fp16.onnx.data" not in names
@@ -238,7 +234,7 @@ def test_weights_in_a_second_file(tmp_path, monkeypatch):
 
     weights.write_bytes(b"of a larger model")
     monkeypatch.undo()
-    export_run(tiny_run(), tmp_path / "out", ExportSettings(reference_images=10), tell=silent)
+    export_run(tiny_run(), tmp_path / "out", ExportSettings(reference_images=10))
     assert not weights.exists()
     # What was recorded of files that this export left alone is still there.
     recorded = read_checksums(tmp_path / "out")
@@ -252,7 +248,7 @@ def test_features_tell_calibrations_apart(everything, tmp_path):
     output = tmp_path / "features.npz"
     extract_features(open_model(everything / "model-int8-cpu.onnx"), images, output)
     settings = ExportSettings(precisions=("int8",), reference_images=40, calibration_images=20, seed=3)
-    export_run(tiny_run(), tmp_path / "out", settings, tell=silent)
+    export_run(tiny_run(), tmp_path / "out", settings)
     again = open_model(everything / "model-int8-cpu.onnx")
     assert extract_features(again, images, output).images_before == 360
     other = open_model(tmp_path / "out" / "model-int8-cpu.onnx")
@@ -270,7 +266,7 @@ def test_no_path_travels(tmp_path):
         reference_images=8,
         calibration_images=8,
     )
-    export_run(tiny_run(), tmp_path / "out", settings, tell=silent)
+    export_run(tiny_run(), tmp_path / "out", settings)
     for path in (tmp_path / "out").iterdir():
         assert b"secret" not in path.read_bytes()
     assert "animals" in (tmp_path / "out" / "parity.json").read_text()
@@ -295,7 +291,7 @@ def test_a_full_disk_leaves_what_was_there(exported, limit):
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limits[1]))  # SIGXFSZ is ignored by Python
     try:
         with pytest.raises(ExportError, match="could not be written"):
-            export_run(tiny_run(), exported, settings, tell=silent)
+            export_run(tiny_run(), exported, settings)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert {path.name: path.read_bytes() for path in exported.iterdir()} == before
@@ -318,5 +314,5 @@ def test_a_graph_that_is_wrong_is_not_written(tmp_path, monkeypatch):
 
     monkeypatch.setattr(export.graph, "build_graph", wrong)
     with pytest.raises(ExportError, match="fp32 does not compute what Keras computes: relative error"):
-        export_run(tiny_run(), tmp_path / "out", ExportSettings(reference_images=10), tell=silent)
+        export_run(tiny_run(), tmp_path / "out", ExportSettings(reference_images=10))
     assert not (tmp_path / "out").exists()

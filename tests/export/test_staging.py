@@ -35,7 +35,7 @@ def test_what_is_read_first_is_there_last(tmp_path, monkeypatch):
         replace(source, target)
 
     monkeypatch.setattr(export.staging.os, "replace", recorded)
-    with filled_folder(tmp_path, option="--output") as folder:
+    with filled_folder(tmp_path) as folder:
         for name in ("one/1/model.onnx", "one/1/model.onnx.data", "one/config.pbtxt", "one/labels.txt"):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_text(name)

@@ -125,7 +125,7 @@ def test_engines(exported, tmp_path):
     for changes, message in [
         ({"module": "tensorrt_rtx"}, "Triton serves engines by TensorRT. Received"),
         ({"profile": Batches(min=4, opt=8, max=8)}, "one image alone"),
-        ({"onnx": "moved.onnx"}, "beside the ONNX file"),
+        ({"onnx": "moved.onnx"}, "next to the ONNX file"),
     ]:
         plan = engine_beside(exported, **changes)
         with pytest.raises(UsageError, match=message):
@@ -177,7 +177,7 @@ def test_a_full_disk(everything, tmp_path, monkeypatch):
         return copy(source, target)
 
     monkeypatch.setattr(export.triton.shutil, "copyfile", full)
-    with pytest.raises(ExportError, match=r"could not be written.*No space left.*another --triton"):
+    with pytest.raises(ExportError, match=r"could not be written.*No space left.*another folder"):
         write_repository(tmp_path / "served", files)
     assert {path: path.read_bytes() for path in (tmp_path / "served").rglob("*") if path.is_file()} == before
     assert [path.name for path in (tmp_path / "served").iterdir()] == ["tiny-fp32"]

@@ -229,7 +229,7 @@ def test_nothing_to_verify(exported, tmp_path):
     assert run_and_report(swav_tf, ["verify", str(tmp_path / "nowhere")]) == 2
     reference = exported / "reference.npz"
     reference.write_bytes(reference.read_bytes()[:5000])
-    with pytest.raises(DataError, match="must be a reference by"):
+    with pytest.raises(DataError, match="must be a reference written by"):
         read_reference(reference)
     assert run_and_report(swav_tf, ["verify", str(exported)]) == 1
     reference.unlink()

@@ -11,10 +11,10 @@ import export.engine_build as engine_build
 from evaluate.backends.engine_file import Batches, BuilderOptions, read_engine
 from evaluate.backends.tensorrt_module import _log
 from export.engine import build_engine
-from export.int8 import calibrate, quantise_within
+from export.int8 import calibrate, quantize_within
 from export.int8_tensorrt import to_int8_tensorrt
 from export.staging import ExportError
-from tests.export.engine_builds import called, edit, silent
+from tests.export.engine_builds import called, edit
 
 pytest.importorskip("tensorrt_rtx")
 pytestmark = pytest.mark.usefixtures("no_gpu")
@@ -23,20 +23,19 @@ pytestmark = pytest.mark.usefixtures("no_gpu")
 # Bugs caught: an engine in float32 that is called fp16 or int8; one that another program cannot load because of a
 # header of ours; facts that do not say what it is of; a second build where the first would do.
 @pytest.mark.parametrize(("name", "kind"), [("fp32", "Float"), ("fp16", "Half"), ("int8-tensorrt", "Int8")])
-def test_precision_is_proven(everything, int8, engine_settings, name, kind):
+def test_precision_is_proven(everything, int8, engine_settings, logged, name, kind):
     path = (int8 if "int8" in name else everything) / f"model-{name}.onnx"
-    lines = []
-    built = build_engine(path, engine_settings, tell=lines.append)
+    built = build_engine(path, engine_settings)
     assert built.facts.proof.convolutions == {kind: 6}
     assert built.facts.proof.source == "the builder's list of layers"
-    assert "TensorRT-RTX" in lines[0]
+    assert "TensorRT-RTX" in logged[0]
     assert built.data[:4] == b"vtrt"  # TensorRT-RTX's own first bytes
     assert read_engine(built.plan) == (built.data, built.facts)
     assert built.facts.metadata(path).precision == name[:4]
-    again = build_engine(path, engine_settings, tell=lines.append)
+    again = build_engine(path, engine_settings)
     assert (built.from_cache, again.from_cache) == (False, True)
     assert again.data == built.data
-    assert "out of the cache" in lines[-1]
+    assert "out of the cache" in logged[-1]
 
 
 # Bug caught: what an engine is called taken for what it is.
@@ -56,7 +55,7 @@ def test_another_precision_is_refused(everything, tmp_path, engine_settings, sou
         called(precision, quantisation=quantisation),
     )
     with pytest.raises(ExportError, match=message):
-        build_engine(path, engine_settings, tell=silent)
+        build_engine(path, engine_settings)
     assert not list(engine_settings.cache.glob("*")) if engine_settings.cache.exists() else True
 
 
@@ -69,20 +68,19 @@ def test_int8_with_a_convolution_in_float(everything, tmp_path, engine_settings)
         constants = {tensor.name for tensor in model.graph.initializer}
         return any(node.op_type == "Conv" and node.input[1] in constants for node in model.graph.node)
 
-    quantised, kept = quantise_within(
+    quantised, kept = quantize_within(
         graph,
         calibrate(graph, images, method="minmax"),
         images,
         acceptable=acceptable,
-        tell=silent,
-        quantise=to_int8_tensorrt,
+        quantizer=to_int8_tensorrt,
     )
     assert len(kept) == 1
     facts = {"target": "tensorrt", "float32_convolutions": kept}
     called("int8", quantisation=facts)(quantised)
     path = tmp_path / "model.onnx"
     path.write_bytes(quantised.SerializeToString())
-    counts = build_engine(path, engine_settings, tell=silent).facts.proof.convolutions
+    counts = build_engine(path, engine_settings).facts.proof.convolutions
     assert counts == {"Float": 1, "Int8": 5}
 
 
@@ -90,7 +88,7 @@ def test_int8_with_a_convolution_in_float(everything, tmp_path, engine_settings)
 def test_profile(everything, engine_settings):
     profile = Batches(min=2, opt=3, max=5)
     built = build_engine(
-        everything / "model-fp16.onnx", dataclasses.replace(engine_settings, profile=profile), tell=silent
+        everything / "model-fp16.onnx", dataclasses.replace(engine_settings, profile=profile)
     )
     assert built.facts.profile == profile
     listing = _log("tensorrt_rtx").listing
@@ -104,7 +102,6 @@ def test_options_reach_the_builder(everything, engine_settings):
         build_engine(
             path,
             dataclasses.replace(engine_settings, options=BuilderOptions(workspace_gib=2**-10)),
-            tell=silent,
         )
     config = SimpleNamespace(flags=[], pools={})
     config.set_flag = config.flags.append

@@ -11,7 +11,7 @@ import export.engine as engine
 from evaluate.backends.engine_file import Batches, BuilderOptions, sidecar_of
 from export.engine import build_engine
 from swav_tf.plumbing.errors import DataError
-from tests.export.engine_builds import GPU, silent
+from tests.export.engine_builds import GPU
 
 pytest.importorskip("tensorrt_rtx")
 pytestmark = pytest.mark.usefixtures("no_gpu")
@@ -28,7 +28,7 @@ def test_what_decides_the_key(everything, engine_settings, monkeypatch):
 
     def key_of(path=path, tensorrt=here, gpu=None, **changes):
         monkeypatch.setattr(engine, "builder_here", lambda module_name: (tensorrt, gpu))
-        build_engine(path, dataclasses.replace(engine_settings, **changes), tell=silent)
+        build_engine(path, dataclasses.replace(engine_settings, **changes))
         return keys[-1]
 
     first = key_of()
@@ -67,16 +67,15 @@ def test_what_decides_the_key(everything, engine_settings, monkeypatch):
         ),
     ],
 )
-def test_a_mismatch_is_told_and_rebuilt(everything, engine_settings, spoil, told):
+def test_a_mismatch_is_told_and_rebuilt(everything, engine_settings, logged, spoil, told):
     path = everything / "model-fp16.onnx"
-    built = build_engine(path, engine_settings, tell=silent)
+    built = build_engine(path, engine_settings)
     spoil(built.plan)
-    lines = []
-    again = build_engine(path, engine_settings, tell=lines.append)
+    again = build_engine(path, engine_settings)
     assert not again.from_cache
-    assert "built anew" in lines[0]
-    assert re.search(told, lines[0])
-    assert build_engine(path, engine_settings, tell=silent).from_cache
+    assert any("built anew" in line for line in logged)
+    assert any(re.search(told, line) for line in logged)
+    assert build_engine(path, engine_settings).from_cache
 
 
 # Bug caught: half an engine in the cache on a full disk.
@@ -85,7 +84,7 @@ def test_a_full_disk_leaves_no_half_engine(everything, engine_settings):
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
     try:
         with pytest.raises(DataError, match="could not be written"):
-            build_engine(everything / "model-fp16.onnx", engine_settings, tell=silent)
+            build_engine(everything / "model-fp16.onnx", engine_settings)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert list(engine_settings.cache.iterdir()) == []

@@ -12,7 +12,7 @@ from evaluate.backends.engine_file import BuilderOptions, read_engine
 from export.engine import build_engine
 from export.staging import ExportError
 from swav_tf.plumbing.errors import UsageError
-from tests.export.engine_builds import GPU, edit, silent
+from tests.export.engine_builds import GPU, edit
 
 pytest.importorskip("tensorrt_rtx")
 pytestmark = pytest.mark.usefixtures("no_gpu")
@@ -60,13 +60,13 @@ def refit(monkeypatch, engine_settings, source, old, *, module):
     )
     proof = read_engine(old)[1].proof
     monkeypatch.setattr(engine_refit, "prove_loaded", lambda *args: proof)
-    return build_engine(source, dataclasses.replace(engine_settings, refit=old), tell=silent)
+    return build_engine(source, dataclasses.replace(engine_settings, refit=old))
 
 
 @pytest.fixture
 def old(everything, engine_settings, tmp_path):
     """An engine that says that it can be refitted."""
-    built = build_engine(everything / "model-fp16.onnx", engine_settings, tell=silent)
+    built = build_engine(everything / "model-fp16.onnx", engine_settings)
     facts = built.facts.model_copy(update={"options": BuilderOptions(refittable=True)})
     dataclasses.replace(built, facts=facts).place(tmp_path / "old.plan")
     return tmp_path / "old.plan"
@@ -102,5 +102,5 @@ def test_refit_is_refused(everything, int8, engine_settings, tmp_path, monkeypat
     refused(int8 / "model-int8-tensorrt.onnx", "int8 cannot be refitted")
     source = edit(everything / "model-fp16.onnx", tmp_path / "new.onnx", other_weights)
     refused(source, "Without one: conv1.bias", missing=["conv1.bias"], error=ExportError)
-    plain = build_engine(everything / "model-fp16.onnx", engine_settings, tell=silent).plan
+    plain = build_engine(everything / "model-fp16.onnx", engine_settings).plan
     refused(source, "built with --refittable", plan=plain)

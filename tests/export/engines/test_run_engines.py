@@ -19,7 +19,7 @@ from export.engine import build_engine
 from export.run_engines import export_engines
 from export.staging import ExportError
 from export.verify import verify
-from tests.export.engine_builds import GPU, silent
+from tests.export.engine_builds import GPU
 from tests.tiny_run import tiny_run
 
 pytest.importorskip("tensorrt_rtx")
@@ -94,7 +94,7 @@ def test_export_of_a_run(tmp_path, capsys, monkeypatch):
 
 # Bug caught: a library's call for the same, that stops at the first engine.
 def test_verify_of_an_engine_alone(everything, tmp_path, engine_settings):
-    built = build_engine(everything / "model-fp16.onnx", engine_settings, tell=silent)
+    built = build_engine(everything / "model-fp16.onnx", engine_settings)
     built.place(tmp_path / "model-fp16.plan")
     shutil.copy(everything / "reference.npz", tmp_path)
     [(precision, parity)] = verify([tmp_path / "model-fp16.plan"]).values()
@@ -154,7 +154,7 @@ def on_a_gpu(everything, monkeypatch):
 # does not ask the inspector where it could.
 def test_with_a_gpu_engines_are_compared(everything, tmp_path, engine_settings, on_a_gpu):
     source = on_a_gpu("Half")
-    [made] = export_engines([source], tmp_path / "out", engine_settings, tell=silent)
+    [made] = export_engines([source], tmp_path / "out", engine_settings)
     assert made.parity.passed
     assert made.parity.images == 96
     assert (made.not_compared, made.facts.proof.source) == ("", "engine inspector")
@@ -162,16 +162,16 @@ def test_with_a_gpu_engines_are_compared(everything, tmp_path, engine_settings, 
 
     on_a_gpu("Half", lambda values: values[:, ::-1])
     with pytest.raises(ExportError, match="does not compute what Keras computes: cosine of every image"):
-        export_engines([source], tmp_path / "wrong", engine_settings, tell=silent)
+        export_engines([source], tmp_path / "wrong", engine_settings)
     assert not (tmp_path / "wrong").exists()
 
     alone = shutil.copy(source, tmp_path / "model-fp16.onnx")
-    [made] = export_engines([alone], tmp_path / "out", engine_settings, tell=silent)
+    [made] = export_engines([alone], tmp_path / "out", engine_settings)
     assert made.not_compared == "features not compared: no reference.npz beside the ONNX file"
 
 
 def test_with_a_gpu_the_inspector_decides(tmp_path, engine_settings, on_a_gpu):
     source = on_a_gpu("Float")
     with pytest.raises(ExportError, match=r"6 of 6 otherwise: .* is Float, not Half"):
-        export_engines([source], tmp_path / "out", engine_settings, tell=silent)
+        export_engines([source], tmp_path / "out", engine_settings)
     assert not engine_settings.cache.exists()

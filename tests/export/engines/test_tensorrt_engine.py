@@ -10,7 +10,6 @@ from evaluate.backends.engine_file import Batches, BuilderOptions
 from evaluate.backends.tensorrt_module import NoGpuError
 from export.engine import build_engine
 from swav_tf.plumbing.errors import UsageError
-from tests.export.engine_builds import silent
 
 pytest.importorskip("tensorrt_rtx")
 pytestmark = pytest.mark.usefixtures("no_gpu")
@@ -31,9 +30,7 @@ pytestmark = pytest.mark.usefixtures("no_gpu")
 )
 def test_options_that_cannot_be_honoured(everything, engine_settings, changes, message):
     with pytest.raises(UsageError, match=message):
-        build_engine(
-            everything / "model-fp16.onnx", dataclasses.replace(engine_settings, **changes), tell=silent
-        )
+        build_engine(everything / "model-fp16.onnx", dataclasses.replace(engine_settings, **changes))
 
 
 def test_tensorrt_without_a_gpu(everything, engine_settings, monkeypatch):
@@ -46,6 +43,5 @@ def test_tensorrt_without_a_gpu(everything, engine_settings, monkeypatch):
         build_engine(
             everything / "model-fp16.onnx",
             dataclasses.replace(engine_settings, module_name="tensorrt"),
-            tell=silent,
         )
     assert not engine_settings.cache.exists()
