@@ -240,4 +240,4 @@ def _in_float32(
         view=runner.input_view,
         facts={},
     )
-    return runner.prepared(drawn.views), reference
+    return runner.metadata.preprocessing.apply(drawn.views), reference
