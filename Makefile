@@ -73,8 +73,8 @@ EXPORTED ?= exported
 # An environment of its own, without TensorFlow. Where TensorRT cannot be had its rows are skipped with the reason.
 .venv-gpu/.installed: pyproject.toml
 	@$(PYTHON) -m venv .venv-gpu
-	@.venv-gpu/bin/python -m pip install -qq --disable-pip-version-check -e '.[onnx-gpu]'
-	@.venv-gpu/bin/python -m pip install -qq --disable-pip-version-check -e '.[onnx-gpu,tensorrt]' || \
+	@.venv-gpu/bin/python -m pip install -qq --disable-pip-version-check -e '.[onnx-gpu,report]'
+	@.venv-gpu/bin/python -m pip install -qq --disable-pip-version-check -e '.[onnx-gpu,report,tensorrt]' || \
 		echo 'TensorRT could not be installed: its rows will be skipped.'
 	@touch $@
 

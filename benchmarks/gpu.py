@@ -20,10 +20,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from evaluate.benchmark.machine import describe_machine, no_gpu_because
+from evaluate.benchmark.machine import describe_machine, no_gpu_reason
 from swav_tf.plumbing.files import atomic_write
 
-RUNNERS = "ort-cuda,ort-tensorrt,tensorrt,trtexec,torch-cuda,torch-compile-cuda"
+RUNNERS = "ort-cuda,ort-tensorrt,tensorrt"
 TAIL = 4000  # characters of a step's last words that are kept
 
 
@@ -57,7 +57,7 @@ def main() -> None:
     parser.add_argument("--batch", default="1,8,32,128")
     parser.add_argument("--rounds", default="3")
     arguments = parser.parse_args()
-    if reason := no_gpu_because():
+    if reason := no_gpu_reason():
         sys.exit(f"This measures a GPU: {reason}.")
     onnx = sorted(arguments.exported.glob("*.onnx"))
     if not onnx:

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.step import BASE, Worker
-from evaluate.benchmark.machine import describe_machine, no_gpu_because
+from evaluate.benchmark.machine import describe_machine, no_gpu_reason
 from swav_tf.plumbing.files import atomic_write
 from swav_tf.training.cluster import FUSED_BATCH_NORM
 
@@ -151,7 +151,7 @@ def main() -> None:
     if arguments.list:
         print("\n".join(names))
         return
-    if reason := no_gpu_because():
+    if reason := no_gpu_reason():
         sys.exit(f"This measures a GPU: {reason}.")
     if importlib.util.find_spec("torch") is None:
         names = [name for name in names if not name.startswith("torch")]

@@ -84,7 +84,8 @@ def export_and_measure(
         ExportError: a file does not compute what Keras computes.
     """
     from evaluate.benchmark.artifacts import find_artifacts
-    from evaluate.benchmark.run import plan_cells, run_benchmark
+    from evaluate.benchmark.plan import plan_cells
+    from evaluate.benchmark.run import run_benchmark
     from evaluate.benchmark.schema import Settings, write_benchmark
     from export.run import export_run
     from export.settings import ExportSettings
@@ -106,7 +107,7 @@ def export_and_measure(
         artifacts,
         settings,
         timeout_seconds=TIMEOUT_SECONDS,
-        tell=lambda cell, done, total: tell(f"speed {done + 1}/{total}: {cell.label}"),
+        before_each=lambda cell, done, total: tell(f"speed {done + 1}/{total}: {cell.label}"),
     )
     if not benchmark.complete:
         raise KeyboardInterrupt
@@ -131,32 +132,33 @@ def write_demo_page(
         summary: what summary.json holds.
         exported: the figures of the files.
     """
-    from evaluate.benchmark.report.document import Extra, write_report
+    from evaluate.benchmark.report import write_report
 
     write_report(
         path,
         exported.benchmark,
         title="SwAV on handwritten digits, without a label",
         extras=[
-            Extra("What it learned", _accuracy_table(accuracies, summary)),
-            Extra("Training, and what the prototypes stand for", _picture(picture)),
-            Extra("From training to a server", _steps(exported)),
+            ("What it learned", _accuracy_table(accuracies, summary)),
+            ("Training, and what the prototypes stand for", _picture(picture)),
+            ("From training to a server", _steps(exported)),
         ],
     )
 
 
 def _accuracy_table(accuracies: Mapping[str, tuple[float, float]], summary: Mapping[str, Any]) -> str:
-    from evaluate.benchmark.report.elements import row, table
-
+    heads = ("features", "k-NN: 20 nearest training digits vote", "linear classifier")
     rows = [
-        row([name.replace("\n", " "), f"{100 * knn:.1f} %", f"{100 * linear:.1f} %"])
+        (html.escape(name.replace("\n", " ")), f"{100 * knn:.1f} %", f"{100 * linear:.1f} %")
         for name, (knn, linear) in accuracies.items()
     ]
+    head = "".join(f"<th>{text}</th>" for text in heads)
+    body = "".join(f"<tr>{''.join(f'<td>{text}</td>' for text in row)}</tr>" for row in rows)
     return (
         f"<p>{summary['images']:,} training digits, {summary['epochs']} epochs, {summary['seconds_pretrain']:.0f} s, "
         "no label. Then the test digits, by what the features are worth:</p>"
-        + table(("features", "k-NN: 20 nearest training digits vote", "linear classifier"), rows)
-        + f"<p>Loss {summary['loss_first']:.2f} to {summary['loss_last']:.2f}; a model that knows nothing has "
+        f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+        f"<p>Loss {summary['loss_first']:.2f} to {summary['loss_last']:.2f}; a model that knows nothing has "
         f"ln K = {summary['ln_k']:.2f}.</p>"
     )
 

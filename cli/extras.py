@@ -19,6 +19,7 @@ EXTRAS = {
     ),
     "onnx": ("onnxruntime",),
     "export": ("onnx", "tf2onnx"),
+    "report": ("jinja2",),
     "tensorrt": ("tensorrt", "cuda"),
 }
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from cli.extras import EXTRAS, onnxruntime_remark
 from cli.quiet import load_tensorflow_quietly
-from evaluate.benchmark.machine import memory_gib, no_gpu_because
+from evaluate.benchmark.machine import memory_gib, no_gpu_reason
 from swav_tf.plumbing.system import available_cores
 
 OUR_NAMES = ("cli", "configs", "evaluate", "export", "swav_tf")
@@ -47,7 +47,7 @@ class Installation:
     python: str
     platform: str
     cores: int
-    memory_gib: float | None
+    memory_gib: float
     versions: dict[str, str | None]
     missing_extras: dict[str, list[str]]
     remark: str | None
@@ -60,11 +60,10 @@ class Installation:
 
     def lines(self) -> list[str]:
         """The findings for a person."""
-        memory = "unknown" if self.memory_gib is None else f"{self.memory_gib:.1f} GiB"
         gpus = [] if self.gpus is None else [f"GPUs      {', '.join(self.gpus) or 'TensorFlow sees none'}"]
         return [
             f"Python    {self.python} on {self.platform}",
-            f"Machine   {self.cores} cores, memory {memory}",
+            f"Machine   {self.cores} cores, memory {self.memory_gib:.1f} GiB",
             *gpus,
             *(f"  {package:22}  {version or 'not installed'}" for package, version in self.versions.items()),
             *(
@@ -87,7 +86,7 @@ def examine(*, gpu: bool = False) -> Installation:
         memory_gib=memory_gib(),
         versions=versions,
         missing_extras=_missing_extras(),
-        remark=onnxruntime_remark(versions, has_gpu=no_gpu_because() is None),
+        remark=onnxruntime_remark(versions, has_gpu=no_gpu_reason() is None),
         clashes=find_clashes(),
         gpus=_gpus() if gpu else None,
     )

@@ -114,7 +114,7 @@ def share_progress(what: str, *, quiet: bool) -> Iterator[Callable[[float], None
 
 @contextmanager
 def cell_progress(*, quiet: bool) -> Iterator[Callable[[Cell, int, int], None]]:
-    """A bar on a terminal, a line for each process elsewhere; call it as `run_benchmark` does its `tell`."""
+    """A bar on a terminal, a line for each process elsewhere; pass it as `before_each` to `run_benchmark`."""
     from rich.console import Console
     from rich.progress import Progress
 

@@ -1,4 +1,4 @@
-"""`swav-tf compare`: is B faster than A, or is it the noise? Needs no TensorFlow."""
+"""`swav-tf compare`: compare two benchmarks, with verdicts that account for noise."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from cli.options import json_option, print_json
     metavar="RATIO",
     help="Exit code 1 if a cell of B is surely slower than RATIO times A's, or missing.",
 )
-@click.option("--any-machine", is_flag=True, help="With --fail-below: take files of different machines, too.")
+@click.option("--any-machine", is_flag=True, help="With --fail-below: accept files of different machines.")
 @json_option
 def command(a: Path, b: Path, least: float | None, any_machine: bool, as_json: bool) -> int:
-    """Compare the images/s of two files by `swav-tf benchmark --json`, cell by cell, B against A.
+    """Compare the images/s of two files by `swav-tf benchmark --json`, cell by cell: B over A.
 
-    A cell is called faster or slower only if the difference is beyond the noise of both, 99 % sure.
-    With --rounds 3 or more in both benchmarks the noise from process to process is measured, else assumed.
+    A cell is faster or slower only if the difference exceeds the noise of both at 99 % confidence. With
+    --rounds 3 or more in both benchmarks the noise between processes is measured, otherwise assumed.
 
     \b
     Examples:
@@ -40,8 +40,8 @@ def command(a: Path, b: Path, least: float | None, any_machine: bool, as_json: b
     comparison = compare_benchmarks(read_benchmark(a), read_benchmark(b))
     if least is not None and not comparison.comparable and not any_machine:
         raise UsageError(
-            "--fail-below takes benchmarks of one machine. Received: "
-            f"{'; '.join(comparison.differences)}. Measure A anew here, or say --any-machine."
+            "--fail-below requires benchmarks of one machine. Received: "
+            f"{'; '.join(comparison.differences)}. Measure A again here, or add --any-machine."
         )
     below = [] if least is None else comparison.below(least)
     undecided = [] if least is None else comparison.undecided(least)
@@ -54,9 +54,7 @@ def command(a: Path, b: Path, least: float | None, any_machine: bool, as_json: b
         for line in below:
             click.echo(f"too slow: {line}")
         if undecided:
-            click.echo(f"not surely below {least:g}, and so let through: {', '.join(undecided)}")
+            click.echo(f"not surely below {least:g}, accepted: {', '.join(undecided)}")
     if least is not None and not any(cell.ratio is not None for cell in comparison.cells):
-        raise UsageError(
-            "--fail-below takes benchmarks with a cell in common. Received: none was measured in both."
-        )
+        raise UsageError("--fail-below requires a cell that was measured in both benchmarks. Received: none.")
     return 1 if below else 0

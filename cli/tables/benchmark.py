@@ -1,4 +1,4 @@
-"""A benchmark on the terminal."""
+"""Print a benchmark or a comparison on the terminal."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from evaluate.benchmark.compare import Comparison
-    from evaluate.benchmark.schema import Accuracy, Benchmark, Cell, Timing
+    from evaluate.benchmark.schema import Benchmark, Cell, Timing
 
 
 SHOWN_MARKS = 12
-WIDE = 142  # characters that all columns take
+WIDE = 142  # characters, enough for all columns
 
 
 def print_benchmark(benchmark: Benchmark) -> None:
-    """The machine, a table of the cells, and below it what was skipped, failed or is marked."""
+    """Print the machine, a table of the cells, and what was skipped, failed or marked."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
@@ -28,30 +28,32 @@ def print_benchmark(benchmark: Benchmark) -> None:
         markup=False,
     )
     several = benchmark.several_models
-    # A narrow terminal gets fewer columns, not unreadable ones.
+    # A narrow terminal gets fewer columns.
     left_out = set() if console.width >= WIDE else {"p90", "p95", "host MiB", "k-NN"}
     columns = [
         *(["model"] if several else []), "runner", "precision", "batch", "images/s", "±", "p50 ms", "p90", "p95",
-        "p99", "host MiB", "k-NN", "bound by", "roofline",
+        "p99", "host MiB", "k-NN", "overhead",
     ]  # fmt: skip
     columns = [column for column in columns if column not in left_out]
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for column in columns:
-        left = column in ("model", "runner", "precision", "bound by")
+        left = column in ("model", "runner", "precision", "overhead")
         table.add_column(column, justify="left" if left else "right", no_wrap=True)
     for cell in benchmark.cells:
         for where, timing in ((" on the GPU", cell.device), ("", cell.host)):
             if cell.best is not None and timing is not None:
-                figures = _figures(cell, timing, where, benchmark.accuracy_of(cell))
+                figures = _figures(benchmark, cell, timing, where)
                 table.add_row(*(figures[column] for column in columns))
     if table.row_count:
         console.print(table)
     _print_notes(console, benchmark)
 
 
-def _figures(cell: Cell, timing: Timing, where: str, accuracy: Accuracy | None) -> dict[str, str]:
-    """A row, by column."""
-    explained = cell.explanation if timing is cell.best else None
+def _figures(benchmark: Benchmark, cell: Cell, timing: Timing, where: str) -> dict[str, str]:
+    """Return a row, by column."""
+    from evaluate.benchmark.figures import overhead
+
+    accuracy = benchmark.accuracy_of(cell)
     return {
         "model": cell.model,
         "runner": f"{cell.runner}{where}{' *' if cell.marks else ''}",
@@ -63,15 +65,14 @@ def _figures(cell: Cell, timing: Timing, where: str, accuracy: Accuracy | None) 
         "p90": _number(timing.p90_ms),
         "p95": _number(timing.p95_ms),
         "p99": _number(timing.p99_ms),
-        "host MiB": _number(cell.memory.host_peak_mib if cell.memory else None, 0),
+        "host MiB": _number(cell.host_peak_mib, 0),
         "k-NN": "-" if accuracy is None or accuracy.knn is None else f"{100 * accuracy.knn:.1f} %",
-        "bound by": "-" if explained is None else explained.bound or "-",
-        "roofline": _percent(explained.roofline_share if explained else None),
+        "overhead": (overhead(cell, benchmark.cells) or "-") if timing is cell.best else "-",
     }
 
 
 def _print_notes(console: Console, benchmark: Benchmark) -> None:
-    """What is marked, and what was not measured, cells of one reason together."""
+    """Print the marks, and what was not measured, grouped by reason."""
     marked = [cell for cell in benchmark.cells if cell.marks]
     for cell in marked[:SHOWN_MARKS]:
         name = f"{cell.model} {cell.label}" if benchmark.several_models else cell.label
@@ -89,14 +90,14 @@ def _print_notes(console: Console, benchmark: Benchmark) -> None:
 
 
 def print_comparison(comparison: Comparison) -> None:
-    """A table of the cells that both have, what differs otherwise, and the verdict."""
+    """Print other differences, a table of the cells, and the verdict."""
     from rich.table import Table
 
     console = _console()
     for difference in comparison.differences:
         console.print(f"differs: {difference}", markup=False)
     table = Table()
-    for heading in ("cell", "A images/s", "B images/s", "B / A", "99 % sure within", "verdict"):
+    for heading in ("cell", "A images/s", "B images/s", "B / A", "99 % interval", "verdict"):
         table.add_column(heading, justify="left" if heading in ("cell", "verdict") else "right")
     for one in comparison.cells:
         table.add_row(
@@ -112,7 +113,7 @@ def print_comparison(comparison: Comparison) -> None:
 
 
 def _console() -> Console:
-    """Wide enough for all columns where it is no terminal."""
+    """Return a console that is wide enough for all columns if stdout is not a terminal."""
     from rich.console import Console
 
     console = Console(highlight=False, soft_wrap=True)
@@ -121,7 +122,3 @@ def _console() -> Console:
 
 def _number(value: float | None, digits: int = 2) -> str:
     return "-" if value is None else f"{value:,.{digits}f}"
-
-
-def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{100 * share:.0f} %"

@@ -1,4 +1,4 @@
-"""What there is to run: the files of exports, and run folders, with the facts about each. No TensorFlow."""
+"""Find the models to measure: exported files and run folders, with the facts about each."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from swav_tf.plumbing.files import file_sha256
 
 @dataclass(frozen=True)
 class Artifact:
-    """Something that can be run.
+    """A file or run folder that can be run.
 
     Attributes:
-        model: facts about it.
+        model: the facts about it.
         path: where it is.
-        target: where its int8 is meant to run, `cpu` or `tensorrt`; None for other precisions.
-        batches: fewest and most images in a call; None: any number.
+        target: the device an int8 file is made for, `cpu` or `tensorrt`; None for other precisions.
+        batches: minimum and maximum images per call; None: any number.
     """
 
     model: Model
@@ -35,17 +35,17 @@ class Artifact:
 
 
 def find_artifacts(paths: Sequence[Path]) -> list[Artifact]:
-    """What folders by `swav-tf export`, single files and run folders hold.
+    """Return the models in folders by `swav-tf export`, single files and run folders.
 
     Raises:
-        UsageError: there is nothing to run, a run is none of pretraining, or two models bear one name.
+        UsageError: a path has nothing to run, a run is not of pretraining, or two models have one name.
         DataError: a file is damaged.
     """
     found: list[Artifact] = []
     for path in paths:
         if not path.exists():
             raise UsageError(
-                f"MODEL must be a folder or file by `swav-tf export`, or a run folder. Received: {path}, not there."
+                f"MODEL not found: {path}. Give a folder or file by `swav-tf export`, or a run folder."
             )
         if is_run_folder(path):
             found.append(_run_folder(path))
@@ -54,14 +54,13 @@ def find_artifacts(paths: Sequence[Path]) -> list[Artifact]:
         files = [file for file in files if file.suffix in (".onnx", *SUFFIXES)]
         if not files:
             raise UsageError(
-                f"MODEL must hold .onnx or {SUFFIXES[0]} files, or be a run folder with config.yaml. Received: {path}, "
-                "which holds none."
+                f"MODEL must contain .onnx or {SUFFIXES[0]} files, or be a run folder with config.yaml. "
+                f"Received: {path}, which has none. Create files with `swav-tf export`."
             )
         found += [_onnx(file) if file.suffix == ".onnx" else _engine(file) for file in files]
     unique = {artifact.path.resolve(): artifact for artifact in found}
-    artifacts = _with_runs_named(list(unique.values()))
-    _refuse_equal_names(artifacts)
-    _refuse_twins(artifacts)
+    artifacts = _name_runs(list(unique.values()))
+    _check_names(artifacts)
     return artifacts
 
 
@@ -70,37 +69,31 @@ def find_artifacts(paths: Sequence[Path]) -> list[Artifact]:
 
 def _onnx(path: Path) -> Artifact:
     from evaluate.backends.onnx_backend import OnnxBackend
-    from evaluate.benchmark.work import count_work
 
-    runner = OnnxBackend(path)
-    facts = runner.metadata
-    quantisation: dict[str, Any] = facts.quantisation or {}
-    model = Model(
-        name=_name(path),
-        kind="onnx",
-        file=str(path),
-        precision=facts.precision,
-        bytes=sum(file.stat().st_size for file in _files_of(path, facts)),
-        file_sha256=file_sha256(path),
-        weights_sha256=facts.weights_sha256,
-        recipe=facts.recipe,
-        step=facts.step,
-        side=runner.input_view.crop,
-        gflop_per_image=round(count_work(path).flops / 1e9, 9),
-        accuracy=_accuracy(path),
+    facts = OnnxBackend(path).metadata
+    quantization: dict[str, Any] = facts.quantisation or {}
+    files = [path, *([] if facts.weights_file is None else [path.with_name(facts.weights_file.name)])]
+    size = sum(file.stat().st_size for file in files)
+    return Artifact(
+        _model_of(path, "onnx", facts, size),
+        path,
+        target=quantization.get("target") if facts.precision == "int8" else None,
     )
-    return Artifact(model, path, target=quantisation.get("target") if facts.precision == "int8" else None)
 
 
 def _engine(path: Path) -> Artifact:
     engine = read_facts(path)
-    facts = engine.metadata(path)
-    model = Model(
-        name=_name(path),
-        kind="engine",
+    model = _model_of(path, "engine", engine.metadata(path), path.stat().st_size)
+    return Artifact(model, path, batches=(engine.profile.min, engine.profile.max))
+
+
+def _model_of(path: Path, kind: Any, facts: OnnxMetadata, size: int) -> Model:
+    return Model(
+        name=path.resolve().parent.name,
+        kind=kind,
         file=str(path),
         precision=facts.precision,
-        bytes=path.stat().st_size,
+        bytes=size,
         file_sha256=file_sha256(path),
         weights_sha256=facts.weights_sha256,
         recipe=facts.recipe,
@@ -108,7 +101,6 @@ def _engine(path: Path) -> Artifact:
         side=facts.preprocessing.crop,
         accuracy=_accuracy(path),
     )
-    return Artifact(model, path, batches=(engine.profile.min, engine.profile.max))
 
 
 def _run_folder(path: Path) -> Artifact:
@@ -118,7 +110,7 @@ def _run_folder(path: Path) -> Artifact:
     recipe = read_pretraining_recipe(path)
     store = CheckpointStore(path / "checkpoints", kind="pretrain")
     if not store.steps():
-        raise UsageError(f"{path} has no checkpoint yet: let `swav-tf pretrain` write one.")
+        raise UsageError(f"{path} has no checkpoint yet. Wait for `swav-tf pretrain` to write one.")
     step = store.steps()[-1]
     checkpoint = store.read(step)
     model = Model(
@@ -136,23 +128,13 @@ def _run_folder(path: Path) -> Artifact:
     return Artifact(model, path)
 
 
-def _files_of(path: Path, facts: OnnxMetadata) -> list[Path]:
-    """The file, and that of its weights where they are apart."""
-    return [path, *([] if facts.weights_file is None else [path.with_name(facts.weights_file.name)])]
-
-
-def _name(path: Path) -> str:
-    """What the files of one export share."""
-    return path.resolve().parent.name
-
-
 def _accuracy(path: Path) -> Accuracy | None:
-    """What `swav-tf verify` wrote beside a file."""
+    """Return the result of `swav-tf verify` for a file, None if it was not verified."""
     file = path.parent / PARITY
     try:
         facts = json.loads(file.read_text(encoding="utf-8"))["files"].get(path.name)
         if facts is None:
-            return None  # verified without this file
+            return None
         return Accuracy(
             passed=facts["passed"],
             knn=facts["knn"],
@@ -165,54 +147,41 @@ def _accuracy(path: Path) -> Accuracy | None:
         return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
-            f"{file} must be by `swav-tf verify`; it cannot be read: {error!r}. Remove it, or verify anew."
+            f"{file} is not a readable result of `swav-tf verify`: {error!r}. Remove it, or verify again."
         ) from error
 
 
 # === Names ===
 
 
-def _with_runs_named(artifacts: Sequence[Artifact]) -> list[Artifact]:
-    """A run folder bears the name of its own export, if that is here: they are one model."""
-    names: dict[str, str] = {}
+def _name_runs(artifacts: Sequence[Artifact]) -> list[Artifact]:
+    """Give a run folder the name of its export, if that is measured too: they are one model."""
+    names = {a.model.weights_sha256: a.model.name for a in reversed(artifacts) if a.model.kind != "run"}
+    return [
+        replace(artifact, model=artifact.model.model_copy(update={"name": name}))
+        if artifact.model.kind == "run" and (name := names.get(artifact.model.weights_sha256))
+        else artifact
+        for artifact in artifacts
+    ]
+
+
+def _check_names(artifacts: Sequence[Artifact]) -> None:
+    """Refuse models that a cell could not distinguish."""
+    folders: dict[str, Path] = {}
+    files: dict[tuple[str, str, str, str | None], Path] = {}
     for artifact in artifacts:
-        if artifact.model.kind != "run":
-            names.setdefault(artifact.model.weights_sha256, artifact.model.name)
-
-    def renamed(artifact: Artifact) -> Artifact:
-        name = names.get(artifact.model.weights_sha256)
-        if artifact.model.kind != "run" or name is None:
-            return artifact
-        return replace(artifact, model=artifact.model.model_copy(update={"name": name}))
-
-    return [renamed(artifact) for artifact in artifacts]
-
-
-def _refuse_twins(artifacts: Sequence[Artifact]) -> None:
-    """Two files that the same cell could mean."""
-    seen: dict[tuple[str, str, str, str | None], Path] = {}
-    for artifact in artifacts:
-        key = (artifact.model.name, artifact.model.kind, artifact.model.precision, artifact.target)
-        if key in seen:
+        model, path = artifact.model, artifact.path.resolve()
+        folder = path if model.kind == "run" else path.parent
+        named_after_export = model.kind == "run" and model.name != path.name
+        other = folder if named_after_export else folders.setdefault(model.name, folder)
+        if other != folder:
             raise UsageError(
-                f"A model must have one file of a kind and precision. Received: {seen[key]} and {artifact.path}, both "
-                f"{artifact.model.precision}. Keep them in two folders."
+                f"Folders of models must have different names. Received: {other} and {folder}. Rename one of them."
             )
-        seen[key] = artifact.path
-
-
-def _refuse_equal_names(artifacts: Sequence[Artifact]) -> None:
-    """Two exports whose folders are called alike would be taken for one model."""
-    folders: dict[str, set[Path]] = {}
-    for artifact in artifacts:
-        if artifact.model.kind != "run" or artifact.model.name == artifact.path.resolve().name:
-            place = (
-                artifact.path.resolve() if artifact.model.kind == "run" else artifact.path.resolve().parent
-            )
-            folders.setdefault(artifact.model.name, set()).add(place)
-    for name, places in folders.items():
-        if len(places) > 1:
+        key = (model.name, model.kind, model.precision, artifact.target)
+        if key in files:
             raise UsageError(
-                f"Models are told apart by the names of their folders, which must differ. Received: {name} in "
-                f"{', '.join(sorted(map(str, places)))}."
+                f"A folder must have one file of a kind and precision. Received: {files[key]} and {artifact.path}, "
+                f"both {model.precision}. Keep them in two folders."
             )
+        files[key] = artifact.path

@@ -1,9 +1,9 @@
-"""Two benchmarks held against each other, by a verdict that knows the noise. No TensorFlow."""
+"""Compare two benchmarks with verdicts that account for noise."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -13,23 +13,23 @@ Verdict = Literal[
     "faster", "slower", "no difference shown", "disturbed", "only in A", "only in B", "not measured"
 ]
 
-DISTURBED: Final = ("busy", "throttled")  # marks of cells whose spread does not tell how wrong they are
-SURE: Final = 2.5758  # standard errors: 99 % of a normal distribution lie within
+DISTURBED: Final = ("busy", "throttled")  # marks of cells whose error may exceed their spread
+SURE: Final = 2.5758  # standard errors that contain 99 % of a normal distribution
 
 
 @dataclass(frozen=True)
 class ComparedCell:
-    """One cell of both.
+    """One cell of both benchmarks.
 
     Attributes:
-        name: runner, precision and batch, and the model where there are several.
+        name: runner, precision and batch, and the model if there are several.
         a: images/s in A; None: not measured.
         b: images/s in B.
         ratio: b / a.
-        low: the ratio is above this, 99 % sure.
-        high: and below this.
-        verdict: faster or slower only where 1 lies outside of that; disturbed where either was measured
-            while other processes used the machine, or its GPU was throttled.
+        low: lower bound of the ratio's 99 % confidence interval.
+        high: upper bound.
+        verdict: faster or slower if 1 lies outside the interval; disturbed if other processes used the machine,
+            or its GPU was throttled, in either benchmark.
     """
 
     name: str
@@ -43,13 +43,13 @@ class ComparedCell:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All cells.
+    """All cells of two benchmarks.
 
     Attributes:
-        cells: in the order of A, then those that only B has.
-        differences: what else differs, in words: machine, versions, settings, model, accuracy.
-        comparable: whether both are of the same processor and GPU.
-        verdict: one sentence.
+        cells: in the order of A, then those of B alone.
+        differences: other differences: machine, versions, settings, model, accuracy.
+        comparable: whether both have the same processor, GPU and number of threads.
+        verdict: a one-sentence summary.
     """
 
     cells: tuple[ComparedCell, ...]
@@ -58,21 +58,19 @@ class Comparison:
     verdict: str
 
     def below(self, ratio: float) -> list[str]:
-        """Why B is not fit, a line each: cells surely slower than this times A, and cells that it lost."""
+        """Return a line for each cell that is surely slower than `ratio` times A, or that B lacks."""
         lines = []
         for cell in self.cells:
             if cell.verdict in ("only in A", "not measured") and cell.a is not None:
                 lines.append(f"{cell.name}: measured in A, but not in B")
-            elif cell.verdict == "disturbed":
-                continue
-            elif cell.high is not None and cell.ratio is not None and cell.high < ratio:
+            elif cell.verdict != "disturbed" and cell.high is not None and cell.high < ratio:
                 lines.append(
                     f"{cell.name}: {cell.ratio:.3f} of A's speed (at most {cell.high:.3f}), must be {ratio:g}"
                 )
         return lines
 
     def undecided(self, ratio: float) -> list[str]:
-        """Cells for which the noise, or what disturbed them, leaves open on which side of a ratio they are."""
+        """Return the cells for which noise or a disturbance leaves open whether they reach `ratio`."""
         return [
             cell.name
             for cell in self.cells
@@ -82,35 +80,31 @@ class Comparison:
 
 
 def compare_benchmarks(a: Benchmark, b: Benchmark) -> Comparison:
-    """B against A, cell by cell.
+    """Compare B with A, cell by cell.
 
-    Cells are the same by model, runner, precision and batch; where each has one model, its name does not matter.
+    Cells match by model, runner, precision and batch. If each benchmark has one model, its name is ignored.
     """
-    one_each = len({cell.model for cell in a.cells}) == 1 == len({cell.model for cell in b.cells})
-    in_a, in_b = ({_key(cell, one_each): cell for cell in each.cells} for each in (a, b))
+    one_each = not a.several_models and not b.several_models
+    in_a, in_b = (
+        {("" if one_each else cell.model, *cell.key[1:]): cell for cell in each.cells} for each in (a, b)
+    )
     cells = [
-        _compared(
-            " ".join(filter(None, [key[0], f"{key[1]}:{key[2]}:{key[3]}"])), in_a.get(key), in_b.get(key)
-        )
-        for key in [*in_a, *(key for key in in_b if key not in in_a)]
+        _compared(f"{key[0]} {key[1]}:{key[2]}:{key[3]}".strip(), in_a.get(key), in_b.get(key))
+        for key in dict.fromkeys([*in_a, *in_b])
     ]
-    shown = [cell for cell in cells if cell.a is not None or cell.b is not None]
+    cells = [cell for cell in cells if cell.a is not None or cell.b is not None]
     machine = _machine_differences(a, b)
-    return Comparison(tuple(shown), (*machine, *_other_differences(a, b)), not machine, _sentence(shown))
+    return Comparison(tuple(cells), (*machine, *_other_differences(a, b)), not machine, _summary(cells))
 
 
 def ratio_interval(a: Timing, b: Timing) -> tuple[float, float, float]:
-    """B's speed over A's, and the bounds between which it is, 99 % sure.
+    """Return B's speed over A's, and its 99 % confidence interval.
 
-    The relative errors of both add as independent ones; the logarithm of the ratio is taken as normal.
+    The relative errors of both are independent; the logarithm of the ratio is taken as normal.
     """
     ratio = b.images_per_second / a.images_per_second
     factor = math.exp(SURE * math.hypot(a.images_per_second_error, b.images_per_second_error))
     return ratio, ratio / factor, ratio * factor
-
-
-def _key(cell: Cell, one_each: bool) -> tuple[str, str, str, int]:
-    return ("" if one_each else cell.model, *cell.key[1:])
 
 
 def _compared(name: str, a: Cell | None, b: Cell | None) -> ComparedCell:
@@ -127,61 +121,63 @@ def _compared(name: str, a: Cell | None, b: Cell | None) -> ComparedCell:
     return ComparedCell(name, speed_a, speed_b, ratio, low, high, verdict)
 
 
+# === What else differs ===
+
+
 def _machine_differences(a: Benchmark, b: Benchmark) -> list[str]:
-    """Of the kind that makes speeds incomparable."""
-    pairs = {
-        "CPU": (a.machine.cpu, b.machine.cpu),
-        "cores": (a.machine.cores, b.machine.cores),
-        "GPU": tuple(", ".join(gpu.name for gpu in each.machine.gpus) or "none" for each in (a, b)),
-        "threads": (a.settings.threads, b.settings.threads),
-    }
-    return [f"{name}: A {old}, B {new}" for name, (old, new) in pairs.items() if old != new]
-
-
-def _other_differences(a: Benchmark, b: Benchmark) -> list[str]:
-    found = []
-    packages = sorted({*a.machine.versions, *b.machine.versions})
-    for package in packages:
-        old, new = (each.machine.versions.get(package, "not installed") for each in (a, b))
-        if old != new:
-            found.append(f"{package}: A {old}, B {new}")
-    drivers = [", ".join(sorted({gpu.driver for gpu in each.machine.gpus})) for each in (a, b)]
-    if drivers[0] != drivers[1]:
-        found.append(f"driver: A {drivers[0]}, B {drivers[1]}")
-    weights = [{model.weights_sha256 for model in each.models} for each in (a, b)]
-    if weights[0] != weights[1]:
-        found.append("weights: A and B are of different ones")
-    accuracies = [
+    """Return the differences that make speeds incomparable."""
+    facts = [
         {
-            model.precision: model.accuracy.knn
-            for model in each.models
-            if model.accuracy and model.accuracy.knn
+            "CPU": each.machine.cpu,
+            "cores": each.machine.cores,
+            "GPU": ", ".join(gpu.name for gpu in each.machine.gpus) or "none",
+            "threads": each.settings.threads,
         }
         for each in (a, b)
     ]
-    for precision in accuracies[0]:
-        old_knn, new_knn = accuracies[0][precision], accuracies[1].get(precision)
-        if new_knn is not None and old_knn is not None and new_knn != old_knn:
-            found.append(f"k-NN accuracy of {precision}: A {100 * old_knn:.2f} %, B {100 * new_knn:.2f} %")
-    return found
+    return _differing(*facts)
 
 
-def _sentence(cells: Sequence[ComparedCell]) -> str:
+def _other_differences(a: Benchmark, b: Benchmark) -> list[str]:
+    facts = []
+    for each in (a, b):
+        accuracies = {model.precision: model.accuracy.knn for model in each.models if model.accuracy}
+        facts.append(
+            each.machine.versions
+            | {"driver": ", ".join(sorted({gpu.driver for gpu in each.machine.gpus})) or "none"}
+            | {"weights": ", ".join(sorted({model.weights_sha256[:12] for model in each.models}))}
+            | {
+                f"k-NN accuracy of {p}": f"{100 * knn:.2f} %"
+                for p, knn in accuracies.items()
+                if knn is not None
+            }
+        )
+    return _differing(*facts)
+
+
+def _differing(a: Mapping[str, object], b: Mapping[str, object]) -> list[str]:
+    return [
+        f"{name}: A {a.get(name, 'none')}, B {b.get(name, 'none')}"
+        for name in dict.fromkeys([*a, *b])
+        if a.get(name) != b.get(name)
+    ]
+
+
+def _summary(cells: Sequence[ComparedCell]) -> str:
     both = [cell for cell in cells if cell.ratio is not None]
     if not both:
         return "Verdict: no cell was measured in both."
     counts = {name: sum(cell.verdict == name for cell in both) for name in ("faster", "slower", "disturbed")}
-    undecided = len(both) - sum(counts.values())
     sentence = (
         f"Verdict: of {len(both)} cells B is faster in {counts['faster']}, slower in {counts['slower']}, and in "
-        f"{undecided} the noise is greater than the difference"
+        f"{len(both) - sum(counts.values())} the noise exceeds the difference"
     )
     if counts["disturbed"]:
         sentence += (
-            f"; {counts['disturbed']} were disturbed and say nothing: measure again on a quiet machine"
+            f"; {counts['disturbed']} were disturbed and prove nothing: measure again on a quiet machine"
         )
-    trusted = [cell.ratio for cell in both if cell.verdict != "disturbed" and cell.ratio]
-    if trusted:
-        mean = math.exp(sum(map(math.log, trusted)) / len(trusted))
-        sentence += f"; {mean:.3f} of A's speed in the geometric mean"
+    ratios = [cell.ratio for cell in both if cell.verdict != "disturbed" and cell.ratio]
+    if ratios:
+        mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
+        sentence += f"; geometric mean {mean:.3f} of A's speed"
     return f"{sentence}."

@@ -1,4 +1,4 @@
-"""Figures of a cell: throughput, percentiles, marks."""
+"""From the times of runs to the figures of a cell: throughput, percentiles, errors and marks."""
 
 from __future__ import annotations
 
@@ -8,60 +8,59 @@ from typing import Final
 
 import numpy as np
 
-from evaluate.benchmark.schema import Cell, Conditions, Memory, Timing
+from evaluate.benchmark.schema import Cell, Observed, Timing
 from evaluate.benchmark.worker import Answer, Samples
 
 BEYOND: Final = 10  # samples that must lie beyond a percentile
 BLOCKS: Final = 20
 MEDIAN_FACTOR: Final = 1.2533  # standard error of a median over that of a mean, for normal samples
+BETWEEN_PROCESSES: Final = (
+    0.02  # relative standard deviation between processes, where --rounds does not measure it
+)
+# Limits of the marks and of correct features, see docs/benchmark.md.
+STANDARD_SECONDS: Final = 3.0
+STANDARD_RUNS: Final = 100
+VARIATION: Final = 0.1
+OTHERS: Final = 0.1
+MIN_COSINE: Final = {"fp32": 0.99, "fp16": 0.99, "int8": 0.9}
+
+
+# === Statistics ===
 
 
 def runs_needed(percentile: float) -> int:
-    """Runs from which on a percentile is given: as many that BEYOND of them lie beyond it."""
+    """Return the number of runs that puts BEYOND of them beyond a percentile."""
     return round(BEYOND / (1 - percentile / 100))
 
 
 def percentile_ms(samples: Sequence[float], percentile: float) -> float | None:
-    """A percentile of times, linearly interpolated; None for fewer than `runs_needed` of them.
-
-    Args:
-        samples: times of single runs, milliseconds.
-        percentile: 0 to 100, exclusive.
-    """
+    """Return a percentile (0 to 100) of times, None for fewer than `runs_needed` samples."""
     if len(samples) < runs_needed(percentile):
         return None
     return float(np.percentile(np.asarray(samples, np.float64), percentile))
 
 
-def coefficient_of_variation(samples: Sequence[float]) -> float:
-    """Standard deviation over mean; 0 for one sample."""
-    values = np.asarray(samples, np.float64)
-    return float(values.std(ddof=1) / values.mean()) if len(values) > 1 else 0.0
-
-
 def block_means(samples: Sequence[float], *, blocks: int = BLOCKS) -> list[float]:
-    """Means of consecutive parts of almost the same length, fewer for fewer samples.
+    """Return the means of consecutive blocks of almost equal length.
 
-    Runs that follow each other are alike (a busy second slows many of them), so single runs would
-    look like more evidence than they are; means of parts are nearly independent.
+    Consecutive runs are correlated: a busy second slows many of them. Means of blocks are nearly independent.
     """
     values = np.asarray(samples, np.float64)
-    return [float(part.mean()) for part in np.array_split(values, min(blocks, len(values)))]
+    return [float(block.mean()) for block in np.array_split(values, min(blocks, len(values)))]
 
 
 def relative_error(rounds: Sequence[Sequence[float]], *, between: float) -> float:
-    """Standard error of a median latency, as a share of it.
+    """Return the relative standard error of a median latency.
 
-    Within a process it follows from the spread of the blocks; from one process to the next, from that of
-    the rounds' medians, or, of one round only, from what is assumed.
+    Within a process it follows from the spread of the blocks, between processes from that of the rounds' medians.
 
     Args:
         rounds: block means of each process, milliseconds.
-        between: standard deviation from process to process that is assumed for one round, a share.
+        between: relative standard deviation between processes to assume for a single round.
     """
     medians = np.array([np.median(blocks) for blocks in rounds])
     within = [
-        (MEDIAN_FACTOR * np.std(blocks, ddof=1) / np.sqrt(len(blocks)) if len(blocks) > 1 else 0.0)
+        MEDIAN_FACTOR * np.std(blocks, ddof=1) / np.sqrt(len(blocks)) if len(blocks) > 1 else 0.0
         for blocks in rounds
     ]
     inside = float(np.sqrt(np.mean(np.square(within / medians)) / len(rounds)))
@@ -70,19 +69,15 @@ def relative_error(rounds: Sequence[Sequence[float]], *, between: float) -> floa
 
 
 def fixed_and_per_image(batches: Sequence[int], latencies_ms: Sequence[float]) -> tuple[float, float] | None:
-    """The cost of a call and of an image: latency = fixed + batch x per_image, by least relative squares.
-
-    Args:
-        batches: numbers of images.
-        latencies_ms: of a call with so many.
+    """Fit latency = fixed + batch x per_image by least relative squares.
 
     Returns:
-        Both in milliseconds and >= 0; None for fewer than two different batches.
+        Both costs in milliseconds, >= 0; None for fewer than two different batches.
     """
     if len(set(batches)) < 2:
         return None
     b, t = np.asarray(batches, np.float64), np.asarray(latencies_ms, np.float64)
-    # Divided by t: the small batches, where the fixed cost shows, would else weigh nothing.
+    # Relative: in absolute terms the small batches, which show the fixed cost, would weigh nothing.
     columns = np.stack([1 / t, b / t], axis=1)
     fixed, per_image = np.linalg.lstsq(columns, np.ones(len(t)), rcond=None)[0]
     if fixed < 0:
@@ -92,59 +87,43 @@ def fixed_and_per_image(batches: Sequence[int], latencies_ms: Sequence[float]) -
     return float(fixed), float(per_image)
 
 
-# What a cell is marked for: docs/benchmark.md.
-STANDARD_SECONDS: Final = 3.0
-STANDARD_RUNS: Final = 100
-VARIATION: Final = 0.1
-OTHERS: Final = 0.1
-# From one process to the next the same code differs by about this, where it is not measured by --rounds.
-BETWEEN_PROCESSES: Final = 0.02
-LEAST_COSINE: Final = {"fp32": 0.99, "fp16": 0.99, "int8": 0.9}
+# === Cells ===
 
 
-def cell_of(cell: Cell, answers: Sequence[Answer]) -> Cell:
-    """A cell with the figures of its rounds.
+def cell_of(planned: Cell, answers: Sequence[Answer]) -> Cell:
+    """Return a cell with the figures of its rounds.
 
     Args:
-        cell: as it was planned.
+        planned: the cell before it was measured.
         answers: of its rounds so far, at least one.
     """
     if error := next((answer.error for answer in answers if answer.error is not None), None):
-        return cell.model_copy(update={"status": "failed", "reason": error.strip()})
+        return planned.model_copy(update={"status": "failed", "reason": error.strip()})
     first = answers[0]
-    host = timing_of([a.host for a in answers if a.host is not None], cell.batch)
-    device = timing_of([a.device for a in answers if a.device is not None], cell.batch)
-    cosine = first.feature_cosine
-    figures = {
-        "host": host,
-        "device": device,
-        "memory": Memory(
-            host_peak_mib=first.host_peak_mib, host_before_mib=first.host_before_mib, gpu_mib=first.gpu_mib
-        ),
-        "conditions": Conditions(
-            load=_greatest(answer.load for answer in answers),
-            others_cpu_share=_greatest(answer.others_cpu_share for answer in answers),
-            gpu_clock_mhz=first.gpu_clock_mhz,
-            gpu_throttling=next((a.gpu_throttling for a in answers if a.gpu_throttling), None),
-        ),
-        "feature_cosine": cosine,
-        "cuda_graph": first.cuda_graph,
+    observed = {name: getattr(first, name) for name in Observed.model_fields} | {
+        "load": _greatest(answer.load for answer in answers),
+        "others_cpu_share": _greatest(answer.others_cpu_share for answer in answers),
+        "gpu_throttling": next((a.gpu_throttling for a in answers if a.gpu_throttling), None),
     }
-    if cosine is not None and cosine < LEAST_COSINE[cell.precision]:
-        reason = f"it does not compute the model's features: their cosine with Keras' is {cosine:.4f}"
-        return cell.model_copy(update={"status": "failed", "reason": reason, **figures})
-    measured = cell.model_copy(update={"status": "ok", "reason": None, **figures})
+    timings = {
+        "host": timing_of([answer.host for answer in answers if answer.host], planned.batch),
+        "device": timing_of([answer.device for answer in answers if answer.device], planned.batch),
+    }
+    measured = planned.model_copy(update={"status": "ok", "reason": None, **observed, **timings})
+    cosine = measured.feature_cosine
+    if cosine is not None and cosine < MIN_COSINE[measured.precision]:
+        reason = f"its features are not the model's: their cosine with Keras' is {cosine:.4f}"
+        return measured.model_copy(update={"status": "failed", "reason": reason})
     return measured.model_copy(update={"marks": (*first.notes, *marks_of(measured))})
 
 
 def timing_of(rounds: Sequence[Samples], batch: int) -> Timing | None:
-    """The figures of all rounds' runs; None of no round."""
+    """Return the figures of all rounds' runs, None without rounds."""
     if not rounds:
         return None
     blocks = [[round(mean, 5) for mean in block_means(samples.ms)] for samples in rounds]
     runs = [ms for samples in rounds for ms in samples.ms]
-    p90, p95, p99 = (percentile_ms(runs, percentile) for percentile in (90, 95, 99))
-    median = statistics.median(runs)
+    median, mean = statistics.median(runs), statistics.fmean(runs)
     return Timing(
         runs=len(runs),
         seconds=sum(runs) / 1000,
@@ -152,19 +131,19 @@ def timing_of(rounds: Sequence[Samples], batch: int) -> Timing | None:
         images_per_second=1000 * batch / median,
         images_per_second_error=relative_error(blocks, between=BETWEEN_PROCESSES),
         p50_ms=median,
-        p90_ms=p90,
-        p95_ms=p95,
-        p99_ms=p99,
-        mean_ms=float(np.mean(runs)),
+        p90_ms=percentile_ms(runs, 90),
+        p95_ms=percentile_ms(runs, 95),
+        p99_ms=percentile_ms(runs, 99),
+        mean_ms=mean,
         min_ms=min(runs),
         max_ms=max(runs),
-        variation=coefficient_of_variation(runs),
+        variation=statistics.stdev(runs) / mean if len(runs) > 1 else 0.0,
         rounds_ms=tuple(tuple(means) for means in blocks),
     )
 
 
 def marks_of(cell: Cell) -> list[str]:
-    """Why a cell's figures deserve less trust, in words."""
+    """Return the reasons to trust a cell's figures less."""
     marks = []
     for where, timing in (("host", cell.host), ("device", cell.device)):
         if timing is None:
@@ -174,12 +153,32 @@ def marks_of(cell: Cell) -> list[str]:
             marks.append(f"{which}short, {timing.runs:,} runs in {timing.seconds:.1f} s")
         if timing.variation > VARIATION:
             marks.append(f"{which}unstable, runs vary by {100 * timing.variation:.0f} %")
-    conditions = cell.conditions or Conditions()
-    if (share := conditions.others_cpu_share) is not None and share > OTHERS:
-        marks.append(f"busy, others took {100 * share:.0f} % of the CPU")
-    if conditions.gpu_throttling:
-        marks.append(f"throttled, nvidia-smi says {conditions.gpu_throttling}")
+    if cell.others_cpu_share is not None and cell.others_cpu_share > OTHERS:
+        marks.append(f"busy, other processes used {100 * cell.others_cpu_share:.0f} % of the CPU")
+    if cell.gpu_throttling:
+        marks.append(f"throttled, {cell.gpu_throttling}")
     return marks
+
+
+def overhead(cell: Cell, cells: Iterable[Cell]) -> str | None:
+    """Return the overhead that takes at least half of a cell's time, such as `launch 71 %`; None if none does.
+
+    Args:
+        cell: a measured cell.
+        cells: all cells of the benchmark; those that differ in the batch alone give the fixed cost of a call.
+    """
+    if cell.best is None:
+        return None
+    shares = {}
+    if cell.host and cell.device:
+        shares["transfer"] = 1 - cell.device.p50_ms / cell.host.p50_ms
+    row = [
+        (other.batch, other.best.p50_ms) for other in cells if other.best and other.key[:3] == cell.key[:3]
+    ]
+    if line := fixed_and_per_image([batch for batch, _ in row], [ms for _, ms in row]):
+        shares["launch"] = min(1.0, line[0] / cell.best.p50_ms)
+    name = max(shares, key=lambda name: shares[name], default=None)
+    return f"{name} {100 * shares[name]:.0f} %" if name is not None and shares[name] >= 0.5 else None
 
 
 def _greatest(values: Iterable[float | None]) -> float | None:

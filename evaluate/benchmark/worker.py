@@ -1,26 +1,24 @@
-"""One cell of a benchmark, in a process of its own: its memory is its own, and so is what it breaks.
+"""Measure one cell in a fresh process, so that its memory, its crashes and its hangs are its own.
 
-A request comes as JSON on stdin, the answer goes as JSON into a file.
+`measure_in_process` sends a request as JSON to the process's stdin and reads the answer as JSON from its stdout.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
-from pydantic import Field
 
-from evaluate.backends.onnx_backend import open_session
-from evaluate.backends.onnx_metadata import Precision
 from evaluate.benchmark import machine
-from evaluate.benchmark.peaks import measure_bandwidth, measure_peak
-from evaluate.benchmark.runner_facts import RUNNERS
-from evaluate.benchmark.target import Target, open_target, random_images
+from evaluate.benchmark.runners import RUNNERS, TimedModel, open_for_timing, random_images
+from evaluate.benchmark.schema import Observed, Settings
 from swav_tf.plumbing.errors import SwavError
 from swav_tf.recipe.pretraining import Section
 
@@ -28,197 +26,168 @@ MIN_WARMUP_RUNS = 3
 
 
 class Request(Section):
-    """What to measure.
+    """A cell to measure."""
 
-    Attributes:
-        task: a cell, or a limit of the machine.
-        runner, path, precision, batch: the cell; of a limit only `precision`, and `runner` is a provider.
-        threads, cuda_graph: see Settings.
-        seconds, runs, max_seconds: how long.
-    """
-
-    task: Literal["cell", "peak"]
     runner: str
-    path: str = ""
-    precision: Precision = "fp32"
-    batch: int = 1
-    threads: int = 0
-    cuda_graph: bool = True
-    seconds: float = 3.0
-    runs: int = 100
-    max_seconds: float = 60.0
+    path: str
+    batch: int
+    settings: Settings
 
 
 class Samples(Section):
-    """Times of single runs."""
+    """The times of single runs."""
 
     ms: tuple[float, ...]
     warmup_runs: int
 
 
-class Answer(Section):
-    """What was found; `error` is None if all went well."""
+class Answer(Observed):
+    """The measurements of one process; `error` is None on success."""
 
     error: str | None = None
     host: Samples | None = None
     device: Samples | None = None
-    cuda_graph: bool = False
     notes: tuple[str, ...] = ()
-    host_peak_mib: float | None = None
-    host_before_mib: float | None = None
-    gpu_mib: float | None = None
-    load: float | None = None
-    others_cpu_share: float | None = None
-    gpu_clock_mhz: float | None = None
-    gpu_throttling: str | None = None
-    feature_cosine: float | None = None
-    gflops: float | None = Field(None, description="of a limit")
-    gbytes: float | None = Field(None, description="of a limit")
+
+
+# === The parent's side ===
+
+
+def measure_in_process(request: Request, *, timeout_seconds: float) -> Answer:
+    """Have a fresh process measure a cell. If it fails, dies or hangs, the answer contains the error."""
+    # It must import what this process would: other packages are named `evaluate`, too.
+    places = os.pathsep.join(map(os.path.abspath, sys.path))
+    process = subprocess.Popen(
+        [sys.executable, "-P", "-m", "evaluate.benchmark.worker"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": places, "TF_CPP_MIN_LOG_LEVEL": "3"},
+        text=True,
+        errors="replace",
+        start_new_session=True,  # Ctrl-C reaches this process, which kills the other below
+    )
+    try:
+        stdout, stderr = process.communicate(request.model_dump_json(), timeout=timeout_seconds)
+    except subprocess.TimeoutExpired:
+        return Answer(error=f"no result after {timeout_seconds:g} s")
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    try:
+        return Answer.model_validate_json(stdout)
+    except ValueError:
+        return Answer(error=_death(process.returncode, stderr))
+
+
+def _death(code: int, stderr: str) -> str:
+    last = next((line.strip() for line in reversed(stderr.splitlines()) if line.strip()), "no message")
+    if code == -signal.SIGKILL:
+        return "its process was killed, as happens when memory runs out"
+    if code < 0:
+        return f"its process ended with {signal.Signals(-code).name}: {last[:300]}"
+    return f"its process ended with exit code {code}: {last[:300]}"
+
+
+# === The process's side ===
 
 
 def main() -> None:
-    """Reads the request, writes the answer into the file that the argument names."""
+    """Read a request from stdin and write its answer to stdout."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # libraries print on stdout
     request = Request.model_validate_json(sys.stdin.read())
     try:
-        answer = answer_of(request)
+        answer = measure_cell(request)
     except SwavError as error:
         answer = Answer(error=str(error))
-    except Exception as error:  # whatever a runtime throws is this cell's failure, not the benchmark's
+    except Exception as error:  # any error of a runtime is a failure of this cell, not of the benchmark
         answer = Answer(error=f"{type(error).__name__}: {error}")
-    Path(sys.argv[1]).write_text(answer.model_dump_json(), encoding="utf-8")
-
-
-def answer_of(request: Request) -> Answer:
-    """Measures what is asked for.
-
-    Raises:
-        Exception: whatever the runner throws.
-    """
-    return measure_cell(request) if request.task == "cell" else _peak(request)
+    answers.write(answer.model_dump_json())
+    answers.close()
 
 
 def measure_cell(request: Request) -> Answer:
-    """Opens the model, warms up, times, and looks whether it computed the right thing."""
-    facts = RUNNERS[request.runner]
-    load = machine.load()
-    if request.runner == "trtexec":
-        from evaluate.benchmark.trtexec import time_by_trtexec
-
-        samples = time_by_trtexec(Path(request.path), batch=request.batch, seconds=request.seconds)
-        return Answer(device=Samples(ms=tuple(samples), warmup_runs=0), load=load)
-    gpu_before = machine.gpu_memory_mib() if facts.gpu else None
-    before = machine.memory_mib()
-    target = open_target(
-        request.runner,
-        Path(request.path),
-        batch=request.batch,
-        threads=request.threads,
-        cuda_graph=request.cuda_graph,
+    """Open the model, warm up, time it, and compare its features with the reference."""
+    on_gpu, settings, path = RUNNERS[request.runner].gpu, request.settings, Path(request.path)
+    load, before = machine.load(), machine.memory_mib()
+    gpu_before = machine.gpu_memory_mib() if on_gpu else None
+    model = open_for_timing(
+        request.runner, path, batch=request.batch, threads=settings.threads, cuda_graph=settings.cuda_graph
     )
-    images = random_images(target.view, request.batch)
+    images = random_images(model.input_view, request.batch)
     others = machine.OtherProcesses()
-    host = _time(lambda: target.host(images), request)
-    device = None if target.device is None else _time(target.device, request)
-    gpu_after = machine.gpu_memory_mib() if facts.gpu else None
+    host = time_runs(lambda: model.host(images), settings)
+    device = None if model.device is None else time_runs(model.device, settings)
+    gpu_after = machine.gpu_memory_mib() if on_gpu else None
     return Answer(
         host=host,
         device=device,
-        cuda_graph=target.cuda_graph,
-        notes=target.notes,
-        gpu_clock_mhz=machine.gpu_clock_mhz() if facts.gpu else None,
-        gpu_throttling=machine.gpu_throttling() if facts.gpu else None,
+        notes=model.notes,
+        cuda_graph=model.cuda_graph,
+        gpu_clock_mhz=machine.gpu_clock_mhz() if on_gpu else None,
+        gpu_throttling=machine.gpu_throttling() if on_gpu else None,
         others_cpu_share=others.share(),
         host_peak_mib=machine.peak_memory_mib(),
         host_before_mib=before,
         gpu_mib=None if gpu_after is None or gpu_before is None else max(0.0, gpu_after - gpu_before),
         load=load,
-        feature_cosine=feature_cosine(target, Path(request.path), request.batch),
+        feature_cosine=feature_cosine(model, path, request.batch),
     )
 
 
 def time_runs(
-    run: Callable[[], object],
-    *,
-    seconds: float,
-    runs: int,
-    max_seconds: float,
-    clock: Callable[[], float] = time.perf_counter,
-) -> tuple[list[float], int]:
-    """Times of single runs, and the number of runs before them that warmed up.
-
-    Warming up takes a third of `seconds` and three runs, or a third of `max_seconds`.
+    run: Callable[[], object], settings: Settings, clock: Callable[[], float] = time.perf_counter
+) -> Samples:
+    """Time single runs after a warm-up of three runs and a third of `settings.seconds`.
 
     Args:
-        run: returns when its result is there.
-        seconds: it is timed at least this long,
-        runs: and at least so many times,
-        max_seconds: but ends after this, with one run at least.
+        run: returns when its result is available.
+        settings: minimum and maximum duration and number of runs; at least one run is timed.
         clock: seconds.
-
-    Returns:
-        Milliseconds of each run; runs of the warm-up.
     """
     began, warmup = clock(), 0
     while True:
         run()
         warmup += 1
         passed = clock() - began
-        if (passed >= seconds / 3 and warmup >= MIN_WARMUP_RUNS) or passed >= max_seconds / 3:
+        if (
+            passed >= settings.seconds / 3 and warmup >= MIN_WARMUP_RUNS
+        ) or passed >= settings.max_seconds / 3:
             break
     samples: list[float] = []
     began = before = clock()
     while True:
         run()
         now = clock()
-        samples.append(1000 * (now - before))
-        before = now
-        passed = now - began
-        if (passed >= seconds and len(samples) >= runs) or passed >= max_seconds:
-            return samples, warmup
+        samples.append(round(1000 * (now - before), 5))
+        before, passed = now, now - began
+        if (passed >= settings.seconds and len(samples) >= settings.runs) or passed >= settings.max_seconds:
+            return Samples(ms=tuple(samples), warmup_runs=warmup)
 
 
-def _time(run: Callable[[], object], request: Request) -> Samples:
-    samples, warmup = time_runs(
-        run, seconds=request.seconds, runs=request.runs, max_seconds=request.max_seconds
-    )
-    return Samples(ms=tuple(round(sample, 5) for sample in samples), warmup_runs=warmup)
+def feature_cosine(model: TimedModel, path: Path, batch: int) -> float | None:
+    """Return the minimum cosine with Keras' features for the first images of reference.npz.
 
-
-def feature_cosine(target: Target, path: Path, batch: int) -> float | None:
-    """Least cosine of features with Keras', for the first images of the reference beside the file.
-
-    None where there is no reference of these weights.
+    None if there is no reference of these weights. -1 if a feature is not finite.
     """
     reference = path.parent / "reference.npz"
     if path.is_dir() or not reference.is_file():
         return None
     with np.load(reference, allow_pickle=False) as file:
-        if json.loads(str(file["facts"]))["weights_sha256"] != target.weights_sha256:
+        if json.loads(str(file["facts"]))["weights_sha256"] != model.weights_sha256:
             return None
-        images, wanted = file["images"][:batch], file["features"][:batch]
-    if images.shape[1:3] != (target.view.crop, target.view.crop):
+        images, expected = file["images"][:batch], np.asarray(file["features"][:batch], np.float64)
+    if images.shape[1:3] != (model.input_view.crop, model.input_view.crop):
         return None
     count = len(images)
-    padded = images[np.arange(batch) % count]  # a bound batch has one size
-    found = np.asarray(target.host(padded)["features"], np.float64)[:count]
-    wanted = np.asarray(wanted, np.float64)
-    lengths = np.linalg.norm(found, axis=1) * np.linalg.norm(wanted, axis=1)
+    padded = images[np.arange(batch) % count]  # bound tensors have a fixed batch size
+    found = np.asarray(model.host(padded)["features"], np.float64)[:count]
+    lengths = np.linalg.norm(found, axis=1) * np.linalg.norm(expected, axis=1)
     with np.errstate(invalid="ignore", divide="ignore"):
-        cosines = np.sum(found * wanted, axis=1) / lengths
+        cosines = np.sum(found * expected, axis=1) / lengths
     return float(cosines.min()) if np.isfinite(cosines).all() else -1.0
-
-
-def _peak(request: Request) -> Answer:
-    """A limit of the machine."""
-
-    def session_of(graph: bytes) -> object:
-        return open_session(graph, provider=request.runner, threads=request.threads)
-
-    device: Literal["cpu", "cuda"] = "cpu" if request.runner == "cpu" else "cuda"
-    return Answer(
-        gflops=measure_peak(request.precision, session_of, device=device) / 1e9,
-        gbytes=measure_bandwidth(session_of, device=device) / 1e9,
-    )
 
 
 if __name__ == "__main__":

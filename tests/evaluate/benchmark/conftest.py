@@ -2,9 +2,13 @@ from pathlib import Path
 
 import pytest
 
-from evaluate.benchmark.schema import Benchmark
-from tests.evaluate.benchmark.measuring import measure
+from evaluate.benchmark.artifacts import find_artifacts
+from evaluate.benchmark.plan import plan_cells
+from evaluate.benchmark.run import run_benchmark
+from evaluate.benchmark.schema import Benchmark, Settings
 from tests.evaluate.exported import make_exported
+
+QUICK = Settings(seconds=0.02, runs=5, max_seconds=5, rounds=1, threads=1, cuda_graph=True)
 
 
 @pytest.fixture(scope="session")
@@ -13,6 +17,17 @@ def exported(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def measured(exported) -> Benchmark:
-    """One benchmark for the tests that only look at it."""
+def measure():
+    """Measure a folder in moments."""
+
+    def measure(folder: Path, **requested) -> Benchmark:
+        artifacts = find_artifacts([folder])
+        return run_benchmark(plan_cells(artifacts, **requested), artifacts, QUICK, timeout_seconds=60)
+
+    return measure
+
+
+@pytest.fixture(scope="session")
+def measured(exported, measure) -> Benchmark:
+    """One benchmark for the tests that only read it."""
     return measure(exported, runners=("ort-cpu",), precisions=("fp32", "fp16", "int8"), batches=(1, 4))

@@ -1,18 +1,24 @@
-"""The page of a benchmark."""
+"""The HTML page of a benchmark."""
 
 import re
 
-from evaluate.benchmark.report.document import Extra, report
+import pytest
+
+from evaluate.benchmark.report import check_report_packages, render_report
+from swav_tf.plumbing.errors import UsageError
 
 
-# Bugs caught: a page that asks the network for something, lacks a cell, or takes text for HTML.
-def test_the_page_stands_alone(measured) -> None:
+# Bugs caught: a page that loads something from the network, lacks a cell, or takes text for HTML.
+def test_the_page_is_self_contained(measured) -> None:
     hostile = measured.machine.model_copy(update={"cpu": "<b>x</b>"})
-    page = report(measured.model_copy(update={"machine": hostile}), extras=[Extra("A & B", "<i>mine</i>")])
+    page = render_report(
+        measured.model_copy(update={"machine": hostile}), extras=[("A & B", "<i>mine</i>")], title="T & U"
+    )
     assert "http" not in page
     assert "<script" not in page
-    assert page.count("<svg") >= 3
-    assert page.count("<polyline") == 2  # fp32 and int8
+    assert page.count("<svg") == 3
+    assert "#0f0e" not in page  # every placeholder became a color of the page
+    assert len(set(re.findall(r"var\(--s\d\)", page))) >= 1
     for text in (
         "ort-cpu",
         "int8",
@@ -23,24 +29,25 @@ def test_the_page_stands_alone(measured) -> None:
     ):
         assert text in page
     assert "<b>x</b>" not in page
+    assert "T &amp; U" in page
     assert "A &amp; B" in page
     assert "<i>mine</i>" in page
 
 
 def test_a_page_without_a_figure(measured) -> None:
     skipped = tuple(cell for cell in measured.cells if cell.status == "skipped")
-    page = report(measured.model_copy(update={"cells": skipped}))
+    page = render_report(measured.model_copy(update={"cells": skipped, "complete": False}))
     assert "Not measured" in page
     assert "Speed and accuracy" not in page
+    assert "interrupted" in page
 
 
-# Bugs caught: times on the GPU that pass for those from the host, columns beside their headings.
-def test_both_times_of_a_gpu(measured) -> None:
+# Bugs caught: times on the GPU that pass for those from the host, columns that do not match their headings.
+def test_both_timings_of_a_gpu(measured) -> None:
     [first, *_] = measured.cells
-    device = first.host.model_copy(update={"p50_ms": first.host.p50_ms / 2, "images_per_second": 1234567.0})
-    memory = first.memory.model_copy(update={"gpu_mib": 4321.0})
-    cell = first.model_copy(update={"device": device, "memory": memory, "marks": ()})
-    page = report(measured.model_copy(update={"cells": (cell,)}))
+    device = first.host.model_copy(update={"p50_ms": first.host.p50_ms / 3, "images_per_second": 1234567.0})
+    cell = first.model_copy(update={"device": device, "gpu_mib": 4321.0, "marks": ()})
+    page = render_report(measured.model_copy(update={"cells": (cell,)}))
     table = page[page.index("<h2>All cells</h2>") :]
     heads = re.findall(r"<th>(.*?)</th>", table[: table.index("</thead>")])
     body = table[table.index("<tbody>") : table.index("</tbody>")]
@@ -50,5 +57,11 @@ def test_both_times_of_a_gpu(measured) -> None:
     assert [row["from"] for row in rows] == ["GPU", "host"]
     assert rows[0]["images/s"] == "1,234,567"
     assert {row["GPU MiB"] for row in rows} == {"4,321"}
-    assert rows[1]["bound by"] == "-"
+    assert [row["overhead"] for row in rows] == ["transfer 67 %", "-"]
     assert "<b>1,234,567</b>" in page
+
+
+def test_missing_packages_are_named_with_their_extra(monkeypatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UsageError, match=r"jinja2, matplotlib.*swav-tf\[report\]"):
+        check_report_packages()

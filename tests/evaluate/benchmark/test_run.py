@@ -1,21 +1,24 @@
-"""Cells in processes of their own: measured, skipped, failed, interrupted, gone on with."""
+"""Cells in fresh processes: planned, measured, skipped, failed, interrupted and resumed."""
 
-import os
+import json
 import signal
+from dataclasses import replace
 
 import pytest
 
-from evaluate.benchmark import process
+from evaluate.benchmark import plan, worker
 from evaluate.benchmark.artifacts import find_artifacts
-from evaluate.benchmark.process import ask
-from evaluate.benchmark.run import plan_cells, run_benchmark
-from evaluate.benchmark.worker import Request
-from swav_tf.plumbing.errors import UsageError
-from tests.evaluate.benchmark.measuring import QUICK, measure
+from evaluate.benchmark.machine import no_gpu_reason
+from evaluate.benchmark.plan import plan_cells
+from evaluate.benchmark.run import run_benchmark
+from evaluate.benchmark.schema import json_schema, read_benchmark, write_benchmark
+from evaluate.benchmark.worker import Request, measure_in_process
+from swav_tf.plumbing.errors import DataError, UsageError
+from tests.evaluate.benchmark.conftest import QUICK
 from tests.evaluate.exported import make_exported
 
 
-# Bugs caught: a file that is not there taken for another, accuracy of another file, no explanation.
+# Bugs caught: a missing file replaced by another, the accuracy of another file.
 def test_cells_of_a_folder(measured, exported) -> None:
     states = {cell.key[2:]: cell.status for cell in measured.cells}
     assert states == {
@@ -32,80 +35,140 @@ def test_cells_of_a_folder(measured, exported) -> None:
             assert cell.file == str(exported / f"model-{cell.precision}.onnx")
             assert cell.host.runs >= QUICK.runs
             assert cell.feature_cosine == pytest.approx(1, abs=1e-5)
-            assert cell.memory.host_peak_mib > cell.memory.host_before_mib > 1
-            assert cell.explanation.fixed_share is not None
-            assert cell.explanation.roofline_share > 0
-    assert measured.models[0].gflop_per_image == pytest.approx(2 * 16 * 6 * 27 / 1e9, rel=1e-3)
+            assert cell.host_peak_mib > cell.host_before_mib > 1
 
 
-# Bug caught: a GPU's cell that runs on the CPU where there is no GPU, or is left out without a word.
-def test_a_gpu_cell_without_a_gpu_is_skipped(exported, monkeypatch) -> None:
-    monkeypatch.setenv("PATH", "/nowhere")
-    found = measure(exported, runners=("ort-cuda", "tensorrt", "trtexec"), precisions=("fp32",), batches=(1,))
-    assert [(cell.status, cell.reason.split(" (")[0]) for cell in found.cells] == [
-        ("skipped", "no NVIDIA GPU here")
-    ] * 3
+# === The plan ===
 
 
-def test_a_gpu_provider_that_onnxruntime_lacks_is_skipped_with_the_reason(
-    exported, monkeypatch, tmp_path
-) -> None:
-    smi = tmp_path / "nvidia-smi"
-    smi.write_text(
-        "#!/bin/sh\necho 'Some GPU, 1, 1, 1, 1, 1' | cut -d, -f1-$(echo $1 | tr -cd , | wc -c | xargs expr 1 +)\n"
-    )
-    smi.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    [cell] = measure(exported, runners=("ort-cuda",), precisions=("fp32",), batches=(1,)).cells
+def test_models_that_cannot_be_measured_are_refused(tmp_path, exported) -> None:
+    with pytest.raises(UsageError, match="not found"):
+        find_artifacts([tmp_path / "gone"])
+    with pytest.raises(UsageError, match="has none"):
+        find_artifacts([tmp_path])
+    (tmp_path / "x.onnx").write_bytes(b"no model")
+    with pytest.raises(DataError, match=r"x\.onnx"):
+        find_artifacts([tmp_path])
+    twin = make_exported(tmp_path / "elsewhere" / "tiny", ("fp32",))
+    with pytest.raises(UsageError, match="different names"):
+        find_artifacts([exported, twin])
+    (twin / "copy.onnx").write_bytes((twin / "model-fp32.onnx").read_bytes())
+    with pytest.raises(UsageError, match="one file of a kind and precision"):
+        find_artifacts([twin])
+    with pytest.raises(UsageError, match="--runner must be one of"):
+        plan_cells(find_artifacts([exported]), runners=("ort",), precisions=None, batches=(1,))
+
+
+# Bugs caught: a GPU's cell measured on the CPU or silently left out; a missing provider without a reason.
+def test_a_cell_without_its_gpu_or_provider_is_skipped(exported, measure, monkeypatch) -> None:
+    wanted = {"runners": ("ort-cuda", "tensorrt"), "precisions": ("fp32",), "batches": (1,)}
+    for name in ("runners", "plan"):
+        monkeypatch.setattr(f"evaluate.benchmark.{name}.no_gpu_reason", lambda: "no NVIDIA GPU here")
+    cells = measure(exported, **wanted).cells
+    assert [(cell.status, cell.reason) for cell in cells] == [("skipped", "no NVIDIA GPU here")] * 2
+    monkeypatch.setattr("evaluate.benchmark.runners.no_gpu_reason", lambda: None)
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CPUExecutionProvider"])
+    [cell] = measure(exported, **wanted | {"runners": ("ort-cuda",)}).cells
     assert cell.status == "skipped"
     assert "CPUExecutionProvider" in cell.reason
 
 
-# Bug caught: a runner whose features are wrong that is praised for its speed.
-def test_wrong_features_fail(tmp_path) -> None:
+def test_a_missing_query_library_is_no_gpu(monkeypatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "pynvml", None)
+    assert "nvidia-ml-py is not installed" in no_gpu_reason()
+
+
+# Bugs caught: an int8 graph for another processor; a batch that an engine runs in parts, timed as one.
+def test_unsuitable_files_are_skipped(exported, monkeypatch) -> None:
+    monkeypatch.setattr(plan, "why_unavailable", lambda runner: None)
+    artifacts = find_artifacts([exported])
+    [planned] = plan_cells(artifacts, runners=("ort-cuda",), precisions=("int8",), batches=(1,))
+    assert "--target tensorrt" in planned.cell.reason
+    assert planned.artifact is None
+    file = artifacts[0]
+    engine = replace(file, model=file.model.model_copy(update={"kind": "engine"}), batches=(2, 8))
+    cells = plan_cells([engine], runners=("tensorrt",), precisions=("fp32",), batches=(1, 2, 8, 9))
+    assert [one.artifact is not None for one in cells] == [False, True, True, False]
+    assert "takes 2 to 8 images per call" in cells[0].cell.reason
+
+
+# === The processes ===
+
+
+# Bug caught: a runner praised for its speed whose features are wrong.
+def test_wrong_features_fail(tmp_path, measure) -> None:
     folder = make_exported(tmp_path / "wrong", ("fp32",), wrong=True)
     [cell] = measure(folder, runners=("ort-cpu",), precisions=None, batches=(2,)).cells
     assert cell.status == "failed"
     assert "-1.0000" in cell.reason
 
 
-# Bug caught: an error, a crash or a hang in one cell that ends the benchmark.
-def test_what_befalls_a_process_is_its_answer(exported) -> None:
-    request = Request(task="cell", runner="ort-cpu", path=str(exported / "gone.onnx"), runs=1, seconds=0.01)
-    assert "gone.onnx" in ask(request, timeout_seconds=60).error
-    assert ask(request, timeout_seconds=0.01).error == "no result after 0.01 s"
-    assert "memory runs out" in process._death(-signal.SIGKILL, "")
-    assert "SIGSEGV" in process._death(-signal.SIGSEGV, "")
-
-
-# Bug caught: a cell that another package called `evaluate` answers, which the caller's PYTHONPATH leads to.
-def test_a_process_runs_our_own_package(exported, tmp_path, monkeypatch) -> None:
+# Bugs caught: an error, a crash or a hang of one cell that ends the benchmark; another package called `evaluate`
+# on the caller's PYTHONPATH that answers instead.
+def test_errors_of_a_process_are_its_answer(exported, tmp_path, monkeypatch) -> None:
     (tmp_path / "evaluate").mkdir()
-    (tmp_path / "evaluate" / "__init__.py").write_text("raise SystemExit('somebody else')")
+    (tmp_path / "evaluate" / "__init__.py").write_text("raise SystemExit('another package')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    path = str(exported / "model-fp32.onnx")
-    request = Request(task="cell", runner="ort-cpu", path=path, runs=1, seconds=0.01, threads=1)
-    assert ask(request, timeout_seconds=60).error is None
+    request = Request(runner="ort-cpu", path=str(exported / "model-fp32.onnx"), batch=1, settings=QUICK)
+    assert measure_in_process(request, timeout_seconds=60).error is None
+    assert measure_in_process(request, timeout_seconds=0.01).error == "no result after 0.01 s"
+    gone = request.model_copy(update={"path": str(exported / "gone.onnx")})
+    assert "gone.onnx" in measure_in_process(gone, timeout_seconds=60).error
+    assert "memory runs out" in worker._death(-signal.SIGKILL, "")
+    assert "SIGSEGV" in worker._death(-signal.SIGSEGV, "")
 
 
 # Bug caught: Ctrl-C that throws away what was measured.
-def test_an_interrupted_benchmark_keeps_what_it_has_and_goes_on(exported, tmp_path) -> None:
+def test_an_interrupted_benchmark_resumes(exported) -> None:
     artifacts = find_artifacts([exported])
     planned = plan_cells(artifacts, runners=("ort-cpu",), precisions=("fp32",), batches=(1, 2))
-    asked = []
+    begun = []
 
-    def tell(cell, done, total):
-        asked.append(cell.batch)
-        if cell.batch == 2 and len(asked) == 2:
+    def interrupt(cell, done, total):
+        begun.append((cell.batch, done, total))
+        if len(begun) == 2:
             raise KeyboardInterrupt
 
-    first = run_benchmark(planned, artifacts, QUICK, timeout_seconds=60, tell=tell)
+    options = {"timeout_seconds": 60, "before_each": interrupt}
+    first = run_benchmark(planned, artifacts, QUICK, **options)
     assert not first.complete
     assert [cell.status for cell in first.cells] == ["ok", "skipped"]
-    second = run_benchmark(planned, artifacts, QUICK, timeout_seconds=60, kept=first, tell=tell)
-    assert asked == [1, 2, 2]
+    second = run_benchmark(planned, artifacts, QUICK, kept=first, **options)
+    assert begun == [(1, 0, 2), (2, 1, 2), (2, 0, 1)]
     assert second.complete
     assert second.cells[0].host == first.cells[0].host
     other = QUICK.model_copy(update={"runs": 6})
-    with pytest.raises(UsageError, match="how it is measured"):
-        run_benchmark(planned, artifacts, other, timeout_seconds=60, kept=first)
+    with pytest.raises(UsageError, match="settings: "):
+        run_benchmark(planned, artifacts, other, kept=first, **options)
+
+
+# === The JSON file ===
+
+
+def test_the_document_fits_its_schema_and_is_read_back(measured, tmp_path) -> None:
+    write_benchmark(tmp_path / "b.json", measured)
+    assert read_benchmark(tmp_path / "b.json") == measured
+    schema = json_schema()
+    document = json.loads((tmp_path / "b.json").read_text())
+    assert set(document) == set(schema["properties"])
+    assert set(document["cells"][0]) == set(schema["$defs"]["Cell"]["properties"])
+    parts = {**schema["$defs"], "Benchmark": schema}
+    keys = [(name, key, value) for name, part in parts.items() for key, value in part["properties"].items()]
+    assert [(name, key) for name, key, value in keys if "description" not in value] == []
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("{", "not a readable JSON file"),
+        ("[]", "format None"),
+        ('{"format": 1}', "format 1. Create one with"),
+        ('{"format": 2}', "invalid values"),
+    ],
+)
+def test_other_files_are_refused(text, part, tmp_path) -> None:
+    (tmp_path / "b.json").write_text(text)
+    with pytest.raises(DataError, match=part):
+        read_benchmark(tmp_path / "b.json")
+    with pytest.raises(UsageError, match="not found"):
+        read_benchmark(tmp_path / "c.json")

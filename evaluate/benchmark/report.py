@@ -1,0 +1,292 @@
+"""Write a benchmark as one HTML page: headline, charts, tables and definitions, without scripts or network."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import itertools
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from evaluate.benchmark.figures import overhead
+from evaluate.benchmark.runners import RUNNERS
+from evaluate.benchmark.schema import Benchmark, Cell
+from swav_tf.plumbing.errors import UsageError
+from swav_tf.plumbing.files import atomic_write
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+TEMPLATE: Final = "report.html.jinja"
+MAX_BARS: Final = 16
+MIN_SPAN: Final = 2.0  # percentage points on the axis of accuracies, so that small differences look small
+WIDTH: Final = 5.2  # inches: 9-point text is then readable at the width of a phone
+
+# Placeholders that become variables of the page's style, so that charts follow its light and dark colors.
+INK, FAINT, RULE = "#0f0e01", "#0f0e02", "#0f0e03"
+SERIES: Final = [f"#0f0e1{number}" for number in range(8)]
+VARIABLES: Final = {INK: "ink", FAINT: "faint", RULE: "rule"} | {c: f"s{n}" for n, c in enumerate(SERIES)}
+STYLE: Final[Any] = {
+    "svg.fonttype": "none", "svg.hashsalt": "swav-tf", "font.size": 9, "text.color": INK, "axes.labelcolor": FAINT,
+    "axes.edgecolor": RULE, "xtick.color": FAINT, "ytick.color": FAINT, "grid.color": RULE, "axes.grid": True,
+    "axes.axisbelow": True, "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False,
+}  # fmt: skip
+MARKERS: Final = {"fp32": "o", "fp16": "s", "int8": "D"}
+
+
+Styles = dict[str, dict[str, Any]]  # keyword arguments of `plot` by name of the row
+
+
+def check_report_packages() -> None:
+    """Refuse to write a report where a package for it is missing.
+
+    Raises:
+        UsageError: jinja2 or matplotlib is not installed.
+    """
+    missing = [name for name in ("jinja2", "matplotlib") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UsageError(
+            f"An HTML report needs jinja2 and matplotlib. Not installed: {', '.join(missing)}. "
+            "Run: pip install 'swav-tf[report]'"
+        )
+
+
+def write_report(
+    path: Path, benchmark: Benchmark, *, title: str | None = None, extras: Sequence[tuple[str, str]] = ()
+) -> None:
+    """Write the page atomically.
+
+    Args:
+        path: of the file.
+        benchmark: what to show.
+        title: heading of the page; None: the names of the models.
+        extras: further sections before the figures, as heading and HTML.
+
+    Raises:
+        DataError: the file cannot be written.
+    """
+    text = render_report(benchmark, title=title, extras=extras)
+    with atomic_write(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def render_report(
+    benchmark: Benchmark, *, title: str | None = None, extras: Sequence[tuple[str, str]] = ()
+) -> str:
+    """Return the page; see `write_report` for the arguments."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        trim_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    names = dict.fromkeys(model.name for model in benchmark.models)
+    used = {cell.runner for cell in benchmark.cells}
+    return environment.get_template(TEMPLATE).render(
+        benchmark=benchmark,
+        title=title or f"Inference benchmark: {', '.join(names)}",
+        subtitle=_subtitle(benchmark),
+        extras=extras,
+        cards=_cards(benchmark),
+        charts=_charts(benchmark),
+        has_accuracy=any(model.accuracy and model.accuracy.knn is not None for model in benchmark.models),
+        on_gpu=any(cell.gpu_mib is not None for cell in benchmark.cells),
+        not_measured=_not_measured(benchmark),
+        overhead=overhead,
+        runners={name: facts.meaning for name, facts in RUNNERS.items() if name in used},
+    )
+
+
+def _subtitle(benchmark: Benchmark) -> str:
+    parts = [f"recipe {model.recipe}, {model.side}-pixel images" for model in benchmark.models[:1]]
+    parts += [benchmark.machine.cpu, *(gpu.name for gpu in benchmark.machine.gpus)]
+    parts.append(f"{benchmark.created.replace('T', ' ').removesuffix('+00:00')} UTC")
+    return " · ".join(parts if benchmark.complete else [*parts, "interrupted"])
+
+
+def _cards(benchmark: Benchmark) -> list[tuple[str, str, str]]:
+    """Return the headline figures: value, meaning, cell."""
+    cells = [cell for cell in benchmark.cells if cell.best]
+    if not cells:
+        return []
+    fastest, quickest = max(cells, key=_speed), min(cells, key=_median_ms)
+    latency = _median_ms(quickest)
+    cards = [
+        (f"{_speed(fastest):,.0f}", "images/s at most", _place(benchmark, fastest)),
+        (f"{latency:,.{3 if latency < 10 else 1}f} ms", "lowest median latency", _place(benchmark, quickest)),
+    ]
+    fp32 = next((cell for cell in cells if cell.key == (*fastest.key[:2], "fp32", fastest.batch)), fastest)
+    if fp32 is not fastest:
+        ratio = _speed(fastest) / _speed(fp32)
+        cards.append((f"{ratio:.2f}x", f"{fastest.precision} over fp32", "same runner and batch"))
+    accuracy = benchmark.accuracy_of(fastest)
+    if accuracy is not None and accuracy.knn is not None and accuracy.knn_change_points is not None:
+        change = f"{accuracy.knn_change_points:+.2f} points from Keras"
+        cards.append((f"{100 * accuracy.knn:.1f} %", "k-NN accuracy at that speed", change))
+    return cards
+
+
+def _not_measured(benchmark: Benchmark) -> list[list[Cell]]:
+    """Return the skipped and failed cells, grouped where only the batch differs."""
+    cells = [cell for cell in benchmark.cells if cell.status != "ok"]
+    groups = itertools.groupby(cells, key=lambda cell: (cell.status, cell.key[:3], cell.reason))
+    return [list(group) for _, group in groups]
+
+
+# === Charts ===
+
+
+def _charts(benchmark: Benchmark) -> list[tuple[str, str, str]]:
+    """Return heading, caption and SVG of each chart."""
+    rows: dict[str, list[Cell]] = {}  # cells that differ in the batch alone
+    for cell in sorted(benchmark.cells, key=lambda cell: cell.batch):
+        if cell.best:
+            rows.setdefault(_name(benchmark, cell), []).append(cell)
+    if not rows:
+        return []
+    import matplotlib
+
+    best = {name: max(cells, key=_speed) for name, cells in rows.items()}
+    runners = list(dict.fromkeys((cells[0].model, cells[0].runner) for cells in rows.values()))
+    styles = {  # colors differ by model and runner, markers by precision
+        name: {
+            "color": SERIES[runners.index((cells[0].model, cells[0].runner)) % len(SERIES)],
+            "marker": MARKERS[cells[0].precision],
+        }
+        for name, cells in rows.items()
+    }
+    with matplotlib.rc_context(STYLE):
+        charts = [
+            ("Images per second", "At the best batch, with twice the standard error.", _bars(best, styles)),
+            (
+                "Latency",
+                "A line as steep as the batch is limited by computing, a flat one by the cost of a call.",
+                _latency(rows, styles),
+            ),
+        ]
+        if scatter := _accuracy(benchmark, best, styles):
+            charts.append(("Images per second and k-NN accuracy", "Better is up and to the right.", scatter))
+    return charts
+
+
+def _bars(best: dict[str, Cell], styles: Styles) -> str:
+    ranked = sorted(best.items(), key=lambda item: -_speed(item[1]))[:MAX_BARS]
+    figure, axes = _axes(0.3 + 0.48 * len(ranked))
+    axes.axis("off")
+    longest = _speed(ranked[0][1])
+    axes.set(xlim=(0, 1.5 * longest), ylim=(len(ranked) - 0.5, -0.6))
+    for place, (name, cell) in enumerate(ranked):
+        timing = cell.best
+        assert timing is not None
+        speed, error = timing.images_per_second, 2 * timing.images_per_second_error * timing.images_per_second
+        bar: dict[str, Any] = {
+            "height": 0.4,
+            "color": styles[name]["color"],
+            "ecolor": INK,
+            "error_kw": {"elinewidth": 1},
+        }
+        axes.barh(place + 0.1, speed, xerr=error, **bar)
+        axes.text(0, place - 0.17, name, va="bottom")
+        end = speed + error + 0.02 * longest
+        axes.text(end, place + 0.1, f"{speed:,.0f}, batch {cell.batch}", va="center", color=FAINT)
+    return _svg(figure, "images per second of each runner and precision at its best batch")
+
+
+def _latency(rows: dict[str, list[Cell]], styles: Styles) -> str:
+    figure, axes = _axes(3.4)
+    batches = sorted({cell.batch for cells in rows.values() for cell in cells})
+    axes.set(xscale="log", yscale="log", xlabel="images per call", ylabel="median latency, ms")
+    axes.set_xticks(batches, [f"{batch}" for batch in batches])
+    axes.set_xticks([], minor=True)
+    axes.margins(0.08, 0.12)
+    for name, cells in rows.items():
+        axes.plot(
+            [cell.batch for cell in cells], [_median_ms(cell) for cell in cells], label=name, **styles[name]
+        )
+    _number_log_ticks(axes.yaxis)
+    _legend(figure, axes)
+    return _svg(figure, "median latency by batch size")
+
+
+def _accuracy(benchmark: Benchmark, best: dict[str, Cell], styles: Styles) -> str | None:
+    """Return a scatter of speed and accuracy, None if no file was verified with labels."""
+    points, level = {}, None
+    for name, cell in best.items():
+        accuracy = benchmark.accuracy_of(cell)
+        if accuracy is not None and accuracy.knn is not None:
+            points[name] = (_speed(cell), 100 * accuracy.knn)
+            level = accuracy.knn_reference if level is None else level
+    if not points:
+        return None
+    figure, axes = _axes(3.4)
+    axes.set(xscale="log", xlabel="images per second at the best batch", ylabel="k-NN accuracy, %")
+    for name, (speed, knn) in points.items():
+        axes.plot([speed], [knn], linestyle="none", label=name, **styles[name])
+    if level is not None:
+        axes.axhline(100 * level, color=FAINT, linestyle=(0, (5, 4)), linewidth=1, label="Keras, float32")
+    speeds = [speed for speed, _ in points.values()]
+    axes.set_xlim(min(speeds) / 1.7, max(speeds) * 1.7)
+    axes.margins(y=0.15)
+    low, high = axes.get_ylim()
+    missing = max(0.0, MIN_SPAN - (high - low)) / 2
+    axes.set_ylim(low - missing, high + missing)
+    _number_log_ticks(axes.xaxis)
+    _legend(figure, axes)
+    return _svg(figure, "images per second and k-NN accuracy")
+
+
+def _axes(height: float) -> tuple[Figure, Axes]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(WIDTH, height))
+    return figure, figure.subplots()
+
+
+def _number_log_ticks(axis: Any) -> None:
+    """Label few round numbers of a logarithmic axis."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    low, high = axis.get_view_interval()
+    axis.set_major_locator(
+        LogLocator(subs=(1, 2, 5) if high < 50 * low else (1, 3) if high < 1000 * low else (1,))
+    )
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def _legend(figure: Figure, axes: Axes) -> None:
+    """Put a legend of two columns below the axes."""
+    figure.legend(*axes.get_legend_handles_labels(), loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=2)
+
+
+def _svg(figure: Figure, label: str) -> str:
+    """Return a figure as inline SVG without identifiers, metadata and fixed colors."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", transparent=True, bbox_inches="tight", metadata={"Date": None})
+    text = buffer.getvalue()
+    text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
+    text = re.sub(r' xmlns(:\w+)?="[^"]*"|(?<=<g) id="[^"]*"', "", text)
+    text = re.sub("|".join(VARIABLES), lambda found: f"var(--{VARIABLES[found[0]]})", text)
+    return text.replace("<svg", f'<svg role="img" aria-label="{label}"', 1)
+
+
+def _name(benchmark: Benchmark, cell: Cell) -> str:
+    """Return a cell's name without its batch."""
+    return f"{cell.model if benchmark.several_models else ''} {cell.runner} {cell.precision}".strip()
+
+
+def _place(benchmark: Benchmark, cell: Cell) -> str:
+    return f"{_name(benchmark, cell)}, batch {cell.batch}"
+
+
+def _speed(cell: Cell) -> float:
+    return cell.best.images_per_second if cell.best else 0.0
+
+
+def _median_ms(cell: Cell) -> float:
+    return cell.best.p50_ms if cell.best else 0.0

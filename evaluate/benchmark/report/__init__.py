@@ -1,1 +1,0 @@
-"""A benchmark as one HTML page: `document` has its sections, which `speed`, `tables` and `definitions` write."""

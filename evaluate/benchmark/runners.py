@@ -1,0 +1,183 @@
+"""The runners of a benchmark: what each needs, why it may be unavailable, and how it opens a model."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from evaluate.backends.onnx_backend import missing_provider
+from evaluate.benchmark.machine import no_gpu_reason
+from evaluate.benchmark.schema import Kind
+from swav_tf.plumbing.errors import UsageError
+from swav_tf.recipe.pretraining import EvaluationView
+
+if TYPE_CHECKING:
+    from evaluate.backends.onnx_backend import OnnxBackend
+
+
+@dataclass(frozen=True)
+class RunnerFacts:
+    """What a runner needs.
+
+    Attributes:
+        takes: the kind of model it runs.
+        gpu: whether it computes on an NVIDIA GPU.
+        modules: required Python modules; of `a|b`, either.
+        extra: the package's extra that installs them.
+        meaning: a description for the report.
+        provider: the provider of ONNX Runtime, if it uses one.
+    """
+
+    takes: Kind
+    gpu: bool
+    modules: tuple[str, ...]
+    extra: str
+    meaning: str
+    provider: str | None = None
+
+
+RUNNERS: Final[Mapping[str, RunnerFacts]] = {
+    "ort-cpu": RunnerFacts("onnx", False, ("onnxruntime",), "onnx", "ONNX Runtime on the CPU", "cpu"),
+    "ort-cuda": RunnerFacts(
+        "onnx", True, ("onnxruntime",), "onnx-gpu", "ONNX Runtime with CUDA kernels", "cuda"
+    ),
+    "ort-tensorrt": RunnerFacts(
+        "onnx", True, ("onnxruntime",), "onnx-gpu", "ONNX Runtime with a TensorRT engine that it builds", "tensorrt"
+    ),
+    "tensorrt": RunnerFacts(
+        "engine", True, ("tensorrt|tensorrt_rtx", "cuda.bindings"), "tensorrt", "a TensorRT engine run by TensorRT"
+    ),
+    "keras": RunnerFacts(
+        "run", False, ("tensorflow",), "train",
+        "a run folder in Keras, compiled as a graph, on the device that TensorFlow chooses",
+    ),
+}  # fmt: skip
+
+
+def why_unavailable(runner: str) -> str | None:
+    """Return why a runner cannot be used on this machine, None if it can.
+
+    Raises:
+        UsageError: there is no runner of that name.
+    """
+    if runner not in RUNNERS:
+        raise UsageError(f"--runner must be one of {', '.join(RUNNERS)}. Received: {runner}.")
+    facts = RUNNERS[runner]
+    if facts.gpu and (reason := no_gpu_reason()):
+        return reason
+    for modules in facts.modules:
+        if not any(map(_is_installed, modules.split("|"))):
+            return f"{modules.replace('|', ' or ')} is not installed: pip install 'swav-tf[{facts.extra}]'"
+    return None if facts.provider is None else missing_provider(facts.provider)
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except (ModuleNotFoundError, ValueError):  # its parent package is missing or blocked
+        return False
+
+
+# === Opening a model, in the process that times it ===
+
+
+@dataclass(frozen=True)
+class TimedModel:
+    """A model that is ready for one batch size.
+
+    Attributes:
+        input_view: the evaluation view of its images.
+        host: a run from uint8 images (batch, side, side, 3) in host memory to arrays in host memory.
+        device: a run with input and outputs in GPU memory, which waits for its end; None if not available.
+        cuda_graph: whether runs are recorded as a CUDA graph.
+        notes: requests that could not be met.
+        weights_sha256: of its weights.
+    """
+
+    input_view: EvaluationView
+    host: Callable[[np.ndarray], Mapping[str, np.ndarray]]
+    device: Callable[[], None] | None
+    cuda_graph: bool
+    notes: tuple[str, ...]
+    weights_sha256: str
+
+
+def random_images(view: EvaluationView, batch: int) -> np.ndarray:
+    """Return uint8 images (batch, crop, crop, 3), equal at each call."""
+    return np.random.default_rng(0).integers(0, 256, (batch, view.crop, view.crop, 3), dtype=np.uint8)
+
+
+def open_for_timing(runner: str, path: Path, *, batch: int, threads: int, cuda_graph: bool) -> TimedModel:
+    """Open a model on a runner for one batch size.
+
+    Args:
+        runner: a key of RUNNERS.
+        path: the file or run folder.
+        batch: images per call.
+        threads: threads that compute a batch on a CPU; 0: one per core.
+        cuda_graph: record a CUDA graph if the runner can.
+
+    Raises:
+        SwavError: it cannot be run.
+    """
+    if runner in ("ort-cuda", "ort-tensorrt"):
+        provider = RUNNERS[runner].provider
+        assert provider is not None
+        return _open_on_gpu(path, provider, batch, cuda_graph)
+    if runner == "tensorrt":
+        return _open_engine(path, batch, cuda_graph)
+    from evaluate.backends import open_model
+
+    if runner == "keras" and threads:
+        os.environ["TF_NUM_INTRAOP_THREADS"] = str(threads)  # TensorFlow reads it when it is imported
+    backend = open_model(path, threads=threads) if runner == "ort-cpu" else open_model(path)
+    return TimedModel(backend.input_view, backend.run, None, False, (), backend.facts.weights_sha256)
+
+
+def _open_on_gpu(path: Path, provider: str, batch: int, cuda_graph: bool) -> TimedModel:
+    """Open ONNX Runtime with bound tensors; if no CUDA graph is possible, without one and with a note."""
+    from evaluate.backends.onnx_backend import OnnxBackend
+
+    notes: tuple[str, ...] = ()
+    if cuda_graph:
+        try:
+            return _bound(OnnxBackend(path, provider=provider, cuda_graph=True), batch, True, notes)
+        except Exception as error:  # ONNX Runtime's errors have no common class but this
+            notes = (f"no CUDA graph: {str(error).splitlines()[0][:200]}",)
+    return _bound(OnnxBackend(path, provider=provider), batch, False, notes)
+
+
+def _bound(backend: OnnxBackend, batch: int, cuda_graph: bool, notes: tuple[str, ...]) -> TimedModel:
+    bound = backend.bound(random_images(backend.input_view, batch))
+    for _ in range(3):  # the first runs record the graph, and fail if they cannot
+        bound.run()
+    return TimedModel(
+        backend.input_view,
+        lambda images: bound.run_from_host(backend.metadata.preprocessing.apply(images)),
+        bound.run,
+        cuda_graph,
+        notes,
+        backend.facts.weights_sha256,
+    )
+
+
+def _open_engine(path: Path, batch: int, cuda_graph: bool) -> TimedModel:
+    from evaluate.backends.tensorrt_backend import TensorrtBackend
+
+    backend = TensorrtBackend(path, cuda_graph=cuda_graph)
+    compute: list[Callable[[], None]] = []
+
+    def on_device() -> None:
+        if not compute:  # built at the first call: until then `run` owns the buffers
+            compute.append(backend.computation(random_images(backend.input_view, batch)))
+        compute[0]()
+
+    return TimedModel(
+        backend.input_view, backend.run, on_device, backend.cuda_graph, (), backend.facts.weights_sha256
+    )
