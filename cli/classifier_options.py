@@ -40,7 +40,7 @@ class ClassifierChoice:
 
     def load(self, kind: type[Kind]) -> Kind:
         """Load the recipe and check its settings, before anything large is imported."""
-        from swav_tf.recipe.classifier_advice import check_classifier_recipe
+        from swav_tf.recipe.advice import check_recipe
         from swav_tf.recipe.files import load_recipe_of
 
         data_kind = load_recipe_of(kind, self.config, self.overrides).data.kind
@@ -62,7 +62,7 @@ class ClassifierChoice:
                         f"recipe '{recipe.name}' does not specify where the {what} images are (data.kind is "
                         f"{data_kind}). Give TRAIN and VALIDATION, or -o data.{key}=..."
                     )
-        check_classifier_recipe(recipe)  # advice is given by the trainer, which knows the images and devices
+        check_recipe(recipe)  # advice is given by the trainer, which knows the images and devices
         return recipe
 
     def default_run_dir(self, name: str) -> Path:

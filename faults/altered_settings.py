@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
+from ruamel.yaml import YAML
 
 from evaluate.backends.keras_backend import KerasBackend
 from faults.commands import Commands
@@ -106,7 +106,7 @@ def altered(data: bytes, draw: np.random.Generator) -> tuple[bytes, str]:
     if draw.random() < 0.3:
         return mutated(data, draw)
     # JSON is YAML, but for 1e-05, which YAML takes for a text.
-    load = json.loads if data.startswith(b"{") else yaml.safe_load
+    load = json.loads if data.startswith(b"{") else YAML(typ="safe").load
     while True:
         values = load(data)
         path = some_path(values, draw)

@@ -11,16 +11,14 @@ from importlib import resources
 from typing import Any
 
 import numpy as np
-import yaml
+from ruamel.yaml import YAML
 
 from faults.isolated import isolated
 from faults.mutate import mutated
 from faults.trial import Plan, Trial, shortened
 from swav_tf.plumbing.errors import UsageError
 from swav_tf.recipe.advice import check_recipe
-from swav_tf.recipe.classifier_advice import check_classifier_recipe
 from swav_tf.recipe.files import load_any_recipe, recipe_yaml, save_recipe
-from swav_tf.recipe.pretraining import Recipe
 
 # Values at which readers of settings trip: wrong types, edges of numbers, text that is nearly something else.
 ODD_VALUES: tuple[Any, ...] = (
@@ -89,7 +87,7 @@ def damaged(plan: Plan, number: int) -> tuple[str, bytes, tuple[list[str], Any] 
         return how, ODD_TEXTS[how].encode("utf-8", "surrogatepass"), None
     if way == 1:
         return *_lines_mixed(name, text, draw), None
-    values = yaml.safe_load(re.sub(r"(\d)e-", r"\1.0e-", text))  # PyYAML takes 1e-6 for a string
+    values = YAML(typ="safe").load(text)
     path = some_path(values, draw)
     value = ODD_VALUES[int(draw.integers(len(ODD_VALUES)))]
     if way == 3 and draw.random() < 0.5:  # a setting that is none
@@ -108,10 +106,7 @@ def run(plan: Plan) -> Iterator[Trial]:
         file.write_bytes(data)
         try:
             recipe = load_any_recipe(file)
-            if isinstance(recipe, Recipe):
-                check_recipe(recipe)
-            else:
-                check_classifier_recipe(recipe)
+            check_recipe(recipe)
         except UsageError as error:
             message = str(error)
             message.encode()  # what cannot be printed is no message

@@ -87,16 +87,11 @@ def check(
     """
     from swav_tf.plumbing.errors import RecipeError
     from swav_tf.recipe.advice import check_recipe
-    from swav_tf.recipe.classifier_advice import check_classifier_recipe
     from swav_tf.recipe.files import load_any_recipe
-    from swav_tf.recipe.pretraining import Recipe
 
     try:
         loaded = load_any_recipe(recipe, overrides)
-        if isinstance(loaded, Recipe):
-            advice = check_recipe(loaded, images=images, replicas=replicas)
-        else:
-            advice = check_classifier_recipe(loaded, images=images, replicas=replicas)
+        advice = check_recipe(loaded, images=images, replicas=replicas)
     except RecipeError as error:
         if not report.as_json:
             raise
@@ -124,10 +119,10 @@ def settings(kind: str, report: Report) -> None:
       swav-tf config settings
       swav-tf config settings --kind probe
     """
-    from swav_tf.recipe.fields import describe_field, recipe_fields
+    from swav_tf.recipe.explain import describe_settings
     from swav_tf.recipe.files import KINDS
 
-    fields = {field.path: describe_field(field) for field in recipe_fields(KINDS[kind])}
+    fields = describe_settings(KINDS[kind])
     report.show(
         fields,
         [

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from evaluate.backends.onnx_metadata import WeightsFile
 from swav_tf.plumbing.errors import DataError
 from swav_tf.plumbing.files import file_sha256
-from swav_tf.recipe.pretraining import Section
+from swav_tf.recipe.section import Section
 
 PARITY: Final = "parity.json"
 CHECKSUMS: Final = "checksums"  # the key in it

@@ -18,7 +18,7 @@ from evaluate.backends.onnx_metadata import OnnxMetadata, read_metadata
 from evaluate.backends.tensorrt_module import NAMES, Gpu, ModuleName, TensorRT
 from swav_tf.plumbing.errors import DataError, UsageError
 from swav_tf.plumbing.files import atomic_writes
-from swav_tf.recipe.pretraining import Section
+from swav_tf.recipe.section import Section
 
 FORMAT: Final = 1
 SUFFIXES: Final = (".plan", ".engine")

@@ -11,7 +11,8 @@ from pydantic import ValidationError
 
 from evaluate.backends.backend import ModelIdentity
 from swav_tf.plumbing.errors import DataError
-from swav_tf.recipe.pretraining import Data, EvaluationView, Section
+from swav_tf.recipe.pretraining import Data, EvaluationView
+from swav_tf.recipe.section import Section
 
 KEY: Final = "swav_tf"
 FORMAT: Final = 1

@@ -15,7 +15,7 @@ from typing import Any, Final, Literal
 import numpy as np
 
 from swav_tf.plumbing.errors import DataError, SwavError, UsageError
-from swav_tf.recipe.pretraining import Section
+from swav_tf.recipe.section import Section
 
 
 class GpuError(SwavError):

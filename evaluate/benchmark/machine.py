@@ -12,7 +12,7 @@ import psutil
 from pydantic import Field
 
 from swav_tf.plumbing.system import UNKNOWN, available_cores, cpu_field, cpu_flags, version_of
-from swav_tf.recipe.pretraining import Section
+from swav_tf.recipe.section import Section
 
 # Instruction sets that decide how fast a CPU multiplies.
 CPU_FLAGS: Final = (

@@ -12,7 +12,7 @@ from evaluate.backends.onnx_metadata import Precision
 from evaluate.benchmark.machine import Machine
 from swav_tf.plumbing.errors import DataError, UsageError
 from swav_tf.plumbing.files import atomic_write
-from swav_tf.recipe.pretraining import Section
+from swav_tf.recipe.section import Section
 
 FORMAT: Final = 2
 

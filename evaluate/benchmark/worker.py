@@ -20,7 +20,7 @@ from evaluate.benchmark import machine
 from evaluate.benchmark.runners import RUNNERS, TimedModel, open_for_timing, random_images
 from evaluate.benchmark.schema import Observed, Settings
 from swav_tf.plumbing.errors import SwavError
-from swav_tf.recipe.pretraining import Section
+from swav_tf.recipe.section import Section
 
 MIN_WARMUP_RUNS = 3
 

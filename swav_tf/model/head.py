@@ -27,7 +27,10 @@ def build_head(settings: Model, *, feature_dim: int) -> keras.Model:
         bias_initializer=_uniform_by_fan_in(feature_dim),
         name="hidden",
     )(inputs)
-    x = BatchNorm(**settings.batch_norm.model_dump(), name="hidden_bn")(x)
+    norm = settings.batch_norm
+    x = BatchNorm(
+        synchronised=norm.synchronised, momentum=norm.momentum, epsilon=norm.epsilon, name="hidden_bn"
+    )(x)
     x = layers.ReLU(name="hidden_relu")(x)
     x = layers.Dense(
         settings.projection_dim,

@@ -46,7 +46,12 @@ def build_resnet(name: str, *, width: int = 1, batch_norm: BatchNormSettings) ->
         )(x)
 
     def norm(x: Any, name: str) -> Any:
-        return BatchNorm(**batch_norm.model_dump(), name=name)(x)
+        return BatchNorm(
+            synchronised=batch_norm.synchronised,
+            momentum=batch_norm.momentum,
+            epsilon=batch_norm.epsilon,
+            name=name,
+        )(x)
 
     def relu(x: Any, name: str) -> Any:
         return keras.layers.ReLU(name=name)(x)

@@ -1,34 +1,22 @@
-"""The typed recipes of what comes after pretraining: a linear probe, and fine-tuning."""
+"""The recipes of what follows pretraining: a linear probe, and fine-tuning."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 
-from swav_tf.recipe.pretraining import (
-    Augment,
-    Blur,
-    Checkpoints,
-    ColourJitter,
-    CropGroup,
-    Data,
-    Probability,
-    Section,
-    Train,
-)
+from swav_tf.recipe.pretraining import Augment, Blur, Checkpoints, ColorJitter, CropGroup, Data, Train
+from swav_tf.recipe.section import AreaRange, Probability, Range, Remark, Section, refuse
 
 
 class TrainingCrop(Section):
-    """The one crop of a training image; validation images are shown by `data.evaluation`."""
+    """The one crop of a training image; validation images use the view `data.evaluation`."""
 
     size: int = Field(224, ge=8, description="side of the square crop after resizing, pixels")
-    scale: tuple[float, float] = Field(
-        (0.08, 1.0), description="least and greatest share of the image's area (0 to 1)"
-    )
-    aspect_ratio: tuple[float, float] = Field(
-        (3 / 4, 4 / 3), description="least and greatest width / height, log-uniform"
-    )
+    scale: AreaRange = Field((0.08, 1.0), description="least and greatest share of the image's area (0 to 1)")
+    aspect_ratio: Range = Field((3 / 4, 4 / 3), description="least and greatest width / height, log-uniform")
     flip_probability: Probability = Field(0.5, description="share of crops mirrored left to right (0 to 1)")
 
 
@@ -43,21 +31,34 @@ class SGDSettings(Section):
         "decay_epochs",
     )
     decay_epochs: tuple[int, ...] = Field(
-        (), description="epochs (from 0) from whose start on the rate is lower, for decay: steps"
+        (), description="epochs (from 0) that lower the rate, for decay: steps"
     )
-    decay_factor: float = Field(
-        0.2, gt=0, le=1, description="what the rate is multiplied by, for decay: steps"
-    )
+    decay_factor: float = Field(0.2, gt=0, le=1, description="multiplies the rate, for decay: steps")
+
+    def impossible(self) -> Iterator[Remark]:
+        """Yield a decay without its epochs, and epochs without their decay."""
+        if self.decay == "cosine" and self.decay_epochs:
+            yield Remark(
+                "optimizer.decay_epochs",
+                f"has no effect with optimizer.decay=cosine; got {list(self.decay_epochs)}",
+                "Leave it out, or set optimizer.decay=steps",
+            )
+        if self.decay == "steps" and not self.decay_epochs:
+            yield Remark(
+                "optimizer.decay_epochs",
+                "must list the epochs that lower the rates when optimizer.decay is steps",
+                "The published fine-tuning has [12, 16] of 20 epochs",
+            )
 
 
 class ProbeOptimizer(SGDSettings):
-    """The optimiser of a probe: the backbone has no learning rate."""
+    """The optimizer of a probe: the backbone has no learning rate."""
 
     learning_rate: float = Field(..., gt=0, description="rate of the classifier in the first epoch")
 
 
 class FinetuneOptimizer(SGDSettings):
-    """The optimiser of fine-tuning."""
+    """The optimizer of fine-tuning."""
 
     backbone_learning_rate: float = Field(..., gt=0, description="rate of the backbone in the first epoch")
     classifier_learning_rate: float = Field(
@@ -71,7 +72,7 @@ class Cached(Section):
     penalties: tuple[float, ...] = Field(
         (1.0, 0.1, 0.01, 1e-3, 1e-4, 1e-5, 1e-6),
         min_length=1,
-        description="L2 penalties to choose from: each is half the factor of the squared weights beside the mean loss",
+        description="L2 penalties to choose from: half the factor of the squared weights, added to the mean loss",
     )
     held_out_share: float = Field(
         0.2, gt=0, lt=1, description="share of the training features that the penalty is chosen on (0 to 1)"
@@ -80,7 +81,7 @@ class Cached(Section):
 
 
 class ClassifierMonitor(Section):
-    """What is watched during training."""
+    """Metrics during training."""
 
     log_every_steps: int = Field(
         10, ge=1, description="steps between two lines of metrics.jsonl and TensorBoard"
@@ -92,45 +93,58 @@ class ClassifierMonitor(Section):
 
 
 class ClassifierRecipe(Section):
-    """What a probe and fine-tuning have in common."""
+    """The settings that a probe and fine-tuning share."""
 
     kind: Literal["probe", "finetune"] = Field(
         ..., description="what is trained: the classifier alone, or all"
     )
     name: str = Field(..., min_length=1, description="name of the recipe, for logs and reports")
-    data: Data = Field(default_factory=Data, description="training and validation images, both labelled")
+    data: Data = Field(default_factory=Data, description="training and validation images, both labeled")
     subset: str | None = Field(
-        None, description="file that names the training images to use, one a line; unset: all"
+        None, description="file with the names of the training images to use, one a line; null: all"
     )
     crop: TrainingCrop = Field(default_factory=TrainingCrop, description="the crop of a training image")
+    optimizer: SGDSettings = Field(..., description="SGD and its schedule")
     train: Train = Field(..., description="how long, how large, on what")
     checkpoint: Checkpoints = Field(default_factory=Checkpoints, description="when state is saved")
-    monitor: ClassifierMonitor = Field(default_factory=ClassifierMonitor, description="what is watched")
+    monitor: ClassifierMonitor = Field(default_factory=ClassifierMonitor, description="metrics")
+
+    @field_validator("data")
+    @classmethod
+    def _refuse_data_without_labels(cls, data: Data) -> Data:
+        refuse(_impossible_labels(data))
+        return data
+
+    @field_validator("train")
+    @classmethod
+    def _refuse_decay_beyond_the_run(cls, train: Train, info: ValidationInfo) -> Train:
+        epochs = info.data["optimizer"].decay_epochs if "optimizer" in info.data else ()
+        if list(epochs) != sorted({epoch for epoch in epochs if 0 < epoch < train.epochs}):
+            message = (
+                f"must rise and lie between 1 and the last epoch, {train.epochs - 1}; got {list(epochs)}"
+            )
+            refuse([Remark("optimizer.decay_epochs", message, "Change it or train.epochs")])
+        return train
 
     @property
     def crops(self) -> tuple[CropGroup, ...]:
-        """One group of one crop, as multi-crop has them."""
+        """The training crop as multi-crop groups: one group of one crop."""
         return (CropGroup(count=1, size=self.crop.size, scale=self.crop.scale),)
 
     @property
     def augment(self) -> Augment:
-        """Cut and flipped, and no change of colour."""
+        """Crops and flips, without changes of color."""
         return Augment(
             aspect_ratio=self.crop.aspect_ratio,
             flip_probability=self.crop.flip_probability,
-            jitter=ColourJitter(probability=0.0),
+            jitter=ColorJitter(probability=0.0),
             grayscale_probability=0.0,
             blur=Blur(probability=0.0),
         )
 
     @property
-    def sgd(self) -> SGDSettings:
-        """The optimiser's settings, as far as both kinds have them."""
-        raise NotImplementedError
-
-    @property
     def learning_rates(self) -> tuple[float | None, float]:
-        """Of the backbone (None: it is frozen) and of the classifier, in the first epoch."""
+        """The rates of backbone (None: it is frozen) and classifier in the first epoch."""
         raise NotImplementedError
 
 
@@ -142,13 +156,8 @@ class ProbeRecipe(ClassifierRecipe):
     cached: Cached = Field(default_factory=Cached, description="the probe on features computed once")
 
     @property
-    def sgd(self) -> SGDSettings:
-        """The optimiser's settings."""
-        return self.optimizer
-
-    @property
     def learning_rates(self) -> tuple[float | None, float]:
-        """None: the backbone is frozen."""
+        """The rates: None for the frozen backbone, and that of the classifier."""
         return None, self.optimizer.learning_rate
 
 
@@ -159,11 +168,24 @@ class FinetuneRecipe(ClassifierRecipe):
     optimizer: FinetuneOptimizer = Field(..., description="SGD and its schedule")
 
     @property
-    def sgd(self) -> SGDSettings:
-        """The optimiser's settings."""
-        return self.optimizer
-
-    @property
     def learning_rates(self) -> tuple[float | None, float]:
-        """One for each."""
+        """The rates of backbone and classifier in the first epoch."""
         return self.optimizer.backbone_learning_rate, self.optimizer.classifier_learning_rate
+
+
+def _impossible_labels(data: Data) -> Iterator[Remark]:
+    if data.kind == "images":
+        yield Remark(
+            "data.kind",
+            "a classifier needs labels and data.kind is images, a folder without labels",
+            "Set it to class_folders, with one folder of images for each class",
+        )
+    used, unused = "validation_path", "validation_split"
+    if data.kind in ("digits", "tfds"):
+        used, unused = unused, used
+    if getattr(data, unused) is not None:
+        yield Remark(
+            f"data.{unused}",
+            f"is not used when data.kind is {data.kind}; got {getattr(data, unused)!r}",
+            f"Set data.{used} instead",
+        )

@@ -1,32 +1,24 @@
-"""The typed recipe: every setting of a run, with its unit, bounds and meaning.
-
-This module only describes. Reading files, overrides and errors live in
-`recipe_files.py`; combinations that do not work, or are known to collapse, in
-`recipe_advice.py`.
-"""
+"""The recipe of a pretraining run: every setting with its unit, bounds and meaning."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Iterator
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from swav_tf.plumbing.log import log
+from swav_tf.recipe.section import AreaRange, Positive, Probability, Range, Remark, Section, refuse
 
-Probability = Annotated[float, Field(ge=0, le=1)]
-
-
-class Section(BaseModel):
-    """A group of settings. Unknown keys are errors, values never change after loading."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+# The networks of `swav_tf.model`, repeated here because recipes must not import TensorFlow. A test compares them.
+BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet18_32px", "resnet_small")
 
 
 class EvaluationView(Section):
-    """How an image is shown to the frozen backbone: short side resized, centre cropped."""
+    """The view of an image that a frozen backbone gets: resized, then center-cropped."""
 
     resize: int = Field(256, ge=8, description="length of the short side after resizing, pixels")
-    crop: int = Field(224, ge=8, description="side of the square centre crop, pixels")
+    crop: int = Field(224, ge=8, description="side of the square center crop, pixels")
 
 
 class Data(Section):
@@ -34,12 +26,12 @@ class Data(Section):
 
     kind: Literal["class_folders", "images", "tfrecord", "tfds", "digits"] = Field(
         "class_folders",
-        description="class_folders: <path>/<class>/*.JPEG; images: any images below <path>, unlabelled; "
+        description="class_folders: <path>/<class>/*.JPEG; images: any images below <path>, unlabeled; "
         "tfrecord: shards below <path>; tfds: a TensorFlow Datasets name as <path>; digits: bundled",
     )
     path: str | None = Field(None, description="folder, shard pattern or TFDS name; not needed for digits")
     split: str = Field("train", description="split of a tfds or digits source")
-    validation_path: str | None = Field(None, description="labelled images for the k-NN during training")
+    validation_path: str | None = Field(None, description="labeled images for the k-NN during training")
     validation_split: str | None = Field(None, description="the same, as a split of a tfds or digits source")
     image_key: str = Field(
         "image/encoded", description="feature that holds the encoded image in TFRecord shards"
@@ -49,8 +41,8 @@ class Data(Section):
     )
     max_bad_share: Probability = Field(
         0.01,
-        description="share of unreadable images past which the run stops (0 to 1); each worker counts those that it "
-        "meets itself, against all images",
+        description="share of unreadable images above which the run stops (0 to 1); each worker compares those it "
+        "met with the number of all images",
     )
     threads: int = Field(
         0, ge=0, description="threads that decode and crop, per worker; 0: one for each core"
@@ -58,10 +50,10 @@ class Data(Section):
     processes: int = Field(
         0,
         ge=0,
-        description="processes that make the training crops in place of threads, per worker, for more cores than "
-        "one Python keeps busy; 0: none",
+        description="processes that make the training crops in place of threads, per worker, if one process cannot use "
+        "all cores; 0: none",
     )
-    prefetch_batches: int = Field(4, ge=1, description="batches made ready ahead of the device, per worker")
+    prefetch_batches: int = Field(4, ge=1, description="batches prepared ahead of the device, per worker")
     evaluation: EvaluationView = Field(
         default_factory=EvaluationView, description="the view for k-NN and features"
     )
@@ -78,18 +70,32 @@ class Data(Section):
             return {name: value for name, value in values.items() if name != "service"}
         return values
 
+    def impossible(self) -> Iterator[Remark]:
+        """Yield a view that does not fit, and a path that is not read."""
+        view = self.evaluation
+        if view.crop > view.resize:
+            yield Remark(
+                "data.evaluation.crop",
+                f"a center crop of {view.crop} pixels does not fit a short side of {view.resize}",
+                f"Set it to {view.resize} or less, or data.evaluation.resize to more",
+            )
+        if self.kind == "digits" and self.path is not None:
+            yield Remark(
+                "data.path",
+                f"the digits are bundled and have no path; got {self.path!r}",
+                "For your own images set data.kind to class_folders, images, tfrecord or tfds",
+            )
+
 
 class CropGroup(Section):
     """Crops of one size, all cut from the same image."""
 
     count: int = Field(..., ge=1, description="crops of this kind for each image")
     size: int = Field(..., ge=8, description="side of the square crop after resizing, pixels")
-    scale: tuple[float, float] = Field(
-        ..., description="least and greatest share of the image's area (0 to 1)"
-    )
+    scale: AreaRange = Field(..., description="least and greatest share of the image's area (0 to 1)")
 
 
-class ColourJitter(Section):
+class ColorJitter(Section):
     """Brightness, contrast, saturation and hue, in random order (docs/algorithm.md, "Crops")."""
 
     probability: Probability = Field(0.8, description="share of crops that are jittered (0 to 1)")
@@ -97,7 +103,7 @@ class ColourJitter(Section):
     contrast: float = Field(0.8, ge=0, description="factor uniform in [max(0, 1 - x), 1 + x]")
     saturation: float = Field(0.8, ge=0, description="factor uniform in [max(0, 1 - x), 1 + x]")
     hue: float = Field(
-        0.2, ge=0, le=0.5, description="shift uniform in [-x, x], in turns of the colour circle"
+        0.2, ge=0, le=0.5, description="shift uniform in [-x, x], in turns of the color circle"
     )
 
 
@@ -105,33 +111,29 @@ class Blur(Section):
     """Gaussian blur."""
 
     probability: Probability = Field(0.5, description="share of crops that are blurred (0 to 1)")
-    sigma: tuple[float, float] = Field(
-        (0.1, 2.0), description="least and greatest standard deviation, pixels"
-    )
+    sigma: Range = Field((0.1, 2.0), description="least and greatest standard deviation, pixels")
 
 
 class Augment(Section):
-    """What happens to each crop, independently of the others (paper, appendix A)."""
+    """Random changes of each crop, independent of the other crops (paper, appendix A)."""
 
-    aspect_ratio: tuple[float, float] = Field(
-        (3 / 4, 4 / 3), description="least and greatest width / height, log-uniform"
-    )
+    aspect_ratio: Range = Field((3 / 4, 4 / 3), description="least and greatest width / height, log-uniform")
     flip_probability: Probability = Field(0.5, description="share of crops mirrored left to right (0 to 1)")
-    jitter: ColourJitter = Field(default_factory=ColourJitter, description="colour jitter")
+    jitter: ColorJitter = Field(default_factory=ColorJitter, description="color jitter")
     grayscale_probability: Probability = Field(0.2, description="share of crops made gray (0 to 1)")
     blur: Blur = Field(default_factory=Blur, description="Gaussian blur")
     mean: tuple[float, float, float] = Field(
         (0.485, 0.456, 0.406), description="channel means of images in [0, 1]"
     )
-    std: tuple[float, float, float] = Field(
-        (0.228, 0.224, 0.225), description="channel deviations of images in [0, 1]"
+    std: tuple[Positive, Positive, Positive] = Field(
+        (0.228, 0.224, 0.225), description="channel standard deviations of images in [0, 1]"
     )
 
 
 class Backbone(Section):
-    """The network whose features are wanted."""
+    """The network that computes the features."""
 
-    library: Literal["swav_tf", "keras_cv"] = Field("swav_tf", description="who defines the network")
+    library: Literal["swav_tf", "keras_cv"] = Field("swav_tf", description="library that defines the network")
     name: str = Field(
         "resnet50",
         description="swav_tf: resnet18, resnet34, resnet50, resnet18_32px, resnet_small; "
@@ -145,9 +147,37 @@ class Backbone(Section):
         default_factory=dict, description="keyword arguments of the keras_cv class"
     )
 
+    def impossible(self) -> Iterator[Remark]:
+        """Yield settings that the library does not know."""
+        if self.library == "swav_tf" and self.name not in BACKBONES:
+            yield Remark(
+                "model.backbone.name",
+                f"swav_tf has {', '.join(BACKBONES)}; got '{self.name}'",
+                "For a class of KerasCV set model.backbone.library=keras_cv",
+            )
+        for setting in ("preset", "arguments"):
+            if self.library == "swav_tf" and getattr(self, setting):
+                yield Remark(
+                    f"model.backbone.{setting}",
+                    "is for keras_cv only; the networks of swav_tf have a name and a width",
+                    "Leave it out, or set model.backbone.library=keras_cv",
+                )
+        if self.library == "keras_cv" and self.preset and self.arguments:
+            yield Remark(
+                "model.backbone.preset",
+                f"a preset fixes the network, so it takes no arguments; got {self.arguments}",
+                "Set either model.backbone.preset or model.backbone.arguments",
+            )
+        if self.library == "keras_cv" and self.width != 1:
+            yield Remark(
+                "model.backbone.width",
+                f"only the networks of swav_tf have a width; got {self.width} for keras_cv",
+                "Leave it out, or set the arguments of the class in model.backbone.arguments",
+            )
+
 
 class BatchNorm(Section):
-    """Batch normalisation in backbone and head."""
+    """Batch normalization in backbone and head."""
 
     synchronised: bool = Field(True, description="statistics over all replicas, not each replica's own")
     momentum: float = Field(
@@ -159,11 +189,11 @@ class BatchNorm(Section):
 class Model(Section):
     """Backbone, projection head and prototypes."""
 
-    backbone: Backbone = Field(default_factory=Backbone, description="the network whose features are wanted")
+    backbone: Backbone = Field(default_factory=Backbone, description="the network that computes the features")
     head_hidden: int = Field(2048, ge=1, description="units of the head's hidden layer")
     projection_dim: int = Field(128, ge=2, description="length of a projection")
     prototypes: int = Field(3000, ge=2, description="number of prototypes, K")
-    batch_norm: BatchNorm = Field(default_factory=BatchNorm, description="batch normalisation")
+    batch_norm: BatchNorm = Field(default_factory=BatchNorm, description="batch normalization")
 
 
 class Queue(Section):
@@ -172,7 +202,7 @@ class Queue(Section):
     length: int = Field(
         0, ge=0, description="projections kept per assign crop over all replicas; 0: no queue"
     )
-    from_epoch: int = Field(0, ge=0, description="epoch (from 0) in which the queue begins to fill")
+    from_epoch: int = Field(0, ge=0, description="epoch (from 0) in which the queue starts to fill")
 
 
 class Method(Section):
@@ -180,9 +210,9 @@ class Method(Section):
 
     temperature: float = Field(0.1, gt=0, description="divides the scores in the softmax only")
     epsilon: float = Field(0.05, gt=0, description="entropy weight: divides the scores in Sinkhorn only")
-    sinkhorn_iterations: int = Field(3, ge=1, le=100, description="alternating normalisations")
+    sinkhorn_iterations: int = Field(3, ge=1, le=100, description="alternating normalizations")
     prototypes_frozen_steps: int = Field(
-        0, ge=0, description="first steps in which the prototypes get no update"
+        0, ge=0, description="first steps, in which the prototypes are not updated"
     )
     queue: Queue = Field(default_factory=Queue, description="the queue of projections")
 
@@ -203,9 +233,9 @@ class Train(Section):
     """How long, how large, on what."""
 
     epochs: int = Field(..., ge=1, description="passes over the images")
-    batch_size: int = Field(..., ge=2, description="images of one optimiser step over all replicas (global)")
+    batch_size: int = Field(..., ge=2, description="images of one optimizer step over all replicas (global)")
     accumulation_steps: int = Field(
-        1, ge=1, description="parts that one batch is split into, one after the other"
+        1, ge=1, description="parts of one batch that are computed one after the other"
     )
     precision: Literal["float32", "mixed_float16", "mixed_bfloat16"] = Field(
         "mixed_float16", description="Keras dtype policy of backbone and head"
@@ -213,23 +243,41 @@ class Train(Section):
     seed: int = Field(31, ge=0, lt=2**32, description="seed of weights, order and crops")
     strategy: Literal["auto", "one_device", "mirrored", "multi_worker"] = Field(
         "auto",
-        description="auto: multi_worker if a cluster is described, else mirrored over several GPUs, "
-        "else one_device",
+        description="auto: multi_worker in a cluster, else mirrored over several GPUs, else one_device",
     )
     logical_cpus: int = Field(
-        0, ge=0, le=64, description="replicas to make of the CPU, for trials without a GPU; 0: one"
+        0, ge=0, le=64, description="replicas on the CPU, to try several without a GPU; 0: one"
     )
-    deterministic: bool = Field(
-        False, description="ask TensorFlow for bit-for-bit repeatable kernels (slower on GPU)"
-    )
+    deterministic: bool = Field(False, description="use kernels that repeat bit for bit (slower on a GPU)")
     max_non_finite_steps: int = Field(
         20, ge=1, description="non-finite steps in a row after which the run stops with an error"
     )
     worker_timeout_seconds: float = Field(
         60.0,
         ge=0,
-        description="silence of a worker after which the others end, seconds; 0: leave it to TensorFlow",
+        description="silence of a worker after which the others stop, seconds; 0: leave it to TensorFlow",
     )
+
+    def impossible(self) -> Iterator[Remark]:
+        """Yield a batch that cannot be split, and replicas that contradict the strategy."""
+        if self.batch_size % self.accumulation_steps:
+            yield Remark(
+                "train.batch_size",
+                f"{self.batch_size} images cannot be split into {self.accumulation_steps} equal accumulation steps",
+                f"Use {nearest_multiple(self.batch_size, self.accumulation_steps)}",
+            )
+        if self.strategy == "one_device" and self.logical_cpus > 1:
+            yield Remark(
+                "train.logical_cpus",
+                f"makes {self.logical_cpus} replicas and train.strategy is one_device",
+                "Set train.strategy=mirrored, or leave logical_cpus out",
+            )
+
+
+def nearest_multiple(value: int, of: int) -> str:
+    """Return the multiples next to a value in words, such as `60 or 65`."""
+    below, above = value // of * of, -(-value // of) * of
+    return f"{below} or {above}" if below else str(above)
 
 
 class Checkpoints(Section):
@@ -238,12 +286,12 @@ class Checkpoints(Section):
     every_minutes: float = Field(15.0, gt=0, description="longest time between two checkpoints, minutes")
     keep_last: int = Field(3, ge=1, description="newest checkpoints that are kept")
     keep_every_epochs: int = Field(
-        25, ge=0, description="epochs between checkpoints that are kept for ever; 0: none"
+        25, ge=0, description="epochs between checkpoints that are never deleted; 0: none"
     )
 
 
 class Monitor(Section):
-    """What is watched during training."""
+    """Metrics and warnings during training."""
 
     log_every_steps: int = Field(
         10, ge=1, description="steps between two lines of metrics.jsonl and TensorBoard"
@@ -252,38 +300,97 @@ class Monitor(Section):
     collapse_after_steps: int = Field(
         500,
         ge=1,
-        description="steps at ln K, the prototypes unfrozen, after which a collapse is warned about",
+        description="steps at a loss of ln K, after the prototypes are unfrozen, until a collapse is reported",
     )
     knn_every_epochs: int = Field(
-        0, ge=0, description="epochs between two k-NN accuracies on labelled data; 0: never"
+        0, ge=0, description="epochs between two k-NN accuracies on labeled data; 0: never"
     )
     knn_neighbours: int = Field(20, ge=1, description="neighbours that vote, k")
     knn_temperature: float = Field(0.07, gt=0, description="temperature of the neighbours' weights")
-    knn_images: int = Field(20_000, ge=10, description="at most so many images are taken for that k-NN")
+    knn_images: int = Field(20_000, ge=10, description="images used for that k-NN, at most")
 
 
 class Recipe(Section):
-    """One pretraining run, whole. The defaults are the paper's where the paper has them."""
+    """A complete pretraining run. Defaults are those of the paper where it has them."""
 
     name: str = Field(..., min_length=1, description="name of the recipe, for logs and reports")
     data: Data = Field(default_factory=Data, description="where the images come from")
     crops: tuple[CropGroup, ...] = Field(
         ..., min_length=1, description="groups of crops; the first two crops are the assign crops"
     )
-    augment: Augment = Field(default_factory=Augment, description="what happens to each crop")
+    augment: Augment = Field(default_factory=Augment, description="random changes of each crop")
     model: Model = Field(default_factory=Model, description="backbone, head and prototypes")
     method: Method = Field(default_factory=Method, description="codes and loss")
     optimizer: Optimizer = Field(..., description="LARS and its schedule")
     train: Train = Field(..., description="how long, how large, on what")
     checkpoint: Checkpoints = Field(default_factory=Checkpoints, description="when state is saved")
-    monitor: Monitor = Field(default_factory=Monitor, description="what is watched")
+    monitor: Monitor = Field(default_factory=Monitor, description="metrics and warnings")
+
+    @field_validator("crops")
+    @classmethod
+    def _refuse_few_assign_crops(cls, crops: tuple[CropGroup, ...]) -> tuple[CropGroup, ...]:
+        if crops[0].count < 2:
+            message = f"the first two crops get codes and must be in one group; got {crops[0].count}"
+            refuse([Remark("crops.0.count", message, "Set crops.0.count=2 or more")])
+        return crops
+
+    # Validated after `method` and `optimizer`: `info.data` has those of them that are valid.
+    @field_validator("train")
+    @classmethod
+    def _refuse_phases_beyond_the_run(cls, train: Train, info: ValidationInfo) -> Train:
+        refuse(_impossible_phases(train, info.data.get("optimizer"), info.data.get("method")))
+        return train
+
+    @field_validator("monitor")
+    @classmethod
+    def _refuse_impossible_knn(cls, monitor: Monitor, info: ValidationInfo) -> Monitor:
+        if monitor.knn_every_epochs:
+            refuse(_impossible_knn(monitor, info.data.get("data")))
+        return monitor
 
     @property
     def crop_count(self) -> int:
-        """Crops of one image, V."""
+        """The number of crops of one image, V."""
         return sum(group.count for group in self.crops)
 
     @property
     def queue_length(self) -> int:
-        """Queue length floored to a multiple of the global batch (docs/algorithm.md, "Queue")."""
+        """The queue length rounded down to a multiple of the global batch (docs/algorithm.md, "Queue")."""
         return self.method.queue.length // self.train.batch_size * self.train.batch_size
+
+
+def _impossible_phases(train: Train, optimizer: Optimizer | None, method: Method | None) -> Iterator[Remark]:
+    if optimizer is not None and optimizer.warmup_epochs > train.epochs:
+        yield Remark(
+            "optimizer.warmup_epochs",
+            f"a warm-up of {optimizer.warmup_epochs} epochs is longer than the run of {train.epochs}",
+            f"Set it to {train.epochs // 10}, or train longer",
+        )
+    queue = method.queue if method is not None else Queue()
+    if 0 < queue.length < train.batch_size:
+        yield Remark(
+            "method.queue.length",
+            f"{queue.length} is less than one batch of {train.batch_size}; the queue holds complete batches",
+            f"Set it to a multiple of {train.batch_size}, or to 0 for no queue",
+        )
+    if queue.length and queue.from_epoch >= train.epochs:
+        yield Remark(
+            "method.queue.from_epoch",
+            f"the queue would start in epoch {queue.from_epoch} and the last epoch is {train.epochs - 1}",
+            "Start it earlier, or set method.queue.length=0",
+        )
+
+
+def _impossible_knn(monitor: Monitor, data: Data | None) -> Iterator[Remark]:
+    if data is not None and data.kind == "images":
+        yield Remark(
+            "monitor.knn_every_epochs",
+            "a k-NN needs labels and data.kind is images, a folder without labels",
+            "Set it to 0, or data.kind to class_folders",
+        )
+    if monitor.knn_neighbours > monitor.knn_images:
+        yield Remark(
+            "monitor.knn_neighbours",
+            f"{monitor.knn_neighbours} neighbors cannot be found among {monitor.knn_images} images",
+            "Set fewer neighbors (the usual number is 20) or more monitor.knn_images",
+        )

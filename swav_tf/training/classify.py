@@ -19,8 +19,8 @@ from swav_tf.data.labels import LabelledData, open_labelled
 from swav_tf.data.loader import training_batches
 from swav_tf.data.sources import fingerprint
 from swav_tf.method.optimizers import SGD, EpochSchedule, epoch_shares
+from swav_tf.recipe.advice import check_recipe
 from swav_tf.recipe.classifier import FinetuneRecipe, ProbeRecipe
-from swav_tf.recipe.classifier_advice import check_classifier_recipe
 from swav_tf.runs.checkpoint import CheckpointStore
 from swav_tf.runs.model_facts import BY_SGD, ModelFacts, save_facts
 from swav_tf.training.callbacks import MetricsLog, ShowProgress
@@ -132,7 +132,7 @@ def _train_classifier(
     console, warnings = consoles(team, quiet=quiet)
 
     data = open_labelled(recipe)
-    for advice in check_classifier_recipe(
+    for advice in check_recipe(
         recipe, replicas=team.replicas, images=len(data.train), on_cpu=team.devices == "CPU"
     ):
         warnings.print(f"[yellow]warning[/] {advice}")
@@ -265,10 +265,12 @@ def compile_classifier(model: Classifier, recipe: ProbeRecipe | FinetuneRecipe, 
     own = {id(variable) for variable in model.classifier.trainable_variables}
     rates = [of_classifier if id(v) in own else of_backbone for v in model.trainable_variables]
     optimizer = SGD(
-        EpochSchedule(epoch_shares(recipe.sgd, epochs=recipe.train.epochs), steps_per_epoch=steps_per_epoch),
+        EpochSchedule(
+            epoch_shares(recipe.optimizer, epochs=recipe.train.epochs), steps_per_epoch=steps_per_epoch
+        ),
         rates=[rate for rate in rates if rate is not None],
-        momentum=recipe.sgd.momentum,
-        weight_decay=recipe.sgd.weight_decay,
+        momentum=recipe.optimizer.momentum,
+        weight_decay=recipe.optimizer.weight_decay,
     )
     # Loss scaling is the model's own: Keras' decides on one replica's gradients.
     model.compile(optimizer=optimizer, jit_compile=False, auto_scale_loss=False)

@@ -12,8 +12,8 @@ from rich.markup import escape
 
 from swav_tf.data.bad_images import BadImages
 from swav_tf.data.labels import open_labelled
+from swav_tf.recipe.advice import check_recipe
 from swav_tf.recipe.classifier import ProbeRecipe
-from swav_tf.recipe.classifier_advice import check_classifier_recipe
 from swav_tf.runs.checkpoint import CheckpointStore
 from swav_tf.runs.folder import RunFolder
 from swav_tf.runs.model_facts import BY_CACHE, ModelFacts, save_facts
@@ -79,7 +79,7 @@ def probe_cached(
     console = Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
     start = start_from(model, from_scratch=from_scratch)
     data = open_labelled(recipe)
-    check_classifier_recipe(recipe, replicas=1)
+    check_recipe(recipe, replicas=1)
     class_count, settings = len(data.class_names), recipe.cached
     bad_images = BadImages(None, images=len(data.train), max_share=0)
 

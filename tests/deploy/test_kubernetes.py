@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-import yaml
+from ruamel.yaml import YAML
 
 from cli.commands.pretrain import command
 from swav_tf.recipe.files import load_recipe
@@ -11,7 +11,7 @@ from swav_tf.training.heartbeat import LOST, Loss, WorkerLost
 
 ROOT = Path(__file__).parents[2]
 MANIFESTS = sorted((ROOT / "deploy" / "kubernetes").glob("*.yaml"))
-FIELDS = yaml.safe_load(Path(__file__).with_name("fields.yaml").read_text())
+FIELDS = YAML(typ="safe").load(Path(__file__).with_name("fields.yaml").read_text())
 TYPES = {"string": str, "integer": int, "boolean": bool}
 
 
@@ -41,7 +41,11 @@ def wrong(value, allowed, path):
 
 
 def documents():
-    return [pytest.param(d, id=d["kind"]) for path in MANIFESTS for d in yaml.safe_load_all(path.read_text())]
+    return [
+        pytest.param(d, id=d["kind"])
+        for path in MANIFESTS
+        for d in YAML(typ="safe").load_all(path.read_text())
+    ]
 
 
 # Bugs caught: a misspelt or misplaced field, which the cluster refuses or, worse, drops; a number where a text must be.
@@ -66,7 +70,7 @@ def test_the_check_finds_what_is_wrong():
 
 @pytest.fixture(scope="module")
 def job():
-    return {d["kind"]: d for path in MANIFESTS for d in yaml.safe_load_all(path.read_text())}
+    return {d["kind"]: d for path in MANIFESTS for d in YAML(typ="safe").load_all(path.read_text())}
 
 
 # Bugs caught: names that differ between the documents, so that nothing is mounted, or no runtime is found.

@@ -1,0 +1,157 @@
+"""The settings of a recipe as a table, and validation errors in words."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import typing
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
+
+from swav_tf.recipe.section import Section
+
+
+def describe_settings(recipe: type[Section]) -> dict[str, dict[str, str]]:
+    """Return {path: type with bounds, default and meaning, in words}; `N` in a path is a list index."""
+    return {path: _describe(info) for path, info in _settings(recipe)}
+
+
+def explain_errors(invalid: ValidationError, recipe: type[Section]) -> list[str]:
+    """Return each error as `path: what must hold, what was received, how to fix it`."""
+    errors = invalid.errors()
+    # Pydantic also reports a list with a wrong item as too short.
+    outer = {error["loc"][:end] for error in errors for end in range(len(error["loc"]))}
+    return [_explain(error, recipe) for error in errors if error["loc"] not in outer]
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return ` Did you mean 'x'?` for the nearest known word, or nothing."""
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f" Did you mean '{near[0]}'?" if near else ""
+
+
+def dotted(keys: Sequence[Any]) -> str:
+    """Return `("crops", 0, "size")` as `crops.0.size`, the form of overrides."""
+    return ".".join(map(str, keys))
+
+
+def shown(value: Any) -> str:
+    """Return a value as a recipe would contain it, shortened."""
+    return "nothing" if value is None else json.dumps(value)[:80]
+
+
+def section_of(annotation: Any) -> type[Section] | None:
+    """Return the section that an annotation means: the class itself, or the item of `tuple[Class, ...]`."""
+    for candidate in (annotation, *typing.get_args(annotation)):
+        if isinstance(candidate, type) and issubclass(candidate, Section):
+            return candidate
+    return None
+
+
+def _settings(section: type[Section], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    for name, info in section.model_fields.items():
+        below = section_of(info.annotation)
+        if below is None:
+            yield prefix + name, info
+        else:
+            index = "" if isinstance(info.annotation, type) else "N."
+            yield from _settings(below, f"{prefix}{name}.{index}")
+
+
+def _describe(info: FieldInfo) -> dict[str, str]:
+    signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
+    bounds = [
+        f"{sign} {getattr(bound, name)}"
+        for bound in info.metadata
+        for name, sign in signs.items()
+        if hasattr(bound, name)
+    ]
+    default = f"default {json.dumps(info.get_default(call_default_factory=True))}"
+    return {
+        "type": " ".join([_type_name(info.annotation), *bounds]),
+        "default": "must be set" if info.is_required() else default,
+        "meaning": str(info.description),
+    }
+
+
+def _type_name(annotation: Any) -> str:
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Literal:
+        return " | ".join(arguments)
+    if origin is tuple:
+        length = "" if arguments[-1] is Ellipsis else f"{len(arguments)} "
+        return f"list of {length}{arguments[0].__name__}"
+    return str(annotation.__name__) if origin is None else str(annotation).replace("typing.", "")
+
+
+def _explain(error: ErrorDetails, recipe: type[Section]) -> str:
+    keys, kind, received = error["loc"], error["type"], error["input"]
+    if kind == "impossible":
+        return str(error["ctx"]["remark"])
+    if kind == "extra_forbidden":
+        return f"{dotted(keys)}: no such setting (value {shown(received)}).{_nearest_setting(keys, recipe)}"
+    if kind == "missing" and not isinstance(keys[-1], int):
+        return f"{dotted(keys)}: must be set{_meaning(keys, recipe)}"
+    if kind == "missing":
+        keys, must = keys[:-1], f"must have {int(keys[-1]) + 1} values"
+    elif kind == "too_short":
+        must = f"must have at least {error['ctx']['min_length']} item"
+    elif kind == "too_long":
+        must = f"must have {error['ctx']['max_length']} values"
+    else:
+        must = error["msg"].replace("Input should be", "must be")
+        must = must.replace("a valid array", "a list").replace("an object", "a mapping")
+    return f"{dotted(keys)}: {must}, got {shown(received)}{_hint(kind, received)}{_meaning(keys, recipe)}"
+
+
+def _hint(kind: str, received: Any) -> str:
+    if kind == "string_type" and isinstance(received, int | float):
+        return f"; write it in quotes: '{received}'"
+    if kind in ("int_type", "float_type", "bool_type") and _needs_no_quotes(received):
+        return "; write it without quotes"
+    if kind in ("int_from_float", "int_type") and isinstance(received, float) and received.is_integer():
+        return f"; write {int(received)}"
+    return ""
+
+
+def _needs_no_quotes(value: Any) -> bool:
+    try:
+        return isinstance(value, str) and (value in ("true", "false") or math.isfinite(float(value)))
+    except ValueError:
+        return False
+
+
+def _nearest_setting(keys: Sequence[Any], recipe: type[Section]) -> str:
+    """Return which setting was probably meant: one of the same section, else one of that name elsewhere."""
+    section = _section_at(keys[:-1], recipe)
+    if section is None:
+        return ""
+    word = str(keys[-1])
+    near = [dotted([*keys[:-1], name]) for name in difflib.get_close_matches(word, section.model_fields, n=1)]
+    near += [path for path, _ in _settings(recipe) if path.rpartition(".")[2] == word]
+    if near:
+        return f" Did you mean '{near[0]}'?"
+    return f" {'Settings here' if len(keys) > 1 else 'Sections'}: {', '.join(section.model_fields)}."
+
+
+def _section_at(keys: Sequence[Any], recipe: type[Section]) -> type[Section] | None:
+    section: type[Section] | None = recipe
+    for key in keys:
+        if not isinstance(key, int):
+            info = section.model_fields.get(key) if section is not None else None
+            section = section_of(info.annotation) if info is not None else None
+    return section
+
+
+def _meaning(keys: Sequence[Any], recipe: type[Section]) -> str:
+    """Return ` (description)` of the setting at `keys`, or of the innermost known one around it."""
+    for end in range(len(keys), 0, -1):
+        parent = _section_at(keys[: end - 1], recipe)
+        if parent is not None and keys[end - 1] in parent.model_fields:
+            return f" ({parent.model_fields[keys[end - 1]].description})"
+    return ""
