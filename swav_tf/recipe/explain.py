@@ -71,10 +71,12 @@ def _describe(info: FieldInfo) -> dict[str, str]:
         for name, sign in signs.items()
         if hasattr(bound, name)
     ]
-    default = f"default {json.dumps(info.get_default(call_default_factory=True))}"
+    default = "must be set"
+    if not info.is_required():
+        default = f"default {json.dumps(info.get_default(call_default_factory=True))}"
     return {
         "type": " ".join([_type_name(info.annotation), *bounds]),
-        "default": "must be set" if info.is_required() else default,
+        "default": default,
         "meaning": str(info.description),
     }
 
@@ -85,7 +87,8 @@ def _type_name(annotation: Any) -> str:
         return " | ".join(arguments)
     if origin is tuple:
         length = "" if arguments[-1] is Ellipsis else f"{len(arguments)} "
-        return f"list of {length}{arguments[0].__name__}"
+        item = getattr(arguments[0], "__origin__", arguments[0])  # without bounds
+        return f"list of {length}{item.__name__}"
     return str(annotation.__name__) if origin is None else str(annotation).replace("typing.", "")
 
 
