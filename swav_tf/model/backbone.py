@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import keras
 
-from swav_tf.model.architectures import ARCHITECTURES
 from swav_tf.model.resnet import build_resnet
 from swav_tf.plumbing.errors import RecipeError
 from swav_tf.recipe.pretraining import Model
@@ -19,11 +18,6 @@ def build_backbone(settings: Model) -> keras.Model:
     backbone = settings.backbone
     if backbone.library == "keras_cv":
         return _keras_cv_backbone(settings)
-    if backbone.name not in ARCHITECTURES:
-        raise RecipeError(
-            f"model.backbone.name must be one of {', '.join(ARCHITECTURES)}. Received: {backbone.name!r}.\n"
-            "For another network set model.backbone.library=keras_cv."
-        )
     return build_resnet(backbone.name, width=backbone.width, batch_norm=settings.batch_norm)
 
 

@@ -149,7 +149,6 @@ def test_any_keras_cv_backbone_by_name():
 @pytest.mark.parametrize(
     ("backbone", "message"),
     [
-        ({"name": "resnet51"}, "resnet50"),
         ({"library": "keras_cv", "name": "ResNet51"}, "DenseNetBackbone"),
         ({"library": "keras_cv", "name": "DenseNetBackbone", "arguments": {"depth": 3}}, "depth"),
     ],
