@@ -142,15 +142,13 @@ class MultiCrop:
     def __init__(self, crops: tuple[CropGroup, ...], augment: Augment, *, colour: bool = True) -> None:
         """Create the transform; with `colour=False` crops are only cut and flipped, with the same boxes."""
         self.groups = crops
-        self.augment = augment
         if not colour:
-            self.augment = augment.model_copy(
-                update={
-                    "jitter": augment.jitter.model_copy(update={"probability": 0.0}),
-                    "grayscale_probability": 0.0,
-                    "blur": augment.blur.model_copy(update={"probability": 0.0}),
-                }
+            off = {"probability": 0.0}
+            jitter, blur = augment.jitter.model_copy(update=off), augment.blur.model_copy(update=off)
+            augment = augment.model_copy(
+                update={"jitter": jitter, "blur": blur, "grayscale_probability": 0.0}
             )
+        self.augment = augment
         self.crop_count = sum(group.count for group in crops)
 
     def __call__(

@@ -25,19 +25,15 @@ class ImageSource(Protocol):
 
     def __len__(self) -> int:
         """Return the number of images."""
-        ...
 
     def read(self, index: int) -> bytes | Image:
         """Return image `index`: an encoded file, or uint8 RGB (height, width, 3)."""
-        ...
 
     def label(self, index: int) -> int:
         """Return the class of image `index`, from 0; -1 if it has none."""
-        ...
 
     def image_name(self, index: int) -> str:
         """Return the name of image `index` for messages: a path relative to the source."""
-        ...
 
 
 def read_image(source: ImageSource, index: int) -> Image:
@@ -70,9 +66,9 @@ def open_source(data: Data, *, validation: bool = False) -> ImageSource:
         DataError: the images are missing, or not of the kind in `data.kind`.
     """
     if data.kind in ("digits", "tfds"):
-        split = data.validation_split if validation else data.split
-        if split is None:
-            raise DataError("data.validation_split must name a split to validate on; it is not set.")
+        split = data.split
+        if validation:
+            split = _required(data.validation_split, "data.validation_split", "a split to validate on")
         if data.kind == "digits":
             from swav_tf.data.digits import Digits
 

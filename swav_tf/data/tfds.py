@@ -25,32 +25,19 @@ def open_tfds(name: str, split: str) -> ImageSource:
         import tensorflow_datasets as tfds
     except ImportError as error:
         raise DataError(
-            'data.kind tfds needs tensorflow-datasets, which is not installed: pip install "swav-tf[train]"'
+            'data.kind tfds needs tensorflow-datasets, which is not installed: pip install "swav-tf[train]".'
         ) from error
-    try:
-        if os.path.isdir(os.path.expanduser(name)):
-            builder = tfds.builder_from_directory(os.path.expanduser(name))
-        else:
-            builder = tfds.builder(name)
-            if not builder.is_prepared():
-                builder = tfds.builder(name, file_format="array_record")
-                builder.download_and_prepare()
-    except Exception as error:  # TFDS raises dozens of kinds
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise DataError(
-            f"data.path must name a data set that TFDS can prepare; {name!r} failed: {reason}"
-        ) from error
-
+    builder = _prepared(tfds, name)
     image_key = _first_feature(builder, tfds.features.Image)
     label_key = _first_feature(builder, tfds.features.ClassLabel)
     if image_key is None:
-        raise DataError(f"{name!r} must have an image feature; it has {builder.info.features}")
+        raise DataError(f"{name!r} must have an image feature; it has {builder.info.features}.")
     class_names = tuple(builder.info.features[label_key].names) if label_key is not None else ()
     try:
         instructions = builder.info.splits[split].file_instructions
     except (KeyError, ValueError) as error:
         known = ", ".join(sorted(builder.info.splits))
-        raise DataError(f"the split of {name!r} must be of {known}; got {split!r}") from error
+        raise DataError(f"The split of {name!r} must be one of {known}; received {split!r}.") from error
 
     if builder.info.file_format is tfds.core.FileFormat.TFRECORD:
         takes = [slice(i.skip, None if i.take < 0 else i.skip + i.take) for i in instructions]
@@ -70,6 +57,23 @@ def open_tfds(name: str, split: str) -> ImageSource:
             "Prepare it again as array_record, or set data.kind to tfrecord."
         ) from error
     return TFDSSource(records, f"{name}/{split}", image_key, label_key, class_names)
+
+
+def _prepared(tfds: Any, name: str) -> Any:
+    folder = os.path.expanduser(name)
+    try:
+        if os.path.isdir(folder):
+            return tfds.builder_from_directory(folder)
+        builder = tfds.builder(name)
+        if not builder.is_prepared():
+            builder = tfds.builder(name, file_format="array_record")
+            builder.download_and_prepare()
+        return builder
+    except Exception as error:  # TFDS raises dozens of kinds
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise DataError(
+            f"data.path must name a data set that TFDS can prepare. {name!r} failed: {reason}."
+        ) from error
 
 
 def _first_feature(builder: Any, kind: type) -> str | None:
