@@ -146,10 +146,13 @@ def _remote(path: str) -> Iterator[tuple[Any, str]]:
 
     try:
         files, inner = url_to_fs(path)
-    except (ImportError, ValueError) as error:  # fsspec names the package
+    except ImportError as error:  # the message names the package
         raise DataError(
-            f"The scheme of {path} must be one that fsspec can read: {error}. "
-            "Install its package, correct the path, or copy the images to this machine."
+            f"{path} needs a package that is not installed. {error}, or copy the images to this machine."
+        ) from error
+    except ValueError as error:
+        raise DataError(
+            f"The scheme of {path} must be one that fsspec supports: {error}. Check the path."
         ) from error
     try:
         yield files, inner
