@@ -28,15 +28,6 @@ def test_it_shows_the_crops_of_a_run(folder, recipe):
             assert all(contains(sheet, view) for view in group)
 
 
-def test_groups_are_in_proportion(folder, recipe):
-    recipe, source = recipe(folder), ImageFolder(folder)
-    one, three = (contact_sheet(source, recipe, rows=rows, height=160) for rows in (1, 3))
-    assert one.width == three.width
-    assert (three.height - one.height) == 2 * (80 + 4 + 80 + 20 + 20)
-    # image 4:3, two crops of 160, two columns of 80, gaps
-    assert one.width == 20 + 213 + 20 + (2 * 160 + 4) + 20 + (2 * 80 + 4) + 20
-
-
 def test_unreadable_images_are_left_out(folder, recipe):
     for i in range(20):
         (folder / f"{i:02d}.jpg").write_bytes(b"no image")
