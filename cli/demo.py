@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.table import Table
 
 from cli.demo_export import DemoExport, export_and_measure, missing_packages, write_demo_page
+from cli.demo_picture import draw_demo
 from cli.tables.benchmark import print_benchmark
-from evaluate.demo_picture import draw_demo
 from evaluate.linear import linear_accuracy
 from swav_tf.data.decode import evaluation_view
 from swav_tf.data.sources import ImageSource, open_source, read_image

@@ -1,10 +1,10 @@
-"""Which extra of the package brings which module."""
+"""Which extra of the package installs which module."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-# `onnx-gpu` and `gpu` bring modules of `onnx` and `train` once more: a missing module does not ask for them.
+# `onnx-gpu` and `gpu` install modules of `onnx` and `train` too; they are never recommended for a missing module.
 EXTRAS = {
     "train": (
         "tensorflow",
@@ -25,24 +25,24 @@ EXTRAS = {
 
 
 def extra_of(module: str | None, arguments: Sequence[str] = ()) -> str | None:
-    """The extra that brings a module, by its import name.
+    """Return the extra that installs a module, None if none does.
 
     Args:
-        module: that is missing.
-        arguments: of the command line that misses it.
+        module: the import name that is missing.
+        arguments: of the command line that needs it.
     """
     package = (module or "").partition(".")[0]
     if package == "onnx" and any(word.endswith(".onnx") for word in arguments):
-        return "tensorrt"  # an engine of a file: `export` would put ONNX Runtime for CPUs over that for GPUs
+        return "tensorrt"  # building an engine: `export` would overwrite ONNX Runtime for GPUs with that for CPUs
     return next((extra for extra, modules in EXTRAS.items() if package in modules), None)
 
 
 def onnxruntime_remark(versions: Mapping[str, str | None], *, has_gpu: bool) -> str | None:
-    """What keeps ONNX Runtime from a GPU, and how to mend it; None if nothing does.
+    """Return what keeps ONNX Runtime from using a GPU and how to fix it; None if nothing does.
 
     Args:
         versions: of the installed packages, by name.
-        has_gpu: whether there is an NVIDIA GPU.
+        has_gpu: whether the machine has an NVIDIA GPU.
     """
     for_cpu, for_gpu = versions.get("onnxruntime"), versions.get("onnxruntime-gpu")
     if for_cpu and for_gpu:
@@ -53,5 +53,5 @@ def onnxruntime_remark(versions: Mapping[str, str | None], *, has_gpu: bool) -> 
         )
     if has_gpu and not for_gpu:
         first = "pip uninstall onnxruntime, then " if for_cpu else ""
-        return f"ONNX Runtime cannot use the GPU that is here: {first}pip install 'swav-tf[onnx-gpu]'"
+        return f"ONNX Runtime cannot use this machine's GPU: {first}pip install 'swav-tf[onnx-gpu]'"
     return None

@@ -1,4 +1,4 @@
-"""What `swav-tf doctor` looks at: the machine, the packages, and who else owns our import names."""
+"""What `swav-tf doctor` examines: the machine, the packages and conflicting import names."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from cli.quiet import load_tensorflow_quietly
 from evaluate.benchmark.machine import memory_gib, no_gpu_reason
 from swav_tf.plumbing.system import available_cores
 
-OUR_NAMES = ("cli", "configs", "evaluate", "export", "swav_tf")
-OUR_DISTRIBUTION = "swav-tf"
+IMPORT_NAMES = ("cli", "configs", "evaluate", "export", "swav_tf")
+DISTRIBUTION = "swav-tf"
 PACKAGES = (
     "swav-tf", "numpy", "pillow", "opencv-python-headless", "pydantic",
     "tensorflow", "keras", "keras-cv", "tensorflow-datasets", "scikit-learn",
@@ -25,18 +25,17 @@ PACKAGES = (
 
 @dataclass(frozen=True)
 class Clash:
-    """An import name of ours that another installed distribution owns too."""
+    """An import name that another installed distribution owns too."""
 
     name: str
     others: list[str]
     imported_from: str | None
 
     def __str__(self) -> str:
-        """What is wrong and what to do."""
+        """Describe the conflict and the remedy."""
         return (
-            f"`import {self.name}` belongs to {', '.join(self.others)} as well as {OUR_DISTRIBUTION}; "
-            f"now it is {self.imported_from or 'not importable'}. "
-            f"Install {OUR_DISTRIBUTION} in an environment of its own."
+            f"`import {self.name}` belongs to both {DISTRIBUTION} and {', '.join(self.others)}; it currently "
+            f"imports {self.imported_from or 'nothing'}. Install {DISTRIBUTION} in a separate environment."
         )
 
 
@@ -55,11 +54,11 @@ class Installation:
     gpus: list[str] | None
 
     def as_dict(self) -> dict[str, Any]:
-        """The findings as plain data."""
+        """Return the findings as plain data."""
         return dataclasses.asdict(self)
 
     def lines(self) -> list[str]:
-        """The findings for a person."""
+        """Return the findings as lines of text."""
         gpus = [] if self.gpus is None else [f"GPUs      {', '.join(self.gpus) or 'TensorFlow sees none'}"]
         return [
             f"Python    {self.python} on {self.platform}",
@@ -72,12 +71,12 @@ class Installation:
             ),
             *([] if self.remark is None else [f"Remark: {self.remark}"]),
             *(f"Problem: {clash}" for clash in self.clashes),
-            *([] if self.clashes else ["No other package owns an import name of ours."]),
+            *([] if self.clashes else ["No other package owns one of swav-tf's import names."]),
         ]
 
 
 def examine(*, gpu: bool = False) -> Installation:
-    """Look at the machine and the installed packages; with `gpu`, load TensorFlow for its devices."""
+    """Examine the machine and the installed packages; with `gpu`, load TensorFlow to list its devices."""
     versions = {package: _version(package) for package in PACKAGES}
     return Installation(
         python=platform.python_version(),
@@ -93,11 +92,11 @@ def examine(*, gpu: bool = False) -> Installation:
 
 
 def find_clashes() -> list[Clash]:
-    """Our import names that other distributions own too."""
+    """Return the import names that other distributions own too."""
     owners = metadata.packages_distributions()
     clashes = []
-    for name in OUR_NAMES:
-        others = sorted(set(owners.get(name, [])) - {OUR_DISTRIBUTION})
+    for name in IMPORT_NAMES:
+        others = sorted(set(owners.get(name, [])) - {DISTRIBUTION})
         if others:
             spec = importlib.util.find_spec(name)
             places = list(spec.submodule_search_locations or []) if spec else []

@@ -1,4 +1,4 @@
-"""The most probable classes of images, and the CSV or JSON file that they are written to."""
+"""Predict the most probable classes of images and write them to CSV or JSON."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ CSV_COLUMNS = (
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the classifier says of one file.
+    """The predicted classes of one file.
 
     Attributes:
         file: its path below the folder.
-        classes: the five most probable ones (fewer if there are fewer), most probable first.
+        classes: up to five, most probable first.
         probabilities: of these classes, 0 to 1.
-        error: why the file cannot be read; None if it can.
+        error: why the file is unreadable, else None.
     """
 
     file: str
@@ -45,12 +45,12 @@ class Prediction:
 
 @dataclass(frozen=True)
 class ClassifierModel:
-    """A classifier, whoever runs it.
+    """A classifier, run by Keras or ONNX Runtime.
 
     Attributes:
         probabilities: of uint8 images (n, crop, crop, 3): (n, C), 0 to 1.
-        class_names: C of them.
-        view: how its images are shown.
+        class_names: C names.
+        view: how its images are resized and cropped.
     """
 
     probabilities: Callable[[np.ndarray], np.ndarray]
@@ -59,21 +59,20 @@ class ClassifierModel:
 
 
 def open_classifier(model: Path, provider: str | None = None) -> ClassifierModel:
-    """The classifier in the folder of a probe or fine-tuning run, or in a file by `swav-tf export` of one.
+    """Open the classifier of a probe or fine-tuning run, or a file exported from one.
 
     Args:
         model: the folder or file.
-        provider: of ONNX Runtime, for a file; None is `cpu`.
+        provider: of ONNX Runtime, for a file; None: `cpu`.
 
     Raises:
         UsageError: it is neither.
-        CheckpointError: its checkpoint is damaged.
-        DataError: the file is damaged.
+        CheckpointError, DataError: the checkpoint or file is damaged.
     """
     if model.is_file() or model.suffix == ".onnx":
         return _of_file(model, provider or "cpu")
     if provider is not None:
-        raise UsageError(f"--provider belongs to an ONNX file. Received: {model}, which is none.")
+        raise UsageError(f"--provider is for ONNX files. Received: {model}, which is a run folder.")
     from swav_tf.training.classifier_folder import load_classifier
 
     classifier, recipe, facts = load_classifier(model)
@@ -102,7 +101,7 @@ def _of_file(path: Path, provider: str) -> ClassifierModel:
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
-    """Probabilities (n, C) of logits (n, C)."""
+    """Return probabilities (n, C) of logits (n, C)."""
     powers = np.exp(logits - logits.max(axis=1, keepdims=True))
     found: np.ndarray = powers / powers.sum(axis=1, keepdims=True)
     return found
@@ -115,14 +114,7 @@ def predict(
     batch_size: int,
     threads: int,
 ) -> Iterator[Prediction]:
-    """Predictions in the order of the source; a file that cannot be read gets its error.
-
-    Args:
-        model: the classifier.
-        source: the images.
-        batch_size: images that the model sees at once.
-        threads: that decode; 0 for one per core.
-    """
+    """Yield predictions in the order of the source; an unreadable file gets its error."""
     waiting: list[ViewedImage] = []
     for image in view_images(source, range(len(source)), model.view, threads=threads):
         waiting.append(image)
@@ -149,21 +141,13 @@ def _predict_batch(model: ClassifierModel, images: list[ViewedImage]) -> Iterato
 
 
 def check_output(path: Path) -> None:
-    """Refuses a file that is neither CSV nor JSON, before anything is computed.
-
-    Raises:
-        UsageError: the name ends otherwise.
-    """
+    """Raise UsageError unless the file is CSV or JSON, before anything is computed."""
     if path.suffix.lower() not in ENDINGS:
         raise UsageError(f"--output must end in {' or '.join(ENDINGS)}. Received: {path}.")
 
 
 def write_predictions(path: Path, predictions: list[Prediction]) -> None:
-    """Writes the file whole: a row, or an object, for each image.
-
-    Raises:
-        DataError: the disk is full or refuses; nothing is left of the file then.
-    """
+    """Write the file atomically, with a row or an object for each image."""
     with atomic_write(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
         if path.suffix.lower() == ".json":
             entries = [_as_json(prediction) for prediction in predictions]
@@ -174,7 +158,6 @@ def write_predictions(path: Path, predictions: list[Prediction]) -> None:
 
 
 def _as_row(prediction: Prediction) -> list[str]:
-    """The values of CSV_COLUMNS, empty where there are fewer than TOP classes or none at all."""
     pairs = zip(prediction.classes, prediction.probabilities, strict=True)
     cells = [cell for name, p in pairs for cell in (name, f"{p:.6g}")]
     return [prediction.file, *cells, *[""] * (2 * TOP - len(cells)), prediction.error or ""]

@@ -1,4 +1,4 @@
-"""How far a command is, on stderr: a bar on a terminal, lines in a log."""
+"""Progress of a command on stderr: a bar on a terminal, lines in a log."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from rich.console import Console
+from swav_tf.plumbing.log import console
 
+if TYPE_CHECKING:
     from evaluate.benchmark.schema import Cell
 
 LINE_SECONDS = 30.0
@@ -18,114 +18,97 @@ LINE_SECONDS = 30.0
 
 @contextmanager
 def image_progress(total: int, what: str, *, quiet: bool) -> Iterator[Callable[[int], None]]:
-    """Images/s and the time that is left; call it with the number of images that are done.
+    """Yield a function to call with the number of finished images; show images/s and the remaining time.
 
-    A bar on a terminal; elsewhere, as in the log of a job, a line every LINE_SECONDS.
+    On a terminal this is a bar; elsewhere, such as in a job's log, a line every LINE_SECONDS.
     """
-    from rich.console import Console
+    if quiet:
+        yield lambda images: None
+    elif console().is_terminal:
+        with _image_bar(total, what) as update:
+            yield update
+    else:
+        yield _image_lines(total, what)
 
-    console = Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
-    if console.is_terminal:
-        with _image_bar(total, what, console) as done:
-            yield done
-        return
-    began = spoke = time.perf_counter()
-    first: int | None = None  # what an earlier call did is not part of the speed
 
-    def tell(images: int) -> None:
-        nonlocal first, spoke
+def _image_lines(total: int, what: str) -> Callable[[int], None]:
+    start = reported = time.perf_counter()
+    first: int | None = None  # images of an earlier call do not count towards the speed
+
+    def update(images: int) -> None:
+        nonlocal first, reported
         now = time.perf_counter()
         first = images if first is None else first
-        if now - spoke >= LINE_SECONDS and images > first:
-            spoke = now
-            speed = (images - first) / (now - began)
+        if now - reported >= LINE_SECONDS and images > first:
+            reported = now
+            speed = (images - first) / (now - start)
             left = timedelta(seconds=round((total - images) / speed))
-            console.print(f"{what} {images:,}/{total:,}  {speed:,.0f} images/s  {left} left")
+            console().print(f"{what} {images:,}/{total:,}  {speed:,.0f} images/s  {left} left")
 
-    yield tell
+    return update
 
 
 @contextmanager
-def _image_bar(total: int, what: str, console: Console) -> Iterator[Callable[[int], None]]:
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        ProgressColumn,
-        Task,
-        TextColumn,
-        TimeRemainingColumn,
-    )
+def _image_bar(total: int, what: str) -> Iterator[Callable[[int], None]]:
+    from rich import progress as bars
     from rich.text import Text
 
-    class Speed(ProgressColumn):
-        """Images a second."""
+    class Speed(bars.ProgressColumn):
+        """Images a second: recent while running, overall at the end."""
 
-        def render(self, task: Task) -> Text:
-            """The speed of late, or of all at the end."""
+        def render(self, task: bars.Task) -> Text:
+            """Return the speed as text."""
             speed = task.finished_speed or task.speed
             return Text("- images/s" if speed is None else f"{speed:,.0f} images/s")
 
     columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
+        bars.TextColumn("{task.description}"),
+        bars.BarColumn(),
+        bars.MofNCompleteColumn(),
         Speed(),
-        TimeRemainingColumn(),
+        bars.TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console) as progress:
+    with bars.Progress(*columns, console=console()) as progress:
         task = progress.add_task(what, total=total)
-        begun = False
+        started = False
 
-        def done(images: int) -> None:
-            nonlocal begun
-            if begun:
+        def update(images: int) -> None:
+            nonlocal started
+            if started:
                 progress.update(task, completed=images)
             else:
-                progress.reset(task, completed=images)  # done before, or while the model was traced
-                begun = True
+                progress.reset(
+                    task, completed=images
+                )  # done by an earlier call, or while the model was traced
+                started = True
 
-        yield done
+        yield update
 
 
 @contextmanager
 def share_progress(what: str, *, quiet: bool) -> Iterator[Callable[[float], None]]:
-    """A bar with the time that is left; call it with the share that is done, 0 to 1."""
-    from rich.console import Console
+    """Yield a function to call with the finished share, 0 to 1; show a bar with the remaining time."""
     from rich.progress import Progress
 
-    progress = Progress(console=Console(stderr=True, quiet=quiet), disable=quiet)
-    task = progress.add_task(what, total=1.0)
-    begun = False
-
-    def done(share: float) -> None:
-        nonlocal begun
-        if not begun:
-            progress.start()  # not before: what is refused shall not look begun
-            begun = True
-        progress.update(task, completed=share)
-
-    try:
-        yield done
-    finally:
-        if begun:
-            progress.stop()
+    with Progress(console=console(), disable=quiet) as progress:
+        task = progress.add_task(what, total=1.0)
+        yield lambda share: progress.update(task, completed=share)
 
 
 @contextmanager
 def cell_progress(*, quiet: bool) -> Iterator[Callable[[Cell, int, int], None]]:
-    """A bar on a terminal, a line for each process elsewhere; pass it as `before_each` to `run_benchmark`."""
-    from rich.console import Console
+    """Yield the `before_each` of `run_benchmark`; show a bar on a terminal, elsewhere a line per process."""
     from rich.progress import Progress
 
-    console = Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
-    if not console.is_terminal:
-        yield lambda cell, done, total: console.print(
+    if quiet:
+        yield lambda cell, done, total: None
+    elif not console().is_terminal:
+        yield lambda cell, done, total: console().print(
             f"{done + 1}/{total}  {cell.model} {cell.label}", markup=False
         )
-        return
-    with Progress(console=console, transient=True) as progress:
-        task = progress.add_task("", total=None)
-        yield lambda cell, done, total: progress.update(
-            task, completed=done, total=total, description=f"{cell.model} {cell.label}"
-        )
+    else:
+        with Progress(console=console(), transient=True) as progress:
+            task = progress.add_task("", total=None)
+            yield lambda cell, done, total: progress.update(
+                task, completed=done, total=total, description=f"{cell.model} {cell.label}"
+            )

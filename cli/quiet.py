@@ -1,4 +1,4 @@
-"""Keeps TensorFlow's own messages from drowning ours."""
+"""Load TensorFlow without its start-up messages."""
 
 from __future__ import annotations
 
@@ -10,33 +10,33 @@ from contextlib import contextmanager
 from pathlib import Path
 
 NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
-LOG_LEVEL = "TF_CPP_MIN_LOG_LEVEL"  # TensorFlow's: 2 errors only, 3 nothing
+LOG_LEVEL = "TF_CPP_MIN_LOG_LEVEL"  # 2: errors only, 3: nothing
 
 
 def load_tensorflow_quietly() -> None:
-    """Import TensorFlow without its greetings, unless TF_CPP_MIN_LOG_LEVEL is set in the environment.
+    """Import TensorFlow without its start-up messages, unless TF_CPP_MIN_LOG_LEVEL is set in the environment.
 
-    Errors stay, but for those about CUDA where there is no NVIDIA driver at all.
+    Errors remain visible, except those about CUDA on a machine without an NVIDIA driver.
     """
     if LOG_LEVEL in os.environ:
         return
     os.environ[LOG_LEVEL] = "2" if NVIDIA_DRIVER.exists() else "3"
-    with _stderr_held():
+    with _stderr_captured():
         import tensorflow  # noqa: F401
 
 
 @contextmanager
-def _stderr_held() -> Iterator[None]:
-    """Drop what C++ writes to stderr, which no log level stops during import; tell it if the import fails."""
+def _stderr_captured() -> Iterator[None]:
+    """Drop what C++ writes to stderr during the import, which no log level stops; show it if the import fails."""
     sys.stderr.flush()
     terminal = os.dup(2)
-    with tempfile.TemporaryFile() as held:
-        os.dup2(held.fileno(), 2)
+    with tempfile.TemporaryFile() as captured:
+        os.dup2(captured.fileno(), 2)
         try:
             yield
         except BaseException:
-            held.seek(0)
-            os.write(terminal, held.read())
+            captured.seek(0)
+            os.write(terminal, captured.read())
             raise
         finally:
             os.dup2(terminal, 2)

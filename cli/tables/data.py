@@ -1,4 +1,4 @@
-"""What `swav-tf data check` found, on the terminal."""
+"""The findings of `swav-tf data check` as text."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ CLASSES_LISTED = 5
 
 
 def print_report(data: str, kind: str, report: DataReport) -> None:
-    """Counts, extents, classes, and lists of what is wrong.
+    """Print counts, sizes, classes and lists of problems.
 
     Args:
-        data: as it was given.
+        data: the argument.
         kind: how it was read.
         report: the findings.
     """
@@ -44,12 +44,12 @@ def print_report(data: str, kind: str, report: DataReport) -> None:
         click.echo(f"         {report.unlabelled:,} images have no class")
     if report.duplicates is not None:
         extra = sum(len(names) - 1 for names in report.duplicates)
-        click.echo(f"copies   {extra:,} images have the bytes of another")
+        click.echo(f"copies   {extra:,} images are byte-identical to another")
         _print_list([" = ".join(names) for names in report.duplicates])
     if report.bad_shards is not None:
         click.echo(f"shards   {len(report.bad_shards):,} with a wrong checksum")
         _print_list([f"{name}: {reason}" for name, reason in report.bad_shards.items()])
-    click.echo(f"corrupt  {len(report.corrupt):,} images cannot be read ({100 * report.corrupt_share:.3g} %)")
+    click.echo(f"corrupt  {len(report.corrupt):,} unreadable images ({100 * report.corrupt_share:.3g} %)")
     _print_list([f"{name}: {reason}" for name, reason in report.corrupt.items()])
 
 

@@ -1,4 +1,4 @@
-"""The table of how near files are to Keras, for `export` and `verify`."""
+"""The table that compares exported files with Keras, for `export` and `verify`."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ if TYPE_CHECKING:
 
 
 def print_parity(results: Mapping[str, Parity]) -> None:
-    """One column for each file that was compared, and below the table what is not as it must be."""
+    """Print one column per compared file, and the failed gates below the table."""
     from rich.console import Console
     from rich.table import Table
 
     table = Table()
-    table.add_column("against Keras in float32")
+    table.add_column("compared with Keras in float32")
     compared = {name: parity for name, parity in results.items() if parity.images}
     for name in compared:
         table.add_column(name.removesuffix(".onnx"), justify="right")
@@ -47,7 +47,6 @@ def print_parity(results: Mapping[str, Parity]) -> None:
 
 
 def _error(errors: Mapping[str, float]) -> str:
-    """The greatest of all outputs."""
     return f"{max(errors.values()):.1e}" if errors else "-"
 
 

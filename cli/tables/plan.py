@@ -1,4 +1,4 @@
-"""An estimate of a run on one screen."""
+"""The estimate of a run on one screen."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def print_plan(plan: Plan) -> None:
-    """What the run needs, how long it takes at each pace, and what was assumed."""
+    """Print what the run needs, how long it takes at each pace, and the assumptions."""
     from rich import box
     from rich.console import Console
     from rich.table import Table

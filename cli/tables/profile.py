@@ -1,4 +1,4 @@
-"""A profile on one screen."""
+"""The profile of a recipe on one screen."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def print_profile(profile: Profile) -> None:
-    """What bounds the recipe, then what that was seen from."""
+    """Print what bounds the recipe, then the measurements behind it."""
     from rich import box
     from rich.console import Console
     from rich.table import Table

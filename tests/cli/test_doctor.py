@@ -32,7 +32,7 @@ def test_another_owner_of_our_name_is_found(
     [clash] = [clash for clash in find_clashes() if clash not in before]
     assert (clash.name, clash.others) == (name, ["other-tools"])
     assert f"`import {name}` belongs to other-tools as well as swav-tf" in str(clash)
-    assert "Install swav-tf in an environment of its own." in str(clash)
+    assert "Install swav-tf in a separate environment." in str(clash)
 
 
 def test_other_names_are_no_clash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
