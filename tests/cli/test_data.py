@@ -70,7 +70,7 @@ def test_check(images: Path, tmp_path: Path, data: Run, packed: bool) -> None:
     assert {(40 * n,) * 3 for n in range(6)} <= {tuple(color) for color in sheet.reshape(-1, 3).tolist()}
     code, out, _ = data("check", place, "--max-bad-share", 0.2, "--quiet")
     assert code == 0
-    assert "corrupt  1 images cannot be read (12.5 %)" in out
+    assert "corrupt  1 unreadable images (12.5 %)" in out
     assert "classes  2, of 3 to 5 images, median 4" in out
 
 

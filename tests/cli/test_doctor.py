@@ -31,8 +31,13 @@ def test_another_owner_of_our_name_is_found(
     monkeypatch.syspath_prepend(tmp_path)
     [clash] = [clash for clash in find_clashes() if clash not in before]
     assert (clash.name, clash.others) == (name, ["other-tools"])
+<<<<<<< HEAD
     assert f"`import {name}` belongs to other-tools as well as swav-tf" in str(clash)
     assert "Install swav-tf in a separate environment." in str(clash)
+=======
+    assert f"`import {name}` belongs to both swav-tf and other-tools" in str(clash)
+    assert "Install swav-tf in a separate environment." in str(clash)
+>>>>>>> 1ba6bbf (CLI tests: wording)
 
 
 def test_other_names_are_no_clash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,7 +52,7 @@ def test_a_clash_is_a_failure_and_is_told(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.syspath_prepend(tmp_path)
     left = run("doctor")
     assert left.code == 1
-    assert "Problem: `import evaluate` belongs to other-tools" in left.out
+    assert "Problem: `import evaluate` belongs to both swav-tf and other-tools" in left.out
 
 
 def test_missing_extras_are_told_with_the_command(monkeypatch: pytest.MonkeyPatch, run: Run) -> None:
@@ -100,8 +105,8 @@ def test_extras_that_messages_name_are_those_of_the_package() -> None:
         (None, None, False, None),
         ("1.26", None, False, None),
         (None, "1.26", True, None),
-        (None, None, True, "here: pip install 'swav-tf[onnx-gpu]'"),
-        ("1.26", None, True, "here: pip uninstall onnxruntime, then pip install 'swav-tf[onnx-gpu]'"),
+        (None, None, True, "GPU: pip install 'swav-tf[onnx-gpu]'"),
+        ("1.26", None, True, "GPU: pip uninstall onnxruntime, then pip install 'swav-tf[onnx-gpu]'"),
         ("1.26", "1.26", True, "onnxruntime onnxruntime-gpu, then pip install 'swav-tf[onnx-gpu]'"),
         ("1.26", "1.26", False, "onnxruntime onnxruntime-gpu, then pip install 'swav-tf[onnx]'"),
     ],
