@@ -31,13 +31,8 @@ def test_another_owner_of_our_name_is_found(
     monkeypatch.syspath_prepend(tmp_path)
     [clash] = [clash for clash in find_clashes() if clash not in before]
     assert (clash.name, clash.others) == (name, ["other-tools"])
-<<<<<<< HEAD
-    assert f"`import {name}` belongs to other-tools as well as swav-tf" in str(clash)
-    assert "Install swav-tf in a separate environment." in str(clash)
-=======
     assert f"`import {name}` belongs to both swav-tf and other-tools" in str(clash)
     assert "Install swav-tf in a separate environment." in str(clash)
->>>>>>> 1ba6bbf (CLI tests: wording)
 
 
 def test_other_names_are_no_clash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
