@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from evaluate.images import ViewedImage, stack_views, view_images
 from swav_tf.data.sources import ImageSource
+from swav_tf.data.views import ViewedImage, stack_views, view_images
 from swav_tf.plumbing.errors import UsageError
 from swav_tf.plumbing.files import atomic_write
 from swav_tf.recipe.pretraining import EvaluationView

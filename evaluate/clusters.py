@@ -1,24 +1,26 @@
-"""Which prototype every image goes to, how the prototypes are used, and the nearest images of each."""
+"""The assignment of images to prototypes: the prototype of each image, and the nearest images of each prototype."""
 
 from __future__ import annotations
 
 import csv
+import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
-from evaluate.backends.backend import Backend
+from evaluate.backends.backend import Backend, ModelIdentity
 from evaluate.feature_file import class_name
-from evaluate.images import ImageSet, UnreadableImages, batches, stack_views, view_images
+from evaluate.images import ImageSet
+from swav_tf.data.views import UnreadableImages, stack_views, view_batches
 from swav_tf.plumbing.errors import DataError, UsageError
 from swav_tf.plumbing.files import atomic_write
 from swav_tf.plumbing.names import printable
 
-IMAGES_OF_EACH = 12
+IMAGES_OF_EACH: Final = 12
 
 
 @dataclass(frozen=True)
@@ -28,12 +30,13 @@ class Clusters:
     Attributes:
         index: (N,) numbers of the images in their source.
         labels: (N,) classes, -1 for none.
-        prototypes: (N,) the prototype of greatest score.
+        prototypes: (N,) the prototype of highest score.
         scores: (N,) that score, the cosine of projection and prototype.
-        nearest: (K, m) rows (0 to N - 1) of the images of greatest score, best first, whether or not they go
-            to that prototype.
+        nearest: (K, m) rows (0 to N - 1) of the images of highest score, best first, also those that are assigned to
+            another prototype.
         nearest_scores: (K, m).
-        class_names: by label; empty where they are not known.
+        class_names: by label; empty if unknown.
+        unreadable: images that are left out.
     """
 
     index: np.ndarray
@@ -43,6 +46,7 @@ class Clusters:
     nearest: np.ndarray
     nearest_scores: np.ndarray
     class_names: tuple[str, ...]
+    unreadable: int = 0
 
     @property
     def count(self) -> int:
@@ -55,91 +59,110 @@ class Clusters:
         return bool((self.labels >= 0).all())
 
     def usage(self) -> np.ndarray:
-        """(K,) images that go to each prototype."""
+        """Return the number of images of each prototype, (K,)."""
         return np.bincount(self.prototypes, minlength=self.count)
 
-    def by_usage(self) -> np.ndarray:
-        """(K,) prototypes, the most used first."""
-        return np.argsort(-self.usage(), kind="stable")
+    def class_counts(self) -> np.ndarray:
+        """Return the images of each class at each prototype, (K, classes)."""
+        classes = int(self.labels.max()) + 1
+        cells = self.prototypes * classes + self.labels
+        return np.bincount(cells, minlength=self.count * classes).reshape(self.count, classes)
 
 
 def assign_images(
-    runner: Backend,
+    model: Backend,
     images: ImageSet,
     *,
+    unreadable_list: Path,
     images_of_each: int = IMAGES_OF_EACH,
     batch_size: int = 128,
     threads: int = 0,
-    unreadable: UnreadableImages,
+    max_bad_share: float = 0.01,
     on_progress: Callable[[int], None] | None = None,
 ) -> Clusters:
-    """Assigns all readable images to prototypes, a batch in memory at a time.
+    """Assign all readable images to prototypes, with one batch in memory at a time.
 
     Args:
-        runner: a model with scores.
-        images: what to assign.
+        model: a model with scores.
+        images: the images.
+        unreadable_list: CSV file that lists the images that are left out.
         images_of_each: nearest images to find for each prototype, m.
-        batch_size: images that the model sees at once.
-        threads: that decode; 0 for one a core.
-        unreadable: counts the images that are left out.
+        batch_size: images that the model gets at once.
+        threads: threads that decode; 0 for one per core.
+        max_bad_share: largest share of unreadable images (0 to 1).
         on_progress: called with the number of images that are done.
 
     Raises:
         UsageError: the model has no prototypes.
         DataError: too many images are unreadable, or all.
     """
-    index: list[int] = []
-    labels: list[int] = []
-    prototypes: list[np.ndarray] = []
-    best: list[np.ndarray] = []
-    nearest_scores = np.empty(0, np.float32)  # (m, K) from the first batch on
-    nearest = np.empty(0, np.int64)
-    views = view_images(
-        images.source, range(len(images.source)), runner.input_view, threads=threads, ahead=2 * batch_size
-    )
-    for batch in batches(views, batch_size, unreadable):
-        outputs = runner.run(stack_views(batch))
-        if "scores" not in outputs:
-            raise UsageError(
-                f"Clusters need a model with prototypes. Received: {runner.facts.path}, which gives "
-                f"{', '.join(outputs)}."
-            )
-        scores = outputs["scores"]
-        rows = np.arange(len(index), len(index) + len(batch))
-        nearest_scores = np.concatenate([nearest_scores.reshape(-1, scores.shape[1]), scores])
-        nearest = np.concatenate(
-            [nearest.reshape(-1, scores.shape[1]), np.broadcast_to(rows[:, np.newaxis], scores.shape)]
+    if "scores" not in model.outputs:
+        raise UsageError(
+            f"Clusters need a model with prototypes. Received: {model.facts.path} with the outputs "
+            f"{', '.join(model.outputs)}."
         )
-        if len(nearest) > images_of_each:
-            best_rows = np.argpartition(-nearest_scores, images_of_each - 1, axis=0)[:images_of_each]
-            nearest_scores = np.take_along_axis(nearest_scores, best_rows, axis=0)
-            nearest = np.take_along_axis(nearest, best_rows, axis=0)
-        prototypes.append(scores.argmax(axis=1))
-        best.append(scores.max(axis=1))
-        index += [image.index for image in batch]
-        labels += [image.label for image in batch]
-        if on_progress is not None:
-            on_progress(batch[-1].index + 1)
-    if not index:
-        raise DataError(f"At least one image must be readable. Received: {len(images.source)} that are not.")
-    order = np.argsort(-nearest_scores, axis=0, kind="stable")
-    return Clusters(
-        index=np.array(index, np.int64),
-        labels=np.array(labels, np.int64),
-        prototypes=np.concatenate(prototypes),
-        scores=np.concatenate(best),
-        nearest=np.take_along_axis(nearest, order, axis=0).T,
-        nearest_scores=np.take_along_axis(nearest_scores, order, axis=0).T,
-        class_names=tuple(map(printable, images.source.class_names)),
-    )
+    total, nearest, parts = len(images.source), _Nearest(images_of_each), []
+    unreadable = UnreadableImages(total, max_bad_share, unreadable_list)
+    try:
+        for batch in view_batches(
+            images.source,
+            range(total),
+            model.input_view,
+            batch_size,
+            threads=threads,
+            unreadable=unreadable.add,
+        ):
+            scores = model.run(stack_views(batch))["scores"]
+            nearest.add(scores)
+            numbers, classes = [image.index for image in batch], [image.label for image in batch]
+            parts.append((numbers, classes, scores.argmax(axis=1), scores.max(axis=1)))
+            if on_progress is not None:
+                on_progress(numbers[-1] + 1)
+    finally:
+        unreadable.write_list()
+    if not parts:
+        raise DataError(f"At least one image must be readable. Received: {total} unreadable images.")
+    names = tuple(map(printable, images.source.class_names))
+    index, labels, prototypes, scores = (np.concatenate(column) for column in zip(*parts, strict=True))
+    rows, row_scores = nearest.sorted()
+    return Clusters(index, labels, prototypes, scores, rows, row_scores, names, len(unreadable.reasons))
+
+
+class _Nearest:
+    """The rows of the highest scores of each prototype so far."""
+
+    def __init__(self, count: int) -> None:
+        self.count, self.total = count, 0
+        self.rows: np.ndarray | None = None  # (m, K)
+        self.scores: np.ndarray | None = None
+
+    def add(self, scores: np.ndarray) -> None:
+        """Add the scores (n, K) of the next n rows."""
+        rows = np.broadcast_to(self.total + np.arange(len(scores))[:, np.newaxis], scores.shape)
+        self.total += len(scores)
+        if self.rows is not None and self.scores is not None:
+            rows, scores = np.concatenate([self.rows, rows]), np.concatenate([self.scores, scores])
+        if len(rows) > self.count:
+            best = np.argpartition(-scores, self.count - 1, axis=0)[: self.count]
+            rows, scores = np.take_along_axis(rows, best, axis=0), np.take_along_axis(scores, best, axis=0)
+        self.rows, self.scores = rows, scores
+
+    def sorted(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return rows and scores, (K, m) each, best first."""
+        assert self.rows is not None
+        assert self.scores is not None
+        order = np.argsort(-self.scores, axis=0, kind="stable")
+        return np.take_along_axis(self.rows, order, axis=0).T, np.take_along_axis(
+            self.scores, order, axis=0
+        ).T
 
 
 def summary(clusters: Clusters) -> dict[str, Any]:
-    """The figures of the whole assignment.
+    """Return the figures of the complete assignment.
 
-    `prototypes_used` have at least one image. `effective_prototypes` is exp(entropy of the usage): K when all
-    are used alike, 1 when one takes everything. `purity`, where there are labels, is the share of images whose
-    class is the most frequent one at their prototype.
+    `prototypes_used` have at least one image. `effective_prototypes` is exp(entropy of the usage): K if all are used
+    equally, 1 if one gets every image. `purity`, if all images have labels, is the share of images whose class is the
+    most frequent one at their prototype.
     """
     usage = clusters.usage()
     shares = usage[usage > 0] / usage.sum()
@@ -152,20 +175,20 @@ def summary(clusters: Clusters) -> dict[str, Any]:
         "mean_score": float(clusters.scores.mean()),
     }
     if clusters.labelled:
-        figures["purity"] = float(_class_counts(clusters).max(axis=1).sum() / usage.sum())
+        figures["purity"] = float(clusters.class_counts().max(axis=1).sum() / usage.sum())
     return figures
 
 
 def usage_table(clusters: Clusters) -> list[dict[str, Any]]:
-    """One row a prototype, the most used first.
+    """Return one row per prototype, the most used first.
 
-    `mean_score` is over its images (None without any); `top_class` and its share where there are labels.
+    `mean_score` covers its images (None without any); `top_class` and its share exist if all images have labels.
     """
     usage = clusters.usage()
     totals = np.bincount(clusters.prototypes, clusters.scores, minlength=clusters.count)
-    counts = _class_counts(clusters) if clusters.labelled else None
+    counts = clusters.class_counts() if clusters.labelled else None
     table = []
-    for prototype in clusters.by_usage().tolist():
+    for prototype in np.argsort(-usage, kind="stable").tolist():
         images = int(usage[prototype])
         row: dict[str, Any] = {
             "prototype": prototype,
@@ -181,36 +204,36 @@ def usage_table(clusters: Clusters) -> list[dict[str, Any]]:
     return table
 
 
-def write_tables(clusters: Clusters, images: ImageSet, folder: Path) -> None:
-    """usage.csv, and assignments.csv with a row an image."""
+def write_tables(folder: Path, clusters: Clusters, images: ImageSet, model: ModelIdentity) -> dict[str, Any]:
+    """Write usage.csv, assignments.csv and clusters.json, and return the content of the last."""
     table = usage_table(clusters)
-    with (
-        atomic_write(folder / "usage.csv") as partial,
-        partial.open("w", encoding="utf-8", newline="") as file,
-    ):
-        writer = csv.DictWriter(file, list(table[0]))
-        writer.writeheader()
-        writer.writerows(table)
-    with (
-        atomic_write(folder / "assignments.csv") as partial,
-        partial.open("w", encoding="utf-8", newline="") as file,
-    ):
-        lines = csv.writer(file)
-        lines.writerow(("name", "label", "class", "prototype", "score"))
-        columns = (clusters.index, clusters.labels, clusters.prototypes, clusters.scores)
-        for index, label, prototype, score in zip(*(c.tolist() for c in columns), strict=True):
-            name = printable(images.source.image_name(index))
-            lines.writerow((name, label, class_name(label, clusters.class_names), prototype, f"{score:.6f}"))
+    _write_csv(folder / "usage.csv", table[0].keys(), (row.values() for row in table))
+    columns = (clusters.index, clusters.labels, clusters.prototypes, clusters.scores)
+    _write_csv(
+        folder / "assignments.csv",
+        ("name", "label", "class", "prototype", "score"),
+        (
+            (
+                printable(images.source.image_name(index)),
+                label,
+                class_name(label, clusters.class_names),
+                prototype,
+                f"{score:.6f}",
+            )
+            for index, label, prototype, score in zip(*(c.tolist() for c in columns), strict=True)
+        ),
+    )
+    report = {
+        **summary(clusters),
+        "unreadable": clusters.unreadable,
+        "model": model.as_dict(),
+        "usage": table,
+    }
+    with atomic_write(folder / "clusters.json") as partial:
+        partial.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    return report
 
 
-def shown_prototypes(clusters: Clusters, limit: int) -> Sequence[int]:
-    """The `limit` most used prototypes that have an image."""
-    usage = clusters.usage()
-    return [p for p in clusters.by_usage().tolist() if usage[p]][:limit]
-
-
-def _class_counts(clusters: Clusters) -> np.ndarray:
-    """(K, classes) images of each class at each prototype."""
-    classes = int(clusters.labels.max()) + 1
-    cells = clusters.prototypes * classes + clusters.labels
-    return np.bincount(cells, minlength=clusters.count * classes).reshape(clusters.count, classes)
+def _write_csv(path: Path, columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
+    with atomic_write(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([columns, *rows])

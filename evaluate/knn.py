@@ -1,9 +1,10 @@
-"""k-NN accuracy of one feature file against another."""
+"""k-NN accuracy of one feature file by another."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Final
 
 import numpy as np
 
@@ -11,37 +12,9 @@ from evaluate.feature_file import FeatureFile
 from swav_tf.knn import find_neighbours, vote
 from swav_tf.plumbing.errors import DataError, UsageError
 
-
-def check_same_model(
-    one: dict[str, object], other: dict[str, object], one_name: str, other_name: str
-) -> None:
-    """Refuses to compare features of different models or views; what a file does not tell is not asked.
-
-    Raises:
-        UsageError: weights or view differ.
-    """
-    weights = [_weights(facts) for facts in (one, other)]
-    if None not in weights and weights[0] != weights[1]:
-        raise UsageError(
-            f"Only features of one model can be compared. Received: {one_name} of weights {weights[0]}..., "
-            f"{other_name} of weights {weights[1]}...: other weights, or another step of the training."
-        )
-    views = one.get("view"), other.get("view")
-    if None not in views and views[0] != views[1]:
-        raise UsageError(
-            f"Only features of one view of images can be compared. Received: {one_name} with {views[0]}, "
-            f"{other_name} with {views[1]}."
-        )
-
-
-def _weights(facts: dict[str, object]) -> str | None:
-    model = facts.get("model")
-    return str(model["weights_sha256"])[:12] if isinstance(model, dict) else None
-
-
-NEIGHBOURS = (10, 20, 100, 200)
-TEMPERATURE = 0.07
-QUERIES = 1024  # whose votes for all classes are in memory at once
+NEIGHBOURS: Final = (10, 20, 100, 200)
+TEMPERATURE: Final = 0.07
+QUERIES: Final = 1024  # queries whose votes for all classes are in memory at once
 
 
 @dataclass(frozen=True)
@@ -60,17 +33,17 @@ def knn_accuracies(
     temperature: float = TEMPERATURE,
     on_progress: Callable[[float], None] | None = None,
 ) -> dict[int, KnnAccuracy]:
-    """k-NN accuracy for several k, by one exact search for the largest.
+    """Return the k-NN accuracy for several k, by one exact search for the largest.
 
     Args:
-        known: the images that vote, labelled.
-        asked: the images that are classified, labelled to tell whether it was right.
+        known: labelled images that vote.
+        asked: labelled images to classify.
         neighbours: values of k.
-        temperature: a neighbour's vote is exp(cosine / temperature).
+        temperature: a neighbor's vote is exp(cosine / temperature).
         on_progress: called with the share that is done, 0 to 1.
 
     Raises:
-        UsageError: the files do not fit each other, or k is larger than the file that votes.
+        UsageError: the files do not match, or k is larger than the file that votes.
         DataError: labels are missing or features are not finite.
     """
     _check(known, asked, neighbours)
@@ -78,7 +51,7 @@ def knn_accuracies(
         found = find_neighbours(
             known.rows.features, asked.rows.features, k=max(neighbours), on_progress=on_progress
         )
-    except ValueError as error:  # all but the numbers themselves is checked
+    except ValueError as error:  # shapes and k are checked, the values are not
         raise DataError(f"{known.path} and {asked.path}: {error}") from error
     classes = 1 + int(max(known.rows.labels.max(), asked.rows.labels.max()))
     ranks = {k: np.empty(len(asked.rows.labels), np.int64) for k in neighbours}
@@ -92,20 +65,44 @@ def knn_accuracies(
 
 
 def _ranks(votes: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Place of the true class by votes, from 0; of equal ones the first class wins. Without a vote: last."""
+    """Return the rank of the true class by votes, from 0; of equal ones the first class wins. Without a vote: last."""
     own = np.take_along_axis(votes, truth[:, np.newaxis], axis=1)
     classes = np.arange(votes.shape[1])
     ahead = (votes > own) | ((votes == own) & (classes < truth[:, np.newaxis]))
-    places: np.ndarray = np.where(own[:, 0] > 0, ahead.sum(axis=1), votes.shape[1] + 5)
-    return places
+    ranks: np.ndarray = np.where(own[:, 0] > 0, ahead.sum(axis=1), votes.shape[1] + 5)
+    return ranks
+
+
+def check_same_model(
+    one: Mapping[str, Any], other: Mapping[str, Any], one_name: str, other_name: str
+) -> None:
+    """Refuse to compare features of different models or views; facts that a file lacks are not compared.
+
+    Raises:
+        UsageError: weights or view differ.
+    """
+    weights = [
+        facts["model"]["weights_sha256"][:12] if facts.get("model") else None for facts in (one, other)
+    ]
+    if None not in weights and weights[0] != weights[1]:
+        raise UsageError(
+            f"Only features of one model can be compared. Received: {one_name} of weights {weights[0]}..., "
+            f"{other_name} of weights {weights[1]}..., another model or another step of its training."
+        )
+    views = one.get("view"), other.get("view")
+    if None not in views and views[0] != views[1]:
+        raise UsageError(
+            f"Only features of one view of images can be compared. Received: {one_name} with {views[0]}, "
+            f"{other_name} with {views[1]}."
+        )
 
 
 def _check(known: FeatureFile, asked: FeatureFile, neighbours: Sequence[int]) -> None:
     widths = [file.rows.features.shape[1] for file in (known, asked)]
     if widths[0] != widths[1]:
         raise UsageError(
-            f"Both files must hold features of the same width. Received: {known.path} with {widths[0]}, "
-            f"{asked.path} with {widths[1]}: they are of different models."
+            f"Both files must have features of the same width. Received: {known.path} with {widths[0]}, "
+            f"{asked.path} with {widths[1]}, from different models."
         )
     check_same_model(known.facts, asked.facts, str(known.path), str(asked.path))
     for file in (known, asked):
@@ -124,8 +121,8 @@ def _check(known: FeatureFile, asked: FeatureFile, neighbours: Sequence[int]) ->
         )
     if known.facts.get("source") and known.facts.get("source") == asked.facts.get("source"):
         raise UsageError(
-            f"The images that vote and those that are asked about must be different ones. Received: "
-            f"{known.path} and {asked.path}, both of the same images, where each finds itself."
+            "The images that vote and those that are classified must be different ones. Received: "
+            f"{known.path} and {asked.path}, both of the same images, so that each image finds itself."
         )
     for k in neighbours:
         if not 1 <= k <= len(known.rows.labels):

@@ -203,8 +203,8 @@ def _of_labelled(labelled: LabelledFeatures | None) -> dict[str, Any]:
     return {
         **knn,
         "probe_images": len(tested),
-        "probe_reference": classifier.accuracy(labelled.reference[tested], labels[tested]),
-        "probe": classifier.accuracy(labelled.found[tested], labels[tested]),
+        "probe_reference": classifier.score(labelled.reference[tested], labels[tested]),
+        "probe": classifier.score(labelled.found[tested], labels[tested]),
     }
 
 

@@ -12,7 +12,8 @@ from typing import Any, Final
 import numpy as np
 
 from evaluate.backends.onnx_metadata import dataset_name
-from evaluate.images import ImageSet, UnreadableImages, view_images
+from evaluate.images import ImageSet
+from swav_tf.data.views import UnreadableImages, view_images
 from swav_tf.plumbing.errors import DataError, UsageError
 from swav_tf.recipe.pretraining import EvaluationView
 

@@ -141,18 +141,18 @@ def classifier(kind: str, model: Path, *, cached: bool = False) -> Job:
 
 
 def features(model: Path, ending: str) -> Job:
-    """The features of 1,437 digits, 45 shards."""
+    """The features of 1,437 digits."""
     return Job(
         f"features {ending}",
         lambda folder: [
             "features", "digits", "--split", "train", "--model", model, "--output", folder / f"features{ending}",
-            "--shard-size", str(outcomes.SHARD_IMAGES), "--batch", "16", "--threads", "2",
+            "--batch", "16", "--threads", "2",
         ],
-        f"features{ending}.shards/shard-*.npz",
+        f"features{ending}.work/progress.json",
         lambda folder: outcomes.files_of(folder),
         lambda folder: outcomes.feature_trouble(folder / f"features{ending}"),
-        remains=lambda folder: {path.name for path in folder.glob(f"features{ending}.shards/shard-*.npz")},
-        kept=lambda folder, ended: outcomes.kept_feature_shards(ended),
+        remains=lambda folder: outcomes.saved_images(folder / f"features{ending}.work"),
+        kept=lambda folder, ended: outcomes.resumed_images(ended),
     )  # fmt: skip
 
 

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from evaluate.images import UnreadableImages, batches, view_images
 from faults.isolated import isolated
 from faults.mutate import mutated
 from faults.trial import Plan, Trial, shortened
 from swav_tf.data.decode import MAX_PIXELS, UndecodableImage, decode
 from swav_tf.data.folders import ImageFolder
+from swav_tf.data.views import UnreadableImages, view_batches
 from swav_tf.recipe.pretraining import EvaluationView
 
 FOLDER_IMAGES = 50  # of a folder that is read whole
@@ -113,8 +113,8 @@ def _folder(plan: Plan, numbers: list[int], readable: dict[int, bool]) -> Trial:
     def rows(path: Path) -> tuple[list[int], list[str], bool]:
         source, view = ImageFolder(path), EvaluationView(resize=32, crop=32)
         unreadable = UnreadableImages(len(source), 1.0, path / "none.csv")
-        views = view_images(source, range(len(source)), view, threads=2)
-        seen = [image for batch in batches(views, 16, unreadable) for image in batch]
+        batches = view_batches(source, range(len(source)), view, 16, threads=2, unreadable=unreadable.add)
+        seen = [image for batch in batches for image in batch]
         whole_views = [image.view for image in seen if image.name.endswith("-b.png")]
         alike = len({one.tobytes() for one in whole_views if one is not None}) == 1
         return [image.index for image in seen], list(unreadable.reasons), alike

@@ -20,8 +20,6 @@ from swav_tf.data.sharding import file_sha256
 from swav_tf.plumbing.errors import SwavError
 from swav_tf.runs.checkpoint import ARRAYS, CheckpointStore
 
-SHARD_IMAGES = 32  # of `features`
-
 # === Results ===
 
 
@@ -104,11 +102,17 @@ def resumed_step(run: Path) -> set[str]:
     return {f"step {step}"} if step else set()
 
 
-def kept_feature_shards(ended: Ended) -> set[str]:
-    """Shards whose images were done before, as `features` says; it does them in order, and removes them at its end."""
-    said = re.search(r"([\d,]+) of the images were done before", ended.stdout)
-    images = int(said[1].replace(",", "")) if said else 0
-    return {f"shard-{number:06d}.npz" for number in range(-(-images // SHARD_IMAGES))}
+def saved_images(work: Path) -> set[str]:
+    """The images whose features an interrupted run has saved."""
+    progress = work / "progress.json"
+    images = json.loads(progress.read_text())["images"] if progress.exists() else 0
+    return {f"{images} images"} if images else set()
+
+
+def resumed_images(ended: Ended) -> set[str]:
+    """The images that `features` did not compute again, from its output."""
+    printed = re.search(r"([\d,]+) of the images had been computed before", ended.stdout)
+    return {f"{printed[1].replace(',', '')} images"} if printed else set()
 
 
 def shard_files(folder: Path) -> set[str]:

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from evaluate import feature_cache
+from evaluate.feature_store import open_store
 from swav_tf.data import packing_state
 from swav_tf.plumbing.errors import UsageError
 from swav_tf.plumbing.files import take_lock
@@ -15,7 +15,7 @@ from swav_tf.runs.folder import RunFolder
 HOLDERS = {
     "run folder": RunFolder,
     "shards": packing_state.locked,
-    "features": lambda folder: feature_cache.locked(folder, folder / "x.npz"),
+    "features": lambda folder: open_store(folder / "x.npz", {}, 4),
 }
 
 

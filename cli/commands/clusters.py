@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -68,45 +67,32 @@ def command(
       swav-tf clusters digits --split test --model runs/demo --output clusters
       swav-tf clusters ILSVRC2012/val --model runs/first --output clusters --prototypes 200
     """
-    from evaluate.images import UnreadableImages
-
     backend = model.open()
 
-    from evaluate.cluster_page import write_cluster_sheets
-    from evaluate.clusters import assign_images, summary, usage_table, write_tables
-    from swav_tf.plumbing.files import atomic_write
+    from evaluate.clusters import assign_images, write_tables
+    from evaluate.gallery import write_gallery
 
     opened = images.open(backend)
     make_folder(output)
-    unreadable = UnreadableImages(
-        len(opened.source), reading.bad_share_of(backend), output / "unreadable.csv"
-    )
-    try:
-        with image_progress(len(opened.source), "clusters", quiet=report.quiet) as progress:
-            clusters = assign_images(
-                backend,
-                opened,
-                images_of_each=nearest,
-                batch_size=reading.batch,
-                threads=reading.threads,
-                unreadable=unreadable,
-                on_progress=progress,
-            )
-    finally:
-        unreadable.write_list()
-    write_tables(clusters, opened, output)
-    write_cluster_sheets(
+    with image_progress(len(opened.source), "clusters", quiet=report.quiet) as progress:
+        clusters = assign_images(
+            backend,
+            opened,
+            unreadable_list=output / "unreadable.csv",
+            images_of_each=nearest,
+            batch_size=reading.batch,
+            threads=reading.threads,
+            max_bad_share=reading.bad_share_of(backend),
+            on_progress=progress,
+        )
+    document = write_tables(output, clusters, opened, backend.facts)
+    write_gallery(
         output, clusters, opened, model=backend.facts, view=backend.input_view, prototypes=prototypes
     )
-    figures = {**summary(clusters), "unreadable": len(unreadable.reasons)}
-    usage = usage_table(clusters)
-    document = {**figures, "model": backend.facts.as_dict(), "usage": usage}
-    with atomic_write(output / "clusters.json") as partial:
-        partial.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     if report.as_json:
         report.show(document)
         return
-    _print(figures, usage)
+    _print(document, document["usage"])
     click.echo(
         f"page      {output / 'index.html'}\npicture   {output / 'sheet.png'}\ntables    {output}/*.csv"
     )

@@ -31,7 +31,7 @@ def command(recipe: RecipeChoice, rows: int, epoch: int, output: Path) -> None:
       swav-tf crops -c demo
       swav-tf crops photos/ -c one_gpu -o data.kind=images --rows 10 --epoch 3 --output sheet.png
     """
-    from evaluate.pictures import check_picture
+    from swav_tf.data.pictures import check_picture
 
     check_picture(output)
     settings = recipe.load_with_images()

@@ -41,9 +41,9 @@ def command(
     Unreadable images are left out and listed in OUTPUT.unreadable.csv.
 
     \b
-    .npz      one file, read into memory as a unit: up to some 100,000 images
+    .npz      one file, read into memory: up to some 100,000 images
     .npy      memory-mapped, for millions; names and labels in OUTPUT.csv, facts in OUTPUT.json
-    .parquet  a folder of parts, one row per image, for data frames and databases
+    .parquet  one row per image, for data frames and databases
 
     \b
     Examples:

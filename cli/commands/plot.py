@@ -42,7 +42,7 @@ def command(features: Path, output: Path, method: str, limit: int, seed: int) ->
     """
     from evaluate.feature_file import read_feature_file
     from evaluate.feature_map import draw_map, map_features
-    from evaluate.pictures import check_picture
+    from swav_tf.data.pictures import check_picture
 
     check_picture(output)
     file = read_feature_file(features)

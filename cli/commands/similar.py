@@ -39,7 +39,7 @@ def command(
       swav-tf similar cat.jpg --features train.npy --model runs/first -k 30 --output cats.png --json
     """
     from evaluate.feature_file import read_feature_file
-    from evaluate.pictures import check_picture
+    from swav_tf.data.pictures import check_picture
 
     check_picture(output)
     file = read_feature_file(features)  # before TensorFlow loads

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import accumulate
+from pathlib import Path
 from typing import Final
 
 from PIL import Image as PillowImage
@@ -14,7 +15,7 @@ from swav_tf.data.decode import UndecodableImage
 from swav_tf.data.multicrop import MultiCrop
 from swav_tf.data.order import epoch_order
 from swav_tf.data.sources import ImageSource, read_image
-from swav_tf.plumbing.errors import DataError
+from swav_tf.plumbing.errors import DataError, UsageError
 from swav_tf.plumbing.names import printable
 from swav_tf.recipe.pretraining import CropGroup, Recipe
 
@@ -29,6 +30,19 @@ _TILE_GAP: Final = 12  # between the images of a sample
 _COLUMNS: Final = 8  # of a sample
 _TILE_TEXT: Final = 34  # height of the two lines below each
 _MAX_UNREADABLE: Final = 100  # a million broken images are not all tried for one picture
+
+
+PICTURE_ENDINGS: Final = (".png", ".jpg", ".jpeg", ".webp")
+
+
+def check_picture(path: Path) -> None:
+    """Check the name of a picture before the work that it is to show.
+
+    Raises:
+        UsageError: the ending is not one of PICTURE_ENDINGS, or the path is a folder.
+    """
+    if path.suffix.lower() not in PICTURE_ENDINGS or path.is_dir():
+        raise UsageError(f"A picture must end in {', '.join(PICTURE_ENDINGS)}. Received: {path}.")
 
 
 def shortened(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:

@@ -1,4 +1,4 @@
-"""Features of a source's images by the backbone in inference mode, as k-NN and cached probe want them."""
+"""Features of a source's images by the model in training, for the k-NN monitor and the cached probe."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from swav_tf.data.loader import ended_after, evaluation_batches
 from swav_tf.data.sources import ImageSource
+from swav_tf.data.views import stack_views, view_batches
 from swav_tf.method.replicated_model import ReplicatedModel
 from swav_tf.recipe.pretraining import Data
 
@@ -21,20 +21,16 @@ def extract_features(
     *,
     batch_size: int = 128,
 ) -> np.ndarray:
-    """Features (n, F), float32, of the images at `indices`, in that order.
+    """Return the features (n, F), float32, of the images at `indices` in inference mode.
 
-    The running averages of batch normalisation are used, and stay as they are.
+    Raises:
+        DataError: an image cannot be read.
     """
-    # In place: a list of parts and its concatenation would need twice the memory.
+    # Filled in place: a list of parts and its concatenation would need twice the memory.
     features = np.empty((len(indices), model.backbone.output_shape[-1]), np.float32)
     done = 0
-    with ended_after():
-        batches = iter(
-            evaluation_batches(
-                source, indices, settings.evaluation, batch_size=batch_size, threads=settings.threads
-            )
-        )
-        for images in batches:
-            features[done : done + len(images)] = model.features(images).numpy()
-            done += len(images)
+    view = settings.evaluation
+    for batch in view_batches(source, indices, view, batch_size, threads=settings.threads):
+        features[done : done + len(batch)] = model.features(stack_views(batch)).numpy()
+        done += len(batch)
     return features

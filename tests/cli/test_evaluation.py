@@ -11,6 +11,7 @@ from PIL import Image
 from cli import progress
 from cli.errors import run_and_report
 from cli.main import swav_tf
+from evaluate.feature_file import read_feature_file
 from swav_tf.data.digits import Digits
 from tests.cli.command_line import TENSORFLOW, Run, Told, run_without
 from tests.cli.images import write_noise
@@ -40,7 +41,7 @@ def test_features(model: str, tmp_path: Path, told: Told) -> None:
     result = json.loads(told(*arguments, "--batch", "64", "--threads", "2", "--json"))
     assert (result["output"], result["images"], result["unreadable"]) == (output, 360, 0)
     assert result["images_per_second"] > 0
-    assert list(Path(output).glob("part-*.parquet"))
+    assert len(read_feature_file(output).rows.names) == 360
     again = told(*arguments)
     assert (
         f"{output}: 360 images x {result['feature_dim']} features\n360 of the images had been computed before"
@@ -145,13 +146,13 @@ def test_a_folder_with_an_unreadable_image(model: str, tmp_path: Path, run: Run,
         (
             ["features", "digits", "--model", "MODEL", "--output", "FILES/train.npy", "--split", "test"],
             2,
-            "is there already",
+            "exists and was made with other settings",
         ),
-        (["knn", "gone.npz", "FILES/test.npz"], 2, "must be there"),
+        (["knn", "gone.npz", "FILES/test.npz"], 2, "Feature file not found"),
         (["knn", "FILES/digit.png", "FILES/test.npz"], 2, "must end in"),
         (["knn", "FILES/train.npy", "FILES/other.npz"], 2, "of the same width"),
         (["knn", "FILES/train.npy", "FILES/unlabelled.npz"], 1, "needs labels"),
-        (["knn", "FILES/train.npy", "FILES/text.npz"], 1, "cannot be read as one"),
+        (["knn", "FILES/train.npy", "FILES/text.npz"], 1, "It cannot be read"),
         (["knn", "FILES/train.npy", "FILES/test.npz", "-k", "2000"], 2, "Received: 2000"),
         (["knn", "FILES/train.npy", "FILES/test.npz", "-k", "0"], 2, "whole numbers >= 1"),
         (["knn", "FILES/train.npy", "FILES/test.npz", "-k", "5;6"], 2, "whole numbers >= 1"),
@@ -172,7 +173,7 @@ def test_a_folder_with_an_unreadable_image(model: str, tmp_path: Path, run: Run,
         (
             ["similar", "FILES/digit.png", "--features", "FILES/other.npz", "--model", "MODEL"],
             2,
-            "must be of the model",
+            "must be of the same model",
         ),
         (
             [
@@ -189,7 +190,7 @@ def test_a_folder_with_an_unreadable_image(model: str, tmp_path: Path, run: Run,
             "A picture must",
         ),
         (["plot", "FILES/test.npz", "--output", "x.txt"], 2, "A picture must end in"),
-        (["plot", "gone.npz"], 2, "must be there"),
+        (["plot", "gone.npz"], 2, "Feature file not found"),
     ],
 )
 def test_what_cannot_be_done(

@@ -6,35 +6,46 @@ from PIL import Image
 from evaluate.backends.backend import Backend, ModelIdentity
 from evaluate.feature_file import FeatureFile, Rows
 from evaluate.images import open_images
+from swav_tf.data.views import stack_views, view_images
 from swav_tf.recipe.pretraining import Data, EvaluationView
 
 SIDE, FEATURES, PROTOTYPES = 6, 5, 7
 
 
-class NumpyRunner(Backend):
-    """Random linear features of the pixels; `weights` tells two of them apart."""
+class NumpyBackend(Backend):
+    """Random linear features of the pixels.
+
+    Args:
+        weights: identifies the model.
+        stop_after: batches after which `stop` is called.
+        stop: ends the process, or raises.
+    """
 
     outputs = ("features", "projections", "scores")
     input_view = EvaluationView(resize=8, crop=8).model_copy(update={"crop": SIDE})
     feature_dim = FEATURES
+    data = Data(kind="class_folders")
 
-    def __init__(self, weights: str = "a" * 64) -> None:
-        self.facts = ModelIdentity(
-            path="model", runner="numpy", weights_sha256=weights, step=3, recipe="tiny"
-        )
-        self.data = Data(kind="class_folders")
+    def __init__(self, weights="a" * 64, *, path="model", stop_after=None, stop=None):
+        self.facts = ModelIdentity(path=path, runner="numpy", weights_sha256=weights, step=3, recipe="tiny")
         draw = np.random.default_rng(5)
         self.kernel = draw.normal(size=(SIDE * SIDE * 3, FEATURES)).astype(np.float32)
         self.prototypes = draw.normal(size=(FEATURES, PROTOTYPES)).astype(np.float32)
+        self.stop_after, self.stop = stop_after, stop
         self.batches: list[int] = []
 
     def _run(self, images):
-        assert images.dtype == np.uint8
-        assert images.shape[1:] == (SIDE, SIDE, 3)
+        if len(self.batches) == self.stop_after:
+            self.stop()
         self.batches.append(len(images))
         features = images.reshape(len(images), -1).astype(np.float32) @ self.kernel / 1000
         projections = features / np.linalg.norm(features, axis=1, keepdims=True)
         return {"features": features, "projections": projections, "scores": projections @ self.prototypes}
+
+
+def outputs_of(source, indices):
+    """Outputs of the model for images of a source, all at once."""
+    return NumpyBackend().run(stack_views(list(view_images(source, indices, NumpyBackend.input_view))))
 
 
 def make_class_folders(root, classes=("cat", 'dög, "big"'), each=10):
@@ -54,7 +65,7 @@ def class_folders(root):
 
 
 def feature_file(features, labels, **facts):
-    """A feature file that is on no disk."""
+    """A feature file in memory."""
     n = len(features)
     rows = Rows(features, np.asarray(labels, np.int64), np.arange(n), [str(i) for i in range(n)])
     return FeatureFile("x.npz", rows, facts)

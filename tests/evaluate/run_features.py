@@ -8,18 +8,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from evaluate.features import extract_features
-from tests.evaluate.models import NumpyRunner, class_folders
+from tests.evaluate.models import NumpyBackend, class_folders
 
 if __name__ == "__main__":
     images, output, *until = sys.argv[1:]
-    runner = NumpyRunner()
-    run = runner.run
-
-    def run_or_die(views):
-        if until and len(runner.batches) == int(until[0]):
-            os.kill(os.getpid(), signal.SIGKILL)
-        return run(views)
-
-    runner.run = run_or_die
-    result = extract_features(runner, class_folders(images), Path(output), batch_size=3, shard_size=4)
+    kill = (lambda: os.kill(os.getpid(), signal.SIGKILL)) if until else None
+    model = NumpyBackend(stop_after=int(until[0]) if until else None, stop=kill)
+    result = extract_features(model, class_folders(images), Path(output), batch_size=3, save_seconds=0)
     print(result.images_before)

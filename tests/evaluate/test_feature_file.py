@@ -3,68 +3,67 @@ import errno
 import os
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from evaluate.feature_cache import write_feature_file
-from evaluate.feature_file import Rows, read_feature_file
+from evaluate import feature_file
+from evaluate.feature_file import Rows, read_feature_file, write_feature_file
 from swav_tf.plumbing.errors import DataError, UsageError
 
 FACTS = {"model": {"weights_sha256": "x"}, "class_names": ["cat", "dög"], "source": {"path": "ü"}}
 FORMATS = [".npz", ".npy", ".parquet"]
+NAMES = ["a/1.jpg", 'a,"b".png', "ü", "the last one"]
+ROWS = Rows(
+    np.random.default_rng(0).normal(size=(4, 4)).astype(np.float32),
+    np.array([0, 1, -1, 1]),
+    np.array([0, 1, 4, 9]),
+    NAMES,
+)
+OTHERS = Rows(ROWS.features + 1, ROWS.labels, ROWS.index, ROWS.names)
 
 
-def parts():
-    draw = np.random.default_rng(0)
-    yield Rows(
-        draw.normal(size=(3, 4)).astype(np.float32),
-        np.array([0, 1, -1]),
-        np.array([0, 1, 4]),
-        ["a/1.jpg", 'a,"b".png', "ü"],
-    )
-    yield Rows(np.empty((0, 4), np.float32), np.empty(0, np.int64), np.empty(0, np.int64), [])
-    yield Rows(draw.normal(size=(1, 4)).astype(np.float32), np.array([1]), np.array([9]), ["the last one"])
-
-
-# Bugs caught: a part that is lost or out of order, names and labels against other rows, facts that do not come back.
+# Bugs caught: names and labels of other rows, a row group that is lost, facts that do not come back.
 @pytest.mark.parametrize("ending", FORMATS)
-def test_what_is_written_is_read(tmp_path, ending):
+def test_round_trip(tmp_path, monkeypatch, ending):
+    monkeypatch.setattr(feature_file, "ROW_GROUP", 3)
     path = tmp_path / "new" / f"x{ending}"
     for _ in range(2):  # the second one replaces the first
-        write_feature_file(path, parts, FACTS)
+        write_feature_file(path, ROWS, FACTS)
     file = read_feature_file(path)
-    np.testing.assert_array_equal(file.rows.features, np.concatenate([rows.features for rows in parts()]))
-    assert file.rows.labels.tolist() == [0, 1, -1, 1]
-    assert file.rows.index.tolist() == [0, 1, 4, 9]
-    assert list(file.rows.names) == ["a/1.jpg", 'a,"b".png', "ü", "the last one"]
-    assert file.facts == FACTS
+    np.testing.assert_array_equal(file.rows.features, ROWS.features)
+    assert file.rows.labels.tolist() == ROWS.labels.tolist()
+    assert file.rows.index.tolist() == ROWS.index.tolist()
+    assert (list(file.rows.names), file.facts) == (NAMES, FACTS)
     assert [file.class_name(label) for label in (-1, 1, 7)] == ["", "dög", "7"]
     assert not list(path.parent.glob(".*"))
 
 
-# Bug caught: an .npy that is read into memory, or that others cannot read as a plain array.
+# Bugs caught: an .npy that is read into memory, or that other tools cannot read as a plain array.
 def test_npy_is_a_plain_array_on_disk(tmp_path):
-    write_feature_file(tmp_path / "x.npy", parts, FACTS)
+    write_feature_file(tmp_path / "x.npy", ROWS, FACTS)
     assert isinstance(read_feature_file(tmp_path / "x.npy").rows.features, np.memmap)
     assert np.load(tmp_path / "x.npy").shape == (4, 4)
-    assert (tmp_path / "x.npy.csv").read_text(encoding="utf-8").splitlines()[:3] == [
-        "name,label,class,index",
-        "a/1.jpg,0,cat,0",
-        '"a,""b"".png",1,dög,1',
-    ]
+    lines = (tmp_path / "x.npy.csv").read_text(encoding="utf-8").splitlines()
+    assert lines[:3] == ["name,label,class,index", "a/1.jpg,0,cat,0", '"a,""b"".png",1,dög,1']
 
 
-# Bug caught: parquet that data frames cannot read as one table.
-def test_parquet_is_one_table_for_others(tmp_path):
-    write_feature_file(tmp_path / "x.parquet", parts, FACTS)
+# Bugs caught: parquet that data frames cannot read, folders of parts by older versions that are refused.
+def test_parquet_is_a_table(tmp_path):
+    write_feature_file(tmp_path / "x.parquet", ROWS, FACTS)
     table = pq.read_table(tmp_path / "x.parquet")
     assert table.column_names == ["name", "label", "class", "index", "features"]
     assert table["class"].to_pylist() == ["cat", "dög", "", "dög"]
-    assert len(table["features"][0].as_py()) == 4
+    (tmp_path / "parts.parquet").mkdir()
+    for number in (0, 1):
+        pq.write_table(table.slice(2 * number, 2), tmp_path / "parts.parquet" / f"part-{number:05d}.parquet")
+    parts = read_feature_file(tmp_path / "parts.parquet")
+    np.testing.assert_array_equal(parts.rows.features, ROWS.features)
+    assert (list(parts.rows.names), parts.facts) == (NAMES, FACTS)
 
 
-# Bug caught: feature files of other tools that are refused for want of facts.
-def test_arrays_of_others(tmp_path):
+# Bug caught: feature files of other tools that are refused for lack of facts.
+def test_arrays_by_other_tools(tmp_path):
     np.save(tmp_path / "x.npy", np.ones((3, 2), np.float64))
     np.savez(tmp_path / "x.npz", features=np.ones((3, 2), np.float16), labels=np.array([1, 0, 1], np.uint8))
     assert read_feature_file(tmp_path / "x.npy").rows.labels.tolist() == [-1, -1, -1]
@@ -78,109 +77,93 @@ class Hostile:
 
 
 def truncated(path):
-    write_feature_file(path, parts, FACTS)
+    write_feature_file(path, ROWS, FACTS)
     path.write_bytes(path.read_bytes()[:150])
 
 
 def without_a_line(path):
-    write_feature_file(path, parts, FACTS)
+    write_feature_file(path, ROWS, FACTS)
     table = path.with_name(path.name + ".csv")
-    table.write_text(
-        "".join(table.read_text(encoding="utf-8").splitlines(keepends=True)[:-1]), encoding="utf-8"
-    )
+    lines = table.read_text(encoding="utf-8").splitlines(keepends=True)
+    table.write_text("".join(lines[:-1]), encoding="utf-8")
 
 
-# Bugs caught: a traceback or a wrong answer for files that are damaged, hostile or of something else.
+# Bugs caught: a traceback or a wrong answer for damaged or hostile files, or files of something else.
 @pytest.mark.parametrize(
-    ("name", "make", "told"),
+    ("name", "make", "message"),
     [
-        ("x.npz", lambda path: path.write_bytes(b"not a zip"), "as one: it holds no plain arrays"),
-        ("x.npz", lambda path: path.write_bytes(b""), "cannot be read as one"),
-        ("x.npy", lambda path: path.write_bytes(b"text"), "cannot be read as one"),
-        ("x.parquet", lambda path: path.write_bytes(b"text"), "cannot be read as one"),
+        ("x.npz", lambda path: path.write_bytes(b"not a zip"), "it contains no plain arrays"),
+        ("x.npz", lambda path: path.write_bytes(b""), "cannot be read"),
+        ("x.npy", lambda path: path.write_bytes(b"text"), "cannot be read"),
+        ("x.parquet", lambda path: path.write_bytes(b"text"), "cannot be read"),
         ("x.parquet", lambda path: path.mkdir(), "no part-"),
-        ("x.npz", truncated, "cannot be read as one"),
-        ("x.npy", truncated, "cannot be read as one"),
+        (
+            "x.parquet",
+            lambda path: pq.write_table(pa.table({"a": [1]}), path),
+            "columns a, but no `features`",
+        ),
+        ("x.npz", truncated, "cannot be read"),
+        ("x.npy", truncated, "cannot be read"),
         ("x.npy", without_a_line, "a label and a name for each of its 4 rows. Received: 3 labels"),
-        ("x.npz", lambda path: np.savez(path, images=np.ones(3)), "it has images, but not `features`"),
-        (
-            "x.npz",
-            lambda path: np.savez(path, features=np.array([Hostile()])),
-            "cannot be read as one",
-        ),
-        ("x.npy", lambda path: np.save(path, np.array([Hostile()])), "cannot be read as one"),
-        ("x.npy", lambda path: np.save(path, np.ones(3)), "must hold features"),
+        ("x.npz", lambda path: np.savez(path, images=np.ones(3)), "it has images, but no `features`"),
+        ("x.npz", lambda path: np.savez(path, features=np.array([Hostile()])), "cannot be read"),
+        ("x.npy", lambda path: np.save(path, np.array([Hostile()])), "cannot be read"),
+        ("x.npy", lambda path: np.save(path, np.ones(3)), "must contain features"),
         ("x.npy", lambda path: np.save(path, np.ones((3, 2), np.int64)), "floating-point type.*int64"),
-        ("x.npy", lambda path: np.save(path, np.ones((0, 2))), "must hold features"),
-        (
-            "x.npz",
-            lambda path: np.savez(path, features=np.ones((3, 2)), labels=np.zeros(2)),
-            "for each of its 3 rows",
-        ),
+        ("x.npy", lambda path: np.save(path, np.ones((0, 2))), "must contain features"),
     ],
 )
-def test_what_is_no_feature_file_is_refused(tmp_path, name, make, told):
+def test_other_files_are_refused(tmp_path, name, make, message):
     make(tmp_path / name)
-    with pytest.raises(DataError, match=told):
+    with pytest.raises(DataError, match=message):
         read_feature_file(tmp_path / name)
 
 
-# Bug caught: a missing file or another format that is blamed on the data.
 def test_missing_files_and_other_formats(tmp_path):
-    with pytest.raises(UsageError, match="must be there"):
+    with pytest.raises(UsageError, match=r"not found: .*x.npz. Create one with `swav-tf features`"):
         read_feature_file(tmp_path / "x.npz")
     for name in ("x.csv", "x"):
-        with pytest.raises(UsageError, match=r"must end in .npz, .npy or .parquet"):
-            read_feature_file(tmp_path / name)
-        with pytest.raises(UsageError, match=r"must end in .npz, .npy or .parquet"):
-            write_feature_file(tmp_path / name, parts, FACTS)
+        for use in (read_feature_file, lambda path: write_feature_file(path, ROWS, FACTS)):
+            with pytest.raises(UsageError, match=r"must end in .npz, .npy or .parquet"):
+                use(tmp_path / name)
 
 
-# Bug caught: half a file under the final name, or litter, when the disk is full.
+# Bug caught: half a file under the final name, or leftovers, when the disk is full.
 @pytest.mark.parametrize("ending", FORMATS)
-def test_a_full_disk_leaves_what_was_there(tmp_path, monkeypatch, ending):
+def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch, ending):
     path = tmp_path / f"x{ending}"
-    write_feature_file(path, parts, FACTS)
-    before = sorted(p.name for p in tmp_path.iterdir())
+    write_feature_file(path, ROWS, FACTS)
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
 
-    def full(*_):
-        yield next(parts())
+    def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    with pytest.raises(DataError, match=r"could not be written.*No space left"):
-        write_feature_file(path, full, {"other": 1})
-    assert sorted(p.name for p in tmp_path.iterdir()) == before
-    assert read_feature_file(path).facts == FACTS
+    monkeypatch.setattr(np, "savez", full)
+    monkeypatch.setattr(np, "save", full)
+    monkeypatch.setattr(pq.ParquetWriter, "write_table", full)
+    with pytest.raises(DataError, match=r"could not be written: No space left"):
+        write_feature_file(path, OTHERS, {"other": 1})
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
 
 
-def others():
-    for rows in parts():
-        yield Rows(rows.features + 1, rows.labels, rows.index, rows.names)
-
-
-# Bug caught: a kill between two of the files, after which the old features pass for the new ones.
-@pytest.mark.parametrize("ending", FORMATS)
-@pytest.mark.parametrize("moves", range(4))
-def test_a_break_while_files_take_their_places(tmp_path, monkeypatch, ending, moves):
-    path = tmp_path / f"x{ending}"
-    write_feature_file(path, parts, FACTS)
-    old = np.array(read_feature_file(path).rows.features)
-    made, replace = [], os.replace
+# Bug caught: a kill between the renames of two files, after which old features have new labels or facts.
+@pytest.mark.parametrize("renames", range(3))
+def test_a_kill_while_files_are_renamed(tmp_path, monkeypatch, renames):
+    path, done, replace = tmp_path / "x.npy", [], os.replace
+    write_feature_file(path, ROWS, FACTS)
 
     def replace_or_die(*names):
-        if len(made) == moves:
+        if len(done) == renames:
             raise KeyboardInterrupt
-        made.append(names)
+        done.append(names)
         replace(*names)
 
     monkeypatch.setattr(os, "replace", replace_or_die)
     with contextlib.suppress(KeyboardInterrupt):
-        write_feature_file(path, others, {"other": 1})
+        write_feature_file(path, OTHERS, {"other": 1})
     monkeypatch.undo()
-    if path.exists():
-        file = read_feature_file(path)
-        np.testing.assert_array_equal(file.rows.features, old if file.facts == FACTS else old + 1)
-        assert file.facts in (FACTS, {"other": 1})
-    write_feature_file(path, others, {"other": 1})
-    assert read_feature_file(path).facts == {"other": 1}
-    assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
+    assert not path.exists()
+    write_feature_file(path, OTHERS, {"other": 1})
+    file = read_feature_file(path)
+    np.testing.assert_array_equal(file.rows.features, OTHERS.features)
+    assert file.facts == {"other": 1}

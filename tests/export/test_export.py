@@ -18,12 +18,13 @@ from evaluate.backends import open_model
 from evaluate.backends.checksums import check_unchanged, read_checksums
 from evaluate.backends.onnx_metadata import KEY, dataset_name, public_data
 from evaluate.features import extract_features
-from evaluate.images import open_images, stack_views, view_images
+from evaluate.images import open_images
 from export.reference import draw_images, read_reference
 from export.run import export_run
 from export.settings import ExportSettings
 from export.staging import ExportError
 from export.verify import verify
+from swav_tf.data.views import stack_views, view_images
 from swav_tf.plumbing.errors import DataError, UsageError
 from swav_tf.recipe.classifier import FinetuneRecipe
 from swav_tf.recipe.pretraining import Data

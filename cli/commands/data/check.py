@@ -42,9 +42,8 @@ def command(
       swav-tf data check photos/ --kind images --duplicates --json
       swav-tf data check shards/train
     """
-    from evaluate.pictures import check_picture
     from swav_tf.data.check import check_data
-    from swav_tf.data.pictures import image_sheet
+    from swav_tf.data.pictures import check_picture, image_sheet
     from swav_tf.plumbing.files import atomic_write
 
     if sheet is not None:

@@ -7,7 +7,8 @@ from sklearn.datasets import load_sample_images
 
 from evaluate.backends import open_model
 from evaluate.benchmark.artifacts import find_artifacts
-from evaluate.images import open_images, stack_views, view_images
+from evaluate.images import open_images
+from swav_tf.data.views import stack_views, view_images
 from swav_tf.plumbing.errors import UsageError
 from swav_tf.recipe.classifier import FinetuneRecipe, ProbeRecipe
 from swav_tf.recipe.files import save_recipe

@@ -1,0 +1,184 @@
+"""The features of an unfinished run, so that it can resume after an interruption.
+
+The work folder OUTPUT.work/ contains arrays that grow row by row and progress.json with the row counter, which is
+written once the rows are on disk. Rows beyond the counter are cut off when a run resumes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import IO, Any, Final
+
+import numpy as np
+
+from evaluate.feature_file import companion
+from swav_tf.data.views import ViewedImage
+from swav_tf.plumbing.errors import DataError, UsageError
+from swav_tf.plumbing.files import atomic_write, take_lock
+from swav_tf.plumbing.log import log
+from swav_tf.plumbing.values import nested_diff
+
+FEATURES: Final = "features.f32"  # (rows, F)
+ROWS: Final = "rows.i64"  # (rows, 2): number in the source and label
+PROGRESS: Final = "progress.json"
+
+
+class FeatureStore:
+    """A work folder, open for writing.
+
+    Attributes:
+        images: images that are done, readable or not.
+        rows: rows that are kept.
+        unreadable: name and reason of each unreadable image.
+        saved_at: time of the last save, by `time.monotonic`.
+    """
+
+    def __init__(self, folder: Path, settings: dict[str, Any], feature_dim: int, files: ExitStack) -> None:
+        self.folder, self.settings, self.feature_dim = folder, settings, feature_dim
+        progress = _read_progress(folder / PROGRESS)
+        self.images, self.rows = int(progress.get("images", 0)), int(progress.get("rows", 0))
+        self.unreadable: dict[str, str] = progress.get("unreadable", {})
+        if progress:
+            refuse_changes(progress["settings"], settings, f"{folder} was begun with other settings")
+        self._features = files.enter_context(_open_array(folder / FEATURES, self.rows * feature_dim * 4))
+        self._rows = files.enter_context(_open_array(folder / ROWS, self.rows * 2 * 8))
+        self.saved_at = time.monotonic()
+        if not progress:
+            self.save(0)
+
+    def append(self, batch: Sequence[ViewedImage], features: np.ndarray) -> None:
+        """Write the rows of a batch. `save` makes them permanent."""
+        with _disk_errors(self.folder):
+            self._features.write(features.astype("<f4").tobytes())
+            self._rows.write(np.array([(image.index, image.label) for image in batch], "<i8").tobytes())
+        self.rows += len(batch)
+
+    def save(self, images: int) -> None:
+        """Keep all rows written so far, which are those of the first `images` images."""
+        with _disk_errors(self.folder):
+            for file in (self._features, self._rows):
+                file.flush()
+                os.fsync(file.fileno())
+        self.images = images
+        progress = {
+            "settings": self.settings,
+            "images": images,
+            "rows": self.rows,
+            "unreadable": self.unreadable,
+        }
+        with atomic_write(self.folder / PROGRESS) as partial:
+            partial.write_text(json.dumps(progress, indent=1), encoding="utf-8")
+        self.saved_at = time.monotonic()
+
+    def read(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return the kept features, memory-mapped, and the image numbers and labels of their rows."""
+        shape = (self.rows, self.feature_dim)
+        features = np.memmap(self.folder / FEATURES, "<f4", "r", shape=shape)
+        index, labels = np.fromfile(self.folder / ROWS, "<i8").reshape(self.rows, 2).T
+        return features, index, labels
+
+
+@contextmanager
+def open_store(
+    output: Path, settings: dict[str, Any], feature_dim: int, *, fresh: bool = False
+) -> Iterator[FeatureStore]:
+    """Open the work folder of a feature file for this process alone. It is removed if the block succeeds.
+
+    Args:
+        output: the feature file.
+        settings: everything that the features depend on.
+        feature_dim: F.
+        fresh: discard earlier progress.
+
+    Raises:
+        UsageError: another process writes it, or it was begun with other settings.
+        DataError: it is damaged, or the disk refuses.
+    """
+    if (old := companion(output, ".shards")).exists():
+        log.warning(f"{old} was left by an older version and is not used. Delete it.")
+    with _locked(output) as folder:
+        if fresh:
+            for path in folder.iterdir():
+                if path.name != ".lock":
+                    path.unlink()
+        with ExitStack() as files:
+            yield FeatureStore(folder, settings, feature_dim, files)
+        shutil.rmtree(folder)
+
+
+def discard_store(output: Path) -> None:
+    """Remove the work folder of a complete feature file, left by an interruption at the very end."""
+    if companion(output, ".work").exists():
+        with _locked(output) as folder:
+            shutil.rmtree(folder)
+
+
+def refuse_changes(before: dict[str, Any], now: dict[str, Any], what: str) -> None:
+    """Raise UsageError if settings differ; the message begins with `what` and lists the differences."""
+    changes = nested_diff(before, now)
+    changes.pop("model.path", None)  # a run folder may move
+    if changes:
+        lines = "\n".join(f"  {key}: was {old!r}, now {new!r}" for key, (old, new) in changes.items())
+        raise UsageError(
+            f"{what}:\n{lines}\nGive the old values, another --output, or --fresh to start over."
+        )
+
+
+@contextmanager
+def _locked(output: Path) -> Iterator[Path]:
+    folder = companion(output, ".work")
+    with _disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("a")
+    with lock:
+        if not take_lock(lock, folder):
+            raise UsageError(
+                f"Only one process may write {output}. Received: another one is running. Wait for it, or give "
+                "another --output."
+            )
+        yield folder
+
+
+def _read_progress(path: Path) -> dict[str, Any]:
+    """Return the content of progress.json, empty if there is none."""
+    try:
+        progress = json.loads(path.read_text(encoding="utf-8"))
+        return {key: progress[key] for key in ("settings", "images", "rows", "unreadable")}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{path} is damaged: {error}. Give --fresh to start over, or another --output."
+        ) from error
+
+
+@contextmanager
+def _open_array(path: Path, size: int) -> Iterator[IO[bytes]]:
+    """Open an array file for appending after its first `size` bytes, which the row counter promises."""
+    with _disk_errors(path):
+        file = path.open("ab")
+    with file:
+        if file.tell() < size:
+            raise DataError(
+                f"{path} must contain at least {size:,} bytes. Received: {file.tell():,}; the file is damaged. Give "
+                "--fresh to start over, or another --output."
+            )
+        file.truncate(size)
+        yield file
+
+
+@contextmanager
+def _disk_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            f"{path} could not be written: {error.strerror or error}. Free some space and run the same command again "
+            "to resume, or give another --output."
+        ) from error

@@ -1,0 +1,163 @@
+"""Evaluation views of a source's images, decoded in threads: the input of every feature extraction."""
+
+from __future__ import annotations
+
+import csv
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from swav_tf.data.augment import Image
+from swav_tf.data.decode import UndecodableImage, evaluation_view
+from swav_tf.data.sources import ImageSource, read_image
+from swav_tf.plumbing.errors import DataError
+from swav_tf.plumbing.files import atomic_write
+from swav_tf.plumbing.names import printable
+from swav_tf.plumbing.system import available_cores
+from swav_tf.recipe.pretraining import EvaluationView
+
+
+@dataclass(frozen=True)
+class ViewedImage:
+    """An image as the model sees it, or the reason why it cannot be read.
+
+    Attributes:
+        index: its number in the source.
+        name: its printable name there.
+        label: its class, -1 for none.
+        view: uint8 (crop, crop, 3); None if it cannot be read.
+        reason: why it cannot be read, None if it can.
+    """
+
+    index: int
+    name: str
+    label: int
+    view: Image | None
+    reason: str | None
+
+
+def view_images(
+    source: ImageSource, indices: Iterable[int], view: EvaluationView, *, threads: int = 0, ahead: int = 256
+) -> Generator[ViewedImage, None, None]:
+    """Yield the views of the images at `indices`, in that order.
+
+    Args:
+        source: the images.
+        indices: their numbers.
+        view: resizing and cropping.
+        threads: threads that decode; 0 for one per core.
+        ahead: images decoded in advance, which bounds the memory.
+    """
+
+    def read(index: int) -> ViewedImage:
+        name = printable(source.image_name(index))
+        try:
+            shown = evaluation_view(read_image(source, index), view)
+            return ViewedImage(index, name, source.label(index), shown, None)
+        except (UndecodableImage, OSError) as error:
+            return ViewedImage(index, name, -1, None, printable(str(error)))
+
+    with ThreadPoolExecutor(threads or available_cores(), thread_name_prefix="decode") as pool:
+        waiting: deque[Future[ViewedImage]] = deque()
+        try:
+            for index in indices:
+                waiting.append(pool.submit(read, int(index)))
+                if len(waiting) > ahead:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:  # the consumer may have stopped early
+            for future in waiting:
+                future.cancel()
+
+
+def refuse(image: ViewedImage) -> None:
+    """Raise DataError for an image that cannot be read: without it, features and labels would not match."""
+    raise DataError(f"{image.name} cannot be read: {image.reason}. Repair or remove it.")
+
+
+def view_batches(
+    source: ImageSource,
+    indices: Iterable[int],
+    view: EvaluationView,
+    batch_size: int,
+    *,
+    threads: int = 0,
+    unreadable: Callable[[ViewedImage], None] = refuse,
+) -> Generator[list[ViewedImage], None, None]:
+    """Yield the readable images in batches; only the last one may be smaller than `batch_size`.
+
+    Args:
+        source: the images.
+        indices: their numbers.
+        view: resizing and cropping.
+        batch_size: images in a batch.
+        threads: threads that decode; 0 for one per core.
+        unreadable: called with each image that cannot be read.
+    """
+    batch: list[ViewedImage] = []
+    with closing(view_images(source, indices, view, threads=threads, ahead=2 * batch_size)) as images:
+        for image in images:
+            if image.view is None:
+                unreadable(image)
+                continue
+            batch.append(image)
+            if len(batch) == batch_size:
+                yield batch
+                batch = []
+    if batch:
+        yield batch
+
+
+def stack_views(batch: Sequence[ViewedImage]) -> np.ndarray:
+    """Return the views of readable images, uint8 (n, crop, crop, 3)."""
+    return np.stack([image.view for image in batch if image.view is not None])
+
+
+class UnreadableImages:
+    """Counts images that cannot be read; too many are an error.
+
+    Args:
+        images: number of all images.
+        max_share: largest share (0 to 1) that may be unreadable; one image always may, unless it is 0.
+        path: CSV file that lists them.
+    """
+
+    def __init__(self, images: int, max_share: float, path: Path) -> None:
+        self.images, self.max_share, self.path = images, max_share, path
+        self.reasons: dict[str, str] = {}
+        self.allowed = max(1, int(max_share * images)) if max_share > 0 else 0
+
+    def add(self, image: ViewedImage) -> None:
+        """Count an image.
+
+        Raises:
+            DataError: there are too many.
+        """
+        self.reasons[image.name] = image.reason or ""
+        if len(self.reasons) > self.allowed:
+            raise DataError(
+                f"A share of at most {self.max_share:g} of the images may be unreadable, {self.allowed} of "
+                f"{self.images}. Received: {len(self.reasons)}, listed in {self.path}. The last is {image.name}: "
+                f"{image.reason}. Repair or remove them, or raise --max-bad-share."
+            )
+
+    def write_list(self) -> None:
+        """Write the names and reasons; remove the file if there are none."""
+        if not self.reasons:
+            self.path.unlink(missing_ok=True)
+            return
+        with atomic_write(self.path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
+            csv.writer(file).writerows([("name", "reason"), *self.reasons.items()])
+
+    def read_list(self) -> dict[str, str]:
+        """Return the names and reasons that an earlier run listed."""
+        if not self.path.exists():
+            return {}
+        with self.path.open(encoding="utf-8", newline="") as file:
+            return {line["name"]: line["reason"] for line in csv.DictReader(file)}

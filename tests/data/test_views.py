@@ -1,0 +1,76 @@
+"""Evaluation views of a source's images, decoded in threads."""
+
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from swav_tf.data.views import UnreadableImages, view_batches, view_images
+from swav_tf.plumbing.errors import DataError
+from swav_tf.recipe.pretraining import EvaluationView
+
+VIEW = EvaluationView(resize=8, crop=8)
+
+
+class SlowSource:
+    """Gray images whose level is their number; later ones are read faster. Image 7 is unreadable."""
+
+    class_names = ()
+
+    def __init__(self, count):
+        self.count, self.reads, self.lock = count, 0, threading.Lock()
+
+    def __len__(self):
+        return self.count
+
+    def read(self, index):
+        time.sleep(0.004 * (index % 3 == 0))
+        with self.lock:
+            self.reads += 1
+        return b"no image" if index == 7 else np.full((8, 8, 3), index, np.uint8)
+
+    def label(self, index):
+        return index * 2
+
+    def image_name(self, index):
+        return f"n{index}"
+
+
+# Bugs caught: views in the order in which threads finish, a label or name of another image, an unreadable one that
+# shifts the others.
+@pytest.mark.parametrize("threads", [1, 4])
+def test_views_are_in_order(threads):
+    views = list(view_images(SlowSource(30), range(30), VIEW, threads=threads, ahead=5))
+    assert [v.index for v in views] == list(range(30))
+    good = [(v.name, v.label, int(v.view[0, 0, 0])) for v in views if v.view is not None]
+    assert good == [(f"n{i}", 2 * i, i) for i in range(30) if i != 7]
+    assert "not one of the formats" in views[7].reason
+
+
+# Bug caught: all images in memory while the model still computes the first batch.
+def test_decoding_does_not_run_away():
+    source = SlowSource(200)
+    views = view_images(source, range(200), VIEW, threads=2, ahead=10)
+    next(views)
+    time.sleep(0.2)
+    assert source.reads <= 12
+    views.close()
+    assert source.reads <= 12  # and stops with its consumer
+
+
+# Bugs caught: a batch that is short because one of its images is unreadable; labels that no longer match the features.
+def test_batches_are_full(tmp_path):
+    unreadable = UnreadableImages(30, 0.1, tmp_path / "bad.csv")
+    batches = view_batches(SlowSource(30), range(30), VIEW, 8, unreadable=unreadable.add)
+    assert [len(batch) for batch in batches] == [8, 8, 8, 5]
+    unreadable.write_list()
+    assert list(UnreadableImages(30, 0.1, tmp_path / "bad.csv").read_list()) == ["n7"]
+    with pytest.raises(DataError, match="n7 cannot be read: not one of the formats"):
+        list(view_batches(SlowSource(30), range(30), VIEW, 8))
+
+
+# Bug caught: a share of 0 that lets one image pass, a small share of few images that lets none pass.
+@pytest.mark.parametrize(("share", "images", "allowed"), [(0, 1000, 0), (0.01, 50, 1), (0.01, 1000, 10)])
+def test_allowed_share(tmp_path, share, images, allowed):
+    assert UnreadableImages(images, share, tmp_path / "bad.csv").allowed == allowed
