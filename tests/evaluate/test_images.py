@@ -29,7 +29,7 @@ def test_defaults_are_the_models(tmp_path, folders):
         (None, Data(path="x"), {"kind": "images"}, UsageError, "DATA must name"),
         ("x", Data(), {"split": "test"}, UsageError, "--split applies to"),
         ("nowhere", Data(), {}, DataError, "nowhere"),
-        ("digits", Data(), {"split": "val"}, DataError, "train and test"),
+        ("digits", Data(), {"split": "val"}, DataError, "train or test"),
     ],
 )
 def test_wrong_data(data, like, options, error, message):
