@@ -5,6 +5,7 @@ import pytest
 
 from swav_tf.data.folders import ClassFolders, ImageFolder
 from swav_tf.data.labels import open_labelled
+from swav_tf.data.sharding import write_shards
 from swav_tf.data.subset import draw_subset, read_subset
 from swav_tf.plumbing.errors import DataError
 from swav_tf.recipe.classifier import ProbeRecipe
@@ -112,21 +113,26 @@ def test_a_subset_is_of_the_training_images(tmp_path, subset):
 
 
 @pytest.mark.parametrize(
-    ("kind", "validation", "message"),
+    ("validation", "message"),
     [
         # Bug caught: classes numbered one way for training and another for validation.
         (
-            "class_folders",
             {"n02": ["a.png"], "n03": ["b.png"]},
             "1 only among the training images: n01; 1 only among the validation images: n03.",
         ),
         # Bug caught: a message about the training images where the validation images are missing.
-        ("class_folders", {}, "Not found: .*val"),
-        # Bug caught: images without labels are trained on as class -1.
-        ("images", {"n01": ["a.png"], "n02": ["b.png"]}, "A classifier needs labels"),
+        ({}, "Not found: .*val"),
     ],
 )
-def test_images_that_do_not_fit_are_refused(tmp_path, source, kind, validation, message):
+def test_validation_images_that_do_not_fit_are_refused(tmp_path, source, validation, message):
     make_folders(tmp_path / "val", **validation)
     with pytest.raises(DataError, match=message):
-        open_labelled(recipe(tmp_path, kind=kind))
+        open_labelled(recipe(tmp_path))
+
+
+# Bug caught: images without labels are trained on as class -1.
+def test_images_without_labels_are_refused(tmp_path, source):
+    for name in ("train", "val"):
+        write_shards(ImageFolder(source.root), tmp_path / "shards" / name, shards=1)
+    with pytest.raises(DataError, match="training images, 5 of 5 without one"):
+        open_labelled(recipe(tmp_path / "shards", kind="tfrecord"))
