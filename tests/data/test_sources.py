@@ -149,11 +149,9 @@ def test_digits_are_the_same_in_every_release(digits):
     assert len({*names_of(train), *names_of(test)}) == 1797
     assert [train.image_name(i) for i in (0, 700, 1436)] == ["digits/0", "digits/877", "digits/1796"]
     images = np.stack([test.read(i) for i in range(360)])
-    assert (images.shape, images.dtype, int(images.sum(dtype=np.int64))) == (
-        (360, 32, 32, 3),
-        np.uint8,
-        48_690_360,
-    )
+    assert (images.shape, images.dtype) == ((360, 32, 32, 3), np.uint8)
+    # OpenCV rounds some pixels otherwise without Intel's IPP, as on ARM.
+    assert images.sum(dtype=np.int64) == pytest.approx(48_690_360, rel=1e-4)
     assert (images == images[..., :1]).all()
     places = {tuple(np.argwhere(image[..., 0]).min(0)) for image in images}
     assert len(places) > 50
