@@ -1,268 +1,284 @@
-"""Make crops in processes of this machine."""
+"""Make crops in processes of this machine, each with a Python lock of its own. Linux only."""
 
 from __future__ import annotations
 
+import contextlib
 import mmap
+import multiprocessing
 import os
 import pickle
 import queue
 import signal
-import subprocess
 import sys
 import threading
 import time
-import weakref
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from multiprocessing import Pipe
-from multiprocessing.connection import Connection
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import connection
+from multiprocessing.synchronize import Barrier
+from types import ModuleType
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-from rich.console import Console
+import psutil
 
 from swav_tf.data.augment import Image
-from swav_tf.data.crop_child import SEATS, seats_in
 from swav_tf.data.order import CropsByPosition
 from swav_tf.plumbing.errors import DataError
+from swav_tf.plumbing.log import log
 
 LARGEST_CHUNK: Final = 16  # images
+SLOTS: Final = 2  # per process: while the trainer copies one chunk, the next is made
+PATIENCE_SECONDS: Final = 60  # for a chunk; 16 images take about a second
+_GRACE_SECONDS: Final = 10  # for the answer, once this process has made the chunk itself
+_END_SECONDS: Final = 5  # for a killed process to be gone
+_ATTEMPTS: Final = 3  # to get a chunk
+# Schedulers and terminals send these to all processes of a job; only the trainer handles them.
+_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
-Chunk = list[npt.NDArray[Any]]  # of each crop group (images, count, size, size, 3), then classes (images,)
-MakeRow = Callable[[int], list[Any]]  # crop groups and class of a place
+Chunk = list[npt.NDArray[Any]]  # per crop group (images, count, size, size, 3), then classes (images,)
 
 
 def largest_chunk(images: int) -> int:
-    """The largest part of at most LARGEST_CHUNK images that divides `images`."""
+    """Return the largest number of at most LARGEST_CHUNK images that divides `images`."""
     return max(size for size in range(1, LARGEST_CHUNK + 1) if images % size == 0)
 
 
-def make_chunk(make: MakeRow, places: Sequence[int]) -> Chunk:
-    """The chunk of these places, made here."""
-    return [np.stack(column) for column in zip(*map(make, places), strict=True)]
-
-
-def mend_chunk(
-    chunk: Chunk, readable: Sequence[bool], make: MakeRow, places: Sequence[int], *, good: Callable[[], None]
-) -> None:
-    """Makes here what another process could not read: it may be readable or have a stand-in. `good` counts the rest."""
-    for row, place in enumerate(places):
-        if readable[row]:
-            good()
-            continue
-        for whole, one in zip(chunk, make(place), strict=True):
-            whole[row] = one
-
-
-PATIENCE_SECONDS: Final = 60  # with a process that does not answer; a chunk of 16 images takes a second
-_GRACE_SECONDS: Final = 10  # for an answer, once its chunk has been made here
-# For killed processes to be gone: one that waits for a dead network disk stays, and must not keep the trainer.
-_END_SECONDS: Final = 5
-
-_made: weakref.WeakSet[CropProcesses] = weakref.WeakSet()
-
-
-@dataclass(frozen=True)
-class _Seat:
-    """Where a process puts a chunk, and the socket that asks for one; used by one thread at a time."""
-
-    process: subprocess.Popen[bytes]
-    socket: Connection[Any, Any]
-    crops: list[Image]  # of each crop group (images, count, size, size, 3)
+def cpu_seconds() -> float:
+    """Return the CPU time of this process and of its running child processes."""
+    seconds = time.process_time()
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.Error):
+            seconds += sum(child.cpu_times()[:2])
+    return seconds
 
 
 class CropProcesses:
-    """Chunks of crops by number, the same that this process would make, bit for bit."""
+    """Crops from other processes, bit for bit those that this process would make.
+
+    Processes that are killed or hang are replaced with a warning, and end the run if that does not help.
+    """
 
     def __init__(
         self,
         count: int,
         crops: CropsByPosition,
-        position_of: Callable[[int], int],
-        make: MakeRow,
         *,
         chunk: int,
+        make: Callable[[int], list[Any]],
         good: Callable[[], None],
     ) -> None:
-        """Starts the processes. Chunk k holds the images of places k * chunk to (k + 1) * chunk - 1.
+        """Start the processes.
 
         Args:
-            count: of processes, >= 1.
+            count: number of processes, >= 1.
             crops: what they make.
-            position_of: the run's position of a place.
-            make: the crop groups and the class of a place, made here where a process cannot.
-            chunk: images that come together.
-            good: is told of each image that a process could read.
+            chunk: images that are made together.
+            make: returns crop groups and class of a position, made in this process where another process cannot.
+            good: called for each image that a process could read.
 
         Raises:
-            DataError: they do not start, or the system is not Linux.
+            DataError: the processes do not start, or the system is not Linux.
         """
-        self._position_of, self._make, self._chunk, self._good = position_of, make, chunk, good
         if not hasattr(os, "memfd_create"):
             raise DataError(
                 "data.processes needs Linux. Set it to 0 to make the crops in threads of this process."
             )
-        self._ended = False
-        self._retired: set[int] = set()  # processes, by number, that are asked for nothing any more
-        self._lock = threading.Lock()
-        self._seats: list[_Seat] = []
-        self._free: queue.SimpleQueue[_Seat] = queue.SimpleQueue()
-        task = pickle.dumps((crops, chunk))  # once: the names of a million images take their time
-        try:
-            for _ in range(count):
-                self._seats += _start(crops.shapes, chunk)
-            for seat in self._seats[::SEATS]:
-                seat.socket.send_bytes(task)
-            for seat in self._seats[::SEATS]:
-                seat.socket.recv()  # it is ready
-        except (OSError, EOFError) as error:
-            self.end()
-            codes = {seat.process.returncode for seat in self._seats} - {-signal.SIGKILL, None}
-            reason = _in_words(codes.pop()) if codes else str(error) or _in_words(-signal.SIGKILL)
-            raise DataError(
-                f"data.processes must be as many processes as this machine can start. Received: {count}; {reason}. "
-                "Set fewer, or 0 to make the crops in threads of this process."
-            ) from error
-        for place in range(SEATS):  # the first seats of all come before the second ones
-            for seat in self._seats[place::SEATS]:
-                self._free.put(seat)
-        _made.add(self)
+        self._count, self._make, self._good = count, make, good
+        # Not in /dev/shm, which is small in containers and where a killed run would leave its crops.
+        self._memory = os.fdopen(os.memfd_create("crops"), "r+b")
+        self._memory.truncate(count * SLOTS * chunk * sum(int(np.prod(shape)) for shape in crops.shapes))
+        self._slots = _slots_in(self._memory.fileno(), crops.shapes, chunk)
+        # Pickled once, and read by all at the same time: it may hold the names of a million images.
+        self._task = os.fdopen(os.memfd_create("task"), "wb")
+        pickle.dump((crops, chunk), self._task)
+        self._task.flush()
+        self._free: queue.SimpleQueue[int] = queue.SimpleQueue()
+        for slot in range(len(self._slots)):
+            self._free.put(slot)
+        self._lock, self._ended, self._lost = threading.Lock(), False, ""
+        self._start()
 
     @property
     def calls(self) -> int:
-        """So many calls of `get` at once keep all processes at work."""
-        return len(self._seats)
+        """The number of concurrent calls of `get` that keeps all processes busy."""
+        return len(self._slots)
 
-    def get(self, number: int) -> Chunk | None:
-        """The chunk of a number, from any thread; None after `end`."""
-        places = range(number * self._chunk, (number + 1) * self._chunk)
-        seat = self._free.get()
+    def get(self, positions: Sequence[int]) -> Chunk | None:
+        """Return crops and classes at the positions, from any thread; None after `end`.
+
+        Raises:
+            DataError: processes are lost or hang again and again.
+        """
+        slot = self._free.get()
         try:
-            labels = self._ask(seat, places)
-            if labels is None:
+            for _ in range(_ATTEMPTS):
                 if self._ended:
                     return None
-                # A disk that holds up all processes holds this up, too: only then a process is judged.
-                made_here = make_chunk(self._make, places)
-                self._give_up_if_silent(seat)
-                return made_here
-            chunk = [*map(np.array, seat.crops)]  # copied: the seat is used again
+                executor = self._executor
+                try:
+                    labels = self._answer(executor.submit(_fill, slot, positions), positions)
+                except BrokenProcessPool:
+                    self._replace(executor)
+                    continue
+                chunk: Chunk = [np.array(group) for group in self._slots[slot]]  # the slot is used again
+                return self._completed(chunk, labels, positions)
         finally:
-            self._free.put(seat)
-        chunk.append(np.array([-1 if label is None else label for label in labels], np.int64))
-        readable = [label is not None for label in labels]
-        mend_chunk(chunk, readable, self._make, places, good=self._good)
-        return chunk
+            self._free.put(slot)
+        raise DataError(
+            f"data.processes must be as many processes as this machine can keep. Received: {self._count}; some "
+            f"were lost {_ATTEMPTS} times in a row: {self._lost}. Set fewer if memory is short, or 0 for threads."
+        )
 
     def end(self) -> None:
-        """Ends the processes, and the calls that wait for them."""
+        """End the processes, and the calls that wait for them."""
         self._ended = True
-        for seat in self._seats[::SEATS]:
-            seat.process.kill()
-        until = time.monotonic() + _END_SECONDS
-        for seat in self._seats[::SEATS]:
-            _end_of(seat.process, seconds=until - time.monotonic())
-
-    def _ask(self, seat: _Seat, places: range) -> list[int | None] | None:
-        """The classes of a chunk that the process has put into its seat; None if it does not, or all has ended."""
-        if seat.process.pid in self._retired:
-            return None
-        try:
-            seat.socket.send([int(self._position_of(place)) for place in places])
-            # Second by second: the time in which the system holds the whole job says nothing about a process.
-            for _ in range(PATIENCE_SECONDS):
-                if seat.socket.poll(1):
-                    labels: list[int | None] = seat.socket.recv()
-                    return labels
-                if self._ended:
-                    return None
-        except (OSError, EOFError):
-            if not self._ended:
-                self._retire(seat.process, hangs=False)
-        return None
-
-    def _give_up_if_silent(self, seat: _Seat) -> None:
-        """Takes the late answer of a process that lives; one that has none is asked for nothing any more."""
-        if seat.process.pid in self._retired:
-            return
-        try:
-            if seat.socket.poll(_GRACE_SECONDS):
-                seat.socket.recv()
-            elif not self._ended:
-                self._retire(seat.process, hangs=True)
-        except (OSError, EOFError):
-            if not self._ended:
-                self._retire(seat.process, hangs=False)
-
-    def _retire(self, process: subprocess.Popen[bytes], *, hangs: bool) -> None:
         with self._lock:
-            if process.pid in self._retired:
-                return
-            self._retired.add(process.pid)
-            process.kill()  # whatever it still does is of no use
-            if hangs:
-                what = f"has not answered for {PATIENCE_SECONDS} s and is given up (process {process.pid})"
-            else:
-                code = _end_of(process, seconds=_END_SECONDS)
-                what = f"is lost ({'it does not answer' if code is None else _in_words(code)})"
-            Console(stderr=True, highlight=False, soft_wrap=True).print(
-                f"[yellow]warning[/] data.processes: one of {len(self._seats) // SEATS} processes that make crops "
-                f"{what}. This process makes its share itself: the same crops, but slower. "
-                "Started again, the run has all of them."
-            )
+            self._kill()
 
+    def _answer(self, future: Future[list[int | None]], positions: Sequence[int]) -> list[int | None]:
+        """Wait for the classes of a chunk; kill processes that do not make what this process can make.
 
-def cpu_seconds() -> float:
-    """CPU time of all threads of this process, and of the processes that make crops for it while they run."""
-    ticks = sum(_ticks(seat.process.pid) for made in list(_made) for seat in made._seats[::SEATS])
-    return time.process_time() + ticks / os.sysconf("SC_CLK_TCK")
+        Raises:
+            BrokenProcessPool: a process was killed.
+        """
 
+        def is_done(seconds: int) -> bool:
+            # Second by second: time during which the system stops all processes must not count.
+            return any(wait([future], timeout=1).done for _ in range(seconds))
 
-def _ticks(pid: int) -> int:
-    try:
-        user, system = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
-    except OSError:
-        return 0
-    return int(user) + int(system)
+        while not is_done(PATIENCE_SECONDS):
+            for (
+                position
+            ) in positions:  # a slow disk holds up this process, too, and is no reason to kill others
+                self._make(position)
+            if not is_done(_GRACE_SECONDS):
+                pids = ", ".join(str(process.pid) for process in self._processes)
+                log.warning(
+                    f"data.processes: no crops for {PATIENCE_SECONDS} s from one of the processes {pids}."
+                )
+                self._kill()
+        return future.result()
 
+    def _completed(self, chunk: Chunk, labels: list[int | None], positions: Sequence[int]) -> Chunk:
+        """Make what the process could not read: it may be readable now, or has a replacement."""
+        chunk.append(np.array([-1 if label is None else label for label in labels], np.int64))
+        for row, label in enumerate(labels):
+            if label is not None:
+                self._good()
+                continue
+            for group, one in zip(chunk, self._make(positions[row]), strict=True):
+                group[row] = one
+        return chunk
 
-def _start(shapes: Sequence[tuple[int, ...]], chunk: int) -> list[_Seat]:
-    """The seats of a process that was started, and waits for its task."""
-    pairs = [Pipe() for _ in range(SEATS)]
-    # Memory of no file system: a container's /dev/shm may be small.
-    memory = os.memfd_create("crops")
-    try:
-        os.ftruncate(memory, SEATS * chunk * sum(int(np.prod(shape)) for shape in shapes))
-        theirs = [memory, *(end.fileno() for _, end in pairs)]
-        process = subprocess.Popen(
-            [sys.executable, "-m", "swav_tf.data.crop_child", *map(str, theirs)],
-            pass_fds=theirs,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            start_new_session=True,  # Ctrl-C is for the trainer, which may need more crops to end well
-            env={"TF_CPP_MIN_LOG_LEVEL": "3", **os.environ, "CUDA_VISIBLE_DEVICES": "-1"},
+    def _start(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        barrier = context.Barrier(self._count)
+        task, memory = (f"/proc/{os.getpid()}/fd/{file.fileno()}" for file in (self._task, self._memory))
+        self._executor = ProcessPoolExecutor(
+            self._count, context, initializer=_open, initargs=(task, memory, barrier)
         )
-        places = seats_in(mmap.mmap(memory, 0), shapes, chunk)
-    finally:
-        os.close(memory)
-        for _, end in pairs:
-            end.close()
-    return [_Seat(process, ours, crops) for (ours, _), crops in zip(pairs, places, strict=True)]
+        try:
+            with _quiet_children():
+                ready = [self._executor.submit(_wait_for_all) for _ in range(self._count)]
+            self._processes = list(self._executor._processes.values())
+            for future in ready:
+                future.result()
+        except (OSError, BrokenProcessPool) as error:
+            self._processes = list(self._executor._processes.values())
+            self._kill()
+            reason = str(error) if isinstance(error, OSError) else "one ended while it started"
+            raise DataError(
+                f"data.processes must be as many processes as this machine can start. Received: {self._count}; "
+                f"{reason}. Set fewer, or 0 to make the crops in threads of this process."
+            ) from error
+
+    def _replace(self, executor: ProcessPoolExecutor) -> None:
+        """Start new processes in place of those of a broken executor, unless another thread has done so."""
+        with self._lock:
+            if self._ended or executor is not self._executor:
+                return
+            gone = connection.wait([process.sentinel for process in self._processes], timeout=_END_SECONDS)
+            lost = [process for process in self._processes if process.sentinel in gone]
+            self._kill()
+            self._lost = ", ".join(
+                f"process {process.pid}, {_in_words(process.exitcode)}" for process in lost
+            )
+            log.warning(f"data.processes: lost {self._lost}. All are started again; the crops stay the same.")
+            self._start()
+
+    def _kill(self) -> None:
+        for process in self._processes:
+            process.kill()
+        for process in self._processes:
+            process.join(_END_SECONDS)
 
 
-def _end_of(process: subprocess.Popen[bytes], *, seconds: float) -> int | None:
-    """The exit code of a process that was killed; None if the system does not let go of it in time."""
-    try:
-        return process.wait(max(0, seconds))
-    except subprocess.TimeoutExpired:
-        return None
+def _slots_in(memory: int, shapes: Sequence[tuple[int, ...]], chunk: int) -> list[list[Image]]:
+    """Map the memory: per slot the crop groups of a chunk, (chunk, count, size, size, 3) each."""
+    ends = np.cumsum([chunk * int(np.prod(shape)) for shape in shapes])
+    return [
+        [part.reshape(chunk, *shape) for part, shape in zip(np.split(slot, ends[:-1]), shapes, strict=True)]
+        for slot in np.frombuffer(mmap.mmap(memory, 0), np.uint8).reshape(-1, ends[-1])
+    ]
 
 
 def _in_words(code: int) -> str:
-    """What the exit code of a process tells."""
-    if code >= 0:
-        return f"exit code {code}"
-    memory = ", as the system does when memory is short" if -code == signal.SIGKILL else ""
-    return f"ended by {signal.Signals(-code).name}{memory}"
+    return f"exit code {code}" if code >= 0 else f"ended by {signal.Signals(-code).name}"
+
+
+@contextlib.contextmanager
+def _quiet_children() -> Iterator[None]:
+    """Start processes with signals blocked for good, and without importing the user's script and its TensorFlow."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    main, sys.modules["__main__"] = sys.modules["__main__"], ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+# === In a crop process ===
+
+_work: dict[str, Any] = {}
+
+
+def _open(task: str, memory: str, barrier: Barrier) -> None:
+    """Prepare a crop process."""
+    os.setsid()  # no signals of the trainer's terminal; and Linux shares cores out by session, not by process
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+    os.environ["CUDA_VISIBLE_DEVICES"] = "-1"  # a source may import TensorFlow
+    with open(task, "rb") as file:
+        crops, chunk = pickle.load(file)
+    with open(memory, "r+b") as file:
+        _work.update(crops=crops, slots=_slots_in(file.fileno(), crops.shapes, chunk), barrier=barrier)
+
+
+def _exit_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _wait_for_all() -> None:
+    """Wait until every process runs this: an executor starts no further process while one is idle."""
+    _work["barrier"].wait()
+
+
+def _fill(slot: int, positions: Sequence[int]) -> list[int | None]:
+    """Put the crops of these positions into a slot; return their classes, None for what cannot be read."""
+    classes: list[int | None] = []
+    for row, position in enumerate(positions):
+        try:
+            made, label = _work["crops"].at(position)
+        except Exception:  # whatever it is, the trainer tries the same and reports it
+            classes.append(None)
+            continue
+        for group, one in zip(_work["slots"][slot], made, strict=True):
+            group[row] = one
+        classes.append(label)
+    return classes
