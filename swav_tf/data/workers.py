@@ -203,9 +203,9 @@ class CropProcesses:
             gone = connection.wait([process.sentinel for process in self._processes], timeout=_END_SECONDS)
             lost = [process for process in self._processes if process.sentinel in gone]
             self._kill()
-            self._lost = ", ".join(
-                f"process {process.pid}, {_in_words(process.exitcode)}" for process in lost
-            )
+            while any(process.exitcode is None for process in lost):
+                time.sleep(0.01)  # the executor's thread is about to set it
+            self._lost = ", ".join(f"process {p.pid} ({_in_words(p.exitcode or 0)})" for p in lost)
             log.warning(f"data.processes: lost {self._lost}. All are started again; the crops stay the same.")
             self._start()
 
