@@ -14,27 +14,29 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import tensorflow as tf
-
 from swav_tf.recipe.files import load_recipe
 from swav_tf.training.build import build_swav
 from swav_tf.training.cluster import build_strategy
-from swav_tf.training.profile.exchange import Exchange, count_exchange
-from swav_tf.training.profile.fixed_crops import fixed_parts
+from swav_tf.training.profile.inputs import fixed_parts
 
+COLLECTIVES = ("CollectiveReduce", "CollectiveGather", "NcclAllReduce")
 EXPORTED = Path("runs/benchmark_resnet50/exported")
 
 
-def exchange(*, synchronised: bool) -> Exchange:
+def collectives(*, synchronized: bool) -> int:
+    """Count the collectives of one replica in a traced step."""
     recipe = load_recipe(
         "swav_100ep",
         ["train.batch_size=4", "train.precision=float32", "train.logical_cpus=2", "crops.0.size=64",
-         "crops.1.size=32", f"model.batch_norm.synchronised={str(synchronised).lower()}"],
+         "crops.1.size=32", f"model.batch_norm.synchronised={str(synchronized).lower()}"],
     )  # fmt: skip
     strategy = build_strategy(recipe.train)
     with strategy.scope():
         model = build_swav(recipe)
-    return count_exchange(model, fixed_parts(recipe, strategy), tf.constant(model.wishes))
+    [crops] = fixed_parts(recipe, strategy)
+    step = model.on_replicas(model.train_step).get_concrete_function(crops)
+    found = [op for op in step.graph.get_operations() if op.type.startswith(COLLECTIVES)]
+    return len(found) // strategy.num_replicas_in_sync
 
 
 def graph_nodes(path: Path) -> Counter[str]:
@@ -58,13 +60,13 @@ def main() -> None:
         rows.append({"row": name, "target": target, "count": found})
         print(f"{name:64} {found:6d}  target {target}", flush=True)
 
-    own, synchronised = exchange(synchronised=False), exchange(synchronised=True)
+    own, synchronized = collectives(synchronized=False), collectives(synchronized=True)
     row(
-        "collectives of synchronised batch normalisation, a step",
+        "collectives of synchronized batch normalization, a step",
         "<= 214",
-        synchronised.collectives - own.collectives,
+        synchronized - own,
     )
-    row("collectives of Sinkhorn, gradients and diagnostics, a step", "<= 5", own.collectives)
+    row("collectives of Sinkhorn, gradients and diagnostics, a step", "<= 5", own)
     path = arguments.exported / "model-fp32.onnx"
     if path.is_file():
         nodes = graph_nodes(path)

@@ -43,7 +43,7 @@ def command(recipe: RecipeChoice, steps: int, images: int | None, memory: bool, 
     load_tensorflow_quietly()
     from swav_tf.training.profile.measure import profile
 
-    found = profile(settings, steps=steps, images=images, memory=memory, quiet=report.quiet)
+    found = profile(settings, steps=steps, images=images, memory=memory)
     if report.as_json:
         report.show(dataclasses.asdict(found))
         return

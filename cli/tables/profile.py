@@ -32,59 +32,42 @@ def print_profile(profile: Profile) -> None:
     def row(name: str, ms: float, remark: str = "") -> None:
         table.add_row(name, f"{ms:,.1f}", f"{1000 * batch / ms:,.1f}" if ms else "", remark)
 
+    def part(name: str, ms: float, total: float) -> None:
+        table.add_row(f"  {name}", f"{ms:,.1f}", "", f"{100 * ms / total:.0f} %")
+
     makers = f"{p.processes} process(es)" if p.processes else f"{p.threads} thread(s)"
-    row(
-        "input alone",
-        1000 * batch / p.input_images_per_second,
-        f"{makers}; {1000 / p.input_cpu_ms:,.0f} images a CPU second",
-    )
-    row("step alone", p.step.ms, f"± {100 * p.step.spread:.0f} %; crops are there already")
+    rate = f"{makers}; {1000 / p.input_cpu_ms:,.0f} images per CPU second"
+    row("input alone", 1000 * batch / p.input_images_per_second, rate)
+    row("step alone", p.step.ms, f"± {100 * p.step.spread:.0f} %; crops are on the device already")
     tflops = f"; {p.tflops:.3g} TFLOP/s" if p.tflops is not None else ""
     row("loop", p.loop.ms, f"± {100 * p.loop.spread:.0f} %; as in training{tflops}")
     table.add_section()
     table.add_row("of the loop", "", "", "")
-    table.add_row("  waiting for crops", f"{p.wait_ms:,.1f}", "", _share(p.wait_ms, p.loop.ms))
+    part("waiting for crops", p.wait_ms, p.loop.ms)
     if p.devices == "GPU":
-        table.add_row("  host", f"{p.host_ms:,.1f}", "", _share(p.host_ms, p.loop.ms))
-    if p.exchange is not None:
-        exchanged = f"{p.exchange.collectives} collectives, {p.exchange.megabytes:.3g} MB a replica"
-        if p.communication_ms is None:
-            table.add_row("  communication", "-", "", f"{exchanged}; not told apart in parts of a batch")
-        else:
-            together = "; on one CPU replicas share the cores" if p.devices == "CPU" else ""
-            share = _share(p.communication_ms, p.loop.ms)
-            table.add_row(
-                "  communication", f"{p.communication_ms:,.1f}", "", f"{share}: {exchanged}{together}"
-            )
+        part("host", p.host_ms, p.loop.ms)
+    if p.communication_ms is None:
+        table.add_row("  communication", "-", "", "not measured for a batch in parts")
+    elif p.replicas > 1:
+        part("communication", p.communication_ms, p.loop.ms)
     table.add_section()
     table.add_row(f"step of {p.part_images} images", "", "", "on one replica, the quickest")
-    whole = sum(part.ms for part in p.parts) or 1.0
-    for part in p.parts:
-        table.add_row(f"  {part.name}", f"{part.ms:,.1f}", "", _share(part.ms, whole))
+    total = sum(part.ms for part in p.parts) or 1.0
+    for measured in p.parts:
+        part(measured.name, measured.ms, total)
     console.print(table)
 
     if p.load > p.cores / 2:
         console.print(
-            f"[yellow]warning[/] the machine was busy (load {p.load:.1f} on {p.cores} cores): figures are too slow."
+            f"[yellow]warning:[/] the machine was busy (load {p.load:.1f} on {p.cores} cores): figures are too slow."
         )
     if p.memory is not None:
-        if p.memory.on_gpu:
-            console.print(f"memory: {p.memory.peak_mb / 1000:.2f} GB of the fullest GPU at its peak")
-        else:
-            console.print(
-                f"memory: {p.memory.peak_mb / 1000:.2f} GB at its peak, of it {p.memory.before_mb / 1000:.2f} GB "
-                "before there is a model"
-            )
-    if p.largest_batch is not None:
-        kind = "estimated from two batches" if p.largest_batch.estimated else "found by trying"
-        console.print(f"largest batch: {p.largest_batch.images:,} images on a device at once ({kind})")
+        peak, before = (f"{megabytes / 1000:.2f} GB" for megabytes in (p.memory.peak_mb, p.memory.before_mb))
+        where = "of the fullest GPU" if p.memory.on_gpu else f"including {before} before a model exists"
+        console.print(f"peak memory: {peak} {where}")
     console.print(
-        f"the whole recipe: {p.steps:,} steps, about [bold]{_duration(p.hours)}[/] (no k-NN, no checkpoints)"
+        f"complete recipe: {p.steps:,} steps, about [bold]{_duration(p.hours)}[/] without k-NN and checkpoints"
     )
-
-
-def _share(part: float, whole: float) -> str:
-    return f"{100 * part / whole:.0f} %"
 
 
 def _duration(hours: float) -> str:

@@ -1,4 +1,8 @@
-"""How much memory a step takes, measured in a process of its own. No TensorFlow."""
+"""Measure the peak memory of a training step in a separate process.
+
+`python -m swav_tf.training.profile.memory` is that process: it reads a recipe as JSON from stdin and writes one
+line of JSON to stdout.
+"""
 
 from __future__ import annotations
 
@@ -7,80 +11,90 @@ import os
 import signal
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from swav_tf.plumbing.errors import SwavError
 from swav_tf.recipe.pretraining import Recipe
 
-SECONDS = 1800  # for one process
+STEPS = 2
+OUT_OF_MEMORY = 3  # exit code of the process
 
 
 @dataclass(frozen=True)
 class Peak:
-    """What a process of a few steps held at most.
+    """The memory that a process of a few steps took.
 
     Attributes:
-        fits: it did not run out of memory; else the rest is 0.
-        peak_mb: the most, 10^6 bytes: of a GPU what TensorFlow took of it, of a CPU all of the process.
-        before_mb: of that, before there was a model (the libraries); 0 on a GPU.
-        on_gpu: the fullest GPU is meant.
-        replicas: that shared the batch.
+        peak_mb: on GPUs what TensorFlow took of the fullest, else the complete process; 10^6 bytes.
+        before_mb: the share of it before a model exists (libraries); 0 on a GPU.
+        on_gpu: whether GPU memory was measured.
     """
 
-    fits: bool
     peak_mb: float
     before_mb: float
     on_gpu: bool
-    replicas: int
 
 
 def measure_peak(recipe: Recipe) -> Peak:
-    """Runs two steps of a recipe in a new process.
+    """Run two steps of a recipe in a new process.
 
     Raises:
-        SwavError: it failed, but for want of memory.
+        SwavError: the recipe does not fit the memory, or the process failed.
     """
-    command = [sys.executable, "-m", "swav_tf.training.profile.memory_child"]
-    environment = {"TF_CPP_MIN_LOG_LEVEL": "3", **os.environ}
-    try:
-        child = subprocess.run(
-            command,
-            input=recipe.model_dump_json(),
-            capture_output=True,
-            text=True,
-            timeout=SECONDS,
-            env=environment,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        raise SwavError(
-            f"Measuring the memory of batch_size {recipe.train.batch_size} took more than {SECONDS} s. Give a smaller "
-            "train.batch_size, or leave out the memory: --no-memory."
-        ) from None
-    lines = [line for line in child.stdout.splitlines() if line.startswith("{")]
-    if child.returncode == 0 and lines:
-        found = json.loads(lines[-1])
-        return Peak(**found)
-    if child.returncode in (-signal.SIGKILL, -signal.SIGABRT):
-        # The kernel ended it for want of memory, or an allocation in C++ failed.
-        replicas = max(1, recipe.train.logical_cpus)
-        return Peak(fits=False, peak_mb=0.0, before_mb=0.0, on_gpu=False, replicas=replicas)
-    raise SwavError(
-        f"The process that measures memory failed (exit code {child.returncode}): "
-        f"{' '.join(child.stderr.split())[-600:]}"
+    child = subprocess.run(
+        [sys.executable, "-m", "swav_tf.training.profile.memory"],
+        input=recipe.model_dump_json(),
+        capture_output=True,
+        text=True,
+        env={"TF_CPP_MIN_LOG_LEVEL": "3", **os.environ},
+        check=False,
     )
+    # The kernel kills it, or an allocation in C++ aborts it.
+    if child.returncode in (OUT_OF_MEMORY, -signal.SIGKILL, -signal.SIGABRT):
+        raise SwavError(
+            f"A batch of {recipe.train.batch_size} in {recipe.train.accumulation_steps} part(s) does not fit the "
+            "memory. Remedies: more train.accumulation_steps, a smaller train.batch_size, "
+            "train.precision=mixed_float16 on a GPU."
+        )
+    if child.returncode:
+        raise SwavError(
+            f"The process that measures memory failed (exit code {child.returncode}): "
+            f"{' '.join(child.stderr.split())[-600:]}"
+        )
+    return Peak(**json.loads(child.stdout.splitlines()[-1]))
 
 
-def available_megabytes() -> float | None:
-    """Memory that a new process could have: the machine's, or its container's; None where it is not told."""
-    found = []
+def _resident_mb(field: str) -> float:
+    """Return VmRSS, the memory of this process, or VmHWM, its peak; 10^6 bytes."""
+    # Not getrusage: after a fork its peak includes the parent's.
+    [line] = [text for text in Path("/proc/self/status").read_text().splitlines() if text.startswith(field)]
+    return int(line.split()[1]) * 1024 / 1e6
+
+
+def _run_steps(recipe: Recipe) -> Peak:
+    import tensorflow as tf
+
+    from swav_tf.training.build import build_swav
+    from swav_tf.training.cluster import build_strategy
+    from swav_tf.training.profile.inputs import fixed_parts
+
+    strategy = build_strategy(recipe.train)
+    gpus = tf.config.list_logical_devices("GPU")
+    before = 0.0 if gpus else _resident_mb("VmRSS")
     try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                found.append(int(line.split()[1]) * 1024 / 1e6)
-        limit, used = (int(Path(f"/sys/fs/cgroup/memory.{name}").read_text()) for name in ("max", "current"))
-        found.append((limit - used) / 1e6)
-    except (OSError, ValueError):
-        pass  # no container, or one without a limit
-    return min(found) if found else None
+        with strategy.scope():
+            model = build_swav(recipe)
+        parts, step = fixed_parts(recipe, strategy), model.make_train_function()
+        for _ in range(STEPS):
+            step(iter(parts))
+    except tf.errors.ResourceExhaustedError:
+        sys.exit(OUT_OF_MEMORY)
+    if gpus:
+        peaks = [tf.config.experimental.get_memory_info(f"GPU:{i}")["peak"] for i in range(len(gpus))]
+        return Peak(max(peaks) / 1e6, before, on_gpu=True)
+    return Peak(_resident_mb("VmHWM"), before, on_gpu=False)
+
+
+if __name__ == "__main__":
+    print(json.dumps(asdict(_run_steps(Recipe.model_validate_json(sys.stdin.read())))), flush=True)

@@ -1,0 +1,84 @@
+"""A profile measures the steps that training makes, and writes nothing."""
+
+import os
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from swav_tf.data.decode import decode
+from swav_tf.plumbing.errors import SwavError, UsageError
+from swav_tf.training.profile import memory
+from swav_tf.training.profile.inputs import RandomPhotos, fixed_parts, share_of_one
+from swav_tf.training.profile.measure import profile, timing_of
+from tests.swav_models import tiny_recipe
+
+
+@pytest.mark.parametrize("changes", [{}, {"train__accumulation_steps": 2}], ids=["one part", "two parts"])
+def test_a_profile_of_random_photos(tmp_path, monkeypatch, changes):
+    monkeypatch.chdir(tmp_path)
+    found = profile(tiny_recipe(data__kind="class_folders", **changes), steps=2, images=800, memory=False)
+    assert (found.images, found.steps, found.replicas) == (800, 2 * 100, 1)
+    assert found.part_images == 8 // found.accumulation_steps
+    assert "random JPEGs" in found.source
+    assert found.communication_ms == (0 if not changes else None)
+    assert found.hours == pytest.approx(found.steps * found.loop.ms / 3.6e6)
+    assert 0 <= found.wait_ms <= found.loop.ms
+    assert [part.name for part in found.parts][-1] == "update"
+    assert os.listdir(tmp_path) == []
+
+
+def test_random_photos_have_imagenets_size():
+    large = tiny_recipe()
+    large = large.model_copy(update={"crops": (large.crops[0].model_copy(update={"size": 224}),)})
+    photos = RandomPhotos(large, 1000)
+    files = [photos.read(index) for index in range(8)]
+    assert decode(files[0]).shape == (375, 500, 3)
+    assert np.mean([len(file) for file in files]) == pytest.approx(110_000, rel=0.1)
+    assert len(set(files)) == 8
+    assert photos.read(8) == files[0]
+
+
+def test_the_share_of_a_replica():
+    recipe = tiny_recipe(train__batch_size=16, train__accumulation_steps=2, method__queue={"length": 64})
+    one = share_of_one(recipe, replicas=2)
+    assert (one.train.batch_size, one.train.accumulation_steps, one.queue_length) == (4, 1, 32)
+    [crops] = fixed_parts(one, tf.distribute.get_strategy())
+    assert [tuple(group.shape) for group in crops] == [(4, 2, 16, 16, 3), (4, 2, 12, 12, 3)]
+
+
+@pytest.mark.multiprocess
+def test_memory_of_a_separate_process():
+    peak = memory.measure_peak(tiny_recipe())
+    assert 50 < peak.before_mb < peak.peak_mb < 5000
+
+
+@pytest.mark.parametrize(
+    ("program", "message"),
+    [
+        ("import sys; sys.exit(3)", "does not fit the memory"),
+        ("import os; os.kill(os.getpid(), 9)", "does not fit the memory"),
+        ("raise ValueError('no such device')", r"failed \(exit code 1\).*no such device"),
+    ],
+)
+def test_a_failing_memory_process(program, message, tmp_path, monkeypatch):
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} -c "{program}"\n')
+    python.chmod(0o755)
+    monkeypatch.setattr(memory.sys, "executable", str(python))
+    with pytest.raises(SwavError, match=message):
+        profile(tiny_recipe())
+
+
+@pytest.mark.parametrize("variable", [("TF_CONFIG", "{}"), ("SLURM_STEP_NUM_TASKS", "4")])
+def test_a_cluster_is_refused(variable, monkeypatch):
+    monkeypatch.setenv(*variable)
+    with pytest.raises(UsageError, match="one machine"):
+        profile(tiny_recipe())
+
+
+def test_means_and_spread_of_times():
+    timing = timing_of([0.1, 0.2, 0.3, 0.4, 0.5], cpu=3.0)
+    assert (timing.ms, timing.cpu_ms) == (pytest.approx(300), pytest.approx(600))
+    assert timing.spread == pytest.approx(0.15 / 0.3)  # quartiles 0.15 and 0.45
