@@ -21,9 +21,9 @@ from faults.isolated import isolated
 from faults.mutate import mutated
 from faults.trial import Plan, Trial, shortened
 from swav_tf.plumbing.errors import SwavError
-from swav_tf.weights.describe import describe
+from swav_tf.weights.convert import describe
 from swav_tf.weights.files import open_weights
-from swav_tf.weights.fitting import fit
+from swav_tf.weights.layout import fit
 from swav_tf.weights.torch_files import LEGACY_MAGIC, LEGACY_PROTOCOL, write_torch_file
 
 CHECKED = ("zip",)  # containers with checksums of their contents
@@ -49,7 +49,7 @@ CALLS: tuple[tuple[str, str, tuple[Any, ...]], ...] = (
     ("torch.storage", "_load_from_bytes", (b"x",)),
     ("operator", "methodcaller", ("system", "touch {canary}")),
     ("functools", "partial", (print, "x")),
-    ("swav_tf.weights.own", "write_safetensors", ({}, "{canary}", {})),
+    ("swav_tf.weights.files", "write_safetensors", ({}, "{canary}", {})),
     ("collections", "OrderedDict.fromkeys", ("x",)),
     ("torch._utils", "_rebuild_tensor_v2.__globals__", ("x",)),
 )
@@ -218,7 +218,7 @@ def run(plan: Plan) -> Iterator[Trial]:
             SwavError
         ):  # that it fits nothing is said; the tensors are read all the same
             fit(found, path, backbone_only=True)
-        return {name: tensor.read() for name, tensor in found.tensors.items()}
+        return found.arrays
 
     def outcome(number: int) -> tuple[str, str]:
         container, how, data = made(number)

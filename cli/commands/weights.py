@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from pathlib import Path
 
@@ -40,7 +41,7 @@ def show(source: Path, report: Report) -> None:
       swav-tf weights show swav_RN50w2_400ep_pretrain.pth.tar
       swav-tf weights show runs/first --json
     """
-    from swav_tf.weights.describe import describe
+    from swav_tf.weights.convert import describe
 
     found = describe(source)
     lines = [
@@ -51,7 +52,7 @@ def show(source: Path, report: Report) -> None:
     ]
     if found.problems:
         lines.append("These weights are incomplete or do not fit, see above; they cannot be imported.")
-    report.show(found.as_dict(), lines)
+    report.show(dataclasses.asdict(found), lines)
 
 
 @command.command("import", short_help="Convert weights into a run folder or a .safetensors file.")

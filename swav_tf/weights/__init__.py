@@ -1,1 +1,1 @@
-"""Other people's weights, in and out: told by their keys, read without running anything. No TensorFlow."""
+"""Weights of other libraries, read and written without them. The format is recognized by the tensors' names."""

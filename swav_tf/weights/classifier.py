@@ -1,4 +1,4 @@
-"""A linear classifier of somebody's, put on the backbone that it was trained on, as a probe's run folder has it."""
+"""Recipes for imported weights, and a linear classifier together with its backbone as the run folder of a probe."""
 
 from __future__ import annotations
 
@@ -11,25 +11,77 @@ import numpy as np
 
 from swav_tf.data.labels import numbered
 from swav_tf.plumbing.errors import UsageError
+from swav_tf.plumbing.values import flatten
 from swav_tf.recipe.classifier import ProbeRecipe
 from swav_tf.recipe.files import load_recipe, load_recipe_of
 from swav_tf.recipe.pretraining import Recipe
 from swav_tf.runs.model_facts import BY_IMPORT, ModelFacts
 from swav_tf.weights.files import open_weights, sha256_of
-from swav_tf.weights.fitting import Fitted, fit
-from swav_tf.weights.formats import Recognised
-from swav_tf.weights.layout import Sizes
-from swav_tf.weights.pretraining_recipe import pretraining_recipe
+from swav_tf.weights.formats import Weights
+from swav_tf.weights.layout import Fitted, Sizes, fit
+
+# The recipe of an imported model if none is named, by network and width.
+_RECIPES = {
+    ("resnet50", 1): "swav_800ep",
+    ("resnet50", 2): "swav_rn50w2_400ep",
+    ("resnet18_32px", 1): "small_images",
+    ("resnet_small", 1): "demo",
+}
+
+
+def pretraining_recipe(
+    std: tuple[float, float, float] | None,
+    sizes: Sizes,
+    source: Path,
+    *,
+    config: str | None = None,
+    overrides: Sequence[str] = (),
+) -> Recipe:
+    """Return a recipe with the model of the weights and the normalization of their images.
+
+    Args:
+        std: channel standard deviations of the images; None: those of the recipe.
+        sizes: of the model, which has a backbone.
+        source: the file's name.
+        config: recipe of all other settings; None: the bundled one of this network.
+        overrides: `path=value`.
+
+    Raises:
+        UsageError: settings contradict the weights; all of them are listed.
+        RecipeError: the recipe has errors.
+    """
+    model: dict[str, object] = {"model.backbone.library": "swav_tf", "model.backbone.name": sizes.network}
+    model |= {"model.backbone.width": sizes.width}
+    if sizes.head is not None:
+        model |= {"model.head_hidden": sizes.head[0], "model.projection_dim": sizes.head[1]}
+    if sizes.prototypes is not None:
+        model |= {"model.prototypes": sizes.prototypes}
+    defaults: dict[str, object] = {"name": f"imported {source.name}"}
+    if std is not None:
+        defaults["augment.std"] = list(std)
+    if config is None:
+        defaults["train.precision"] = "float32"  # so that features equal the published ones
+    wide = "swav_rn50w4_400ep" if sizes.network == "resnet50" and sizes.width > 2 else "swav_800ep"
+    base = config or _RECIPES.get((sizes.network or "", sizes.width), wide)
+    settings = [f"{key}={json.dumps(value)}" for key, value in (defaults | model).items()]
+    recipe = load_recipe(base, [*settings, *overrides])
+    loaded = flatten({"model": recipe.model.model_dump()})
+    wrong = [
+        f"{key}: must be {value}, is {loaded[key]}" for key, value in model.items() if loaded[key] != value
+    ]
+    if wrong:
+        raise UsageError("The weights fix these settings; leave them out:\n  " + "\n  ".join(wrong))
+    return recipe
 
 
 @dataclass(frozen=True)
 class ClassifierRun:
-    """What a probe's run folder is made of.
+    """The content of a probe's run folder.
 
     Attributes:
         recipe: config.yaml.
         facts: model.json.
-        arrays: backbone and classifier, by our names.
+        arrays: backbone and classifier, with our names.
         sizes: of both together.
     """
 
@@ -40,7 +92,7 @@ class ClassifierRun:
 
 
 def classifier_run(
-    found: Recognised,
+    found: Weights,
     fitted: Fitted,
     source: Path,
     *,
@@ -49,70 +101,64 @@ def classifier_run(
     config: str | None = None,
     overrides: Sequence[str] = (),
 ) -> ClassifierRun:
-    """Puts a classifier and its backbone together.
+    """Combine a classifier and its backbone.
 
     Args:
         found: the file with the classifier; it may have the backbone too.
-        fitted: the same, held against its model.
+        fitted: the same, as a complete model.
         source: its name.
         backbone: run folder of pretraining, or file, with the backbone that the classifier was trained on.
         classes: text file with the name of each class, one a line, in the order of the classifier's
             outputs; None: they are numbered from 0.
-        config: recipe of a probe that the view of images is taken from; None: the backbone's view.
+        config: recipe of a probe whose view of images is used; None: the backbone's view.
         overrides: `path=value`, for the recipe of the probe.
 
     Raises:
-        UsageError: there is no backbone or one too many, or it gives another number of features than the
-            classifier takes; or the list of classes does not fit.
+        UsageError: there is no backbone or one too many, or its number of features is not the classifier's; or
+            the list of classes does not fit.
         WeightsError: a file is damaged, or numbers in it are not finite.
         RecipeError: the recipe has errors.
     """
-    sizes = fitted.sizes
-    assert sizes.classes is not None
-    if (sizes.network is None) == (backbone is None):
+    count = fitted.sizes.classes or 0
+    if (fitted.sizes.network is None) == (backbone is None):
         raise UsageError(
-            f"A classifier needs a backbone to be run: give --backbone RUN_OR_FILE, the weights that it was trained "
-            f"on; or keep it as --to FILE.safetensors. {source} has: {sizes}."
+            f"A classifier needs a backbone: give --backbone RUN_OR_FILE, the weights that it was trained on; or keep "
+            f"it as --to FILE.safetensors. {source} has: {fitted.sizes}."
             if backbone is None
-            else f"--backbone is for a classifier alone. {source} has a backbone of its own: {sizes}."
+            else f"--backbone is for a classifier without one. {source} has a backbone: {fitted.sizes}."
         )
-    below, fitted_below, place = found, fitted, source
+    base, base_fitted, base_source = found, fitted, source
     if backbone is not None:
-        below, place = open_weights(backbone), backbone
-        fitted_below = fit(below, backbone, backbone_only=True)
-    pretrained = _recipe_of(below, fitted_below.sizes, place)
-    arrays = fitted.own_arrays(source)
-    feature_count, given = arrays["classifier/kernel"].shape[0], fitted_below.sizes.feature_dim
-    if feature_count != given:
+        base, base_source = open_weights(backbone), backbone
+        base_fitted = fit(base, backbone, backbone_only=True)
+    own_recipe = base_source / "config.yaml"
+    if own_recipe.is_file() and base_fitted.sizes.classes is None:
+        pretrained = load_recipe(own_recipe)
+    else:
+        pretrained = pretraining_recipe(base.std, base_fitted.sizes, base_source)
+    arrays = fitted.by_own_names(source)
+    needed, given = arrays["classifier/kernel"].shape[0], base_fitted.sizes.feature_dim
+    if needed != given:
         raise UsageError(
-            f"The classifier must take the backbone's features. {source} takes {feature_count}, {place} gives "
+            f"The classifier must fit the backbone's features. {source} takes {needed}, {base_source} gives "
             f"{given}. Give the backbone that the classifier was trained on."
         )
-    if backbone is not None:
-        arrays |= fitted_below.own_arrays(backbone)
     origin = {"weights": "imported", "file": source.name, "format": found.format, "sha256": sha256_of(source)}
     if backbone is not None:
+        arrays |= base_fitted.by_own_names(backbone)
         origin |= {"backbone": str(backbone), "backbone_sha256": sha256_of(backbone)}
     facts = ModelFacts(
         model=pretrained.model,
         mean=pretrained.augment.mean,
         std=pretrained.augment.std,
-        class_names=_class_names(classes, sizes.classes),
+        class_names=_class_names(classes, count),
         how=BY_IMPORT,
         origin=origin,
         train_images=0,
         train_sha256="",
     )
-    network = Sizes(fitted_below.sizes.network, fitted_below.sizes.width, classes=sizes.classes)
-    return ClassifierRun(_probe_recipe(pretrained, source, config, overrides), facts, arrays, network)
-
-
-def _recipe_of(found: Recognised, sizes: Sizes, source: Path) -> Recipe:
-    """How the backbone was trained: its own run folder knows, of a file the format tells."""
-    own = source / "config.yaml"
-    if own.is_file() and sizes.classes is None:
-        return load_recipe(own)
-    return pretraining_recipe(found, sizes, source)
+    sizes = Sizes(base_fitted.sizes.network, base_fitted.sizes.width, classes=count)
+    return ClassifierRun(_probe_recipe(pretrained, source, config, overrides), facts, arrays, sizes)
 
 
 def _probe_recipe(
@@ -121,17 +167,15 @@ def _probe_recipe(
     settings = [f"name={json.dumps(f'imported {source.name}')}"]
     if config is None:
         view = pretrained.data.evaluation
-        settings += [f"data.evaluation.{side}={getattr(view, side)}" for side in ("resize", "crop")]
-        settings += [f"crop.size={view.crop}", "train.precision=float32"]
+        settings += [
+            f"data.evaluation={view.model_dump_json()}",
+            f"crop.size={view.crop}",
+            "train.precision=float32",
+        ]
     return load_recipe_of(ProbeRecipe, config or "probe", [*settings, *overrides])
 
 
 def _class_names(path: Path | None, count: int) -> tuple[str, ...]:
-    """The names in a file, or numbers.
-
-    Raises:
-        UsageError: the file cannot be read, or has more or fewer names.
-    """
     if path is None:
         return numbered(count)
     try:

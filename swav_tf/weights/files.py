@@ -1,23 +1,30 @@
-"""Open a weights file of any kind."""
+"""Open weights of any kind: files of PyTorch and Paddle, safetensors, and our own run folders and checkpoints."""
 
 from __future__ import annotations
 
-import hashlib
 import json
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError, deserialize, safe_open
+from safetensors.numpy import save_file
 
 from swav_tf.plumbing.errors import UsageError
-from swav_tf.runs.checkpoint import ARRAYS, CheckpointStore
-from swav_tf.weights.formats import Recognised, recognise
+from swav_tf.plumbing.files import atomic_write, file_sha256
+from swav_tf.recipe.files import kind_of, load_any_recipe
+from swav_tf.recipe.pretraining import Recipe
+from swav_tf.runs.checkpoint import ARRAYS, FACTS, CheckpointError, CheckpointStore
+from swav_tf.runs.model_facts import NAME, ModelFacts
+from swav_tf.weights.formats import Weights, recognize
 from swav_tf.weights.layout import as_torch
-from swav_tf.weights.own import PARTS, OwnWeights, read_own_folder
-from swav_tf.weights.safe_pickle import read_pickle
-from swav_tf.weights.tensors import FLOATS, Tensor, WeightsError, from_bytes
+from swav_tf.weights.safe_pickle import WeightsError, from_bytes, read_pickle
 from swav_tf.weights.torch_files import LEGACY_START, read_torch_legacy, read_torch_zip
+
+PARTS = ("backbone", "head", "prototypes", "classifier")
+STD_KEY = "std"  # in the metadata of our safetensors files
 
 _DTYPES = {
     "F16": "float16",
@@ -31,118 +38,153 @@ _DTYPES = {
 }
 
 
-def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata.
+def open_weights(path: Path) -> Weights:
+    """Read the weights in a file or folder and recognize their format.
 
     Raises:
-        WeightsError: the file is damaged.
-    """
-    try:
-        with safe_open(path, framework="numpy"):
-            pass  # checks the header: offsets inside of the file, in order, of the size that the shapes need
-        with path.open("rb") as file:
-            start = 8 + (length := int.from_bytes(file.read(8), "little"))
-            header: dict[str, Any] = json.loads(file.read(length))
-    except (OSError, ValueError, SafetensorError) as error:
-        raise WeightsError(f"{path} is no whole safetensors file: {error}.") from error
-    metadata = header.pop("__metadata__", {})
-    tensors = {name: _tensor(path, name, entry, start) for name, entry in header.items()}
-    return tensors, metadata
-
-
-def _tensor(path: Path, name: str, entry: dict[str, Any], start: int) -> Tensor:
-    shape, (begin, end) = tuple(entry["shape"]), entry["data_offsets"]
-    dtype = _DTYPES.get(entry["dtype"], entry["dtype"])
-
-    def read() -> np.ndarray:
-        with path.open("rb") as file:
-            file.seek(start + begin)
-            return from_bytes(file.read(end - begin), dtype).reshape(shape)
-
-    return Tensor(name, shape, dtype, read)
-
-
-STD_KEY = "std"  # in the metadata of our own safetensors files
-
-
-def open_weights(path: Path) -> Recognised:
-    """Whose weights a file or folder holds; no tensor of a file is read yet.
-
-    Raises:
-        UsageError: there is no such file, or the folder is none of ours.
-        WeightsError: it is damaged, unsafe or of no known format.
-        CheckpointError: a checkpoint of ours is damaged.
+        UsageError: there is no such file, or it is a folder without a run or checkpoint.
+        WeightsError: it is damaged, unsafe or of an unknown format.
+        CheckpointError: our own checkpoint is damaged.
     """
     own = read_own(path)
     if own is not None:
-        return Recognised(own.what, as_torch(own.arrays), std=own.std, step=own.step)
-    return recognise(_tree(path), str(path))
+        return replace(own, arrays=as_torch(own.arrays))
+    return recognize(read_tree(path), str(path))
 
 
-def read_own(path: Path) -> OwnWeights | None:
-    """The weights of our own run folder, checkpoint or safetensors file; None: it is somebody else's.
+def read_tree(path: Path) -> Any:
+    """Return the object in a file, as dictionaries and arrays.
+
+    Raises:
+        WeightsError: it is damaged, unsafe or of an unknown format.
+    """
+    if _is_safetensors(path):
+        return _read_safetensors(path)[0]
+    with path.open("rb") as file:
+        start = file.read(len(LEGACY_START))
+        file.seek(max(0, path.stat().st_size - 1))
+        last = file.read(1)
+        file.seek(0)
+        if start.startswith(b"PK\x03\x04"):
+            return read_torch_zip(path)
+        if start == LEGACY_START:
+            return read_torch_legacy(path)
+        # Protocols 2 and later start with 0x80; the older ones have no mark but their end.
+        if start.startswith(b"\x80") or last == b".":
+            return read_pickle(file, source=str(path))
+    what = "is empty" if not start else f"starts with {start[:12]!r}"
+    raise WeightsError(
+        f"{path} is not a known file of weights: it must be one of torch.save, a pickle of arrays, or safetensors. "
+        f"It {what}."
+    )
+
+
+def read_own(path: Path) -> Weights | None:
+    """Return the weights of our own run folder, checkpoint or safetensors file; None if it is from elsewhere.
+
+    The arrays have our own names and layout.
 
     Raises:
         UsageError, WeightsError, CheckpointError: as `open_weights`.
     """
     if not path.exists():
-        raise UsageError(f"There must be a file or folder of weights. Received: {path}, which is not there.")
+        raise UsageError(f"File or folder of weights not found: {path}.")
     if path.is_dir():
-        return read_own_folder(path)
+        return _read_folder(path)
     if not _is_safetensors(path):
         return None
-    tensors, metadata = read_safetensors(path)
-    if not any(name.partition("/")[0] in PARTS and "/" in name for name in tensors):
+    arrays, metadata = _read_safetensors(path)
+    if not any(name.startswith(tuple(f"{part}/" for part in PARTS)) for name in arrays):
         return None
-    strange = [f"{name} is {tensor.dtype}" for name, tensor in tensors.items() if tensor.dtype not in FLOATS]
-    if strange:
-        raise WeightsError(f"{path} must hold floats only:\n  " + "\n  ".join(strange))
-    arrays = {name: tensor.float32() for name, tensor in tensors.items()}
+    other = [f"{name} is {array.dtype}" for name, array in arrays.items() if array.dtype.kind != "f"]
+    if other:
+        raise WeightsError(f"{path} must contain only floats:\n  " + "\n  ".join(other))
     try:
-        step = int(metadata.get("step", 0))
-        std = None
+        step, std = int(metadata.get("step", 0)), None
         if STD_KEY in metadata:
             red, green, blue = json.loads(metadata[STD_KEY])
             std = float(red), float(green), float(blue)
     except (ValueError, TypeError) as error:
         raise WeightsError(f"{path} has metadata that swav-tf does not write: {error}.") from error
-    return OwnWeights(arrays, "swav-tf safetensors", step, std)
+    arrays = {name: np.asarray(array, np.float32) for name, array in arrays.items()}
+    return Weights("swav-tf safetensors", arrays, std=std, step=step)
 
 
-def _tree(path: Path) -> Any:
-    """What a file holds, as dictionaries and tensors."""
-    if _is_safetensors(path):
-        return read_safetensors(path)[0]
-    with path.open("rb") as file:
-        start = file.read(len(LEGACY_START))
-        file.seek(max(0, path.stat().st_size - 1))
-        last = file.read(1)
-    if start.startswith(b"PK\x03\x04"):
-        return read_torch_zip(path)
-    if start == LEGACY_START:
-        return read_torch_legacy(path)
-    # Protocols 2 and later begin with 0x80; the older ones are known by their end alone.
-    if start.startswith(b"\x80") or last == b".":
-        with path.open("rb") as file:
-            return read_pickle(file, source=str(path))
-    what = "is empty" if not start else f"begins with {start[:12]!r}"
-    raise WeightsError(
-        f"{path} is no file of weights that is known here: it must be one of torch.save, a pickle of arrays, or "
-        f"safetensors. It {what}."
-    )
+def _read_folder(path: Path) -> Weights:
+    path, std = path.resolve(), None
+    if (path / FACTS).is_file():
+        try:
+            facts = json.loads((path / FACTS).read_text())
+            kind, step = str(facts["kind"]), int(facts["step"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{path} is damaged: {error!r}.") from error
+        store = CheckpointStore(path.parent, kind=kind)
+        if store.path(step) != path:
+            raise UsageError(
+                f"A checkpoint of step {step} must keep its name, {store.path(step).name}. Received: {path}."
+            )
+    elif (path / "config.yaml").is_file():
+        recipe = load_any_recipe(path / "config.yaml")
+        kind = kind_of(recipe)
+        std = recipe.augment.std if isinstance(recipe, Recipe) else ModelFacts.read(path / NAME).std
+        store = CheckpointStore(path / "checkpoints", kind=kind)
+        if not store.steps():
+            raise UsageError(f"{path} has no checkpoint yet.")
+        step = store.steps()[-1]
+    else:
+        raise UsageError(
+            f"A folder must be a run (config.yaml and checkpoints/) or a checkpoint (state.json). Received: {path}."
+        )
+    arrays = {
+        name: array
+        for name, array in store.read(step).arrays.items()
+        if name.partition("/")[0] in PARTS and array.dtype.kind == "f"  # without the seeds of dropout layers
+    }
+    return Weights(f"swav-tf {kind} checkpoint, step {step}", arrays, std=std, step=step)
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file, or of the arrays of a checkpoint: the given one, or the newest of a run."""
+    if path.is_dir() and not (path / ARRAYS).exists():
+        store = CheckpointStore(path / "checkpoints", kind="any")
+        path = store.path(store.steps()[-1])
+    return file_sha256(path / ARRAYS if path.is_dir() else path)
+
+
+# === safetensors ===
 
 
 def _is_safetensors(path: Path) -> bool:
-    """The length of a JSON header that fits into the file, then the header."""
+    """Return whether a file starts with the length of a JSON header that fits into it, then the header."""
     with path.open("rb") as file:
         start = file.read(9)
     return start[8:] == b"{" and int.from_bytes(start[:8], "little") <= path.stat().st_size
 
 
-def sha256_of(path: Path) -> str:
-    """Of a file, or of the arrays of a checkpoint: the one that the folder is, or the newest of a run."""
-    if path.is_dir() and not (path / ARRAYS).exists():
-        store = CheckpointStore(path / "checkpoints", kind="any")
-        path = store.path(store.steps()[-1])
-    with (path / ARRAYS if path.is_dir() else path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+        # Not by `get_tensor`: NumPy has no bfloat16.
+        arrays = {
+            name: from_bytes(entry["data"], _DTYPES[entry["dtype"]]).reshape(entry["shape"])
+            for name, entry in deserialize(path.read_bytes())  # type: ignore[no-untyped-call]
+        }
+    except (OSError, ValueError, SafetensorError) as error:
+        raise WeightsError(f"{path} is not a complete safetensors file: {error}.") from error
+    except KeyError as error:
+        raise WeightsError(f"{path} has tensors of type {error}; known are {', '.join(_DTYPES)}.") from error
+    return arrays, metadata
+
+
+def write_safetensors(arrays: Mapping[str, np.ndarray], path: Path, metadata: Mapping[str, str]) -> None:
+    """Write a safetensors file, completely or not at all.
+
+    Raises:
+        DataError: the disk is full or read-only.
+    """
+    with atomic_write(path) as partial:
+        try:
+            save_file(dict(arrays), partial, metadata=dict(metadata))
+        except SafetensorError as error:
+            raise OSError(str(error)) from error

@@ -1,4 +1,4 @@
-"""The tensors of our networks: PyTorch's name and shape beside our own.
+"""The tensors of our networks: names and shapes in PyTorch and here, and which network a set of tensors is.
 
 PyTorch keeps convolutions as (out, in, height, width) and dense layers as (out, in); Keras keeps
 (height, width, in, out) and (in, out).
@@ -8,12 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
 
 import numpy as np
 
 from swav_tf.model.architectures import ARCHITECTURES, EXPANSION, STEM_CHANNELS, Architecture
-from swav_tf.weights.tensors import Tensor, WeightsError
+from swav_tf.weights.formats import Weights
+from swav_tf.weights.safe_pickle import WeightsError
+
+_BACKBONE = ("conv1.", "bn1.", "layer")
+_AXES = {4: (2, 3, 1, 0), 2: (1, 0), 1: (0,)}  # from PyTorch's layout to ours, by number of axes
 
 
 @dataclass(frozen=True)
@@ -23,39 +27,30 @@ class Slot:
     Attributes:
         torch: PyTorch's name, as in the released files without `module.`.
         own: our name, as in a checkpoint.
-        shape: PyTorch's.
-        kind: what it is, and so how its axes are turned.
+        shape: in PyTorch's layout.
     """
 
     torch: str
     own: str
     shape: tuple[int, ...]
-    kind: Literal["convolution", "dense", "vector"]
 
     @property
     def own_shape(self) -> tuple[int, ...]:
         """The shape in our layout."""
-        return tuple(self.shape[axis] for axis in self._axes)
+        return tuple(self.shape[axis] for axis in _AXES[len(self.shape)])
 
-    @property
-    def _axes(self) -> tuple[int, ...]:
-        return {"convolution": (2, 3, 1, 0), "dense": (1, 0), "vector": (0,)}[self.kind]
 
-    def to_own(self, array: np.ndarray) -> np.ndarray:
-        """From PyTorch's layout to ours."""
-        return np.ascontiguousarray(array.transpose(self._axes))
-
-    def to_torch(self, array: np.ndarray) -> np.ndarray:
-        """From our layout to PyTorch's."""
-        return np.ascontiguousarray(array.transpose(np.argsort(self._axes)))
+def to_torch(array: np.ndarray) -> np.ndarray:
+    """Return an array of our layout in PyTorch's."""
+    return np.ascontiguousarray(array.transpose(np.argsort(_AXES[array.ndim])))
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """What a set of weights says of its model; None: it has no such part.
+    """The sizes of a model; None: it has no such part.
 
     Attributes:
-        network: a key of ARCHITECTURES, or None without a backbone.
+        network: a key of ARCHITECTURES.
         width: multiplies the network's channels.
         head: units of the hidden layer, length of a projection.
         prototypes: K.
@@ -70,7 +65,7 @@ class Sizes:
 
     @property
     def feature_dim(self) -> int | None:
-        """F, the channels of the last stage."""
+        """The channels of the last stage, F."""
         if self.network is None:
             return None
         network = ARCHITECTURES[self.network]
@@ -90,25 +85,19 @@ class Sizes:
         return ", ".join(parts)
 
 
-def slots(sizes: Sizes, *, feature_dim: int | None = None) -> tuple[Slot, ...]:
-    """All tensors of a model of these sizes.
-
-    Args:
-        sizes: of the model.
-        feature_dim: F, where there is no backbone to tell.
-    """
+def slots(sizes: Sizes, *, feature_dim: int = 0) -> tuple[Slot, ...]:
+    """Return all tensors of a model of these sizes; `feature_dim` is F if it has no backbone."""
     found: list[Slot] = []
     if sizes.network is not None:
         found += _backbone(ARCHITECTURES[sizes.network], sizes.width)
-    features = sizes.feature_dim or feature_dim or 0
-    projection = 0
+    features = sizes.feature_dim or feature_dim
+    hidden, projection = sizes.head or (0, 0)
     if sizes.head is not None:
-        hidden, projection = sizes.head
         found += _dense("projection_head.0", "head/hidden", hidden, features)
         found += _norm("projection_head.1", "head/hidden_bn", hidden)
         found += _dense("projection_head.3", "head/projection", projection, hidden)
     if sizes.prototypes is not None:
-        found.append(Slot("prototypes.weight", "prototypes/kernel", (sizes.prototypes, projection), "dense"))
+        found.append(Slot("prototypes.weight", "prototypes/kernel", (sizes.prototypes, projection)))
     if sizes.classes is not None:
         found += _dense("linear", "classifier", sizes.classes, features)
     return tuple(found)
@@ -141,107 +130,163 @@ def _backbone(network: Architecture, width: int) -> Iterator[Slot]:
 
 
 def _convolution(torch: str, own: str, filters: int, inputs: int, kernel: int) -> Slot:
-    return Slot(f"{torch}.weight", f"{own}/kernel", (filters, inputs, kernel, kernel), "convolution")
+    return Slot(f"{torch}.weight", f"{own}/kernel", (filters, inputs, kernel, kernel))
 
 
 def _norm(torch: str, own: str, channels: int) -> Iterator[Slot]:
-    names = {
-        "weight": "gamma",
-        "bias": "beta",
-        "running_mean": "moving_mean",
-        "running_var": "moving_variance",
-    }
-    for theirs, ours in names.items():
-        yield Slot(f"{torch}.{theirs}", f"{own}/{ours}", (channels,), "vector")
+    yield Slot(f"{torch}.weight", f"{own}/gamma", (channels,))
+    yield Slot(f"{torch}.bias", f"{own}/beta", (channels,))
+    yield Slot(f"{torch}.running_mean", f"{own}/moving_mean", (channels,))
+    yield Slot(f"{torch}.running_var", f"{own}/moving_variance", (channels,))
 
 
 def _dense(torch: str, own: str, outputs: int, inputs: int) -> Iterator[Slot]:
-    yield Slot(f"{torch}.weight", f"{own}/kernel", (outputs, inputs), "dense")
-    yield Slot(f"{torch}.bias", f"{own}/bias", (outputs,), "vector")
+    yield Slot(f"{torch}.weight", f"{own}/kernel", (outputs, inputs))
+    yield Slot(f"{torch}.bias", f"{own}/bias", (outputs,))
 
 
-def as_torch(arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
-    """Our own arrays by PyTorch's names and in its layout; names that PyTorch has none for stay."""
-    parts = Sizes(network=None, head=(0, 0), prototypes=0, classes=0)
-    known = {slot.own: slot for name in ARCHITECTURES for slot in slots(Sizes(network=name))}
-    known |= {slot.own: slot for slot in slots(parts)}
+def as_torch(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return our arrays with PyTorch's names and layout; arrays without a name in PyTorch keep theirs."""
+    models = [*map(Sizes, ARCHITECTURES), Sizes(None, head=(0, 0), prototypes=0, classes=0)]
+    known = {slot.own: slot for sizes in models for slot in slots(sizes)}
     found = {}
     for name, array in arrays.items():
         slot = known.get(name)
-        if slot is not None and array.ndim == len(slot.shape):
-            found[slot.torch] = Tensor.of(name, slot.to_torch(array))
-        else:
-            found[slot.torch if slot else name] = Tensor.of(name, array)
+        fits = slot is not None and array.ndim == len(slot.shape)
+        found[slot.torch if slot is not None else name] = to_torch(array) if fits else array
     return found
 
 
 # === From tensors to sizes ===
 
 
-def sizes_of(tensors: Mapping[str, Tensor]) -> Sizes:
-    """The sizes that PyTorch names and shapes tell, of whole or damaged sets.
+@dataclass(frozen=True)
+class Fitted:
+    """Tensors that are exactly those of a model."""
+
+    sizes: Sizes
+    arrays: Mapping[str, np.ndarray]
+    slots: tuple[Slot, ...]
+    left_out: tuple[str, ...]
+
+    def by_torch_names(self) -> dict[str, np.ndarray]:
+        """Return contiguous float32 arrays in PyTorch's layout."""
+        return {slot.torch: np.ascontiguousarray(_float32(self.arrays[slot.torch])) for slot in self.slots}
+
+    def by_own_names(self, source: Path) -> dict[str, np.ndarray]:
+        """Return float32 arrays with our names and layout.
+
+        Raises:
+            WeightsError: some are not finite; all of them are listed.
+        """
+        arrays = {
+            slot.own: np.ascontiguousarray(array.transpose(_AXES[array.ndim]))
+            for slot, array in zip(self.slots, self.by_torch_names().values(), strict=True)
+        }
+        broken = [slot.torch for slot in self.slots if not np.isfinite(arrays[slot.own]).all()]
+        if broken:
+            raise WeightsError(
+                f"{source} has numbers that are not finite in {len(broken)} tensors:\n  "
+                + "\n  ".join(broken)
+            )
+        return arrays
+
+
+def _float32(array: np.ndarray) -> np.ndarray:
+    with np.errstate(over="ignore"):  # numbers beyond float32's range become infinite, and are reported
+        return np.asarray(array, np.float32)
+
+
+def fit(weights: Weights, source: Path, *, backbone_only: bool = False) -> Fitted:
+    """Return the tensors as a complete model.
+
+    Args:
+        weights: the content of a file.
+        source: its name, for messages.
+        backbone_only: use only the backbone, whatever else is present or missing.
 
     Raises:
-        WeightsError: they are no ResNet that we build.
+        WeightsError: tensors are missing, left over or misshapen; all of them are listed.
     """
-    names = set(tensors)
+    arrays, left_out = weights.arrays, weights.left_out
+    if backbone_only:
+        arrays = {name: array for name, array in arrays.items() if name.startswith(_BACKBONE)}
+        left_out += tuple(name for name in weights.arrays if name not in arrays)
+        if not arrays:
+            raise WeightsError(f"{source} ({weights.format}) has no backbone.")
+    sizes, wanted, wrong = compare(arrays)
+    if wrong:
+        advice = "" if backbone_only else "\nTo import only the backbone: --backbone-only."
+        raise WeightsError(
+            f"{source} ({weights.format}) does not fit {sizes}:\n  " + "\n  ".join(wrong) + advice
+        )
+    return Fitted(sizes, arrays, wanted, left_out)
 
-    def size(axis: int, *candidates: str) -> int:
-        """From the first candidate that is there; 1 without any, which the check of shapes will tell."""
-        for name in candidates:
-            if name in tensors and len(tensors[name].shape) > axis:
-                return max(1, tensors[name].shape[axis])
-        return 1
+
+def compare(arrays: Mapping[str, np.ndarray]) -> tuple[Sizes, tuple[Slot, ...], list[str]]:
+    """Return the model that the shapes imply, its tensors, and all differences, one line each.
+
+    Raises:
+        WeightsError: they are no network that is known here.
+    """
+    sizes = _sizes_of(arrays)
+    matrix = arrays.get("linear.weight")
+    # A classifier without a backbone implies the number of features.
+    wanted = slots(sizes, feature_dim=matrix.shape[-1] if matrix is not None and matrix.ndim else 0)
+    by_name = {slot.torch: slot for slot in wanted}
+    lines = []
+    for name in sorted(by_name.keys() | arrays.keys()):
+        array, slot = arrays.get(name), by_name.get(name)
+        if array is None:
+            lines.append(f"missing    {name} {by_name[name].shape}")
+        elif slot is None:
+            lines.append(f"left over  {name} {array.shape}")
+        elif array.shape != slot.shape:
+            lines.append(f"misshapen  {name}: must be {slot.shape}, is {array.shape}")
+        elif array.dtype.kind != "f":
+            lines.append(f"no floats  {name} is {array.dtype}")
+    return sizes, wanted, lines
+
+
+def _sizes_of(arrays: Mapping[str, np.ndarray]) -> Sizes:
+    def size(*candidates: str) -> int:
+        """Return the length of the first candidate that exists; else 1, which the check of shapes reports."""
+        return next(
+            (max(1, arrays[name].shape[0]) for name in candidates if name in arrays and arrays[name].ndim), 1
+        )
 
     head = None
-    if any(name.startswith("projection_head.") for name in names):
+    if any(name.startswith("projection_head.") for name in arrays):
         head = (
-            size(0, "projection_head.0.bias", "projection_head.1.weight", "projection_head.0.weight"),
-            size(0, "projection_head.3.bias", "projection_head.3.weight"),
+            size("projection_head.0.bias", "projection_head.1.weight", "projection_head.0.weight"),
+            size("projection_head.3.bias", "projection_head.3.weight"),
         )
+    network = _network_of(arrays)
     return Sizes(
-        network=(network := _network_of(tensors)),
-        width=max(1, size(0, "bn1.weight", "conv1.weight") // STEM_CHANNELS) if network else 1,
+        network=network,
+        width=max(1, size("bn1.weight", "conv1.weight") // STEM_CHANNELS) if network else 1,
         head=head,
-        prototypes=size(0, "prototypes.weight") if "prototypes.weight" in names or head else None,
-        classes=size(0, "linear.bias", "linear.weight") if names & {"linear.weight", "linear.bias"} else None,
+        prototypes=size("prototypes.weight") if "prototypes.weight" in arrays or head else None,
+        classes=size("linear.bias", "linear.weight")
+        if arrays.keys() & {"linear.weight", "linear.bias"}
+        else None,
     )
 
 
-def _network_of(tensors: Mapping[str, Tensor]) -> str | None:
-    """The network that shares most names with the tensors, or None where they have no backbone."""
-    backbone = {name for name in tensors if name.startswith(("conv1.", "bn1.", "layer"))}
+def _network_of(arrays: Mapping[str, np.ndarray]) -> str | None:
+    """Return the network that shares most names with the tensors, None if they have no backbone."""
+    backbone = {name for name in arrays if name.startswith(_BACKBONE)}
     if not backbone:
         return None
-    kernel = tensors["conv1.weight"].shape[-1:] if "conv1.weight" in tensors else ()
-
-    def likeness(name: str) -> tuple[int, bool]:
-        # Names that are in one and not in the other count against it; the stem tells 18 from 18_32px.
-        own = {slot.torch for slot in slots(Sizes(network=name))}
-        return -len(own ^ backbone), kernel == (_stem_kernel(ARCHITECTURES[name]),)
-
-    best = max(ARCHITECTURES, key=likeness)
-    wanted = {slot.torch for slot in slots(Sizes(network=best))}
-    if len(wanted & backbone) < len(wanted) / 2:
+    kernel = arrays["conv1.weight"].shape[-1:] if "conv1.weight" in arrays else ()
+    names = {name: {slot.torch for slot in slots(Sizes(name))} for name in ARCHITECTURES}
+    # The stem distinguishes resnet18 from resnet18_32px.
+    best = max(
+        names, key=lambda name: (-len(names[name] ^ backbone), kernel == (_stem_kernel(ARCHITECTURES[name]),))
+    )
+    if len(names[best] & backbone) < len(names[best]) / 2:
         raise WeightsError(
             f"The backbone must be one of {', '.join(ARCHITECTURES)}. Received {len(backbone)} tensors that "
             f"fit none of them: {', '.join(sorted(backbone)[:6])}, ..."
         )
     return best
-
-
-def problems(tensors: Mapping[str, Tensor], wanted: tuple[Slot, ...], floats: tuple[str, ...]) -> list[str]:
-    """What is missing, left over, misshapen, or no number with a fraction; one line each."""
-    by_name = {slot.torch: slot for slot in wanted}
-    lines = []
-    for name in sorted(by_name.keys() | tensors.keys()):
-        tensor, slot = tensors.get(name), by_name.get(name)
-        if tensor is None and slot is not None:
-            lines.append(f"missing    {name} {slot.shape}")
-        elif tensor is not None and slot is None:
-            lines.append(f"left over  {tensor.name} {tensor.shape}")
-        elif tensor is not None and slot is not None and tensor.shape != slot.shape:
-            lines.append(f"misshapen  {tensor.name}: must be {slot.shape}, is {tensor.shape}")
-        elif tensor is not None and tensor.dtype not in floats:
-            lines.append(f"no floats  {tensor.name} is {tensor.dtype}")
-    return lines

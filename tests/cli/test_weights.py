@@ -85,8 +85,8 @@ def test_a_backbone_alone(folder: Path, run: Run, told: Told) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "part"),
     [
-        (["show", "gone.pth"], 2, "gone.pth, which is not there"),
-        (["show", "."], 2, "must be a run's (config.yaml and checkpoints/) or a checkpoint"),
+        (["show", "gone.pth"], 2, "not found: gone.pth"),
+        (["show", "."], 2, "must be a run (config.yaml and checkpoints/) or a checkpoint"),
         (["show", "hostile.pth"], 1, "asks for posix.system,"),
         (["import", "hostile.pth", "--to", "run"], 1, "asks for posix.system,"),
         (["import", "cut.pth", "--to", "run"], 1, "cut off in a download"),
@@ -103,7 +103,7 @@ def test_a_backbone_alone(folder: Path, run: Run, told: Told) -> None:
             2,
             "must end in .safetensors or, for PyTorch, in .pth.tar",
         ),
-        (["export", "good.pth", "--output", "x.pth", "--names", "swav_tf"], 2, "for .safetensors only"),
+        (["export", "good.pth", "--output", "x.pth", "--names", "swav_tf"], 2, "only for .safetensors"),
         (["export", "good.pth", "--output", "x.pth", "--names", "timm"], 2, "'timm' is not one of"),
         (["export", "backbone.pth", "--output", "x.pth"], 2, "Give --names torchvision"),
         (["export", "hostile.pth", "--output", "x.safetensors"], 1, "asks for posix.system,"),

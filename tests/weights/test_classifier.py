@@ -123,7 +123,7 @@ def test_from_files_and_back(folder):
     ("words", "part"),
     [
         (["linear.pth", "--to", "x"], "give --backbone RUN_OR_FILE"),
-        (["linear.pth", "--to", "x", "--backbone", "none.pth"], "none.pth, which is not there"),
+        (["linear.pth", "--to", "x", "--backbone", "none.pth"], "not found: none.pth"),
         (["linear.pth", "--to", "x", "--backbone", "linear.pth"], "has no backbone"),
         (["wide.pth", "--to", "x", "--backbone", "swav.pth"], "takes 256, swav.pth gives 128"),
         (["linear.pth", "--to", "x", "--backbone", "swav.pth", "--classes", "no.txt"], "--classes must be a readable"),

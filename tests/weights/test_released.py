@@ -9,8 +9,7 @@ from swav_tf.training.build import build_swav, load_swav, read_pretrained
 from swav_tf.training.state import named_variables
 from swav_tf.weights.convert import export_weights, import_weights
 from swav_tf.weights.files import open_weights
-from swav_tf.weights.fitting import fit
-from swav_tf.weights.layout import Sizes, slots
+from swav_tf.weights.layout import Sizes, fit, slots
 from swav_tf.weights.torch_files import read_torch_zip, write_torch_file
 from tests.swav_models import tiny_recipe
 from tests.weights.released import features, project, random_state, released_keys
@@ -39,7 +38,7 @@ def imported(state, tmp_path_factory):
 def test_an_export_has_the_released_keys_in_order(imported, tmp_path):
     export_weights(imported, tmp_path / "x.pth.tar")
     tree = read_torch_zip(tmp_path / "x.pth.tar")
-    found = {name: (view.tensor.shape, view.tensor.dtype) for name, view in tree.items()}
+    found = {name: (view.array.shape, view.array.dtype.name) for name, view in tree.items()}
     assert list(found.items()) == [(f"module.{name}", row) for name, row in released_keys().items()]
 
 
@@ -109,8 +108,8 @@ def test_import_and_export_are_each_others_inverse(width, hidden, tmp_path):
     assert len(tree) == len(before)
     for name, value in before.items():
         if not name.endswith("num_batches_tracked"):
-            np.testing.assert_array_equal(tree[f"module.{name}"].tensor.read(), value)
+            np.testing.assert_array_equal(tree[f"module.{name}"].array, value)
     arrays = read_pretrained(tmp_path / "run")[0].arrays
-    again = fit(open_weights(tmp_path / "b.pth.tar"), tmp_path).own_arrays(tmp_path)
+    again = fit(open_weights(tmp_path / "b.pth.tar"), tmp_path).by_own_names(tmp_path)
     assert arrays.keys() == again.keys()
     assert all(np.array_equal(arrays[name], again[name]) for name in arrays)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from swav_tf.weights.files import _tree
+from swav_tf.weights.files import read_tree
 from swav_tf.weights.torch_files import write_torch_file
 
 DATA = Path(__file__).parent / "data"
@@ -20,8 +20,8 @@ BASE = np.arange(24, dtype=np.float32)
 # taken for float16, storages of the old format taken in another order.
 @pytest.mark.parametrize("name", ["torch_zip.pth", "torch_legacy.pth"])
 def test_what_pytorch_wrote(name):
-    tree = _tree(DATA / name)
-    found = {key: view.tensor for key, view in tree["state_dict"].items()}
+    tree = read_tree(DATA / name)
+    found = {key: view.array for key, view in tree["state_dict"].items()}
     expected = {
         "whole": BASE.reshape(4, 6),
         "part": BASE[6:18].reshape(3, 4),
@@ -38,11 +38,11 @@ def test_what_pytorch_wrote(name):
     assert list(found) == list(expected)
     for key, array in expected.items():
         assert found[key].shape == array.shape
-        assert found[key].dtype == ("bfloat16" if key == "bfloat16" else array.dtype.name)
-        np.testing.assert_array_equal(found[key].read(), array)
+        assert found[key].dtype == array.dtype
+        np.testing.assert_array_equal(found[key], array)
     assert tree["epoch"] == 3
     assert tree["names"] == ["a", ("b", None, True)]
-    np.testing.assert_array_equal(tree["model"]["weight"].tensor.read(), np.arange(6).reshape(2, 3))
+    np.testing.assert_array_equal(tree["model"]["weight"].array, np.arange(6).reshape(2, 3))
 
 
 def tensors():
@@ -58,12 +58,12 @@ def tensors():
 # Bugs caught: numbers saved in the order of a transposed view; a scalar that comes back as a vector.
 def test_what_we_write_we_read(tmp_path):
     write_torch_file(tensors(), tmp_path / "x.pth")
-    found = _tree(tmp_path / "x.pth")
+    found = read_tree(tmp_path / "x.pth")
     assert list(found) == list(tensors())
     for name, array in tensors().items():
-        assert found[name].tensor.shape == array.shape
-        assert found[name].tensor.dtype == array.dtype.name
-        np.testing.assert_array_equal(found[name].tensor.read(), array)
+        assert found[name].array.shape == array.shape
+        assert found[name].array.dtype == array.dtype
+        np.testing.assert_array_equal(found[name].array, array)
 
 
 # Bugs caught: equal weights that make unequal files; data that cannot be mapped into memory.
