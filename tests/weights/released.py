@@ -16,7 +16,7 @@ def released_keys() -> dict[str, tuple[tuple[int, ...], str]]:
 
 
 def random_state(width: int = 1, hidden: int = 2048, dim: int = 128, prototypes: int = 3000, seed: int = 0):
-    """A state dictionary of a trained-like network: no two tensors alike, activations of order 1."""
+    """A state dictionary of a trained-like network: no two tensors equal, activations of order 1."""
     rng = np.random.default_rng(seed)
 
     def shape_of(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:

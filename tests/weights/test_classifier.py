@@ -1,4 +1,4 @@
-"""Somebody's linear classifier, from its file to a probe's run folder that predicts."""
+"""A third-party linear classifier, from its file to a probe's run folder that predicts."""
 
 import json
 
@@ -143,7 +143,7 @@ def test_what_cannot_be_put_together(folder, words, part, capsys):
     assert sorted(path.name for path in folder.iterdir()) == before
 
 
-# Bug caught: a probe that goes on in an imported folder and writes over what was published.
+# Bug caught: a probe that resumes in an imported folder and overwrites the published classifier.
 def test_an_import_is_no_run_to_go_on_with(folder):
     import_weights("swav.pth", "run", config="demo")
     import_weights("linear.pth", "probed", backbone="run", config="probe_digits")

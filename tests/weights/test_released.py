@@ -92,8 +92,8 @@ def test_outputs_equal_pytorch(state, imported):
     expected = swav_outputs(torch, state, images.transpose(0, 3, 1, 2))
     model, _ = load_swav(imported)
     found = tf.cast(model.backbone(images, training=False), tf.float32)
-    for ours, theirs in zip((found, *model.project(found)), expected, strict=True):
-        compare(ours, theirs)
+    for keras, torch_output in zip((found, *model.project(found)), expected, strict=True):
+        compare(keras, torch_output)
 
 
 # Bugs caught: anything at all that is lost, rounded or exchanged on the way in and out.
