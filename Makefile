@@ -66,7 +66,7 @@ gpu: gpu-training gpu-inference
 	@touch $@
 
 gpu-training: .venv-gpu-training/.installed
-	@.venv-gpu-training/bin/python -m benchmarks.gpu_training
+	@.venv-gpu-training/bin/python -m benchmarks.gpu training
 
 EXPORTED ?= exported
 
@@ -79,7 +79,7 @@ EXPORTED ?= exported
 	@touch $@
 
 gpu-inference: .venv-gpu/.installed
-	@.venv-gpu/bin/python -m benchmarks.gpu $(EXPORTED)
+	@.venv-gpu/bin/python -m benchmarks.gpu inference $(EXPORTED)
 
 clean:
 	rm -rf .venv .venv-gpu .venv-gpu-training build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -11,18 +11,14 @@ RESULTS = Path(__file__).with_name("results")
 
 if __name__ == "__main__":
     RESULTS.mkdir(exist_ok=True)
-    machine = describe_machine()
-    (RESULTS / "machine.json").write_text(machine.model_dump_json(indent=1))
+    machine, started, failed = describe_machine(), time.monotonic(), []
     print(
         f"{machine.cpu}, {machine.cores} cores, {' '.join(machine.cpu_flags)}, load {machine.load}",
         flush=True,
     )
-    failed, started = [], time.monotonic()
-    for name in ("startup", "pipeline", "step", "inference", "counts"):
+    for name in ("startup", "pipeline", "step", "inference"):
         print(f"=== {name}, after {(time.monotonic() - started) / 60:.0f} minutes", flush=True)
         command = [sys.executable, "-m", f"benchmarks.{name}", "--json", str(RESULTS / f"{name}.json")]
-        if name == "step":
-            command.append("--again")  # else it would go on with an earlier one
         if subprocess.run(command, check=False).returncode:
             failed.append(name)
     print(f"=== done in {(time.monotonic() - started) / 60:.0f} minutes")

@@ -1,15 +1,14 @@
-"""Features by exported files, beside Keras, PyTorch's export, and the whole way from JPEG files.
+"""Features by exported files compared with Keras, with PyTorch's export, and from JPEG files.
 
     python -m benchmarks.inference [--json FILE] [--pairs 10] [--batch 32] [--cache FOLDER]
 
-ResNet-50 at 224 pixels with random weights, batch normalisation adapted to photos. All rows are wall time, A and B in
-turn in one run, all cores, after a check that both compute the same. The network is exported once (some minutes,
-4 GB) and kept in the cache folder.
+ResNet-50 at 224 pixels with random weights, batch normalization adapted to photos. All rows are wall time on all cores,
+after a check that both sides compute the same. The network is exported once (some minutes, 4 GB) and kept in the cache
+folder.
 """
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import json
 import subprocess
@@ -22,11 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.paired import compare
-from benchmarks.photos import photos
+from benchmarks.common import Rows, argument_parser, compare, photos
 from evaluate.backends.onnx_backend import OnnxBackend, open_session
-from evaluate.backends.onnx_metadata import Preprocessing
-from evaluate.benchmark.machine import describe_machine
 from evaluate.features import extract_features
 from evaluate.images import open_images
 
@@ -67,7 +63,7 @@ def prepare(folder: Path) -> None:
             variable.assign(np.full(variable.shape, LAST_GAMMA, np.float32))
     views = np.stack([evaluation_view(decode(file), recipe.data.evaluation) for file in files[:32]])
     draw = np.random.default_rng(0)
-    for _ in range(WARM_UP_BATCHES):  # else activations grow from block to block, as in no trained network
+    for _ in range(WARM_UP_BATCHES):  # else activations grow from block to block
         batch = tf.constant(views[draw.choice(len(views), 16, replace=False)])
         model.backbone(model.normalise(batch), training=True)
     run = folder / "run"
@@ -80,34 +76,35 @@ def prepare(folder: Path) -> None:
     (folder / READY).touch()
 
 
-def relative_error(found: np.ndarray, wanted: np.ndarray) -> float:
-    return float(np.linalg.norm(found - wanted) / np.linalg.norm(wanted))
+def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
+    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
 
 
-def least_cosine(found: np.ndarray, wanted: np.ndarray) -> float:
-    lengths = np.linalg.norm(found, axis=1) * np.linalg.norm(wanted, axis=1)
-    return float((np.sum(found * wanted, axis=1) / lengths).min())
+def least_cosine(found: np.ndarray, expected: np.ndarray) -> float:
+    lengths = np.linalg.norm(found, axis=1) * np.linalg.norm(expected, axis=1)
+    return float((np.sum(found * expected, axis=1) / lengths).min())
 
 
 def keras_predict(run: Path, views: np.ndarray) -> Callable[[], np.ndarray]:
-    """Keras' own way: the backbone's `predict` of normalised images."""
+    """Return Keras' own way: the backbone's `predict` of normalized images."""
     from swav_tf.training.build import load_swav
 
     model, _ = load_swav(run)
-    normalised = model.normalise(views).numpy()
-    return lambda: model.backbone.predict(normalised, batch_size=len(views), verbose=0)
+    normalized = model.normalise(views).numpy()
+    return lambda: model.backbone.predict(normalized, batch_size=len(views), verbose=0)
 
 
 def torch_export(
-    weights: Path, views: np.ndarray, how: Preprocessing
+    weights: Path, views: np.ndarray, model: OnnxBackend
 ) -> tuple[Callable[[], np.ndarray], int]:
-    """The same network exported by PyTorch, run by ONNX Runtime; and its number of nodes that transpose."""
+    """Return the same network exported by PyTorch, run by ONNX Runtime, and its number of Transpose nodes."""
     import onnx
     import torch
 
-    from benchmarks.torch_resnet import load
+    from benchmarks.torch_swav import FeaturesOfBytes
 
-    network = load(str(weights), mean=how.mean, std=how.std)
+    how = model.metadata.preprocessing
+    network = FeaturesOfBytes(str(weights), mean=how.mean, std=how.std)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "exported.onnx"
         torch.onnx.export(
@@ -119,57 +116,50 @@ def torch_export(
     return lambda: session.run(["features"], {"images": views})[0], transposes
 
 
-def end_to_end(runner: OnnxBackend, folder: Path, batch: int) -> Callable[[], None]:
-    """`swav-tf features` of the JPEG files."""
-    images = open_images(str(folder), like=runner.data, kind="images", split=None)
+def end_to_end(model: OnnxBackend, folder: Path, batch: int) -> Callable[[], None]:
+    """Return `swav-tf features` of JPEG files."""
+    images = open_images(str(folder), like=model.data, kind="images", split=None)
 
     def run() -> None:
         with tempfile.TemporaryDirectory() as place:
-            extract_features(runner, images, Path(place) / "features.npz", batch_size=batch)
+            extract_features(model, images, Path(place) / "features.npz", batch_size=batch)
 
     return run
 
 
-def bare(runner: OnnxBackend, views: np.ndarray, batch: int, images: int) -> Callable[[], None]:
-    """The model alone on as many images."""
+def bare(model: OnnxBackend, views: np.ndarray, batch: int, images: int) -> Callable[[], None]:
+    """Return the model alone on as many images."""
 
     def run() -> None:
         for start in range(0, images, batch):
-            runner.run(views[: min(batch, images - start)])
+            model.run(views[: min(batch, images - start)])
 
     return run
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", type=Path, help="write the rows here")
+    parser = argument_parser(__doc__)
     parser.add_argument("--pairs", type=int, default=10)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--cache", type=Path, default=Path("runs/benchmark_resnet50"))
     parser.add_argument("--prepare", action="store_true", help="only fill the cache folder")
     arguments = parser.parse_args()
-    folder, batch = arguments.cache, arguments.batch
+    folder = arguments.cache
     if arguments.prepare:
         prepare(folder)
         return
     if not (folder / READY).exists():
-        # In a process of its own: what TensorFlow and the converter hold is given back.
+        # In a process of its own, whose memory is returned.
         command = [sys.executable, "-m", "benchmarks.inference", "--prepare", "--cache", str(folder)]
         subprocess.run(command, check=True)
+    measure(folder, Rows(arguments.json), batch=arguments.batch, pairs=arguments.pairs)
 
-    rows: list[dict[str, Any]] = []
 
+def measure(folder: Path, rows: Rows, *, batch: int, pairs: int) -> None:
     def row(name: str, target: str, ours: Callable[[], Any], theirs: Callable[[], Any], **extra: Any) -> None:
-        """Adds the ratio of their time to ours: how many times faster ours is."""
-        result = compare(ours, theirs, pairs=arguments.pairs, clock=time.perf_counter, pause_seconds=0.1)
-        rows.append({"row": name, "target": target, **vars(result), **extra})
-        print(
-            f"{name:64} {result.ratio:6.3f}  [{result.low:.3f}, {result.high:.3f}]  target {target}"
-            f"  ({result.a_ms:.0f} ms v {result.b_ms:.0f} ms, load {result.load:.1f}"
-            + "".join(f", {key} {value:.3g}" for key, value in extra.items())
-            + ")",
-            flush=True,
-        )
+        found = compare(ours, theirs, pairs=pairs, clock=time.perf_counter, pause_seconds=0.1)
+        remark = "".join(f", {key} {value:.3g}" for key, value in extra.items())
+        rows.add(f"{name}, batch {batch}", target, found | extra, remark=remark)
 
     with np.load(folder / "exported" / "reference.npz") as file:
         views = np.resize(file["images"][:32], (batch, *file["images"].shape[1:]))
@@ -177,60 +167,33 @@ def main() -> None:
     int8 = OnnxBackend(folder / "exported" / "model-int8-cpu.onnx")
     features = float32.run(views)["features"]
 
+    def fp32() -> object:
+        return float32.run(views)
+
     cosine = least_cosine(int8.run(views)["features"], features)
-    assert cosine >= 0.99, f"int8 must keep to its gate, cosine >= 0.99: {cosine}"
-    row(
-        f"int8 v fp32, both ONNX Runtime, batch {batch}",
-        ">= 3",
-        lambda: int8.run(views),
-        lambda: float32.run(views),
-        least_cosine=cosine,
-    )
+    assert cosine >= 0.99, f"int8 must pass its gate, cosine >= 0.99: {cosine}"
+    row("int8 v fp32, both ONNX Runtime", ">= 3", lambda: int8.run(views), fp32, least_cosine=cosine)
     if importlib.util.find_spec("torch"):
-        theirs, transposes = torch_export(folder / "weights.pth", views, float32.metadata.preprocessing)
+        theirs, transposes = torch_export(folder / "weights.pth", views, float32)
         error = relative_error(theirs(), features)
         assert error <= 1e-4, f"PyTorch must compute the same features: {error}"
-        row(
-            f"our fp32 graph v PyTorch's export, both ONNX Runtime, batch {batch}",
-            ">= 1",
-            lambda: float32.run(views),
-            theirs,
-            relative_error=error,
-            their_transposes=transposes,
-        )
+        facts = {"relative_error": error, "their_transposes": transposes}
+        row("our fp32 graph v PyTorch's export, both ONNX Runtime", ">= 1", fp32, theirs, **facts)
     else:
         print("our fp32 graph v PyTorch's export: left out, torch is not installed", flush=True)
-    images = arguments.batch * 2
-    for name, runner in (("fp32", float32), ("int8", int8)):
-        jpegs = folder / f"photos-{images}"
-        jpegs.mkdir(exist_ok=True)
-        for number in range(images):
-            original = folder / "photos" / f"{number % PHOTOS:03d}.jpg"
-            (jpegs / f"{number:04d}.jpg").write_bytes(original.read_bytes())
-        row(
-            f"{name}: JPEG files to features v the bare model, batch {batch}",
-            ">= 0.9",
-            end_to_end(runner, jpegs, batch),
-            bare(runner, views, batch, images),
-        )
-    # Last: TensorFlow's threads would be there for all that comes after.
+    images, jpegs = 2 * batch, folder / f"photos-{2 * batch}"
+    jpegs.mkdir(exist_ok=True)
+    for number in range(images):
+        original = folder / "photos" / f"{number % PHOTOS:03d}.jpg"
+        (jpegs / f"{number:04d}.jpg").write_bytes(original.read_bytes())
+    for name, model in (("fp32", float32), ("int8", int8)):
+        from_files, alone = end_to_end(model, jpegs, batch), bare(model, views, batch, images)
+        row(f"{name}: JPEG files to features v the bare model", ">= 0.9", from_files, alone)
+    # Last: TensorFlow's threads would disturb the other rows.
     predict = keras_predict(folder / "run", views)
     error = relative_error(predict(), features)
     assert error <= 1e-4, f"Keras must compute the same features: {error}"
-    row(
-        f"fp32 by ONNX Runtime v Keras' predict, batch {batch}",
-        ">= 1.25",
-        lambda: float32.run(views),
-        predict,
-        relative_error=error,
-    )
-    if arguments.json:
-        facts = {
-            "batch": batch,
-            "machine": describe_machine().model_dump(),
-            "rows": rows,
-        }
-        arguments.json.write_text(json.dumps(facts, indent=1))
+    row("fp32 by ONNX Runtime v Keras' predict", ">= 1.25", fp32, predict, relative_error=error)
 
 
 if __name__ == "__main__":

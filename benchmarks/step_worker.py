@@ -1,65 +1,81 @@
-"""One kind of step in a process of its own, which does one when it is told to and says what that took.
+"""One kind of training step in a process of its own, run by benchmarks.step and benchmarks.gpu.
 
     echo '{"do": "step"}' | python -m benchmarks.step_worker KIND [RECIPE OVERRIDES ...]
 
-A kind is swav, swav_jit, bare, supervised, torch or torch_compiled. Each line of stdin is a wish, each line of
-stdout its answer.
+Each line of stdin names a method of the kind and its arguments, each line of stdout is the answer.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import resource
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from evaluate.benchmark.machine import peak_memory_mib
 from swav_tf.recipe.files import load_recipe
 from swav_tf.recipe.pretraining import Recipe
 
-STEPS_PER_EPOCH = 312  # of ImageNet at batch 4096: the rate is in its warm-up
-
-
-class Step:
-    """Does steps; what it cannot do, it has no method for."""
-
-    def __init__(self, recipe: Recipe) -> None:
-        self.recipe = recipe
-
-    def step(self, rate: float | None) -> dict[str, float]:
-        raise NotImplementedError
-
-    def many(self, count: int) -> dict[str, float]:
-        """So many steps, none of which is waited for before the last has been started."""
-        raise NotImplementedError
+STEPS_PER_EPOCH = 312  # of ImageNet at batch 4096: the learning rate is in its warm-up
 
 
 def random_crops(recipe: Recipe) -> list[np.ndarray]:
-    generator = np.random.default_rng(0)
-    size = recipe.train.batch_size
+    generator, size = np.random.default_rng(0), recipe.train.batch_size
     return [
         generator.integers(0, 256, (size, g.count, g.size, g.size, 3), dtype=np.uint8) for g in recipe.crops
     ]
 
 
-class SwavStep(Step):
-    """Ours, as `fit` calls it, on as many replicas as the recipe makes."""
+class Step:
+    """A training step on random crops."""
 
     def __init__(self, recipe: Recipe) -> None:
-        super().__init__(recipe)
+        self.recipe = recipe
+        self.launch = self.build()
+
+    def build(self) -> Callable[[], Any]:
+        """Return a function that starts a step and returns its loss."""
+        raise NotImplementedError
+
+    def step(self) -> dict[str, float]:
+        return {"loss": float(self.launch())}
+
+    def many(self, count: int) -> dict[str, float]:
+        """Start all steps before waiting for the last."""
+        begun = time.perf_counter()
+        for _ in range(count):
+            loss = self.launch()
+        launched = time.perf_counter() - begun
+        float(loss)
+        return {"launch_s": launched}
+
+    def peak(self) -> dict[str, float]:
+        return {"megabytes": (peak_memory_mib() or 0) * 2**20 / 1e6}
+
+    def gpu_memory(self) -> dict[str, float]:
+        import tensorflow as tf
+
+        return {"megabytes": float(tf.config.experimental.get_memory_info("GPU:0")["peak"]) / 1e6}
+
+
+class SwavStep(Step):
+    """Our step as `fit` calls it, on as many replicas as the recipe requests."""
+
+    compiled = False
+
+    def build(self) -> Callable[[], Any]:
         import tensorflow as tf
 
         from swav_tf.training.build import build_swav
         from swav_tf.training.cluster import build_strategy
 
-        strategy = build_strategy(recipe.train)
+        strategy = build_strategy(self.recipe.train)
         with strategy.scope():
-            self.model = build_swav(recipe, steps_per_epoch=STEPS_PER_EPOCH)
+            self.model = build_swav(self.recipe, steps_per_epoch=STEPS_PER_EPOCH)
         replicas = strategy.num_replicas_in_sync
 
         def share(group: np.ndarray) -> Any:
@@ -70,35 +86,21 @@ class SwavStep(Step):
                 lambda context: tf.constant(shares[context.replica_id_in_sync_group])
             )
 
-        self.crops = tuple(share(group) for group in random_crops(recipe))
-        self.wishes = tf.zeros([2])
-        self.launch = self.on_replicas()
+        crops = tuple(share(group) for group in random_crops(self.recipe))
+        none = tf.zeros([2])
+        if self.compiled:  # on one device only: XLA takes no part in collectives
+            run = tf.function(self.model.train_step, jit_compile=True)
+        else:
+            run = self.model.on_replicas(self.model.train_step)
+        self.run = lambda: run(crops, none)
+        return lambda: self.run()["loss"]
 
-    def on_replicas(self) -> Callable[..., Any]:
-        return self.model.on_replicas(self.model.train_step)
-
-    def step(self, rate: float | None) -> dict[str, float]:
-        logs = self.model._to_host(
-            self.launch(self.crops, self.wishes)
-        )  # what `fit` does of a batch in one part
+    def step(self) -> dict[str, float]:
+        logs = self.model._to_host(self.run())  # as `fit` does
         return {"loss": logs["loss"], "rate": logs["learning_rate"]}
 
-    def many(self, count: int) -> dict[str, float]:
-        begun = time.perf_counter()
-        for _ in range(count):
-            logs = self.launch(self.crops, self.wishes)
-        launched = time.perf_counter() - begun
-        float(logs["loss"])
-        return {"launch_s": launched}
-
-    def gpu_memory(self) -> float:
-        """The most of a GPU's memory that was held, 10^6 bytes."""
-        import tensorflow as tf
-
-        return float(tf.config.experimental.get_memory_info("GPU:0")["peak"]) / 1e6
-
     def save(self, path: str) -> None:
-        """The weights by PyTorch's names."""
+        """Write the weights by PyTorch's names."""
         from swav_tf.training.state import named_variables
         from swav_tf.weights.layout import as_torch
 
@@ -107,28 +109,22 @@ class SwavStep(Step):
 
 
 class CompiledSwavStep(SwavStep):
-    """The whole step by XLA: on one device only, since XLA takes no part in collectives."""
-
-    def on_replicas(self) -> Callable[..., Any]:
-        import tensorflow as tf
-
-        return tf.function(self.model.train_step, jit_compile=True)
+    compiled = True
 
 
 class BareStep(Step):
-    """Forward, backward and update of the same crops, network and optimiser; no codes, no SwAV loss."""
+    """Forward, backward and update of the same crops, network and optimizer; no codes, no SwAV loss."""
 
-    def __init__(self, recipe: Recipe) -> None:
-        super().__init__(recipe)
+    def build(self) -> Callable[[], Any]:
         import tensorflow as tf
 
         from swav_tf.model.replicas import update_on_all_replicas
         from swav_tf.training.build import build_swav
         from swav_tf.training.cluster import build_strategy
 
-        build_strategy(recipe.train)  # for what it sets
-        model = build_swav(recipe, steps_per_epoch=STEPS_PER_EPOCH)
-        crops = tuple(tf.constant(group) for group in random_crops(recipe))
+        build_strategy(self.recipe.train)  # for its settings of TensorFlow
+        model = build_swav(self.recipe, steps_per_epoch=STEPS_PER_EPOCH)
+        crops = tuple(tf.constant(group) for group in random_crops(self.recipe))
 
         @tf.function
         def step() -> tf.Tensor:
@@ -141,27 +137,22 @@ class BareStep(Step):
             update_on_all_replicas(model.optimizer.updates(gradients, model.trainable_variables, always))
             return loss + 0.0 * tf.reduce_sum(projections)
 
-        self.function = step
-
-    def step(self, rate: float | None) -> dict[str, float]:
-        return {"loss": float(self.function())}
+        return step
 
 
 class SupervisedStep(Step):
-    """Forward, backward and update of the backbone with a classifier on one 224-pixel image a row."""
+    """Forward, backward and update of the backbone with a classifier on one 224-pixel image each."""
 
-    def __init__(self, recipe: Recipe) -> None:
-        super().__init__(recipe)
+    def build(self) -> Callable[[], Any]:
         import tensorflow as tf
 
         from swav_tf.training.build import build_swav
         from swav_tf.training.cluster import build_strategy
 
-        build_strategy(recipe.train)  # for what it sets
-        model = build_swav(recipe)
-        batch = recipe.train.batch_size
-        images = tf.constant(random_crops(recipe)[0][:, 0])
-        labels = tf.constant(np.arange(batch) % 1000)
+        build_strategy(self.recipe.train)
+        model = build_swav(self.recipe)
+        images = tf.constant(random_crops(self.recipe)[0][:, 0])
+        labels = tf.constant(np.arange(self.recipe.train.batch_size) % 1000)
         kernel = tf.Variable(tf.random.normal([model.backbone.output_shape[-1], 1000], stddev=0.01))
         trainable = model.backbone.trainable_variables
 
@@ -177,65 +168,41 @@ class SupervisedStep(Step):
                 variable.assign_sub(0.01 * gradient)
             return loss
 
-        self.function = step
-
-    def step(self, rate: float | None) -> dict[str, float]:
-        return {"loss": float(self.function())}
+        return step
 
 
-class OfTorch(Step):
-    """PyTorch's; it must be told the rate, and may be given our weights."""
+class PytorchStep(Step):
+    """PyTorch's step; it takes the learning rate and can take our weights."""
 
     compiled = False
 
-    def __init__(self, recipe: Recipe) -> None:
-        super().__init__(recipe)
-        from benchmarks.torch_step import TorchStep
+    def build(self) -> Callable[[], Any]:
+        from benchmarks.torch_swav import TorchStep
 
-        self.function = TorchStep(recipe, random_crops(recipe), compiled=self.compiled)
+        self.torch_step = TorchStep(self.recipe, random_crops(self.recipe), compiled=self.compiled)
+        return lambda: self.torch_step(0.3)
 
-    def step(self, rate: float | None) -> dict[str, float]:
-        return {"loss": float(self.function(0.3 if rate is None else rate))}
+    def step(self, rate: float = 0.3) -> dict[str, float]:
+        return {"loss": float(self.torch_step(rate))}
 
-    def many(self, count: int) -> dict[str, float]:
-        begun = time.perf_counter()
-        for _ in range(count):
-            loss = self.function(0.3)
-        launched = time.perf_counter() - begun
-        float(loss)
-        return {"launch_s": launched}
-
-    def gpu_memory(self) -> float:
+    def gpu_memory(self) -> dict[str, float]:
         import torch
 
-        return torch.cuda.max_memory_allocated() / 1e6
+        return {"megabytes": torch.cuda.max_memory_allocated() / 1e6}
 
     def load(self, path: str) -> None:
         with np.load(path) as weights:
-            self.function.load(dict(weights))
+            self.torch_step.load(dict(weights))
 
 
-class OfCompiledTorch(OfTorch):
-    """PyTorch's, its network by torch.compile."""
-
+class CompiledPytorchStep(PytorchStep):
     compiled = True
 
 
-KINDS: dict[str, Callable[[Recipe], Step]] = {
+KINDS: dict[str, type[Step]] = {
     "swav": SwavStep, "swav_jit": CompiledSwavStep, "bare": BareStep, "supervised": SupervisedStep,
-    "torch": OfTorch, "torch_compiled": OfCompiledTorch,
+    "torch": PytorchStep, "torch_compiled": CompiledPytorchStep,
 }  # fmt: skip
-
-
-def peak_megabytes() -> float:
-    """The most memory that this process held, 10^6 bytes."""
-    try:
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024 / 1e6
-    except OSError:
-        pass
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
 
 
 def main() -> None:
@@ -245,22 +212,11 @@ def main() -> None:
     arguments = parser.parse_args()
     step = KINDS[arguments.kind](load_recipe("swav_100ep", arguments.overrides))
     for line in sys.stdin:
-        wish = json.loads(line)
-        answer: dict[str, Any] = {}
-        if wish["do"] == "step":
-            cpu, wall = time.process_time(), time.perf_counter()
-            answer = step.step(wish.get("rate"))
-            answer |= {"cpu_s": time.process_time() - cpu, "wall_s": time.perf_counter() - wall}
-        elif wish["do"] == "many":
-            wall = time.perf_counter()
-            answer = step.many(wish["count"])
-            answer |= {"wall_s": time.perf_counter() - wall}
-        elif wish["do"] == "peak":
-            answer = {"megabytes": peak_megabytes()}
-        elif wish["do"] == "gpu_memory":
-            answer = {"megabytes": step.gpu_memory()}
-        else:
-            getattr(step, wish["do"])(wish["path"])  # save, load
+        request = json.loads(line)
+        method = getattr(step, request.pop("do"))
+        cpu, wall = time.process_time(), time.perf_counter()
+        answer = method(**request) or {}
+        answer |= {"cpu_s": time.process_time() - cpu, "wall_s": time.perf_counter() - wall}
         print(json.dumps(answer), flush=True)
 
 

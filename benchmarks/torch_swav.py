@@ -1,15 +1,14 @@
-"""The same SwAV step in PyTorch, for comparison: ResNet-50 v1.5, head, prototypes, Sinkhorn, loss, LARS.
+"""ResNet-50 and the SwAV step in PyTorch, written from the papers (arXiv 1512.03385, 2006.09882, 1708.03888).
 
-On a GPU where PyTorch sees one, there with `torch.compile` of the network if `compiled` asks for it.
-
-Written from the papers (arXiv 1512.03385, 2006.09882, 1708.03888): what somebody would write who knows PyTorch,
-channels_last, foreach operations in the optimiser. Names of weights are PyTorch's usual ones, so that
-`swav_tf.weights` can give it ours.
+As a user of PyTorch would write them: channels_last, foreach operations in the optimizer. Names of weights are
+PyTorch's usual ones, so that `swav_tf.weights` can convert ours.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,10 +43,10 @@ class Bottleneck(nn.Module):
         return self.relu(y + (x if self.downsample is None else self.downsample(x)))
 
 
-class Network(nn.Module):
-    """Backbone, head and prototypes."""
+class ResNet50(nn.Module):
+    """Normalized images (n, 3, side, side) to features (n, 2048)."""
 
-    def __init__(self, hidden: int, dim: int, prototypes: int) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
@@ -60,20 +59,45 @@ class Network(nn.Module):
                 blocks.append(Bottleneck(inputs, channels, 2 if i == 0 and stage > 1 else 1))
                 inputs = 4 * channels
             self.add_module(f"layer{stage}", nn.Sequential(*blocks))
+
+    def features(self, x: Tensor) -> Tensor:
+        x = self.pool(self.relu(self.bn1(self.conv1(x))))
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        return functional.adaptive_avg_pool2d(x, 1).flatten(1)
+
+
+class FeaturesOfBytes(ResNet50):
+    """uint8 (n, side, side, 3) to features, as our exported graph."""
+
+    def __init__(self, weights: str, *, mean: Sequence[float], std: Sequence[float]) -> None:
+        """Load the backbone's weights from a file by `swav-tf weights export`."""
+        super().__init__()
+        state = torch.load(weights, weights_only=True)
+        missing, _ = self.load_state_dict(
+            {name.removeprefix("module."): values for name, values in state.items()}, strict=False
+        )
+        assert not missing, missing
+        self.register_buffer("mean", 255 * torch.tensor(mean))
+        self.register_buffer("scale", 1 / (255 * torch.tensor(std)))
+        self.eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.features(((images.float() - self.mean) * self.scale).permute(0, 3, 1, 2))
+
+
+class Network(ResNet50):
+    """Groups of crops of one size each to scores (V * B, K)."""
+
+    def __init__(self, hidden: int, dim: int, prototypes: int) -> None:
+        super().__init__()
         self.projection_head = nn.Sequential(
-            nn.Linear(inputs, hidden), nn.BatchNorm1d(hidden), nn.ReLU(inplace=True), nn.Linear(hidden, dim)
+            nn.Linear(2048, hidden), nn.BatchNorm1d(hidden), nn.ReLU(inplace=True), nn.Linear(hidden, dim)
         )
         self.prototypes = nn.Linear(dim, prototypes, bias=False)
 
     def forward(self, groups: list[Tensor]) -> Tensor:
-        """Scores (V * B, K); each group of crops of one size goes through the backbone at once."""
-        features = []
-        for x in groups:
-            x = self.pool(self.relu(self.bn1(self.conv1(x))))
-            x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
-            features.append(x.mean((2, 3)))
-        projections = functional.normalize(self.projection_head(torch.cat(features)), dim=1)
-        return self.prototypes(projections)
+        features = torch.cat([self.features(group) for group in groups])
+        return self.prototypes(functional.normalize(self.projection_head(features), dim=1))
 
 
 @torch.no_grad()
@@ -111,16 +135,15 @@ class Lars:
 
 
 AUTOCAST = {"mixed_float16": torch.float16, "mixed_bfloat16": torch.bfloat16}
-LOSS_SCALE = 2.0**15  # of float16; steps that overflow are not looked for
+LOSS_SCALE = 2.0**15  # of float16; overflows are not checked
 
 
 class TorchStep:
-    """One optimiser step on uint8 crops."""
+    """One optimizer step on uint8 crops, on a GPU if PyTorch sees one."""
 
     def __init__(self, recipe: Recipe, crops: list[np.ndarray], *, compiled: bool = False) -> None:
-        model, method, optimizer = recipe.model, recipe.method, recipe.optimizer
-        assert model.backbone.name == "resnet50"
-        assert model.backbone.width == 1
+        model, optimizer = recipe.model, recipe.optimizer
+        assert (model.backbone.name, model.backbone.width) == ("resnet50", 1)
         self.recipe = recipe
         self.network = Network(model.head_hidden, model.projection_dim, model.prototypes).train()
         for layer in self.network.modules():
@@ -128,37 +151,27 @@ class TorchStep:
                 layer.eps, layer.momentum = model.batch_norm.epsilon, 1 - model.batch_norm.momentum
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.network.to(self.device, memory_format=torch.channels_last)
-        self.forward = torch.compile(self.network) if compiled else self.network
+        self.forward: Any = torch.compile(self.network) if compiled else self.network
         self.half = AUTOCAST.get(recipe.train.precision)
         self.scale = LOSS_SCALE if self.half is torch.float16 else 1.0
-        self.lars = Lars(
-            list(self.network.parameters()),
-            optimizer.momentum,
-            optimizer.weight_decay,
-            optimizer.trust_coefficient,
-        )
-        self.temperature, self.epsilon = method.temperature, method.epsilon
-        self.iterations = method.sinkhorn_iterations
+        parameters = list(self.network.parameters())
+        self.lars = Lars(parameters, optimizer.momentum, optimizer.weight_decay, optimizer.trust_coefficient)
         self.mean = torch.tensor(recipe.augment.mean).view(3, 1, 1).to(self.device)
         self.std = torch.tensor(recipe.augment.std).view(3, 1, 1).to(self.device)
-        # (B, count, size, size, 3) to (count * B, 3, size, size), which keeps channels last in memory.
-        self.crops = [
-            torch.from_numpy(np.ascontiguousarray(group.swapaxes(0, 1)).reshape(-1, *group.shape[2:])).to(
-                self.device
-            )
-            for group in crops
-        ]
+        # (B, count, size, size, 3) to (count * B, size, size, 3)
+        flat = [np.ascontiguousarray(group.swapaxes(0, 1)).reshape(-1, *group.shape[2:]) for group in crops]
+        self.crops = [torch.from_numpy(group).to(self.device) for group in flat]
 
     def load(self, weights: dict[str, np.ndarray]) -> None:
-        """Takes weights by PyTorch's names and in its layout."""
+        """Take weights by PyTorch's names and in its layout."""
         state = {name: torch.from_numpy(array.copy()) for name, array in weights.items()}
         missing, unexpected = self.network.load_state_dict(state, strict=False)
         assert not unexpected
         assert all(name.endswith("num_batches_tracked") for name in missing)
 
     def __call__(self, rate: float) -> Tensor:
-        """Does it; returns the loss, which may still be on its way."""
-        prototypes = self.network.prototypes.weight
+        """Do the step; return the loss, which may not be computed yet."""
+        prototypes, method = self.network.prototypes.weight, self.recipe.method
         with torch.no_grad():
             prototypes.copy_(functional.normalize(prototypes, dim=1))
         images = [
@@ -167,12 +180,11 @@ class TorchStep:
             )
             for group in self.crops
         ]
-        batch = self.recipe.train.batch_size
         with torch.autocast(self.device.type, dtype=self.half, enabled=self.half is not None):
             scores = self.forward(images)
-        scores = scores.float().view(-1, batch, prototypes.shape[0])
-        codes = [sinkhorn(scores[i].detach(), self.epsilon, self.iterations) for i in range(2)]
-        log_p = functional.log_softmax(scores / self.temperature, dim=-1)
+        scores = scores.float().view(-1, self.recipe.train.batch_size, prototypes.shape[0])
+        codes = [sinkhorn(scores[i].detach(), method.epsilon, method.sinkhorn_iterations) for i in range(2)]
+        log_p = functional.log_softmax(scores / method.temperature, dim=-1)
         terms = [
             -(codes[i] * log_p[v]).sum(-1).mean() for i in range(2) for v in range(len(scores)) if v != i
         ]
