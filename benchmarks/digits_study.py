@@ -2,7 +2,7 @@
 
     python -m benchmarks.digits_study [--seeds 31 32 33 34 35] [--folder runs/digits_study] [--run RUN ...]
 
-Pretrains with the demo's recipe, one run a seed, unless finished runs are given by --run. Parts that are finished in the
+Pretrains with the demo's recipe, one run a seed, unless --run gives finished runs. Parts that are finished in the
 folder are not repeated. Prints a Markdown table for docs/results.md and writes results.json into the folder.
 
 All accuracies are of the last epoch, on the 360 test digits. The labels of a share are drawn by the seed, equally many
