@@ -146,3 +146,24 @@ def photos(count: int) -> list[bytes]:
             low, high = (strength, high) if len(file) < BYTES else (low, strength)
         files.append(file)
     return files
+
+
+class Photos:
+    """Files in memory as a source of images; not in a script, whose classes other processes cannot unpickle."""
+
+    class_names: tuple[str, ...] = ()
+
+    def __init__(self, files: list[bytes]) -> None:
+        self.files = files
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def read(self, index: int) -> bytes:
+        return self.files[index]
+
+    def label(self, index: int) -> int:
+        return -1
+
+    def image_name(self, index: int) -> str:
+        return str(index)

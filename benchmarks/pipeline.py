@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import pil_pipeline as pil
-from benchmarks.common import Rows, argument_parser, chosen, compare, photos
+from benchmarks.common import Photos, Rows, argument_parser, chosen, compare, photos
 from swav_tf.data.bad_images import BadImages
 from swav_tf.data.decode import decode
 from swav_tf.data.multicrop import MultiCrop
@@ -27,27 +27,6 @@ AUGMENT = Augment()
 IMAGES = 16
 AHEAD = 5  # batches; a recipe has four made ahead
 ROWS = ("pillow", "keras_cv", "keras", "threads", "processes")
-
-
-class Photos:
-    """Files in memory as a source of images."""
-
-    class_names: tuple[str, ...] = ()
-
-    def __init__(self, files: list[bytes]) -> None:
-        self.files = files
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def read(self, index: int) -> bytes:
-        return self.files[index]
-
-    def label(self, index: int) -> int:
-        return -1
-
-    def image_name(self, index: int) -> str:
-        return str(index)
 
 
 # === Without tf.data, beside Pillow ===
