@@ -156,8 +156,8 @@ def main() -> None:
 
 
 def measure(folder: Path, rows: Rows, *, batch: int, pairs: int) -> None:
-    def row(name: str, target: str, ours: Callable[[], Any], theirs: Callable[[], Any], **extra: Any) -> None:
-        found = compare(ours, theirs, pairs=pairs, clock=time.perf_counter, pause_seconds=0.1)
+    def row(name: str, target: str, ours: Callable[[], Any], other: Callable[[], Any], **extra: Any) -> None:
+        found = compare(ours, other, pairs=pairs, clock=time.perf_counter, pause_seconds=0.1)
         remark = "".join(f", {key} {value:.3g}" for key, value in extra.items())
         rows.add(f"{name}, batch {batch}", target, found | extra, remark=remark)
 
@@ -174,11 +174,11 @@ def measure(folder: Path, rows: Rows, *, batch: int, pairs: int) -> None:
     assert cosine >= 0.99, f"int8 must pass its gate, cosine >= 0.99: {cosine}"
     row("int8 v fp32, both ONNX Runtime", ">= 3", lambda: int8.run(views), fp32, least_cosine=cosine)
     if importlib.util.find_spec("torch"):
-        theirs, transposes = torch_export(folder / "weights.pth", views, float32)
-        error = relative_error(theirs(), features)
+        other, transposes = torch_export(folder / "weights.pth", views, float32)
+        error = relative_error(other(), features)
         assert error <= 1e-4, f"PyTorch must compute the same features: {error}"
         facts = {"relative_error": error, "their_transposes": transposes}
-        row("our fp32 graph v PyTorch's export, both ONNX Runtime", ">= 1", fp32, theirs, **facts)
+        row("our fp32 graph v PyTorch's export, both ONNX Runtime", ">= 1", fp32, other, **facts)
     else:
         print("our fp32 graph v PyTorch's export: left out, torch is not installed", flush=True)
     images, jpegs = 2 * batch, folder / f"photos-{2 * batch}"

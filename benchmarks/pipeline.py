@@ -29,7 +29,7 @@ AHEAD = 5  # batches; a recipe has four made ahead
 ROWS = ("pillow", "keras_cv", "keras", "threads", "processes")
 
 
-# === Without tf.data, beside Pillow ===
+# === Without tf.data, compared with Pillow ===
 
 
 def over_images(crop: Callable[..., object], files: list[bytes]) -> Callable[[], None]:
@@ -51,8 +51,8 @@ def check_parity(files: list[bytes]) -> None:
     differences = []
     for index, file in enumerate(files):
         ours = multicrop(decode(file), seed=0, epoch=0, index=index)
-        theirs = pil.multicrop(pil.decode(file), GROUPS, AUGMENT, seed=0, epoch=0, index=index)
-        differences += [np.abs(a.astype(int) - b).mean() for a, b in zip(ours, theirs, strict=True)]
+        other = pil.multicrop(pil.decode(file), GROUPS, AUGMENT, seed=0, epoch=0, index=index)
+        differences += [np.abs(a.astype(int) - b).mean() for a, b in zip(ours, other, strict=True)]
     mean, worst = np.mean(differences), max(differences)
     print(
         f"parity with Pillow: mean difference {mean:.2f} of 255, worst group of crops {worst:.2f}", flush=True

@@ -110,19 +110,19 @@ def time_row(a: Side, b: Side, batch: int, pairs: int) -> dict[str, Any]:
 
 def torch_row(a: Side, b: Side, batch: int, pairs: int) -> dict[str, Any]:
     """Check that PyTorch's step has the same losses with the same weights, then time it."""
-    with a.worker(batch) as theirs, b.worker(batch) as ours, tempfile.TemporaryDirectory() as folder:
+    with a.worker(batch) as other, b.worker(batch) as ours, tempfile.TemporaryDirectory() as folder:
         path = f"{folder}/weights.npz"
         ours.ask("save", path=path)
-        theirs.ask("load", path=path)
+        other.ask("load", path=path)
         losses = []
         for _ in range(2):  # the second loss depends on what the first step made of the weights
             mine = ours.ask("step")
-            losses.append((mine["loss"], theirs.ask("step", rate=mine["rate"])["loss"]))
+            losses.append((mine["loss"], other.ask("step", rate=mine["rate"])["loss"]))
         differences = [abs(x / y - 1) for x, y in losses]
         print(f"losses, ours and PyTorch's: {losses}", flush=True)
         if differences[0] > 1e-4 or differences[1] > 1e-2:
             raise SystemExit("The two steps are not the same: there is nothing to compare.")
-        return time_in_turn(theirs, ours, pairs) | {"losses": losses}
+        return time_in_turn(other, ours, pairs) | {"losses": losses}
 
 
 def memory_row(a: Side, b: Side, batch: int, pairs: int) -> dict[str, Any]:
@@ -142,7 +142,7 @@ def memory_row(a: Side, b: Side, batch: int, pairs: int) -> dict[str, Any]:
 
 
 def sinkhorn_row(a: Side, b: Side, batch: int, pairs: int) -> dict[str, Any]:
-    """Compare equations 3 to 5 as they stand, which rewrite the matrix at each normalization, with ours."""
+    """Compare equations 3 to 5 taken literally, which rewrite the matrix at each normalization, with ours."""
     import tensorflow as tf
 
     from swav_tf.method.sinkhorn import sinkhorn
@@ -162,11 +162,11 @@ def sinkhorn_row(a: Side, b: Side, batch: int, pairs: int) -> dict[str, Any]:
     z = tf.math.l2_normalize(tf.constant(generator.normal(size=(2, 512, 128)), tf.float32), axis=-1)
     c = tf.math.l2_normalize(tf.constant(generator.normal(size=(128, 3000)), tf.float32), axis=0)
     scores = z @ c
-    theirs = tf.function(literal)
+    other = tf.function(literal)
     ours = tf.function(lambda: sinkhorn(scores, epsilon=0.05, iterations=3))
-    difference = float(np.abs(ours() - theirs()).max())
+    difference = float(np.abs(ours() - other()).max())
     print(f"largest difference of a code {difference:.1e}, target <= 1e-6", flush=True)
-    found = compare(lambda: ours().numpy(), lambda: theirs().numpy(), pairs=pairs)
+    found = compare(lambda: ours().numpy(), lambda: other().numpy(), pairs=pairs)
     return found | {"difference": difference}
 
 
