@@ -8,12 +8,12 @@ import pytest
 STOP_EARLY = """
 import sys, time
 import numpy as np
-from swav_tf.data import positions
+from swav_tf.data import order
 from swav_tf.plumbing.errors import SwavError
 from swav_tf.training.pretrain import pretrain
 from tests.swav_models import tiny_recipe
 
-original = positions.read_image
+original = order.read_image
 
 def slow(source, index):
     time.sleep(0.05)
@@ -21,7 +21,7 @@ def slow(source, index):
         raise NameError("a programming error in the data set")
     return original(source, index)
 
-positions.read_image = slow
+order.read_image = slow
 
 import keras
 
