@@ -1,4 +1,4 @@
-"""The demo: SwAV on handwritten digits, held against random features and raw pixels."""
+"""The demo: SwAV on handwritten digits, compared with random features and raw pixels."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
 from cli.demo_export import DemoExport, export_and_measure, missing_packages, write_demo_page
 from cli.demo_picture import draw_demo
 from cli.tables.benchmark import print_benchmark
+from cli.tables.plain import print_table
 from evaluate.linear import linear_accuracy
 from swav_tf.data.decode import evaluation_view
 from swav_tf.data.sources import ImageSource, open_source, read_image
 from swav_tf.knn import knn_accuracy
+from swav_tf.plumbing.log import log
 from swav_tf.recipe.files import load_recipe
 from swav_tf.recipe.pretraining import Recipe
 from swav_tf.runs.folder import RunFolder
@@ -31,56 +31,38 @@ NEIGHBOURS = 20
 
 
 def run_demo(*, run_dir: Path, seed: int = 31, export: bool = True, quiet: bool = False) -> dict[str, Any]:
-    """Trains on the training digits, measures on the test digits, draws a picture; then exports, and shows all of it.
+    """Train on the training digits, evaluate on the test digits, draw a picture, then export and write a page.
 
-    An interrupted demo goes on; one that ended is kept aside and done anew.
+    An interrupted demo resumes; a finished one is set aside and run again.
 
     Args:
-        run_dir: gets the run, summary.json and demo.png; with `export` also exported/, benchmark.json and demo.html.
+        run_dir: receives the run, summary.json and demo.png; with `export` also exported/ and demo.html.
         seed: of weights, order and crops.
-        export: whether to go on after the picture.
-        quiet: print nothing.
+        export: whether to continue after the picture.
+        quiet: print no progress and no tables.
 
     Returns:
-        What summary.json holds.
+        The content of summary.json.
     """
-    began = time.perf_counter()
-    console = Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
+    started = time.perf_counter()
     recipe = load_recipe("demo", [f"train.seed={seed}"])
     earlier = RunFolder(run_dir).read_summary()
-    ended = earlier is not None and "export" in earlier  # else it was interrupted, perhaps while measuring
-    result = pretrain(recipe, run_dir=run_dir, fresh=ended, quiet=quiet)
+    finished = (
+        earlier is not None and "export" in earlier
+    )  # else it was interrupted, perhaps during the evaluation
+    result = pretrain(recipe, run_dir=run_dir, fresh=finished, quiet=quiet)
 
-    console.print("measuring features of the test digits")
-    measured = _measure(result.model, recipe)
-    random_init, pixels, learnt = measured.accuracies.values()
-    losses, knn = _curves(run_dir / "metrics.jsonl", result.summary["steps"] / recipe.train.epochs)
+    log.info("computing features of the test digits")
+    measured = _evaluate(result.model, recipe)
     picture = run_dir / "demo.png"
-    draw_demo(
-        picture,
-        losses=losses,
-        ln_k=math.log(recipe.model.prototypes),
-        knn=knn,
-        accuracies=measured.accuracies,
-        scores=measured.scores,
-        images=measured.train_images,
-    )
-    summary = {
-        **result.summary,
-        "seed": seed,
-        "knn_top1": learnt[0],
-        "knn_top1_random_init": random_init[0],
-        "knn_top1_raw_pixels": pixels[0],
-        "linear_top1": learnt[1],
-        "linear_top1_random_init": random_init[1],
-        "linear_top1_raw_pixels": pixels[1],
-        "seconds_pretrain": result.summary["seconds"],
-        "seconds": round(time.perf_counter() - began, 2),
-    }
+    _draw(picture, measured, recipe, result.summary["steps"])
+    summary = _summary(result.summary, measured, seed=seed, seconds=time.perf_counter() - started)
     RunFolder(run_dir).write_summary(summary)
-    _print_table(console, measured.accuracies, summary)
-    console.print(f"picture   {picture}\nsummary   {run_dir / 'summary.json'}")
-    exported = _export(run_dir, measured, console) if export else None
+    if not quiet:
+        _print(measured, summary)
+    log.info("picture   %s\nsummary   %s", picture, run_dir / "summary.json")
+
+    exported = _export(run_dir, measured) if export else None
     if exported is not None:
         page = run_dir / "demo.html"
         write_demo_page(
@@ -88,19 +70,19 @@ def run_demo(*, run_dir: Path, seed: int = 31, export: bool = True, quiet: bool 
         )
         if not quiet:
             print_benchmark(exported.benchmark)
-        console.print(f"report    {page}\n          {page.absolute().as_uri()}")
+        log.info("report    %s\n          %s", page, page.absolute().as_uri())
     summary["export"] = None if exported is None else exported.summary()
-    summary["seconds"] = round(time.perf_counter() - began, 2)
+    summary["seconds"] = round(time.perf_counter() - started, 2)
     RunFolder(run_dir).write_summary(summary)
     return summary
 
 
 @dataclass(frozen=True)
 class _Measured:
-    """What the features are worth.
+    """The quality of the features.
 
     Attributes:
-        accuracies: (k-NN, linear) accuracy of the test digits, 0 to 1: random initialisation, raw pixels, SwAV.
+        accuracies: (k-NN, linear) accuracy on the test digits, 0 to 1: random initialization, raw pixels, SwAV.
         scores: (n, K) of the training digits and the prototypes.
         train_images: uint8 (n, side, side, 3), as the model sees them.
         test_images, test_labels: likewise.
@@ -113,38 +95,69 @@ class _Measured:
     test_labels: np.ndarray
 
 
-def _measure(model: Any, recipe: Recipe) -> _Measured:
-    """Classifies the test digits by the training digits, with each kind of features."""
+def _evaluate(model: Any, recipe: Recipe) -> _Measured:
+    """Classify the test digits from the training digits, with each kind of features."""
     train, test = open_source(recipe.data), open_source(recipe.data, validation=True)
     labels, test_labels = _labels(train), _labels(test)
     train_images, test_images = _images(train, recipe), _images(test, recipe)
     swav = _features(model, train, recipe), _features(model, test, recipe)
     untrained = build_swav(recipe)
     kinds = {
-        "random\ninitialisation": (_features(untrained, train, recipe), _features(untrained, test, recipe)),
+        "random\ninitialization": (_features(untrained, train, recipe), _features(untrained, test, recipe)),
         "raw\npixels": (_pixels(train_images), _pixels(test_images)),
         "SwAV": swav,
     }
     accuracies = {
         name: (
-            knn_accuracy(known, labels, asked, test_labels, k=NEIGHBOURS),
-            linear_accuracy(known, labels, asked, test_labels),
+            knn_accuracy(known, labels, queries, test_labels, k=NEIGHBOURS),
+            linear_accuracy(known, labels, queries, test_labels),
         )
-        for name, (known, asked) in kinds.items()
+        for name, (known, queries) in kinds.items()
     }
     scores = model.project(swav[0])[1].numpy()
     return _Measured(accuracies, scores, train_images, test_images, test_labels)
 
 
-def _export(run_dir: Path, measured: _Measured, console: Console) -> DemoExport | None:
-    """The demo's second half; None, and a word about it, where its packages are not installed."""
+def _draw(picture: Path, measured: _Measured, recipe: Recipe, steps: int) -> None:
+    losses, knn = _curves(picture.parent / "metrics.jsonl", steps / recipe.train.epochs)
+    draw_demo(
+        picture,
+        losses=losses,
+        ln_k=math.log(recipe.model.prototypes),
+        knn=knn,
+        accuracies=measured.accuracies,
+        scores=measured.scores,
+        images=measured.train_images,
+    )
+
+
+def _summary(
+    pretraining: dict[str, Any], measured: _Measured, *, seed: int, seconds: float
+) -> dict[str, Any]:
+    random_init, pixels, swav = measured.accuracies.values()
+    return {
+        **pretraining,
+        "seed": seed,
+        "knn_top1": swav[0],
+        "knn_top1_random_init": random_init[0],
+        "knn_top1_raw_pixels": pixels[0],
+        "linear_top1": swav[1],
+        "linear_top1_random_init": random_init[1],
+        "linear_top1_raw_pixels": pixels[1],
+        "seconds_pretrain": pretraining["seconds"],
+        "seconds": round(seconds, 2),
+    }
+
+
+def _export(run_dir: Path, measured: _Measured) -> DemoExport | None:
+    """Run the demo's second half; None if its packages are not installed."""
     if missing := missing_packages():
-        console.print(
-            f"Export and benchmark are skipped: {', '.join(missing)} not installed. "
-            "For them: pip install 'swav-tf\\[train,export]'"
+        log.warning(
+            "Export and benchmark are skipped: %s not installed. Run: pip install 'swav-tf[train,export]'",
+            ", ".join(missing),
         )
         return None
-    return export_and_measure(run_dir, measured.test_images, measured.test_labels, tell=console.print)
+    return export_and_measure(run_dir, measured.test_images, measured.test_labels)
 
 
 def _labels(source: ImageSource) -> np.ndarray:
@@ -177,17 +190,17 @@ def _curves(
     return points("step", "loss"), points("knn", "knn_top1")
 
 
-def _print_table(
-    console: Console, accuracies: dict[str, tuple[float, float]], summary: dict[str, Any]
-) -> None:
-    table = Table(title="Accuracy on 360 test digits", title_justify="left")
-    table.add_column("features")
-    table.add_column(f"{NEIGHBOURS}-NN", justify="right")
-    table.add_column("linear classifier", justify="right")
-    for name, (knn, linear) in accuracies.items():
-        table.add_row(name.replace("\n", " "), f"{100 * knn:.1f} %", f"{100 * linear:.1f} %")
-    console.print(table)
-    console.print(
+def _print(measured: _Measured, summary: dict[str, Any]) -> None:
+    print(f"Accuracy on {len(measured.test_labels)} test digits")
+    print_table(
+        ("features", f"{NEIGHBOURS}-NN", "linear classifier"),
+        [
+            (name.replace("\n", " "), f"{100 * knn:.1f} %", f"{100 * linear:.1f} %")
+            for name, (knn, linear) in measured.accuracies.items()
+        ],
+        left=("features",),
+    )
+    print(
         f"loss {summary['loss_first']:.2f} -> {summary['loss_last']:.2f}, ln K {summary['ln_k']:.2f}; "
-        f"{summary['seconds']:.0f} s in all, {summary['seconds_pretrain']:.0f} s of them training"
+        f"{summary['seconds']:.0f} s in total, {summary['seconds_pretrain']:.0f} s of them training"
     )

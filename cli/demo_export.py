@@ -1,15 +1,16 @@
-"""The demo's second half: the trained network as files for servers, proof, speed, and a page that shows it all."""
+"""The demo's second half: export the trained network, verify and time the files, and write a page with everything."""
 
 from __future__ import annotations
 
 import base64
-import html
 import importlib.util
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
+
+from swav_tf.plumbing.log import log
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,20 +23,42 @@ BATCHES: Final = (1, 8, 32)
 KERAS_BATCH: Final = 32  # Keras' processes take long to start: one is enough to compare with
 TIMEOUT_SECONDS: Final = 120.0
 
+SECTIONS: Final = {
+    "What it learned": """
+<p>{{ "{:,}".format(summary.images) }} training digits, {{ summary.epochs }} epochs,
+{{ "%.0f" | format(summary.seconds_pretrain) }} s, no labels. Accuracy on the test digits, by kind of features:</p>
+<div class="wide"><table>
+<thead><tr><th>features</th><th>k-NN: 20 nearest training digits vote</th><th>linear classifier</th></tr></thead>
+<tbody>{% for name, (knn, linear) in accuracies.items() %}
+<tr><td>{{ name }}</td><td>{{ "%.1f" | format(100 * knn) }} %</td><td>{{ "%.1f" | format(100 * linear) }} %</td></tr>
+{% endfor %}</tbody></table></div>
+<p>Loss {{ "%.2f" | format(summary.loss_first) }} to {{ "%.2f" | format(summary.loss_last) }}; an untrained model has
+ln K = {{ "%.2f" | format(summary.ln_k) }}.</p>""",
+    "Training, and what the prototypes represent": """
+<div class="picture"><img alt="loss and k-NN accuracy by epoch; accuracies; images nearest to each prototype"
+src="data:image/png;base64,{{ picture }}"></div>""",
+    "From training to a server": """
+<p>The network as {% for file in files %}<code>{{ file }}</code>{{ ", " if not loop.last }}{% endfor %}: files that run
+without TensorFlow. Below: how closely their features match Keras, and their speed. The k-NN there is stricter than
+above: each test digit is classified by the other test digits only.{% if marked %} The cells are short and marked as
+such: for reliable figures, run the benchmark on its own.{% endif %}</p>
+<p><code>swav-tf benchmark {{ folder }}</code></p>""",
+}
+
 
 def missing_packages() -> list[str]:
-    """What must be installed for this half and is not."""
+    """Return the packages of this half that are not installed."""
     return [name for name in NEEDED if importlib.util.find_spec(name) is None]
 
 
 @dataclass(frozen=True)
 class DemoExport:
-    """What came of it.
+    """The exported files and their speed.
 
     Attributes:
         folder: with the ONNX files, reference.npz and parity.json.
         benchmark: their speed.
-        seconds: that all of it took.
+        seconds: for all of it.
     """
 
     folder: Path
@@ -43,7 +66,7 @@ class DemoExport:
     seconds: float
 
     def summary(self) -> dict[str, Any]:
-        """The figures for summary.json."""
+        """Return the figures for summary.json."""
         files = {
             Path(model.file).name: {
                 "bytes": model.bytes,
@@ -66,19 +89,17 @@ def export_and_measure(
     test_images: np.ndarray,
     test_labels: np.ndarray,
     *,
-    tell: Callable[[str], None],
     settings: Settings | None = None,
     keras: bool = True,
 ) -> DemoExport:
-    """Exports fp32 and int8, verifies both on the test digits, and measures them on the CPU.
+    """Export fp32 and int8, verify both on the test digits, and time them on the CPU.
 
     Args:
-        run_dir: of the trained run; gets the folder `exported`.
+        run_dir: of the trained run; receives the folder `exported`.
         test_images: uint8 (n, side, side, 3), as the model sees them.
         test_labels: (n,).
-        tell: called with a line about what goes on.
         settings: of the benchmark; None: short cells.
-        keras: whether Keras is measured too.
+        keras: whether Keras is timed too.
 
     Raises:
         ExportError: a file does not compute what Keras computes.
@@ -91,9 +112,9 @@ def export_and_measure(
     from export.settings import ExportSettings
     from export.verify import Labelled, verify
 
-    began = time.perf_counter()
+    started = time.perf_counter()
     folder = run_dir / FOLDER
-    tell("exporting: ONNX in float32 and int8, each compared with Keras")
+    log.info("exporting ONNX in float32 and int8, each compared with Keras")
     export_run(run_dir, folder, ExportSettings(precisions=("fp32", "int8")))
     files = [folder / "model-fp32.onnx", folder / "model-int8-cpu.onnx"]
     verify(files, labelled=Labelled(test_images, test_labels))
@@ -107,12 +128,12 @@ def export_and_measure(
         artifacts,
         settings,
         timeout_seconds=TIMEOUT_SECONDS,
-        before_each=lambda cell, done, total: tell(f"speed {done + 1}/{total}: {cell.label}"),
+        before_each=lambda cell, done, total: log.info("speed %d/%d: %s", done + 1, total, cell.label),
     )
     if not benchmark.complete:
         raise KeyboardInterrupt
     write_benchmark(run_dir / "benchmark.json", benchmark)
-    return DemoExport(folder, benchmark, time.perf_counter() - began)
+    return DemoExport(folder, benchmark, time.perf_counter() - started)
 
 
 def write_demo_page(
@@ -123,63 +144,34 @@ def write_demo_page(
     summary: Mapping[str, Any],
     exported: DemoExport,
 ) -> None:
-    """Writes demo.html: picture, accuracies, and the benchmark's report.
+    """Write demo.html: the picture, the accuracies and the benchmark's report.
 
     Args:
         path: of the page.
-        picture: demo.png, which goes into it.
-        accuracies: for each kind of feature, (k-NN, linear) accuracy, 0 to 1.
-        summary: what summary.json holds.
+        picture: demo.png, which is embedded.
+        accuracies: (k-NN, linear) accuracy, 0 to 1, by kind of features.
+        summary: the content of summary.json.
         exported: the figures of the files.
     """
+    import jinja2
+
     from evaluate.benchmark.report import write_report
 
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    values = {
+        "summary": summary,
+        "accuracies": {name.replace("\n", " "): pair for name, pair in accuracies.items()},
+        "picture": base64.b64encode(picture.read_bytes()).decode(),
+        "folder": exported.folder,
+        "files": sorted(file.name for file in exported.folder.glob("*.onnx")),
+        "marked": any(cell.marks for cell in exported.benchmark.cells),
+    }
     write_report(
         path,
         exported.benchmark,
-        title="SwAV on handwritten digits, without a label",
+        title="SwAV on handwritten digits, without labels",
         extras=[
-            ("What it learned", _accuracy_table(accuracies, summary)),
-            ("Training, and what the prototypes stand for", _picture(picture)),
-            ("From training to a server", _steps(exported)),
+            (heading, environment.from_string(template).render(values))
+            for heading, template in SECTIONS.items()
         ],
-    )
-
-
-def _accuracy_table(accuracies: Mapping[str, tuple[float, float]], summary: Mapping[str, Any]) -> str:
-    heads = ("features", "k-NN: 20 nearest training digits vote", "linear classifier")
-    rows = [
-        (html.escape(name.replace("\n", " ")), f"{100 * knn:.1f} %", f"{100 * linear:.1f} %")
-        for name, (knn, linear) in accuracies.items()
-    ]
-    head = "".join(f"<th>{text}</th>" for text in heads)
-    body = "".join(f"<tr>{''.join(f'<td>{text}</td>' for text in row)}</tr>" for row in rows)
-    return (
-        f"<p>{summary['images']:,} training digits, {summary['epochs']} epochs, {summary['seconds_pretrain']:.0f} s, "
-        "no label. Then the test digits, by what the features are worth:</p>"
-        f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
-        f"<p>Loss {summary['loss_first']:.2f} to {summary['loss_last']:.2f}; a model that knows nothing has "
-        f"ln K = {summary['ln_k']:.2f}.</p>"
-    )
-
-
-def _picture(picture: Path) -> str:
-    data = base64.b64encode(picture.read_bytes()).decode()
-    text = "loss and k-NN accuracy by epoch; accuracies; images nearest to each prototype"
-    return f'<div class="picture"><img alt="{text}" src="data:image/png;base64,{data}"></div>'
-
-
-def _steps(exported: DemoExport) -> str:
-    names = ", ".join(
-        f"<code>{html.escape(path.name)}</code>" for path in sorted(exported.folder.glob("*.onnx"))
-    )
-    marked = (
-        " Its cells are short and marked so: for figures to rely on, run it alone."
-        if any(cell.marks for cell in exported.benchmark.cells)
-        else ""
-    )
-    return (
-        f"<p>The network as {names}: files that run without TensorFlow. Below: whether their features are still "
-        "Keras', and how fast they are. The k-NN there is stricter than above: each test digit is classified by the "
-        f"other test digits alone.{marked}</p><p><code>swav-tf benchmark {html.escape(str(exported.folder))}</code></p>"
     )

@@ -1,4 +1,4 @@
-"""The demo on one page: the loss against ln K, the accuracies, and what the prototypes stand for."""
+"""Draw the demo: the loss with ln K, the accuracies, and images of the prototypes."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ def draw_demo(
     scores: np.ndarray,
     images: np.ndarray,
 ) -> None:
-    """Writes a PNG.
+    """Write a PNG.
 
     Args:
         path: of the picture.
-        losses: (epochs done, loss) by step.
-        ln_k: the loss of a model that knows nothing.
-        knn: (epochs done, k-NN accuracy) during training.
-        accuracies: for each kind of feature, (k-NN, linear) accuracy, 0 to 1.
+        losses: (epochs, loss) by step.
+        ln_k: the loss of an untrained model.
+        knn: (epochs, k-NN accuracy) during training.
+        accuracies: (k-NN, linear) accuracy, 0 to 1, by kind of features.
         scores: (n, K) cosines of images and prototypes.
         images: uint8 (n, size, size, 3).
     """
@@ -40,7 +40,7 @@ def draw_demo(
     import matplotlib.pyplot as plt
 
     figure = plt.figure(figsize=(13, 7.9), dpi=110, layout="constrained")
-    figure.suptitle("SwAV on handwritten digits, without a label", fontsize=15, fontweight="bold")
+    figure.suptitle("SwAV on handwritten digits, without labels", fontsize=15, fontweight="bold")
     halves: Any = figure.subfigures(2, 1, height_ratios=(1.1, 1))
     top, bottom = halves
     curve, bars = top.subplots(1, 2, width_ratios=(1.6, 1))
@@ -63,7 +63,7 @@ def _draw_curve(
     axes.plot(epochs, values, color="tab:blue", linewidth=1.2, label="loss")
     axes.axhline(ln_k, color="gray", linestyle="--", linewidth=1)
     axes.annotate(
-        "ln K: nothing learnt", (epochs[-1], ln_k), ha="right", va="bottom", color="gray", fontsize=9
+        "ln K: nothing learned", (epochs[-1], ln_k), ha="right", va="bottom", color="gray", fontsize=9
     )
     axes.set(xlabel="epochs", ylabel="swapped-prediction loss", title="Learning")
     axes.set_ylim(bottom=0)
@@ -80,12 +80,12 @@ def _draw_curve(
 
 def _draw_accuracies(axes: Any, accuracies: Mapping[str, tuple[float, float]]) -> None:
     places = np.arange(len(accuracies))
-    for shift, column, name, colour in ((-0.2, 0, "20-NN", "tab:orange"), (0.2, 1, "linear", "tab:green")):
+    for shift, column, name, color in ((-0.2, 0, "20-NN", "tab:orange"), (0.2, 1, "linear", "tab:green")):
         values = [100 * pair[column] for pair in accuracies.values()]
-        drawn = axes.bar(places + shift, values, width=0.38, label=name, color=colour)
+        drawn = axes.bar(places + shift, values, width=0.38, label=name, color=color)
         axes.bar_label(drawn, fmt="%.1f", fontsize=8)
     axes.set_xticks(places, list(accuracies))
-    axes.set(ylim=(0, 118), ylabel="accuracy on the test images, %", title="What the features are worth")
+    axes.set(ylim=(0, 118), ylabel="accuracy on the test images, %", title="Quality of the features")
     axes.set_yticks(range(0, 101, 20))
     axes.legend(loc="upper left", frameon=False, ncols=2)
     axes.spines[["top", "right"]].set_visible(False)

@@ -32,7 +32,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
         patch.setattr(demo, "missing_packages", lambda: ["tf2onnx"])
         patch.setattr(demo, "linear_accuracy", lambda *features: 0.5)  # slow, and tested elsewhere
         lines: list[str] = []
-        patch.setattr(demo.Console, "print", lambda self, text="", **settings: lines.append(str(text)))
+        patch.setattr(demo.log, "warning", lambda text, *values: lines.append(text % values))
         demo.run_demo(run_dir=folder)
     return folder, "\n".join(lines)
 
@@ -60,7 +60,7 @@ def test_export_and_page(run: tuple[Path, str], tmp_path: Path) -> None:
     recipe = load_recipe("demo")
     test = open_source(recipe.data, validation=True)
     images, labels = demo._images(test, recipe), demo._labels(test)
-    exported = export_and_measure(folder, images, labels, tell=lambda line: None, settings=QUICK, keras=False)
+    exported = export_and_measure(folder, images, labels, settings=QUICK, keras=False)
     assert read_benchmark(folder / "benchmark.json") == exported.benchmark
     summary = exported.summary()
     assert set(summary["files"]) == {"model-fp32.onnx", "model-int8-cpu.onnx"}
