@@ -1,7 +1,7 @@
-"""In which precision an engine convolves, by its own list of layers. No TensorFlow.
+"""Prove in which precision an engine convolves, by its own list of layers.
 
-A builder may leave a layer in another precision than was asked for, and a tool may pass a flag that does
-nothing: what an engine is called says nothing about it.
+A builder may leave a layer in another precision than requested, and a tool may set a flag without effect:
+the name of an engine proves nothing.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from typing import Any, Final
 
 from evaluate.backends.engine_file import Proof, ProofSource
 from evaluate.backends.onnx_metadata import Precision
-from evaluate.backends.tensorrt_module import TensorRT
 from export.staging import ExportError
 
 TYPES: Final[Mapping[Precision, str]] = {"fp32": "Float", "fp16": "Half", "int8": "Int8"}
-# Kinds of layers that can hold a convolution: TensorRT's own kernels (CaskConvolution), its compiler's
-# (correlation; gemm for a 1x1), and those joined with others (fusion). Copies and generated pointwise
-# kernels also name the convolution that they prepare something for.
+# Kinds of layers that can contain a convolution: TensorRT's own kernels (CaskConvolution), its compiler's
+# (correlation; gemm for a 1x1), and those fused with others (fusion). Copies and generated pointwise
+# kernels also name the convolution that they prepare data for.
 CONVOLVES: Final = re.compile("conv|correlation|gemm|fusion", re.IGNORECASE)
-# As the list of layers writes a type: `Half`, or in words such as "Channel major FP16 format".
+# How lists of layers write a type: `Half`, or words such as "Channel major FP16 format".
 WRITTEN: Final = {"Float": "float|fp32", "Half": "half|fp16", "Int8": "int8"}
+LISTED: Final = 5  # wrong convolutions in a message
 
 
 @dataclass(frozen=True)
@@ -48,22 +48,22 @@ class Layer:
 
 
 def from_inspector(text: str) -> list[Layer]:
-    """The layers of the engine inspector's JSON, of an engine built with detailed profiling verbosity.
+    """Read the layers in the engine inspector's JSON.
 
     Raises:
-        ExportError: it holds no details.
+        ExportError: the engine was built without detailed profiling verbosity.
     """
     layers = json.loads(text)["Layers"]
     if any(isinstance(layer, str) for layer in layers):  # names only
         raise ExportError(
-            "The engine must be built with detailed profiling verbosity to prove its precision. Received: one "
-            "that tells the names of its layers only. Build it by `swav-tf export`."
+            "The engine must be built with detailed profiling verbosity to prove its precision. Received: one with "
+            "the names of its layers only. Build it by `swav-tf export`."
         )
     return [_from_json(layer) for layer in layers]
 
 
 def from_listing(text: str) -> list[Layer]:
-    """The layers of the list that a builder logs at its end: all there is on a machine that cannot load the engine."""
+    """Read the layers in the list that a builder logs at its end, for machines that cannot load the engine."""
     return [
         Layer(
             name=line.removeprefix("Name: ").partition(", LayerType: ")[0],
@@ -72,7 +72,7 @@ def from_listing(text: str) -> list[Layer]:
             reads=_type(next(iter(_tensors(line, "Inputs")), "")),
             weights=_type(max(_tensors(line, "Constants"), key=_size, default="")),
         )
-        for line in text.splitlines()
+        for line in map(str.strip, text.splitlines())
         if line.startswith("Name: ") and ", LayerType: " in line
     ]
 
@@ -80,16 +80,16 @@ def from_listing(text: str) -> list[Layer]:
 def prove(
     layers: Iterable[Layer], convolutions: Mapping[str, Precision], *, source: ProofSource, builder: str
 ) -> Proof:
-    """Holds every convolution of the network against the layers that compute it.
+    """Compare every convolution of the network with the layers that compute it.
 
     Args:
         layers: of the engine.
-        convolutions: names of the ONNX graph's, with the precision of each.
-        source: of the layers, see `Proof`.
+        convolutions: the precision of each by name of its node in the ONNX graph.
+        source: of the layers.
         builder: of the engine, for messages.
 
     Raises:
-        ExportError: a convolution is computed in another precision, or in none that can be seen.
+        ExportError: a convolution is computed in another precision, or in none that the list shows.
     """
     by_node: dict[str, list[Layer]] = {}
     for layer in layers:
@@ -98,41 +98,30 @@ def prove(
                 by_node.setdefault(node, []).append(layer)
     wrong, counts = [], Counter[str]()
     for node, precision in convolutions.items():
-        wanted = TYPES[precision]
-        found = {
-            kind
-            for layer in by_node.get(node, [])
-            for kind in (layer.reads, layer.weights)
-            if kind  # weights may come as an input: then there is no constant
-        }
-        if found != {wanted}:
-            wrong.append(f"{node} is {' and '.join(sorted(found)) or 'nowhere to be seen'}, not {wanted}")
-        counts[wanted] += 1
+        types = {kind for layer in by_node.get(node, []) for kind in (layer.reads, layer.weights)}
+        types.discard("")  # weights may be an input: then there is no constant
+        if types != {TYPES[precision]}:
+            found = " and ".join(sorted(types)) or "not listed"
+            wrong.append(f"{node} is {found}, not {TYPES[precision]}")
+        counts[TYPES[precision]] += 1
     if wrong or not counts:
+        more = f"; and {len(wrong) - LISTED} more" if len(wrong) > LISTED else ""
         raise ExportError(
-            f"Every convolution of the engine must be computed as the graph has it. {builder} made "
-            f"{len(wrong)} of {len(convolutions)} otherwise: {_some(wrong)}. The engine was not written."
+            f"Every convolution of the engine must have the precision of the graph. {builder} built {len(wrong)} of "
+            f"{len(convolutions)} otherwise: {'; '.join(wrong[:LISTED])}{more}. The engine was not written."
         )
     return Proof(source=source, convolutions=dict(counts))
-
-
-def prove_loaded(engine: Any, convolutions: Mapping[str, Precision], tensorrt: TensorRT) -> Proof:
-    """The same of an engine that is loaded, by TensorRT's inspector (see `prove`)."""
-    text = engine.create_engine_inspector().get_engine_information(
-        tensorrt.module.LayerInformationFormat.JSON
-    )
-    return prove(from_inspector(text), convolutions, source="engine inspector", builder=str(tensorrt))
 
 
 def expected(
     names: Sequence[str], precision: Precision, in_float: Sequence[str] = ()
 ) -> dict[str, Precision]:
-    """The precision that each convolution must have.
+    """Return the precision that each convolution must have.
 
     Args:
         names: of the graph's convolutions.
         precision: of the file.
-        in_float: names of those that int8 left in float32 to keep to its gate.
+        in_float: names of those that int8 left in float32 to meet its gate.
     """
     return {name: "fp32" if name in in_float else precision for name in names}
 
@@ -153,12 +142,12 @@ def _from_json(layer: Mapping[str, Any]) -> Layer:
 
 
 def _written(tensor: Mapping[str, Any]) -> str:
-    """A tensor's type in words: under a key of its own since TensorRT 10.13, with the format before."""
+    """Return a tensor's type in words: a key of its own since TensorRT 10.13, part of the format before."""
     return str(tensor.get("Datatype") or tensor.get("Format/Datatype") or "")
 
 
 def _type(words: str) -> str:
-    """`Float`, `Half`, `Int8`, or the words as they are."""
+    """Return `Float`, `Half`, `Int8`, or the words if they are another type."""
     if "Datatype: " in words:
         words = _between(words, "Datatype: ", ",")
     return next(
@@ -172,7 +161,7 @@ def _nodes(metadata: str) -> frozenset[str]:
 
 
 def _tensors(line: str, group: str) -> list[str]:
-    """The tensors of a group, each as the text between its braces."""
+    """Return the tensors of a group, each as the text between its braces."""
     inside = _between(line, f"{group}: [", "], Constants:" if group == "Inputs" else "], Outputs:")
     return re.findall(r"\{ (.*?) \}", f"{inside} ")
 
@@ -183,8 +172,3 @@ def _size(tensor: str) -> int:
 
 def _between(text: str, start: str, end: str) -> str:
     return text.partition(start)[2].partition(end)[0]
-
-
-def _some(lines: Sequence[str], most: int = 5) -> str:
-    rest = f"; and {len(lines) - most} more" if len(lines) > most else ""
-    return "; ".join(lines[:most]) + rest

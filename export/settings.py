@@ -1,17 +1,22 @@
-"""The settings of an export."""
+"""The settings of exports and of engines."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final, Literal
 
+from evaluate.backends.engine_file import Batches, BuilderOptions
 from evaluate.backends.onnx_metadata import Input, Precision
+from evaluate.backends.tensorrt_module import ModuleName
 from swav_tf.plumbing.errors import UsageError
 
 Target = Literal["cpu", "tensorrt"]
 Method = Literal["minmax", "entropy", "percentile"]
 OUTPUTS: Final = ("features", "projections", "scores", "logits")
 PRECISIONS: Final = ("fp32", "fp16", "int8")
+PROFILE: Final = Batches(min=1, opt=8, max=32)
 
 
 @dataclass(frozen=True)
@@ -63,3 +68,41 @@ class ExportSettings:
             raise UsageError(
                 f"--precision must be of {', '.join(PRECISIONS)}. Received: {', '.join(wrong) or 'nothing'}."
             )
+
+
+def default_cache() -> Path:
+    """Return the folder of built engines: `swav-tf/engines` in the user's cache folder."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "swav-tf" / "engines"
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """How to build engines.
+
+    Attributes:
+        profile: images at once.
+        options: of the builder.
+        timing_cache: file with timings of kernels, read and extended; None: none.
+        module_name: TensorRT or TensorRT-RTX; None: TensorRT-RTX if it is the only one installed.
+        cache: folder of built engines.
+    """
+
+    profile: Batches = PROFILE
+    options: BuilderOptions = field(default_factory=BuilderOptions)
+    timing_cache: Path | None = None
+    module_name: ModuleName | None = None
+    cache: Path = field(default_factory=default_cache)
+
+    def check(self) -> None:
+        """Raise UsageError if a value is out of range."""
+        profile, options = self.profile, self.options
+        if not profile.min <= profile.opt <= profile.max:
+            raise UsageError(
+                "--batch must be the smallest, the usual and the largest number of images, in this order. Received: "
+                f"{profile.min},{profile.opt},{profile.max}."
+            )
+        if options.builder_level is not None and options.builder_level not in range(6):
+            raise UsageError(f"--builder-level must be 0 to 5. Received: {options.builder_level}.")
+        if options.workspace_gib is not None and not options.workspace_gib > 0:
+            raise UsageError(f"--workspace-gib must be greater than 0. Received: {options.workspace_gib:g}.")

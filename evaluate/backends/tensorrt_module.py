@@ -1,129 +1,38 @@
-"""TensorRT or TensorRT-RTX, and the memory of the GPU."""
+"""Find TensorRT or TensorRT-RTX, the GPU, and what Polygraphy logs about them."""
 
 from __future__ import annotations
 
-import ctypes
-import functools
 import importlib
-import importlib.metadata
 import importlib.util
-import subprocess
+import logging
+import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from types import TracebackType
+from typing import Any, Final, Literal, Self
 
-import numpy as np
-
-from swav_tf.plumbing.errors import DataError, SwavError, UsageError
+from swav_tf.plumbing.errors import DataError, UsageError
 from swav_tf.recipe.section import Section
-
-
-class GpuError(SwavError):
-    """CUDA refused a call."""
-
-
-def call(function: Any, *arguments: Any) -> Any:
-    """Calls CUDA and gives what it answers besides the status.
-
-    Raises:
-        GpuError: the status is no success.
-    """
-    status, *answers = function(*arguments)
-    if int(status):
-        raise GpuError(
-            f"The GPU refused {function.__name__}: {status.name}. nvidia-smi shows whether its memory is full."
-        )
-    return answers[0] if answers else None
-
-
-class Buffer:
-    """A tensor on the GPU, and page-locked memory of the same size on this side, from where copies are quick.
-
-    Args:
-        shape: of the largest batch.
-        dtype: of its elements.
-        runtime: `cuda.bindings.runtime`.
-
-    Attributes:
-        host: the memory on this side, of that shape.
-        device: address on the GPU.
-    """
-
-    def __init__(self, shape: tuple[int, ...], dtype: Any, runtime: Any) -> None:
-        self._runtime = runtime
-        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-        self.device = int(call(runtime.cudaMalloc, size))
-        self._host = int(call(runtime.cudaMallocHost, size))
-        memory = (ctypes.c_uint8 * size).from_address(self._host)
-        self.host: np.ndarray = np.frombuffer(memory, dtype).reshape(shape)
-
-    def send(self, count: int, stream: Any) -> None:
-        """Queues the copy of the first `count` rows to the GPU."""
-        kind = self._runtime.cudaMemcpyKind.cudaMemcpyHostToDevice
-        self._copy(self.device, self._host, count, kind, stream)
-
-    def fetch(self, count: int, stream: Any) -> None:
-        """Queues the copy of the first `count` rows from the GPU."""
-        kind = self._runtime.cudaMemcpyKind.cudaMemcpyDeviceToHost
-        self._copy(self._host, self.device, count, kind, stream)
-
-    def _copy(self, target: int, source: int, count: int, kind: Any, stream: Any) -> None:
-        call(self._runtime.cudaMemcpyAsync, target, source, self.host[:count].nbytes, kind, stream)
-
-    def free(self) -> None:
-        """Gives the memory back; the buffer must not be used any more."""
-        self._runtime.cudaFree(self.device)
-        self._runtime.cudaFreeHost(self._host)
-
-
-class Graph:
-    """Work of a stream, recorded once and started again by a single call.
-
-    Args:
-        record: puts the work on the stream; it is called once and runs nothing.
-        stream: a CUDA stream.
-        runtime: `cuda.bindings.runtime`.
-    """
-
-    def __init__(self, record: Any, stream: Any, runtime: Any) -> None:
-        self._runtime = runtime
-        # Thread-local: what other threads do with the GPU meanwhile is not our affair.
-        call(
-            runtime.cudaStreamBeginCapture,
-            stream,
-            runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal,
-        )
-        try:
-            record()
-        finally:  # else the stream could not be used any more
-            graph = call(runtime.cudaStreamEndCapture, stream)
-        self._started = call(runtime.cudaGraphInstantiate, graph, 0)
-        call(runtime.cudaGraphDestroy, graph)
-
-    def start(self, stream: Any) -> None:
-        """Queues the work."""
-        call(self._runtime.cudaGraphLaunch, self._started, stream)
-
-    def free(self) -> None:
-        """Gives its memory back."""
-        self._runtime.cudaGraphExecDestroy(self._started)
-
 
 ModuleName = Literal["tensorrt", "tensorrt_rtx"]
 NAMES: Final[dict[ModuleName, str]] = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT-RTX"}
 INSTALL: Final[dict[ModuleName, str]] = {
     "tensorrt": "pip install 'swav-tf[tensorrt]'",
-    "tensorrt_rtx": "pip install tensorrt-rtx",
+    "tensorrt_rtx": "pip install tensorrt-rtx polygraphy",
 }
-OLDEST: Final = (10, 12)  # of TensorRT: strongly typed engines with everything that is used here
-GPU_SECONDS: Final = 30  # that the driver's tool may take to answer
+OLDEST: Final = (10, 12)  # the first TensorRT whose strongly typed networks have all that is used here
+DRIVER: Final = Path("/proc/driver/nvidia/version")
+
+
+class NoGpuError(UsageError):
+    """Report that no GPU can be used, and what is missing."""
 
 
 class Gpu(Section):
-    """What an engine depends on.
+    """The facts of a GPU that an engine depends on.
 
     Attributes:
-        name: as the driver tells it.
+        name: by the driver.
         compute_capability: major.minor.
         driver: its version.
     """
@@ -136,18 +45,14 @@ class Gpu(Section):
         return f"{self.name} (compute capability {self.compute_capability}, driver {self.driver})"
 
 
-class NoGpuError(UsageError):
-    """There is no GPU that could be used; the message says what is missing."""
-
-
 @dataclass(frozen=True)
 class TensorRT:
-    """The module and what it is.
+    """TensorRT or TensorRT-RTX, two products with nearly the same interface.
 
     Attributes:
-        module: it.
-        module_name: what it is imported by.
-        version: its own.
+        module: the Python module.
+        module_name: its name.
+        version: its version.
     """
 
     module: Any
@@ -155,175 +60,167 @@ class TensorRT:
     version: str
 
     @property
-    def name(self) -> str:
-        """What to call it: TensorRT-RTX is another product than TensorRT."""
-        return NAMES[self.module_name]
-
-    @property
     def is_rtx(self) -> bool:
-        """Whether it is TensorRT-RTX: builds without a GPU, compiles kernels when an engine is first run."""
+        """Return whether it is TensorRT-RTX, which builds without a GPU and compiles kernels at the first run."""
         return self.module_name == "tensorrt_rtx"
 
     def __str__(self) -> str:
-        return f"{self.name} {self.version}"
+        return f"{NAMES[self.module_name]} {self.version}"
 
 
 def find_tensorrt(module_name: ModuleName | None = None) -> TensorRT:
-    """The module by its name; without a name TensorRT, or TensorRT-RTX if that is the only one here.
+    """Import TensorRT and configure Polygraphy for it; without a name TensorRT-RTX only if it is the only one.
 
     Raises:
-        UsageError: it is not installed, cannot be loaded, or is too old.
+        UsageError: it is not installed, too old, or the other one is already in use in this process.
     """
     if module_name is None:
         only_rtx = importlib.util.find_spec("tensorrt") is None and importlib.util.find_spec("tensorrt_rtx")
         module_name = "tensorrt_rtx" if only_rtx else "tensorrt"
     try:
         module = importlib.import_module(module_name)
-    except (ImportError, OSError) as error:  # OSError: a library of its own is missing
+        from polygraphy import config
+        from polygraphy.logger import G_LOGGER
+    except (ImportError, OSError) as error:  # OSError: one of its libraries is missing
         raise UsageError(
-            f"This needs {NAMES[module_name]} (the package {module_name}). Received: {error}. "
+            f"This needs {NAMES[module_name]} (package {module_name}) and polygraphy. Received: {error}. "
             f"Run: {INSTALL[module_name]}"
         ) from error
     found = TensorRT(module, module_name, str(module.__version__))
-    if not found.is_rtx and _numbers(found.version)[:2] < OLDEST:
+    if not found.is_rtx and tuple(map(int, found.version.split(".")[:2])) < OLDEST:
         raise UsageError(
             f"TensorRT must be {'.'.join(map(str, OLDEST))} or newer. Received: {found.version}. "
             f"Run: {INSTALL['tensorrt']}"
         )
+    if "polygraphy.backend.trt" in sys.modules and found.is_rtx != config.USE_TENSORRT_RTX:
+        raise UsageError(
+            f"One process can use TensorRT or TensorRT-RTX, not both. Received: {found} after the other one."
+        )
+    config.USE_TENSORRT_RTX = found.is_rtx  # as POLYGRAPHY_USE_TENSORRT_RTX=1
+    G_LOGGER.colors = False
+    G_LOGGER.use_python_logging_system = True  # stdout stays free for --json
     return found
 
 
 def the_gpu() -> Gpu:
-    """The GPU that CUDA would use.
+    """Return the GPU that CUDA uses.
 
     Raises:
-        NoGpuError: there is none, or the package that asks for it is missing.
+        NoGpuError: there is none, or the package cuda-python is missing.
     """
     try:
         from cuda.bindings import runtime
     except ImportError as error:
         raise NoGpuError(
-            f"A GPU is reached by the package cuda-python. Received: {error}. Run: {INSTALL['tensorrt']}"
+            f"A GPU is used through the package cuda-python. Received: {error}. Run: {INSTALL['tensorrt']}"
         ) from error
     try:
         status, count = runtime.cudaGetDeviceCount()
-    except Exception as problem:  # its loader's errors have no common class
-        raise NoGpuError(f"This needs an NVIDIA GPU and its driver. Received: {problem}.") from problem
-    if int(status) or not count:
+        problem = status.name if int(status) else "no device"
+    except Exception as error:  # the errors of its loader have no common class
+        count, problem = 0, str(error)
+    if not count:
         raise NoGpuError(
-            f"This needs an NVIDIA GPU and its driver. Received: {status.name if int(status) else 'no device'}. "
-            "See that nvidia-smi shows the GPU, and that CUDA_VISIBLE_DEVICES does not hide it."
+            f"This needs an NVIDIA GPU and its driver. Received: {problem}. Check that nvidia-smi shows the GPU and "
+            "that CUDA_VISIBLE_DEVICES does not hide it."
         )
-    device = _answer(runtime.cudaGetDevice())
-    facts = _answer(runtime.cudaGetDeviceProperties(device))
+    facts = cuda_call(runtime.cudaGetDeviceProperties, cuda_call(runtime.cudaGetDevice))
     return Gpu(
         name=facts.name.decode().rstrip("\0"),
         compute_capability=f"{facts.major}.{facts.minor}",
-        driver=_driver() or f"CUDA {_answer(runtime.cudaDriverGetVersion())}",
+        driver=_driver() or f"CUDA {cuda_call(runtime.cudaDriverGetVersion)}",
     )
 
 
 def gpu_or_none() -> Gpu | None:
-    """The GPU, or None without one."""
+    """Return the GPU, None without one."""
     try:
         return the_gpu()
     except NoGpuError:
         return None
 
 
-class Log:
-    """What TensorRT says: errors to be told, and the layers that a builder lists at its end.
+def cuda_call(function: Any, *arguments: Any) -> Any:
+    """Call CUDA and return its result without the status.
+
+    Raises:
+        DataError: the status is an error, such as full memory.
+    """
+    status, *results = function(*arguments)
+    if int(status):
+        raise DataError(
+            f"CUDA failed in {function.__name__}: {status.name}. nvidia-smi shows whether the memory is full."
+        )
+    return results[0] if results else None
+
+
+class TensorrtLog(logging.Handler):
+    """Collect, as a context, the errors of TensorRT and the list of layers that a builder logs at its end.
 
     Attributes:
-        logger: to be handed to builders, runtimes and refitters.
-        errors: since `clear`.
-        listing: the newest list of an engine's layers, or "".
+        errors: one line each.
+        layers: the list, or "".
     """
 
-    def __init__(self, module: Any) -> None:
+    def __init__(self) -> None:
+        super().__init__()
         self.errors: list[str] = []
-        self.listing = ""
-        log = self
-        severe = (module.ILogger.Severity.INTERNAL_ERROR, module.ILogger.Severity.ERROR)
+        self.layers = ""
 
-        class Logger(module.ILogger):  # type: ignore[misc]  # the base class is known only now
-            def log(self, severity: Any, message: str) -> None:
-                if severity in severe:
-                    log.errors.append(message)
-                elif message.startswith(("Layers:", "Engine Layer Information:")):
-                    log.listing = message
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep what is needed of a message."""
+        text = record.getMessage()
+        if record.levelno == logging.ERROR:
+            self.errors.append(" ".join(text.removeprefix("[E] ").split()))
+        elif record.levelno < logging.INFO and "LayerType: " in text:
+            self.layers = text
 
-        self.logger = Logger()
+    def reason(self) -> str:
+        """Return the errors as one line, each once."""
+        return "; ".join(dict.fromkeys(self.errors)) or "no reason given"
 
-    def clear(self) -> None:
-        """Forgets what was said."""
-        self.errors.clear()
-        self.listing = ""
+    def __enter__(self) -> Self:
+        from polygraphy.logger import G_LOGGER
 
-    def told(self) -> str:
-        """The errors as one line, each once."""
-        return "; ".join(dict.fromkeys(" ".join(error.split()) for error in self.errors)) or "no reason given"
+        self._verbosity = G_LOGGER.verbosity(G_LOGGER.EXTRA_VERBOSE)
+        self._verbosity.__enter__()
+        logger = logging.getLogger("Polygraphy")
+        self._before = logger.level, logger.propagate
+        logger.setLevel(1)
+        logger.propagate = False
+        logger.addHandler(self)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        logger = logging.getLogger("Polygraphy")
+        logger.removeHandler(self)
+        logger.setLevel(self._before[0])
+        logger.propagate = self._before[1]
+        self._verbosity.__exit__(kind, error, trace)
 
 
-@functools.cache
-def _log(module_name: str) -> Log:
-    # TensorRT keeps the first logger that it is given for as long as the process lives.
-    return Log(importlib.import_module(module_name))
-
-
-def fresh_log(tensorrt: TensorRT) -> Log:
-    """The one log of the process, empty."""
-    log = _log(tensorrt.module_name)
-    log.clear()
-    return log
-
-
-def load_engine(tensorrt: TensorRT, data: bytes, *, version_compatible: bool, what: str) -> tuple[Any, Any]:
-    """A runtime and the engine that it made of a plan; the runtime must live as long.
-
-    Args:
-        tensorrt: that runs it; the caller has compared it with the plan's facts.
-        data: the plan.
-        version_compatible: whether the plan brings code of its own that may be run.
-        what: to call the plan in a message.
+def load_engine(tensorrt: TensorRT, data: bytes, what: str) -> Any:
+    """Load an engine, whose facts fit this machine, into the GPU.
 
     Raises:
         DataError: TensorRT refuses it.
     """
-    log = fresh_log(tensorrt)
-    runtime = tensorrt.module.Runtime(log.logger)
-    if version_compatible:
-        runtime.engine_host_code_allowed = True
-    engine = runtime.deserialize_cuda_engine(data)
-    if engine is None:
-        raise DataError(f"{what} cannot be loaded by {tensorrt}: {log.told()}.")
-    return runtime, engine
+    from polygraphy.backend.trt import EngineFromBytes
+    from polygraphy.exception import PolygraphyException
 
-
-def _answer(result: tuple[Any, Any]) -> Any:
-    error, value = result
-    if int(error):
-        raise NoGpuError(f"The GPU must tell what it is. Received: {error.name}.")
-    return value
+    with TensorrtLog() as log:
+        try:
+            return EngineFromBytes(data)()
+        except PolygraphyException as error:
+            raise DataError(f"{what} cannot be loaded by {tensorrt}: {log.reason()}.") from error
 
 
 def _driver() -> str | None:
-    """The driver's version; None where it does not tell."""
+    """Return the version of the driver, None where the system does not show it."""
     try:
-        told = subprocess.run(
-            ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"],
-            capture_output=True, text=True, timeout=GPU_SECONDS, check=True,
-        )  # fmt: skip
-        return told.stdout.split()[0]
-    except (OSError, subprocess.SubprocessError, IndexError):
-        pass  # a container without the tool
-    try:
-        words = Path("/proc/driver/nvidia/version").read_text(encoding="utf-8").split()
+        words = DRIVER.read_text(encoding="utf-8").split()
     except OSError:
         return None
-    return next((word for word in words if _numbers(word)), None)
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    parts = version.split(".")
-    return tuple(int(part) for part in parts) if len(parts) > 1 and all(map(str.isdecimal, parts)) else ()
+    return next((word for word in words if "." in word and word.replace(".", "").isdecimal()), None)
