@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from export.engine import EngineSettings
-    from export.run_engines import ExportedEngine
+    from export.engine import ExportedEngine
+    from export.settings import EngineSettings
 
 MODULES = {"tensorrt": "tensorrt", "rtx": "tensorrt_rtx"}
 
@@ -42,20 +42,16 @@ OPTIONS = (
                  help="Engine: later TensorRT of the same major version can run it."),
     click.option("--hardware-compatible", is_flag=True, default=None,
                  help="Engine: every GPU from Ampere on can run it."),
-    click.option("--refittable", is_flag=True, default=None,
-                 help="Engine: other weights can be put into it later, with --refit."),
     click.option("--timing-cache", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
                  help="Engine: kernel timings, read and added to; they make the next build quicker."),
-    click.option("--refit", type=click.Path(path_type=Path, dir_okay=False), metavar="OLD.plan",
-                 help="Engine: put the weights into this one instead of building."),
     click.option("--tensorrt", type=click.Choice(list(MODULES)),
                  help="Engine: which TensorRT.  [default: TensorRT, or -RTX if only that is installed]"),
     click.option("--engine-cache", type=click.Path(path_type=Path, file_okay=False), metavar="DIR",
                  help="Engine: where built ones are kept.  [default: ~/.cache/swav-tf/engines]"),
 )  # fmt: skip
 NAMES = (
-    "batch", "workspace_gib", "builder_level", "version_compatible", "hardware_compatible", "refittable",
-    "timing_cache", "refit", "tensorrt", "engine_cache",
+    "batch", "workspace_gib", "builder_level", "version_compatible", "hardware_compatible",
+    "timing_cache", "tensorrt", "engine_cache",
 )  # fmt: skip
 
 
@@ -82,17 +78,15 @@ def engine_settings(given: Mapping[str, Any]) -> EngineSettings:
         UsageError: they do not fit together.
     """
     from evaluate.backends.engine_file import Batches, BuilderOptions
-    from export.engine import EngineSettings
-    from export.engine_cache import default_cache
+    from export.settings import PROFILE, EngineSettings, default_cache
 
     of_builder = {name: given[name] for name in BuilderOptions.model_fields if name in given}
     settings = EngineSettings(
         profile=Batches(**dict(zip(("min", "opt", "max"), given["batch"], strict=True)))
         if "batch" in given
-        else None,
-        options=BuilderOptions(**of_builder) if of_builder else None,
+        else PROFILE,
+        options=BuilderOptions(**of_builder),
         timing_cache=given.get("timing_cache"),
-        refit=given.get("refit"),
         module_name=MODULES[given["tensorrt"]] if "tensorrt" in given else None,  # type: ignore[arg-type]
         cache=given.get("engine_cache") or default_cache(),
     )

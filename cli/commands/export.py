@@ -28,8 +28,8 @@ from cli.options import (
 from swav_tf.plumbing.log import show_log
 
 if TYPE_CHECKING:
+    from export.engine import ExportedEngine
     from export.run import Exported
-    from export.run_engines import ExportedEngine
 
 
 def _names(context: click.Context, option: click.Parameter, value: str | None) -> tuple[str, ...]:
@@ -188,7 +188,7 @@ def command(
         refuse_without_tensorrt(engine)
     elif run.suffix == ".onnx":
         _refuse_options_of_a_run(context)
-        from export.run_engines import export_engines
+        from export.engine import export_engines
 
         engines = export_engines([run], output, engine_settings(engine))
         served = _write_triton(triton, [run, *(file.path for file in engines)])
@@ -226,7 +226,7 @@ def command(
     load_tensorflow_quietly()
     exported = export_run(run, output, settings)
     if "tensorrt" in kinds:
-        from export.run_engines import export_engines
+        from export.engine import export_engines
 
         engines = export_engines([file.path for file in exported], output, engine_settings(engine))
     served = _write_triton(triton, [*(file.path for file in exported), *(file.path for file in engines)])

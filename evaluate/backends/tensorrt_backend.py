@@ -159,7 +159,7 @@ class _Buffer:
         self._host = int(cuda_call(runtime.cudaMallocHost, size))
         weakref.finalize(self, runtime.cudaFreeHost, self._host)
         memory = (ctypes.c_uint8 * size).from_address(self._host)
-        self.host: np.ndarray = np.frombuffer(memory, dtype).reshape(shape)
+        self.host: np.ndarray = np.ctypeslib.as_array(memory).view(dtype).reshape(shape)
 
     def copy(self, count: int, stream: Any, *, to_gpu: bool) -> None:
         """Queue the copy of the first `count` rows."""

@@ -7,7 +7,6 @@ import importlib.util
 import logging
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Literal, Self
 
@@ -21,7 +20,7 @@ INSTALL: Final[dict[ModuleName, str]] = {
     "tensorrt_rtx": "pip install tensorrt-rtx polygraphy",
 }
 OLDEST: Final = (10, 12)  # the first TensorRT whose strongly typed networks have all that is used here
-DRIVER: Final = Path("/proc/driver/nvidia/version")
+LAST_ERRORS: Final = 2
 
 
 class NoGpuError(UsageError):
@@ -176,8 +175,8 @@ class TensorrtLog(logging.Handler):
             self.layers = text
 
     def reason(self) -> str:
-        """Return the errors as one line, each once."""
-        return "; ".join(dict.fromkeys(self.errors)) or "no reason given"
+        """Return the last errors as one line, each once: the first ones are their causes in detail."""
+        return "; ".join(dict.fromkeys(self.errors[-LAST_ERRORS:])) or "no reason given"
 
     def __enter__(self) -> Self:
         from polygraphy.logger import G_LOGGER
@@ -218,9 +217,11 @@ def load_engine(tensorrt: TensorRT, data: bytes, what: str) -> Any:
 
 
 def _driver() -> str | None:
-    """Return the version of the driver, None where the system does not show it."""
+    """Return the version of the driver, None if NVML does not report it."""
     try:
-        words = DRIVER.read_text(encoding="utf-8").split()
-    except OSError:
+        import pynvml
+
+        pynvml.nvmlInit()
+        return str(pynvml.nvmlSystemGetDriverVersion())
+    except Exception:  # without the package or the library, in some containers
         return None
-    return next((word for word in words if "." in word and word.replace(".", "").isdecimal()), None)

@@ -3,8 +3,6 @@ import shutil
 
 import pytest
 
-import export.engine
-from export.engine import EngineSettings
 from export.run import export_run
 from export.settings import ExportSettings
 from swav_tf.plumbing.log import log
@@ -40,18 +38,6 @@ def int8(tmp_path_factory):
     )
     export_run(tiny_run(), folder, settings)
     return folder
-
-
-@pytest.fixture
-def engine_settings(tmp_path):
-    """Engines by TensorRT-RTX, with a cache of their own."""
-    return EngineSettings(module_name="tensorrt_rtx", cache=tmp_path / "cache")
-
-
-@pytest.fixture
-def no_gpu(monkeypatch):
-    """As on a machine without, whatever this one has."""
-    monkeypatch.setattr(export.engine, "gpu_or_none", lambda: None)
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from cli.main import swav_tf
 from evaluate.backends import open_model
 from evaluate.backends.checksums import check_unchanged, read_checksums
 from swav_tf.plumbing.errors import DataError
-from tests.export.spoil import flip_a_weight
+from tests.export.edits import flip_a_weight
 
 NAMES = ("model-fp16.onnx", "model-fp32.onnx", "model-int8-cpu.onnx")
 

@@ -1,6 +1,7 @@
 """The model repository for Triton, read by Triton's published schema (its numbers and types are in data/)."""
 
 import errno
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -14,12 +15,12 @@ import export.triton
 from cli.errors import run_and_report
 from cli.main import swav_tf
 from evaluate.backends import open_model
-from evaluate.backends.engine_file import Batches, BuilderOptions, EngineFacts, Proof, sha256_of, sidecar_of
+from evaluate.backends.engine_file import Batches, BuilderOptions, EngineFacts, Proof, sidecar_of
 from evaluate.backends.tensorrt_module import Gpu
 from export.staging import ExportError
 from export.triton import write_repository
 from swav_tf.plumbing.errors import DataError, UsageError
-from tests.export.spoil import flip_a_weight
+from tests.export.edits import flip_a_weight
 from tests.tiny_run import tiny_run
 
 
@@ -101,9 +102,9 @@ def engine_beside(folder, **changes):
     plan = folder / "model-fp16.plan"
     plan.write_bytes(b"an engine")
     facts = EngineFacts(
-        key="k", plan_sha256=sha256_of(b"an engine"), module="tensorrt", version="10.16.1",
+        key="k", plan_sha256=hashlib.sha256(b"an engine").hexdigest(), module="tensorrt", version="10.16.1",
         gpu=Gpu(name="NVIDIA H100", compute_capability="9.0", driver="580"), onnx="model-fp16.onnx", onnx_sha256="o",
-        structure_sha256="s", profile=Batches(min=1, opt=64, max=256), options=BuilderOptions(),
+        profile=Batches(min=1, opt=64, max=256), options=BuilderOptions(),
         proof=Proof(source="engine inspector", convolutions={"Half": 6}), properties={},
     ).model_copy(update=changes)  # fmt: skip
     sidecar_of(plan).write_text(facts.model_dump_json())

@@ -16,7 +16,7 @@ from evaluate.backends import open_model
 from evaluate.backends.onnx_metadata import KEY
 from export.reference import read_reference
 from swav_tf.plumbing.errors import DataError, UsageError
-from tests.export.spoil import edit
+from tests.export.edits import edit
 
 ROOT = Path(__file__).parents[2]
 BLOCKED = """

@@ -74,8 +74,8 @@ def test_both_forms_of_the_inspector():
             {"block/conv": "fp16"},
             r"Float and Half, not Half",
         ),
-        ([COPY], {"stem/conv": "fp32"}, r"stem/conv is nowhere to be seen, not Float"),
-        ([COMPILED], {"block/con": "fp16"}, r"block/con is nowhere to be seen"),
+        ([COPY], {"stem/conv": "fp32"}, r"stem/conv is not listed, not Float"),
+        ([COMPILED], {"block/con": "fp16"}, r"block/con is not listed"),
         ([COMPILED], {}, r"0 of 0 otherwise"),
     ],
 )

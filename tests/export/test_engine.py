@@ -1,0 +1,353 @@
+"""Engines by TensorRT-RTX, which builds without a GPU: the code is TensorRT's but for the module. None is run."""
+
+import dataclasses
+import json
+import re
+import resource
+import shutil
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import onnx
+import pytest
+
+import export.engine as engine
+from cli.errors import run_and_report
+from cli.main import swav_tf
+from evaluate.backends.engine_file import Batches, BuilderOptions, read_engine, sidecar_of, write_engine
+from evaluate.backends.onnx_metadata import read_metadata
+from evaluate.backends.tensorrt_module import Gpu, NoGpuError, TensorrtLog, find_tensorrt
+from export.engine import build_engine, engine_key
+from export.engine_build import configure, read_source, use_timings
+from export.int8 import calibrate, quantize_within
+from export.int8_tensorrt import to_int8_tensorrt
+from export.onnx_file import save_model
+from export.settings import EngineSettings
+from export.staging import ExportError
+from export.verify import verify
+from swav_tf.plumbing.errors import DataError, UsageError
+from tests.export.edits import edit, edit_facts, flip_a_weight
+from tests.tiny_run import tiny_run
+
+pytest.importorskip("tensorrt_rtx")
+GPU = Gpu(name="NVIDIA L4", compute_capability="8.9", driver="570.10")
+
+
+@pytest.fixture(autouse=True)
+def no_gpu(monkeypatch):
+    """As on a machine without a GPU."""
+    monkeypatch.setattr(engine, "gpu_or_none", lambda: None)
+
+
+@pytest.fixture
+def settings(tmp_path):
+    return EngineSettings(module_name="tensorrt_rtx", cache=tmp_path / "cache")
+
+
+# === Precision ===
+
+
+# Bugs caught: an engine in float32 that is called fp16 or int8; a file that other programs cannot load because of an
+# additional header; wrong facts; a second build where the first would do.
+@pytest.mark.parametrize(("name", "kind"), [("fp32", "Float"), ("fp16", "Half"), ("int8-tensorrt", "Int8")])
+def test_precision_is_proven(everything, int8, settings, logged, name, kind):
+    path = (int8 if "int8" in name else everything) / f"model-{name}.onnx"
+    built = build_engine(path, settings)
+    assert built.facts.proof.convolutions == {kind: 6}
+    assert built.facts.proof.source == "the builder's list of layers"
+    assert "TensorRT-RTX" in logged[0]
+    assert built.data[:4] == b"vtrt"  # TensorRT-RTX's own first bytes
+    assert read_engine(built.plan) == (built.data, built.facts)
+    assert built.facts.metadata(path).precision == name[:4]
+    again = build_engine(path, settings)
+    assert (built.from_cache, again.from_cache) == (False, True)
+    assert again.data == built.data
+
+
+# Bug caught: a proof by the name of a file.
+@pytest.mark.parametrize(
+    ("source", "precision", "message"),
+    [
+        ("fp32", "fp16", "built 6 of 6 otherwise: .* is Float, not Half"),
+        ("fp16", "fp32", "built 6 of 6 otherwise: .* is Half, not Float"),
+        ("fp32", "int8", "is Float, not Int8; and 1 more"),
+    ],
+)
+def test_another_precision_is_refused(everything, tmp_path, settings, source, precision, message):
+    facts = {"precision": precision, "quantisation": {"target": "tensorrt"} if precision == "int8" else None}
+    path = edit(
+        everything / f"model-{source}.onnx", lambda model: edit_facts(model, **facts), tmp_path / "m.onnx"
+    )
+    with pytest.raises(ExportError, match=message):
+        build_engine(path, settings)
+    assert not settings.cache.exists()
+
+
+# Bugs caught: a search that ignores TensorRT's form of int8; a proof that refuses what the search left in float32.
+def test_int8_with_a_convolution_in_float(everything, tmp_path, settings):
+    graph = onnx.load(everything / "model-fp32.onnx")
+    images = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), dtype=np.uint8)
+
+    def acceptable(model):
+        constants = {tensor.name for tensor in model.graph.initializer}
+        return any(node.op_type == "Conv" and node.input[1] in constants for node in model.graph.node)
+
+    ranges = calibrate(graph, images, method="minmax")
+    quantized, kept = quantize_within(
+        graph, ranges, images, acceptable=acceptable, quantizer=to_int8_tensorrt
+    )
+    assert len(kept) == 1
+    edit_facts(quantized, precision="int8", quantisation={"target": "tensorrt", "float32_convolutions": kept})
+    path = tmp_path / "model.onnx"
+    path.write_bytes(quantized.SerializeToString())
+    assert build_engine(path, settings).facts.proof.convolutions == {"Float": 1, "Int8": 5}
+
+
+# === What is built ===
+
+
+# Bugs caught: options or a profile that do not reach the builder; TF32, which misses the gate of fp32.
+def test_settings_reach_the_builder(everything, settings):
+    from polygraphy.backend.trt import NetworkFromOnnxPath
+
+    options = BuilderOptions(workspace_gib=1.5, builder_level=4, version_compatible=True)
+    settings = dataclasses.replace(settings, profile=Batches(min=2, opt=3, max=5), options=options)
+    tensorrt = find_tensorrt("tensorrt_rtx")
+    flags, pools = tensorrt.module.BuilderFlag, tensorrt.module.MemoryPoolType
+    with TensorrtLog():
+        builder, network, _ = NetworkFromOnnxPath(str(everything / "model-fp16.onnx"), strongly_typed=True)()
+        config = configure(tensorrt, 32, settings)(builder, network)
+    assert network.get_flag(tensorrt.module.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+    assert (config.get_flag(flags.TF32), config.get_flag(flags.VERSION_COMPATIBLE)) == (False, True)
+    assert config.get_memory_pool_limit(pools.WORKSPACE) == 3 * 2**29
+    assert config.builder_optimization_level == 4
+    settings = dataclasses.replace(settings, options=BuilderOptions(workspace_gib=2**-10))
+    with pytest.raises(ExportError, match="within workspace limit"):
+        build_engine(everything / "model-fp16.onnx", settings)
+
+
+# Bug caught: a graph for images of any size, with an engine for none or for each.
+def test_profile(everything, settings, monkeypatch):
+    logs = []
+    made = TensorrtLog.__init__
+    monkeypatch.setattr(TensorrtLog, "__init__", lambda log: logs.append(log) or made(log))
+    built = build_engine(
+        everything / "model-fp16.onnx", dataclasses.replace(settings, profile=Batches(min=2, opt=3, max=5))
+    )
+    assert built.facts.profile == Batches(min=2, opt=3, max=5)
+    assert "MinShape: [2,32,32,3], OptShape: [3,32,32,3], MaxShape: [5,32,32,3]" in logs[0].layers
+
+
+# Bug caught: a timing cache of another GPU or version that is used.
+def test_a_foreign_timing_cache(tmp_path):
+    (tmp_path / "timings").write_bytes(b"of another GPU")
+    config = SimpleNamespace(create_timing_cache=bytes, set_timing_cache=lambda cache, ignore_mismatch: False)
+    with pytest.raises(DataError, match="of another or damaged"):
+        use_timings(config, tmp_path / "timings")
+
+
+# Bugs caught: a graph for CPUs built into something slow; a traceback for a graph that TensorRT refuses.
+def test_int8_of_a_cpu_is_refused(everything, tmp_path, settings):
+    path = everything / "model-int8-cpu.onnx"
+    with pytest.raises(UsageError, match=r"a graph for CPUs.*--target tensorrt"):
+        build_engine(path, settings)
+    facts = {"quantisation": {"target": "tensorrt"}}
+    path = edit(path, lambda model: edit_facts(model, **facts), tmp_path / "model.onnx")
+    with pytest.raises(ExportError, match=r"is not a graph that TensorRT-RTX .* takes: .*DequantizeLinear"):
+        build_engine(path, settings)
+
+
+# Bugs caught: weights in a second file that are not found or not checked.
+def test_weights_in_a_second_file(everything, tmp_path, settings, monkeypatch):
+    monkeypatch.setattr("export.onnx_file.ONE_FILE_BYTES", 1000)
+    model = onnx.load(everything / "model-fp16.onnx")
+    facts = read_metadata({entry.key: entry.value for entry in model.metadata_props}, "model")
+    path = tmp_path / "model-fp16.onnx"
+    save_model(model, facts, path)
+    built = build_engine(path, settings)
+    assert built.facts.proof.convolutions == {"Half": 6}
+    assert len(built.data) > 500_000
+    weights = tmp_path / "model-fp16.onnx.data"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    with pytest.raises(DataError, match=r"model-fp16.onnx.data must have the SHA-256"):
+        build_engine(path, settings)
+
+
+# Bug caught: a damaged file, built into an engine whose own checksum is then right.
+def test_a_damaged_file_is_not_built(exported, settings):
+    path = exported / "model-fp16.onnx"
+    flip_a_weight(path)
+    with pytest.raises(DataError, match="is damaged or another"):
+        build_engine(path, settings)
+    assert not settings.cache.exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"options": BuilderOptions(version_compatible=True)}, "does not have --version-compatible"),
+        ({"options": BuilderOptions(hardware_compatible=True)}, "all its engines are"),
+        ({"timing_cache": "x"}, "does not have --timing-cache"),
+        ({"profile": Batches(min=4, opt=2, max=8)}, "in this order. Received: 4,2,8"),
+        ({"options": BuilderOptions(builder_level=6)}, "0 to 5. Received: 6"),
+        ({"options": BuilderOptions(workspace_gib=0)}, "greater than 0. Received: 0"),
+    ],
+)
+def test_settings_that_are_refused(everything, settings, changes, message):
+    with pytest.raises(UsageError, match=message):
+        build_engine(everything / "model-fp16.onnx", dataclasses.replace(settings, **changes))
+
+
+def test_tensorrt_without_a_gpu(everything, settings, monkeypatch):
+    tensorrt = dataclasses.replace(find_tensorrt("tensorrt_rtx"), module_name="tensorrt")
+    monkeypatch.setattr(engine, "find_tensorrt", lambda name: tensorrt)
+    monkeypatch.setitem(sys.modules, "cuda", None)
+    message = r"on the GPU that will run it.*pip install 'swav-tf\[tensorrt\]'.*--tensorrt rtx"
+    with pytest.raises(NoGpuError, match=message):
+        build_engine(everything / "model-fp16.onnx", settings)
+
+
+# === The cache ===
+
+
+# Bug caught: an engine of another graph, profile, option, version, GPU or driver, taken from the cache.
+def test_what_determines_the_key(everything, settings):
+    here = find_tensorrt("tensorrt_rtx")
+
+    def key(name="fp16", tensorrt=here, gpu=None, **changes):
+        source = read_source(everything / f"model-{name}.onnx")
+        return engine_key(source, tensorrt, gpu, dataclasses.replace(settings, **changes))
+
+    keys = [
+        key(),
+        key("fp32"),
+        key(profile=Batches(min=1, opt=8, max=33)),
+        key(options=BuilderOptions(workspace_gib=4)),
+        key(options=BuilderOptions(builder_level=3)),
+        key(tensorrt=dataclasses.replace(here, version="1.7.2")),
+        key(gpu=GPU),
+        key(gpu=GPU.model_copy(update={"driver": "580.1"})),
+        key(gpu=GPU.model_copy(update={"compute_capability": "9.0"})),
+        key(gpu=GPU.model_copy(update={"name": "NVIDIA L40"})),
+    ]
+    assert len(set(keys)) == len(keys)
+    assert key() == keys[0]
+
+
+def replace_fact(old, new):
+    return lambda plan: sidecar_of(plan).write_text(sidecar_of(plan).read_text().replace(old, new))
+
+
+# Bugs caught: an engine from the cache that is damaged or foreign; one that is never built again; silence about it.
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda plan: plan.write_bytes(plan.read_bytes()[:-1]), "damaged or another engine"),
+        (lambda plan: sidecar_of(plan).unlink(), "not found: .*plan.json"),
+        (replace_fact('"version": "1.', '"version": "9.'), "it was built by TensorRT-RTX 9"),
+        (replace_fact('"key": "', '"key": "f'), "its key is another"),
+    ],
+)
+def test_a_mismatch_is_logged_and_rebuilt(everything, settings, logged, spoil, message):
+    path = everything / "model-fp16.onnx"
+    spoil(build_engine(path, settings).plan)
+    assert not build_engine(path, settings).from_cache
+    [line] = [line for line in logged if "is not used" in line]
+    assert re.search(message, line)
+    assert build_engine(path, settings).from_cache
+
+
+# Bug caught: half an engine in the cache on a full disk.
+def test_a_full_disk_leaves_no_half_engine(everything, settings):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(DataError, match="could not be written"):
+            build_engine(everything / "model-fp16.onnx", settings)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list(settings.cache.iterdir()) == []
+
+
+# === Commands ===
+
+
+# Bugs caught: an engine that is reported as compared and was not; a sidecar or reference that is left behind.
+def test_export_of_an_onnx_file(everything, tmp_path, capsys, monkeypatch):
+    for name in ("tensorflow", "keras", "tf2onnx"):  # a GPU server needs none of them
+        monkeypatch.setitem(sys.modules, name, None)
+    output = tmp_path / "out"
+    arguments = ["export", str(everything / "model-fp16.onnx"), "--to", "tensorrt", "--batch", "1,2,4"]
+    arguments += ["--tensorrt", "rtx", "--engine-cache", str(tmp_path / "cache"), "--output", str(output)]
+    assert run_and_report(swav_tf, [*arguments, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["engines"]["model-fp16.plan"]
+    assert found["builder"].startswith("TensorRT-RTX 1.")
+    assert found["proof"]["convolutions"] == {"Half": 6}
+    assert "not run, features not compared here" in found["not_compared"]
+    names = ["model-fp16.plan", "model-fp16.plan.json", "reference.npz"]
+    assert sorted(path.name for path in output.iterdir()) == names
+    assert run_and_report(swav_tf, arguments) == 0
+    assert "6 convolutions in Half" in capsys.readouterr().out
+
+    # The ONNX file can be verified here, the engine cannot: that is reported, and is a failure.
+    shutil.copy(everything / "model-fp16.onnx", output)
+    assert run_and_report(swav_tf, ["verify", str(output)]) == 1
+    out = " ".join(capsys.readouterr().out.split())
+    assert "model-fp16.plan: not run, features not compared: " in out
+    assert "passed" in out
+    [(precision, parity)] = verify([output / "model-fp16.plan"]).values()
+    assert (precision, parity.passed) == (None, False)
+
+
+# Bugs caught: options without effect.
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["--to", "onnx", "--batch", "1,2,4", "--builder-level", "1"],
+            "--batch, --builder-level: for engines",
+        ),
+        (["--to", "tensorrt", "--precision", "fp16", "--step", "3"], "--precision, --step: for a run"),
+        (["--to", "tensorrt", "--batch", "1,2"], "three numbers of images"),
+        (["--to", "tensorrt", "--batch", "0,1,2"], "three numbers of images"),
+        (["--to", "engine"], "must be of onnx, tensorrt. Received: engine"),
+    ],
+)
+def test_options_without_effect(everything, tmp_path, capsys, arguments, message):
+    model = str(everything / "model-fp16.onnx")
+    assert run_and_report(swav_tf, ["export", model, *arguments, "--output", str(tmp_path / "out")]) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "out").exists()
+
+
+# Bug caught: a missing package that is reported only after the export of a run; or an export that leaves no engine.
+def test_export_of_a_run(tmp_path, capsys, monkeypatch):
+    arguments = ["export", str(tiny_run()), "--to", "onnx,tensorrt", "--precision", "fp16", "--quiet"]
+    arguments += ["--reference-images", "20", "--engine-cache", str(tmp_path / "cache"), "--output"]
+    assert run_and_report(swav_tf, [*arguments, str(tmp_path / "out"), "--tensorrt", "rtx"]) == 0
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert {"model-fp16.onnx", "model-fp16.plan", "model-fp16.plan.json"} <= names
+    capsys.readouterr()
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    assert run_and_report(swav_tf, [*arguments, str(tmp_path / "no"), "--tensorrt", "tensorrt"]) == 2
+    assert "pip install 'swav-tf[tensorrt]'" in capsys.readouterr().err
+    assert not (tmp_path / "no").exists()
+
+
+# Bug caught: a folder with an engine, although its features are wrong.
+def test_an_engine_that_misses_its_gate_is_not_written(everything, tmp_path, settings, monkeypatch):
+    built = build_engine(everything / "model-fp16.onnx", settings)
+    write_engine(built.plan, built.data, built.facts.model_copy(update={"gpu": GPU}))  # as if built on a GPU
+
+    class Backend:
+        def __init__(self, plan):
+            self.metadata = built.facts.metadata(plan)
+
+        def run(self, images):
+            return {name: np.ones((len(images), 1)) for name in ("features", "projections", "scores")}
+
+    monkeypatch.setattr(engine, "TensorrtBackend", Backend)
+    with pytest.raises(ExportError, match=r"does not compute what Keras computes: .* must have shape"):
+        engine.export_engines([everything / "model-fp16.onnx"], tmp_path / "out", settings)
+    assert not (tmp_path / "out").exists()
