@@ -126,7 +126,7 @@ def _compared(built: Built, reference: Reference | None) -> tuple[Parity | None,
 
 
 def build_engine(path: Path, settings: EngineSettings) -> Built:
-    """Return the engine of an exported ONNX file, from the cache if it is there and undamaged.
+    """Return the engine of an exported ONNX file, from the cache if an undamaged one exists.
 
     Raises:
         UsageError: TensorRT or the GPU is missing, or TensorRT lacks an option.

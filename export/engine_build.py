@@ -149,7 +149,7 @@ def configure(tensorrt: TensorRT, crop: int, settings: EngineSettings) -> Callab
 
 
 def use_timings(config: Any, path: Path) -> None:
-    """Give a configuration the timings in a file. (Polygraphy would merge those of another GPU.)
+    """Give a configuration the timings in a file; Polygraphy would also take those of another GPU.
 
     Raises:
         DataError: the file is damaged, or of another GPU or version.

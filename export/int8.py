@@ -47,7 +47,7 @@ def save_int8(
     Args:
         graph: in float32.
         facts: metadata but for precision and quantization.
-        path: of the file, in a folder that nobody reads yet.
+        path: of the file, in a staging folder.
         settings: target and calibration.
         drawn: images for the calibration.
 

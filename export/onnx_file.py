@@ -24,7 +24,7 @@ def save_model(model: onnx.ModelProto, facts: OnnxMetadata, path: Path) -> None:
     Args:
         model: its metadata are replaced.
         facts: the new metadata.
-        path: in a folder that nobody reads yet (see `filled_folder`).
+        path: in a staging folder (see `filled_folder`).
     """
     if weight_bytes(model) > ONE_FILE_BYTES:
         data = path.with_name(f"{path.name}.data")

@@ -124,7 +124,7 @@ class Reference:
 
 
 def write_reference(path: Path, reference: Reference) -> None:
-    """Write a .npz file, in a folder that nobody reads yet (see `filled_folder`)."""
+    """Write a .npz file, in a staging folder (see `filled_folder`)."""
     facts = {
         **reference.facts,
         "weights_sha256": reference.weights_sha256,

@@ -130,7 +130,7 @@ def backbone_nodes(model: onnx.ModelProto) -> list[str]:
 
 
 def fold_kernels(model: onnx.ModelProto, kernels: Mapping[str, tuple[str, Callable[[], np.ndarray]]]) -> None:
-    """Replace inputs that stand for kernels by weights, one at a time, in place.
+    """Replace inputs that represent kernels by weights, one at a time, in place.
 
     The kernel of a convolution must pass one transpose, and the convolution one batch normalization, which is
     folded into kernel and bias.
