@@ -1,4 +1,4 @@
-# Everything runs in .venv, which is made on first use: `make demo` and `make test` work in a fresh clone.
+# Everything runs in .venv, which is created on first use: `make demo` and `make test` work in a fresh clone.
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -7,18 +7,21 @@ INSTALLED := .venv/.installed
 .PHONY: help demo cluster-demo test check format lint types imports bench faults gpu gpu-training gpu-inference clean
 
 help:
-	@echo 'make demo    train SwAV on handwritten digits, measure, export and time it: one page (about five minutes on a CPU)'
-	@echo 'make cluster-demo  two workers, one is killed, both go on: with the same weights? (about three minutes on 2 cores)'
-	@echo 'make test    run the tests'
-	@echo 'make check   lint, types, import law, then the tests: what continuous integration runs'
-	@echo 'make format  format the code'
-	@echo 'make bench   measure speed side by side with the alternatives'
-	@echo 'make faults  kills, full disks, damaged files: each is told in words or changes nothing (under an hour)'
-	@echo 'make gpu     on a GPU machine: the training step in its variants, then engines, parity and speed of'
-	@echo '             EXPORTED=folder; each alone: make gpu-training, make gpu-inference (without TensorFlow)'
-	@echo 'make clean   remove environments and caches; runs/ stays'
+	@echo 'make demo          train SwAV on handwritten digits, evaluate, export and time it (about five minutes on a CPU)'
+	@echo 'make cluster-demo  kill one of two workers and resume: are the weights equal? (about three minutes on 2 cores)'
+	@echo 'make test          run the tests'
+	@echo 'make check         lint, types, import rules, then the tests: what continuous integration runs'
+	@echo 'make format        format the code'
+	@echo 'make bench         measure speed side by side with the alternatives'
+	@echo 'make faults        kills, full disks and damaged files by the thousand (under an hour)'
+	@echo 'make gpu           on a GPU machine: training step, engines, parity and speed of EXPORTED=folder'
+	@echo '                   (make gpu-training and make gpu-inference run the halves)'
+	@echo 'make clean         remove environments and caches; runs/ is kept'
+	@echo 'PYTHON=python3.12  selects the interpreter of .venv: 3.11, 3.12 or 3.13'
 
 $(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if (3, 11) <= v[:2] <= (3, 13) else \
+		"swav-tf needs Python 3.11, 3.12 or 3.13; $(PYTHON) is %d.%d. Choose another: make PYTHON=python3.12 ..." % v[:2])'
 	@echo 'Installing into .venv (TensorFlow is large: some minutes the first time) ...'
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[train,export,dev]'
@@ -30,8 +33,8 @@ demo: $(INSTALLED)
 cluster-demo: $(INSTALLED)
 	@$(BIN)/python deploy/cluster_demo.py
 
-# Two processes: most of a test is tracing, which takes one core. The tests of a file stay together and in order, as they
-# share fixtures; files are taken in order, in which the longest are not last.
+# Two processes, as most of a test is tracing, which takes one core. The tests of a file stay in one process, because they
+# share fixtures.
 test: $(INSTALLED)
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
@@ -57,7 +60,7 @@ bench: $(INSTALLED)
 faults: $(INSTALLED)
 	$(BIN)/python -m faults
 
-# On a GPU machine: what training does there, then what exported files do, each with a JSON to bring back.
+# On a GPU machine: training, then exported files; each writes a JSON file to bring back.
 gpu: gpu-training gpu-inference
 
 .venv-gpu-training/.installed: pyproject.toml
@@ -70,7 +73,7 @@ gpu-training: .venv-gpu-training/.installed
 
 EXPORTED ?= exported
 
-# An environment of its own, without TensorFlow. Where TensorRT cannot be had its rows are skipped with the reason.
+# A separate environment without TensorFlow. If TensorRT is not available, its rows are skipped with the reason.
 .venv-gpu/.installed: pyproject.toml
 	@$(PYTHON) -m venv .venv-gpu
 	@.venv-gpu/bin/python -m pip install -qq --disable-pip-version-check -e '.[onnx-gpu,report]'
