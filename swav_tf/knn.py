@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-FEATURE_ROWS = 2_048  # features that are compared at once: their rows are read, made float32 and of length 1
+FEATURE_ROWS = 2_048  # features that are compared at once, as float32 of length 1
 QUERY_ROWS = 1_024  # queries that they are compared with at once: 1,024 x 2,048 cosines are 8 MiB
-SLAB_ROWS = 65_536  # queries that are in memory while all features pass by: 512 MiB at 2048 a row
+SLAB_ROWS = 65_536  # queries in memory during one pass over the features: 512 MiB of 2048 features
 
 
 @dataclass(frozen=True)
@@ -32,26 +32,25 @@ def find_neighbours(
     k: int,
     on_progress: Callable[[float], None] | None = None,
 ) -> Neighbours:
-    """The k features of greatest cosine with each query: exact, in blocks of both.
+    """Find the k features of highest cosine with each query: exact, in blocks of both.
 
-    Neither array is copied whole, so both may be memory-mapped: at any time the blocks named
-    above are in memory, and k neighbours of a slab of queries. The features are read once for
-    each slab. Among features of equal cosine at the k-th place it is open which one is taken.
+    Both arrays may be memory-mapped: only the blocks above and k neighbors of a slab of queries are in memory. The
+    features are read once for each slab. Of features with equal cosines at the k-th place any may be returned.
 
     Args:
         features: (N, F), any scale; rows are normalised here.
         queries: (M, F), likewise.
-        k: neighbours, 1 <= k <= N.
+        k: neighbors, 1 <= k <= N.
         on_progress: called with the share that is done, 0 to 1.
 
     Raises:
-        ValueError: k or the shapes do not fit, or a value is not finite.
+        ValueError: k or the shapes do not match, or a value is not finite.
     """
     if not 1 <= k <= len(features):
         raise ValueError(f"`k` must be from 1 to the number of features, {len(features)}. Received: {k}.")
     if features.ndim != 2 or features.shape[1:] != queries.shape[1:]:
         raise ValueError(
-            f"Features (N, F) and queries (M, F) must fit. Received: {features.shape} and {queries.shape}."
+            f"Features (N, F) and queries (M, F) must match. Received: {features.shape} and {queries.shape}."
         )
     cosines = np.full((len(queries), k), -np.inf, np.float32)
     indices = np.full((len(queries), k), -1, np.int64)
@@ -71,18 +70,17 @@ def find_neighbours(
 
 
 def vote(cosines: np.ndarray, labels: np.ndarray, *, classes: int, temperature: float) -> np.ndarray:
-    """Votes for each class, (M, classes): every neighbour's label counts exp(cosine / temperature).
+    """Return the votes for each class, (M, classes): every neighbor's label counts exp(cosine / temperature).
+
+    They are scaled so that the vote of each query's nearest neighbor is 1.
 
     Args:
-        cosines: (M, k) of the neighbours.
-        labels: (M, k) of the neighbours, 0 to classes - 1.
+        cosines: (M, k) of the neighbors.
+        labels: (M, k) of the neighbors, 0 to classes - 1.
         classes: number of classes.
         temperature: > 0; large values make all votes equal.
-
-    Returns:
-        Votes up to a factor for each query; that of its nearest neighbour is 1.
     """
-    # The greatest cosine is subtracted: the same vote, no overflow.
+    # Subtracting the highest cosine changes no ratio of votes and prevents overflow.
     weights = np.exp((cosines - cosines.max(axis=1, keepdims=True)).astype(np.float64) / temperature)
     cells = np.arange(len(labels))[:, np.newaxis] * classes + labels
     votes = np.bincount(cells.ravel(), weights.ravel(), minlength=len(labels) * classes)
@@ -92,24 +90,21 @@ def vote(cosines: np.ndarray, labels: np.ndarray, *, classes: int, temperature: 
 def knn_predict(
     features: np.ndarray, labels: np.ndarray, queries: np.ndarray, *, k: int = 20, temperature: float = 0.07
 ) -> np.ndarray:
-    """Labels of the queries by the vote of their k nearest features, each weighing exp(cosine / temperature).
+    """Predict the labels (M,) of the queries by an exact k-NN vote; see `vote`.
 
     Args:
         features: (N, F) with known labels; any scale, rows are normalised here.
         labels: (N,) integers >= 0.
         queries: (M, F).
-        k: neighbours, 1 <= k <= N.
+        k: neighbors, 1 <= k <= N.
         temperature: > 0; large values make all votes equal.
 
-    Returns:
-        (M,) predicted labels; exact search.
-
     Raises:
-        ValueError: k or the shapes do not fit, or a feature is not finite.
+        ValueError: k or the shapes do not match, or a feature is not finite.
     """
     if len(labels) != len(features):
         raise ValueError(
-            f"Features (N, F) and labels (N,) must fit. Received: {features.shape} and {labels.shape}."
+            f"Features (N, F) and labels (N,) must match. Received: {features.shape} and {labels.shape}."
         )
     found = find_neighbours(features, queries, k=k)
     classes = int(labels.max()) + 1
@@ -130,17 +125,17 @@ def knn_accuracy(
     k: int = 20,
     temperature: float = 0.07,
 ) -> float:
-    """Share of queries (0 to 1) whose label `knn_predict` finds."""
+    """Return the share of queries (0 to 1) whose label `knn_predict` finds."""
     return float(
         np.mean(knn_predict(features, labels, queries, k=k, temperature=temperature) == query_labels)
     )
 
 
 def _merge(cosines: np.ndarray, indices: np.ndarray, similarity: np.ndarray, first: int) -> None:
-    """Puts a block's similarities (q, n) into the best so far (q, k), in place; the k-th best stands last.
+    """Merge a block's similarities (q, n) into the best so far (q, k), in place; the k-th best is last.
 
-    After the first blocks few similarities beat the k-th best so far, so that one comparison
-    of each is most of the work; a partition of each row is much slower.
+    After the first blocks few similarities exceed the k-th best, so one comparison of each is most of the work. A
+    partition of each row is much slower.
     """
     k = cosines.shape[1]
     rows, columns = np.divmod(np.flatnonzero(similarity > cosines[:, -1:]), similarity.shape[1])

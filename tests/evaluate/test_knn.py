@@ -29,8 +29,8 @@ def small_blocks(monkeypatch):
     monkeypatch.setattr(knn, "SLAB_ROWS", 31)
 
 
-# Bugs caught: a block's offset that is not added, a neighbour lost between two blocks or slabs, a last block that
-# is left out, rows that are not normalised, an order that is not by distance.
+# Bugs caught: a block's offset that is not added, a neighbor lost between two blocks or slabs, a last block that is
+# left out, rows that are not normalized, an order that is not by distance.
 @pytest.mark.parametrize("k", [1, 5, 16, 40, 211])
 def test_neighbours_are_scikit_learns(labelled, small_blocks, k):
     (known, _), (asked, _) = labelled
@@ -42,7 +42,7 @@ def test_neighbours_are_scikit_learns(labelled, small_blocks, k):
     np.testing.assert_allclose(found.cosines, 1 - distances, atol=1e-5)
 
 
-# Bug caught: candidates of later blocks that are given up because an early one was good enough.
+# Bug caught: later blocks that are skipped because an early one was good enough.
 def test_every_block_may_be_better_than_the_one_before(small_blocks):
     angles = np.linspace(0, 1.5, 100)
     known = np.stack([np.sin(angles), np.cos(angles)], axis=1)
@@ -82,7 +82,7 @@ def test_no_class_is_guessed_without_a_vote():
     assert accuracy.top1 == accuracy.top5 == pytest.approx(1 / 3)
 
 
-# Bug caught: features that are copied whole into memory.
+# Bug caught: features that are read into memory at once.
 def test_memory_mapped_features_stay_on_disk(tmp_path):
     array = np.lib.format.open_memmap(tmp_path / "x.npy", "w+", np.float32, (40_000, 128))  # 20 MiB
     array[:] = np.random.default_rng(0).normal(size=array.shape)
@@ -95,84 +95,47 @@ def test_memory_mapped_features_stay_on_disk(tmp_path):
     assert peak < 8 * 2**20
 
 
-# Bug caught: garbage neighbours where k, widths or values do not fit.
-def test_what_cannot_be_searched_is_refused():
+# Bug caught: meaningless neighbors for k, widths or values that do not fit.
+def test_invalid_searches_are_refused():
     rows = np.eye(4)
     for k in (0, 5):
         with pytest.raises(ValueError, match="from 1 to the number of features, 4"):
             knn.find_neighbours(rows, rows, k=k)
-    with pytest.raises(ValueError, match="must fit"):
+    with pytest.raises(ValueError, match="must match"):
         knn.find_neighbours(rows, rows[:, :3], k=1)
     with pytest.raises(ValueError, match=r"must be finite. Received: 1 row"):
         knn.find_neighbours(np.where(rows + np.arange(4) == 4, np.nan, rows), rows, k=1)
 
 
-MODEL_A = {"model": {"weights_sha256": "a" * 64}}
-MODEL_B = {"model": {"weights_sha256": "b" * 64}}
+def same(**facts):
+    """A feature file of four images and four classes."""
+    return feature_file(np.eye(4), range(4), **facts)
 
 
-# Bugs caught: an accuracy of features that cannot be compared, or of labels that do not mean the same.
+def of_model(weights):
+    return same(model={"weights_sha256": weights * 64})
+
+
+# Bugs caught: an accuracy of features that cannot be compared, or of labels with another meaning; a smaller k, silently.
 @pytest.mark.parametrize(
-    ("known", "asked", "kind", "told"),
+    ("known", "asked", "error", "message"),
     [
+        (same(), feature_file(np.ones((2, 3)), [0, 1]), UsageError, "the same width.*with 4, .*with 3"),
+        (of_model("a"), of_model("b"), UsageError, "features of one model"),
+        (same(view={"crop": 1}), same(view={"crop": 2}), UsageError, "one view"),
+        (feature_file(np.eye(4), [0, 1, -1, -1]), same(), DataError, "needs labels.*where 2 of 4"),
+        (same(), feature_file(np.eye(4), [-1] * 4), DataError, "needs labels.*where 4 of 4"),
+        (same(class_names=["a", "b"]), same(class_names=["a", "c"]), UsageError, "classes.*only: b, c"),
+        (same(source={"path": "x"}), same(source={"path": "x"}), UsageError, "must be different ones"),
+        (feature_file(np.full((4, 4), np.inf), range(4)), same(), DataError, "must be finite"),
         (
-            feature_file(np.eye(4), range(4)),
-            feature_file(np.ones((2, 3)), [0, 1]),
+            feature_file(np.eye(2), range(2)),
+            feature_file(np.eye(2), range(2)),
             UsageError,
-            "the same width.*with 4, .*with 3",
-        ),
-        (
-            feature_file(np.eye(4), range(4), **MODEL_A),
-            feature_file(np.eye(4), range(4), **MODEL_B),
-            UsageError,
-            "features of one model",
-        ),
-        (
-            feature_file(np.eye(4), range(4), view={"crop": 1}),
-            feature_file(np.eye(4), range(4), view={"crop": 2}),
-            UsageError,
-            "one view",
-        ),
-        (
-            feature_file(np.eye(4), [0, 1, -1, -1]),
-            feature_file(np.eye(4), range(4)),
-            DataError,
-            "needs labels.*where 2 of 4",
-        ),
-        (
-            feature_file(np.eye(4), range(4)),
-            feature_file(np.eye(4), [-1] * 4),
-            DataError,
-            "needs labels.*where 4 of 4",
-        ),
-        (
-            feature_file(np.eye(4), range(4), class_names=["a", "b"]),
-            feature_file(np.eye(4), range(4), class_names=["a", "c"]),
-            UsageError,
-            "same classes.*only: b, c",
-        ),
-        (
-            feature_file(np.eye(4), range(4), source={"path": "x"}),
-            feature_file(np.eye(4), range(4), source={"path": "x"}),
-            UsageError,
-            "must be different ones",
-        ),
-        (
-            feature_file(np.full((4, 4), np.inf), range(4)),
-            feature_file(np.eye(4), range(4)),
-            DataError,
-            "must be finite",
+            "vote, 2.*Received: 3",
         ),
     ],
 )
-def test_files_that_do_not_fit_are_refused(known, asked, kind, told):
-    with pytest.raises(kind, match=told), np.errstate(invalid="ignore"):
-        knn_accuracies(known, asked, neighbours=(1,))
-
-
-# Bug caught: a k that is lowered without a word.
-def test_more_neighbours_than_images():
-    with pytest.raises(UsageError, match=r"number of images that vote, 4.*Received: 5"):
-        knn_accuracies(
-            feature_file(np.eye(4), range(4)), feature_file(np.eye(4), range(4)), neighbours=(2, 5)
-        )
+def test_files_that_do_not_match_are_refused(known, asked, error, message):
+    with pytest.raises(error, match=message), np.errstate(invalid="ignore"):
+        knn_accuracies(known, asked, neighbours=(3,))

@@ -21,86 +21,76 @@ from tests.classifiers import tiny_classifier_recipe
 from tests.tiny_run import tiny_run
 
 
-@pytest.fixture(scope="session")
-def run_dir():
-    return tiny_run()
-
-
-@pytest.fixture(scope="session")
-def runner(run_dir):
-    return open_model(run_dir)
+@pytest.fixture(scope="module")
+def model():
+    return open_model(tiny_run())
 
 
 # Bugs caught: preprocessing that differs from the training's evaluation view (resize, crop, channel order,
-# normalisation), batch normalisation in training mode, weights of another checkpoint.
-def test_features_are_those_of_training(tmp_path, run_dir, runner):
+# normalization), batch normalization in training mode, weights of another checkpoint.
+def test_features_are_those_of_training(tmp_path, model):
     for number, photo in enumerate(load_sample_images().images):
         for side in (40, 90):
             small = cv2.resize(photo, (side * 2, side), interpolation=cv2.INTER_AREA)
             cv2.imwrite(str(tmp_path / f"{number}-{side}.jpg"), small[..., ::-1])
-    images = open_images(str(tmp_path), like=runner.data, kind="images")
-    views = stack_views(list(view_images(images.source, range(4), runner.input_view)))
-    outputs = runner.run(views)
-    model, recipe = load_swav(run_dir)
-    features = extract_features(model, images.source, range(4), recipe.data)
+    images = open_images(str(tmp_path), like=model.data, kind="images")
+    outputs = model.run(stack_views(list(view_images(images.source, range(4), model.input_view))))
+    swav, recipe = load_swav(tiny_run())
+    features = extract_features(swav, images.source, range(4), recipe.data)
     assert features.std(axis=0).max() > 0.01
     np.testing.assert_allclose(outputs["features"], features, rtol=1e-5, atol=1e-6)
-    assert outputs["features"].shape == (4, runner.feature_dim)
+    assert outputs["features"].shape == (4, model.feature_dim)
 
     # Projections are unit vectors, and scores their cosines with the prototypes.
     np.testing.assert_allclose(np.linalg.norm(outputs["projections"], axis=1), 1, rtol=1e-5)
-    scores = outputs["projections"] @ model.prototypes.kernel.numpy()
+    scores = outputs["projections"] @ swav.prototypes.kernel.numpy()
     np.testing.assert_allclose(outputs["scores"], scores, atol=1e-5)
+    assert tuple(outputs) == model.outputs
     assert {output.dtype for output in outputs.values()} == {np.dtype(np.float32)}
 
 
 # Bug caught: facts of another checkpoint than the one that runs.
-def test_facts(run_dir, runner):
-    assert (runner.facts.step, runner.facts.recipe, runner.facts.runner) == (11, "tiny", "keras")
-    assert (
-        f'"sha256": "{runner.facts.weights_sha256}"'
-        in (run_dir / "checkpoints" / "step-000000011" / "state.json").read_text()
-    )
+def test_facts(model):
+    assert (model.facts.step, model.facts.recipe, model.facts.runner) == (11, "tiny", "keras")
+    state = tiny_run() / "checkpoints" / "step-000000011" / "state.json"
+    assert f'"sha256": "{model.facts.weights_sha256}"' in state.read_text()
 
 
-# Bug caught: images of another size or type that are run all the same.
+# Bug caught: images of another size or type that are run.
 @pytest.mark.parametrize(
-    "images",
-    [
-        np.zeros((1, 32, 32, 3), np.float32),
-        np.zeros((1, 30, 32, 3), np.uint8),
-        np.zeros((0, 32, 32, 3), np.uint8),
-    ],
+    ("shape", "dtype"),
+    [((1, 32, 32, 3), np.float32), ((1, 30, 32, 3), np.uint8), ((0, 32, 32, 3), np.uint8)],
 )
-def test_other_images_are_refused(runner, images):
+def test_other_images_are_refused(model, shape, dtype):
     with pytest.raises(ValueError, match=r"uint8 \(n, 32, 32, 3\)"):
-        runner.run(images)
+        model.run(np.zeros(shape, dtype))
 
 
-# Bugs caught: a traceback for what is no run folder, an older checkpoint taken for a damaged one without a word.
-def test_what_is_no_model(tmp_path, run_dir):
-    with pytest.raises(UsageError, match="which does not exist"):
-        open_model(tmp_path / "nowhere")
-    with pytest.raises(UsageError, match=r"a folder without config.yaml"):
-        open_model(tmp_path)
+# Bugs caught: a traceback for other files and folders, an older checkpoint in place of a damaged one.
+def test_paths_that_are_not_models(tmp_path):
     (tmp_path / "model.plan").write_bytes(b"")
-    with pytest.raises(UsageError, match=r"An engine is model.plan with model.plan.json beside it"):
-        open_model(tmp_path / "model.plan")
     (tmp_path / "x.txt").write_bytes(b"")
-    with pytest.raises(UsageError, match=r"x.txt, a file"):
-        open_model(tmp_path / "x.txt")
     copy = tmp_path / "copy"
-    shutil.copytree(run_dir, copy)
+    shutil.copytree(tiny_run(), copy)
     weights = copy / "checkpoints" / "step-000000011" / "state.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
-    with pytest.raises(CheckpointError, match="is damaged"):
-        open_model(copy)
+    for path, error, message in (
+        (tmp_path / "nowhere", UsageError, "which does not exist"),
+        (tmp_path, UsageError, "a folder without config.yaml"),
+        (tmp_path / "model.plan", UsageError, r"model.plan.json"),
+        (tmp_path / "x.txt", UsageError, r"x.txt, a file"),
+        (copy, CheckpointError, "is damaged"),
+    ):
+        with pytest.raises(error, match=message):
+            open_model(path)
+    with pytest.raises(UsageError, match="apply to ONNX files only"):
+        open_model(tmp_path / "model.plan", provider="cuda")
     shutil.rmtree(copy / "checkpoints")
     with pytest.raises(UsageError, match="has no checkpoint yet"):
         open_model(copy)
 
 
-# Bug caught: 'must be a pretrain checkpoint of step 0. Received: probe': the folder is whole, and what to give is known.
+# Bug caught: 'must be a pretrain checkpoint of step 0. Received: probe', although the run to give is known.
 @pytest.mark.parametrize("reader", [open_model, lambda folder: find_artifacts([folder]), read_pretrained])
 @pytest.mark.parametrize(
     ("kind", "what", "origin", "instead"),

@@ -1,5 +1,3 @@
-"""Sessions of ONNX Runtime: the provider that is asked for, and what it is told."""
-
 import numpy as np
 import pytest
 
@@ -15,11 +13,10 @@ from tests.evaluate.exported import write_onnx
 
 
 # Bug caught: an engine of other weights from ONNX Runtime's cache, whose key leaves them out.
-def test_the_engine_cache_knows_the_weights(tmp_path, monkeypatch) -> None:
+def test_the_engine_cache_depends_on_the_weights(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    prefixes = set()
+    path, prefixes = tmp_path / "model.onnx", set()
     for weights, precision in (("a", "fp32"), ("b", "fp32"), ("a", "fp16"), ("a", "int8")):
-        path = tmp_path / "model.onnx"  # the same name each time
         write_onnx(path, precision, weights=weights * 64)
         settings = provider_settings(path, provider="tensorrt", cuda_graph=True)
         assert settings == provider_settings(path.read_bytes(), provider="tensorrt", cuda_graph=True)
@@ -27,19 +24,15 @@ def test_the_engine_cache_knows_the_weights(tmp_path, monkeypatch) -> None:
         flags = (settings["trt_fp16_enable"], settings["trt_int8_enable"])
         assert flags == ("1" if precision == "fp16" else "0", "1" if precision == "int8" else "0")
         assert settings["trt_cuda_graph_enable"] == settings["trt_engine_cache_enable"] == "1"
-        assert (
-            settings["trt_engine_cache_path"]
-            == str(engine_cache())
-            == str(tmp_path / "cache/swav-tf/tensorrt")
-        )
+        assert settings["trt_engine_cache_path"] == str(engine_cache())
+    assert engine_cache() == tmp_path / "cache" / "swav-tf" / "tensorrt"
     assert len(prefixes) == 4
 
 
-# Bug caught: another processor in silence.
-def test_a_provider_that_is_not_there_is_an_error(tmp_path) -> None:
+# Bug caught: another processor, silently.
+def test_a_missing_provider_is_an_error(tmp_path):
     write_onnx(tmp_path / "model.onnx", "fp32", weights="a" * 64)
     assert missing_provider("cpu") is None
-    assert "CUDAExecutionProvider" not in str(missing_provider("cuda")).split("with")[0]
     with pytest.raises(UsageError, match="--provider cuda needs"):
         open_session(tmp_path / "model.onnx", provider="cuda")
     with pytest.raises(UsageError, match="must be one of"):
@@ -48,12 +41,12 @@ def test_a_provider_that_is_not_there_is_an_error(tmp_path) -> None:
         open_session(tmp_path / "gone.onnx")
 
 
-# Bugs caught: outputs of the images before, or of the wrong shape.
-def test_bound_runs_compute_the_images_that_they_are_given(tmp_path) -> None:
+# Bugs caught: outputs of the previous images, or of the wrong shape.
+def test_bound_runs_compute_their_images(tmp_path):
     write_onnx(tmp_path / "model.onnx", "fp32", weights="a" * 64)
-    runner = OnnxBackend(tmp_path / "model.onnx")
+    model = OnnxBackend(tmp_path / "model.onnx")
     first, second = np.random.default_rng(0).integers(0, 256, (2, 5, 8, 8, 3), dtype=np.uint8)
-    bound = runner.bound(first)
+    bound = model.bound(first)
     for images in (second, first, second):
-        np.testing.assert_array_equal(bound.run_from_host(images)["features"], runner.run(images)["features"])
-    assert runner.metadata.preprocessing.input_shape(5) == first.shape
+        np.testing.assert_array_equal(bound.run_from_host(images)["features"], model.features(images))
+    assert model.metadata.preprocessing.input_shape(5) == first.shape
