@@ -12,6 +12,7 @@ from evaluate.feature_file import read_feature_file
 from evaluate.features import extract_features
 from evaluate.images import open_images
 from swav_tf.plumbing.errors import DataError, UsageError
+from swav_tf.plumbing.log import log
 from swav_tf.recipe.pretraining import Data
 from tests.evaluate.models import NumpyBackend, class_folders, outputs_of
 
@@ -118,7 +119,8 @@ def test_a_complete_file(tmp_path, folders):
 
 
 # Bug caught: the shards of an older version that are mixed in, or that stay unnoticed.
-def test_shards_of_an_older_version(tmp_path, folders, caplog):
+def test_shards_of_an_older_version(tmp_path, folders, caplog, monkeypatch):
+    monkeypatch.setattr(log, "propagate", True)  # commands turn it off
     (tmp_path / "x.npz.shards").mkdir()
     assert extract_features(NumpyBackend(), class_folders(folders), tmp_path / "x.npz").images_before == 0
     assert "x.npz.shards was left by an older version and is not used. Delete it." in caplog.text
