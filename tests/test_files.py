@@ -88,7 +88,7 @@ def test_files_that_belong_together(tmp_path):
 # Bug caught: a full or read-only disk that is told as a mistake of the program's.
 @pytest.mark.parametrize(
     ("number", "told"),
-    [(errno.ENOSPC, "Make room on the disk"), (errno.EROFS, "Give a place that can be written")],
+    [(errno.ENOSPC, "Free some space"), (errno.EROFS, "Choose a writable place")],
 )
 def test_a_disk_that_refuses_is_no_surprise(number, told):
     message = message_of(OSError(number, "what the system says", "runs/x"), ["crops"])
@@ -108,7 +108,7 @@ def test_links_stay_links_and_devices_devices(tmp_path):
         partial.write_bytes(b"new")
     assert link.is_symlink()
     assert far.read_bytes() == b"new"
-    with pytest.raises(DataError, match="pipe must be a file or a new name"), atomic_write(pipe):
+    with pytest.raises(DataError, match="pipe exists and is not a regular file"), atomic_write(pipe):
         pass
     assert pipe.is_fifo()
 

@@ -143,8 +143,8 @@ def test_what_is_wrong_is_told_before_training(tmp_path, pretrained):
         assert not (tmp_path / "run" / "checkpoints").exists()
 
     (tmp_path / "empty.txt").write_text("\n\n")
-    refuse(DataError, "names none", subset=str(tmp_path / "empty.txt"))
-    refuse(DataError, "validation_split must name", data__validation_split=None)
+    refuse(DataError, "contains no name", subset=str(tmp_path / "empty.txt"))
+    refuse(DataError, "validation_split must be set", data__validation_split=None)
     refuse(RecipeError, "1437 images do not fill one batch of 2000", train__batch_size=2000)
     refuse(UsageError, "must hold config.yaml", model=tmp_path)
     damaged = pretraining_run(tmp_path / "damaged")
