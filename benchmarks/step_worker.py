@@ -105,7 +105,7 @@ class SwavStep(Step):
         from swav_tf.weights.layout import as_torch
 
         arrays = {name: variable.numpy() for name, variable in named_variables(self.model).items()}
-        np.savez(path, **{name: tensor.read() for name, tensor in as_torch(arrays).items()})
+        np.savez(path, **as_torch(arrays))
 
 
 class CompiledSwavStep(SwavStep):
