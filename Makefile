@@ -69,7 +69,8 @@ gpu: gpu-training gpu-inference
 	@touch $@
 
 gpu-training: .venv-gpu-training/.installed
-	@.venv-gpu-training/bin/python -m benchmarks.gpu training
+	@.venv-gpu-training/bin/python -m benchmarks.gpu
+	@.venv-gpu-training/bin/swav-tf profile -c one_gpu -o train.accumulation_steps=1 --json > gpu-profile.json
 
 EXPORTED ?= exported
 
@@ -82,7 +83,14 @@ EXPORTED ?= exported
 	@touch $@
 
 gpu-inference: .venv-gpu/.installed
-	@.venv-gpu/bin/python -m benchmarks.gpu inference $(EXPORTED)
+	@status=0; \
+	for file in $$(ls $(EXPORTED)/*.onnx | grep -v -- -cpu.onnx); do \
+		.venv-gpu/bin/swav-tf export $$file --to tensorrt --batch 1,32,128 --output $(EXPORTED) || status=1; \
+	done; \
+	.venv-gpu/bin/swav-tf verify $(EXPORTED) --batch 128 || status=1; \
+	.venv-gpu/bin/swav-tf benchmark $(EXPORTED) --runner ort-cuda,ort-tensorrt,tensorrt --rounds 3 \
+		--json gpu-results.json --html gpu-results.html || status=1; \
+	exit $$status
 
 clean:
 	rm -rf .venv .venv-gpu .venv-gpu-training build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
