@@ -30,10 +30,8 @@ class SGDSettings(Section):
         description="cosine: rate x (1 + cos(pi epoch / epochs)) / 2; steps: rate x decay_factor at each of "
         "decay_epochs",
     )
-    decay_epochs: tuple[int, ...] = Field(
-        (), description="epochs (from 0) that lower the rate, for decay: steps"
-    )
-    decay_factor: float = Field(0.2, gt=0, le=1, description="multiplies the rate, for decay: steps")
+    decay_epochs: tuple[int, ...] = Field((), description="epochs (from 0) that lower the rate, for steps")
+    decay_factor: float = Field(0.2, gt=0, le=1, description="multiplies the rate, for steps")
 
     def impossible(self) -> Iterator[Remark]:
         """Yield a decay without its epochs, and epochs without their decay."""
@@ -75,7 +73,7 @@ class Cached(Section):
         description="L2 penalties to choose from: half the factor of the squared weights, added to the mean loss",
     )
     held_out_share: float = Field(
-        0.2, gt=0, lt=1, description="share of the training features that the penalty is chosen on (0 to 1)"
+        0.2, gt=0, lt=1, description="share of the features to choose the penalty on (0 to 1)"
     )
     max_iterations: int = Field(500, ge=1, description="iterations of L-BFGS for each penalty, at most")
 
@@ -83,26 +81,20 @@ class Cached(Section):
 class ClassifierMonitor(Section):
     """Metrics during training."""
 
-    log_every_steps: int = Field(
-        10, ge=1, description="steps between two lines of metrics.jsonl and TensorBoard"
-    )
+    log_every_steps: int = Field(10, ge=1, description="steps between lines of metrics.jsonl and TensorBoard")
     tensorboard: bool = Field(True, description="write TensorBoard event files")
     validate_every_epochs: int = Field(
-        1, ge=1, description="epochs between two validations; the last epoch is always validated"
+        1, ge=1, description="epochs between validations; the last is always validated"
     )
 
 
 class ClassifierRecipe(Section):
     """The settings that a probe and fine-tuning share."""
 
-    kind: Literal["probe", "finetune"] = Field(
-        ..., description="what is trained: the classifier alone, or all"
-    )
+    kind: Literal["probe", "finetune"] = Field(..., description="what is trained: the classifier, or all")
     name: str = Field(..., min_length=1, description="name of the recipe, for logs and reports")
     data: Data = Field(default_factory=Data, description="training and validation images, both labeled")
-    subset: str | None = Field(
-        None, description="file with the names of the training images to use, one a line; null: all"
-    )
+    subset: str | None = Field(None, description="file with the names of the images to train on; null: all")
     crop: TrainingCrop = Field(default_factory=TrainingCrop, description="the crop of a training image")
     optimizer: SGDSettings = Field(..., description="SGD and its schedule")
     train: Train = Field(..., description="how long, how large, on what")

@@ -33,25 +33,18 @@ class Data(Section):
     split: str = Field("train", description="split of a tfds or digits source")
     validation_path: str | None = Field(None, description="labeled images for the k-NN during training")
     validation_split: str | None = Field(None, description="the same, as a split of a tfds or digits source")
-    image_key: str = Field(
-        "image/encoded", description="feature that holds the encoded image in TFRecord shards"
-    )
-    label_key: str = Field(
-        "image/class/label", description="feature that holds the integer label in TFRecord shards"
-    )
+    image_key: str = Field("image/encoded", description="TFRecord feature with the encoded image")
+    label_key: str = Field("image/class/label", description="TFRecord feature with the integer label")
     max_bad_share: Probability = Field(
         0.01,
         description="share of unreadable images above which the run stops (0 to 1); each worker compares those it "
         "met with the number of all images",
     )
-    threads: int = Field(
-        0, ge=0, description="threads that decode and crop, per worker; 0: one for each core"
-    )
+    threads: int = Field(0, ge=0, description="threads that decode and crop, per worker; 0: one per core")
     processes: int = Field(
         0,
         ge=0,
-        description="processes that make the training crops in place of threads, per worker, if one process cannot use "
-        "all cores; 0: none",
+        description="processes that make crops in place of threads, per worker, to use more cores; 0: none",
     )
     prefetch_batches: int = Field(4, ge=1, description="batches prepared ahead of the device, per worker")
     evaluation: EvaluationView = Field(
@@ -102,9 +95,7 @@ class ColorJitter(Section):
     brightness: float = Field(0.8, ge=0, description="factor uniform in [max(0, 1 - x), 1 + x]")
     contrast: float = Field(0.8, ge=0, description="factor uniform in [max(0, 1 - x), 1 + x]")
     saturation: float = Field(0.8, ge=0, description="factor uniform in [max(0, 1 - x), 1 + x]")
-    hue: float = Field(
-        0.2, ge=0, le=0.5, description="shift uniform in [-x, x], in turns of the color circle"
-    )
+    hue: float = Field(0.2, ge=0, le=0.5, description="shift uniform in [-x, x] of the color circle")
 
 
 class Blur(Section):
@@ -123,10 +114,10 @@ class Augment(Section):
     grayscale_probability: Probability = Field(0.2, description="share of crops made gray (0 to 1)")
     blur: Blur = Field(default_factory=Blur, description="Gaussian blur")
     mean: tuple[float, float, float] = Field(
-        (0.485, 0.456, 0.406), description="channel means of images in [0, 1]"
+        (0.485, 0.456, 0.406), description="channel means of [0, 1] images"
     )
     std: tuple[Positive, Positive, Positive] = Field(
-        (0.228, 0.224, 0.225), description="channel standard deviations of images in [0, 1]"
+        (0.228, 0.224, 0.225), description="channel standard deviations"
     )
 
 
@@ -141,11 +132,9 @@ class Backbone(Section):
     )
     width: int = Field(1, ge=1, le=8, description="multiplies the channels of every stage (swav_tf only)")
     preset: str | None = Field(
-        None, description="keras_cv preset name (downloads weights); else built from arguments"
+        None, description="keras_cv preset (downloads weights); null: built from arguments"
     )
-    arguments: dict[str, Any] = Field(
-        default_factory=dict, description="keyword arguments of the keras_cv class"
-    )
+    arguments: dict[str, Any] = Field(default_factory=dict, description="arguments of the keras_cv class")
 
     def impossible(self) -> Iterator[Remark]:
         """Yield settings that the library does not know."""
@@ -180,9 +169,7 @@ class BatchNorm(Section):
     """Batch normalization in backbone and head."""
 
     synchronised: bool = Field(True, description="statistics over all replicas, not each replica's own")
-    momentum: float = Field(
-        0.9, ge=0, lt=1, description="share of the old running average kept each step (Keras' sense)"
-    )
+    momentum: float = Field(0.9, ge=0, lt=1, description="share of the running average kept each step")
     epsilon: float = Field(1e-5, gt=0, description="added to the variance")
 
 
@@ -199,9 +186,7 @@ class Model(Section):
 class Queue(Section):
     """Past projections that join the batch when codes are computed."""
 
-    length: int = Field(
-        0, ge=0, description="projections kept per assign crop over all replicas; 0: no queue"
-    )
+    length: int = Field(0, ge=0, description="projections per assign crop over all replicas; 0: no queue")
     from_epoch: int = Field(0, ge=0, description="epoch (from 0) in which the queue starts to fill")
 
 
@@ -212,7 +197,7 @@ class Method(Section):
     epsilon: float = Field(0.05, gt=0, description="entropy weight: divides the scores in Sinkhorn only")
     sinkhorn_iterations: int = Field(3, ge=1, le=100, description="alternating normalizations")
     prototypes_frozen_steps: int = Field(
-        0, ge=0, description="first steps, in which the prototypes are not updated"
+        0, ge=0, description="first steps, without updates of the prototypes"
     )
     queue: Queue = Field(default_factory=Queue, description="the queue of projections")
 
@@ -234,9 +219,7 @@ class Train(Section):
 
     epochs: int = Field(..., ge=1, description="passes over the images")
     batch_size: int = Field(..., ge=2, description="images of one optimizer step over all replicas (global)")
-    accumulation_steps: int = Field(
-        1, ge=1, description="parts of one batch that are computed one after the other"
-    )
+    accumulation_steps: int = Field(1, ge=1, description="parts of a batch, computed one after another")
     precision: Literal["float32", "mixed_float16", "mixed_bfloat16"] = Field(
         "mixed_float16", description="Keras dtype policy of backbone and head"
     )
@@ -245,13 +228,9 @@ class Train(Section):
         "auto",
         description="auto: multi_worker in a cluster, else mirrored over several GPUs, else one_device",
     )
-    logical_cpus: int = Field(
-        0, ge=0, le=64, description="replicas on the CPU, to try several without a GPU; 0: one"
-    )
+    logical_cpus: int = Field(0, ge=0, le=64, description="replicas on the CPU, for trials; 0: one")
     deterministic: bool = Field(False, description="use kernels that repeat bit for bit (slower on a GPU)")
-    max_non_finite_steps: int = Field(
-        20, ge=1, description="non-finite steps in a row after which the run stops with an error"
-    )
+    max_non_finite_steps: int = Field(20, ge=1, description="non-finite steps in a row that stop the run")
     worker_timeout_seconds: float = Field(
         60.0,
         ge=0,
@@ -285,26 +264,20 @@ class Checkpoints(Section):
 
     every_minutes: float = Field(15.0, gt=0, description="longest time between two checkpoints, minutes")
     keep_last: int = Field(3, ge=1, description="newest checkpoints that are kept")
-    keep_every_epochs: int = Field(
-        25, ge=0, description="epochs between checkpoints that are never deleted; 0: none"
-    )
+    keep_every_epochs: int = Field(25, ge=0, description="epochs between checkpoints kept forever; 0: none")
 
 
 class Monitor(Section):
     """Metrics and warnings during training."""
 
-    log_every_steps: int = Field(
-        10, ge=1, description="steps between two lines of metrics.jsonl and TensorBoard"
-    )
+    log_every_steps: int = Field(10, ge=1, description="steps between lines of metrics.jsonl and TensorBoard")
     tensorboard: bool = Field(True, description="write TensorBoard event files")
     collapse_after_steps: int = Field(
         500,
         ge=1,
         description="steps at a loss of ln K, after the prototypes are unfrozen, until a collapse is reported",
     )
-    knn_every_epochs: int = Field(
-        0, ge=0, description="epochs between two k-NN accuracies on labeled data; 0: never"
-    )
+    knn_every_epochs: int = Field(0, ge=0, description="epochs between k-NN accuracies on labels; 0: never")
     knn_neighbours: int = Field(20, ge=1, description="neighbours that vote, k")
     knn_temperature: float = Field(0.07, gt=0, description="temperature of the neighbours' weights")
     knn_images: int = Field(20_000, ge=10, description="images used for that k-NN, at most")
@@ -316,7 +289,7 @@ class Recipe(Section):
     name: str = Field(..., min_length=1, description="name of the recipe, for logs and reports")
     data: Data = Field(default_factory=Data, description="where the images come from")
     crops: tuple[CropGroup, ...] = Field(
-        ..., min_length=1, description="groups of crops; the first two crops are the assign crops"
+        ..., min_length=1, description="groups of crops; the first two crops get codes"
     )
     augment: Augment = Field(default_factory=Augment, description="random changes of each crop")
     model: Model = Field(default_factory=Model, description="backbone, head and prototypes")

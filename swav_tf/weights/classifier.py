@@ -76,18 +76,11 @@ def pretraining_recipe(
 
 @dataclass(frozen=True)
 class ClassifierRun:
-    """The content of a probe's run folder.
-
-    Attributes:
-        recipe: config.yaml.
-        facts: model.json.
-        arrays: backbone and classifier, with our names.
-        sizes: of both together.
-    """
+    """The content of a probe's run folder."""
 
     recipe: ProbeRecipe
     facts: ModelFacts
-    arrays: dict[str, np.ndarray]
+    arrays: dict[str, np.ndarray]  # backbone and classifier, with our names
     sizes: Sizes
 
 
@@ -101,17 +94,16 @@ def classifier_run(
     config: str | None = None,
     overrides: Sequence[str] = (),
 ) -> ClassifierRun:
-    """Combine a classifier and its backbone.
+    """Combine the classifier in `source` with its backbone, which is in `source` too or in `backbone`.
 
     Args:
-        found: the file with the classifier; it may have the backbone too.
+        found: the content of `source`.
         fitted: the same, as a complete model.
-        source: its name.
-        backbone: run folder of pretraining, or file, with the backbone that the classifier was trained on.
-        classes: text file with the name of each class, one a line, in the order of the classifier's
-            outputs; None: they are numbered from 0.
-        config: recipe of a probe whose view of images is used; None: the backbone's view.
-        overrides: `path=value`, for the recipe of the probe.
+        source: the file with the classifier.
+        backbone: run folder of pretraining, or file.
+        classes: text file with the name of each class; None: they are numbered from 0.
+        config: recipe of a probe; None: the bundled one with the backbone's view of images.
+        overrides: `path=value`, for the recipe.
 
     Raises:
         UsageError: there is no backbone or one too many, or its number of features is not the classifier's; or
@@ -119,23 +111,8 @@ def classifier_run(
         WeightsError: a file is damaged, or numbers in it are not finite.
         RecipeError: the recipe has errors.
     """
-    count = fitted.sizes.classes or 0
-    if (fitted.sizes.network is None) == (backbone is None):
-        raise UsageError(
-            f"A classifier needs a backbone: give --backbone RUN_OR_FILE, the weights that it was trained on; or keep "
-            f"it as --to FILE.safetensors. {source} has: {fitted.sizes}."
-            if backbone is None
-            else f"--backbone is for a classifier without one. {source} has a backbone: {fitted.sizes}."
-        )
-    base, base_fitted, base_source = found, fitted, source
-    if backbone is not None:
-        base, base_source = open_weights(backbone), backbone
-        base_fitted = fit(base, backbone, backbone_only=True)
-    own_recipe = base_source / "config.yaml"
-    if own_recipe.is_file() and base_fitted.sizes.classes is None:
-        pretrained = load_recipe(own_recipe)
-    else:
-        pretrained = pretraining_recipe(base.std, base_fitted.sizes, base_source)
+    base, base_fitted, base_source = _backbone_of(found, fitted, source, backbone)
+    pretrained = _recipe_of(base, base_fitted.sizes, base_source)
     arrays = fitted.by_own_names(source)
     needed, given = arrays["classifier/kernel"].shape[0], base_fitted.sizes.feature_dim
     if needed != given:
@@ -151,14 +128,39 @@ def classifier_run(
         model=pretrained.model,
         mean=pretrained.augment.mean,
         std=pretrained.augment.std,
-        class_names=_class_names(classes, count),
+        class_names=_class_names(classes, fitted.sizes.classes or 0),
         how=BY_IMPORT,
         origin=origin,
         train_images=0,
         train_sha256="",
     )
-    sizes = Sizes(base_fitted.sizes.network, base_fitted.sizes.width, classes=count)
+    sizes = Sizes(base_fitted.sizes.network, base_fitted.sizes.width, classes=fitted.sizes.classes)
     return ClassifierRun(_probe_recipe(pretrained, source, config, overrides), facts, arrays, sizes)
+
+
+def _backbone_of(
+    found: Weights, fitted: Fitted, source: Path, backbone: Path | None
+) -> tuple[Weights, Fitted, Path]:
+    if fitted.sizes.network is None and backbone is None:
+        raise UsageError(
+            f"A classifier needs a backbone: give --backbone RUN_OR_FILE, the weights that it was trained on; or keep "
+            f"it as --to FILE.safetensors. {source} has: {fitted.sizes}."
+        )
+    if fitted.sizes.network is not None and backbone is not None:
+        raise UsageError(
+            f"--backbone is for a classifier without one. {source} has a backbone: {fitted.sizes}."
+        )
+    if backbone is None:
+        return found, fitted, source
+    base = open_weights(backbone)
+    return base, fit(base, backbone, backbone_only=True), backbone
+
+
+def _recipe_of(base: Weights, sizes: Sizes, source: Path) -> Recipe:
+    """Return the recipe in the backbone's run folder, or one that fits a file."""
+    if sizes.classes is None and (source / "config.yaml").is_file():
+        return load_recipe(source / "config.yaml")
+    return pretraining_recipe(base.std, sizes, source)
 
 
 def _probe_recipe(

@@ -30,23 +30,14 @@ TORCH_ENDINGS = (".pth.tar", ".pth", ".pt")
 
 @dataclass(frozen=True)
 class Description:
-    """A file of weights.
-
-    Attributes:
-        format: in words.
-        model: in words; None: the shapes are of no network that is known here.
-        tensors: the number of tensors, without counters of steps.
-        numbers: the number of numbers in them.
-        left_out: names of tensors that an import would not use.
-        problems: what is missing, left over or misshapen, one line each.
-    """
+    """What a file of weights contains."""
 
     format: str
-    model: str | None
-    tensors: int
+    model: str | None  # in words; None: the shapes are of no network that is known here
+    tensors: int  # without counters of steps
     numbers: int
-    left_out: tuple[str, ...]
-    problems: tuple[str, ...]
+    left_out: tuple[str, ...]  # names of tensors that an import would not use
+    problems: tuple[str, ...]  # what is missing, left over or misshapen, one line each
 
 
 def describe(source: Path) -> Description:
@@ -70,21 +61,13 @@ def describe(source: Path) -> Description:
 
 @dataclass(frozen=True)
 class Imported:
-    """What was imported.
-
-    Attributes:
-        path: the run folder or file that was written.
-        format: of the source, in words.
-        sizes: of the model.
-        left_out: names of tensors that were not used.
-        recipe: of the run folder; None for a file.
-    """
+    """What was imported, and where to."""
 
     path: Path
     format: str
     sizes: Sizes
-    left_out: tuple[str, ...]
-    recipe: AnyRecipe | None
+    left_out: tuple[str, ...]  # names of tensors that were not used
+    recipe: AnyRecipe | None  # of the run folder; None for a file
 
 
 def import_weights(
@@ -117,19 +100,19 @@ def import_weights(
         RecipeError: the recipe has errors.
     """
     source, to = Path(source), Path(to)
-    as_file = to.suffix == ".safetensors"
+    as_file, for_classifier = to.suffix == ".safetensors", backbone is not None or classes is not None
     if to.exists() and (as_file or not to.is_dir() or any(to.iterdir())):
         raise UsageError(f"--to must be new: nothing is overwritten. Received: {to}, which exists.")
     if as_file and (config is not None or overrides):
-        raise UsageError("A file has no recipe: give --config and --override only with a run folder.")
-    if as_file and (backbone is not None or classes is not None):
+        raise UsageError("A file has no recipe: give --config and -o only with a run folder.")
+    if as_file and for_classifier:
         raise UsageError(
-            "A file contains only what FILE does: give --backbone and --classes with a run folder."
+            "--backbone and --classes are for a run folder: a file contains only what FILE does."
         )
     found = open_weights(source)
     fitted = fit(found, source, backbone_only=backbone_only)
     sizes = fitted.sizes
-    if sizes.classes is None and (backbone is not None or classes is not None):
+    if sizes.classes is None and for_classifier:
         raise UsageError(f"--backbone and --classes are for a classifier. {source} has none: {sizes}.")
 
     origin = {"file": source.name, "format": found.format, "sha256": sha256_of(source)}
@@ -144,8 +127,8 @@ def import_weights(
         found,
         fitted,
         source,
-        backbone=None if backbone is None else Path(backbone),
-        classes=None if classes is None else Path(classes),
+        backbone=Path(backbone) if backbone else None,
+        classes=Path(classes) if classes else None,
         config=config,
         overrides=overrides,
     )
@@ -184,19 +167,12 @@ def _write_run(
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written.
-
-    Attributes:
-        path: the file.
-        names: the naming of its tensors.
-        tensors: how many it has.
-        left_out: names of tensors that this naming has no place for.
-    """
+    """What was exported, and where to."""
 
     path: Path
     names: Names
     tensors: int
-    left_out: tuple[str, ...]
+    left_out: tuple[str, ...]  # names of tensors that this naming has no place for
 
 
 def export_weights(source: Path | str, to: Path | str, *, names: Names | None = None) -> Exported:

@@ -129,7 +129,7 @@ def test_from_files_and_back(folder):
         (["linear.pth", "--to", "x", "--backbone", "swav.pth", "--classes", "no.txt"], "--classes must be a readable"),
         (["linear.pth", "--to", "x", "--backbone", "swav.pth", "--classes", "four.txt"], "four.txt, 4 names"),
         (["linear.pth", "--to", "x", "--backbone", "swav.pth", "-c", "demo"], "of kind probe is needed"),
-        (["linear.pth", "--to", "x.safetensors", "--backbone", "swav.pth"], "--backbone and --classes with a run"),
+        (["linear.pth", "--to", "x.safetensors", "--backbone", "swav.pth"], "--backbone and --classes are for a run"),
         (["swav.pth", "--to", "x", "--backbone", "swav.pth"], "are for a classifier. swav.pth has none"),
         (["swav.pth", "--to", "x", "--classes", "four.txt"], "are for a classifier. swav.pth has none"),
     ],
