@@ -1,1 +1,1 @@
-"""The bundled recipes: one YAML file each, found by name from an installed package too."""
+"""The bundled recipes: one YAML file each, also found by name in an installed package."""
