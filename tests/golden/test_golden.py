@@ -1,4 +1,4 @@
-"""What commit 8d665af wrote is read as it was, and crops and exported graphs are still those it made.
+"""Check that files written by commit 8d665af load, and that crops and exported graphs equal those it made.
 
 `write.py` wrote the files. Kernels of the networks are made sparse there, so that the archives are small.
 """
