@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
 import json
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -27,14 +26,14 @@ Option = Callable[[Any], Any]
 
 
 def option_group(argument: str, build: Callable[..., Any], *options: Option) -> Option:
-    """Attach options to a command, which receives `build(...)` of their values as one argument.
+    """Attach options to a command, which receives `build(name=value, ...)` of them as one argument.
 
     Args:
         argument: the command's parameter.
         build: a dataclass or function whose parameters have the options' names.
         options: from click, in the order of `--help`.
     """
-    names = tuple(inspect.signature(build).parameters)
+    names = option_names(*options)
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(command)
@@ -47,6 +46,17 @@ def option_group(argument: str, build: Callable[..., Any], *options: Option) -> 
         return with_group
 
     return decorate
+
+
+def option_names(*options: Option) -> tuple[str, ...]:
+    """Return the parameter names of options."""
+
+    @click.command()
+    def none() -> None:
+        pass
+
+    command = functools.reduce(lambda command, option: option(command), options, none)
+    return tuple(str(parameter.name) for parameter in command.params)
 
 
 # === Recipes ===
@@ -339,31 +349,9 @@ class Report:
 _json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print JSON, and nothing else, on stdout."
 )
-_quiet_option = click.option("--quiet", is_flag=True, help="Print warnings and errors only, no progress.")
+quiet_option = click.option("--quiet", is_flag=True, help="Print warnings and errors only, no progress.")
 json_options = option_group("report", lambda as_json: Report(as_json), _json_option)
-report_options = option_group("report", Report, _quiet_option, _json_option)
-
-# === Single options of commands that do not use the groups yet ===
-
-json_option = _json_option
-quiet_option = _quiet_option
-kind_option = click.option(
-    "--kind", type=click.Choice(KINDS), help="How DATA is read.  [default: the model's]"
-)
-split_option = click.option(
-    "--split", metavar="NAME", help="Split of digits or a TFDS data set.  [default: the model's]"
-)
-computing_threads_option = threads_option("Threads that compute a batch on a CPU")
-batch_size_option = click.option(
-    "--batch", "batch_size", type=click.IntRange(min=1), metavar="N", default=128, show_default=True,
-    help="Images that the model sees at once.",
-)  # fmt: skip
-
-
-def print_json(value: Any) -> None:
-    """Print one JSON document on stdout."""
-    click.echo(json.dumps(value, indent=2))
-
+report_options = option_group("report", Report, quiet_option, _json_option)
 
 # === Values separated by commas ===
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.options import computing_threads_option, counts, names, print_json, quiet_option
+from cli.options import counts, names, quiet_option, threads_option
 from cli.progress import cell_progress
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ def _option(*names: str, at_least: Any = None, **settings: Any) -> Callable[...,
          help="Maximum time spent on a cell; cells with too few runs are marked.")
 @_option("--rounds", at_least=1, metavar="N", default=1,
          help="Processes per cell, in turn over all cells; several measure how much processes differ.")
-@computing_threads_option
+@threads_option("Threads that compute a batch on a CPU")
 @_option("--cuda-graph/--no-cuda-graph", default=True,
          help="On a GPU, record a run's kernel launches and repeat them as one.")
 @_option("--timeout", at_least=1.0, metavar="SECONDS", default=1800.0,
@@ -92,7 +93,7 @@ def command(schema: bool, quiet: bool, limits: list[tuple[str, float]], **option
     if schema:
         from evaluate.benchmark.schema import json_schema
 
-        print_json(json_schema())
+        click.echo(json.dumps(json_schema(), indent=2))
         return 0
     _check_options(options)
     json_file, html_file = options["json_file"], options["html_file"]

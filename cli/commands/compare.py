@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from cli.options import json_option, print_json
+from cli.options import Report, json_options
 
 
 @click.command(short_help="Compare two benchmarks, cell by cell.")
@@ -21,8 +21,8 @@ from cli.options import json_option, print_json
     help="Exit code 1 if a cell of B is surely slower than RATIO times A's, or missing.",
 )
 @click.option("--any-machine", is_flag=True, help="With --fail-below: accept files of different machines.")
-@json_option
-def command(a: Path, b: Path, least: float | None, any_machine: bool, as_json: bool) -> int:
+@json_options
+def command(a: Path, b: Path, least: float | None, any_machine: bool, report: Report) -> int:
     """Compare the images/s of two files by `swav-tf benchmark --json`, cell by cell: B over A.
 
     A cell is faster or slower only if the difference exceeds the noise of both at 99 % confidence. With
@@ -45,8 +45,8 @@ def command(a: Path, b: Path, least: float | None, any_machine: bool, as_json: b
         )
     below = [] if least is None else comparison.below(least)
     undecided = [] if least is None else comparison.undecided(least)
-    if as_json:
-        print_json({**asdict(comparison), "fail_below": least, "below": below, "undecided": undecided})
+    if report.as_json:
+        report.show({**asdict(comparison), "fail_below": least, "below": below, "undecided": undecided})
     else:
         from cli.tables.benchmark import print_comparison
 

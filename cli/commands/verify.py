@@ -1,4 +1,4 @@
-"""`swav-tf verify`: did the features survive the export? Needs no TensorFlow."""
+"""`swav-tf verify`: did the features survive the export? No TensorFlow needed."""
 
 from __future__ import annotations
 
@@ -8,38 +8,30 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cli.options import (
-    batch_size_option,
-    computing_threads_option,
-    json_option,
-    kind_option,
-    print_json,
-    provider_option,
-    split_option,
-)
+from cli.options import KINDS, Report, batch_option, json_options, provider_option, threads_option
 
 if TYPE_CHECKING:
     from export.verify import Labelled
 
 
-@click.command(short_help="Prove that exported files compute Keras' features.")
+@click.command()
 @click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="DIR|FILES...")
 @click.option(
     "--labelled",
     "data",
     metavar="DATA",
-    help="Labelled images for the k-NN, measured against the fp32 file.  [default: those in reference.npz]",
+    help="Labelled images for the k-NN accuracy.  [default: those in reference.npz]",
 )
-@kind_option
-@split_option
+@click.option("--kind", type=click.Choice(KINDS), help="How DATA is read.  [default: as the model's images]")
+@click.option("--split", metavar="NAME", help="Split of digits or a TFDS data set.  [default: the model's]")
 @click.option(
     "--labelled-images", type=click.IntRange(min=2), metavar="N", default=2000, show_default=True,
     help="Largest number of them, drawn at random.",
 )  # fmt: skip
 @provider_option
-@computing_threads_option
-@batch_size_option
-@json_option
+@threads_option("Threads that compute a batch on a CPU")
+@batch_option()
+@json_options
 def command(
     paths: tuple[Path, ...],
     data: str | None,
@@ -48,14 +40,14 @@ def command(
     labelled_images: int,
     provider: str | None,
     threads: int,
-    batch_size: int,
-    as_json: bool,
+    batch: int,
+    report: Report,
 ) -> int:
-    """Run exported files, ONNX and engines, on the images of reference.npz and hold them against what Keras said.
+    """Run exported ONNX files and engines on the images of reference.npz, and compare their outputs with Keras'.
 
-    The gates: fp32 relative error 1e-5; fp16 cosine 0.9999 for every image; int8 cosine 0.99
-    and at most 0.5 points of k-NN accuracy. A file that is no longer what was exported fails, too.
-    The figures go to parity.json. Exit code 1 if a file fails.
+    The gates: fp32 relative error 1e-5; fp16 cosine 0.9999 for every image; int8 cosine 0.99 and at most 0.5 points of
+    k-NN accuracy. A file that was changed after the export fails too. The figures are written to parity.json. The exit
+    code is 1 if a file fails.
 
     \b
     Examples:
@@ -67,13 +59,13 @@ def command(
 
     artifacts = find_artifacts(paths)
     if data is None and (kind, split) != (None, None):
-        raise click.UsageError("--kind and --split say how --labelled is read")
+        raise click.UsageError("--kind and --split require --labelled.")
     labelled = None if data is None else _labelled(artifacts, data, kind, split, labelled_images)
     results = verify(
-        artifacts, provider=provider or "cpu", threads=threads, batch_size=batch_size, labelled=labelled
+        artifacts, provider=provider or "cpu", threads=threads, batch_size=batch, labelled=labelled
     )
-    if as_json:
-        print_json(json.loads((artifacts[0].parent / PARITY).read_bytes()))
+    if report.as_json:
+        report.show(json.loads((artifacts[0].parent / PARITY).read_bytes()))
     else:
         from cli.tables.parity import print_parity
 
@@ -82,7 +74,6 @@ def command(
 
 
 def _labelled(artifacts: list[Path], data: str, kind: str | None, split: str | None, count: int) -> Labelled:
-    """Some of the images, as the model sees them."""
     from evaluate.backends.onnx_backend import OnnxBackend
     from evaluate.images import open_images
     from export.reference import draw_images
@@ -92,7 +83,7 @@ def _labelled(artifacts: list[Path], data: str, kind: str | None, split: str | N
     exported = [path for path in artifacts if path.suffix == ".onnx"]
     if not exported:
         raise UsageError(
-            "--labelled holds the files against the fp32 ONNX file, which must be among them. "
+            "--labelled compares with the fp32 ONNX file, which must be among the files. "
             f"Received: {', '.join(path.name for path in artifacts)}."
         )
     runner = OnnxBackend(exported[0])
