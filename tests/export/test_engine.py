@@ -306,12 +306,15 @@ def test_export_of_an_onnx_file(everything, tmp_path, capsys, monkeypatch):
     [
         (
             ["--to", "onnx", "--batch", "1,2,4", "--builder-level", "1"],
-            "--batch, --builder-level: for engines",
+            "--batch, --builder-level: apply to engines",
         ),
-        (["--to", "tensorrt", "--precision", "fp16", "--step", "3"], "--precision, --step: for a run"),
+        (
+            ["--to", "tensorrt", "--precision", "fp16", "--step", "3"],
+            "--precision, --step: cannot be applied",
+        ),
         (["--to", "tensorrt", "--batch", "1,2"], "three numbers of images"),
         (["--to", "tensorrt", "--batch", "0,1,2"], "three numbers of images"),
-        (["--to", "engine"], "must be of onnx, tensorrt. Received: engine"),
+        (["--to", "engine"], "must be onnx, tensorrt or both. Received: engine"),
     ],
 )
 def test_options_without_effect(everything, tmp_path, capsys, arguments, message):
