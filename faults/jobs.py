@@ -180,7 +180,7 @@ def shard(images: Path) -> Job:
         "shards/*",
         lambda folder: outcomes.files_of(folder / "shards"),
         lambda folder: outcomes.shard_trouble(folder / "shards"),
-        remains=lambda folder: outcomes.noted_shards(folder / "shards"),
+        remains=lambda folder: outcomes.shard_files(folder / "shards"),
         kept=lambda folder, ended: outcomes.shard_files(folder / "shards"),
     )
 

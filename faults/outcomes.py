@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import re
@@ -14,9 +13,7 @@ import numpy as np
 from evaluate.feature_file import read_feature_file
 from faults.commands import Ended
 from faults.isolated import isolated
-from swav_tf.data.packing_state import JOURNAL
-from swav_tf.data.shard_index import INDEX, read_index, shard_path
-from swav_tf.data.sharding import file_sha256
+from swav_tf.data.shard_index import INDEX, read_index, shard_damage
 from swav_tf.plumbing.errors import SwavError
 from swav_tf.runs.checkpoint import ARRAYS, CheckpointStore
 
@@ -123,18 +120,6 @@ def shard_files(folder: Path) -> set[str]:
     }
 
 
-def noted_shards(folder: Path) -> set[str]:
-    """Those of them that the journal names; all, where the index is there and the journal no longer."""
-    files, journal = shard_files(folder), folder / JOURNAL
-    if not journal.exists():
-        return files if (folder / INDEX).exists() else set()
-    noted = set()
-    for line in journal.read_text().splitlines():
-        with contextlib.suppress(ValueError):  # the last line may be cut
-            noted.add(json.loads(line)["name"])
-    return {name for name in files if name.split(" ")[0] in noted}
-
-
 def measured_cells(figures: Path) -> set[str]:
     """The cells of a benchmark with the times of their runs."""
     if not figures.exists():
@@ -207,7 +192,7 @@ def shard_trouble(folder: Path) -> str:
         return ""
     try:
         index = read_index(str(folder))
-        wrong = [one.name for one in index.shards if file_sha256(shard_path(index, one)) != one.sha256]
+        wrong = [shard.name for shard in index.shards if shard_damage(index, shard)]
     except SwavError as error:
         return str(error)
     return f"{INDEX} names {', '.join(wrong)}, which have other bytes" if wrong else ""

@@ -7,14 +7,14 @@ import os
 import pytest
 
 from evaluate.feature_store import open_store
-from swav_tf.data import packing_state
+from swav_tf.data import sharding
 from swav_tf.plumbing.errors import UsageError
 from swav_tf.plumbing.files import take_lock
 from swav_tf.runs.folder import RunFolder
 
 HOLDERS = {
     "run folder": RunFolder,
-    "shards": packing_state.locked,
+    "shards": sharding.locked,
     "features": lambda folder: open_store(folder / "x.npz", {}, 4),
 }
 

@@ -12,8 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from swav_tf.data.decode import UndecodableImage, decode
-from swav_tf.data.shard_index import Shard, ShardIndex
-from swav_tf.data.sharding import shard_damage
+from swav_tf.data.shard_index import Shard, ShardIndex, shard_damage
 from swav_tf.data.sources import ImageSource
 from swav_tf.plumbing.names import printable
 from swav_tf.plumbing.parallel import map_ahead

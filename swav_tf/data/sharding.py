@@ -1,77 +1,69 @@
-"""Pack images into TFRecord shards."""
+"""Pack a folder of images into TFRecord shards with an index.
+
+A shard is complete under its name or absent. `shards.plan.json` lists what each shard is made of, so that a repeated
+call keeps those whose images are unchanged. The index is written last.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 
 from swav_tf.data import storage
 from swav_tf.data.folders import ClassFolders, ImageFolder
 from swav_tf.data.names import pack_names
-from swav_tf.data.packing_state import (
-    JOURNAL,
-    PLAN,
-    TIMES,
-    begin_or_go_on,
-    disk_errors_told,
-    locked,
-    read_journal,
-    remove_packing,
-    unfinished,
-    write_whole,
-)
+from swav_tf.data.records import FOOTER, HEADER, read_record, record_table
 from swav_tf.data.shard_index import (
-    FOOTER,
-    HEADER,
     IMAGE_KEY,
     INDEX,
     LABEL_KEY,
+    NAMES,
+    PLAN,
+    RECORDS,
     Shard,
     ShardIndex,
-    encode_example,
-    framed,
     index_files,
+    is_unfinished,
     read_index,
-    record_table,
-    shard_path,
+    shard_damage,
 )
 from swav_tf.plumbing.errors import DataError, UsageError
-from swav_tf.plumbing.files import sync_to_disk
+from swav_tf.plumbing.files import atomic_write, atomic_writes, file_sha256, take_lock
+from swav_tf.plumbing.log import log
 from swav_tf.plumbing.names import name_bytes, printable
 from swav_tf.plumbing.system import available_cores, version_of
 
 MIB: Final = 1 << 20
 DEFAULT_SHARD_MIB: Final = 256
-_RECORD_BYTES: Final = (
-    256  # at most so many of an example are neither image nor names; for the room that is needed
+_RECORD_BYTES: Final = 256  # most of an example that is neither image nor name
+_AT_ONCE: Final = 4096  # images whose sizes are looked up together
+_SHOWN: Final = 5  # damaged shards in a message
+# Files of a packing, also unfinished ones and those of earlier versions.
+_OWN: Final = re.compile(
+    r"(\.part-[0-9a-f]{8}-|\.)?(index\.(json|records\.npy|names\.bin)|shards\.(plan\.json|journal\.jsonl)"
+    r"|images-\d{5,}-of-\d{5,}\.tfrecord)(\.part)?"
 )
-_BLOCK: Final = 4 * MIB
-_SHOWN: Final = 5  # damaged shards that a message names
 
 
 @dataclass(frozen=True)
 class Packed:
-    """What a packing has made.
-
-    Attributes:
-        index: what index.json says.
-        kept: shards that an earlier call had written and that were whole.
-        images_before: images in them.
-    """
+    """The result of a packing: its index, and the number of shards that an earlier call had written."""
 
     index: ShardIndex
     kept: int
-    images_before: int
 
 
 def write_shards(
@@ -84,96 +76,139 @@ def write_shards(
     fresh: bool = False,
     on_progress: Callable[[int], None] = lambda _: None,
 ) -> Packed:
-    """Packs all images of a folder; goes on where an interrupted call ended.
+    """Pack all images of a folder; continue an interrupted call.
 
-    A shard is written under another name, brought to disk, renamed and noted with its SHA-256; the
-    index comes last. After any end, `kill -9` and power cut included, the same call keeps what is whole.
-    Where all is packed, it reads the shards once and holds them against the index.
+    Where all is packed, the shards are read once and compared with their index.
 
     Args:
-        source: the folder, opened.
-        output: folder for the shards, on this machine: new, empty, or with an earlier packing of the same.
-        shards: so many of them; None: as `shard_mib` says.
-        shard_mib: size of a shard, about, MiB.
-        threads: shards written at once; 0: one a core.
-        fresh: begin anew; shards of an earlier packing in `output` are removed.
-        on_progress: is told how many images are done.
+        source: the opened folder.
+        output: folder on this machine: new, empty, or with an earlier packing of the same images.
+        shards: number of shards; None: by `shard_mib`.
+        shard_mib: approximate size of a shard, MiB.
+        threads: shards written at once; 0: one for each core.
+        fresh: start over; shards of an earlier packing in `output` are removed.
+        on_progress: called with the number of packed images.
 
     Raises:
-        UsageError: the output holds something else, or other images, these as they were before they
-            changed too, or is being written.
-        DataError: an image cannot be read, the images have changed, or there is no room; shards that
-            are whole stay. Or all was packed before, and shards are damaged.
+        UsageError: the output contains something else or other images, or another process is writing it.
+        DataError: an image cannot be read, has changed, or the disk is full; finished shards are kept. Or all was
+            packed before, and shards are damaged.
     """
     if storage.is_remote(output):
         raise UsageError(f"Shards are written on this machine, then copied. Received: {output}.")
     output = Path(output).expanduser()
+    threads = threads or available_cores()
     with locked(output):
         if fresh:
-            remove_packing(output)
-        sizes, source_facts = _facts_of(source)
-        count = shards or max(1, round(sum(sizes) / (shard_mib * MIB)))
+            _remove_packing(output)
+        sizes, times, facts = _facts_of(source)
+        if (output / INDEX).exists() and not is_unfinished(str(output)):
+            index = _already_packed(output, source.kind, facts, shards)
+            _check_shards(index, threads, on_progress)
+            return Packed(index, len(index.shards))
+        count = shards or max(1, round(int(sizes.sum()) / (shard_mib * MIB)))
         if count > len(source):
-            raise UsageError(f"Each shard holds an image at least: {len(source):,} images, {count:,} shards.")
-        if (output / INDEX).exists() and not unfinished(str(output)):
-            index = _already_packed(output, source.kind, source_facts, shards)
-            _require_whole(index, threads or available_cores(), on_progress)
-            for name in (PLAN, JOURNAL):
-                (output / name).unlink(missing_ok=True)
-            return Packed(index, len(index.shards), len(index.records))
-        plan = {"source": source_facts, "kind": source.kind, "shards": count}
-        begin_or_go_on(output, plan)
-        packing = _Packing(source, output, sizes, count)
-        kept = packing.keep(read_journal(output), threads or available_cores())
-        before = packing.done
-        _require_room(output, sum(sizes), packing)
-        packing.run(threads or available_cores(), on_progress)
-        index = packing.index(source_facts)
-        for name, data in index_files(index, tool=f"swav-tf {version_of('swav-tf')}").items():
-            with disk_errors_told(output):
-                write_whole(output / name, data)
-        for name in (PLAN, JOURNAL):
-            (output / name).unlink(missing_ok=True)
-        sync_to_disk(output)
-    return Packed(read_index(str(output)), kept, before)
+            raise UsageError(f"Each shard needs an image: {len(source):,} images, {count:,} shards.")
+        packing = _Packing(source, output, sizes, times, count)
+        kept = packing.keep(threads)
+        packing.require_room()
+        packing.run(threads, on_progress)
+        _write_index(packing, facts, threads)
+    return Packed(read_index(str(output)), kept)
+
+
+@contextlib.contextmanager
+def locked(output: Path) -> Iterator[None]:
+    """Create the folder of the shards and lock it for this process.
+
+    Raises:
+        UsageError: it contains something else, another process writes it, or it cannot be written or locked.
+    """
+    if output.is_dir():
+        names = os.listdir(output)
+        others = [name for name in names if not name.startswith(".")]
+        if others and not {INDEX, PLAN} & set(names):
+            raise UsageError(
+                f"The folder of the shards must be new or empty. Received: {output}, with {len(others)} entries, among "
+                f"them {printable(min(others))}. Choose another one."
+            )
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        lock = (output / ".lock").open("a")
+    except OSError as error:
+        raise UsageError(
+            f"The folder of the shards must be writable. Received: {output} ({error})."
+        ) from error
+    with lock:
+        if not take_lock(lock, output):
+            raise UsageError(
+                f"Only one process may write shards into {output}, and one does now. Wait for it, or choose another "
+                "folder."
+            )
+        yield
 
 
 class _Packing:
     """The shards of one call."""
 
     def __init__(
-        self, source: ClassFolders | ImageFolder, output: Path, sizes: list[int], count: int
+        self,
+        source: ClassFolders | ImageFolder,
+        output: Path,
+        sizes: npt.NDArray[np.int64],
+        times: npt.NDArray[np.int64],
+        count: int,
     ) -> None:
-        self.source, self.output, self.sizes = source, output, sizes
+        self.source, self.output, self.sizes, self.times = source, output, sizes, times
         bounds = [len(source) * number // count for number in range(count + 1)]
         self.runs = {
             f"images-{number:05d}-of-{count:05d}.tfrecord": range(bounds[number], bounds[number + 1])
             for number in range(count)
         }
-        self.whole: dict[str, Shard] = {}
+        self.missing = list(self.runs)
         self.done = 0
         self._lock, self._stop = threading.Lock(), threading.Event()
 
-    def keep(self, journal: dict[str, Shard], threads: int) -> int:
-        """Takes over the shards of an earlier call whose bytes are those that were noted; returns how many."""
-        noted = [shard for name, shard in journal.items() if name in self.runs]
+    def keep(self, threads: int) -> int:
+        """Keep finished shards of the same images, remove all others, write the plan; return the number kept."""
+        plan = {name: self._inputs(run) for name, run in self.runs.items()}
+        try:
+            before = json.loads((self.output / PLAN).read_bytes())["inputs"]
+        except (OSError, ValueError, KeyError, TypeError):
+            before = {}
+
+        def is_kept(name: str) -> bool:
+            return before.get(name) == plan[name] and self._is_intact(name)
+
         with ThreadPoolExecutor(threads) as pool:
-            for shard, whole in zip(noted, pool.map(self._is_whole, noted), strict=True):
-                if whole:
-                    self.whole[shard.name] = shard
-                    self.done += shard.examples
-        # Anew: behind the cut line of a killed process the next one would be lost.
-        with disk_errors_told(self.output):
-            lines = [json.dumps(asdict(shard)) + "\n" for shard in self.whole.values()]
-            write_whole(self.output / JOURNAL, "".join(lines).encode())
-        return len(self.whole)
+            kept = {name for name, intact in zip(plan, pool.map(is_kept, plan), strict=True) if intact}
+        for path in list(self.output.iterdir()):
+            if _OWN.fullmatch(path.name) and path.name not in {PLAN, *kept}:
+                path.unlink()
+        if before and not kept:
+            log.warning(f"No shard in {self.output} is of these images and settings: all are packed again.")
+        with atomic_write(self.output / PLAN) as partial:
+            partial.write_text(json.dumps({"inputs": plan}))
+        self.missing = [name for name in plan if name not in kept]
+        self.done = sum(len(self.runs[name]) for name in kept)
+        return len(kept)
+
+    def require_room(self) -> None:
+        """Raise a DataError if the missing shards do not fit the disk."""
+        images = [index for name in self.missing for index in self.runs[name]]
+        needed = int(self.sizes[images].sum()) + len(images) * (_RECORD_BYTES + HEADER + FOOTER)
+        free = shutil.disk_usage(self.output).free
+        if needed > free:
+            raise DataError(
+                f"The shards need {needed / MIB:,.0f} MiB; {self.output} has {free / MIB:,.0f} MiB free. Free some "
+                "space, or choose another folder."
+            )
 
     def run(self, threads: int, on_progress: Callable[[int], None]) -> None:
-        """Writes the shards that are not there."""
+        """Write the missing shards."""
         on_progress(self.done)
-        missing = [name for name in self.runs if name not in self.whole]
         with ThreadPoolExecutor(threads, thread_name_prefix="shard") as pool:
-            futures: set[Future[None]] = {pool.submit(self._write, name) for name in missing}
+            futures: set[Future[None]] = {pool.submit(self._write, name) for name in self.missing}
             try:
                 while futures:
                     ended, futures = wait(futures, timeout=0.2, return_when=FIRST_EXCEPTION)
@@ -181,180 +216,168 @@ class _Packing:
                         future.result()
                     on_progress(self.done)
             finally:
-                self._stop.set()  # those that still write leave no half shard
+                self._stop.set()
                 for future in futures:
                     future.cancel()
 
-    def index(self, source_facts: dict[str, Any]) -> ShardIndex:
-        """The index of all shards, their records found by a walk over their lengths."""
-        tables = [record_table(str(self.output / name)) for name in self.runs]
-        labels = np.array([self.source.label(index) for index in range(len(self.source))], np.int64)
-        return ShardIndex(
-            folder=str(self.output),
-            kind=self.source.kind,
-            class_names=self.source.class_names,
-            shards=tuple(self.whole[name] for name in self.runs),
-            source=source_facts,
-            records=np.concatenate([np.concatenate(tables), labels[:, None]], axis=1),
-            names=pack_names(self.source.image_name(index) for index in range(len(self.source))),
-        )
+    def _inputs(self, run: range) -> str:
+        """Return a hash of what the shard of these images is made of."""
+        names = pack_names(f"{self.source.label(index)} {self.source.image_name(index)}" for index in run)
+        part = slice(run.start, run.stop)
+        parts = (self.source.kind.encode(), names, self.sizes[part].tobytes(), self.times[part].tobytes())
+        return hashlib.sha256(b"".join(parts)).hexdigest()
 
-    def _is_whole(self, shard: Shard) -> bool:
-        path = self.output / shard.name
+    def _is_intact(self, name: str) -> bool:
+        path = str(self.output / name)
         try:
-            return (
-                path.stat().st_size == shard.bytes
-                and shard.examples == len(self.runs[shard.name])
-                and file_sha256(str(path)) == shard.sha256
-            )
-        except OSError:
+            table = record_table(path)
+            for offset, length in table.tolist():
+                read_record(path, offset, length)
+        except (OSError, DataError):
             return False
+        return len(table) == len(self.runs[name])
 
     def _write(self, name: str) -> None:
-        digest, size = hashlib.sha256(), 0
-        temporary = self.output / f".{name}.part"
-        try:
-            with disk_errors_told(self.output), temporary.open("wb", buffering=_BLOCK) as file:
-                for index in self.runs[name]:
-                    if self._stop.is_set():
-                        return
-                    for part in framed(self._example(index)):
-                        file.write(part)
-                        digest.update(part)
-                        size += len(part)
-                    with self._lock:
-                        self.done += 1
-                file.flush()
-                os.fsync(file.fileno())
-                os.replace(temporary, self.output / name)
-                sync_to_disk(self.output)
-                self._note(Shard(name, len(self.runs[name]), size, digest.hexdigest()))
-        finally:
-            temporary.unlink(missing_ok=True)
+        import tensorflow as tf
 
-    def _note(self, shard: Shard) -> None:
-        with self._lock, (self.output / JOURNAL).open("a") as journal:
-            journal.write(json.dumps(asdict(shard)) + "\n")
-            journal.flush()
-            os.fsync(journal.fileno())
-            self.whole[shard.name] = shard
+        with atomic_write(self.output / name) as partial:
+            try:
+                with tf.io.TFRecordWriter(str(partial)) as writer:
+                    for index in self.runs[name]:
+                        if self._stop.is_set():
+                            raise DataError("another shard failed")
+                        writer.write(self._example(index))
+                        with self._lock:
+                            self.done += 1
+            except tf.errors.OpError as error:
+                raise DataError(
+                    f"{self.output / name} could not be written: {error.message}. Free some space and repeat the "
+                    "command: finished shards are kept."
+                ) from error
 
     def _example(self, index: int) -> bytes:
+        import tensorflow as tf
+
         name = self.source.image_name(index)
         try:
             data = self.source.read(index)
         except OSError as error:
             raise DataError(
-                f"{printable(name)} cannot be read: {error.strerror or error}. Mend or remove it; shards that are "
-                "whole are kept while the other images stay as they are."
+                f"{printable(name)} cannot be read: {error.strerror or error}. Repair or remove it, and repeat the "
+                "command: finished shards of unchanged images are kept."
             ) from error
         if len(data) != self.sizes[index]:
             raise DataError(
                 f"Images must not change while they are packed; {printable(name)} had {self.sizes[index]:,} bytes "
-                f"and has {len(data):,} now. Begin again with --fresh when they are at rest."
+                f"and has {len(data):,} now. Repeat the command when they no longer change."
             )
         features: dict[str, bytes | int] = {IMAGE_KEY: data, "image/filename": name_bytes(name)}
         if (label := self.source.label(index)) >= 0:
-            features |= {
-                LABEL_KEY: label,
-                "image/class/text": name_bytes(self.source.class_names[label]),
-            }
-        return encode_example(features)
+            features[LABEL_KEY] = label
+            features["image/class/text"] = name_bytes(self.source.class_names[label])
+        example = tf.train.Example()
+        for key, value in features.items():
+            feature = example.features.feature[key]
+            (feature.bytes_list if isinstance(value, bytes) else feature.int64_list).value.append(value)
+        serialized: bytes = example.SerializeToString(deterministic=True)
+        return serialized
 
 
-def file_sha256(path: str) -> str:
-    """SHA-256 of a file, in hexadecimal.
-
-    Raises:
-        OSError: it cannot be read.
-    """
-    digest = hashlib.sha256()
-    for position in range(0, storage.facts(path).size, _BLOCK):
-        digest.update(storage.read_range(path, position, _BLOCK))
-    return digest.hexdigest()
-
-
-def shard_damage(index: ShardIndex, shard: Shard) -> str | None:
-    """What is wrong with the bytes of a shard; None: they are those that were written."""
+def _facts_of(
+    source: ClassFolders | ImageFolder,
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], dict[str, Any]]:
+    """Return sizes and times of the images, and the facts by which an index identifies them."""
+    found = np.empty((len(source), 2), "<i8")
     try:
-        same = file_sha256(shard_path(index, shard)) == shard.sha256
-    except OSError as error:
-        return printable(str(error))
-    return None if same else "its SHA-256 is not that of the index"
-
-
-def _facts_of(source: ClassFolders | ImageFolder) -> tuple[list[int], dict[str, Any]]:
-    """Sizes of the images, and what tells these images from others and from what they were before a change."""
-    try:
-        # Threads: a network file system answers each question after a while, but many at a time.
+        # Threads: a network file system answers slowly, but many requests at a time.
         with ThreadPoolExecutor(16) as pool:
-            facts = list(pool.map(source.facts, range(len(source)), chunksize=256))
+            for start in range(0, len(source), _AT_ONCE):
+                part = range(start, min(start + _AT_ONCE, len(source)))
+                found[part.start : part.stop] = list(pool.map(source.facts, part))
     except OSError as error:
-        raise DataError(f"An image cannot be looked at: {error}. Mend or remove it.") from error
+        raise DataError(f"The size of an image cannot be read: {error}. Repair or remove it.") from error
+    sizes, times = np.ascontiguousarray(found.T)
     names = pack_names(source.image_name(index) for index in range(len(source)))
-    sizes = [fact.size for fact in facts]
-    times = [fact.changed_ns for fact in facts]
-    return sizes, {
-        "images": len(source),
-        "bytes": sum(sizes),
-        "names_sha256": hashlib.sha256(names).hexdigest(),
-        "sizes_sha256": hashlib.sha256(np.array(sizes, "<i8").tobytes()).hexdigest(),
-        TIMES: hashlib.sha256(np.array(times, "<i8").tobytes()).hexdigest(),
-    }
-
-
-def _already_packed(output: Path, kind: str, source: dict[str, Any], shards: int | None) -> ShardIndex:
-    """The index of a finished packing, if it is one of these images as they are now."""
-    index = read_index(str(output))
-    before, now = dict(index.source), dict(source)
-    changed = before.pop(TIMES, now[TIMES]) != now.pop(TIMES)
-    if before != now:
-        what = "other images"
-    elif index.kind != kind:
-        what = "these images in another kind"
-    elif shards not in (None, len(index.shards)):
-        what = "these images in another number of files"
-    elif changed:
-        raise UsageError(
-            f"The images must be those that were packed into {output}. Received: the same names and sizes, but other "
-            "times of their last change. If they were only copied or touched, the shards are good as they are: swav-tf "
-            f"data check {output} tells whether they are whole. If images were changed, pack them anew with --fresh."
-        )
-    else:
-        return index
-    raise UsageError(
-        f"{output} holds the shards of {what}: {index.source.get('images')} images, {index.source.get('bytes')} "
-        f"bytes, {index.kind}, in {len(index.shards)} shards. Received: {source['images']} images, "
-        f"{source['bytes']} bytes, {kind}{f', for {shards}' if shards else ''}. Give another folder, or begin anew "
-        "with --fresh."
+    return (
+        sizes,
+        times,
+        {
+            "images": len(source),
+            "bytes": int(sizes.sum()),
+            "names_sha256": hashlib.sha256(names).hexdigest(),
+            "sizes_sha256": hashlib.sha256(sizes.tobytes()).hexdigest(),
+            "times_sha256": hashlib.sha256(times.tobytes()).hexdigest(),
+        },
     )
 
 
-def _require_whole(index: ShardIndex, threads: int, on_progress: Callable[[int], None]) -> None:
-    """Reads all shards and holds them against their index."""
-    bad, done = {}, 0
-    with ThreadPoolExecutor(threads, thread_name_prefix="checksum") as pool:
+def _already_packed(output: Path, kind: str, facts: dict[str, Any], shards: int | None) -> ShardIndex:
+    """Read the index of a finished packing, and check that it is of these images as they are now."""
+    index = read_index(str(output))
+    # An early version recorded no times.
+    changed = [key for key, value in facts.items() if index.source.get(key, value) != value]
+    if index.kind != kind or shards not in (None, len(index.shards)) or set(changed) - {"times_sha256"}:
+        raise UsageError(
+            f"{output} contains shards of other images or settings: {index.source.get('images')} images, "
+            f"{index.source.get('bytes')} bytes, {index.kind}, in {len(index.shards)} shards. Received: "
+            f"{facts['images']} images, {facts['bytes']} bytes, {kind}{f', for {shards}' if shards else ''}. Choose "
+            "another folder, or replace them with --fresh."
+        )
+    if changed:
+        raise UsageError(
+            f"The images must be those that were packed into {output}. Received: the same names and sizes, but other "
+            "times of their last change. If they were only copied or touched, the shards are still valid (swav-tf data "
+            f"check {output} checks them). If images were changed, pack them again with --fresh."
+        )
+    return index
+
+
+def _check_shards(index: ShardIndex, threads: int, on_progress: Callable[[int], None]) -> None:
+    bad, done = [], 0
+    with ThreadPoolExecutor(threads) as pool:
         damages = pool.map(lambda shard: shard_damage(index, shard), index.shards)
         for shard, damage in zip(index.shards, damages, strict=True):
             if damage is not None:
-                bad[shard.name] = damage
+                bad.append(f"{shard.name} ({damage})")
             done += shard.examples
             on_progress(done)
     if bad:
         raise DataError(
-            f"The shards in {index.folder} must be whole, as their {INDEX} says; {len(bad)} of {len(index.shards)} are "
-            f"damaged: {', '.join(f'{name} ({damage})' for name, damage in [*bad.items()][:_SHOWN])}"
-            f"{', ...' if len(bad) > _SHOWN else ''}. Copy them from where they are whole, or pack the images again "
-            "with --fresh; and look at the disk, which does not keep what it was given."
+            f"The shards in {index.folder} must match their {INDEX}; {len(bad)} of {len(index.shards)} are damaged: "
+            f"{', '.join(bad[:_SHOWN])}{', ...' if len(bad) > _SHOWN else ''}. Copy them from an intact copy, or pack "
+            "the images again with --fresh; and check the disk."
         )
 
 
-def _require_room(output: Path, total: int, packing: _Packing) -> None:
-    missing = [index for name, run in packing.runs.items() if name not in packing.whole for index in run]
-    needed = sum(packing.sizes[index] for index in missing) + len(missing) * (_RECORD_BYTES + HEADER + FOOTER)
-    free = shutil.disk_usage(output).free
-    if needed > free:
-        raise DataError(
-            f"There must be room for the shards: {output} has {free / MIB:,.0f} MiB free, {needed / MIB:,.0f} MiB "
-            f"of {total / MIB:,.0f} are still to be written. Make room or give another folder."
+def _write_index(packing: _Packing, facts: dict[str, Any], threads: int) -> None:
+    """Write the index of all shards, then remove the plan."""
+    output, source = packing.output, packing.source
+    paths = [output / name for name in packing.runs]
+    tables = [record_table(str(path)) for path in paths]
+    labels = np.array([source.label(index) for index in range(len(source))], np.int64)
+    with ThreadPoolExecutor(threads) as pool:
+        shards = tuple(
+            Shard(path.name, len(table), path.stat().st_size, sha256)
+            for path, table, sha256 in zip(paths, tables, pool.map(file_sha256, paths), strict=True)
         )
+    index = ShardIndex(
+        folder=str(output),
+        kind=source.kind,
+        class_names=source.class_names,
+        shards=shards,
+        source=facts,
+        records=np.concatenate([np.concatenate(tables), labels[:, None]], axis=1),
+        names=pack_names(source.image_name(index) for index in range(len(source))),
+    )
+    contents = index_files(index, tool=f"swav-tf {version_of('swav-tf')}")
+    with atomic_writes(*(output / name for name in (RECORDS, NAMES, INDEX))) as partials:
+        for partial, name in zip(partials, (RECORDS, NAMES, INDEX), strict=True):
+            partial.write_bytes(contents[name])
+    (output / PLAN).unlink()
+
+
+def _remove_packing(output: Path) -> None:
+    """Remove what a packing wrote; last the files that identify the folder, so that a killed call can be repeated."""
+    own = [path for path in output.iterdir() if _OWN.fullmatch(path.name)]
+    for path in sorted(own, key=lambda path: path.name in (INDEX, PLAN)):
+        path.unlink()

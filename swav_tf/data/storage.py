@@ -109,6 +109,17 @@ def read_file(path: str) -> bytes:
         return bytes(files.cat_file(inner))
 
 
+@contextmanager
+def opened(path: str) -> Iterator[Any]:
+    """Yield a binary file open for reads at any position; a remote one is read in blocks."""
+    if not is_remote(path):
+        with open(path, "rb", buffering=0) as local:
+            yield local
+        return
+    with _remote(path) as (files, inner), files.open(inner, "rb") as file:
+        yield file
+
+
 def read_range(path: str, offset: int, length: int) -> bytes:
     """Return `length` bytes of a file from `offset` on, fewer at its end. The offset must be within the file.
 

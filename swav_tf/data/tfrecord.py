@@ -1,4 +1,4 @@
-"""Read images from TFRecord shards."""
+"""Images in TFRecord shards, numbered through all shards."""
 
 from __future__ import annotations
 
@@ -10,49 +10,34 @@ import numpy as np
 
 from swav_tf.data import storage
 from swav_tf.data.names import PackedNames
-from swav_tf.data.packing_state import unfinished
-from swav_tf.data.shard_index import (
-    FOOTER,
-    IMAGE_KEY,
-    LABEL_KEY,
-    MalformedExample,
-    ShardIndex,
-    Values,
-    decode_example,
-    has_index,
-    read_index,
-    record_table,
-    shard_path,
-    unframed,
-)
+from swav_tf.data.records import MalformedExample, Values, decode_example, read_record, record_table
+from swav_tf.data.shard_index import IMAGE_KEY, LABEL_KEY, ShardIndex, has_index, is_unfinished, read_index
 from swav_tf.plumbing.errors import DataError
 
 
 def open_shards(path: str, *, image_key: str = IMAGE_KEY, label_key: str = LABEL_KEY) -> TFRecordSource:
-    """The images of the shards that a folder or a pattern (`/data/train-*`) names.
+    """Open the shards in a folder, or those that match a pattern (`/data/train-*`).
 
     Raises:
-        DataError: there is none, one is damaged, or the folder is still being packed.
+        DataError: no shard exists, one is damaged, or they are still being written.
     """
     folder = storage.local_or_remote(path)
+    if is_unfinished(folder):
+        raise DataError(
+            f"The shards in {folder} are not complete. Repeat the command swav-tf data shard that was interrupted."
+        )
     if has_index(folder):
         index = read_index(folder)
-        shards = [shard_path(index, shard) for shard in index.shards]
+        shards = [index.path(shard) for shard in index.shards]
         return TFRecordSource(shards, image_key=image_key, label_key=label_key, index=index)
-    if unfinished(folder):
-        raise DataError(
-            f"{folder} holds shards that are not all written yet. Give the same swav-tf data shard again: it goes on."
-        )
     return TFRecordSource(find_shards(path), image_key=image_key, label_key=label_key)
 
 
 def find_shards(path: str) -> list[str]:
-    """The shards that a folder or a pattern names, sorted.
-
-    In a folder they are the files with `tfrecord` or `-of-` in their names.
+    """Return the sorted shards that match a pattern, or of a folder the files with `tfrecord` or `-of-` in their names.
 
     Raises:
-        DataError: if there is none.
+        DataError: no shard exists.
     """
     pattern = storage.local_or_remote(path)
     if storage.is_folder(pattern):
@@ -63,14 +48,14 @@ def find_shards(path: str) -> list[str]:
     shards = [shard for shard in found if not storage.is_folder(shard)]
     if not shards:
         raise DataError(
-            f"data.path must be a folder with TFRecord shards, or a pattern of their names; {path} "
-            "names none. Shards in a folder are known by 'tfrecord' or '-of-' in their names."
+            "data.path must be a folder of TFRecord shards, with 'tfrecord' or '-of-' in their names, or a pattern. No "
+            f"file matches {path}."
         )
     return shards
 
 
 class TFRecordSource:
-    """The images of TFRecord shards, numbered through all shards."""
+    """The images of TFRecord shards."""
 
     def __init__(
         self,
@@ -82,31 +67,28 @@ class TFRecordSource:
         class_names: tuple[str, ...] = (),
         index: ShardIndex | None = None,
     ) -> None:
-        """Find the records, in the index if there is one; `slices` takes only some records of each shard.
+        """Find the records, in the index if one is given; `slices` selects records of each shard.
 
         Raises:
-            DataError: if a shard is truncated or compressed, there is no record, or the first
-                one lacks `image_key`.
+            DataError: a shard is truncated or compressed, no record exists, or the first one lacks `image_key`.
         """
         self.index = index
         self.class_names = class_names if index is None else index.class_names
         self._shards = [str(shard) for shard in shards]
         self._image_key, self._label_key = image_key, label_key
         self._names = PackedNames(b"" if index is None else index.names)
-        self._records: Any  # int64 (images, 3): shard, offset, length
-        if index is not None:
-            numbers = np.repeat(np.arange(len(index.shards)), [shard.examples for shard in index.shards])
-            self._records = np.concatenate([numbers[:, None], index.records[:, :2]], axis=1)
+        if index is None:
+            tables = [record_table(shard) for shard in self._shards]
+            if slices is not None:
+                tables = [table[part] for table, part in zip(tables, slices, strict=True)]
+            records, counts = np.concatenate(tables), [len(table) for table in tables]
         else:
-            tables = []
-            for number, shard in enumerate(self._shards):
-                records = record_table(shard)
-                if slices is not None:
-                    records = records[slices[number]]
-                tables.append(np.insert(records, 0, number, axis=1))
-            self._records = np.concatenate(tables)
+            records, counts = index.records[:, :2], [shard.examples for shard in index.shards]
+        self._records: Any = np.insert(records, 0, np.repeat(np.arange(len(counts)), counts), axis=1)
         if not len(self._records):
-            raise DataError(f"TFRecord shards must hold images; the {len(self._shards)} given hold no record")
+            raise DataError(
+                f"TFRecord shards must contain images; the {len(self._shards)} given have no record."
+            )
         try:
             features = self._features(0)
         except OSError as error:
@@ -115,18 +97,18 @@ class TFRecordSource:
             ) from error
         if image_key not in features:
             raise DataError(
-                f"data.image_key must name the feature that holds the encoded image; {image_key!r} is not "
-                f"one of those in {self._shards[0]}: {', '.join(sorted(features))}"
+                f"data.image_key must name the feature with the encoded image; {image_key!r} is not "
+                f"one of those in {self._shards[0]}: {', '.join(sorted(features))}."
             )
 
     def __len__(self) -> int:
         return len(self._records)
 
     def read(self, index: int) -> bytes:
-        """The encoded image of record `index`.
+        """Return the encoded image of record `index`.
 
         Raises:
-            OSError: if the record cannot be read, is damaged, or holds no image.
+            OSError: the record cannot be read, is damaged, or has no image.
         """
         values = self._features(index).get(self._image_key, [])
         image = values[0] if len(values) == 1 else None
@@ -135,7 +117,7 @@ class TFRecordSource:
         return image
 
     def label(self, index: int) -> int:
-        """The integer under `label_key` in record `index`, as it stands there; -1 when there is none."""
+        """Return the integer under `label_key` in record `index`, -1 if there is none."""
         if self.index is not None and self._label_key == LABEL_KEY:
             return int(self.index.records[index, 2])
         values = self._features(index).get(self._label_key, [])
@@ -143,9 +125,9 @@ class TFRecordSource:
         return label if isinstance(label, int) else -1
 
     def image_name(self, index: int) -> str:
-        """The name that the image had when it was packed; without an index, shard and byte offset of the record.
+        """Return the name that the image had when it was packed; without an index, shard and offset of the record.
 
-        So shards of ours have the names of the folder that they were made of, and a run goes on with either.
+        A run can resume on the shards of its folder, because the names are the same.
         """
         if self.index is not None:
             return self._names[index]
@@ -154,8 +136,7 @@ class TFRecordSource:
 
     def _features(self, index: int) -> dict[str, Values]:
         shard, offset, length = self._records[index].tolist()
-        data = storage.read_range(self._shards[shard], offset, length + FOOTER)
         try:
-            return decode_example(unframed(data, length))
+            return decode_example(read_record(self._shards[shard], offset, length))
         except MalformedExample as error:
             raise OSError(f"not a tf.train.Example: {error}") from error

@@ -6,7 +6,7 @@ import fsspec
 import numpy as np
 import pytest
 
-from swav_tf.data import shard_index, storage
+from swav_tf.data import storage
 from swav_tf.data.check import check_data
 from swav_tf.data.folders import ClassFolders, ImageFolder
 from swav_tf.data.sharding import write_shards
@@ -55,7 +55,6 @@ KINDS = [("class_folders", "images"), ("images", "images"), ("tfrecord", "shards
 @pytest.mark.parametrize("place", ["memory", "zip"])
 @pytest.mark.parametrize(("kind", "folder"), KINDS)
 def test_the_same_images_in_the_same_order(places, monkeypatch, place, kind, folder):
-    monkeypatch.setattr(shard_index, "_REMOTE_BLOCK", 5000)  # less than the longest shard
     here, there = (open_source(Data(kind=kind, path=places[p](folder))) for p in ("local", place))
     assert fingerprint(there) == fingerprint(here)
     assert there.class_names == here.class_names

@@ -49,9 +49,11 @@ def command(
       swav-tf data shard ILSVRC2012/train shards/train
       swav-tf data shard photos/ shards/photos --kind images --shards 64 --threads 16
     """
+    from cli.quiet import load_tensorflow_quietly
     from swav_tf.data.sharding import write_shards
     from swav_tf.data.sources import open_folder
 
+    load_tensorflow_quietly()  # it writes the records
     source = open_folder(data, kind=kind)
     with image_progress(len(source), "packed", quiet=report.quiet) as progress:
         packed = write_shards(

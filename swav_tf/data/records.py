@@ -1,0 +1,142 @@
+"""The records of TFRecord files, read by position without TensorFlow."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from typing import Final
+
+import google_crc32c
+import numpy as np
+import numpy.typing as npt
+
+from swav_tf.data import storage
+from swav_tf.plumbing.errors import DataError
+
+HEADER: Final = 12  # bytes before a record: its length and the length's checksum
+FOOTER: Final = 4  # bytes after it: its checksum
+
+Values = list[bytes] | list[int]
+
+
+def record_table(shard: str) -> npt.NDArray[np.int64]:
+    """Return offset and length of each record of a file, (records, 2), from the lengths alone.
+
+    Raises:
+        DataError: the file is truncated, compressed or not a TFRecord file.
+    """
+    size = storage.facts(shard).size
+    records: list[tuple[int, int]] = []
+    start = 0
+    with storage.opened(shard) as file:
+        compressed = file.read(2) == b"\x1f\x8b"
+        while start < size and not compressed:
+            file.seek(start)
+            header = file.read(HEADER)
+            length = struct.unpack_from("<Q", header)[0] if len(header) == HEADER else size
+            end = start + HEADER + length + FOOTER
+            if end > size:
+                break
+            records.append((start + HEADER, length))
+            start = end
+    if compressed:
+        raise DataError(f"TFRecord shards must be uncompressed; {shard} is a gzip file. Unpack it first.")
+    if start < size:
+        raise DataError(
+            f"TFRecord shard {shard} is truncated or not a TFRecord file: record {len(records)}, at byte {start}, "
+            f"does not end within the file's {size} bytes. Copy or write it again."
+        )
+    return np.array(records, np.int64).reshape(-1, 2)
+
+
+def read_record(shard: str, offset: int, length: int) -> bytes:
+    """Return the data of a record, compared with its checksum.
+
+    Raises:
+        OSError: the file ends before, cannot be read, or the data is damaged.
+    """
+    data = storage.read_range(shard, offset, length + FOOTER)
+    record, footer = data[:length], data[length:]
+    if len(footer) < FOOTER:
+        raise OSError(f"the shard ends within the record: it has {len(data)} of {length + FOOTER} bytes")
+    crc = google_crc32c.value(record)
+    if struct.unpack("<I", footer)[0] != ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF:
+        raise OSError("the record's checksum is wrong: its bytes are not those that were written")
+    return record
+
+
+# === Protocol buffers: messages of tf.train.Example ===
+
+
+class MalformedExample(ValueError):
+    """Report bytes that are not a tf.train.Example."""
+
+
+def decode_example(data: bytes) -> dict[str, Values]:
+    """Return the values of each feature by name; lists of floats come out empty.
+
+    Raises:
+        MalformedExample: the bytes are not such a message.
+    """
+    found: dict[str, Values] = {}
+    for features in _fields(memoryview(data), 1):
+        for entry in _fields(features, 1):
+            name = b"".join(map(_as_bytes, _fields(entry, 1))).decode("utf-8", "replace")
+            found[name] = []
+            for feature in _fields(entry, 2):
+                for values in _fields(feature, 1):
+                    found[name] = [_as_bytes(value) for value in _fields(values, 1)]
+                for values in _fields(feature, 3):
+                    found[name] = [signed for value in _fields(values, 1) for signed in _integers(value)]
+    return found
+
+
+def _fields(message: memoryview | int, number: int) -> Iterator[memoryview | int]:
+    """Yield the values of one field of a message: integers, or views of bytes."""
+    if isinstance(message, int):
+        raise MalformedExample("an integer in place of a message")
+    position = 0
+    while position < len(message):
+        key, position = _varint(message, position)
+        kind, value = key & 7, 0
+        if kind == 0:
+            value, position = _varint(message, position)
+        start = position
+        if kind == 2:
+            length, start = _varint(message, position)
+            position = start + length
+        elif kind in (1, 5):
+            position += 8 if kind == 1 else 4
+        elif kind != 0:
+            raise MalformedExample(f"a field of type {kind}")
+        if position > len(message) or key < 8:
+            raise MalformedExample("a field that ends beyond its message")
+        if key >> 3 == number:
+            yield message[start:position] if kind else value
+
+
+def _varint(message: memoryview, position: int) -> tuple[int, int]:
+    """Return the integer at a position, and the position after it."""
+    value = 0
+    for shift, byte in enumerate(message[position : position + 10]):
+        value |= (byte & 0x7F) << 7 * shift
+        if byte < 0x80:
+            return value % 2**64, position + shift + 1
+    raise MalformedExample("an integer without an end")
+
+
+def _integers(value: memoryview | int) -> Iterator[int]:
+    """Yield the signed integers of a field: one, or several packed into its bytes."""
+    packed = memoryview(b"") if isinstance(value, int) else value
+    values, position = [value] if isinstance(value, int) else [], 0
+    while position < len(packed):
+        one, position = _varint(packed, position)
+        values.append(one)
+    for one in values:
+        yield one - 2**64 if one >= 2**63 else one
+
+
+def _as_bytes(value: memoryview | int) -> bytes:
+    if isinstance(value, int):
+        raise MalformedExample("an integer in place of bytes")
+    return bytes(value)
