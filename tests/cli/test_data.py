@@ -81,7 +81,7 @@ def test_check_fails_for_a_wrong_checksum(images: Path, tmp_path: Path, data: Ru
     shard.write_bytes(b"\0" * 8 + shard.read_bytes()[8:])  # a length, which the index makes unnecessary
     code, out, _ = data("check", tmp_path / "out", "--quiet")
     assert code == 1
-    assert "images-00000-of-00001.tfrecord: its SHA-256 is not that of the index" in out
+    assert "images-00000-of-00001.tfrecord: its SHA-256 differs from the index" in out
 
 
 @pytest.mark.parametrize(
