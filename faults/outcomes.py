@@ -116,7 +116,7 @@ def shard_files(folder: Path) -> set[str]:
     """The files of the shards, each as it was written that time."""
     return {
         f"{path.name} (inode {path.stat().st_ino}, written at {path.stat().st_mtime_ns})"
-        for path in folder.glob("*.tfrecord")
+        for path in folder.glob("images-*.tfrecord")
     }
 
 
