@@ -133,28 +133,24 @@ class _Nearest:
 
     def __init__(self, count: int) -> None:
         self.count, self.total = count, 0
-        self.rows: np.ndarray | None = None  # (m, K)
-        self.scores: np.ndarray | None = None
+        self.best: tuple[np.ndarray, np.ndarray] | None = None  # rows and scores, (m, K) each
 
     def add(self, scores: np.ndarray) -> None:
         """Add the scores (n, K) of the next n rows."""
         rows = np.broadcast_to(self.total + np.arange(len(scores))[:, np.newaxis], scores.shape)
         self.total += len(scores)
-        if self.rows is not None and self.scores is not None:
-            rows, scores = np.concatenate([self.rows, rows]), np.concatenate([self.scores, scores])
+        if self.best is not None:
+            rows, scores = np.concatenate([self.best[0], rows]), np.concatenate([self.best[1], scores])
         if len(rows) > self.count:
             best = np.argpartition(-scores, self.count - 1, axis=0)[: self.count]
             rows, scores = np.take_along_axis(rows, best, axis=0), np.take_along_axis(scores, best, axis=0)
-        self.rows, self.scores = rows, scores
+        self.best = rows, scores
 
-    def sorted(self) -> tuple[np.ndarray, np.ndarray]:
+    def sorted(self) -> list[np.ndarray]:
         """Return rows and scores, (K, m) each, best first."""
-        assert self.rows is not None
-        assert self.scores is not None
-        order = np.argsort(-self.scores, axis=0, kind="stable")
-        return np.take_along_axis(self.rows, order, axis=0).T, np.take_along_axis(
-            self.scores, order, axis=0
-        ).T
+        assert self.best is not None
+        order = np.argsort(-self.best[1], axis=0, kind="stable")
+        return [np.take_along_axis(values, order, axis=0).T for values in self.best]
 
 
 def summary(clusters: Clusters) -> dict[str, Any]:

@@ -28,36 +28,28 @@ ROW_GROUP: Final = 16_384  # rows of a .parquet in memory at once; 128 MiB of 20
 
 
 @dataclass(frozen=True)
-class Rows:
-    """Rows of a feature file.
-
-    Attributes:
-        features: (n, F) float32, possibly memory-mapped.
-        labels: (n,) int64, -1 for none.
-        index: (n,) int64, numbers of the images in their source.
-        names: (n,) names of the images there.
-    """
-
-    features: np.ndarray
-    labels: np.ndarray
-    index: np.ndarray
-    names: Sequence[str]
-
-
-@dataclass(frozen=True)
 class FeatureFile:
-    """An open feature file.
+    """Features of N images.
 
     Attributes:
-        path: its place.
-        rows: all rows.
+        path: of the file.
+        features: (N, F) float32, possibly memory-mapped.
+        labels: (N,) int64, -1 for none.
+        index: (N,) int64, numbers of the images in their source.
+        names: (N,) names of the images there.
         facts: `model` (see ModelIdentity), `view`, `source` (see ImageSet.facts), `class_names`; empty for files by
             other tools.
     """
 
     path: Path
-    rows: Rows
+    features: np.ndarray
+    labels: np.ndarray
+    index: np.ndarray
+    names: Sequence[str]
     facts: dict[str, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.features)
 
     @property
     def class_names(self) -> list[str]:
@@ -106,109 +98,89 @@ def read_feature_file(path: Path | str) -> FeatureFile:
     if not path.exists():
         raise UsageError(f"Feature file not found: {path}. Create one with `swav-tf features`.")
     try:
-        rows, facts = _READERS[path.suffix](path)
+        file = _READERS[path.suffix](path)
     except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, csv.Error) as error:
         # NumPy's own message suggests to load the pickle, which would run whatever is in it.
         reason = "it contains no plain arrays" if "pickle" in str(error) else error
         raise DataError(f"{path} must be a feature file. It cannot be read: {reason}.") from error
-    n = len(rows.features)
-    if rows.features.ndim != 2 or rows.features.dtype.kind != "f" or 0 in rows.features.shape:
+    features = file.features
+    if features.ndim != 2 or features.dtype.kind != "f" or 0 in features.shape:
         raise DataError(
             f"{path} must contain features (N, F) of a floating-point type, N and F >= 1. "
-            f"Received: {rows.features.dtype} {rows.features.shape}."
+            f"Received: {features.dtype} {features.shape}."
         )
-    if not n == len(rows.labels) == len(rows.index) == len(rows.names):
+    if not len(file) == len(file.labels) == len(file.index) == len(file.names):
         raise DataError(
-            f"{path} must have a label and a name for each of its {n} rows. "
-            f"Received: {len(rows.labels)} labels, {len(rows.names)} names."
+            f"{path} must have a label and a name for each of its {len(file)} rows. "
+            f"Received: {len(file.labels)} labels, {len(file.names)} names."
         )
-    return FeatureFile(path, rows, facts)
+    return file
 
 
-def write_feature_file(path: Path, rows: Rows, facts: dict[str, Any]) -> None:
-    """Write a feature file; memory-mapped features are never read into memory at once.
-
-    Args:
-        path: its ending determines the format.
-        rows: at least one.
-        facts: see FeatureFile.
+def write_feature_file(file: FeatureFile) -> None:
+    """Write a feature file in the format of its path; memory-mapped features are never in memory at once.
 
     Raises:
         DataError: the disk is full or refuses; an existing file stays.
     """
-    check_format(path)
-    _WRITERS[path.suffix](path, rows, facts)
+    check_format(file.path)
+    _WRITERS[file.path.suffix](file)
 
 
-# === .npz ===
-
-
-def _read_npz(path: Path) -> tuple[Rows, dict[str, Any]]:
+def _read_npz(path: Path) -> FeatureFile:
     with np.load(path, allow_pickle=False) as file:
         if "features" not in file:
             raise ValueError(f"it has {', '.join(file.files) or 'nothing'}, but no `features`")
         features = file["features"]
         n = len(features)
-        rows = Rows(
+        return FeatureFile(
+            path,
             features,
             file["labels"].astype(np.int64) if "labels" in file else np.full(n, -1),
             file["index"] if "index" in file else np.arange(n),
             file["names"].tolist() if "names" in file else [str(i) for i in range(n)],
+            json.loads(str(file["facts"])) if "facts" in file else {},
         )
-        return rows, json.loads(str(file["facts"])) if "facts" in file else {}
 
 
-def _write_npz(path: Path, rows: Rows, facts: dict[str, Any]) -> None:
-    with atomic_write(path) as partial:
+def _write_npz(file: FeatureFile) -> None:
+    with atomic_write(file.path) as partial:
         np.savez(
             partial,
-            features=rows.features,
-            labels=rows.labels,
-            index=rows.index,
-            names=np.array(rows.names),
-            facts=np.array(json.dumps(facts)),
+            features=file.features,
+            labels=file.labels,
+            index=file.index,
+            names=np.array(file.names),
+            facts=np.array(json.dumps(file.facts)),
         )
 
 
-# === .npy ===
-
-
-def _read_npy(path: Path) -> tuple[Rows, dict[str, Any]]:
+def _read_npy(path: Path) -> FeatureFile:
     features = np.load(path, mmap_mode="r", allow_pickle=False)
-    table, facts = companion(path, ".csv"), companion(path, ".json")
+    table = companion(path, ".csv")
     if not table.exists():  # an array by another tool
         n = len(features)
-        return Rows(features, np.full(n, -1), np.arange(n), [str(i) for i in range(n)]), {}
-    with table.open(encoding="utf-8", newline="") as file:
-        lines = csv.DictReader(file)
-        names, labels, index = [], [], []
-        for line in lines:
-            names.append(line["name"])
-            labels.append(int(line["label"]))
-            index.append(int(line["index"]))
-    rows = Rows(features, np.array(labels, np.int64), np.array(index, np.int64), names)
-    return rows, json.loads(facts.read_text(encoding="utf-8"))
+        return FeatureFile(path, features, np.full(n, -1), np.arange(n), [str(i) for i in range(n)])
+    with table.open(encoding="utf-8", newline="") as text:
+        rows = [(row["name"], int(row["label"]), int(row["index"])) for row in csv.DictReader(text)]
+    names, labels, index = zip(*rows, strict=True) if rows else ((), (), ())
+    facts = json.loads(companion(path, ".json").read_text(encoding="utf-8"))
+    return FeatureFile(path, features, np.array(labels, np.int64), np.array(index, np.int64), names, facts)
 
 
-def _write_npy(path: Path, rows: Rows, facts: dict[str, Any]) -> None:
-    classes = facts.get("class_names", ())
-    with atomic_writes(companion(path, ".csv"), companion(path, ".json"), path) as (table, facts_file, array):
-        np.save(array, rows.features)
+def _write_npy(file: FeatureFile) -> None:
+    path = file.path
+    with atomic_writes(companion(path, ".csv"), companion(path, ".json"), path) as (table, facts, array):
+        np.save(array, file.features)
+        classes = map(file.class_name, file.labels.tolist())
+        rows = zip(file.names, file.labels.tolist(), classes, file.index.tolist(), strict=True)
         with table.open("w", encoding="utf-8", newline="") as text:
-            writer = csv.writer(text)
-            writer.writerow(COLUMNS)
-            for name, label, number in zip(
-                rows.names, rows.labels.tolist(), rows.index.tolist(), strict=True
-            ):
-                writer.writerow((name, label, class_name(label, classes), number))
-        facts_file.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+            csv.writer(text).writerows([COLUMNS, *rows])
+        facts.write_text(json.dumps(file.facts, indent=1) + "\n", encoding="utf-8")
         path.unlink(missing_ok=True)  # so that old features never meet new labels
 
 
-# === .parquet ===
-
-
-def _read_parquet(path: Path) -> tuple[Rows, dict[str, Any]]:
+def _read_parquet(path: Path) -> FeatureFile:
     import pyarrow.parquet as pq
 
     parts = sorted(path.glob("part-*.parquet")) if path.is_dir() else [path]
@@ -218,11 +190,9 @@ def _read_parquet(path: Path) -> tuple[Rows, dict[str, Any]]:
     schema = files[0].schema_arrow
     if "features" not in schema.names:
         raise ValueError(f"it has the columns {', '.join(schema.names)}, but no `features`")
-    n = sum(file.metadata.num_rows for file in files)
-    width = schema.field("features").type.list_size
+    n, width = sum(file.metadata.num_rows for file in files), schema.field("features").type.list_size
     features = np.empty((n, width), np.float32)
-    labels, index, names = np.empty(n, np.int64), np.empty(n, np.int64), []
-    done = 0
+    labels, index, names, done = np.empty(n, np.int64), np.empty(n, np.int64), [], 0
     for file in files:  # batch by batch: twice the features may not fit into memory
         for batch in file.iter_batches(columns=["features", "label", "index", "name"]):
             here = slice(done, done + batch.num_rows)
@@ -230,41 +200,43 @@ def _read_parquet(path: Path) -> tuple[Rows, dict[str, Any]]:
             labels[here], index[here] = batch["label"].to_numpy(), batch["index"].to_numpy()
             names += batch["name"].to_pylist()
             done += batch.num_rows
-    return Rows(features, labels, index, names), json.loads((schema.metadata or {}).get(FACTS_KEY, b"{}"))
+    facts = json.loads((schema.metadata or {}).get(FACTS_KEY, b"{}"))
+    return FeatureFile(path, features, labels, index, names, facts)
 
 
-def _write_parquet(path: Path, rows: Rows, facts: dict[str, Any]) -> None:
+def _write_parquet(file: FeatureFile) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    classes, width = facts.get("class_names", ()), rows.features.shape[1]
-    fields = {"name": pa.string(), "label": pa.int64(), "class": pa.string(), "index": pa.int64()}
-    fields["features"] = pa.list_(pa.float32(), width)
-    schema = pa.schema(list(fields.items()), metadata={FACTS_KEY: json.dumps(facts).encode()})
+    width = file.features.shape[1]
+    columns = {"name": pa.string(), "label": pa.int64(), "class": pa.string(), "index": pa.int64()}
+    columns["features"] = pa.list_(pa.float32(), width)
+    schema = pa.schema(list(columns.items()), metadata={FACTS_KEY: json.dumps(file.facts).encode()})
     # Features do not repeat: a dictionary of them would only cost time.
+    dictionary = ["label", "class"]
     with (
-        atomic_write(path) as partial,
-        pq.ParquetWriter(partial, schema, use_dictionary=["label", "class"]) as writer,
+        atomic_write(file.path) as partial,
+        pq.ParquetWriter(partial, schema, use_dictionary=dictionary) as out,
     ):
-        for start in range(0, len(rows.names), ROW_GROUP):
+        for start in range(0, len(file), ROW_GROUP):
             here = slice(start, start + ROW_GROUP)
-            columns = [
-                pa.array(rows.names[here], pa.string()),
-                pa.array(rows.labels[here]),
-                pa.array([class_name(label, classes) for label in rows.labels[here].tolist()], pa.string()),
-                pa.array(rows.index[here]),
-                pa.FixedSizeListArray.from_arrays(pa.array(np.ravel(rows.features[here])), width),
+            labels = file.labels[here]
+            values = [
+                pa.array(file.names[here], pa.string()),
+                pa.array(labels),
+                pa.array([file.class_name(label) for label in labels.tolist()], pa.string()),
+                pa.array(file.index[here]),
+                pa.FixedSizeListArray.from_arrays(pa.array(np.ravel(file.features[here])), width),
             ]
-            writer.write_table(pa.Table.from_arrays(columns, schema=schema))
+            out.write_table(pa.Table.from_arrays(values, schema=schema))
 
 
-_READERS: dict[str, Callable[[Path], tuple[Rows, dict[str, Any]]]] = {
+_READERS: dict[str, Callable[[Path], FeatureFile]] = {
     ".npz": _read_npz,
     ".npy": _read_npy,
     ".parquet": _read_parquet,
 }
-
-_WRITERS: dict[str, Callable[[Path, Rows, dict[str, Any]], None]] = {
+_WRITERS: dict[str, Callable[[FeatureFile], None]] = {
     ".npz": _write_npz,
     ".npy": _write_npy,
     ".parquet": _write_parquet,

@@ -47,7 +47,7 @@ def map_features(file: FeatureFile, *, method: str, limit: int, seed: int = 0) -
         DataError: features are not finite.
         SwavError: UMAP is not installed.
     """
-    total, width = file.rows.features.shape
+    total, width = file.features.shape
     least = PERPLEXITY + 2 if method == "tsne" else 3
     if min(total, limit) < least or width < 2:
         raise UsageError(
@@ -57,7 +57,7 @@ def map_features(file: FeatureFile, *, method: str, limit: int, seed: int = 0) -
     rows = np.arange(total)
     if total > limit:
         rows = np.sort(np.random.default_rng(seed).choice(total, limit, replace=False))
-    features = np.array(file.rows.features[rows], np.float32)
+    features = np.array(file.features[rows], np.float32)
     if not np.isfinite(features).all():
         raise DataError(f"{file.path} must contain finite features. Some are not finite.")
     features /= np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
@@ -91,10 +91,10 @@ def draw_map(path: Path, file: FeatureFile, drawn: FeatureMap, *, method: str) -
 
     figure, axes = plt.subplots(figsize=(10.5, 8), dpi=120, layout="constrained")
     classes = _draw_points(axes, file, drawn)
-    shown, total = len(drawn.rows), len(file.rows.labels)
+    shown, total = len(drawn.rows), len(file)
     of = f"{shown:,} of {total:,} images" if shown < total else f"{total:,} images"
     many = f", {classes} classes by color" if classes > LEGEND_CLASSES else ""
-    title = f"{METHODS[method]} of {of}, {file.rows.features.shape[1]} features{many}"
+    title = f"{METHODS[method]} of {of}, {file.features.shape[1]} features{many}"
     axes.set_title(title, loc="left", fontsize=13)
     if drawn.explained:
         axes.set_xlabel(f"first principal component, {100 * drawn.explained[0]:.1f} % of the variance")
@@ -112,7 +112,7 @@ def _draw_points(axes: Any, file: FeatureFile, drawn: FeatureMap) -> int:
     """Draw the points and the legend, and return the number of classes."""
     import matplotlib.pyplot as plt
 
-    labels = file.rows.labels[drawn.rows]
+    labels = file.labels[drawn.rows]
     classes = np.unique(labels[labels >= 0])
     size = float(np.clip(20_000 / len(labels), 3, 28))
     style: dict[str, Any] = {"s": size, "alpha": 0.8, "linewidths": 0}

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from evaluate.backends.backend import Backend
-from evaluate.feature_file import Rows, check_format, companion, read_feature_file, write_feature_file
-from evaluate.feature_store import FeatureStore, discard_store, open_store, refuse_changes
+from evaluate.feature_file import FeatureFile, check_format, companion, read_feature_file, write_feature_file
+from evaluate.feature_store import discard_store, open_store, refuse_changes
 from evaluate.images import ImageSet
-from swav_tf.data.sources import ImageSource
 from swav_tf.data.views import UnreadableImages, stack_views, view_batches
 from swav_tf.plumbing.errors import DataError
 from swav_tf.plumbing.names import printable
@@ -26,18 +25,16 @@ class Extraction:
     """The result of `extract_features`.
 
     Attributes:
-        output: the feature file.
-        images: rows in it.
+        images: rows in the feature file.
         feature_dim: F.
-        unreadable: name and reason of each image that is left out.
+        unreadable: images that are left out.
         images_before: images that an earlier call had done.
         seconds: time for the others.
     """
 
-    output: Path
     images: int
     feature_dim: int
-    unreadable: dict[str, str]
+    unreadable: int
     images_before: int
     seconds: float
 
@@ -96,16 +93,12 @@ def extract_features(
             unreadable.write_list()
         if not store.rows:
             raise DataError(f"At least one image must be readable. Received: {total} unreadable images.")
-        write_feature_file(
-            output, _rows(store, images.source), {**facts, "unreadable": len(unreadable.reasons)}
-        )
+        facts["unreadable"] = len(unreadable.reasons)
+        features, index, labels = store.read()
+        names = [printable(images.source.image_name(i)) for i in index.tolist()]
+        write_feature_file(FeatureFile(output, features, labels, index, names, facts))
     seconds = time.perf_counter() - began
-    return Extraction(output, store.rows, model.feature_dim, unreadable.reasons, before, seconds)
-
-
-def _rows(store: FeatureStore, source: ImageSource) -> Rows:
-    features, index, labels = store.read()
-    return Rows(features, labels, index, [printable(source.image_name(i)) for i in index.tolist()])
+    return Extraction(store.rows, model.feature_dim, facts["unreadable"], before, seconds)
 
 
 def _facts(model: Backend, images: ImageSet) -> dict[str, Any]:
@@ -124,6 +117,5 @@ def _complete(output: Path, facts: dict[str, Any]) -> Extraction:
     before = {key: file.facts.get(key) for key in facts}
     refuse_changes(before, facts, f"{output} exists and was made with other settings")
     discard_store(output)
-    total, (rows, feature_dim) = facts["source"]["images"], file.rows.features.shape
-    listed = UnreadableImages(total, 1.0, companion(output, ".unreadable.csv")).read_list()
-    return Extraction(output, rows, feature_dim, listed, images_before=total, seconds=0.0)
+    rows, width = file.features.shape
+    return Extraction(rows, width, file.facts["unreadable"], facts["source"]["images"], seconds=0.0)

@@ -12,7 +12,7 @@ from typing import Any, Final
 from PIL import Image as PillowImage
 from PIL import ImageDraw, ImageFont
 
-from evaluate.backends.backend import ModelIdentity
+from evaluate.backends.backend import Backend
 from evaluate.clusters import Clusters, summary, usage_table
 from evaluate.feature_file import class_name
 from evaluate.images import ImageSet
@@ -102,9 +102,8 @@ def write_gallery(
     folder: Path,
     clusters: Clusters,
     images: ImageSet,
+    model: Backend,
     *,
-    model: ModelIdentity,
-    view: EvaluationView,
     prototypes: int,
 ) -> None:
     """Write index.html with the most used prototypes, and sheet.png with the first of these.
@@ -114,14 +113,15 @@ def write_gallery(
         clusters: the assignment.
         images: the same images.
         model: the model that assigned them.
-        view: its input view.
         prototypes: number of prototypes to show.
 
     Raises:
         DataError: an image can no longer be read.
     """
     cards = [
-        _card(row, clusters, images, view) for row in usage_table(clusters)[:prototypes] if row["images"]
+        _card(row, clusters, images, model.input_view)
+        for row in usage_table(clusters)[:prototypes]
+        if row["images"]
     ]
     rows = [
         SheetRow(card["lines"], [(picture, ()) for picture in card["pictures"]])
@@ -133,7 +133,7 @@ def write_gallery(
     with atomic_write(folder / "sheet.png") as partial:
         sheet.save(partial)
     page = _template().render(
-        model=model,
+        model=model.facts,
         source=images.settings.path or f"{images.settings.kind}, split {images.settings.split}",
         figures=figures,
         tiles=_figures(figures),

@@ -48,16 +48,14 @@ def knn_accuracies(
     """
     _check(known, asked, neighbours)
     try:
-        found = find_neighbours(
-            known.rows.features, asked.rows.features, k=max(neighbours), on_progress=on_progress
-        )
+        found = find_neighbours(known.features, asked.features, k=max(neighbours), on_progress=on_progress)
     except ValueError as error:  # shapes and k are checked, the values are not
         raise DataError(f"{known.path} and {asked.path}: {error}") from error
-    classes = 1 + int(max(known.rows.labels.max(), asked.rows.labels.max()))
-    ranks = {k: np.empty(len(asked.rows.labels), np.int64) for k in neighbours}
-    for start in range(0, len(asked.rows.labels), QUERIES):
+    classes = 1 + int(max(known.labels.max(), asked.labels.max()))
+    ranks = {k: np.empty(len(asked), np.int64) for k in neighbours}
+    for start in range(0, len(asked), QUERIES):
         here = slice(start, start + QUERIES)
-        near, truth = known.rows.labels[found.indices[here]], asked.rows.labels[here]
+        near, truth = known.labels[found.indices[here]], asked.labels[here]
         for k in neighbours:
             votes = vote(found.cosines[here, :k], near[:, :k], classes=classes, temperature=temperature)
             ranks[k][here] = _ranks(votes, truth)
@@ -98,7 +96,7 @@ def check_same_model(
 
 
 def _check(known: FeatureFile, asked: FeatureFile, neighbours: Sequence[int]) -> None:
-    widths = [file.rows.features.shape[1] for file in (known, asked)]
+    widths = [file.features.shape[1] for file in (known, asked)]
     if widths[0] != widths[1]:
         raise UsageError(
             f"Both files must have features of the same width. Received: {known.path} with {widths[0]}, "
@@ -106,11 +104,11 @@ def _check(known: FeatureFile, asked: FeatureFile, neighbours: Sequence[int]) ->
         )
     check_same_model(known.facts, asked.facts, str(known.path), str(asked.path))
     for file in (known, asked):
-        unlabelled = int((file.rows.labels < 0).sum())
+        unlabelled = int((file.labels < 0).sum())
         if unlabelled:
             raise DataError(
                 f"k-NN accuracy needs labels. Received: {file.path}, where {unlabelled} of "
-                f"{len(file.rows.labels)} images have none. Make it from class folders (--kind class_folders)."
+                f"{len(file)} images have none. Make it from class folders (--kind class_folders)."
             )
     if known.class_names and asked.class_names and known.class_names != asked.class_names:
         only = sorted(set(known.class_names) ^ set(asked.class_names))
@@ -125,8 +123,8 @@ def _check(known: FeatureFile, asked: FeatureFile, neighbours: Sequence[int]) ->
             f"{known.path} and {asked.path}, both of the same images, so that each image finds itself."
         )
     for k in neighbours:
-        if not 1 <= k <= len(known.rows.labels):
+        if not 1 <= k <= len(known):
             raise UsageError(
-                f"k must be from 1 to the number of images that vote, {len(known.rows.labels)} in "
+                f"k must be from 1 to the number of images that vote, {len(known)} in "
                 f"{known.path}. Received: {k}."
             )

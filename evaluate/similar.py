@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from PIL import Image as PillowImage
@@ -26,25 +25,6 @@ SIDE: Final = 144  # of an image in the picture, pixels
 COLUMNS: Final = 6
 
 
-@dataclass(frozen=True)
-class Similar:
-    """A neighbor of an image.
-
-    Attributes:
-        name: its name in the source.
-        label: its class, -1 for none.
-        class_name: the class's name.
-        cosine: of the two images' features.
-        index: its number in the source.
-    """
-
-    name: str
-    label: int
-    class_name: str
-    cosine: float
-    index: int
-
-
 def query_view(path: Path, model: Backend) -> Image:
     """Read an image file in the model's input view, uint8 (crop, crop, 3).
 
@@ -60,8 +40,8 @@ def query_view(path: Path, model: Backend) -> Image:
         raise UsageError(f"IMAGE must be an image file. Received: {path}: {error.strerror}.") from error
 
 
-def similar_images(view: Image, file: FeatureFile, model: Backend, *, k: int) -> list[Similar]:
-    """Return the k images of a feature file whose features have the highest cosine with the image's.
+def similar_images(view: Image, file: FeatureFile, model: Backend, *, k: int) -> list[dict[str, Any]]:
+    """Find the k images of a feature file whose features have the highest cosine with the image's.
 
     Args:
         view: from `query_view`.
@@ -69,34 +49,36 @@ def similar_images(view: Image, file: FeatureFile, model: Backend, *, k: int) ->
         model: the model.
         k: number of images.
 
+    Returns:
+        `name`, `label`, `class`, `cosine` and `index` (number in the source) of each, the nearest first.
+
     Raises:
         UsageError: the file is of another model, or has fewer than k images.
         DataError: its features are not finite.
     """
-    rows = file.rows
-    if rows.features.shape[1] != model.feature_dim:
+    if file.features.shape[1] != model.feature_dim:
         raise UsageError(
-            f"The feature file must be of the same model. Received: {file.path} with {rows.features.shape[1]} "
+            f"The feature file must be of the same model. Received: {file.path} with {file.features.shape[1]} "
             f"features per image, {model.facts.path} with {model.feature_dim}."
         )
     facts = {"model": model.facts.as_dict(), "view": model.input_view.model_dump()}
     check_same_model(file.facts, facts, str(file.path), model.facts.path)
-    if not 1 <= k <= len(rows.labels):
+    if not 1 <= k <= len(file):
         raise UsageError(
-            f"-k must be from 1 to the number of images in {file.path}, {len(rows.labels)}. Received: {k}."
+            f"-k must be from 1 to the number of images in {file.path}, {len(file)}. Received: {k}."
         )
     try:
-        found = find_neighbours(rows.features, model.features(view[np.newaxis]), k=k)
+        found = find_neighbours(file.features, model.features(view[np.newaxis]), k=k)
     except ValueError as error:
         raise DataError(f"{file.path}: {error}") from error
     return [
-        Similar(
-            name=rows.names[row],
-            label=int(rows.labels[row]),
-            class_name=file.class_name(int(rows.labels[row])),
-            cosine=float(cosine),
-            index=int(rows.index[row]),
-        )
+        {
+            "name": file.names[row],
+            "label": int(file.labels[row]),
+            "class": file.class_name(int(file.labels[row])),
+            "cosine": cosine,
+            "index": int(file.index[row]),
+        }
         for row, cosine in zip(found.indices[0].tolist(), found.cosines[0].tolist(), strict=True)
     ]
 
@@ -121,7 +103,7 @@ def images_of(file: FeatureFile, like: Data, data: str | None = None) -> ImageSe
     path = data if data is not None and source["kind"] != "digits" else source["path"]
     images = open_images(path, like=like, kind=source["kind"], split=source["split"])
     total = len(images.source)
-    pairs = zip(file.rows.index.tolist(), file.rows.names, strict=True)
+    pairs = zip(file.index.tolist(), file.names, strict=True)
     if total != source["images"] or any(printable(images.source.image_name(i)) != name for i, name in pairs):
         raise UsageError(
             f"{path} must contain the {source['images']:,} images of {file.path}, by name. Received: {total:,} images "
@@ -131,13 +113,13 @@ def images_of(file: FeatureFile, like: Data, data: str | None = None) -> ImageSe
 
 
 def draw_similar(
-    view: Image, title: str, found: Sequence[Similar], images: ImageSet, model: Backend
+    view: Image, title: str, found: Sequence[dict[str, Any]], images: ImageSet, model: Backend
 ) -> PillowImage.Image:
     """Draw the image, and below it its neighbors, the nearest first."""
     pictures = [
         (
-            thumbnail(images.source, near.index, model.input_view, SIDE),
-            (f"{near.cosine:.3f}   {near.class_name}", near.name),
+            thumbnail(images.source, near["index"], model.input_view, SIDE),
+            (f"{near['cosine']:.3f}   {near['class']}", near["name"]),
         )
         for near in found
     ]

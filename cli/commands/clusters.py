@@ -86,9 +86,7 @@ def command(
             on_progress=progress,
         )
     document = write_tables(output, clusters, opened, backend.facts)
-    write_gallery(
-        output, clusters, opened, model=backend.facts, view=backend.input_view, prototypes=prototypes
-    )
+    write_gallery(output, clusters, opened, backend, prototypes=prototypes)
     if report.as_json:
         report.show(document)
         return

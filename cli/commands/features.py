@@ -79,13 +79,13 @@ def command(
         lines.append(f"{speed:,.0f} images/s over {result.seconds:.1f} s")
     if result.unreadable:
         lines.append(
-            f"{len(result.unreadable):,} unreadable images are left out, listed in {output}.unreadable.csv"
+            f"{result.unreadable:,} unreadable images are left out, listed in {output}.unreadable.csv"
         )
     document = {
         "output": str(output),
         "images": result.images,
         "feature_dim": result.feature_dim,
-        "unreadable": len(result.unreadable),
+        "unreadable": result.unreadable,
         "images_before": result.images_before,
         "images_per_second": speed,
         "model": backend.facts.as_dict(),

@@ -56,17 +56,15 @@ def command(train: Path, test: Path, neighbours: tuple[int, ...], temperature: f
             {
                 "train": str(train),
                 "test": str(test),
-                "train_images": len(known.rows.labels),
-                "test_images": len(queries.rows.labels),
+                "train_images": len(known),
+                "test_images": len(queries),
                 "temperature": temperature,
                 "knn": {k: {"top1": a.top1, "top5": a.top5} for k, a in accuracies.items()},
                 "model": known.facts.get("model"),
             }
         )
         return
-    click.echo(
-        f"k-NN accuracy of {len(queries.rows.labels):,} images, with {len(known.rows.labels):,} reference images"
-    )
+    click.echo(f"k-NN accuracy of {len(queries):,} images, with {len(known):,} reference images")
     print_table(
         ("k", "top-1", "top-5"),
         [(k, f"{100 * a.top1:.2f} %", f"{100 * a.top5:.2f} %") for k, a in accuracies.items()],

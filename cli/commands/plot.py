@@ -48,4 +48,4 @@ def command(features: Path, output: Path, method: str, limit: int, seed: int) ->
     file = read_feature_file(features)
     drawn = map_features(file, method=method, limit=limit, seed=seed)
     draw_map(output, file, drawn, method=method)
-    click.echo(f"{output}: {len(drawn.rows):,} of {len(file.rows.labels):,} images")
+    click.echo(f"{output}: {len(drawn.rows):,} of {len(file):,} images")

@@ -55,12 +55,8 @@ def command(
     with atomic_write(output) as partial:
         drawn.save(partial)
     if report.as_json:
-        near = [
-            {"name": s.name, "label": s.label, "class": s.class_name, "cosine": s.cosine, "index": s.index}
-            for s in found
-        ]
-        report.show({"image": str(image), "features": str(features), "output": str(output), "similar": near})
+        report.show({"image": str(image), "features": str(features), "output": str(output), "similar": found})
         return
-    rows = [(f"{s.cosine:.3f}", s.class_name or "-", s.name) for s in found]
+    rows = [(f"{near['cosine']:.3f}", near["class"] or "-", near["name"]) for near in found]
     print_table(("cosine", "class", "image"), rows, left=("image",))
     click.echo(f"picture   {output}")

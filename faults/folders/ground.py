@@ -51,7 +51,7 @@ class Ground:
         )
 
         def read(path: Path) -> tuple[list[str], np.ndarray]:
-            rows = read_feature_file(path).rows
+            rows = read_feature_file(path)
             return list(rows.names), np.array(rows.features)
 
         [answer] = isolated(read, [output], limit_s=60)

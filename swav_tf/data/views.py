@@ -154,10 +154,3 @@ class UnreadableImages:
             return
         with atomic_write(self.path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
             csv.writer(file).writerows([("name", "reason"), *self.reasons.items()])
-
-    def read_list(self) -> dict[str, str]:
-        """Return the names and reasons that an earlier run listed."""
-        if not self.path.exists():
-            return {}
-        with self.path.open(encoding="utf-8", newline="") as file:
-            return {line["name"]: line["reason"] for line in csv.DictReader(file)}

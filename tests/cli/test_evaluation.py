@@ -41,7 +41,7 @@ def test_features(model: str, tmp_path: Path, told: Told) -> None:
     result = json.loads(told(*arguments, "--batch", "64", "--threads", "2", "--json"))
     assert (result["output"], result["images"], result["unreadable"]) == (output, 360, 0)
     assert result["images_per_second"] > 0
-    assert len(read_feature_file(output).rows.names) == 360
+    assert len(read_feature_file(output).names) == 360
     again = told(*arguments)
     assert (
         f"{output}: 360 images x {result['feature_dim']} features\n360 of the images had been computed before"

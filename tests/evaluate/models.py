@@ -4,7 +4,7 @@ import numpy as np
 from PIL import Image
 
 from evaluate.backends.backend import Backend, ModelIdentity
-from evaluate.feature_file import FeatureFile, Rows
+from evaluate.feature_file import FeatureFile
 from evaluate.images import open_images
 from swav_tf.data.views import stack_views, view_images
 from swav_tf.recipe.pretraining import Data, EvaluationView
@@ -67,5 +67,5 @@ def class_folders(root):
 def feature_file(features, labels, **facts):
     """A feature file in memory."""
     n = len(features)
-    rows = Rows(features, np.asarray(labels, np.int64), np.arange(n), [str(i) for i in range(n)])
-    return FeatureFile("x.npz", rows, facts)
+    names = [str(i) for i in range(n)]
+    return FeatureFile("x.npz", features, np.asarray(labels, np.int64), np.arange(n), names, facts)

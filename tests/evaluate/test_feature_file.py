@@ -8,19 +8,18 @@ import pyarrow.parquet as pq
 import pytest
 
 from evaluate import feature_file
-from evaluate.feature_file import Rows, read_feature_file, write_feature_file
+from evaluate.feature_file import FeatureFile, read_feature_file, write_feature_file
 from swav_tf.plumbing.errors import DataError, UsageError
 
 FACTS = {"model": {"weights_sha256": "x"}, "class_names": ["cat", "dög"], "source": {"path": "ü"}}
 FORMATS = [".npz", ".npy", ".parquet"]
 NAMES = ["a/1.jpg", 'a,"b".png', "ü", "the last one"]
-ROWS = Rows(
-    np.random.default_rng(0).normal(size=(4, 4)).astype(np.float32),
-    np.array([0, 1, -1, 1]),
-    np.array([0, 1, 4, 9]),
-    NAMES,
-)
-OTHERS = Rows(ROWS.features + 1, ROWS.labels, ROWS.index, ROWS.names)
+FEATURES = np.random.default_rng(0).normal(size=(4, 4)).astype(np.float32)
+
+
+def write(path, facts=FACTS, features=FEATURES):
+    labels, index = np.array([0, 1, -1, 1]), np.array([0, 1, 4, 9])
+    write_feature_file(FeatureFile(path, features, labels, index, NAMES, facts))
 
 
 # Bugs caught: names and labels of other rows, a row group that is lost, facts that do not come back.
@@ -29,20 +28,20 @@ def test_round_trip(tmp_path, monkeypatch, ending):
     monkeypatch.setattr(feature_file, "ROW_GROUP", 3)
     path = tmp_path / "new" / f"x{ending}"
     for _ in range(2):  # the second one replaces the first
-        write_feature_file(path, ROWS, FACTS)
+        write(path)
     file = read_feature_file(path)
-    np.testing.assert_array_equal(file.rows.features, ROWS.features)
-    assert file.rows.labels.tolist() == ROWS.labels.tolist()
-    assert file.rows.index.tolist() == ROWS.index.tolist()
-    assert (list(file.rows.names), file.facts) == (NAMES, FACTS)
+    np.testing.assert_array_equal(file.features, FEATURES)
+    assert file.labels.tolist() == [0, 1, -1, 1]
+    assert file.index.tolist() == [0, 1, 4, 9]
+    assert (list(file.names), file.facts) == (NAMES, FACTS)
     assert [file.class_name(label) for label in (-1, 1, 7)] == ["", "dög", "7"]
     assert not list(path.parent.glob(".*"))
 
 
 # Bugs caught: an .npy that is read into memory, or that other tools cannot read as a plain array.
 def test_npy_is_a_plain_array_on_disk(tmp_path):
-    write_feature_file(tmp_path / "x.npy", ROWS, FACTS)
-    assert isinstance(read_feature_file(tmp_path / "x.npy").rows.features, np.memmap)
+    write(tmp_path / "x.npy")
+    assert isinstance(read_feature_file(tmp_path / "x.npy").features, np.memmap)
     assert np.load(tmp_path / "x.npy").shape == (4, 4)
     lines = (tmp_path / "x.npy.csv").read_text(encoding="utf-8").splitlines()
     assert lines[:3] == ["name,label,class,index", "a/1.jpg,0,cat,0", '"a,""b"".png",1,dög,1']
@@ -50,7 +49,7 @@ def test_npy_is_a_plain_array_on_disk(tmp_path):
 
 # Bugs caught: parquet that data frames cannot read, folders of parts by older versions that are refused.
 def test_parquet_is_a_table(tmp_path):
-    write_feature_file(tmp_path / "x.parquet", ROWS, FACTS)
+    write(tmp_path / "x.parquet")
     table = pq.read_table(tmp_path / "x.parquet")
     assert table.column_names == ["name", "label", "class", "index", "features"]
     assert table["class"].to_pylist() == ["cat", "dög", "", "dög"]
@@ -58,17 +57,17 @@ def test_parquet_is_a_table(tmp_path):
     for number in (0, 1):
         pq.write_table(table.slice(2 * number, 2), tmp_path / "parts.parquet" / f"part-{number:05d}.parquet")
     parts = read_feature_file(tmp_path / "parts.parquet")
-    np.testing.assert_array_equal(parts.rows.features, ROWS.features)
-    assert (list(parts.rows.names), parts.facts) == (NAMES, FACTS)
+    np.testing.assert_array_equal(parts.features, FEATURES)
+    assert (list(parts.names), parts.facts) == (NAMES, FACTS)
 
 
 # Bug caught: feature files of other tools that are refused for lack of facts.
 def test_arrays_by_other_tools(tmp_path):
     np.save(tmp_path / "x.npy", np.ones((3, 2), np.float64))
     np.savez(tmp_path / "x.npz", features=np.ones((3, 2), np.float16), labels=np.array([1, 0, 1], np.uint8))
-    assert read_feature_file(tmp_path / "x.npy").rows.labels.tolist() == [-1, -1, -1]
+    assert read_feature_file(tmp_path / "x.npy").labels.tolist() == [-1, -1, -1]
     file = read_feature_file(tmp_path / "x.npz")
-    assert (file.rows.labels.tolist(), file.facts) == ([1, 0, 1], {})
+    assert (file.labels.tolist(), file.facts) == ([1, 0, 1], {})
 
 
 class Hostile:
@@ -77,12 +76,12 @@ class Hostile:
 
 
 def truncated(path):
-    write_feature_file(path, ROWS, FACTS)
+    write(path)
     path.write_bytes(path.read_bytes()[:150])
 
 
 def without_a_line(path):
-    write_feature_file(path, ROWS, FACTS)
+    write(path)
     table = path.with_name(path.name + ".csv")
     lines = table.read_text(encoding="utf-8").splitlines(keepends=True)
     table.write_text("".join(lines[:-1]), encoding="utf-8")
@@ -123,7 +122,7 @@ def test_missing_files_and_other_formats(tmp_path):
     with pytest.raises(UsageError, match=r"not found: .*x.npz. Create one with `swav-tf features`"):
         read_feature_file(tmp_path / "x.npz")
     for name in ("x.csv", "x"):
-        for use in (read_feature_file, lambda path: write_feature_file(path, ROWS, FACTS)):
+        for use in (read_feature_file, write):
             with pytest.raises(UsageError, match=r"must end in .npz, .npy or .parquet"):
                 use(tmp_path / name)
 
@@ -132,7 +131,7 @@ def test_missing_files_and_other_formats(tmp_path):
 @pytest.mark.parametrize("ending", FORMATS)
 def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch, ending):
     path = tmp_path / f"x{ending}"
-    write_feature_file(path, ROWS, FACTS)
+    write(path)
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
 
     def full(*_, **__):
@@ -142,7 +141,7 @@ def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch, ending):
     monkeypatch.setattr(np, "save", full)
     monkeypatch.setattr(pq.ParquetWriter, "write_table", full)
     with pytest.raises(DataError, match=r"could not be written: No space left"):
-        write_feature_file(path, OTHERS, {"other": 1})
+        write(path, {"other": 1}, FEATURES + 1)
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
 
 
@@ -150,7 +149,7 @@ def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch, ending):
 @pytest.mark.parametrize("renames", range(3))
 def test_a_kill_while_files_are_renamed(tmp_path, monkeypatch, renames):
     path, done, replace = tmp_path / "x.npy", [], os.replace
-    write_feature_file(path, ROWS, FACTS)
+    write(path)
 
     def replace_or_die(*names):
         if len(done) == renames:
@@ -160,10 +159,10 @@ def test_a_kill_while_files_are_renamed(tmp_path, monkeypatch, renames):
 
     monkeypatch.setattr(os, "replace", replace_or_die)
     with contextlib.suppress(KeyboardInterrupt):
-        write_feature_file(path, OTHERS, {"other": 1})
+        write(path, {"other": 1}, FEATURES + 1)
     monkeypatch.undo()
     assert not path.exists()
-    write_feature_file(path, OTHERS, {"other": 1})
+    write(path, {"other": 1}, FEATURES + 1)
     file = read_feature_file(path)
-    np.testing.assert_array_equal(file.rows.features, OTHERS.features)
+    np.testing.assert_array_equal(file.features, FEATURES + 1)
     assert file.facts == {"other": 1}

@@ -21,7 +21,7 @@ def two_clouds():
 @pytest.mark.parametrize("method", ["pca", "tsne"])
 def test_a_map_separates_separate_classes(tmp_path, two_clouds, method):
     drawn = map_features(two_clouds, method=method, limit=1000)
-    labels = two_clouds.rows.labels
+    labels = two_clouds.labels
     centers = np.stack([drawn.places[labels == c].mean(axis=0) for c in (0, 1)])
     distances = np.linalg.norm(drawn.places[:, None] - centers, axis=-1)
     assert (distances.argmin(axis=1) == labels).mean() > 0.95
@@ -32,7 +32,7 @@ def test_a_map_separates_separate_classes(tmp_path, two_clouds, method):
 
 # Bug caught: the length of features drawn instead of their direction.
 def test_lengths_do_not_matter(two_clouds):
-    features, labels = two_clouds.rows.features, two_clouds.rows.labels
+    features, labels = two_clouds.features, two_clouds.labels
     longer = feature_file(features * np.linspace(1, 50, len(features))[:, None], labels)
     places = [map_features(file, method="pca", limit=100).places for file in (two_clouds, longer)]
     np.testing.assert_allclose(*places, atol=1e-3)
@@ -49,7 +49,7 @@ def test_a_limit_samples(two_clouds):
 # Bug caught: a traceback for missing or many labels.
 @pytest.mark.parametrize("labels", [np.full(60, -1), np.arange(60), np.arange(60) % 5 - 1])
 def test_any_labels_can_be_drawn(tmp_path, two_clouds, labels):
-    file = feature_file(two_clouds.rows.features, labels)
+    file = feature_file(two_clouds.features, labels)
     draw_map(tmp_path / "x.png", file, map_features(file, method="pca", limit=100), method="pca")
     assert (tmp_path / "x.png").stat().st_size > 5000
 

@@ -43,11 +43,11 @@ def test_features_are_the_models(tmp_path, folders, batch_size, save_seconds):
     result = extract_features(model, images, output, **settings)
     file = read_feature_file(output)
     expected = outputs_of(images.source, range(20))["features"]
-    np.testing.assert_allclose(file.rows.features, expected, rtol=1e-5, atol=1e-5)
-    assert file.rows.labels.tolist() == [0] * 10 + [1] * 10
-    assert list(file.rows.names) == [images.source.image_name(i) for i in range(20)]
+    np.testing.assert_allclose(file.features, expected, rtol=1e-5, atol=1e-5)
+    assert file.labels.tolist() == [0] * 10 + [1] * 10
+    assert list(file.names) == [images.source.image_name(i) for i in range(20)]
     assert (file.facts["model"]["step"], file.facts["class_names"]) == (3, ["cat", 'dög, "big"'])
-    assert (result.images, result.feature_dim, result.images_before, result.unreadable) == (20, 5, 0, {})
+    assert (result.images, result.feature_dim, result.images_before, result.unreadable) == (20, 5, 0, 0)
     assert progress == np.cumsum(model.batches).tolist()
     assert max(model.batches) <= batch_size
     assert {p.name for p in tmp_path.iterdir()} == {"images", "x.npy", "x.npy.csv", "x.npy.json"}
@@ -137,13 +137,13 @@ def test_unreadable_images_are_left_out_and_listed(tmp_path, folders):
     result = extract_features(NumpyBackend(), images, output, **FOURS, max_bad_share=0.1)
     assert result.images_before == 9
     file = read_feature_file(output)
-    assert file.rows.index.tolist() == kept
-    assert file.rows.labels.tolist() == [0] * 8 + [1] * 10
-    np.testing.assert_allclose(file.rows.features, expected, rtol=1e-5, atol=1e-5)
-    assert sorted(result.unreadable) == ["cat/02.png", "cat/09.png"]
-    assert "cat/02.png" in (tmp_path / "x.npy.unreadable.csv").read_text()
-    assert file.facts["unreadable"] == 2
-    assert extract_features(NumpyBackend(), images, output).unreadable == result.unreadable
+    assert file.index.tolist() == kept
+    assert file.labels.tolist() == [0] * 8 + [1] * 10
+    np.testing.assert_allclose(file.features, expected, rtol=1e-5, atol=1e-5)
+    listed = (tmp_path / "x.npy.unreadable.csv").read_text().splitlines()
+    assert [line.split(",")[0] for line in listed] == ["name", "cat/02.png", "cat/09.png"]
+    assert file.facts["unreadable"] == result.unreadable == 2
+    assert extract_features(NumpyBackend(), images, output).unreadable == 2
 
 
 # Bug caught: a feature file of the readable rest of a broken source.

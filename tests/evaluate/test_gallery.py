@@ -20,8 +20,7 @@ from tests.evaluate.test_clusters import assign
 
 def write_page(folder, images, *, each, prototypes):
     clusters = assign(images, folder, images_of_each=each)
-    model = NumpyBackend()
-    write_gallery(folder, clusters, images, model=model.facts, view=model.input_view, prototypes=prototypes)
+    write_gallery(folder, clusters, images, NumpyBackend(), prototypes=prototypes)
     return (folder / "index.html").read_text(encoding="utf-8")
 
 
@@ -68,9 +67,9 @@ def test_an_image_is_nearest_to_itself(tmp_path, folders):
     file = read_feature_file(tmp_path / "x.npz")
     view = query_view(folders / "cat" / "07.png", model)
     found = similar_images(view, file, model, k=8)
-    assert (found[0].name, found[0].index, found[0].class_name) == ("cat/07.png", 7, "cat")
-    assert found[0].cosine == pytest.approx(1)
-    assert sorted((s.cosine for s in found), reverse=True) == [s.cosine for s in found]
+    assert (found[0]["name"], found[0]["index"], found[0]["class"]) == ("cat/07.png", 7, "cat")
+    assert found[0]["cosine"] == pytest.approx(1)
+    assert sorted((s["cosine"] for s in found), reverse=True) == [s["cosine"] for s in found]
     picture = draw_similar(view, "07.png", found, images_of(file, model.data), model)
     assert np.asarray(picture).std() > 20
 
