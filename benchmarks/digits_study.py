@@ -25,10 +25,10 @@ from swav_tf.knn import knn_accuracy
 from swav_tf.recipe.classifier import FinetuneRecipe, ProbeRecipe
 from swav_tf.recipe.files import load_recipe, load_recipe_of
 from swav_tf.training.build import load_swav
+from swav_tf.training.cached_probe import probe_cached
+from swav_tf.training.classify import finetune, probe
 from swav_tf.training.features import extract_features
-from swav_tf.training.finetune import finetune
 from swav_tf.training.pretrain import pretrain
-from swav_tf.training.probe import probe, probe_cached
 
 NEIGHBORS = 20
 LONGER = ("train.epochs=120", "optimizer.decay_epochs=[72, 96]", "optimizer.backbone_learning_rate=0.2")

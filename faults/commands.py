@@ -179,7 +179,7 @@ def _import_once() -> None:
     kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)  # TensorFlow's greetings
     try:
-        import swav_tf.training.finetune
+        import swav_tf.training.classify
         import swav_tf.training.pretrain  # noqa: F401
     finally:
         os.dup2(kept, 2)

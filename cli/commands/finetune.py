@@ -39,7 +39,7 @@ def command(
 
     recipe = classifier.load(FinetuneRecipe)
     load_tensorflow_quietly()
-    from swav_tf.training.finetune import finetune
+    from swav_tf.training.classify import finetune
 
     result = finetune(
         recipe,

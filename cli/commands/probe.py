@@ -47,7 +47,8 @@ def command(
     if cached and cluster is not None:
         raise click.UsageError("--cached runs on one machine: omit --nodes, --node-rank and --master.")
     load_tensorflow_quietly()
-    from swav_tf.training.probe import probe, probe_cached
+    from swav_tf.training.cached_probe import probe_cached
+    from swav_tf.training.classify import probe
 
     common: dict[str, Any] = {
         "model": classifier.model,

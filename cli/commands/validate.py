@@ -41,8 +41,9 @@ def command(
     """
     load_tensorflow_quietly()
     from evaluate.images import open_images
-    from swav_tf.training.classifier_folder import load_classifier, write_results
-    from swav_tf.training.measure import measure
+    from swav_tf.training.classifier_folder import load_classifier
+    from swav_tf.training.results import write_results
+    from swav_tf.training.validation import measure
 
     classifier = load_classifier(model)
     own = classifier[1].data

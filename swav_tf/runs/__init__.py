@@ -1,1 +1,1 @@
-"""Run folders and what they contain. No TensorFlow."""
+"""Run folders and their files."""

@@ -1,4 +1,4 @@
-"""model.json of a probe's or fine-tuned model: architecture, normalisation, classes, whose weights. No TensorFlow."""
+"""model.json of a probe or fine-tuned model: architecture, normalization, classes, origin of the weights."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from swav_tf.data.labels import LabelledData
 from swav_tf.data.sources import fingerprint
 from swav_tf.plumbing.errors import UsageError
 from swav_tf.plumbing.files import atomic_write
+from swav_tf.plumbing.values import nested_diff
 from swav_tf.recipe.files import kind_of, load_any_recipe
 from swav_tf.recipe.pretraining import Model, Recipe
 from swav_tf.runs.checkpoint import sha256_of_facts
@@ -22,16 +23,16 @@ NAME = "model.json"
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What model.json holds.
+    """The content of model.json.
 
     Attributes:
         model: architecture of the backbone.
-        mean, std: of the channels of images in [0, 1].
+        mean, std: per channel, of images in [0, 1].
         class_names: in the order of the classifier's outputs.
         how: `sgd`, `cached features` or `imported`.
-        origin: whose weights the backbone began with.
-        train_images: number of training images; 0: not known.
-        train_sha256: of their names; empty: not known.
+        origin: where the initial weights of the backbone came from.
+        train_images: number of training images; 0 if unknown.
+        train_sha256: checksum of their names; empty if unknown.
     """
 
     model: Model
@@ -45,14 +46,7 @@ class ModelFacts:
 
     @classmethod
     def of(cls, pretrained: Recipe, origin: dict[str, Any], data: LabelledData, how: str) -> ModelFacts:
-        """Those of a run that begins.
-
-        Args:
-            pretrained: recipe of the backbone.
-            origin: whose weights it has.
-            data: what is trained on.
-            how: a word of this module.
-        """
+        """Collect the facts of a new run from the recipe and origin of its backbone and from its images."""
         images = fingerprint(data.train)
         return cls(
             model=pretrained.model,
@@ -67,27 +61,27 @@ class ModelFacts:
 
     @classmethod
     def read(cls, path: Path) -> ModelFacts:
-        """Those of a run that is there.
+        """Read model.json.
 
         Raises:
             UsageError: the file is missing, edited or damaged.
         """
         try:
-            told = json.loads(path.read_text(encoding="utf-8"))
-            # An earlier version's has no checksum.
-            if told.pop("sha256", None) not in (None, sha256_of_facts(told)):
-                raise ValueError("it was edited or damaged, for its checksum is another")
-            model = Model.model_validate_json(json.dumps(told.pop("model")), strict=True)
-            lists: dict[str, Any] = {key: tuple(told.pop(key)) for key in ("mean", "std", "class_names")}
-            return cls(model=model, **lists, **told)
+            facts = json.loads(path.read_text(encoding="utf-8"))
+            # Earlier versions wrote no checksum.
+            if facts.pop("sha256", None) not in (None, sha256_of_facts(facts)):
+                raise ValueError("the checksum does not match")
+            model = Model.model_validate_json(json.dumps(facts.pop("model")), strict=True)
+            lists: dict[str, Any] = {key: tuple(facts.pop(key)) for key in ("mean", "std", "class_names")}
+            return cls(model=model, **lists, **facts)
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise UsageError(
-                f"A probe's or fine-tuned model's folder must hold {path.name} as it was written. Received: {path}: "
-                f"{error}. Put it back; or remove it, and give the command that trained the model once more."
+                f"The folder of a probe or fine-tuned model must contain an unchanged {path.name}. Received: {path}: "
+                f"{error}. Restore it, or remove it and repeat the training command."
             ) from error
 
     def write(self, path: Path) -> None:
-        """Writes the file, whole or not at all."""
+        """Write model.json with its checksum."""
         values = {**vars(self), "model": self.model.model_dump(mode="json")}
         values["sha256"] = sha256_of_facts(values)
         with atomic_write(path) as partial:
@@ -95,32 +89,39 @@ class ModelFacts:
 
 
 def save_facts(folder: RunFolder, facts: ModelFacts) -> None:
-    """Writes model.json, or holds it against the one that is there.
+    """Write model.json, or compare it with the one in the folder.
 
     Raises:
-        UsageError: the run began with other weights, images or classes; all differences are listed.
+        UsageError: the run was started with other weights, images or classes; all differences are listed.
     """
     path = folder.path / NAME
-    if path.exists():
-        before, now = _compared(ModelFacts.read(path)), _compared(facts)
-        differences = [
-            f"  {key}: was {before[key]}, now {now[key]}" for key in now if before[key] != now[key]
-        ]
-        if differences:
-            raise UsageError(
-                f"A run goes on only with what it was started with. {path} differs:\n"
-                + "\n".join(differences)
-                + "\nGive the same --model, images and --subset, another --run-dir, or --fresh (the old run is kept)."
-            )
+    if path.exists() and (changed := nested_diff(_fixed(ModelFacts.read(path)), _fixed(facts))):
+        raise UsageError(
+            f"A run resumes only with the weights, images and classes it was started with. {path} differs:\n"
+            + "\n".join(f"  {key}: was {old}, now {new}" for key, (old, new) in changed.items())
+            + "\nUse the same --model, images and --subset, or another --run-dir or --fresh (the old run is kept)."
+        )
     if folder.writer:
         facts.write(path)
 
 
+def _fixed(facts: ModelFacts) -> dict[str, Any]:
+    """Return what must not change during a run."""
+    return {
+        "probe": facts.how,
+        "weights": facts.origin.get("sha256", facts.origin["weights"]),
+        "architecture": facts.model.model_dump(mode="json"),
+        "number of training images": facts.train_images,
+        "SHA-256 of the training images' names": facts.train_sha256,
+        "classes": facts.class_names,
+    }
+
+
 def read_pretraining_recipe(run_dir: Path) -> Recipe:
-    """The recipe of a pretraining run.
+    """Return the recipe of a pretraining run.
 
     Raises:
-        UsageError: it is a probe or a fine-tuned run: told with it is what to give instead.
+        UsageError: it is a probe or fine-tuned run; the message names the run to use instead.
         RecipeError: config.yaml is wrong.
     """
     recipe = load_any_recipe(run_dir / "config.yaml")
@@ -129,29 +130,17 @@ def read_pretraining_recipe(run_dir: Path) -> Recipe:
     try:
         origin = ModelFacts.read(run_dir / NAME).origin
     except UsageError:
-        origin = {}  # a damaged model.json is not what is wrong here
-    made_from = origin.get("run") or origin.get("backbone")
-    if kind_of(recipe) == "probe":
-        what, instead = (
-            "a probe",
-            "A probe leaves the features of its pretraining run as they are: give that run",
-        )
-    else:
-        what, instead = "a fine-tuned run", "Give the pretraining run that it was made from"
+        origin = {}  # a damaged model.json is not the problem to report here
+    source = origin.get("run") or origin.get("backbone")
+    what = "probe" if kind_of(recipe) == "probe" else "fine-tuned run"
     raise UsageError(
+<<<<<<< HEAD
         f"A pretraining run is needed here. Received: {run_dir}, {what}. {instead}"
         + (f", {made_from}." if made_from else ".")
         + f" Or `swav-tf export {run_dir} --output DIR`, and give DIR/model-fp32.onnx where an ONNX file will do."
+=======
+        f"A pretraining run is needed here. Received: {run_dir}, a {what}. Use the pretraining run it was made from"
+        + (f", {source}" if source else "")
+        + f", or where an ONNX file will do: swav-tf export {run_dir} --output DIR, then DIR/model-fp32.onnx."
+>>>>>>> 0b08864 (Give all training jobs one skeleton, the log, and scikit-learn for the cached probe)
     )
-
-
-def _compared(facts: ModelFacts) -> dict[str, Any]:
-    origin = facts.origin
-    return {
-        "probe": facts.how,
-        "weights": origin.get("sha256", origin["weights"]),
-        "architecture": facts.model.model_dump(mode="json"),
-        "number of training images": facts.train_images,
-        "SHA-256 of the training images' names": facts.train_sha256,
-        "classes": facts.class_names,
-    }

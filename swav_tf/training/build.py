@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,23 +19,23 @@ from swav_tf.model.head import Prototypes, build_head
 from swav_tf.model.replicas import replica_count
 from swav_tf.plumbing.errors import UsageError
 from swav_tf.plumbing.files import atomic_write
+from swav_tf.plumbing.log import log
 from swav_tf.recipe.pretraining import Recipe
 from swav_tf.runs.checkpoint import IMPORTED, Checkpoint, CheckpointStore
 from swav_tf.runs.folder import RunFolder, check_copy
 from swav_tf.runs.model_facts import read_pretraining_recipe
-from swav_tf.training.state import misfits, named_variables
+from swav_tf.training.state import assign_arrays, named_variables
 
 
 def build_swav(recipe: Recipe, *, steps_per_epoch: int = 1) -> SwAV:
-    """A compiled SwAV model with the recipe's own seed, under the strategy in scope.
+    """Build a compiled SwAV model with the recipe's seed, under the current strategy.
 
     Args:
         recipe: all settings.
-        steps_per_epoch: optimiser steps an epoch; the schedule and the queue's start follow from it, so a
-            model that is to be trained needs it. 1 will do for one that only computes features.
+        steps_per_epoch: for the schedule and the start of the queue; not needed to compute features only.
 
     Raises:
-        RecipeError: no such backbone.
+        RecipeError: the backbone does not exist.
     """
     keras.utils.set_random_seed(recipe.train.seed)
     with dtype_policy(recipe.train.precision):
@@ -67,7 +67,7 @@ def build_swav(recipe: Recipe, *, steps_per_epoch: int = 1) -> SwAV:
         weight_decay=recipe.optimizer.weight_decay,
         trust_coefficient=recipe.optimizer.trust_coefficient,
     )
-    # Loss scaling is the model's own: Keras' decides on one replica's gradients.
+    # The model scales the loss itself: Keras decides on one replica's gradients.
     model.compile(optimizer=optimizer, jit_compile=False, auto_scale_loss=False)
     optimizer.build(model.trainable_variables)
     return model
@@ -75,7 +75,7 @@ def build_swav(recipe: Recipe, *, steps_per_epoch: int = 1) -> SwAV:
 
 @contextmanager
 def dtype_policy(name: str) -> Iterator[None]:
-    """Layers made inside compute under this Keras dtype policy; the caller's own comes back after."""
+    """Set Keras' dtype policy for the layers created inside, then restore the previous one."""
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy(name)
     try:
@@ -87,57 +87,58 @@ def dtype_policy(name: str) -> Iterator[None]:
 def load_swav(
     run_dir: Path | str, *, step: int | None = None, backbone_only: bool = False
 ) -> tuple[SwAV, Recipe]:
-    """The model of a pretraining run with the weights of its newest (or one) checkpoint, and its recipe.
+    """Load the model of a pretraining run or an import, and its recipe.
 
     Args:
-        run_dir: folder of the run, or of an import.
-        step: of the checkpoint; unset: the newest.
-        backbone_only: leave head and prototypes as they are made: random.
+        run_dir: folder of the run.
+        step: of the checkpoint; default: the newest.
+        backbone_only: leave head and prototypes at random.
 
     Raises:
-        UsageError: there is no run or no checkpoint, it is a run of another kind, or a backbone was imported
-            alone and more is asked for.
+        UsageError: no such run or checkpoint, a run of another kind, or a backbone without the head requested.
         CheckpointError: the checkpoint is damaged.
     """
     checkpoint, recipe = read_pretrained(run_dir, step=step)
     model = build_swav(recipe)
-    wanted = ("backbone",) if backbone_only else model.parts
-    if missing := [part for part in wanted if part not in parts_of(checkpoint)]:
+    parts = ("backbone",) if backbone_only else model.parts
+    if missing := [part for part in parts if part not in parts_of(checkpoint)]:
         raise UsageError(
-            f"{run_dir} was imported from a backbone alone. It has no {' and no '.join(missing)}: what needs them "
-            "needs another model."
+            f"{run_dir} was imported from a backbone alone and has no {' and no '.join(missing)}. Use a model that "
+            "has them."
         )
-    for name, variable in named_variables(model).items():
-        if name.partition("/")[0] in wanted:
-            variable.assign(checkpoint.arrays[name])
+    variables = _variables_of(model, parts)
+    assign_arrays(variables, checkpoint.arrays, what=f"{checkpoint.path} does not fit its recipe")
     return model, recipe
 
 
+def _variables_of(model: SwAV, parts: Sequence[str]) -> dict[str, keras.Variable]:
+    return {name: v for name, v in named_variables(model).items() if name.partition("/")[0] in parts}
+
+
 def parts_of(checkpoint: Checkpoint) -> tuple[str, ...]:
-    """The parts of the model that a checkpoint of pretraining holds: all but where a backbone was imported alone."""
+    """Return the parts of the model in a pretraining checkpoint: all, unless a backbone was imported alone."""
     if IMPORTED not in checkpoint.facts:
         return SwAV.parts
     return tuple(part for part in SwAV.parts if part in checkpoint.facts[IMPORTED]["parts"])
 
 
 def read_pretrained(run_dir: Path | str, *, step: int | None = None) -> tuple[Checkpoint, Recipe]:
-    """The newest (or one) checkpoint of a pretraining run, and its recipe; nothing is built.
+    """Read the newest (or one) checkpoint of a pretraining run and its recipe, without building the model.
 
     Raises:
-        UsageError: there is no run or no checkpoint, it is a run of another kind, or config.yaml is not what it
-            was trained by.
+        UsageError: no such run or checkpoint, a run of another kind, or config.yaml was changed.
         CheckpointError: the checkpoint is damaged.
     """
     run_dir = Path(run_dir)
     if not (run_dir / "config.yaml").exists():
-        raise UsageError(f"A run folder must hold config.yaml and checkpoints/. Received: {run_dir}.")
+        raise UsageError(f"A run folder must contain config.yaml and checkpoints/. Received: {run_dir}.")
     recipe = read_pretraining_recipe(run_dir)
     store = CheckpointStore(run_dir / "checkpoints", kind="pretrain")
     if step is not None and step not in store.steps():
         raise UsageError(f"{run_dir} has checkpoints of steps {store.steps()}. Received: step {step}.")
     checkpoint = store.read(step) if step is not None else store.latest()
     if checkpoint is None:
-        raise UsageError(f"{run_dir} has no checkpoint yet: let `swav-tf pretrain` write one.")
+        raise UsageError(f"{run_dir} has no checkpoint yet. Create one with `swav-tf pretrain`.")
     check_copy(run_dir / "config.yaml", recipe, checkpoint)
     return checkpoint, recipe
 
@@ -145,60 +146,53 @@ def read_pretrained(run_dir: Path | str, *, step: int | None = None) -> tuple[Ch
 RECORD = "started_from.json"
 
 
-def start_with(model: SwAV, source: Path | str | None, folder: RunFolder, *, resumed: bool) -> str | None:
-    """Puts the weights of another run (or an import) into a model before its first step.
+def init_from(model: SwAV, source: Path | str | None, folder: RunFolder, *, resumed: bool) -> None:
+    """Load the weights of another run or an import into a new model; schedule, optimizer and queue start fresh.
 
-    The schedule, the optimiser and the queue begin anew. A run that is gone on with has them already:
-    then it is only checked that these are the weights it began with.
+    A resumed model keeps its weights; then this only checks that the run was started from the same source.
 
     Args:
-        model: a new one, or one that was restored from a checkpoint of `folder`.
-        source: run folder that the weights are in; None: the model keeps those it has.
-        folder: of this run; it gets a record of the source.
-        resumed: the model was restored.
-
-    Returns:
-        What was done, in words; None: nothing.
+        model: new, or restored from a checkpoint of `folder`.
+        source: run folder with the weights; None: the model keeps those it has.
+        folder: of this run; the source is recorded there.
+        resumed: whether the model was restored.
 
     Raises:
-        UsageError: the weights do not fit the recipe's model, all that does not is listed; or the run
-            that is gone on with began with others.
+        UsageError: the weights do not fit the recipe's model, or the resumed run was started from others.
         CheckpointError: the source's checkpoint is damaged.
     """
     record = folder.path / RECORD
     if source is None:
         if folder.writer and not resumed:
             record.unlink(missing_ok=True)  # of a run that ended before its first checkpoint
-        return None
+        return
     checkpoint, recipe = read_pretrained(source)
-    facts = {
-        "run": str(source),
-        "recipe": recipe.name,
-        "step": checkpoint.step,
-        "sha256": checkpoint.facts["sha256"],
-    }
+    sha256 = checkpoint.facts["sha256"]
     if resumed:
         before = json.loads(record.read_text())["sha256"] if record.exists() else None
-        if before != facts["sha256"]:
+        if before != sha256:
             raise UsageError(
-                f"A run goes on with its own weights. {folder.path} did not begin with those of {source}: leave out "
-                "--weights, or give another --run-dir or --fresh."
+                f"A run resumes with its own weights. {folder.path} was not started from {source}: omit --weights, "
+                "or use another --run-dir or --fresh."
             )
-        return f"this run began with the weights of {source}"
+        log.info("This run was started from the weights of %s.", source)
+        return
     parts = parts_of(checkpoint)
-    targets = {
-        name: variable for name, variable in named_variables(model).items() if name.partition("/")[0] in parts
-    }
-    if wrong := misfits(targets, checkpoint.arrays):
-        raise UsageError(
-            f"The weights of {source} do not fit the recipe's model:\n  "
-            + "\n  ".join(wrong)
-            + "\nChange the recipe's model, or import the backbone alone: swav-tf weights import --backbone-only."
-        )
-    for name, variable in targets.items():
-        variable.assign(checkpoint.arrays[name])
+    assign_arrays(
+        _variables_of(model, parts),
+        checkpoint.arrays,
+        what=f"The weights of {source} do not fit the recipe's model",
+        remedy="Change the recipe's model, or import the backbone alone: swav-tf weights import --backbone-only.",
+        error=UsageError,
+    )
     if folder.writer:
+        facts = {"run": str(source), "recipe": recipe.name, "step": checkpoint.step, "sha256": sha256}
         with atomic_write(record) as partial:
             partial.write_text(json.dumps(facts, indent=1) + "\n")
-    new = [part for part in model.parts if part not in parts]
-    return f"{', '.join(parts)} of {source}" + (f"; {' and '.join(new)} are new" if new else "")
+    random = [part for part in model.parts if part not in parts]
+    log.info(
+        "Initialized %s from %s%s.",
+        ", ".join(parts),
+        source,
+        f"; {' and '.join(random)} at random" if random else "",
+    )

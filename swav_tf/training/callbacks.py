@@ -1,75 +1,81 @@
-"""What watches a training job: metrics, progress, k-NN and the collapse warning, as Keras callbacks."""
+"""Keras callbacks that watch a run: metrics, progress, k-NN accuracy, the collapse warning."""
 
 from __future__ import annotations
 
 import json
 import math
 import time
-from collections.abc import Callable
-from typing import Any, TextIO
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, TextIO
 
 import keras
 import numpy as np
 import tensorflow as tf
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from swav_tf.data.sources import ImageSource
 from swav_tf.knn import knn_accuracy
 from swav_tf.method.swav import SwAV
 from swav_tf.plumbing.errors import DataError
+from swav_tf.plumbing.log import console, log
 from swav_tf.recipe.files import AnyRecipe
 from swav_tf.recipe.pretraining import Recipe
 from swav_tf.runs.folder import RunFolder
 from swav_tf.training.features import extract_features
 from swav_tf.training.position import Position
 
+if TYPE_CHECKING:
+    from swav_tf.training.job import Job
+
+Logs = dict[str, float] | None
+
 
 class MetricsLog(keras.callbacks.Callback):
-    """One line every `log_every_steps` steps and one every epoch; docs/metrics.md explains the fields."""
+    """Write metrics.jsonl and TensorBoard: one line every `log_every_steps` steps and one every epoch.
 
-    def __init__(
-        self,
-        folder: RunFolder,
-        recipe: AnyRecipe,
-        position: Position,
-        *,
-        beside: Callable[[], dict[str, Any]] = dict,
-    ) -> None:
-        """`beside` gives what a step's line has beside the step's measures."""
+    docs/metrics.md explains the fields. The files are opened when training begins, on the chief alone, which has
+    this callback; elsewhere `write` and `image` do nothing.
+    """
+
+    def __init__(self, folder: RunFolder, recipe: AnyRecipe, position: Position) -> None:
         super().__init__()
-        self.folder, self.recipe, self.position, self.beside = folder, recipe, position, beside
+        self.folder, self.recipe, self.position = folder, recipe, position
         self._file: TextIO | None = None
         self._board: tf.summary.SummaryWriter | None = None
-        self._mark = (time.perf_counter(), position.step)
+        self._mark = (0.0, 0)  # time and step of the last line
 
-    def open(self) -> None:
-        """Opens the files, where `RunFolder.keep_metrics_until` has cut metrics.jsonl back."""
-        self._file = self.folder.metrics.open("a")
-        if self.recipe.monitor.tensorboard:
-            self._board = tf.summary.create_file_writer(str(self.folder.tensorboard))
-            _forget_later_steps(self._board, self.position.step)
-
-    def on_train_begin(self, logs: dict[str, float] | None = None) -> None:
-        """Starts the clock."""
+    def on_train_begin(self, logs: Logs = None) -> None:
+        """Open the files and start the clock."""
+        if self._file is None:
+            self._file = self.folder.metrics.open("a")
+            if self.recipe.monitor.tensorboard:
+                self._board = tf.summary.create_file_writer(str(self.folder.tensorboard))
+                _discard_later_steps(self._board, self.position.step)
         self._mark = (time.perf_counter(), self.position.step)
 
-    def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
-        """Writes a step's line, and an epoch's."""
-        position, logs = self.position, logs or {}
+    def on_train_batch_end(self, batch: int, logs: Logs = None) -> None:
+        """Write the line of a step, and that of an epoch."""
+        position = self.position
         if position.step % self.recipe.monitor.log_every_steps == 0:
-            self.write("step", {**logs, **self.beside(), **self._speed()})
+            (then, step), self._mark = self._mark, (time.perf_counter(), position.step)
+            images = (position.step - step) * self.recipe.train.batch_size
+            speed = {"images_per_second": images / max(self._mark[0] - then, 1e-9)}
+            used = _prototypes_used(self.model.assignments) if position.usage.size else {}
+            self.write("step", {**(logs or {}), **used, **speed})
         if position.at_epoch_end:
-            used = {"prototypes_used": int(np.count_nonzero(position.usage))} if position.usage.size else {}
+            used = _prototypes_used(position.usage) if position.usage.size else {}
             self.write("epoch", {**position.means(), **used})
-            self._histogram()
+            if self._board is not None and used:
+                with self._board.as_default(step=position.step):
+                    tf.summary.histogram("epoch/samples_of_a_prototype", position.usage)
 
     def write(self, kind: str, values: dict[str, Any]) -> None:
-        """One line of metrics.jsonl, and its numbers in TensorBoard under `kind/`."""
+        """Write one line of metrics.jsonl, and its numbers to TensorBoard under `kind/`."""
+        if self._file is None:
+            return
         position = self.position
         line = {"kind": kind, "step": position.step, "epoch": position.epoch, **values, "time": time.time()}
-        assert self._file is not None
-        # JSON has no NaN; a figure that is none is null.
+        # JSON has no NaN.
         finite = {k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in line.items()}
         self._file.write(json.dumps(finite) + "\n")
         self._file.flush()
@@ -81,206 +87,167 @@ class MetricsLog(keras.callbacks.Callback):
             self._board.flush()
 
     def image(self, name: str, image: np.ndarray) -> None:
-        """A uint8 picture (height, width, 3) in TensorBoard."""
+        """Write a uint8 image (height, width, 3) to TensorBoard."""
         if self._board is not None:
             with self._board.as_default(step=self.position.step):
                 tf.summary.image(name, image[np.newaxis])
 
     def close(self) -> None:
-        """Closes the files."""
-        if self._file is not None:
-            self._file.close()
-        if self._board is not None:
-            self._board.close()
-
-    def _speed(self) -> dict[str, float]:
-        now, (then, step) = time.perf_counter(), self._mark
-        self._mark = (now, self.position.step)
-        images = (self.position.step - step) * self.recipe.train.batch_size
-        return {"images_per_second": images / max(now - then, 1e-9)}
-
-    def _histogram(self) -> None:
-        if self._board is not None and self.position.usage.size:
-            with self._board.as_default(step=self.position.step):
-                tf.summary.histogram("epoch/samples_of_a_prototype", self.position.usage)
+        """Close the files."""
+        for file in (self._file, self._board):
+            if file is not None:
+                file.close()
 
 
-def _forget_later_steps(board: tf.summary.SummaryWriter, step: int) -> None:
-    """Has TensorBoard drop what earlier files have after this step: a run that was killed writes it again."""
+def _prototypes_used(samples: np.ndarray) -> dict[str, int]:
+    return {"prototypes_used": int(np.count_nonzero(samples))}
+
+
+def _discard_later_steps(board: tf.summary.SummaryWriter, step: int) -> None:
+    """Make TensorBoard drop what earlier files contain after this step: a resumed run writes it again."""
     event = tf.compat.v1.Event(
         wall_time=time.time(),
-        step=step + 1 if step else 0,  # from this step on; a run from the start has its picture at step 0
+        step=step + 1 if step else 0,  # a run from the start has its crops at step 0
         session_log=tf.compat.v1.SessionLog(status=tf.compat.v1.SessionLog.START),
     )
     with tf.device("CPU:0"):
-        # tf.summary has no public way to write an event that is no summary.
+        # tf.summary has no public function for an event that is not a summary.
         tf.raw_ops.ImportEvent(writer=board._resource, event=event.SerializeToString())
 
 
-class ShowProgress(keras.callbacks.Callback):
-    """Epoch, step, loss beside that of a model that knows nothing, learning rate, images/s, time that is left.
+class ProgressBar(keras.callbacks.Callback):
+    """Show epoch, loss, learning rate, images/s and the remaining time: a bar on a terminal, else log lines.
 
     Args:
         recipe: of the run.
-        position: where it stands.
-        console: where to; a line at least every `line_seconds` where it is no terminal.
-        ignorance: name and value of the loss of a model that knows nothing.
-        line_seconds: longest time between two lines.
+        position: of the run.
+        chance: name and value of the loss of an untrained model, shown for comparison.
+        line_seconds: least time between two log lines.
     """
 
     def __init__(
-        self,
-        recipe: AnyRecipe,
-        position: Position,
-        console: Console,
-        *,
-        ignorance: tuple[str, float],
-        line_seconds: float = 10.0,
+        self, recipe: AnyRecipe, position: Position, *, chance: tuple[str, float], line_seconds: float = 10.0
     ) -> None:
         super().__init__()
-        self.recipe, self.position, self.console = recipe, position, console
-        self.line_seconds = line_seconds
-        self.ignorance = f"{ignorance[0]} {ignorance[1]:.3f}"
+        self.recipe, self.position, self.line_seconds = recipe, position, line_seconds
+        self.chance = f"{chance[0]} {chance[1]:.3f}"
         self.loss: float | None = None  # smoothed
-        self._began = self._spoke = time.perf_counter()
+        self._began = self._logged = time.perf_counter()
         self._first_step = position.step
+        self._task: TaskID | None = None
         self._bar = Progress(
-            TextColumn("epoch {task.fields[epoch]}/{task.fields[epochs]}"),
+            TextColumn("epoch {task.fields[epoch]}"),
             BarColumn(bar_width=20),
             MofNCompleteColumn(),
-            TextColumn(
-                "loss {task.fields[loss]} ({task.fields[ignorance]})  lr {task.fields[lr]}  "
-                "{task.fields[speed]} images/s"
-            ),
+            TextColumn("{task.fields[figures]}"),
             TimeRemainingColumn(),
-            console=console,
+            console=console(),
             refresh_per_second=4,
         )
-        self._task: TaskID | None = None
 
-    def on_train_batch_begin(self, batch: int, logs: dict[str, float] | None = None) -> None:
-        """Starts the clock at the second step: the first one traces the graph."""
+    def on_train_batch_begin(self, batch: int, logs: Logs = None) -> None:
+        """Start the clock at the second step, since the first one traces the graph."""
         if self.position.step == self._first_step + 1:
             self._began = time.perf_counter()
-        if self._task is None and self.console.is_terminal:
-            fields: dict[str, Any] = self._fields({})
+        if self._task is None and console().is_terminal:
             self._task = self._bar.add_task(
-                "", total=self.position.total_steps, completed=self.position.step, **fields
+                "", total=self.position.total_steps, completed=self.position.step, epoch="", figures=""
             )
             self._bar.start()
 
-    def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
-        """Shows the step."""
-        position, logs = self.position, logs or {}
+    def on_train_batch_end(self, batch: int, logs: Logs = None) -> None:
+        """Show the step."""
+        position, logs, now = self.position, logs or {}, time.perf_counter()
         if logs["finite"]:
             self.loss = logs["loss"] if self.loss is None else 0.9 * self.loss + 0.1 * logs["loss"]
-        fields: dict[str, Any] = self._fields(logs)
+        timed = position.step - self._first_step - 1
+        seconds = max(now - self._began, 1e-9)
+        speed = f"{timed * self.recipe.train.batch_size / seconds:.0f}" if timed > 0 else "-"
+        loss = "-" if self.loss is None else f"{self.loss:.3f}"
+        rate = logs.get("learning_rate", 0.0)
+        epoch = f"{position.epoch + 1}/{self.recipe.train.epochs}"
+        figures = f"loss {loss} ({self.chance})  lr {rate:.4g}  {speed} images/s"
         if self._task is not None:
-            self._bar.update(self._task, completed=position.step, **fields)
-            return
-        now = time.perf_counter()
-        if now - self._spoke < self.line_seconds and position.step != position.total_steps:
-            return
-        self._spoke = now
-        done = position.step - self._first_step - 1
-        left = (now - self._began) / done * (position.total_steps - position.step) if done > 0 else math.nan
-        self.console.print(
-            f"epoch {fields['epoch']}/{fields['epochs']}  step {position.step}/{position.total_steps}  "
-            f"loss {fields['loss']} ({fields['ignorance']})  lr {fields['lr']}  {fields['speed']} images/s  "
-            f"{_clock(left)} left",
-            highlight=False,
-        )
+            self._bar.update(self._task, completed=position.step, epoch=epoch, figures=figures)
+        elif now - self._logged >= self.line_seconds or position.at_end:
+            self._logged = now
+            remaining = seconds / timed * (position.total_steps - position.step) if timed > 0 else None
+            clock = "-:--" if remaining is None else timedelta(seconds=round(remaining))
+            log.info(
+                "epoch %s  step %s/%s  %s  %s left",
+                epoch,
+                position.step,
+                position.total_steps,
+                figures,
+                clock,
+            )
 
     def close(self) -> None:
-        """Leaves the terminal as it was."""
+        """Remove the bar."""
         self._bar.stop()
 
-    def _fields(self, logs: dict[str, float]) -> dict[str, str]:
-        position = self.position
-        done = position.step - self._first_step - 1
-        speed = done * self.recipe.train.batch_size / max(time.perf_counter() - self._began, 1e-9)
-        return {
-            "epoch": str(position.epoch + 1),
-            "epochs": str(self.recipe.train.epochs),
-            "loss": "-" if self.loss is None else f"{self.loss:.3f}",
-            "ignorance": self.ignorance,
-            "lr": f"{logs.get('learning_rate', 0.0):.4g}",
-            "speed": f"{speed:.0f}" if done > 0 else "-",
-        }
 
-
-def _clock(seconds: float) -> str:
-    if not math.isfinite(seconds):
-        return "-:--"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
-ENOUGH_STEPS = 50  # that the smoothed loss is made of, so that a run which went on is not judged by its first
+SMOOTHING_STEPS = 50  # a smoothed loss over fewer steps is too noisy to judge
 REMEDIES = (
     "a smaller method.epsilon (0.05 -> 0.03)",
     "a longer freeze (method.prototypes_frozen_steps: 1 to 3 epochs)",
-    "fewer prototypes (model.prototypes: about ten a class), or a queue",
-    "softer jitter (augment.jitter.*) and crops that keep more of the image",
+    "fewer prototypes (model.prototypes: about ten per class), or a queue",
+    "weaker jitter (augment.jitter.*) and crops that cover more of the image",
     "another optimizer.peak_learning_rate",
 )
 
 
-class WarnOfCollapse(keras.callbacks.Callback):
-    """Warns once if the loss is still at ln K so many steps after the prototypes were unfrozen."""
+class CollapseWarning(keras.callbacks.Callback):
+    """Warn once if the loss is still at ln K some time after the prototypes were unfrozen."""
 
-    def __init__(self, recipe: Recipe, position: Position, tell: Callable[[str], None]) -> None:
+    def __init__(self, recipe: Recipe, position: Position) -> None:
         super().__init__()
-        self.position, self.tell = position, tell
+        self.position = position
         self.ln_k = math.log(recipe.model.prototypes)
         wait = recipe.method.prototypes_frozen_steps + recipe.monitor.collapse_after_steps
-        self.look_at = min(wait, position.total_steps)
-        self.enough = min(ENOUGH_STEPS, position.total_steps)
+        self.check_at = min(wait, position.total_steps)
+        self.least_steps = min(SMOOTHING_STEPS, position.total_steps)
         self.seen = 0
-        self.looked = False
+        self.checked = False
         self.loss: float | None = None
         self.spread = 1.0
 
-    def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
-        """Looks once, at a smoothed loss."""
+    def on_train_batch_end(self, batch: int, logs: Logs = None) -> None:
+        """Check the smoothed loss, once."""
         logs = logs or {}
         if logs["finite"]:
             self.loss = logs["loss"] if self.loss is None else 0.98 * self.loss + 0.02 * logs["loss"]
             self.spread = logs["projection_spread"]
             self.seen += 1
-        if self.looked or self.loss is None or self.position.step < self.look_at or self.seen < self.enough:
+        step = self.position.step
+        if self.checked or self.loss is None or step < self.check_at or self.seen < self.least_steps:
             return
-        self.looked = True
-        # Knowing nothing costs ln K; a twentieth below is more than noise and less than learning.
+        self.checked = True
+        # A model that knows nothing has ln K; 5 % less is more than noise and less than learning.
         if self.loss > 0.95 * self.ln_k:
-            self.tell(
-                f"The loss is {self.loss:.3f} after {self.position.step} steps, and ln K is {self.ln_k:.3f}: "
-                f"nothing is learnt yet (projection spread {self.spread:.3f}; 0 is full collapse). "
-                "Remedies in order:\n  " + "\n  ".join(f"{i}. {text}" for i, text in enumerate(REMEDIES, 1))
+            remedies = "\n  ".join(f"{i}. {text}" for i, text in enumerate(REMEDIES, 1))
+            log.warning(
+                f"The loss is {self.loss:.3f} after {step} steps, and ln K is {self.ln_k:.3f}: nothing has been "
+                f"learned yet (projection spread {self.spread:.3f}; 0 is complete collapse). "
+                f"Remedies, in this order:\n  {remedies}"
             )
 
 
-class WatchNeighbours(keras.callbacks.Callback):
-    """Every `knn_every_epochs` epochs, on the chief: the other workers wait meanwhile.
+class KNNEvaluator(keras.callbacks.Callback):
+    """Measure k-NN accuracy every `knn_every_epochs` epochs, on the chief while the other workers wait.
 
-    The validation images ask if there are any, else a fifth of the training images; at most
-    `knn_images` are taken of each, the same ones every time.
+    Queries are the validation images, without any a fifth of the training images; at most `knn_images` of either
+    are used, always the same.
     """
 
     model: SwAV
 
-    def __init__(
-        self,
-        recipe: Recipe,
-        position: Position,
-        source: ImageSource,
-        validation: ImageSource | None,
-        write: Callable[[str, dict[str, float]], None],
-    ) -> None:
+    def __init__(self, job: Job, source: ImageSource, validation: ImageSource | None) -> None:
         super().__init__()
-        self.recipe, self.position, self.write = recipe, position, write
-        self.source, self.asking = source, validation or source
+        recipe = job.recipe
+        assert isinstance(recipe, Recipe)
+        self.recipe, self.job = recipe, job
+        self.source, self.query_source = source, validation or source
         limit, draw = recipe.monitor.knn_images, np.random.default_rng(recipe.train.seed)
         chosen = draw.permutation(len(source))[:limit]
         if validation is None:
@@ -290,32 +257,30 @@ class WatchNeighbours(keras.callbacks.Callback):
             self.known = np.sort(chosen)
             self.queries = np.sort(draw.permutation(len(validation))[:limit])
         self.labels = np.array([source.label(int(i)) for i in self.known])
-        self.query_labels = np.array([self.asking.label(int(i)) for i in self.queries])
+        self.query_labels = np.array([self.query_source.label(int(i)) for i in self.queries])
         if min(self.labels.min(initial=0), self.query_labels.min(initial=0)) < 0:
             raise DataError(
-                "monitor.knn_every_epochs needs labelled images. Received: images without labels. "
+                "monitor.knn_every_epochs needs labeled images. Received: images without labels. "
                 "Set it to 0, or use data.kind=class_folders."
             )
 
-    def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
-        """Measures at the end of its epochs and of the run."""
-        position, monitor = self.position, self.recipe.monitor
-        due = (position.epoch + 1) % monitor.knn_every_epochs == 0 or position.step == position.total_steps
+    def on_train_batch_end(self, batch: int, logs: Logs = None) -> None:
+        """Measure when an epoch that is due ends, and at the end of the run."""
+        position, monitor = self.job.position, self.recipe.monitor
+        due = (position.epoch + 1) % monitor.knn_every_epochs == 0 or position.at_end
         if not (position.at_epoch_end and due):
             return
         known = extract_features(self.model, self.source, self.known, self.recipe.data)
-        queries = extract_features(self.model, self.asking, self.queries, self.recipe.data)
-        if not (np.isfinite(known).all() and np.isfinite(queries).all()):
-            self.position.validation["knn_top1"] = None
-            self.write("knn", {"knn_top1": math.nan})  # a figure that is none; the run's own end is another's
-            return
-        accuracy = knn_accuracy(
-            known,
-            self.labels,
-            queries,
-            self.query_labels,
-            k=min(monitor.knn_neighbours, len(known)),
-            temperature=monitor.knn_temperature,
-        )
-        self.position.validation["knn_top1"] = accuracy  # a checkpoint keeps it
-        self.write("knn", {"knn_top1": accuracy})
+        queries = extract_features(self.model, self.query_source, self.queries, self.recipe.data)
+        accuracy = None  # while features are not finite; whether the run goes on is decided elsewhere
+        if np.isfinite(known).all() and np.isfinite(queries).all():
+            accuracy = knn_accuracy(
+                known,
+                self.labels,
+                queries,
+                self.query_labels,
+                k=min(monitor.knn_neighbours, len(known)),
+                temperature=monitor.knn_temperature,
+            )
+        position.validation["knn_top1"] = accuracy
+        self.job.metrics.write("knn", {"knn_top1": accuracy})

@@ -1,4 +1,4 @@
-"""When checkpoints are written: in time, at signals, at the end; and when a run must stop."""
+"""Keras callbacks that write checkpoints, and that end a run at a signal or when it diverges."""
 
 from __future__ import annotations
 
@@ -19,30 +19,37 @@ from swav_tf.runs.checkpoint import CheckpointStore
 from swav_tf.training.position import Position
 from swav_tf.training.state import capture
 
-STOP, WRITE = 0, 1  # places in ReplicatedModel.wishes
+STOP, WRITE = 0, 1  # indices of ReplicatedModel.wishes
 
 
 class StoppedBySignal(SwavError):
-    """The run stopped because it was asked to; its state is saved."""
+    """Report that a signal stopped the run after a checkpoint."""
 
     def __init__(self, number: int, step: int) -> None:
         name = signal.Signals(number).name if number else "a signal to another worker"
         super().__init__(
-            f"Stopped by {name} after step {step}; a checkpoint is written. The same command goes on from there."
+            f"Stopped by {name} after step {step}; a checkpoint was written. The same command resumes from there."
         )
-        # A worker that stops because another was signalled is preempted like that one: schedulers start both again.
+        # The signal of another worker counts as this one's: then a scheduler restarts both.
         self.exit_code = 128 + (number or signal.SIGTERM)
 
 
 class Diverged(SwavError):
-    """Loss or gradients stayed non-finite."""
+    """Report that loss or gradients stayed non-finite."""
 
 
 class Checkpointing(keras.callbacks.Callback):
-    """Writes a checkpoint every so many minutes, at kept epochs, at signals and at the end.
+    """Write a checkpoint every few minutes, at epochs to keep, at signals and at the end.
 
-    SIGTERM and SIGINT stop the run after the step, SIGUSR1 does not. A signal to any worker counts:
-    the wish travels with the step's own sums, so all workers write the same step.
+    SIGTERM and SIGINT stop the run after the current step, SIGUSR1 only writes a checkpoint. A signal to any
+    worker counts: the request is summed with the step's gradients, so all workers act at the same step.
+
+    Args:
+        store: where checkpoints go.
+        recipe: of the run.
+        position: of the run.
+        images: fingerprint of the training images, saved in each checkpoint.
+        is_chief: whether this worker writes.
     """
 
     model: ReplicatedModel
@@ -56,37 +63,36 @@ class Checkpointing(keras.callbacks.Callback):
         images: Mapping[str, Any],
         is_chief: bool,
     ) -> None:
-        """`images` tells the training images from others, as `swav_tf.data.sources.fingerprint` does."""
         super().__init__()
-        self.images = images
-        self.store, self.recipe, self.position, self.is_chief = store, recipe, position, is_chief
+        self.store, self.recipe, self.position = store, recipe, position
+        self.images, self.is_chief = images, is_chief
         self.written_at = time.monotonic()
         self.last_written: int | None = None
         self.signal_number = 0
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, float] | None = None) -> None:
-        """Wishes for a checkpoint when the time has come."""
+        """Request a checkpoint when the time has come."""
         overdue = time.monotonic() - self.written_at > 60 * self.recipe.checkpoint.every_minutes
         if self.is_chief and overdue:
             self.model.wishes[WRITE] = 1
 
     def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
-        """Writes if any worker wished it, or an epoch that is kept is over."""
+        """Write if a worker requested it, or at the end of an epoch to keep."""
         position, every = self.position, self.recipe.checkpoint.keep_every_epochs
-        stop, wanted = self.model.agreed
+        stop, requested = self.model.agreed
         keep = bool(every) and position.at_epoch_end and (position.epoch + 1) % every == 0
-        if stop or wanted or keep or position.step == position.total_steps:
+        if stop or requested or keep or position.at_end:
             self.write(keep=keep)
         if stop:
             raise StoppedBySignal(self.signal_number, position.step)
 
     def on_train_end(self, logs: dict[str, float] | None = None) -> None:
-        """Writes if a callback ended the run before its last step."""
+        """Write if a callback ended the run before its last step."""
         if self.last_written != self.position.step:
             self.write()
 
     def write(self, *, keep: bool = False) -> None:
-        """Writes now. All workers must come here at the same step."""
+        """Write now. All workers must call this at the same step."""
         self.model.wishes[WRITE] = 0
         arrays = capture(self.model, batch_size=self.recipe.train.batch_size)
         if self.is_chief:
@@ -101,14 +107,14 @@ class Checkpointing(keras.callbacks.Callback):
         self.written_at = time.monotonic()
 
     @contextmanager
-    def listening(self) -> Iterator[None]:
-        """Signals become wishes inside; the caller's handlers come back after."""
+    def handling_signals(self) -> Iterator[None]:
+        """Turn signals into requests; the previous handlers return afterwards."""
         if threading.current_thread() is not threading.main_thread():
             yield  # only the main thread may set handlers
             return
 
         def stop(number: int, frame: FrameType | None) -> None:
-            # Ctrl-C twice means now. Schedulers may send SIGTERM twice and mean the same as once.
+            # A second Ctrl-C means at once. A second SIGTERM means nothing: schedulers may send several.
             if number == signal.SIGINT and self.signal_number == signal.SIGINT:
                 raise KeyboardInterrupt
             self.signal_number = number
@@ -127,25 +133,23 @@ class Checkpointing(keras.callbacks.Callback):
 
 
 class StopWhenDiverged(keras.callbacks.Callback):
-    """Ends a run whose loss or gradients stay non-finite; such steps change no weight."""
+    """End a run whose loss or gradients stay non-finite; such steps change no weight."""
 
-    def __init__(self, recipe: AnyRecipe, position: Position, checkpointing: Checkpointing) -> None:
+    def __init__(self, recipe: AnyRecipe, position: Position, store: CheckpointStore) -> None:
         super().__init__()
-        self.limit = recipe.train.max_non_finite_steps
-        self.precision = recipe.train.precision
-        self.position, self.checkpointing = position, checkpointing
+        self.recipe, self.position, self.store = recipe, position, store
         self.in_a_row = 0
 
     def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
-        """Counts non-finite steps in a row."""
-        self.in_a_row = 0 if (logs or {})["finite"] else self.in_a_row + 1
-        if self.in_a_row >= self.limit:
-            steps = self.checkpointing.store.steps()
-            good = self.checkpointing.store.path(steps[-1]) if steps else "none was written yet"
+        """Count non-finite steps in a row."""
+        logs, train = logs or {}, self.recipe.train
+        self.in_a_row = 0 if logs["finite"] else self.in_a_row + 1
+        if self.in_a_row >= train.max_non_finite_steps:
+            steps = self.store.steps()
             raise Diverged(
                 f"Loss or gradients were not finite in {self.in_a_row} steps in a row, up to step "
-                f"{self.position.step} (precision {self.precision}, loss scale {(logs or {})['loss_scale']:g}). "
-                f"Last good checkpoint: {good}.\nRemedies in order: a lower learning rate in optimizer, a longer "
-                "warm-up where there is one, train.precision=float32 or mixed_bfloat16, each with another --run-dir; "
-                "look for broken images with `swav-tf crops`."
+                f"{self.position.step} (precision {train.precision}, loss scale {logs['loss_scale']:g}). Last good "
+                f"checkpoint: {self.store.path(steps[-1]) if steps else 'none'}.\nRemedies, in this order: a lower "
+                "learning rate in optimizer, a longer warm-up, train.precision=float32 or mixed_bfloat16, each with "
+                "another --run-dir; look for broken images with `swav-tf crops`."
             )

@@ -1,4 +1,4 @@
-"""A linear classifier on a backbone, with its own train step: the probe's model and fine-tuning's."""
+"""A linear classifier on a backbone: the model of the probe and of fine-tuning, with its train step."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from swav_tf.model.replicas import replica_count, sum_over_replicas, update_on_a
 
 
 class Classifier(ReplicatedModel):
-    """Backbone, and a dense layer on its pooled features (docs/algorithm.md, "Linear probe").
+    """A backbone with a dense layer on its pooled features (docs/algorithm.md, "Linear probe").
 
     Args:
-        backbone: normalised images (n, size, size, 3) to features (n, F).
+        backbone: maps normalized images (n, size, size, 3) to features (n, F).
         class_count: number of classes, C.
-        frozen: the backbone stays as it is: inference mode, no gradient, no moving average.
-        mean, std: of the three channels of images in [0, 1].
+        frozen: keep the backbone unchanged: inference mode, no gradient, no moving averages.
+        mean, std: per channel, of images in [0, 1].
         loss_scale: factor on the loss, for half precision.
-        accumulation_steps: parts that a batch comes in, one after the other.
+        accumulation_steps: parts into which a batch is divided.
     """
 
     parts = ("backbone", "classifier")
@@ -60,7 +60,7 @@ class Classifier(ReplicatedModel):
     # === Forward ===
 
     def call(self, images: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """Logits (n, C), float32, of uint8 images (n, size, size, 3)."""
+        """Return logits (n, C), float32, of uint8 images (n, size, size, 3)."""
         features = self.backbone(self.normalise(images), training=training and not self.frozen)
         if self.frozen:
             features = tf.stop_gradient(features)
@@ -68,7 +68,7 @@ class Classifier(ReplicatedModel):
 
     @tf.function(reduce_retracing=True)
     def probabilities(self, images: tf.Tensor) -> tf.Tensor:
-        """Probabilities (n, C), float32, of uint8 images (n, size, size, 3), in inference mode."""
+        """Return probabilities (n, C), float32, of uint8 images (n, size, size, 3), in inference mode."""
         return tf.nn.softmax(self(images, training=False))
 
     # === One step, as one replica sees it ===
@@ -76,10 +76,10 @@ class Classifier(ReplicatedModel):
     def train_step(
         self, crops: tf.Tensor, labels: tf.Tensor, wishes: tf.Tensor | None = None
     ) -> dict[str, tf.Tensor]:
-        """One optimiser step on this replica's share of a whole batch.
+        """Make one optimizer step on this replica's share of a batch.
 
         Args:
-            crops: uint8 (b, 1, size, size, 3), as multi-crop gives them.
+            crops: uint8 (b, 1, size, size, 3), as from multi-crop.
             labels: classes, int64 (b,).
             wishes: of this worker.
         """
@@ -87,19 +87,19 @@ class Classifier(ReplicatedModel):
         return self._update(gradients, measures, wishes)
 
     def _learn(self, crops: tf.Tensor, labels: tf.Tensor) -> tuple[list[tf.Tensor], tf.Tensor]:
-        """Gradients of the scaled loss, and this share's (loss, top-1 accuracy)."""
+        """Return the gradients of the scaled loss, and this share's (loss, top-1 accuracy)."""
         with tf.GradientTape() as tape:
             logits = self(crops[:, 0], training=True)
             losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
             loss = tf.reduce_mean(losses)
             scaled = loss * self.loss_scale.factor
-        right = tf.cast(tf.argmax(logits, axis=-1) == labels, tf.float32)
-        return self._gradients(tape, scaled), tf.stack([loss, tf.reduce_mean(right)])
+        correct = tf.cast(tf.argmax(logits, axis=-1) == labels, tf.float32)
+        return self._gradients(tape, scaled), tf.stack([loss, tf.reduce_mean(correct)])
 
     def _update(
         self, gradients: Sequence[tf.Tensor], measures: tf.Tensor, wishes: tf.Tensor | None
     ) -> dict[str, tf.Tensor]:
-        """Sums over replicas, then decides once for all of them, then updates."""
+        """Sum over replicas, decide once for all of them, then update."""
         gradients, finite, logs = self._mean_gradients(gradients)
         wishes = tf.zeros([2]) if wishes is None else wishes
         measures, wishes = sum_over_replicas([measures, wishes])
@@ -107,7 +107,7 @@ class Classifier(ReplicatedModel):
         logs |= {
             "loss": measures[0] / float(replica_count()),
             "top1": measures[1] / float(replica_count()),
-            "learning_rate": rates[-1],  # the classifier's come last
+            "learning_rate": rates[-1],  # the classifier's variables come last
             "wishes": wishes,
         }
         if not self.frozen:
@@ -130,7 +130,7 @@ class Classifier(ReplicatedModel):
     # === What Keras' `fit` calls ===
 
     def make_train_function(self, force: bool = False) -> TrainFunction:
-        """One step from an iterator of (crops, labels)."""
+        """Return the function that makes one step from an iterator of (crops, labels)."""
         if self.train_function is not None and not force:
             return self.train_function
         step = self.on_replicas(self.train_step)

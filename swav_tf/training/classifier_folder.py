@@ -1,12 +1,7 @@
-"""What the folder of a probe or fine-tuning run has beside a pretraining run's: where it began, what came of it.
-
-model.json      see model_facts.py
-per_class.csv   accuracy by class             confusion.csv, confusion.png   who is taken for whom
-"""
+"""Build the classifier of a probe or fine-tuning: on a pretrained backbone, or from its run folder."""
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,43 +13,53 @@ import numpy as np
 from swav_tf.method.loss_scale import LossScale
 from swav_tf.model.backbone import build_backbone
 from swav_tf.plumbing.errors import UsageError
-from swav_tf.plumbing.files import atomic_write
 from swav_tf.recipe.classifier import FinetuneRecipe, ProbeRecipe
 from swav_tf.recipe.files import load_any_recipe, load_recipe
 from swav_tf.recipe.pretraining import Recipe
-from swav_tf.runs.checkpoint import CheckpointError, CheckpointStore
+from swav_tf.runs.checkpoint import CheckpointStore
 from swav_tf.runs.folder import check_copy
 from swav_tf.runs.model_facts import ModelFacts
 from swav_tf.training.build import dtype_policy, read_pretrained
 from swav_tf.training.classifier import Classifier
-from swav_tf.training.state import misfits, named_variables, named_variables_of
-from swav_tf.training.validation import Counts, draw_confusion
+from swav_tf.training.state import assign_arrays, named_variables, named_variables_of
 
 
 @dataclass(frozen=True)
 class Start:
-    """Whose backbone a classifier is put on.
+    """The backbone that a classifier is trained on.
 
     Attributes:
         recipe: of the pretraining run: architecture, mean and std of images.
-        weights: its arrays by name, or None for a random initialisation.
-        origin: the same in words, for summaries.
+        weights: arrays by name, or None for a random initialization.
+        origin: where the weights came from, for summaries.
     """
 
     recipe: Recipe
     weights: Mapping[str, np.ndarray] | None
     origin: dict[str, Any]
 
+    def build(self, recipe: ProbeRecipe | FinetuneRecipe, *, class_count: int) -> Classifier:
+        """Build a classifier on this backbone, under the current strategy; it is not compiled.
+
+        Raises:
+            CheckpointError: arrays are missing or have another shape.
+        """
+        model = build_classifier(recipe, self.recipe, class_count)
+        if self.weights is not None:
+            targets = named_variables_of("backbone", model.backbone)
+            assign_arrays(targets, self.weights, what="The checkpoint does not fit its recipe")
+        return model
+
 
 def start_from(model: Path | str, *, from_scratch: bool = False) -> Start:
-    """The backbone of a pretraining run, or with `from_scratch` its architecture alone.
+    """Read the backbone of a pretraining run, or with `from_scratch` its architecture alone.
 
     Args:
-        model: a run folder; with `from_scratch` it may be a recipe's file or name too.
-        from_scratch: weights are drawn at random.
+        model: run folder; with `from_scratch` also a recipe's file or name.
+        from_scratch: initialize the weights at random.
 
     Raises:
-        UsageError: there is no such run, or it has no checkpoint.
+        UsageError: no such run, or it has no checkpoint.
         CheckpointError: the checkpoint is damaged.
     """
     if from_scratch:
@@ -76,99 +81,54 @@ def start_from(model: Path | str, *, from_scratch: bool = False) -> Start:
 def build_classifier(
     recipe: ProbeRecipe | FinetuneRecipe, architecture: Recipe | ModelFacts, class_count: int
 ) -> Classifier:
-    """A classifier with the recipe's own seed, under the strategy in scope; not compiled.
+    """Build a classifier with the recipe's seed, under the current strategy; it is not compiled.
 
     Args:
-        recipe: says what is frozen, precision and seed.
-        architecture: says which backbone, and how its images are normalised.
+        recipe: what is frozen, precision and seed.
+        architecture: the backbone and the normalization of its images.
         class_count: number of classes.
     """
     keras.utils.set_random_seed(recipe.train.seed)
     model = architecture.model
-    # In training mode the statistics are over all replicas, whatever they were in pretraining.
+    # Statistics in training mode are over all replicas, even if they were not in pretraining.
     batch_norm = model.batch_norm.model_copy(update={"synchronised": True})
     with dtype_policy(recipe.train.precision):
         backbone = build_backbone(model.model_copy(update={"batch_norm": batch_norm}))
-    normalisation = architecture.augment if isinstance(architecture, Recipe) else architecture
+    normalization = architecture.augment if isinstance(architecture, Recipe) else architecture
     return Classifier(
         backbone=backbone,
         class_count=class_count,
         frozen=recipe.learning_rates[0] is None,
-        mean=normalisation.mean,
-        std=normalisation.std,
+        mean=normalization.mean,
+        std=normalization.std,
         loss_scale=LossScale(enabled=recipe.train.precision == "mixed_float16"),
         accumulation_steps=recipe.train.accumulation_steps,
     )
 
 
-def put_weights(model: Classifier, weights: Mapping[str, np.ndarray]) -> None:
-    """Puts a pretrained backbone's arrays in.
-
-    Raises:
-        CheckpointError: arrays are missing or of another shape; nothing is loaded then.
-    """
-    targets = named_variables_of("backbone", model.backbone)
-    if wrong := misfits(targets, weights):
-        raise CheckpointError("The checkpoint does not fit its recipe:\n  " + "\n  ".join(wrong))
-    for name, variable in targets.items():
-        variable.assign(weights[name])
-
-
-# === Results ===
-
-
-def write_results(folder: Path, counts: Counts, class_names: tuple[str, ...], title: str) -> None:
-    """Writes per_class.csv, confusion.csv and confusion.png."""
-    with (
-        atomic_write(folder / "per_class.csv") as partial,
-        partial.open("w", encoding="utf-8", newline="") as file,
-    ):
-        rows = csv.writer(file)
-        rows.writerow(["class", "images", "top1", "top5"])
-        for name, images, right, top5 in zip(
-            class_names, counts.images.tolist(), counts.right.tolist(), counts.top5.tolist(), strict=True
-        ):
-            shares = [right / images, top5 / images] if images else ["", ""]
-            rows.writerow([name, images, *shares])
-    with (
-        atomic_write(folder / "confusion.csv") as partial,
-        partial.open("w", encoding="utf-8", newline="") as file,
-    ):
-        rows = csv.writer(file)
-        rows.writerow(["true class", *class_names])
-        for name, row in zip(class_names, counts.confusion.tolist(), strict=True):
-            rows.writerow([name, *row])
-    draw_confusion(folder / "confusion.png", counts.confusion, class_names, title=title)
-
-
 def load_classifier(run_dir: Path | str) -> tuple[Classifier, ProbeRecipe | FinetuneRecipe, ModelFacts]:
-    """The model of a probe or fine-tuning run with the weights of its newest checkpoint.
+    """Load the model of a probe or fine-tuning run, its recipe and its facts.
 
     Raises:
-        UsageError: there is no such run, it has no checkpoint, or config.yaml is not what it was trained by.
+        UsageError: no such run, it has no checkpoint, or config.yaml or model.json was changed.
         CheckpointError: the checkpoint is damaged or does not fit.
     """
     run_dir = Path(run_dir)
+    wanted = f"A folder of `swav-tf probe` or `swav-tf finetune` is needed. Received: {run_dir}"
     if not (run_dir / "config.yaml").exists():
-        raise UsageError(
-            f"A folder of `swav-tf probe` or `swav-tf finetune` is needed. Received: {run_dir}, "
-            "which holds no config.yaml."
-        )
+        raise UsageError(f"{wanted}, without config.yaml.")
     recipe = load_any_recipe(run_dir / "config.yaml")
     if isinstance(recipe, Recipe):
         raise UsageError(
-            f"A folder of `swav-tf probe` or `swav-tf finetune` is needed. Received: {run_dir}, a pretraining "
-            "run, which knows no classes. Probes are usually in a folder below it."
+            f"{wanted}, a pretraining run without classes. Its probes are often in folders below it."
         )
     facts = ModelFacts.read(run_dir / "model.json")
     checkpoint = CheckpointStore(run_dir / "checkpoints", kind=recipe.kind).latest()
     if checkpoint is None:
-        raise UsageError(f"{run_dir} has no checkpoint yet: let `swav-tf {recipe.kind}` write one.")
+        raise UsageError(f"{run_dir} has no checkpoint yet. Create one with `swav-tf {recipe.kind}`.")
     check_copy(run_dir / "config.yaml", recipe, checkpoint)
     model = build_classifier(recipe, facts, len(facts.class_names))
-    variables = named_variables(model)
-    if wrong := misfits(variables, checkpoint.arrays):
-        raise CheckpointError(f"{checkpoint.path} does not fit model.json:\n  " + "\n  ".join(wrong))
-    for name, variable in variables.items():
-        variable.assign(checkpoint.arrays[name])
+    assign_arrays(
+        named_variables(model), checkpoint.arrays, what=f"{checkpoint.path} does not fit model.json"
+    )
     return model, recipe, facts

@@ -1,274 +1,314 @@
-"""What every training job does round its own model: go on from a checkpoint, fit, explain what ended it."""
+"""One training job: what pretraining, probes and fine-tuning share.
+
+with open_job(recipe, run_dir, cluster) as job:  # strategy, heartbeat, log level, explained failures
+    job.open(source, fresh=fresh)                # same settings on all workers, folder and lock
+    model = job.build(make)                      # under the strategy; resumed or new
+    job.fit(model, callbacks, ...)               # metrics, progress, checkpoints, signals
+    job.finish(...)                              # summary.json
+"""
 
 from __future__ import annotations
 
+import logging
 import platform
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import keras
 import tensorflow as tf
-from rich.console import Console
-from rich.markup import escape
 
 from swav_tf.data.bad_images import BadImages
-from swav_tf.data.loader import ended_after
+from swav_tf.data.loader import ended_after, training_batches
+from swav_tf.data.sources import ImageSource, fingerprint
 from swav_tf.method.replicated_model import ReplicatedModel
-from swav_tf.plumbing.errors import DataError, SwavError, UsageError
+from swav_tf.plumbing.errors import SwavError
+from swav_tf.plumbing.log import log
 from swav_tf.recipe.files import AnyRecipe
-from swav_tf.recipe.pretraining import Data, Train
-from swav_tf.runs.checkpoint import IMPORTED, Checkpoint, CheckpointStore
-from swav_tf.runs.folder import RunFolder, changes
-from swav_tf.training.cluster import Topology, batches_on_devices, mean_over_workers, topology
-from swav_tf.training.position import Position
+from swav_tf.recipe.pretraining import Recipe
+from swav_tf.runs.checkpoint import CheckpointStore
+from swav_tf.runs.folder import RunFolder
+from swav_tf.training.callbacks import MetricsLog, ProgressBar
+from swav_tf.training.checkpointing import Checkpointing, StopWhenDiverged
+from swav_tf.training.cluster import (
+    Topology,
+    batches_on_devices,
+    build_strategy,
+    check_alike,
+    mean_over_workers,
+    topology,
+)
+from swav_tf.training.failures import explained_failures
+from swav_tf.training.position import Position, UpdatePosition
+from swav_tf.training.rendezvous import ClusterAddress
+from swav_tf.training.resume import check_resumable, log_config_changes
 from swav_tf.training.state import restore
-from swav_tf.training.watched import COLLECTIVE_ERRORS, WorkerEnded
+from swav_tf.training.watched import WorkerEnded, watched
+
+ModelT = TypeVar("ModelT", bound=ReplicatedModel)
+_SILENT = logging.CRITICAL + 1
 
 
 @contextmanager
-def run_folder(
-    path: Path,
+def open_job(
     recipe: AnyRecipe,
+    run_dir: Path | str,
+    cluster: ClusterAddress | None = None,
     *,
-    fresh: bool,
-    strategy: tf.distribute.Strategy,
-    console: Console,
-    warnings: Console,
-) -> Iterator[RunFolder]:
-    """The run's folder, made ready by the chief before any other worker looks into it.
-
-    Raises:
-        UsageError: a live process writes it, or it holds a run of another kind or with other settings.
-        WorkerEnded: that is so on the chief.
-    """
-    team = topology(strategy)
-    folder, failure = RunFolder(path, writer=team.is_chief), None
-    with ExitStack() as stack:
-        if team.is_chief:
-            try:
-                stack.enter_context(folder)
-                folder.check_kind(recipe)
-                if fresh and (aside := folder.set_aside()):
-                    console.print(f"the earlier run is kept in {aside}")
-                if mended := folder.save_recipe(recipe):
-                    warnings.print(f"[yellow]warning[/] {escape(mended)}")
-            except SwavError as error:
-                failure = error
-        if (
-            team.workers > 1
-            and any(mean_over_workers(strategy, [float(failure is not None)]))
-            and failure is None
-        ):
-            raise WorkerEnded
-        if failure is not None:
-            raise failure
-        if not team.is_chief:
-            folder.save_recipe(recipe)
-        yield folder
-
-
-def resume(
-    model: ReplicatedModel,
-    store: CheckpointStore,
-    position: Position,
-    *,
-    recipe: AnyRecipe,
-    images: Mapping[str, Any],
-    team: Topology,
-    console: Console,
-    warnings: Console,
-) -> int | None:
-    """Puts the newest whole checkpoint into the model; returns its step, or None if there is none.
-
-    Its settings are those of `recipe`, which `RunFolder.save_recipe` has seen to.
-
-    Raises:
-        UsageError: the checkpoint is of other images.
-        CheckpointError: no checkpoint is whole, or it does not fit the model.
-        UsageError: the folder holds imported weights, which were never trained here.
-        SwavError: the workers do not see the same checkpoint.
-    """
-    checkpoint, complaints = store.newest()
-    for complaint in complaints:
-        warnings.print(f"[yellow]warning[/] {complaint} The one before it is used.")
-    if checkpoint is not None:
-        if IMPORTED in checkpoint.facts:
-            raise UsageError(
-                f"{store.folder.parent} holds imported weights ({checkpoint.facts[IMPORTED]['file']}) and no run that "
-                "could be gone on with. To begin a new run with them: swav-tf pretrain ... "
-                f"--weights {store.folder.parent} --run-dir NEW."
-            )
-        before = checkpoint.facts["images"]
-        if before != images:
-            raise UsageError(
-                "A run goes on only with the images it was started with: their order and the schedule follow from "
-                f"them. It began with {before['images']:,} images, now there are {images['images']:,}"
-                f"{', of other names' if before['images'] == images['images'] else ''}. "
-                "Give the old images, another --run-dir, or --fresh (the old run is kept aside)."
-            )
-        restore(model, checkpoint.arrays, batch_size=recipe.train.batch_size)
-        position.from_json(checkpoint.facts["position"])
-        tell_what_changed(checkpoint, model, recipe=recipe, team=team, console=console, warnings=warnings)
-    if team.workers > 1:
-        _check_all_at(position.step, model)
-    return checkpoint.step if checkpoint else None
-
-
-def tell_what_changed(
-    checkpoint: Checkpoint,
-    model: ReplicatedModel,
-    *,
-    recipe: AnyRecipe,
-    team: Topology,
-    console: Console,
-    warnings: Console,
-) -> None:
-    """Says from where a run goes on, and what is no longer as it was when the checkpoint was written."""
-    before, batch_size = checkpoint.facts["recipe"], recipe.train.batch_size
-    replicas = checkpoint.facts.get("replicas", team.replicas)
-    moved = (
-        f"; {replicas} replica(s) then, {team.replicas} now: the same batch of {batch_size}, "
-        f"{batch_size // team.replicas} images each"
-    )
-    console.print(
-        f"going on from step {checkpoint.step} ({checkpoint.path}){moved if replicas != team.replicas else ''}"
-    )
-    if changed := changes(before, recipe, free=True):
-        console.print(escape("settings that are others now:\n" + "\n".join(changed)))
-    then = _images_of_a_statistic(before, replicas)
-    now = _images_of_a_statistic(recipe.model_dump(mode="json"), team.replicas)
-    if model.backbone.trainable and then != now:
-        warnings.print(
-            f"[yellow]warning[/] batch normalisation took its statistics over {then} images at once, and takes them "
-            f"over {now} from here on: the run will not end quite as it would have."
-        )
-
-
-def _images_of_a_statistic(recipe: Mapping[str, Any], replicas: int) -> int:
-    """Images over which batch normalisation in training mode takes a mean and a variance."""
-    train, model = recipe["train"], recipe.get("model")
-    images = int(train["batch_size"]) // int(train["accumulation_steps"])
-    # Fine-tuning has no such settings: there it is over all replicas. A network of KerasCV's never is.
-    if model and not (model["batch_norm"]["synchronised"] and model["backbone"]["library"] == "swav_tf"):
-        return images // replicas
-    return images
-
-
-def _check_all_at(step: int, model: ReplicatedModel) -> None:
-    """All workers must have found the same checkpoint, or they would train apart."""
-    [mean] = mean_over_workers(model.distribute_strategy, [float(step)])
-    if mean != step:
-        raise SwavError(
-            f"All workers must see the same run folder. Received: this worker's checkpoint is of step {step}, "
-            f"the mean over workers is {mean:g}. Put --run-dir on a shared file system."
-        )
-
-
-def fit(
-    model: ReplicatedModel,
-    position: Position,
-    batches_from: Callable[[int], tf.data.Dataset],
-    *,
-    epochs: int,
-    callbacks: Sequence[keras.callbacks.Callback],
-) -> None:
-    """Trains from the position to the end, or until a callback sets `stop_training`.
+    quiet: bool = False,
+    one_device: bool = False,
+) -> Iterator[Job]:
+    """Connect the workers for a training job, and explain its failures.
 
     Args:
-        model: compiled, under its strategy.
-        position: where the run stands; a callback moves it on.
-        batches_from: this worker's batches from a step (from 0) to the end of the run.
-        epochs: of the whole run.
-        callbacks: for Keras.
+        recipe: all settings.
+        run_dir: folder of the run.
+        cluster: address of this worker, if there are several.
+        quiet: show no progress and log only warnings.
+        one_device: ignore the recipe's strategy and use one device of this process.
     """
-    strategy = model.distribute_strategy
-    while position.step < position.total_steps:
-        epoch, done = divmod(position.step, position.steps_per_epoch)
-        with ended_after():
-            batches = batches_on_devices(strategy, lambda: batches_from(position.step))
-            model.fit(
-                batches,
-                initial_epoch=epoch,
-                # A run that goes on in the middle of an epoch ends that one first.
-                epochs=epoch + 1 if done else epochs,
-                steps_per_epoch=position.steps_per_epoch - done,
-                callbacks=list(callbacks),
-                shuffle=False,  # the batches come in their order
-                verbose=0,
-            )
-        model.batches_in_use = None
-        if model.stop_training:  # a callback of the caller's
-            break
-
-
-@contextmanager
-def failures_explained(train: Train, replicas: int, bad_images: BadImages) -> Iterator[None]:
-    """TensorFlow's errors in words: out of memory, and images that cannot be read.
-
-    Raises:
-        SwavError: instead of them; what has no words stays as it is.
-    """
+    started, level = time.perf_counter(), log.level
+    train = recipe.train.model_copy(update={"strategy": "one_device"}) if one_device else recipe.train
+    strategy = build_strategy(train, cluster)
+    team = topology(strategy)
+    if quiet or not team.is_chief:
+        log.setLevel(logging.WARNING if team.is_chief else _SILENT)
     try:
-        yield
-    except tf.errors.ResourceExhaustedError as error:
-        raise SwavError(
-            f"Out of memory at batch_size {train.batch_size} over {replicas} replica(s). "
-            "Remedies: train.accumulation_steps=2 (or 4, 8: the same batch in parts), "
-            "train.precision=mixed_float16, a smaller train.batch_size (in pretraining with a queue). "
-            f"TensorFlow says: {str(error)[:300]}"
-        ) from error
-    except COLLECTIVE_ERRORS as error:
-        if replicas == 1:
-            raise
-        raise WorkerEnded from error
-    except tf.errors.OpError as error:
-        if bad_images.fatal is not None:
-            raise bad_images.fatal from None
-        # What a tf.data function raises arrives as TensorFlow's error, its message inside a stack trace.
-        if meant := re.search(r"DataError: (.+)", str(error)):
-            raise DataError(meant[1]) from None
-        raise
+        with watched(strategy, train), explained_failures(train, team), ExitStack() as stack:
+            yield Job(recipe, Path(run_dir), strategy, team, started=started, quiet=quiet, stack=stack)
+    finally:
+        log.setLevel(level)
 
 
-def how_it_trains(train: Train, team: Topology, steps_per_epoch: int) -> str:
-    """Two lines of a job's banner: who computes, in what steps, with which versions."""
-    parts = f" in {train.accumulation_steps} parts" if train.accumulation_steps > 1 else ""
-    return (
-        f"{team.kind}: {team.workers} worker(s), {team.replicas} replica(s) on {team.devices}, global batch "
-        f"{train.batch_size}{parts}, {steps_per_epoch} steps an epoch, {train.epochs} epochs, {train.precision}\n"
-        + ", ".join(f"{name} {version}" for name, version in versions().items())
-    )
+class Job:
+    """A training run: its workers, images, folder, position and checkpoints.
+
+    All workers call the methods together, in the order `open`, `build`, `fit`, `finish`.
+    """
+
+    # Set by `open`.
+    source: ImageSource
+    images: dict[str, Any]  # fingerprint of the training images
+    position: Position
+    folder: RunFolder
+    store: CheckpointStore
+    bad_images: BadImages
+    metrics: MetricsLog
+    # Set by `build`.
+    resumed_from: int | None = None
+
+    def __init__(
+        self,
+        recipe: AnyRecipe,
+        run_dir: Path,
+        strategy: tf.distribute.Strategy,
+        team: Topology,
+        *,
+        started: float,
+        quiet: bool,
+        stack: ExitStack,
+    ) -> None:
+        self.recipe, self.run_dir, self.strategy, self.team = recipe, run_dir, strategy, team
+        self.started, self.quiet = started, quiet
+        self._stack = stack
+
+    def open(self, source: ImageSource, *, fresh: bool, **consistent: Any) -> None:
+        """Compare settings and images between workers, then lock and prepare the run folder.
+
+        Args:
+            source: the training images.
+            fresh: move an earlier run in the folder aside.
+            **consistent: further JSON values that must be equal on all workers.
+
+        Raises:
+            UsageError: workers differ, or the folder is in use or contains another run.
+        """
+        recipe, team = self.recipe, self.team
+        self.source, self.images = source, fingerprint(source)
+        steps = len(source) // recipe.train.batch_size
+        self.position = Position(steps, recipe.train.epochs * steps)
+        check_alike(self.strategy, recipe, images=self.images, **consistent)
+        self.folder = RunFolder(self.run_dir, writer=team.is_chief)
+        self._begin_folder(fresh=fresh)
+        kind = "pretrain" if isinstance(recipe, Recipe) else recipe.kind
+        self.store = CheckpointStore(
+            self.folder.checkpoints, kind=kind, keep_last=recipe.checkpoint.keep_last
+        )
+        name = "bad_images.txt" if team.is_chief else f"bad_images.worker{team.worker}.txt"
+        self.bad_images = BadImages(
+            self.run_dir / name, images=len(source), max_share=recipe.data.max_bad_share
+        )
+        self.metrics = MetricsLog(self.folder, recipe, self.position)
+
+    def _begin_folder(self, *, fresh: bool) -> None:
+        """Let the chief prepare the folder before the other workers read it; its failure ends all of them."""
+        team, failure = self.team, None
+        if team.is_chief:
+            try:
+                self._stack.enter_context(self.folder)
+                self.folder.begin(self.recipe, fresh=fresh)
+            except SwavError as error:
+                failure = error
+        failed = failure is not None
+        if team.workers > 1:
+            failed = any(mean_over_workers(self.strategy, [float(failed)]))
+        if failed:
+            raise failure or WorkerEnded
+        if not team.is_chief:
+            self.folder.begin(self.recipe)
+
+    def build(self, make: Callable[[], ModelT]) -> ModelT:
+        """Make a model under the strategy, and restore the newest checkpoint if there is one.
+
+        Raises:
+            UsageError: the checkpoint is an import, or of a run on other images.
+            CheckpointError: all checkpoints are damaged, or the newest does not fit the model.
+        """
+        with self.strategy.scope():
+            model = make()
+        checkpoint, problems = self.store.newest()
+        for problem in problems:
+            log.warning("%s The one before it is used.", problem)
+        if checkpoint is not None:
+            check_resumable(checkpoint, self.images)
+            restore(model, checkpoint.arrays, batch_size=self.recipe.train.batch_size)
+            self.position.from_json(checkpoint.facts["position"])
+            log_config_changes(checkpoint, model, recipe=self.recipe, team=self.team)
+            self.resumed_from = checkpoint.step
+        if self.team.workers > 1:
+            self._check_same_step()
+        self.folder.keep_metrics_until(self.position.step)
+        return model
+
+    def _check_same_step(self) -> None:
+        """Check that all workers found the same checkpoint: else they would train apart."""
+        step = self.position.step
+        [mean] = mean_over_workers(self.strategy, [float(step)])
+        if mean != step:
+            raise SwavError(
+                f"All workers must see the same run folder. Received: this worker's checkpoint is of step {step}, "
+                f"the mean over workers is {mean:g}. Put --run-dir on a shared file system."
+            )
+
+    def fit(
+        self,
+        model: ReplicatedModel,
+        callbacks: Sequence[keras.callbacks.Callback],
+        *,
+        averaged: Sequence[str],
+        chance: tuple[str, float],
+    ) -> None:
+        """Train from the current position to the end, or until a callback sets `stop_training`.
+
+        Args:
+            model: compiled.
+            callbacks: called after the position is updated and before a checkpoint is written.
+            averaged: the step metrics to average over an epoch.
+            chance: name and value of the loss of an untrained model.
+        """
+        recipe, position, team = self.recipe, self.position, self.team
+        log.info(self._description())
+        progress = ProgressBar(recipe, position, chance=chance)
+        checkpointing = Checkpointing(
+            self.store, recipe, position, images=self.images, is_chief=team.is_chief
+        )
+        checkpointing.set_model(model)
+        on_chief = [self.metrics, *([] if self.quiet else [progress])]
+        try:
+            with checkpointing.handling_signals():
+                self._fit_epochs(
+                    model,
+                    [
+                        UpdatePosition(position, averaged),
+                        *(on_chief if team.is_chief else []),
+                        *callbacks,
+                        StopWhenDiverged(recipe, position, self.store),
+                        checkpointing,
+                    ],
+                )
+        finally:
+            progress.close()
+            self.metrics.close()
+
+    def _fit_epochs(self, model: ReplicatedModel, callbacks: list[keras.callbacks.Callback]) -> None:
+        position = self.position
+        while not position.at_end:
+            epoch, done = divmod(position.step, position.steps_per_epoch)
+            with ended_after():
+                model.fit(
+                    batches_on_devices(self.strategy, self._batches),
+                    initial_epoch=epoch,
+                    # A run that resumes in the middle of an epoch completes that one first.
+                    epochs=epoch + 1 if done else self.recipe.train.epochs,
+                    steps_per_epoch=position.steps_per_epoch - done,
+                    callbacks=callbacks,
+                    shuffle=False,  # the order of the batches is given
+                    verbose=0,
+                )
+            model.batches_in_use = None
+            if model.stop_training:  # set by a callback
+                break
+
+    def _batches(self) -> tf.data.Dataset:
+        """Return this worker's batches from the current step to the end of the run."""
+        recipe, team, position = self.recipe, self.team, self.position
+        return training_batches(
+            recipe,
+            self.source,
+            steps_per_epoch=position.steps_per_epoch,
+            start_step=position.step,
+            total_steps=position.total_steps,
+            workers=team.workers,
+            worker=team.worker,
+            replica_batch_size=self.replica_batch_size,
+            bad_images=self.bad_images,
+            labelled=not isinstance(recipe, Recipe),
+        )
+
+    @property
+    def replica_batch_size(self) -> int:
+        """Return the number of images that a replica sees at once."""
+        train = self.recipe.train
+        return train.batch_size // self.team.replicas // train.accumulation_steps
+
+    def finish(self, **figures: Any) -> dict[str, Any]:
+        """Write summary.json of a training and return its content."""
+        return self.write_summary(
+            **figures,
+            epochs=self.recipe.train.epochs,
+            steps=self.position.step,
+            bad_images=self.bad_images.count,
+            replicas=self.team.replicas,
+            resumed_from_step=self.resumed_from,
+        )
+
+    def write_summary(self, **figures: Any) -> dict[str, Any]:
+        """Write summary.json and return its content: these figures, time and versions."""
+        summary = {
+            "recipe": self.recipe.name,
+            **figures,
+            "seconds": round(time.perf_counter() - self.started, 2),
+            "versions": versions(),
+        }
+        self.folder.write_summary(summary)
+        return summary
+
+    def _description(self) -> str:
+        train, team = self.recipe.train, self.team
+        parts = f" in {train.accumulation_steps} parts" if train.accumulation_steps > 1 else ""
+        return (
+            f"{team.kind}: {team.workers} worker(s), {team.replicas} replica(s) on {team.devices}, global batch "
+            f"{train.batch_size}{parts}, {self.position.steps_per_epoch} steps per epoch, {train.epochs} epochs, "
+            f"{train.precision}\n" + ", ".join(f"{name} {version}" for name, version in versions().items())
+        )
 
 
 def versions() -> dict[str, str]:
-    """Of Python, TensorFlow and Keras."""
+    """Return the versions of Python, TensorFlow and Keras."""
     return {
         "python": platform.python_version(),
         "tensorflow": str(tf.__version__),
         "keras": str(keras.__version__),
     }
-
-
-def consoles(team: Topology, *, quiet: bool) -> tuple[Console, Console]:
-    """For progress, and for warnings, which are told in any case; only the chief speaks."""
-    progress, warnings = (
-        Console(stderr=True, quiet=silent or not team.is_chief, highlight=False, soft_wrap=True)
-        for silent in (quiet, False)
-    )
-    return progress, warnings
-
-
-def bad_images_of(run_dir: Path, team: Topology, data: Data, *, images: int) -> BadImages:
-    """This worker's tally, listed in a file of its own below the run folder.
-
-    Args:
-        run_dir: folder of the run.
-        team: says which worker this is.
-        data: says what share is allowed.
-        images: of the whole source.
-    """
-    name = "bad_images.txt" if team.is_chief else f"bad_images.worker{team.worker}.txt"
-    return BadImages(run_dir / name, images=images, max_share=data.max_bad_share)

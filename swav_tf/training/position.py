@@ -1,4 +1,4 @@
-"""Where a run stands: which step of which epoch, and the means of the epoch so far."""
+"""The position of a run: its step, and the means of the current epoch."""
 
 from __future__ import annotations
 
@@ -9,66 +9,71 @@ from typing import Any
 import keras
 import numpy as np
 
-from swav_tf.method.swav import SwAV
-
 
 @dataclass
 class Position:
-    """Optimiser steps done, counted over the whole run. Part of every checkpoint.
+    """Optimizer steps done since the start of the run, and what has been summed up; part of every checkpoint.
 
-    `fit` counts from the batch it started with; after a mid-epoch resume that is not the first
-    of the epoch, so all callbacks look here.
+    Keras counts batches from the start of `fit`, which after a mid-epoch resume is not the start of an epoch:
+    callbacks read the step here.
     """
 
     steps_per_epoch: int
     total_steps: int
     step: int = 0
     first_loss: float | None = None
-    last_loss: float | None = None  # mean of the last whole epoch
-    sums: dict[str, float] = field(default_factory=dict)  # of the epoch so far
-    finite_steps: int = 0  # of the epoch so far
-    usage: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # samples by prototype, likewise
-    validation: dict[str, Any] = field(default_factory=dict)  # accuracies of the last and of the best epoch
+    last_loss: float | None = None  # mean of the last complete epoch
+    sums: dict[str, float] = field(default_factory=dict)  # over the current epoch
+    finite_steps: int = 0  # in the current epoch
+    usage: np.ndarray = field(
+        default_factory=lambda: np.zeros(0, np.int64)
+    )  # samples per prototype, this epoch
+    validation: dict[str, Any] = field(default_factory=dict)  # latest figures of the evaluations
 
     @property
     def epoch(self) -> int:
-        """The epoch (from 0) that the last step belonged to."""
+        """Return the epoch, from 0, of the last step."""
         return max(self.step - 1, 0) // self.steps_per_epoch
 
     @property
     def at_epoch_end(self) -> bool:
-        """Whether the last step was its epoch's last."""
+        """Return whether the last step was the last of its epoch."""
         return self.step > 0 and self.step % self.steps_per_epoch == 0
 
+    @property
+    def at_end(self) -> bool:
+        """Return whether the run is complete."""
+        return self.step == self.total_steps
+
     def means(self) -> dict[str, float]:
-        """Means over the finite steps of the epoch so far."""
+        """Return means over the finite steps of the current epoch."""
         return {key: total / max(self.finite_steps, 1) for key, total in self.sums.items()}
 
     def to_json(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
+        """Return the part that a checkpoint contains."""
         keys = ("step", "first_loss", "last_loss", "sums", "finite_steps", "validation")
         return {key: getattr(self, key) for key in keys} | {"usage": self.usage.tolist()}
 
     def from_json(self, saved: Mapping[str, Any]) -> None:
-        """Goes to where a checkpoint was written."""
+        """Restore the position of a checkpoint."""
         for key, value in saved.items():
             setattr(self, key, np.array(value, np.int64) if key == "usage" else value)
 
 
-class CountSteps(keras.callbacks.Callback):
-    """Keeps the position; must be the first callback.
+class UpdatePosition(keras.callbacks.Callback):
+    """Advance the position after each step; must be the first callback.
 
     Args:
-        position: is moved on.
-        means_of: the measures of a step whose means over an epoch are wanted; "loss" must be one.
+        position: the position to advance.
+        averaged: the step metrics to average over an epoch, among them "loss".
     """
 
-    def __init__(self, position: Position, means_of: Sequence[str]) -> None:
+    def __init__(self, position: Position, averaged: Sequence[str]) -> None:
         super().__init__()
-        self.position, self.means_of = position, means_of
+        self.position, self.averaged = position, averaged
 
     def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
-        """Counts one step."""
+        """Count one step."""
         position, logs = self.position, logs or {}
         if position.step % position.steps_per_epoch == 0:
             position.sums, position.finite_steps = {}, 0
@@ -76,23 +81,11 @@ class CountSteps(keras.callbacks.Callback):
         position.step += 1
         if logs["finite"]:
             position.finite_steps += 1
-            for key in self.means_of:
+            for key in self.averaged:
                 position.sums[key] = position.sums.get(key, 0.0) + logs[key]
             if position.first_loss is None:
                 position.first_loss = logs["loss"]
+        if position.usage.size:
+            position.usage = position.usage + self.model.assignments
         if position.at_epoch_end and position.finite_steps:
             position.last_loss = position.means()["loss"]
-
-
-class CountAssignments(keras.callbacks.Callback):
-    """Counts the epoch's samples by prototype; comes right after `CountSteps`."""
-
-    model: SwAV
-
-    def __init__(self, position: Position) -> None:
-        super().__init__()
-        self.position = position
-
-    def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
-        """Adds the step's."""
-        self.position.usage = self.position.usage + self.model.assignments

@@ -1,59 +1,44 @@
-"""The main job: build, restore, fit, save."""
+"""Pretraining by SwAV: the model, its evaluation and its summary. Everything else is in job.py."""
 
 from __future__ import annotations
 
-import contextlib
 import math
-import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
 
-from swav_tf.data.loader import training_batches
 from swav_tf.data.pictures import contact_sheet
-from swav_tf.data.sources import ImageSource, fingerprint, open_source
+from swav_tf.data.sources import ImageSource, open_source
 from swav_tf.method.swav import SwAV
 from swav_tf.plumbing.errors import DataError
+from swav_tf.plumbing.log import log
 from swav_tf.recipe.advice import check_recipe
 from swav_tf.recipe.pretraining import Recipe
-from swav_tf.runs.checkpoint import CheckpointStore
-from swav_tf.training.build import build_swav, read_pretrained, start_with
-from swav_tf.training.callbacks import MetricsLog, ShowProgress, WarnOfCollapse, WatchNeighbours
-from swav_tf.training.checkpointing import Checkpointing, StopWhenDiverged
-from swav_tf.training.cluster import Topology, build_strategy, check_alike, topology
-from swav_tf.training.job import (
-    bad_images_of,
-    consoles,
-    failures_explained,
-    fit,
-    how_it_trains,
-    resume,
-    run_folder,
-    versions,
-)
-from swav_tf.training.position import CountAssignments, CountSteps, Position
+from swav_tf.training.build import build_swav, init_from, read_pretrained
+from swav_tf.training.callbacks import CollapseWarning, KNNEvaluator
+from swav_tf.training.job import Job, open_job
 from swav_tf.training.rendezvous import ClusterAddress
-from swav_tf.training.watched import watched
 
 __all__ = ["ClusterAddress", "PretrainResult", "pretrain"]
 
-MEANS_OF = ("loss", "code_entropy", "projection_spread", "gradient_norm")
+AVERAGED = ("loss", "code_entropy", "projection_spread", "gradient_norm")
 
 
 @dataclass(frozen=True)
 class PretrainResult:
-    """A run that has ended: the trained model and the figures of summary.json.
+    """A completed run.
 
     Attributes:
         model: with its last weights.
         run_dir: folder of the run.
-        summary: what summary.json holds.
-        is_chief: whether this process wrote them; the other workers of a cluster did not.
+        summary: content of summary.json.
+        is_chief: whether this process wrote the folder; the other workers of a cluster did not.
     """
 
     model: SwAV
@@ -72,184 +57,84 @@ def pretrain(
     quiet: bool = False,
     callbacks: Sequence[keras.callbacks.Callback] = (),
 ) -> PretrainResult:
-    """Trains by a recipe, or goes on with the run that is in `run_dir`.
+    """Pretrain by a recipe, or resume the run in `run_dir`.
 
     Args:
         recipe: all settings.
-        run_dir: folder of the run; with a checkpoint in it, the run goes on from there. Several
-            workers need it on a file system that all of them see.
-        cluster: this node's place among several; TF_CONFIG and SLURM are understood without.
-        fresh: start anew; what is in the folder is moved into `previous-N/` there.
-        weights: run folder (or import) whose weights the first step begins with, instead of random ones.
-        quiet: print nothing but warnings.
-        callbacks: more Keras callbacks.
+        run_dir: folder of the run; if it contains a checkpoint, the run resumes from it. Several workers need it
+            on a shared file system.
+        cluster: address of this worker; not needed with TF_CONFIG or SLURM.
+        fresh: start over; the earlier run is moved into `previous-N/`.
+        weights: run folder or import to take the initial weights from, instead of random ones.
+        quiet: show no progress and log only warnings.
+        callbacks: further Keras callbacks.
 
     Raises:
         RecipeError, DataError, UsageError: before anything is built.
         SwavError: the run diverged, was stopped, or ran out of memory; checkpoints are kept.
     """
-    started = time.perf_counter()
-    strategy = build_strategy(recipe.train, cluster)
-    with watched(strategy, recipe.train):
-        return _pretrain(
-            recipe,
-            strategy,
-            run_dir=Path(run_dir),
-            fresh=fresh,
-            weights=weights,
-            quiet=quiet,
-            callbacks=callbacks,
-            started=started,
+    with open_job(recipe, run_dir, cluster, quiet=quiet) as job:
+        source = open_source(recipe.data)
+        for warning in check_recipe(
+            recipe, replicas=job.team.replicas, images=len(source), on_cpu=job.team.devices == "CPU"
+        ):
+            log.warning(str(warning))
+        # Every worker opens the images of the k-NN evaluation: what is wrong with them ends all at once.
+        evaluators = _knn_evaluators(job, source)
+        initial = read_pretrained(weights)[0].facts["sha256"] if weights and job.team.workers > 1 else None
+        job.open(source, fresh=fresh, weights=initial)
+        job.position.usage = np.zeros(recipe.model.prototypes, np.int64)
+
+        model = job.build(partial(build_swav, recipe, steps_per_epoch=job.position.steps_per_epoch))
+        init_from(model, weights, job.folder, resumed=job.resumed_from is not None)
+        if job.position.at_end and (summary := job.folder.read_summary()):
+            log.info("This run is complete: %s", job.folder.path / "summary.json")
+            return PretrainResult(model, job.run_dir, summary, job.team.is_chief)
+
+        crops = " + ".join(f"{group.count} x {group.size} px" for group in recipe.crops)
+        log.info(f"{recipe.name}: {len(source):,} images, {crops}, {recipe.model.prototypes} prototypes")
+        ln_k = math.log(recipe.model.prototypes)
+        on_chief = [CropsPicture(job), CollapseWarning(recipe, job.position), *evaluators]
+        job.fit(
+            model,
+            [*(on_chief if job.team.is_chief else []), *callbacks],
+            averaged=AVERAGED,
+            chance=("ln K", ln_k),
         )
-
-
-def _pretrain(
-    recipe: Recipe,
-    strategy: tf.distribute.Strategy,
-    *,
-    run_dir: Path,
-    fresh: bool,
-    weights: Path | str | None,
-    quiet: bool,
-    callbacks: Sequence[keras.callbacks.Callback],
-    started: float,
-) -> PretrainResult:
-    team = topology(strategy)
-    console, warnings = consoles(team, quiet=quiet)
-
-    source = open_source(recipe.data)
-    for advice in check_recipe(
-        recipe, replicas=team.replicas, images=len(source), on_cpu=team.devices == "CPU"
-    ):
-        warnings.print(f"[yellow]warning[/] {advice}")
-    images = fingerprint(source)
-    steps_per_epoch = len(source) // recipe.train.batch_size
-    position = Position(
-        steps_per_epoch,
-        recipe.train.epochs * steps_per_epoch,
-        usage=np.zeros(recipe.model.prototypes, np.int64),
-    )
-
-    log: MetricsLog
-    neighbours = None
-    if recipe.monitor.knn_every_epochs:
-        # Opened on every worker, though the chief alone will ask: what is wrong with them ends all at once.
-        has_validation = recipe.data.validation_path or recipe.data.validation_split
-        validation = open_source(recipe.data, validation=True) if has_validation else None
-        neighbours = WatchNeighbours(
-            recipe, position, source, validation, lambda kind, values: log.write(kind, values)
+        summary = job.finish(
+            loss_first=job.position.first_loss,
+            loss_last=job.position.last_loss,
+            ln_k=ln_k,
+            knn_top1=job.position.validation.get("knn_top1"),
+            prototypes_used=int(np.count_nonzero(job.position.usage)),
+            prototypes=recipe.model.prototypes,
+            images=len(source),
         )
-
-    check_alike(
-        strategy,
-        recipe,
-        images=images,
-        weights=read_pretrained(weights)[0].facts["sha256"] if weights and team.workers > 1 else None,
-    )
-    with run_folder(
-        run_dir, recipe, fresh=fresh, strategy=strategy, console=console, warnings=warnings
-    ) as folder:
-        bad_images = bad_images_of(folder.path, team, recipe.data, images=len(source))
-        with strategy.scope():
-            model = build_swav(recipe, steps_per_epoch=steps_per_epoch)
-        store = CheckpointStore(folder.checkpoints, kind="pretrain", keep_last=recipe.checkpoint.keep_last)
-        with failures_explained(recipe.train, team.replicas, bad_images):
-            resumed_from = resume(
-                model,
-                store,
-                position,
-                recipe=recipe,
-                images=images,
-                team=team,
-                console=console,
-                warnings=warnings,
-            )
-        if said := start_with(model, weights, folder, resumed=resumed_from is not None):
-            console.print(said)
-        if position.step == position.total_steps and (ended := folder.read_summary()):
-            console.print(f"this run is complete: {folder.path / 'summary.json'}")
-            return PretrainResult(model, folder.path, ended, team.is_chief)
-        folder.keep_metrics_until(position.step)
-        console.print(_banner(recipe, team, source, steps_per_epoch))
-
-        checkpointing = Checkpointing(store, recipe, position, images=images, is_chief=team.is_chief)
-        watchers: list[keras.callbacks.Callback] = [
-            CountSteps(position, MEANS_OF),
-            CountAssignments(position),
-        ]
-        log = MetricsLog(
-            folder,
-            recipe,
-            position,
-            beside=lambda: {"prototypes_used": int(np.count_nonzero(model.assignments))},
-        )
-        progress = ShowProgress(
-            recipe, position, console, ignorance=("ln K", math.log(recipe.model.prototypes))
-        )
-        if team.is_chief:
-            watchers += [
-                log,
-                progress,
-                WarnOfCollapse(recipe, position, lambda text: warnings.print(f"[yellow]warning[/] {text}")),
-            ]
-            if neighbours is not None:
-                watchers.append(neighbours)
-        # Checkpoints last: what the others wrote of a step is on disk before the step counts as done.
-        watchers += [*callbacks, StopWhenDiverged(recipe, position, checkpointing), checkpointing]
-
-        def batches_from(step: int) -> Any:
-            return training_batches(
-                recipe,
-                source,
-                steps_per_epoch=steps_per_epoch,
-                start_step=step,
-                total_steps=position.total_steps,
-                workers=team.workers,
-                worker=team.worker,
-                replica_batch_size=recipe.train.batch_size
-                // team.replicas
-                // recipe.train.accumulation_steps,
-                bad_images=bad_images,
-            )
-
-        try:
-            with checkpointing.listening(), failures_explained(recipe.train, team.replicas, bad_images):
-                if team.is_chief:
-                    log.open()
-                    if position.step == 0 and recipe.monitor.tensorboard:
-                        with contextlib.suppress(DataError):  # broken images are the pipeline's to tell of
-                            log.image(
-                                "crops", np.asarray(contact_sheet(source, recipe, rows=6).convert("RGB"))
-                            )
-                fit(model, position, batches_from, epochs=recipe.train.epochs, callbacks=watchers)
-        finally:
-            progress.close()
-            log.close()
-
-        summary = {
-            "recipe": recipe.name,
-            "loss_first": position.first_loss,
-            "loss_last": position.last_loss,
-            "ln_k": math.log(recipe.model.prototypes),
-            "knn_top1": position.validation.get("knn_top1"),
-            "prototypes_used": int(np.count_nonzero(position.usage)),
-            "prototypes": recipe.model.prototypes,
-            "epochs": recipe.train.epochs,
-            "steps": position.step,
-            "images": len(source),
-            "bad_images": bad_images.count,
-            "replicas": team.replicas,
-            "resumed_from_step": resumed_from,
-            "seconds": round(time.perf_counter() - started, 2),
-            "versions": versions(),
-        }
-        folder.write_summary(summary)
-    return PretrainResult(model, run_dir, summary, team.is_chief)
+        return PretrainResult(model, job.run_dir, summary, job.team.is_chief)
 
 
-def _banner(recipe: Recipe, team: Topology, source: ImageSource, steps_per_epoch: int) -> str:
-    crops = " + ".join(f"{group.count} x {group.size} px" for group in recipe.crops)
-    return (
-        f"{recipe.name}: {len(source):,} images, {crops}, {recipe.model.prototypes} prototypes\n"
-        + how_it_trains(recipe.train, team, steps_per_epoch)
-    )
+def _knn_evaluators(job: Job, source: ImageSource) -> list[KNNEvaluator]:
+    """Return the k-NN evaluation if the recipe requests one."""
+    recipe = job.recipe
+    assert isinstance(recipe, Recipe)
+    if not recipe.monitor.knn_every_epochs:
+        return []
+    has_validation = recipe.data.validation_path or recipe.data.validation_split
+    return [KNNEvaluator(job, source, open_source(recipe.data, validation=True) if has_validation else None)]
+
+
+class CropsPicture(keras.callbacks.Callback):
+    """Show the crops of some images in TensorBoard when a run starts."""
+
+    def __init__(self, job: Job) -> None:
+        super().__init__()
+        self.job = job
+
+    def on_train_begin(self, logs: dict[str, float] | None = None) -> None:
+        """Draw the crops."""
+        job, recipe = self.job, self.job.recipe
+        if job.position.step == 0 and recipe.monitor.tensorboard and isinstance(recipe, Recipe):
+            with suppress(DataError):  # the training itself reports broken images
+                job.metrics.image(
+                    "crops", np.asarray(contact_sheet(job.source, recipe, rows=6).convert("RGB"))
+                )

@@ -1,4 +1,4 @@
-"""Everything of a model that the next step depends on, as named arrays."""
+"""The complete training state of a model as named arrays."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ import tensorflow as tf
 
 from swav_tf.method.replicated_model import ReplicatedModel
 from swav_tf.model.replicas import gather_from_replicas
+from swav_tf.plumbing.errors import SwavError
 from swav_tf.runs.checkpoint import CheckpointError
 
 
 def named_variables(model: ReplicatedModel) -> dict[str, keras.Variable]:
-    """The variables by name: part of the model, then Keras' path of the variable."""
+    """Return the variables by name: part of the model, then Keras' path."""
     named: dict[str, keras.Variable] = {}
     for part in model.parts:
         named |= named_variables_of(part, getattr(model, part))
@@ -22,33 +23,50 @@ def named_variables(model: ReplicatedModel) -> dict[str, keras.Variable]:
 
 
 def named_variables_of(part: str, layer: keras.layers.Layer) -> dict[str, keras.Variable]:
-    """The variables of one part of a model by name: its weights, and the states of its dropouts' random numbers."""
-    # A layer's path starts with its model's or its own name; the part says that already.
+    """Return the variables of one part of a model by name: its weights, and the random seeds of its dropouts."""
+    # A layer's path may start with its model's name, which the part repeats.
     named = {f"{part}/{v.path.removeprefix(f'{part}/')}": v for v in layer.weights}
     if len(named) != len(layer.weights):
         raise AssertionError("two weights share a path")
     weights = {id(variable) for variable in layer.weights}
     seeds = [variable for variable in layer.variables if id(variable) not in weights]
-    # By number: Keras names them by how many this process has made before.
+    # By number, since Keras names them by how many this process has created before.
     return named | {f"{part}/seeds/{number}": variable for number, variable in enumerate(seeds)}
 
 
-def misfits(variables: Mapping[str, keras.Variable], arrays: Mapping[str, np.ndarray]) -> list[str]:
-    """The variables for which there is no array, or one of another shape, in words."""
-    return [
+def assign_arrays(
+    variables: Mapping[str, keras.Variable],
+    arrays: Mapping[str, np.ndarray],
+    *,
+    what: str,
+    remedy: str = "",
+    error: type[SwavError] = CheckpointError,
+) -> None:
+    """Assign arrays to variables by name.
+
+    Args:
+        variables: all must have an array.
+        arrays: may contain others.
+        what: first line of the error message.
+        remedy: its last line.
+        error: its class.
+
+    Raises:
+        SwavError: arrays are missing or have another shape; nothing is assigned.
+    """
+    wrong = [
         f"{name}: must be {tuple(variable.shape)}, is {arrays[name].shape if name in arrays else 'missing'}"
         for name, variable in variables.items()
         if name not in arrays or arrays[name].shape != tuple(variable.shape)
     ]
+    if wrong:
+        raise error("\n  ".join([f"{what}:", *wrong]) + (f"\n{remedy}" if remedy else ""))
+    for name, variable in variables.items():
+        variable.assign(arrays[name])
 
 
 def capture(model: ReplicatedModel, *, batch_size: int) -> dict[str, np.ndarray]:
-    """All state as arrays. Every worker must call it, since the queues of all replicas are gathered.
-
-    Args:
-        model: under any strategy.
-        batch_size: the global batch, of which the queue holds a whole number.
-    """
+    """Return the complete state as arrays. All workers must call this: the queues of all replicas are gathered."""
     weights = named_variables(model)
     arrays = {name: variable.numpy() for name, variable in weights.items()}
     names = {id(variable): name for name, variable in weights.items()}
@@ -63,10 +81,10 @@ def capture(model: ReplicatedModel, *, batch_size: int) -> dict[str, np.ndarray]
 
 
 def restore(model: ReplicatedModel, arrays: Mapping[str, np.ndarray], *, batch_size: int) -> None:
-    """Puts captured state back, on any number of replicas.
+    """Restore captured state, on any number of replicas.
 
     Raises:
-        CheckpointError: arrays are missing, left over, or of another shape; nothing is loaded then.
+        CheckpointError: arrays are missing, superfluous, or have another shape; nothing is restored.
     """
     weights = named_variables(model)
     names = {id(variable): name for name, variable in weights.items()}
@@ -83,13 +101,13 @@ def restore(model: ReplicatedModel, arrays: Mapping[str, np.ndarray], *, batch_s
         crops, length, dim = model.queue.projections.shape
         shapes["queue/projections"] = (crops, length * model.distribute_strategy.num_replicas_in_sync, dim)
         shapes["queue/pushed"] = (1,)
-    wrong = [
-        f"{name}: must be {shapes.get(name, 'absent')}, is {arrays[name].shape if name in arrays else 'missing'}"
-        for name in sorted(shapes.keys() | arrays.keys())
-        if name not in arrays or name not in shapes or arrays[name].shape != shapes[name]
-    ]
-    if wrong:
-        raise CheckpointError("The checkpoint does not fit the recipe:\n  " + "\n  ".join(wrong))
+    found = {name: array.shape for name, array in arrays.items()}
+    if wrong := [
+        f"{name}: must be {shapes.get(name, 'absent')}, is {found.get(name, 'missing')}"
+        for name in sorted(shapes.keys() | found.keys())
+        if found.get(name) != shapes.get(name)
+    ]:
+        raise CheckpointError("\n  ".join(["The checkpoint does not fit the recipe:", *wrong]))
     for name, target in targets.items():
         target.assign(arrays[name])
     for name, target in scalars.items():
@@ -98,18 +116,13 @@ def restore(model: ReplicatedModel, arrays: Mapping[str, np.ndarray], *, batch_s
         _scatter_queues(model, arrays["queue/projections"], int(arrays["queue/pushed"][0]), batch_size)
 
 
-# A replica's queue is (crops, slots * b, D) with b = batch / replicas; saved is the queue of the whole batch,
-# (crops, slots * B, D), so that a run may go on with another number of replicas. Its rows come batch by batch,
-# the newest first; those of a batch by replica, and a replica's as it pushed them, part by part.
+# A replica's queue is (crops, slots * b, D) with b = B / replicas. A checkpoint contains the queue of the global
+# batch, (crops, slots * B, D), so that a run can resume on another number of replicas. Its rows are ordered by batch,
+# newest first, then by replica, then as the replica pushed them.
 
 
 def join_queues(queues: np.ndarray, *, batch_size: int) -> np.ndarray:
-    """The replicas' queues (replicas, crops, length, D) as one of the whole batch (crops, replicas * length, D).
-
-    Args:
-        queues: by replica; each holds its share of whole batches, newest first.
-        batch_size: the global batch.
-    """
+    """Join the queues (replicas, crops, length, D) to that of the global batch (crops, replicas * length, D)."""
     replicas, crops, length, dim = queues.shape
     slots = length * replicas // batch_size
     by_slot = queues.reshape(replicas, crops, slots, length // slots, dim).transpose(1, 2, 0, 3, 4)
@@ -117,7 +130,7 @@ def join_queues(queues: np.ndarray, *, batch_size: int) -> np.ndarray:
 
 
 def split_queue(queue: np.ndarray, *, replicas: int, batch_size: int) -> np.ndarray:
-    """The other way round, for any number of replicas that can share the batch: each gets its rows of every batch."""
+    """Split a queue of the global batch between any number of replicas: each gets its rows of every batch."""
     crops, total, dim = queue.shape
     by_replica = queue.reshape(crops, total // batch_size, replicas, -1, dim).transpose(2, 0, 1, 3, 4)
     return by_replica.reshape(replicas, crops, total // replicas, dim)

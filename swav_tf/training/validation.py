@@ -1,10 +1,8 @@
-"""Accuracy on labelled images, during training and on its own."""
+"""The accuracy of a classifier on labeled images, during training and afterwards."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import keras
@@ -12,70 +10,31 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-from swav_tf.data.loader import evaluation_batches
+from swav_tf.data.labels import labels_among, numbered, printable_names
+from swav_tf.data.loader import ended_after, evaluation_batches
 from swav_tf.data.sources import ImageSource
 from swav_tf.model.replicas import per_replica_variable, sum_over_replicas
 from swav_tf.plumbing.errors import SwavError
-from swav_tf.plumbing.files import atomic_write
+from swav_tf.recipe.classifier import FinetuneRecipe, ProbeRecipe
 from swav_tf.recipe.pretraining import Data
+from swav_tf.runs.model_facts import BY_IMPORT, ModelFacts
+from swav_tf.training.callbacks import MetricsLog
 from swav_tf.training.classifier import Classifier
-from swav_tf.training.cluster import Topology
+from swav_tf.training.cluster import Topology, topology
+from swav_tf.training.failures import explained_failures
 from swav_tf.training.position import Position
 
-NAMED_CLASSES = 40  # with more of them names and numbers would be specks
-
-
-def draw_confusion(
-    path: Path, confusion: npt.NDArray[np.int64], class_names: Sequence[str], *, title: str
-) -> None:
-    """Writes a PNG: rows are true classes, columns predicted ones, colour the share of the row.
-
-    Args:
-        path: of the picture.
-        confusion: images by (true class, predicted class), (C, C).
-        class_names: of the C classes.
-        title: above the picture.
-    """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    count = len(class_names)
-    named = count <= NAMED_CLASSES
-    side = min(max(4.5, 0.42 * count), 14) if named else 10
-    shares = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
-    figure, axes = plt.subplots(figsize=(side + 1.5, side), dpi=110, layout="constrained")
-    image = axes.imshow(
-        shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest" if named else "antialiased"
-    )
-    axes.set(xlabel="predicted class", ylabel="true class", title=title)
-    if named:
-        rotation = 0 if max(map(len, class_names)) <= 3 else 90
-        axes.set_xticks(range(count), class_names, rotation=rotation, fontsize=8)
-        axes.set_yticks(range(count), class_names, fontsize=8)
-        for row, column in zip(*np.nonzero(confusion), strict=True):
-            colour = "white" if shares[row, column] > 0.5 else "black"
-            axes.text(
-                column, row, str(confusion[row, column]), ha="center", va="center", color=colour, fontsize=7
-            )
-    figure.colorbar(image, ax=axes, label="share of the true class's images", shrink=0.8)
-    with atomic_write(path) as partial:
-        figure.savefig(partial)
-    plt.close(figure)
-
-
 TOP = 5
-_PADDING = -1  # label of an image that only fills up a batch
+_PADDING = -1  # label of an image that fills up a batch
 
 
 @dataclass(frozen=True)
 class Counts:
-    """What a classifier said of labelled images.
+    """The predictions of a classifier on labeled images.
 
     Attributes:
-        confusion: (C, C), images by true class (row) and most probable class (column).
-        top5: (C,), images by true class whose class is among the five most probable ones.
+        confusion: (C, C), images by true class (row) and predicted class (column).
+        top5: (C,), images by true class that is among the five most probable ones.
         loss: mean cross-entropy.
     """
 
@@ -85,16 +44,16 @@ class Counts:
 
     @property
     def images(self) -> npt.NDArray[np.int64]:
-        """Images by true class, (C,)."""
+        """Return the number of images per class, (C,)."""
         return self.confusion.sum(axis=1)
 
     @property
     def right(self) -> npt.NDArray[np.int64]:
-        """Images by true class whose class is the most probable one, (C,)."""
+        """Return the number of correctly classified images per class, (C,)."""
         return np.diagonal(self.confusion)
 
     def as_dict(self) -> dict[str, float]:
-        """The figures over all images; accuracies are shares, 0 to 1."""
+        """Return the figures over all images; accuracies are shares, 0 to 1."""
         images = int(self.images.sum())
         return {
             "top1": int(self.right.sum()) / images,
@@ -104,9 +63,9 @@ class Counts:
 
 
 def tally(logits: tf.Tensor, labels: tf.Tensor) -> list[tf.Tensor]:
-    """Confusion (C, C), top-5 hits (C,), sum of losses () and non-finite rows (), float32.
+    """Return confusion (C, C), top-5 hits (C,), sum of losses () and number of non-finite rows (), float32.
 
-    Of equal logits the first class wins. Rows of label -1 do not count.
+    Of equal logits the first class wins. Rows with label -1 do not count.
 
     Args:
         logits: (n, C), float32.
@@ -131,7 +90,7 @@ def tally(logits: tf.Tensor, labels: tf.Tensor) -> list[tf.Tensor]:
 
 
 def counts_of(sums: list[npt.NDArray[np.float32]]) -> Counts:
-    """Counts from sums of tallies.
+    """Return the counts of summed tallies.
 
     Raises:
         SwavError: logits were not finite.
@@ -140,24 +99,24 @@ def counts_of(sums: list[npt.NDArray[np.float32]]) -> Counts:
     if broken:
         raise SwavError(
             f"Logits must be finite. Received: NaN or infinity for {int(broken)} validation images. "
-            "The weights are of no use: lower the learning rates."
+            "The weights are unusable: train again with lower learning rates."
         )
     images = float(confusion.sum(dtype=np.float64))
     return Counts(confusion.astype(np.int64), top5.astype(np.int64), float(loss) / images)
 
 
 class Validation:
-    """Measures a classifier on the evaluation views of labelled images, shared out over all replicas.
+    """Measure a classifier on the evaluation views of labeled images, distributed over all replicas.
 
-    Every worker must call `measure` at the same time: the counts are summed over replicas, once.
+    All workers must call `measure` together.
 
     Args:
         model: under its strategy.
         source: the images, the same on every worker.
         labels: their classes, (n,).
         settings: view and threads.
-        replica_batch_size: images that a replica sees at once.
-        team: who computes.
+        replica_batch_size: number of images that a replica sees at once.
+        team: the workers and replicas.
     """
 
     def __init__(
@@ -175,7 +134,7 @@ class Validation:
         rounds = -(-len(source) // (replica_batch_size * team.replicas))
         share = rounds * replica_batch_size * team.replicas // team.workers
         self.rounds = rounds
-        # Filled up, so that every replica of every worker has as many batches: a collective waits for all.
+        # Padded so that all replicas have the same number of batches: a collective waits for all of them.
         indices = np.full(share * team.workers, _PADDING, np.int64)
         indices[: len(source)] = np.arange(len(source))
         self.indices = indices[team.worker * share :][:share]
@@ -190,7 +149,7 @@ class Validation:
         self._add, self._read = model.on_replicas(self._add_batch), model.on_replicas(self._sum_up)
 
     def measure(self) -> Counts:
-        """All images, once.
+        """Return the counts over all images.
 
         Raises:
             SwavError: logits were not finite.
@@ -218,7 +177,7 @@ class Validation:
             total.assign_add(value)
 
     def _sum_up(self) -> list[tf.Tensor]:
-        """The sums over all replicas; they start at zero again."""
+        """Return the sums over all replicas, and reset them."""
         sums = sum_over_replicas([tf.identity(total.read_value()) for total in self.sums])
         with tf.control_dependencies(sums):
             for total in self.sums:
@@ -227,33 +186,28 @@ class Validation:
 
 
 class Validate(keras.callbacks.Callback):
-    """Validates at the end of epochs, on all workers, and keeps the last and the best in the position.
+    """Validate at the end of epochs, on all workers, and keep the last and best figures in the position.
 
     Args:
         validation: measures.
-        position: gets `validation`: `last` and `best`, each with epoch (from 1), top1, top5, loss. The best
+        position: gets `validation`: `last` and `best`, each with epoch (from 1), top1, top5 and loss. The best
             epoch is the first with the highest top-1.
-        every_epochs: between two validations; the last epoch is always validated.
-        write: for a line of metrics, or None.
+        metrics: for a line per validation.
+        every_epochs: epochs between two validations; the last epoch is always validated.
     """
 
     def __init__(
-        self,
-        validation: Validation,
-        position: Position,
-        *,
-        every_epochs: int,
-        write: Callable[[str, dict[str, Any]], None] | None,
+        self, validation: Validation, position: Position, metrics: MetricsLog, *, every_epochs: int
     ) -> None:
         super().__init__()
-        self.validation, self.position = validation, position
-        self.every_epochs, self.write = every_epochs, write
-        self.counts: Counts | None = None  # of the last epoch
+        self.validation, self.position, self.metrics = validation, position, metrics
+        self.every_epochs = every_epochs
+        self.counts: Counts | None = None  # of the last validation
 
     def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
-        """Measures if the epoch is over and due."""
+        """Measure when an epoch that is due ends."""
         position = self.position
-        due = (position.epoch + 1) % self.every_epochs == 0 or position.step == position.total_steps
+        due = (position.epoch + 1) % self.every_epochs == 0 or position.at_end
         if not (position.at_epoch_end and due):
             return
         self.counts = self.validation.measure()
@@ -263,5 +217,36 @@ class Validate(keras.callbacks.Callback):
         if best is None or last["top1"] > best["top1"]:
             best = last
         position.validation = {"last": last, "best": best}
-        if self.write is not None:
-            self.write("validation", {**figures, "best_top1": best["top1"]})
+        self.metrics.write("validation", {**figures, "best_top1": best["top1"]})
+
+
+def measure(
+    classifier: tuple[Classifier, ProbeRecipe | FinetuneRecipe, ModelFacts],
+    source: ImageSource,
+    settings: Data,
+    *,
+    batch_size: int = 128,
+) -> tuple[Counts, tuple[str, ...]]:
+    """Measure a trained classifier on labeled images; return the counts and the names of the classes.
+
+    Args:
+        classifier: as `load_classifier` returns it. If an import has unnamed classes, those of the images name
+            them, in order.
+        source: the images.
+        settings: view and threads.
+        batch_size: number of images per batch.
+
+    Raises:
+        DataError: the images have no labels or other classes, or one cannot be read.
+        SwavError: logits were not finite.
+    """
+    model, recipe, facts = classifier
+    names = facts.class_names
+    unnamed = facts.how == BY_IMPORT and names == numbered(len(names))
+    if unnamed and len(source.class_names) == len(names):
+        names = printable_names(source.class_names)
+    labels = labels_among(names, source)
+    team = topology(model.distribute_strategy)
+    with explained_failures(recipe.train, team), ended_after():
+        validation = Validation(model, source, labels, settings, replica_batch_size=batch_size, team=team)
+        return validation.measure(), names

@@ -116,7 +116,7 @@ def test_what_is_asked_for_wrongly_has_exit_code_2(
 @pytest.fixture(scope="module")
 def probed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A probe's folder, one step old."""
-    from swav_tf.training.probe import probe
+    from swav_tf.training.classify import probe
     from tests.classifiers import pretraining_run, tiny_classifier_recipe
 
     folder = tmp_path_factory.mktemp("probed")
@@ -248,8 +248,13 @@ def test_other_images_are_refused(
 def test_a_place_that_is_none_is_told_before_anything_is_measured(
     probed: Path, monkeypatch: pytest.MonkeyPatch, run: Run
 ) -> None:
+<<<<<<< HEAD
     monkeypatch.setattr("swav_tf.training.measure.measure", lambda *images: pytest.fail("it was measured"))
     left = run("validate", probed, "--output", probed / "config.yaml")
+=======
+    monkeypatch.setattr("swav_tf.training.validation.measure", lambda *images: pytest.fail("it was measured"))
+    left = run("validate", probed, "-o", probed / "config.yaml")
+>>>>>>> 0b08864 (Give all training jobs one skeleton, the log, and scikit-learn for the cached probe)
     assert left.code == 2
     assert "--output must be a folder" in left.err
 

@@ -26,7 +26,7 @@ from swav_tf.recipe.advice import check_recipe
 from swav_tf.recipe.pretraining import Recipe
 from swav_tf.training.build import build_swav
 from swav_tf.training.cluster import Topology, batches_on_devices, build_strategy, topology
-from swav_tf.training.job import failures_explained
+from swav_tf.training.failures import explained_failures
 from swav_tf.training.profile.inputs import RandomPhotos, fixed_parts, share_of_one
 from swav_tf.training.profile.memory import Peak, measure_peak
 from swav_tf.training.profile.parts import Part, Parts, measure_parts
@@ -147,7 +147,7 @@ def profile(recipe: Recipe, *, steps: int = 10, images: int | None = None, memor
         replica_batch_size=one.train.batch_size,
         bad_images=bad_images,
     )
-    with failures_explained(recipe.train, team.replicas, bad_images):
+    with explained_failures(recipe.train, team):
         log.info("measuring the input alone ...")
         ahead = made_ahead(recipe.data, one.train.batch_size)
         elements = team.replicas * recipe.train.accumulation_steps  # of a step
