@@ -134,13 +134,7 @@ def read_pretraining_recipe(run_dir: Path) -> Recipe:
     source = origin.get("run") or origin.get("backbone")
     what = "probe" if kind_of(recipe) == "probe" else "fine-tuned run"
     raise UsageError(
-<<<<<<< HEAD
-        f"A pretraining run is needed here. Received: {run_dir}, {what}. {instead}"
-        + (f", {made_from}." if made_from else ".")
-        + f" Or `swav-tf export {run_dir} --output DIR`, and give DIR/model-fp32.onnx where an ONNX file will do."
-=======
         f"A pretraining run is needed here. Received: {run_dir}, a {what}. Use the pretraining run it was made from"
         + (f", {source}" if source else "")
         + f", or where an ONNX file will do: swav-tf export {run_dir} --output DIR, then DIR/model-fp32.onnx."
->>>>>>> 0b08864 (Give all training jobs one skeleton, the log, and scikit-learn for the cached probe)
     )

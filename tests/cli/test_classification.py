@@ -248,13 +248,8 @@ def test_other_images_are_refused(
 def test_a_place_that_is_none_is_told_before_anything_is_measured(
     probed: Path, monkeypatch: pytest.MonkeyPatch, run: Run
 ) -> None:
-<<<<<<< HEAD
-    monkeypatch.setattr("swav_tf.training.measure.measure", lambda *images: pytest.fail("it was measured"))
-    left = run("validate", probed, "--output", probed / "config.yaml")
-=======
     monkeypatch.setattr("swav_tf.training.validation.measure", lambda *images: pytest.fail("it was measured"))
-    left = run("validate", probed, "-o", probed / "config.yaml")
->>>>>>> 0b08864 (Give all training jobs one skeleton, the log, and scikit-learn for the cached probe)
+    left = run("validate", probed, "--output", probed / "config.yaml")
     assert left.code == 2
     assert "--output must be a folder" in left.err
 
