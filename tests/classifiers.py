@@ -1,4 +1,4 @@
-"""Small classifiers, their recipes and a pretraining run to start from, for tests."""
+"""Small classifiers, their recipes, and a pretraining run to start from."""
 
 from pathlib import Path
 
@@ -15,23 +15,21 @@ from swav_tf.training.state import named_variables
 from tests.swav_models import backbone_without_bn, tiny_recipe
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.25)
+RECIPE = {
+    "name": "tiny",
+    "data": {"kind": "digits", "validation_split": "test", "evaluation": {"resize": 16, "crop": 16}, "threads": 1},
+    "crop": {"size": 16, "scale": (0.6, 1.0), "flip_probability": 0.0},
+    "train": {"epochs": 2, "batch_size": 128, "precision": "float32"},
+    "monitor": {"tensorboard": False, "log_every_steps": 1},
+    "checkpoint": {},
+}  # fmt: skip
 
 
 def tiny_classifier_recipe(kind, **changes):
-    """A recipe of seconds on the digits; `changes` are section__field=value."""
-    rates = {"learning_rate": 0.3} if kind is ProbeRecipe else {
-        "backbone_learning_rate": 0.05, "classifier_learning_rate": 0.2
-    }  # fmt: skip
-    recipe = {
-        "name": "tiny",
-        "data": {
-            "kind": "digits", "validation_split": "test", "evaluation": {"resize": 16, "crop": 16}, "threads": 1
-        },
-        "crop": {"size": 16, "scale": (0.6, 1.0), "flip_probability": 0.0},
-        "optimizer": {**rates, "weight_decay": 1e-6},
-        "train": {"epochs": 2, "batch_size": 128, "precision": "float32"},
-        "monitor": {"tensorboard": False, "log_every_steps": 1},
-    }  # fmt: skip
+    """Return a recipe that trains on the digits in seconds; `changes` are field=value or section__field=value."""
+    recipe = {name: dict(value) if isinstance(value, dict) else value for name, value in RECIPE.items()}
+    rates = {"backbone_learning_rate": 0.05, "classifier_learning_rate": 0.2}
+    recipe["optimizer"] = {"weight_decay": 1e-6, **({"learning_rate": 0.3} if kind is ProbeRecipe else rates)}
     for key, value in changes.items():
         section, _, field = key.partition("__")
         if field:
@@ -42,16 +40,13 @@ def tiny_classifier_recipe(kind, **changes):
 
 
 def pretraining_run(folder: Path) -> Path:
-    """A run folder with one checkpoint of random weights whose moving averages are no round numbers."""
-    recipe = tiny_recipe()
-    model = build_swav(recipe)
-    draw = np.random.default_rng(7)
+    """Write a run folder with one checkpoint of random weights that differ from those of the seed."""
+    recipe, draw = tiny_recipe(), np.random.default_rng(7)
     arrays = {}
-    for name, variable in named_variables(model).items():
+    for name, variable in named_variables(build_swav(recipe)).items():
         value = variable.numpy()
         if "moving_mean" in name:
             value = draw.normal(0.0, 0.05, value.shape)
-        # No longer what the seed alone gives.
         arrays[name] = (value * draw.uniform(0.8, 1.2, value.shape)).astype(np.float32)
     CheckpointStore(folder / "checkpoints", kind="pretrain").write(5, arrays, {})
     save_recipe(recipe, folder / "config.yaml")
@@ -59,7 +54,7 @@ def pretraining_run(folder: Path) -> Path:
 
 
 def bare_classifier(recipe, backbone=None, *, class_count=4, steps_per_epoch=3) -> Classifier:
-    """A compiled classifier, by default on a backbone where no sample sees another."""
+    """Return a compiled classifier, by default on a backbone in which samples do not interact."""
     model = Classifier(
         backbone=backbone or backbone_without_bn(),
         class_count=class_count,
@@ -74,9 +69,9 @@ def bare_classifier(recipe, backbone=None, *, class_count=4, steps_per_epoch=3) 
 
 
 def labelled_batches(count, *, size=8, pixels=12, classes=4, seed=0):
-    """`count` batches (uint8 (size, 1, pixels, pixels, 3), classes (size,))."""
+    """Return `count` batches (uint8 (size, 1, pixels, pixels, 3), classes (size,))."""
     draw = np.random.default_rng(seed)
+    shape = (size, 1, pixels, pixels, 3)
     return [
-        (draw.integers(0, 256, (size, 1, pixels, pixels, 3), dtype=np.uint8), draw.integers(0, classes, size))
-        for _ in range(count)
+        (draw.integers(0, 256, shape, dtype=np.uint8), draw.integers(0, classes, size)) for _ in range(count)
     ]

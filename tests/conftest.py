@@ -1,9 +1,11 @@
 """Settings that must stand before any test imports TensorFlow, Keras or matplotlib."""
 
+import logging
 import os
 
 import pytest
 
+from swav_tf.plumbing.log import log
 from tests.ports import reserve_port
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -15,3 +17,17 @@ os.environ["MPLBACKEND"] = "Agg"
 def port() -> int:
     """Reserve a port where nothing listens unless the test does."""
     return reserve_port()
+
+
+@pytest.fixture
+def logged():
+    """Collect the messages of the logger as (level, text), whatever handlers it has."""
+    records = []
+    handler = logging.Handler()
+    handler.emit = lambda record: records.append((record.levelname, record.getMessage()))
+    level = log.level
+    log.setLevel(logging.INFO)
+    log.addHandler(handler)
+    yield records
+    log.removeHandler(handler)
+    log.setLevel(level)

@@ -14,7 +14,6 @@ import tensorflow as tf
 from swav_tf.data.labels import open_labelled
 from swav_tf.plumbing.log import log
 from swav_tf.recipe.classifier import ProbeRecipe
-from swav_tf.recipe.classifier_advice import check_classifier_recipe
 from swav_tf.runs.model_facts import BY_CACHE
 from swav_tf.training.classifier_folder import start_from
 from swav_tf.training.classify import ClassifierResult, open_folder
@@ -56,8 +55,7 @@ def probe_cached(
     with open_job(recipe, run_dir, quiet=quiet, one_device=True) as job:
         start = start_from(model, from_scratch=from_scratch)
         data = open_labelled(recipe)
-        check_classifier_recipe(recipe, replicas=1)
-        open_folder(job, start, data, how=BY_CACHE, fresh=fresh)
+        open_folder(job, start, data, how=BY_CACHE, fresh=fresh, in_steps=False)
         classifier = start.build(recipe, class_count=len(data.class_names))
         log.info("Computing features.")
         known = extract_features(classifier, data.train, range(len(data.train)), recipe.data)

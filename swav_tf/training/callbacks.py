@@ -184,7 +184,8 @@ class ProgressBar(keras.callbacks.Callback):
 
     def close(self) -> None:
         """Remove the bar."""
-        self._bar.stop()
+        if self._task is not None:
+            self._bar.stop()
 
 
 SMOOTHING_STEPS = 50  # a smoothed loss over fewer steps is too noisy to judge

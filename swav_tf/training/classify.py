@@ -16,7 +16,6 @@ from swav_tf.data.sources import fingerprint
 from swav_tf.method.optimizers import SGD, EpochSchedule, epoch_shares
 from swav_tf.plumbing.log import log
 from swav_tf.recipe.classifier import FinetuneRecipe, ProbeRecipe
-from swav_tf.recipe.classifier_advice import check_classifier_recipe
 from swav_tf.runs.model_facts import BY_SGD, ModelFacts, save_facts
 from swav_tf.training.classifier import Classifier
 from swav_tf.training.classifier_folder import Start, start_from
@@ -98,10 +97,6 @@ def _train(
     with open_job(recipe, run_dir, cluster, quiet=quiet) as job:
         start = start_from(model, from_scratch=from_scratch)
         data = open_labelled(recipe)
-        for warning in check_classifier_recipe(
-            recipe, replicas=job.team.replicas, images=len(data.train), on_cpu=job.team.devices == "CPU"
-        ):
-            log.warning(str(warning))
         open_folder(job, start, data, how=BY_SGD, fresh=fresh)
 
         def build() -> Classifier:
@@ -151,7 +146,9 @@ def _train(
         return ClassifierResult(model=classifier, run_dir=job.run_dir, summary=summary)
 
 
-def open_folder(job: Job, start: Start, data: LabelledData, *, how: str, fresh: bool) -> None:
+def open_folder(
+    job: Job, start: Start, data: LabelledData, *, how: str, fresh: bool, in_steps: bool = True
+) -> None:
     """Open the run folder and write model.json.
 
     Raises:
@@ -160,6 +157,7 @@ def open_folder(job: Job, start: Start, data: LabelledData, *, how: str, fresh: 
     job.open(
         data.train,
         fresh=fresh,
+        in_steps=in_steps,
         **{
             f"{name}_labels_sha256": hashlib.sha256(labels.tobytes()).hexdigest()
             for name, labels in (("train", data.train_labels), ("validation", data.validation_labels))

@@ -26,6 +26,7 @@ from swav_tf.data.sources import ImageSource, fingerprint
 from swav_tf.method.replicated_model import ReplicatedModel
 from swav_tf.plumbing.errors import SwavError
 from swav_tf.plumbing.log import log
+from swav_tf.recipe.advice import check_recipe
 from swav_tf.recipe.files import AnyRecipe
 from swav_tf.recipe.pretraining import Recipe
 from swav_tf.runs.checkpoint import CheckpointStore
@@ -114,18 +115,23 @@ class Job:
         self.started, self.quiet = started, quiet
         self._stack = stack
 
-    def open(self, source: ImageSource, *, fresh: bool, **consistent: Any) -> None:
-        """Compare settings and images between workers, then lock and prepare the run folder.
+    def open(self, source: ImageSource, *, fresh: bool, in_steps: bool = True, **consistent: Any) -> None:
+        """Check the recipe with these images on all workers, then lock and prepare the run folder.
 
         Args:
             source: the training images.
             fresh: move an earlier run in the folder aside.
+            in_steps: whether the run trains in batches of the recipe's size.
             **consistent: further JSON values that must be equal on all workers.
 
         Raises:
+            RecipeError: settings do not work with these images and devices.
             UsageError: workers differ, or the folder is in use or contains another run.
         """
         recipe, team = self.recipe, self.team
+        images, on_cpu = len(source) if in_steps else None, team.devices == "CPU"
+        for remark in check_recipe(recipe, replicas=team.replicas, images=images, on_cpu=on_cpu):
+            log.warning("%s", remark)
         self.source, self.images = source, fingerprint(source)
         steps = len(source) // recipe.train.batch_size
         self.position = Position(steps, recipe.train.epochs * steps)

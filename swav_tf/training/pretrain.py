@@ -18,7 +18,6 @@ from swav_tf.data.sources import ImageSource, open_source
 from swav_tf.method.swav import SwAV
 from swav_tf.plumbing.errors import DataError
 from swav_tf.plumbing.log import log
-from swav_tf.recipe.advice import check_recipe
 from swav_tf.recipe.pretraining import Recipe
 from swav_tf.training.build import build_swav, init_from, read_pretrained
 from swav_tf.training.callbacks import CollapseWarning, KNNEvaluator
@@ -75,10 +74,6 @@ def pretrain(
     """
     with open_job(recipe, run_dir, cluster, quiet=quiet) as job:
         source = open_source(recipe.data)
-        for warning in check_recipe(
-            recipe, replicas=job.team.replicas, images=len(source), on_cpu=job.team.devices == "CPU"
-        ):
-            log.warning(str(warning))
         # Every worker opens the images of the k-NN evaluation: what is wrong with them ends all at once.
         evaluators = _knn_evaluators(job, source)
         initial = read_pretrained(weights)[0].facts["sha256"] if weights and job.team.workers > 1 else None

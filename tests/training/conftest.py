@@ -12,7 +12,7 @@ def mirrored():
     return two_replicas()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def pretrained(tmp_path_factory):
-    """The folder of a pretraining run to begin with; it must be left as it is."""
+    """The folder of a pretraining run to start from; tests must not change it."""
     return pretraining_run(tmp_path_factory.mktemp("pretrained"))

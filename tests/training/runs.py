@@ -1,4 +1,4 @@
-"""What tests of whole runs share: processes, figures, last checkpoints, and when two of them are the same."""
+"""Helpers for tests of complete runs: processes, metrics, checkpoints, and when two runs are equal."""
 
 import json
 import os
@@ -19,7 +19,7 @@ CLOCKS = ("time", "images_per_second")
 
 
 def start(script, *arguments, before=(), **environment):
-    """A process of one of the scripts; `before` is a command that it is started by."""
+    """Start one of the scripts as a process; `before` is a command that runs it."""
     return subprocess.Popen(
         [*before, sys.executable, script, *map(str, arguments)],
         stderr=subprocess.PIPE,
@@ -29,7 +29,7 @@ def start(script, *arguments, before=(), **environment):
 
 
 def finish(*processes, code=0):
-    """Waits for the end of all; the first that ends with another code is told at once, and ends the others."""
+    """Wait until all end; fail and kill the others at the first that ends with another code."""
     running, deadline = list(processes), time.monotonic() + 240
     try:
         while running:
@@ -47,7 +47,7 @@ def finish(*processes, code=0):
 
 
 def lines(run_dir, kind=None):
-    """The whole lines of metrics.jsonl so far, of one kind or all."""
+    """Return the complete lines of metrics.jsonl so far, of one kind or all."""
     path = run_dir / "metrics.jsonl"
     text = path.read_text().splitlines(keepends=True) if path.exists() else []
     found = [json.loads(line) for line in text if line.endswith("\n")]
@@ -55,12 +55,12 @@ def lines(run_dir, kind=None):
 
 
 def metrics(run_dir):
-    """The lines without what a clock says."""
+    """Return the lines without what depends on the clock."""
     return [{key: value for key, value in line.items() if key not in CLOCKS} for line in lines(run_dir)]
 
 
 def wait_until(condition, *processes):
-    """Returns when it holds; all the processes must be running until then."""
+    """Wait until the condition holds, while all processes run."""
     while not condition():
         time.sleep(0.005)
         assert all(process.poll() is None for process in processes), processes[0].stderr.read()
@@ -79,12 +79,12 @@ def assert_same_bits(one, other):
 
 
 def assert_equal_but_for_rounding(one, other):
-    """Each array within 1 % of its norm; momentum, which begins at zero and is all differences, within 10 %."""
+    """Compare arrays within 1 % of their norm; momentum, which starts at zero, within 10 %."""
     assert one.step == other.step
     assert one.arrays.keys() == other.arrays.keys()
     for name, value in one.arrays.items():
         if "head/hidden/bias" in name:
-            continue  # no gradient but rounding, before BN
+            continue  # before batch norm: its gradient is rounding alone
         error = np.linalg.norm(value - other.arrays[name]) / max(np.linalg.norm(value), 1e-6)
         assert error < (0.1 if name.startswith("momentum/") else 0.01), (
             f"{name}: relative difference {error:.2e}"
@@ -92,13 +92,13 @@ def assert_equal_but_for_rounding(one, other):
 
 
 def assert_same_run(one, other):
-    """Pretraining that ended alike but for rounding, its last epoch's means too."""
+    """Compare the ends of two pretraining runs, the means of the last epoch included."""
     assert_equal_but_for_rounding(one, other)
     assert one.facts["position"]["sums"] == pytest.approx(other.facts["position"]["sums"], rel=2e-3)
 
 
 class StopAfter(keras.callbacks.Callback):
-    """Asks the run to stop, as a signal does, once so many batches have ended; the next one is the last."""
+    """Request a stop after some batches, as a signal does; the batch after them is the last."""
 
     def __init__(self, batches):
         super().__init__()

@@ -1,71 +1,128 @@
-import io
+"""What all jobs share: log lines at a resume, explained failures, a process that ends."""
+
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import tensorflow as tf
-from rich.console import Console
 
+from swav_tf.plumbing.errors import DataError, SwavError
 from swav_tf.recipe.classifier import FinetuneRecipe
 from swav_tf.runs.checkpoint import Checkpoint
 from swav_tf.training.cluster import Topology
-from swav_tf.training.job import failures_explained, tell_what_changed
+from swav_tf.training.failures import explained_failures
+from swav_tf.training.resume import log_config_changes
 from swav_tf.training.watched import WorkerEnded
 from tests.classifiers import tiny_classifier_recipe
 from tests.swav_models import tiny_recipe
 
 
-def told(before, now, *, replicas=(1, 1), trainable=True):
-    """What is said, and warned of, when a run goes on."""
-    outputs = io.StringIO(), io.StringIO()
-    console, warnings = (Console(file=output, width=300) for output in outputs)
+def team(replicas=1, workers=1):
+    return Topology("any", workers=workers, worker=0, replicas=replicas, devices="CPU")
+
+
+def log_changes(before, now, replicas, *, trainable=True):
     facts = {"recipe": before.model_dump(mode="json"), "replicas": replicas[0]}
-    tell_what_changed(
+    log_config_changes(
         Checkpoint(step=7, arrays={}, facts=facts, path=Path("step-7")),
         SimpleNamespace(backbone=SimpleNamespace(trainable=trainable)),
         recipe=now,
-        team=Topology("any", workers=1, worker=0, replicas=replicas[1], devices="CPU"),
-        console=console,
-        warnings=warnings,
+        team=team(replicas[1]),
     )
-    return [output.getvalue() for output in outputs]
 
 
-# Bug caught: settings that are free to change, and do so without a word.
-def test_what_changed_is_told():
-    assert told(tiny_recipe(), tiny_recipe()) == ["going on from step 7 (step-7)\n", ""]
-    said, _ = told(tiny_recipe(), tiny_recipe(data__threads=3, checkpoint__keep_last=1), replicas=(1, 4))
-    assert "1 replica(s) then, 4 now: the same batch of 8, 2 images each" in said
-    assert "  checkpoint.keep_last: was 3, now 1\n  data.threads: was 1, now 3\n" in said
+# Bug caught: settings that change without a message.
+def test_changed_settings_are_logged(logged):
+    log_changes(tiny_recipe(), tiny_recipe(), (1, 1))
+    assert logged == [("INFO", "Resuming from step 7 (step-7).")]
+    log_changes(tiny_recipe(), tiny_recipe(data__threads=3, checkpoint__keep_last=1), (1, 4))
+    text = "\n".join(message for _, message in logged)
+    assert "from 1 to 4 replica(s): the batch of 8 stays, 2 images each" in text
+    assert "checkpoint:\n  checkpoint.keep_last: was 3, now 1\n  data.threads: was 1, now 3" in text
 
 
-# Bugs caught: a run that is said to be the same although its batch statistics are of other images; a warning where
-# nothing changes.
+TINY = tiny_recipe()
+SEPARATE = tiny_recipe(model__batch_norm={"synchronised": False})
+FINETUNE = tiny_classifier_recipe(FinetuneRecipe)
+
+
+# Bugs caught: a change of batch statistics without a warning; a warning where nothing changes.
 @pytest.mark.parametrize(
-    ("before", "now", "replicas", "trainable", "images"),
+    ("before", "now", "replicas", "trainable", "warning"),
     [
-        (tiny_recipe(), tiny_recipe(), (1, 4), True, None),
-        (tiny_recipe(), tiny_recipe(train__accumulation_steps=2), (4, 1), True, (8, 4)),
-        (*[tiny_recipe(model__batch_norm={"synchronised": False})] * 2, (1, 4), True, (8, 2)),
-        (
-            tiny_classifier_recipe(FinetuneRecipe),
-            tiny_classifier_recipe(FinetuneRecipe, train__accumulation_steps=4),
-            *((2, 1), True, (128, 32)),
-        ),
-        # A frozen backbone, as a probe's, takes no statistics.
-        (tiny_recipe(), tiny_recipe(train__accumulation_steps=2), (4, 1), False, None),
+        (TINY, TINY, (1, 4), True, None),
+        (TINY, tiny_recipe(train__accumulation_steps=2), (1, 1), True, "4 images instead of 8"),
+        (SEPARATE, SEPARATE, (2, 4), True, "2 images instead of 4"),
+        (FINETUNE, FINETUNE, (1, 2), True, None),
+        (FINETUNE, tiny_classifier_recipe(FinetuneRecipe, train__accumulation_steps=4), (1, 1), True, "32 images"),
+        (FINETUNE, tiny_classifier_recipe(FinetuneRecipe, train__accumulation_steps=4), (1, 1), False, None),
+    ],
+)  # fmt: skip
+def test_changed_batch_statistics_are_warned_about(logged, before, now, replicas, trainable, warning):
+    log_changes(before, now, replicas, trainable=trainable)
+    warnings = [text for level, text in logged if level == "WARNING"]
+    assert len(warnings) == (warning is not None)
+    assert all(warning in text for text in warnings)
+
+
+# Bugs caught: a stack trace where a remedy is needed; the message of another error in its place.
+@pytest.mark.parametrize(
+    ("raised", "workers", "expected", "message"),
+    [
+        (tf.errors.ResourceExhaustedError(None, None, "OOM"), 1, SwavError, "train.accumulation_steps=2"),
+        (tf.errors.UnavailableError(None, None, "reset"), 2, WorkerEnded, "Another worker"),
+        (tf.errors.UnavailableError(None, None, "reset"), 1, tf.errors.UnavailableError, "reset"),
+        (tf.errors.UnknownError(None, None, "x DataError: 3 bad\n Trace"), 1, DataError, "^3 bad$"),
+        (tf.errors.UnknownError(None, None, "other"), 1, tf.errors.UnknownError, "other"),
     ],
 )
-def test_other_batch_statistics_are_warned_of(before, now, replicas, trainable, images):
-    _, warned = told(before, now, replicas=replicas, trainable=trainable)
-    if images is None:
-        assert warned == ""
-    else:
-        assert f"over {images[0]} images at once, and takes them over {images[1]} from here on" in warned
+def test_failures_are_explained(raised, workers, expected, message):
+    with (
+        pytest.raises(expected, match=message) as error,
+        explained_failures(TINY.train, team(workers, workers)),
+    ):
+        raise raised
+    assert type(error.value) is expected
+    assert getattr(error.value, "exit_code", None) == {WorkerEnded: 75, SwavError: 1, DataError: 1}.get(
+        expected
+    )
 
 
-# Bug caught: 'start the same command to go on', with a code by which no scheduler does.
-def test_a_worker_that_ended_unseen_is_something_to_try_again():
-    with pytest.raises(WorkerEnded) as error, failures_explained(tiny_recipe().train, 2, None):
-        raise tf.errors.UnavailableError(None, None, "connection reset")
-    assert error.value.exit_code == 75
+STOP_EARLY = """
+import sys, time
+import keras
+from swav_tf.data import order
+from swav_tf.training.pretrain import pretrain
+from tests.swav_models import tiny_recipe
+
+original = order.read_image
+
+def slow(source, index):
+    time.sleep(0.05)
+    if sys.argv[2] == "error" and index == 70:
+        raise NameError("a programming error in the data set")
+    return original(source, index)
+
+order.read_image = slow
+
+class Interrupt(keras.callbacks.Callback):
+    def on_train_batch_end(self, batch, logs=None):
+        if sys.argv[2] == "interrupt":
+            raise KeyboardInterrupt
+
+pretrain(tiny_recipe(data__threads=2), run_dir=sys.argv[1], quiet=True, callbacks=[Interrupt()])
+"""
+
+
+# Bug caught: an error after which the process hangs: the iterator is destroyed while images are being read.
+@pytest.mark.multiprocess
+@pytest.mark.parametrize(
+    ("how", "message"), [("interrupt", "KeyboardInterrupt"), ("error", "a programming error")]
+)
+def test_a_process_ends_while_images_are_being_read(tmp_path, how, message):
+    command = [sys.executable, "-c", STOP_EARLY, str(tmp_path / "run"), how]
+    process = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    assert process.returncode not in (0, -9)
+    assert message in process.stderr

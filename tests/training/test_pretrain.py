@@ -1,5 +1,8 @@
+"""Pretraining runs in this process: their files, resuming on other replicas, bad images, divergence, weights."""
+
 import json
 import math
+import shutil
 
 import cv2
 import keras
@@ -7,26 +10,25 @@ import numpy as np
 import pytest
 
 from swav_tf.plumbing.errors import DataError, RecipeError, UsageError
-from swav_tf.runs.checkpoint import CheckpointStore
-from swav_tf.training.build import load_swav
+from swav_tf.runs.checkpoint import CheckpointError
+from swav_tf.training.build import load_swav, read_pretrained
 from swav_tf.training.checkpointing import Diverged, StoppedBySignal
 from swav_tf.training.pretrain import pretrain
+from swav_tf.weights.convert import import_weights
 from tests.swav_models import tiny_recipe
+from tests.tiny_run import tiny_run
 from tests.training.runs import StopAfter, assert_same_bits, assert_same_run, lines, newest
 
-LARGE = {"train__batch_size": 128}  # 11 steps an epoch
+LARGE = {"train__batch_size": 128}  # 11 steps per epoch
 
 
-# Bugs caught: a file of the run folder that is missing, an epoch with a step too many, a summary of other numbers.
-def test_a_run_leaves_a_whole_folder(tmp_path):
+# Bugs caught: a file that is missing, an epoch with a step too many, a summary with other numbers; a run that is
+# trained again after its end, or resumes with other settings; a folder that does not give its model back.
+def test_a_run_leaves_a_complete_folder(tmp_path):
     recipe = tiny_recipe(**LARGE, data__validation_split="test", monitor__knn_every_epochs=2)
     result = pretrain(recipe, run_dir=tmp_path, quiet=True)
-    assert {p.name for p in tmp_path.iterdir()} >= {
-        "config.yaml",
-        "metrics.jsonl",
-        "checkpoints",
-        "summary.json",
-    }
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names >= {"config.yaml", "metrics.jsonl", "checkpoints", "summary.json"}
     assert json.loads((tmp_path / "summary.json").read_text()) == result.summary
     steps, epochs = lines(tmp_path, "step"), lines(tmp_path, "epoch")
     assert [line["step"] for line in steps] == list(range(1, 23))
@@ -35,68 +37,23 @@ def test_a_run_leaves_a_whole_folder(tmp_path):
     assert result.summary["loss_first"] == steps[0]["loss"]
     assert result.summary["loss_last"] == epochs[1]["loss"]
     assert result.summary["ln_k"] == pytest.approx(math.log(12))
+    assert 0 < result.summary["prototypes_used"] == epochs[1]["prototypes_used"] <= 12
     [knn] = lines(tmp_path, "knn")
     assert 0.2 < knn["knn_top1"] == result.summary["knn_top1"] <= 1
 
-    # A run that has ended is only looked at again.
     again = pretrain(recipe, run_dir=tmp_path, quiet=True)
     assert again.summary == result.summary == json.loads((tmp_path / "summary.json").read_text())
-
-    # A run folder gives its model back.
     model, loaded = load_swav(tmp_path)
     assert loaded == recipe
     for one, other in zip(result.model.weights, model.weights, strict=True):
         np.testing.assert_array_equal(one.numpy(), other.numpy())
-
-    with pytest.raises(UsageError, match=r"method.epsilon: was 0.05, now 0.04"):
-        pretrain(tiny_recipe(**LARGE, method__epsilon=0.04), run_dir=tmp_path, quiet=True)
-    fresh = pretrain(
-        tiny_recipe(train__batch_size=700, train__epochs=1), run_dir=tmp_path, quiet=True, fresh=True
-    )
-    assert fresh.summary["resumed_from_step"] is None
-    assert (tmp_path / "previous-1" / "summary.json").exists()
-
-
-# Bug caught: a run that goes on with other images, in another order and with another schedule, without a word.
-def test_a_run_goes_on_with_its_own_images_only(tmp_path):
-    write_images(tmp_path / "images", 40, bad=set())
-    recipe = tiny_recipe(data__kind="images", data__path=str(tmp_path / "images"))
-    with pytest.raises(StoppedBySignal):
-        pretrain(recipe, run_dir=tmp_path / "run", quiet=True, callbacks=[StopAfter(2)])
-    (tmp_path / "images" / "000.png").rename(tmp_path / "images" / "other.png")
-    with pytest.raises(UsageError, match="40 images, now there are 40, of other names"):
-        pretrain(recipe, run_dir=tmp_path / "run", quiet=True)
-    (tmp_path / "images" / "other.png").unlink()
-    with pytest.raises(UsageError, match="40 images, now there are 39"):
-        pretrain(recipe, run_dir=tmp_path / "run", quiet=True)
-
-
-# Bugs caught: the recipe's copy in the folder as the only guard: without it any settings would go on; a copy that
-# is written of settings that are then refused.
-def test_a_checkpoint_knows_its_recipe(tmp_path):
-    with pytest.raises(StoppedBySignal):
-        pretrain(tiny_recipe(**LARGE), run_dir=tmp_path, quiet=True, callbacks=[StopAfter(2)])
-    (tmp_path / "config.yaml").unlink()
-    with pytest.raises(UsageError, match=r"method.epsilon: was 0.05, now 0.04"):
-        pretrain(tiny_recipe(**LARGE, method__epsilon=0.04), run_dir=tmp_path, quiet=True)
+    other_settings = tiny_recipe(**LARGE, method__epsilon=0.04)
+    for copy in (True, False):  # the checkpoint knows the recipe, too
+        if not copy:
+            (tmp_path / "config.yaml").unlink()
+        with pytest.raises(UsageError, match=r"method.epsilon: was 0.05, now 0.04"):
+            pretrain(other_settings, run_dir=tmp_path, quiet=True)
     assert not (tmp_path / "config.yaml").exists()
-
-
-# Bug caught: state of a batch in parts that a checkpoint forgets.
-def test_a_stopped_run_in_parts_equals_an_uninterrupted_one(tmp_path):
-    write_images(tmp_path / "images", 176, bad=set())  # 11 steps an epoch
-    recipe = tiny_recipe(
-        data__kind="images",
-        data__path=str(tmp_path / "images"),
-        train__batch_size=16,
-        train__accumulation_steps=2,
-        method__queue={"length": 32},
-    )
-    pretrain(recipe, run_dir=tmp_path / "whole", quiet=True)
-    with pytest.raises(StoppedBySignal, match="after step 7"):
-        pretrain(recipe, run_dir=tmp_path / "run", quiet=True, callbacks=[StopAfter(6)])
-    pretrain(recipe, run_dir=tmp_path / "run", quiet=True)
-    assert_same_bits(newest(tmp_path / "whole"), newest(tmp_path / "run"))
 
 
 def on_replicas(number):
@@ -109,47 +66,83 @@ def on_replicas(number):
     )
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
-    """The last checkpoint of two replicas that nobody stops."""
-    folder = tmp_path_factory.mktemp("undisturbed")
-    pretrain(on_replicas(2), run_dir=folder, quiet=True)
-    return newest(folder)
+# Bugs caught: replicas that are requested and not created; a queue of one replica only in the checkpoint, or restored
+# to the wrong replica; a run that cannot move to fewer replicas, or to more.
+def test_a_run_that_moves_between_replicas_equals_an_uninterrupted_one(tmp_path):
+    pretrain(on_replicas(2), run_dir=tmp_path / "straight", quiet=True)
+    run = tmp_path / "moved"
+    for replicas, stops in ((2, 7), (1, 14)):
+        with pytest.raises(StoppedBySignal, match=f"after step {stops}"):
+            pretrain(on_replicas(replicas), run_dir=run, quiet=True, callbacks=[StopAfter(6)])
+        queues = newest(run).arrays["queue/projections"]
+        assert queues.shape == (2, 256, 16)
+        np.testing.assert_allclose(np.linalg.norm(queues, axis=-1), 1, rtol=1e-5)
+    result = pretrain(on_replicas(2), run_dir=run, quiet=True)
+    assert (result.summary["resumed_from_step"], result.summary["replicas"]) == (14, 2)
+    assert newest(run).step == 22
+    assert_same_run(newest(tmp_path / "straight"), newest(run))
 
 
-# Bugs caught: replicas that the recipe asks for and nobody makes; a queue of one replica only in the checkpoint,
-# or given back to the wrong replica; a run that is bound to its number of replicas, or can only be given fewer.
-@pytest.mark.parametrize(("before", "after"), [(2, 2), (2, 1), (1, 2)])
-def test_a_run_stopped_on_some_replicas_and_gone_on_with_on_others_equals_an_undisturbed_one(
-    tmp_path, undisturbed, before, after
-):
+def write_images(folder, count, bad=()):
+    folder.mkdir()
+    draw = np.random.default_rng(0)
+    for number in range(count):
+        path = folder / f"{number:03}.png"
+        cv2.imwrite(str(path), draw.integers(0, 256, (40, 50, 3), dtype=np.uint8))
+        if number in bad:
+            path.write_bytes(path.read_bytes()[:100])
+
+
+def recipe_of_images(folder, **changes):
+    return tiny_recipe(data__kind="images", data__path=str(folder), **changes)
+
+
+# Bugs caught: state of a batch in parts that is missing from a checkpoint; a run that resumes with other images.
+def test_a_stopped_run_in_parts_equals_an_uninterrupted_one(tmp_path):
+    write_images(tmp_path / "images", 176)  # 11 steps per epoch
+    recipe = recipe_of_images(
+        tmp_path / "images",
+        train__batch_size=16,
+        train__accumulation_steps=2,
+        method__queue={"length": 32},
+    )
+    pretrain(recipe, run_dir=tmp_path / "straight", quiet=True)
     with pytest.raises(StoppedBySignal, match="after step 7"):
-        pretrain(on_replicas(before), run_dir=tmp_path, quiet=True, callbacks=[StopAfter(6)])
-    stopped = newest(tmp_path)
-    assert stopped.arrays["queue/projections"].shape == (2, 256, 16)
-    np.testing.assert_allclose(np.linalg.norm(stopped.arrays["queue/projections"], axis=-1), 1, rtol=1e-5)
-    result = pretrain(on_replicas(after), run_dir=tmp_path, quiet=True)
-    assert (result.summary["resumed_from_step"], result.summary["replicas"]) == (7, after)
-    assert newest(tmp_path).step == 22
-    assert_same_run(undisturbed, newest(tmp_path))
+        pretrain(recipe, run_dir=tmp_path / "run", quiet=True, callbacks=[StopAfter(6)])
+    image = tmp_path / "images" / "000.png"
+    image.rename(image.with_name("other.png"))
+    with pytest.raises(UsageError, match=r"with 176 images\. Received: 176 with other names"):
+        pretrain(recipe, run_dir=tmp_path / "run", quiet=True)
+    image.with_name("other.png").rename(image)
+    pretrain(recipe, run_dir=tmp_path / "run", quiet=True)
+    assert_same_bits(newest(tmp_path / "straight"), newest(tmp_path / "run"))
 
 
-# Bug caught: a callback that ends the run, as early stopping does, and a run that begins again for ever.
-def test_a_callback_can_end_the_run(tmp_path):
-    class Enough(keras.callbacks.Callback):
-        def on_train_batch_end(self, batch, logs=None):
-            self.model.stop_training = batch == 4
-
-    result = pretrain(tiny_recipe(**LARGE), run_dir=tmp_path, quiet=True, callbacks=[Enough()])
-    assert result.summary["steps"] == newest(tmp_path).step == 5
+# Bugs caught: one damaged file that ends a run, or is not reported; a TensorFlow error where the data's own is meant;
+# a model that is built before it is known that there are too few images.
+def test_damaged_images_are_skipped_until_they_are_too_many(tmp_path):
+    write_images(tmp_path / "images", 40, bad={7})
+    recipe = recipe_of_images(tmp_path / "images", data__max_bad_share=0.1, train__epochs=1)
+    result = pretrain(recipe, run_dir=tmp_path / "run", quiet=True)
+    assert (result.summary["steps"], result.summary["bad_images"]) == (5, 1)
+    assert (tmp_path / "run" / "bad_images.txt").read_text().startswith("007.png\t")
+    write_images(tmp_path / "bad", 40, bad=range(10))
+    with pytest.raises(DataError, match=r"data\.max_bad_share"):
+        pretrain(
+            recipe_of_images(tmp_path / "bad", data__max_bad_share=0.1), run_dir=tmp_path / "b", quiet=True
+        )
+    write_images(tmp_path / "few", 5)
+    with pytest.raises(RecipeError, match="5 images do not fill one batch of 8"):
+        pretrain(recipe_of_images(tmp_path / "few"), run_dir=tmp_path / "f", quiet=True)
+    assert not (tmp_path / "f").exists()
 
 
 class Poison(keras.callbacks.Callback):
-    """From a step on, a weight that makes everything NaN."""
+    """Make a weight NaN after some steps."""
 
-    def __init__(self, step):
+    def __init__(self, steps):
         super().__init__()
-        self.left = step
+        self.left = steps
 
     def on_train_batch_end(self, batch, logs=None):
         self.left -= 1
@@ -157,50 +150,70 @@ class Poison(keras.callbacks.Callback):
             self.model.head.get_layer("projection").bias.assign([np.nan] * 16)
 
 
-# Bugs caught: NaN that trains on in silence, an error without step or checkpoint, a poisoned checkpoint.
-def test_a_run_that_stays_non_finite_stops_with_a_named_error(tmp_path):
+class Enough(keras.callbacks.Callback):
+    """End the training early."""
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.model.stop_training = batch == 4
+
+
+# Bugs caught: NaN that trains on unnoticed, an error without step or checkpoint, a poisoned checkpoint; a callback that
+# cannot end a run, or ends it without a checkpoint; --fresh that removes a run.
+def test_a_run_ends_when_it_diverges_or_a_callback_wants_it(tmp_path):
     recipe = tiny_recipe(**LARGE, train__max_non_finite_steps=3, checkpoint__keep_every_epochs=1)
     with pytest.raises(Diverged, match=r"3 steps in a row, up to step 16[\s\S]*step-000000011"):
         pretrain(recipe, run_dir=tmp_path, quiet=True, callbacks=[Poison(13)])
-    checkpoint = CheckpointStore(tmp_path / "checkpoints", kind="pretrain").newest()[0]
-    assert checkpoint.step == 11
-    assert all(np.all(np.isfinite(array)) for array in checkpoint.arrays.values())
+    assert newest(tmp_path).step == 11
+    assert all(np.all(np.isfinite(array)) for array in newest(tmp_path).arrays.values())
     assert lines(tmp_path, "step")[-1]["loss"] is None
+    result = pretrain(recipe, run_dir=tmp_path, quiet=True, fresh=True, callbacks=[Enough()])
+    assert result.summary["steps"] == newest(tmp_path).step == 5
+    assert result.summary["resumed_from_step"] is None
+    assert newest(tmp_path / "previous-1").step == 11
 
 
-def write_images(folder, count, bad):
-    folder.mkdir()
-    rng = np.random.default_rng(0)
-    for i in range(count):
-        path = folder / f"{i:03}.png"
-        cv2.imwrite(str(path), rng.integers(0, 256, (40, 50, 3), dtype=np.uint8))
-        if i in bad:
-            path.write_bytes(path.read_bytes()[:100])
+# === Initial weights ===
 
 
-# Bugs caught: one corrupt file that ends a run; a corrupt file that nobody hears of.
-def test_a_corrupt_image_is_skipped_and_named(tmp_path):
-    write_images(tmp_path / "images", 40, bad={7})
-    recipe = tiny_recipe(data__kind="images", data__path=str(tmp_path / "images"), data__max_bad_share=0.1)
-    result = pretrain(recipe, run_dir=tmp_path / "run", quiet=True)
-    assert result.summary["steps"] == 10
-    assert result.summary["bad_images"] == 1
-    assert (tmp_path / "run" / "bad_images.txt").read_text().startswith("007.png\t")
+# Bugs caught: weights that are initialized at random all the same, loaded again when the run resumes, or replaced
+# during a run; an import that is trained further as if optimizer and position were known.
+def test_a_run_starts_from_the_weights_of_another(tmp_path):
+    # With so low a rate the weights are still recognizable after two steps.
+    recipe = tiny_recipe(
+        train__batch_size=700, train__epochs=1, optimizer__peak_learning_rate=1e-6, train__seed=5
+    )
+    source, new = read_pretrained(tiny_run())[0], tmp_path / "new"
+    result = pretrain(recipe, run_dir=new, weights=tiny_run(), quiet=True)
+    arrays = newest(new).arrays
+    for name in ("backbone/layer2_0_conv2/kernel", "head/hidden/kernel"):
+        np.testing.assert_allclose(arrays[name], source.arrays[name], atol=1e-5)
+    assert int(arrays["optimizer/iterations"][0]) == 2
+    assert json.loads((new / "started_from.json").read_text())["sha256"] == source.facts["sha256"]
+    assert pretrain(recipe, run_dir=new, weights=tiny_run(), quiet=True).summary == result.summary
+    with pytest.raises(UsageError, match="was not started from"):
+        pretrain(recipe, run_dir=new, weights=new, quiet=True)
+
+    imported = import_weights(tiny_run(), tmp_path / "import", overrides=["train.batch_size=700"])
+    with pytest.raises(
+        UsageError, match=r"imported weights .* pretrain \.\.\. --weights .*import --run-dir NEW"
+    ):
+        pretrain(imported.recipe, run_dir=tmp_path / "import", quiet=True)
+    assert newest(tmp_path / "import").step == 0
 
 
-# Bug caught: a TensorFlow error with a stack trace where the data's own error is meant.
-def test_too_many_corrupt_images_stop_the_run(tmp_path):
-    write_images(tmp_path / "images", 40, bad=set(range(10)))
-    recipe = tiny_recipe(data__kind="images", data__path=str(tmp_path / "images"), data__max_bad_share=0.1)
-    with pytest.raises(DataError, match=r"data\.max_bad_share"):
-        pretrain(recipe, run_dir=tmp_path / "run", quiet=True)
-
-
-# Bug caught: a model that is built before it is known that there is nothing to train on.
-def test_fewer_images_than_a_batch_is_an_error_before_anything_is_built(tmp_path):
-    write_images(tmp_path / "images", 5, bad=set())
-    with pytest.raises(RecipeError, match="5 images do not fill one batch of 8"):
-        pretrain(
-            tiny_recipe(data__kind="images", data__path=str(tmp_path / "images")), run_dir=tmp_path / "run"
-        )
-    assert not (tmp_path / "run").exists()
+# Bugs caught: features of an older checkpoint that pass for those of the newest; features by other settings than the
+# weights were trained with.
+def test_a_changed_run_is_not_read(tmp_path):
+    run = shutil.copytree(tiny_run(), tmp_path / "run")
+    step, config = newest(run).step, run / "config.yaml"
+    later = run / "checkpoints" / "step-999999999"
+    later.mkdir()
+    with pytest.raises(CheckpointError, match=rf"step-999999999 is damaged[\s\S]*step {step}\. To use it"):
+        read_pretrained(run)
+    assert read_pretrained(run, step=step)[0].step == step
+    later.rmdir()
+    config.write_text(config.read_text().replace("threads: 1", "threads: 2"))
+    assert read_pretrained(run)[1].data.threads == 2
+    config.write_text(config.read_text().replace("std: [0.228,", "std: [0.128,"))
+    with pytest.raises(UsageError, match=r"augment.std: was \[0.228, .* now \[0.128,"):
+        read_pretrained(run)

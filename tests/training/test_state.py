@@ -20,8 +20,8 @@ def push(queues, batch):
     return np.concatenate([shares, queues], axis=2)[:, :, :length]
 
 
-# Bugs caught: rows of a batch that drop out before others of it, a row that is lost or stands twice, or another batch's
-# place, when a run goes on with more replicas or fewer; also while the queue fills.
+# Bugs caught: rows of a batch that leave the queue before others of it; a row that is lost, appears twice or takes the
+# place of another batch when a run resumes on more replicas or fewer, also while the queue fills.
 @pytest.mark.parametrize("route", [(1, 2, 4), (4, 2, 1), (2, 8, 1, 4)])
 @pytest.mark.parametrize("steps", [1, 2, 5])
 def test_the_queue_is_the_same_on_any_route(route, steps):

@@ -1,0 +1,75 @@
+import numpy as np
+import pytest
+
+from swav_tf.recipe.classifier import ProbeRecipe
+from swav_tf.training import cached_probe
+from swav_tf.training.cached_probe import best_penalty, choose_penalty, fit_path, probe_cached
+from tests.classifiers import tiny_classifier_recipe
+from tests.training.test_classify import accuracy_of
+
+
+def problem(count=400, features=6, classes=4, seed=0):
+    draw = np.random.default_rng(seed)
+    centers = draw.normal(size=(classes, features)) * 1.5
+    labels = draw.integers(0, classes, count)
+    x = (centers[labels] + draw.normal(size=(count, features))) * draw.uniform(0.1, 9, features) + 5
+    return x.astype(np.float32), labels
+
+
+def gradient(features, labels, kernel, bias, penalty):
+    """Return the gradient of mean cross-entropy + penalty / 2 x squared weights of standardized features."""
+    x = features.astype(np.float64)
+    scale = x.std(axis=0)[:, np.newaxis]
+    logits = x @ kernel + bias
+    p = np.exp(logits - logits.max(axis=1, keepdims=True))
+    error = p / p.sum(axis=1, keepdims=True) - np.eye(len(bias))[labels]
+    standardized = (x - x.mean(axis=0)) / scale.T
+    return standardized.T @ error / len(x) + penalty * kernel * scale, error.mean(axis=0)
+
+
+# Bugs caught: a penalty that is scaled by the number of images or classes or reaches the bias; features standardized in
+# the fit and not in the classifier; two classes with another penalty than many.
+@pytest.mark.parametrize("classes", [2, 4])
+def test_the_fit_is_a_minimum(classes):
+    features, labels = problem(classes=classes)
+    found = list(fit_path(features, labels, classes, [1e-3, 1e-1], 2000))
+    assert [penalty for penalty, _, _ in found] == [1e-1, 1e-3]
+    for penalty, kernel, bias in found:
+        for slope in gradient(features, labels, kernel, bias, penalty):
+            assert np.abs(slope).max() < 1e-4
+
+
+# Bugs caught: a constant feature that gives NaN; a class without images that gives an error or wins.
+def test_constant_features_and_absent_classes():
+    features, labels = problem(classes=3)
+    features[:, 2] = 7.0
+    [(_, kernel, bias)] = fit_path(features, labels + 1, 5, [1e-2], 200)
+    assert np.isfinite(kernel).all()
+    assert not kernel[2].any()
+    assert ((features @ kernel + bias).argmax(axis=1) == labels + 1).mean() > 0.8
+
+
+# Bugs caught: held-out images that are used in the fit; a weaker penalty where a stronger one is as good.
+def test_the_penalty_is_chosen_on_held_out_images():
+    draw = np.random.default_rng(1)
+    noise, labels = draw.normal(size=(60, 200)).astype(np.float32), draw.integers(0, 2, 60)
+    recipe = tiny_classifier_recipe(ProbeRecipe, cached__penalties=(1e-4, 10.0), cached__held_out_share=0.5)
+    assert max(choose_penalty(noise, labels, recipe).values()) < 0.85  # memorized it would be 1
+    assert best_penalty({1e-3: 0.9, 0.1: 0.9, 1.0: 0.8}) == 0.1
+
+
+# Bugs caught: a penalty that is chosen on the validation images; figures that are not of the saved classifier.
+def test_a_cached_probe_uses_the_validation_labels_only_at_the_end(tmp_path, pretrained, monkeypatch):
+    recipe = tiny_classifier_recipe(ProbeRecipe, cached__penalties=(0.1, 1e-3))
+    seen = []
+
+    def choose(features, labels, recipe):
+        seen.append((features.shape, len(labels)))
+        return choose_penalty(features, labels, recipe)
+
+    monkeypatch.setattr(cached_probe, "choose_penalty", choose)
+    summary = probe_cached(recipe, model=pretrained, run_dir=tmp_path, quiet=True).summary
+    assert seen == [((1437, 128), 1437)]
+    assert set(summary["held_out_top1"]) == {"0.1", "0.001"}
+    assert summary["last"]["top1"] == pytest.approx(accuracy_of(tmp_path, recipe))
+    assert (tmp_path / "confusion.csv").exists()

@@ -1,0 +1,207 @@
+"""Probes and fine-tuning as jobs: what they leave alone, refuse and write; resuming; two workers."""
+
+import csv
+import json
+import signal
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from swav_tf.data.decode import evaluation_view
+from swav_tf.data.digits import Digits
+from swav_tf.plumbing.errors import DataError, RecipeError, UsageError
+from swav_tf.recipe.classifier import FinetuneRecipe, ProbeRecipe
+from swav_tf.recipe.files import save_recipe
+from swav_tf.runs.checkpoint import CheckpointError
+from swav_tf.training.cached_probe import probe_cached
+from swav_tf.training.checkpointing import StoppedBySignal
+from swav_tf.training.classifier_folder import load_classifier
+from swav_tf.training.classify import finetune, probe
+from tests.classifiers import pretraining_run, tiny_classifier_recipe
+from tests.ports import reserve_port
+from tests.training.runs import (
+    CLASSIFIER,
+    StopAfter,
+    assert_equal_but_for_rounding,
+    assert_same_bits,
+    finish,
+    lines,
+    metrics,
+    newest,
+    start,
+    wait_until,
+)
+
+
+def accuracy_of(run_dir, recipe):
+    """Return the top-1 accuracy of the saved model on the test digits, computed here."""
+    model, _, _ = load_classifier(run_dir)
+    digits = Digits("test")
+    views = np.stack([evaluation_view(digits.read(i), recipe.data.evaluation) for i in range(360)])
+    return np.mean(model.probabilities(views).numpy().argmax(axis=1) == [digits.label(i) for i in range(360)])
+
+
+def images_by_class(run_dir):
+    with (run_dir / "per_class.csv").open() as file:
+        return {row["class"]: (int(row["images"]), float(row["top1"])) for row in csv.DictReader(file)}
+
+
+def assert_backbone_is(run_dir, kind, pretrained):
+    begun, ended = newest(pretrained).arrays, newest(run_dir, kind).arrays
+    names = [name for name in begun if name.startswith("backbone/")]
+    assert len(names) > 10
+    for name in names:
+        np.testing.assert_array_equal(begun[name], ended[name], err_msg=name)
+    assert not any(name.startswith("momentum/backbone") for name in ended)
+
+
+# Bugs caught: batch normalization in training mode, a gradient or decay that reaches the backbone, moving averages
+# that move; a best epoch that is the last, a figure under another's name, a file that is missing; a probe that resumes
+# with another backbone, other images, or as another kind of probe.
+def test_a_probe_leaves_the_backbone_and_a_complete_folder(tmp_path, pretrained):
+    recipe, run = tiny_classifier_recipe(ProbeRecipe, train__epochs=4), tmp_path / "run"
+    result = probe(recipe, model=pretrained, run_dir=run, quiet=True)
+    assert_backbone_is(run, "probe", pretrained)
+    assert (np.abs(newest(run, "probe").arrays["classifier/kernel"]) > 0).all()
+
+    found = lines(run, "validation")
+    tops = [line["top1"] for line in found]
+    assert [line["step"] for line in found] == [11, 22, 33, 44]
+    summary = result.summary
+    assert json.loads((run / "summary.json").read_text()) == summary
+    assert (summary["last"]["epoch"], summary["last"]["top1"]) == (4, tops[-1])
+    assert (summary["best"]["epoch"], summary["best"]["top1"]) == (1 + int(np.argmax(tops)), max(tops))
+    assert (summary["train_images"], summary["validation_images"]) == (1437, 360)
+    assert accuracy_of(run, recipe) == pytest.approx(tops[-1])
+    rows = images_by_class(run)
+    assert list(rows) == list("0123456789")
+    assert sum(images for images, _ in rows.values()) == 360
+    assert sum(images * top1 for images, top1 in rows.values()) / 360 == pytest.approx(tops[-1])
+    with Image.open(run / "confusion.png") as picture:
+        assert min(picture.size) > 300
+
+    again = probe(recipe, model=pretrained, run_dir=run, quiet=True)
+    assert again.summary["resumed_from_step"] == 44
+    assert again.summary["last"] == summary["last"]
+    model, _, facts = load_classifier(run)
+    assert facts.origin["step"] == 5
+    np.testing.assert_array_equal(model.classifier.kernel.numpy(), result.model.classifier.kernel.numpy())
+
+    digits, subset = Digits("train"), tmp_path / "subset.txt"
+    subset.write_text("\n".join(digits.image_name(i) for i in range(700)))
+    options = {"model": pretrained, "run_dir": run, "quiet": True}
+    with pytest.raises(UsageError, match="weights: was"):
+        probe(recipe, **options, from_scratch=True)
+    with pytest.raises(UsageError, match="number of training images: was 1437, now 700"):
+        probe(recipe.model_copy(update={"subset": str(subset)}), **options)
+    with pytest.raises(UsageError, match="probe: was sgd, now cached features"):
+        probe_cached(recipe, **options)
+
+
+# Bugs caught: a probe that resumes from a pretraining checkpoint or moves a pretraining run away; training that begins
+# before it is known that data, recipe or weights are wrong.
+def test_errors_are_found_before_training(tmp_path, pretrained):
+    def refuse(error, match, model=pretrained, job=probe, run_dir=None, fresh=False, **changes):
+        recipe, run_dir = tiny_classifier_recipe(ProbeRecipe, **changes), run_dir or tmp_path / "run"
+        with pytest.raises(error, match=match):
+            job(recipe, model=model, run_dir=run_dir, fresh=fresh, quiet=True)
+        assert not (tmp_path / "run" / "checkpoints").exists()
+
+    (tmp_path / "empty.txt").write_text("\n\n")
+    refuse(DataError, "contains no name", subset=str(tmp_path / "empty.txt"))
+    refuse(RecipeError, "1437 images do not fill one batch of 2000", train__batch_size=2000)
+    refuse(UsageError, "must contain config.yaml", model=tmp_path)
+    damaged = pretraining_run(tmp_path / "damaged")
+    (damaged / "checkpoints" / "step-000000005" / "state.safetensors").write_bytes(b"0")
+    refuse(CheckpointError, "damaged", model=damaged)
+    files = sorted(path.name for path in pretrained.iterdir() if path.name != ".lock")
+    for job, fresh in ((probe, True), (probe_cached, False)):
+        refuse(UsageError, "contains a pretrain run", job=job, run_dir=pretrained, fresh=fresh)
+    assert sorted(path.name for path in pretrained.iterdir() if path.name != ".lock") == files
+
+
+# Bugs caught: momentum, moving averages, step or best epoch missing from a checkpoint; images that come twice after a
+# mid-epoch resume; a validation that is written twice or counts for the wrong epoch; a backbone that stays as it was;
+# random weights that are pretrained or differ between runs.
+def test_fine_tuning_resumes_and_starts_from_scratch(tmp_path, pretrained):
+    recipe = tiny_classifier_recipe(FinetuneRecipe)
+    straight, stopped = tmp_path / "straight", tmp_path / "stopped"
+    options = {"model": pretrained, "quiet": True}
+    first = finetune(recipe, run_dir=straight, **options)
+    with pytest.raises(StoppedBySignal, match="after step 14"):
+        finetune(recipe, run_dir=stopped, callbacks=[StopAfter(13)], **options)
+    second = finetune(recipe, run_dir=stopped, **options)
+    assert (second.summary["resumed_from_step"], second.summary["steps"]) == (14, 22)
+    assert_same_bits(newest(straight, "finetune"), newest(stopped, "finetune"))
+    assert metrics(straight) == metrics(stopped)
+    for key in ("last", "best", "train_loss_first", "train_loss_last"):
+        assert first.summary[key] == second.summary[key]
+    begun, ended = newest(pretrained).arrays, newest(stopped, "finetune").arrays
+    assert all((ended[name] != begun[name]).any() for name in begun if name.startswith("backbone/"))
+
+    recipe = tiny_classifier_recipe(FinetuneRecipe, train__epochs=1, train__batch_size=700)
+    results = [
+        finetune(recipe, run_dir=tmp_path / str(i), from_scratch=scratch, **options)
+        for i, scratch in enumerate([True, True, False])
+    ]
+    losses = [result.summary["train_loss_first"] for result in results]
+    assert losses[0] == losses[1] != losses[2]
+    assert [r.summary["origin"]["weights"] for r in results] == ["random", "random", "pretrained"]
+
+
+def start_workers(recipe, pretrained, *run_dirs):
+    master = f"127.0.0.1:{reserve_port()}"
+    return [
+        start(CLASSIFIER, recipe, pretrained, run_dir, len(run_dirs), rank, master)
+        for rank, run_dir in enumerate(run_dirs)
+    ]
+
+
+def last(run_dir):
+    return json.loads((run_dir / "summary.json").read_text())["last"]
+
+
+# Bugs caught: workers that train on the same half of a batch, batch statistics of one worker, gradients that are summed
+# and not averaged, a validation that counts images twice, or padding; a worker other than the chief that writes.
+@pytest.mark.multiprocess
+def test_fine_tuning_by_two_workers_equals_one_process(tmp_path, pretrained):
+    # Few steps and a low rate: a ReLU that rounding turns over changes a gradient by half a percent.
+    recipe = tiny_classifier_recipe(
+        FinetuneRecipe, train__epochs=1, train__batch_size=512, optimizer__backbone_learning_rate=0.002
+    )
+    save_recipe(recipe, tmp_path / "recipe.yaml")
+    alone, chief, other = (tmp_path / name for name in ("alone", "chief", "other"))
+    workers = start_workers(tmp_path / "recipe.yaml", pretrained, chief, other)
+    finetune(recipe, model=pretrained, run_dir=alone, quiet=True)
+    finish(*workers)
+    assert not other.exists()
+    assert_equal_but_for_rounding(newest(alone, "finetune"), newest(chief, "finetune"))
+    images = [{name: count for name, (count, _) in images_by_class(run).items()} for run in (alone, chief)]
+    assert images[0] == images[1]
+    assert last(chief)["loss"] == pytest.approx(last(alone)["loss"], rel=2e-3)
+    assert last(chief)["top1"] == pytest.approx(last(alone)["top1"], abs=0.006)  # two images on a border
+
+
+# Bugs caught: a signal that stops one worker and hangs the other, a frozen backbone that moves on one of them, a probe
+# that cannot resume with fewer workers.
+@pytest.mark.multiprocess
+def test_a_probe_of_two_workers_is_stopped_and_resumed_by_one_process(tmp_path, pretrained):
+    recipe = tiny_classifier_recipe(ProbeRecipe, train__epochs=3, train__batch_size=32)
+    save_recipe(recipe, tmp_path / "recipe.yaml")
+    alone, run = tmp_path / "alone", tmp_path / "run"
+    workers = start_workers(tmp_path / "recipe.yaml", pretrained, run, run)
+    wait_until(lambda: any(line["step"] >= 50 for line in lines(run)), *workers)  # after the first validation
+    workers[1].send_signal(signal.SIGTERM)  # not the chief
+    for worker in workers:
+        worker.communicate(timeout=240)
+    assert workers[1].returncode == 143
+    assert workers[0].returncode != 0
+    stopped_at = newest(run, "probe").step
+    assert 50 <= stopped_at < 132
+    for run_dir in (alone, run):
+        probe(recipe, model=pretrained, run_dir=run_dir, quiet=True)
+    assert json.loads((run / "summary.json").read_text())["resumed_from_step"] == stopped_at
+    assert_equal_but_for_rounding(newest(alone, "probe"), newest(run, "probe"))
+    assert_backbone_is(run, "probe", pretrained)
+    assert last(run)["loss"] == pytest.approx(last(alone)["loss"], rel=2e-3)
