@@ -31,7 +31,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
         return run
 
-    for module, names in (("probe", ("probe", "probe_cached")), ("finetune", ("finetune",))):
+    for module, names in (("classify", ("probe", "finetune")), ("cached_probe", ("probe_cached",))):
         trainer = ModuleType(f"swav_tf.training.{module}")
         for name in names:
             setattr(trainer, name, job(name))
@@ -193,7 +193,7 @@ def test_a_folder_that_is_no_classifier_is_refused(
     probed: Path, images: Path, tmp_path: Path, run: Run
 ) -> None:
     for model, folder, code, part in (
-        (tmp_path, images, 2, "holds no config.yaml"),
+        (tmp_path, images, 2, "without config.yaml"),
         (probed.parent / "pretrained", images, 2, "a pretraining run"),
         (probed, tmp_path / "gone", 1, "gone. Check the path"),
     ):
