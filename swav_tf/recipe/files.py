@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
-from ruamel.yaml.nodes import SequenceNode
+from ruamel.yaml.nodes import ScalarNode, SequenceNode
 from ruamel.yaml.representer import SafeRepresenter
 from ruamel.yaml.resolver import VersionedResolver
 
@@ -229,6 +229,16 @@ class _Representer(SafeRepresenter):
     def represent_sequence(self, tag: Any, sequence: Any, flow_style: bool | None = None) -> SequenceNode:
         nested = any(isinstance(item, dict | list) for item in sequence)
         return super().represent_sequence(tag, sequence, flow_style=not nested)
+
+
+def _represent_float(representer: _Representer, number: float) -> ScalarNode:
+    node = representer.represent_float(number)
+    if "." not in node.value:
+        node.value = node.value.replace("e", ".0e")  # readers of YAML 1.1 take 1e-6 for a string
+    return node
+
+
+_Representer.add_representer(float, _represent_float)
 
 
 def _yaml() -> YAML:
