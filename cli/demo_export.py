@@ -104,7 +104,7 @@ def export_and_measure(
     Raises:
         ExportError: a file does not compute what Keras computes.
     """
-    from evaluate.benchmark.artifacts import find_artifacts
+    from evaluate.benchmark.models import find_models
     from evaluate.benchmark.plan import plan_cells
     from evaluate.benchmark.run import run_benchmark
     from evaluate.benchmark.schema import Settings, write_benchmark
@@ -118,14 +118,14 @@ def export_and_measure(
     export_run(run_dir, folder, ExportSettings(precisions=("fp32", "int8")))
     files = [folder / "model-fp32.onnx", folder / "model-int8-cpu.onnx"]
     verify(files, labelled=Labelled(test_images, test_labels))
-    artifacts = find_artifacts([*files, run_dir])
-    planned = plan_cells(artifacts, runners=("ort-cpu",), precisions=None, batches=BATCHES)
+    models = find_models([*files, run_dir])
+    planned = plan_cells(models, runners=("ort-cpu",), precisions=None, batches=BATCHES)
     if keras:
-        planned += plan_cells(artifacts, runners=("keras",), precisions=None, batches=(KERAS_BATCH,))
+        planned += plan_cells(models, runners=("keras",), precisions=None, batches=(KERAS_BATCH,))
     settings = settings or Settings(seconds=1, runs=50, max_seconds=4, rounds=1, threads=0, cuda_graph=False)
     benchmark = run_benchmark(
         planned,
-        artifacts,
+        models,
         settings,
         timeout_seconds=TIMEOUT_SECONDS,
         before_each=lambda cell, done, total: log.info("speed %d/%d: %s", done + 1, total, cell.label),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,19 +25,13 @@ def _limits(
     context: click.Context, option: click.Parameter, values: Sequence[str]
 ) -> list[tuple[str, float]]:
     """Return cells and the images/s that they must reach."""
-    found = []
-    for value in values:
-        cell, _, speed = value.rpartition("=")
-        try:
-            least = float(speed)
-        except ValueError:
-            least = 0.0
-        if not (least > 0 and cell.count(":") == 2 and cell.rpartition(":")[2].isdecimal()):
+    found = [re.fullmatch(r"([\w-]+:\w+:\d+)=(\d+(?:\.\d*)?(?:e[-+]?\d+)?)", value) for value in values]
+    for value, match in zip(values, found, strict=True):
+        if match is None:
             raise click.BadParameter(
                 f"must be RUNNER:PRECISION:BATCH=IMAGES_PER_SECOND, as ort-cpu:fp32:32=10. Received: {value}"
             )
-        found.append((cell, least))
-    return found
+    return [(match[1], float(match[2])) for match in found if match]
 
 
 def _option(*names: str, at_least: Any = None, **settings: Any) -> Callable[..., Any]:
@@ -118,7 +113,6 @@ def command(schema: bool, quiet: bool, limits: list[tuple[str, float]], **option
 # fmt: on
 def _check_options(options: dict[str, Any]) -> None:
     """Refuse impossible options before an hour of measuring; remove what a killed benchmark left."""
-    from evaluate.benchmark.plan import PRECISIONS
     from evaluate.benchmark.report import check_report_packages
     from swav_tf.plumbing.files import remove_leftovers
 
@@ -129,9 +123,6 @@ def _check_options(options: dict[str, Any]) -> None:
         raise click.UsageError(f"--max-seconds must be at least --seconds. Received: {most:g} < {seconds:g}.")
     if options["resume"] and options["json_file"] in (None, Path("-")):
         raise click.UsageError("--resume keeps the cells in --json FILE. Received: no FILE.")
-    if unknown := set(options["precisions"] or ()) - set(PRECISIONS):
-        known = ", ".join(PRECISIONS)
-        raise click.UsageError(f"--precision must be one of {known}. Received: {', '.join(sorted(unknown))}.")
     if options["html_file"] is not None:
         check_report_packages()
     for file in (options["json_file"], options["html_file"]):
@@ -144,13 +135,13 @@ def _check_options(options: dict[str, Any]) -> None:
 
 
 def _measure(options: dict[str, Any], *, quiet: bool) -> Benchmark:
-    from evaluate.benchmark.artifacts import find_artifacts
+    from evaluate.benchmark.models import find_models
     from evaluate.benchmark.plan import plan_cells
     from evaluate.benchmark.run import run_benchmark
     from evaluate.benchmark.schema import Settings, read_benchmark, write_benchmark
 
-    artifacts, json_file = find_artifacts(options["models"]), options["json_file"]
-    planned = plan_cells(artifacts, **{name: options[name] for name in ("runners", "precisions", "batches")})
+    models, json_file = find_models(options["models"]), options["json_file"]
+    planned = plan_cells(models, **{name: options[name] for name in ("runners", "precisions", "batches")})
     settings = Settings(**{name: options[name] for name in SETTINGS})
     kept = read_benchmark(json_file) if options["resume"] and json_file.exists() else None
 
@@ -160,7 +151,7 @@ def _measure(options: dict[str, Any], *, quiet: bool) -> Benchmark:
 
     with cell_progress(quiet=quiet) as show:
         benchmark = run_benchmark(
-            planned, artifacts, settings, timeout_seconds=options["timeout"], kept=kept, before_each=show,
+            planned, models, settings, timeout_seconds=options["timeout"], kept=kept, before_each=show,
             after_each=save,
         )  # fmt: skip
     save(benchmark)

@@ -36,8 +36,6 @@ class Gpu(Section):
     driver: str = Field(description="version of the driver")
     memory_mib: float = Field(description="its memory, MiB")
     clock_mhz: float | None = Field(None, description="current clock of its processors, MHz")
-    max_clock_mhz: float | None = Field(None, description="maximum clock of its processors, MHz")
-    power_limit_w: float | None = Field(None, description="power limit, watts")
 
 
 class Machine(Section):
@@ -155,10 +153,6 @@ def gpus() -> tuple[Gpu, ...]:
             driver=pynvml.nvmlSystemGetDriverVersion(),
             memory_mib=pynvml.nvmlDeviceGetMemoryInfo(handle).total / 2**20,
             clock_mhz=_query("nvmlDeviceGetClockInfo", handle, pynvml.NVML_CLOCK_SM),
-            max_clock_mhz=_query("nvmlDeviceGetMaxClockInfo", handle, pynvml.NVML_CLOCK_SM),
-            power_limit_w=None
-            if (milliwatts := _query("nvmlDeviceGetEnforcedPowerLimit", handle)) is None
-            else milliwatts / 1000,
         )
         for handle in handles
     )

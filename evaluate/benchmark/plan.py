@@ -3,94 +3,80 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Final, get_args
 
 from evaluate.backends.onnx_metadata import Precision
-from evaluate.benchmark.artifacts import Artifact
-from evaluate.benchmark.machine import Machine, no_gpu_reason
+from evaluate.benchmark.machine import no_gpu_reason
 from evaluate.benchmark.runners import RUNNERS, why_unavailable
-from evaluate.benchmark.schema import Benchmark, Cell, Settings
+from evaluate.benchmark.schema import NOT_YET, Cell, Model
 from swav_tf.plumbing.errors import UsageError
 
-NOT_YET: Final = "not measured yet"
-PRECISIONS: Final[tuple[Precision, ...]] = get_args(Precision)
-
-
-@dataclass(frozen=True)
-class PlannedCell:
-    """A cell to be measured.
-
-    Attributes:
-        cell: skipped, for its final reason or because it is not measured yet.
-        artifact: what it runs; None if it cannot be measured.
-    """
-
-    cell: Cell
-    artifact: Artifact | None
+PRECISIONS: Final = get_args(Precision)
 
 
 def plan_cells(
-    artifacts: Sequence[Artifact],
+    models: Sequence[Model],
     *,
     runners: Sequence[str] | None,
-    precisions: Sequence[Precision] | None,
+    precisions: Sequence[str] | None,
     batches: Sequence[int],
-) -> list[PlannedCell]:
-    """Return all cells, runner by runner.
+) -> list[Cell]:
+    """Return all cells, runner by runner, each skipped: because it is not measured yet, or for another reason.
 
     Args:
-        artifacts: files and run folders.
-        runners: requested runners; None: all that can run an artifact here.
+        models: files and run folders.
+        runners: requested runners; None: all that can run a model here.
         precisions: requested precisions; None: all that a model has.
         batches: numbers of images per call.
 
     Raises:
-        UsageError: there is no runner of a given name.
+        UsageError: there is no runner or precision of a given name.
     """
-    planned = []
-    names = dict.fromkeys(artifact.model.name for artifact in artifacts)
-    for runner in _useful_runners(artifacts) if runners is None else runners:
+    if unknown := set(precisions or ()) - set(PRECISIONS):
+        known = ", ".join(PRECISIONS)
+        raise UsageError(f"--precision must be one of {known}. Received: {', '.join(sorted(unknown))}.")
+    cells = []
+    names = dict.fromkeys(model.name for model in models)
+    for runner in _useful_runners(models) if runners is None else runners:
         unavailable = why_unavailable(runner)
         for name in names:
-            of_model = [artifact for artifact in artifacts if artifact.model.name == name]
-            available = sorted({artifact.model.precision for artifact in of_model}, key=PRECISIONS.index)
+            files = [model for model in models if model.name == name]
+            available = sorted({model.precision for model in files}, key=PRECISIONS.index)
             for precision in precisions or available:
                 if runner == "keras" and precision != "fp32":
                     continue
-                artifact, missing = _artifact_for(of_model, runner, precision)
-                if artifact is None and runners is None:
+                model, missing = _file_for(files, runner, precision)
+                if model is None and runners is None:
                     continue
                 for batch in batches:
-                    reason = unavailable or missing or _outside_profile(artifact, batch)
-                    cell = Cell(
-                        model=name,
-                        runner=runner,
-                        precision=precision,
-                        batch=batch,
-                        file=None if artifact is None else str(artifact.path),
-                        status="skipped",
-                        reason=reason or NOT_YET,
+                    reason = unavailable or missing or _outside_profile(model, batch) or NOT_YET
+                    cells.append(
+                        Cell(
+                            model=name,
+                            runner=runner,
+                            precision=precision,
+                            batch=batch,
+                            file=None if model is None else model.file,
+                            status="skipped",
+                            reason=reason,
+                        )
                     )
-                    planned.append(PlannedCell(cell, None if reason else artifact))
-    return planned
+    return cells
 
 
-def _useful_runners(artifacts: Sequence[Artifact]) -> list[str]:
-    kinds = {artifact.model.kind for artifact in artifacts}
+def _useful_runners(models: Sequence[Model]) -> list[str]:
+    kinds = {model.kind for model in models}
     gpu = no_gpu_reason() is None
     return [name for name, facts in RUNNERS.items() if facts.takes in kinds and (gpu or not facts.gpu)]
 
 
-def _artifact_for(
-    artifacts: Sequence[Artifact], runner: str, precision: Precision
-) -> tuple[Artifact | None, str | None]:
+def _file_for(models: Sequence[Model], runner: str, precision: str) -> tuple[Model | None, str | None]:
     """Return the file a runner takes in a precision, or why there is none."""
     facts = RUNNERS[runner]
-    fitting = [a for a in artifacts if a.model.kind == facts.takes and a.model.precision == precision]
+    fitting = [model for model in models if model.kind == facts.takes and model.precision == precision]
     if facts.takes == "onnx" and precision == "int8":
         target = "tensorrt" if facts.gpu else "cpu"
-        others, fitting = fitting, [artifact for artifact in fitting if artifact.target == target]
+        others, fitting = fitting, [model for model in fitting if model.target == target]
         if others and not fitting:
             return None, (
                 f"the int8 file is for {others[0].target}, and int8 graphs differ: "
@@ -106,52 +92,8 @@ def _artifact_for(
     return None, missing[facts.takes]
 
 
-def _outside_profile(artifact: Artifact | None, batch: int) -> str | None:
+def _outside_profile(model: Model | None, batch: int) -> str | None:
     """Return why a file cannot take a batch, None if it can."""
-    if artifact is None or artifact.batches is None or artifact.batches[0] <= batch <= artifact.batches[1]:
+    if model is None or model.batches is None or model.batches[0] <= batch <= model.batches[1]:
         return None
-    return f"{artifact.path.name} takes {artifact.batches[0]} to {artifact.batches[1]} images per call"
-
-
-def kept_cells(
-    kept: Benchmark,
-    planned: Sequence[PlannedCell],
-    artifacts: Sequence[Artifact],
-    machine: Machine,
-    settings: Settings,
-) -> dict[int, Cell]:
-    """Return the measured cells of an earlier benchmark by their places in the plan.
-
-    Cells are kept if they are ok, have all their rounds, and their file has not changed.
-
-    Raises:
-        UsageError: the earlier benchmark is of another machine or has other settings.
-    """
-    different = [
-        f"{name}: {new}, was {old}"
-        for name, new, old in (
-            ("CPU", machine.cpu, kept.machine.cpu),
-            ("cores", machine.cores, kept.machine.cores),
-            ("GPUs", [gpu.name for gpu in machine.gpus], [gpu.name for gpu in kept.machine.gpus]),
-            ("packages", machine.versions, kept.machine.versions),
-            ("settings", settings, kept.settings),
-        )
-        if new != old
-    ]
-    if different:
-        raise UsageError(
-            "--resume requires a benchmark of the same machine and settings. Received: "
-            f"{'; '.join(different)}. Give another --json file, or omit --resume."
-        )
-    contents = {model.file_sha256 for model in kept.models}
-    files = {str(artifact.path) for artifact in artifacts if artifact.model.file_sha256 in contents}
-    before = {
-        cell.key: cell
-        for cell in kept.cells
-        if cell.file in files and cell.best is not None and len(cell.best.rounds_ms) == settings.rounds
-    }
-    return {
-        place: before[one.cell.key]
-        for place, one in enumerate(planned)
-        if one.artifact is not None and one.cell.key in before
-    }
+    return f"{model.file.rpartition('/')[2]} takes {model.batches[0]} to {model.batches[1]} images per call"

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 
-from evaluate.benchmark.artifacts import Artifact
 from evaluate.benchmark.figures import cell_of
 from evaluate.benchmark.machine import describe_machine
-from evaluate.benchmark.plan import PlannedCell, kept_cells
-from evaluate.benchmark.schema import Benchmark, Cell, Settings
+from evaluate.benchmark.schema import NOT_YET, Benchmark, Cell, Model, Settings
 from evaluate.benchmark.worker import Answer, Request, measure_in_process
+from swav_tf.plumbing.errors import UsageError
 
 
 def run_benchmark(
-    planned: Sequence[PlannedCell],
-    artifacts: Sequence[Artifact],
+    planned: Sequence[Cell],
+    models: Sequence[Model],
     settings: Settings,
     *,
     timeout_seconds: float,
@@ -28,8 +28,8 @@ def run_benchmark(
     Ctrl-C ends the benchmark early; the result then contains what was measured, with `complete` False.
 
     Args:
-        planned: the cells, by `plan_cells` from `artifacts`.
-        artifacts: files and run folders.
+        planned: the cells, by `plan_cells` from `models`.
+        models: files and run folders.
         settings: how to measure.
         timeout_seconds: a cell whose process takes longer has failed.
         kept: an earlier benchmark whose measured cells are kept.
@@ -39,35 +39,66 @@ def run_benchmark(
     Raises:
         UsageError: `kept` is of another machine or has other settings.
     """
-    machine, created = describe_machine(), datetime.now(UTC).isoformat(timespec="seconds")
-    done = kept_cells(kept, planned, artifacts, machine, settings) if kept else {}
-    cells = [done.get(place, one.cell) for place, one in enumerate(planned)]
-    waiting = [place for place, one in enumerate(planned) if one.artifact and place not in done]
+    state = Benchmark(
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        complete=False,
+        settings=settings,
+        machine=describe_machine(),
+        models=tuple(models),
+        cells=tuple(planned),
+    )
+    cells = [*planned] if kept is None else _with_kept(state, kept)
+    waiting = [place for place, cell in enumerate(cells) if cell.reason == NOT_YET]
     answers: dict[int, list[Answer]] = {place: [] for place in waiting}
 
     def result(*, complete: bool) -> Benchmark:
-        return Benchmark(
-            created=created,
-            complete=complete,
-            settings=settings,
-            machine=machine,
-            models=tuple(artifact.model for artifact in artifacts),
-            cells=tuple(cells),
-        )
+        return state.model_copy(update={"cells": tuple(cells), "complete": complete})
 
     try:
         for number, place in enumerate(waiting * settings.rounds):
-            cell, artifact = planned[place].cell, planned[place].artifact
-            assert artifact is not None
+            cell = planned[place]
             before_each(cell, number, len(waiting) * settings.rounds)
             if cells[place].status == "failed":
                 continue  # in an earlier round
-            request = Request(
-                runner=cell.runner, path=str(artifact.path.resolve()), batch=cell.batch, settings=settings
-            )
+            path = str(Path(cell.file or "").resolve())
+            request = Request(runner=cell.runner, path=path, batch=cell.batch, settings=settings)
             answers[place].append(measure_in_process(request, timeout_seconds=timeout_seconds))
             cells[place] = cell_of(cell, answers[place])
             after_each(result(complete=False))
     except KeyboardInterrupt:
         return result(complete=False)
     return result(complete=True)
+
+
+def _with_kept(state: Benchmark, kept: Benchmark) -> list[Cell]:
+    """Return the cells, those from an earlier benchmark that are ok, have all rounds and an unchanged file.
+
+    Raises:
+        UsageError: the earlier benchmark is of another machine or has other settings.
+    """
+    facts = [
+        {
+            "CPU": each.machine.cpu,
+            "cores": each.machine.cores,
+            "GPUs": [gpu.name for gpu in each.machine.gpus],
+            "packages": each.machine.versions,
+            "settings": each.settings,
+        }
+        for each in (state, kept)
+    ]
+    different = [
+        f"{name}: {new}, was {facts[1][name]}" for name, new in facts[0].items() if new != facts[1][name]
+    ]
+    if different:
+        raise UsageError(
+            "--resume requires a benchmark of the same machine and settings. Received: "
+            f"{'; '.join(different)}. Give another --json file, or omit --resume."
+        )
+    contents = {model.file_sha256 for model in kept.models}
+    files = {model.file for model in state.models if model.file_sha256 in contents}
+    before = {
+        cell.key: cell
+        for cell in kept.cells
+        if cell.file in files and cell.best is not None and len(cell.best.rounds_ms) == state.settings.rounds
+    }
+    return [before.get(cell.key, cell) if cell.reason == NOT_YET else cell for cell in state.cells]

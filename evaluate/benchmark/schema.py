@@ -18,6 +18,7 @@ FORMAT: Final = 2
 
 Kind = Literal["onnx", "engine", "run"]
 Status = Literal["ok", "skipped", "failed"]
+NOT_YET: Final = "not measured yet"  # reason of cells that are skipped for the time being
 
 
 class Settings(Section):
@@ -64,6 +65,10 @@ class Model(Section):
     recipe: str = Field(description="name of the recipe it was trained with")
     step: int = Field(description="optimizer steps it was trained for")
     side: int = Field(description="side of its images, pixels")
+    target: str | None = Field(None, description="device that an int8 file is made for: cpu or tensorrt")
+    batches: tuple[int, int] | None = Field(
+        None, description="minimum and maximum images per call of an engine; null: any number"
+    )
     accuracy: Accuracy | None = Field(
         None, description="result of `swav-tf verify`; null: it was not verified"
     )

@@ -6,7 +6,7 @@ import pytest
 from sklearn.datasets import load_sample_images
 
 from evaluate.backends import open_model
-from evaluate.benchmark.artifacts import find_artifacts
+from evaluate.benchmark.models import find_models
 from evaluate.images import open_images
 from swav_tf.data.views import stack_views, view_images
 from swav_tf.plumbing.errors import UsageError
@@ -91,7 +91,7 @@ def test_paths_that_are_not_models(tmp_path):
 
 
 # Bug caught: 'must be a pretrain checkpoint of step 0. Received: probe', although the run to give is known.
-@pytest.mark.parametrize("reader", [open_model, lambda folder: find_artifacts([folder]), read_pretrained])
+@pytest.mark.parametrize("reader", [open_model, lambda folder: find_models([folder]), read_pretrained])
 @pytest.mark.parametrize(
     ("kind", "what", "origin", "instead"),
     [

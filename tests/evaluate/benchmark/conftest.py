@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from evaluate.benchmark.artifacts import find_artifacts
+from evaluate.benchmark.models import find_models
 from evaluate.benchmark.plan import plan_cells
 from evaluate.benchmark.run import run_benchmark
 from evaluate.benchmark.schema import Benchmark, Settings
@@ -21,8 +21,8 @@ def measure():
     """Measure a folder in moments."""
 
     def measure(folder: Path, **requested) -> Benchmark:
-        artifacts = find_artifacts([folder])
-        return run_benchmark(plan_cells(artifacts, **requested), artifacts, QUICK, timeout_seconds=60)
+        models = find_models([folder])
+        return run_benchmark(plan_cells(models, **requested), models, QUICK, timeout_seconds=60)
 
     return measure
 

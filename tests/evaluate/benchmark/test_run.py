@@ -2,16 +2,15 @@
 
 import json
 import signal
-from dataclasses import replace
 
 import pytest
 
 from evaluate.benchmark import plan, worker
-from evaluate.benchmark.artifacts import find_artifacts
 from evaluate.benchmark.machine import no_gpu_reason
+from evaluate.benchmark.models import find_models
 from evaluate.benchmark.plan import plan_cells
 from evaluate.benchmark.run import run_benchmark
-from evaluate.benchmark.schema import json_schema, read_benchmark, write_benchmark
+from evaluate.benchmark.schema import NOT_YET, json_schema, read_benchmark, write_benchmark
 from evaluate.benchmark.worker import Request, measure_in_process
 from swav_tf.plumbing.errors import DataError, UsageError
 from tests.evaluate.benchmark.conftest import QUICK
@@ -43,20 +42,20 @@ def test_cells_of_a_folder(measured, exported) -> None:
 
 def test_models_that_cannot_be_measured_are_refused(tmp_path, exported) -> None:
     with pytest.raises(UsageError, match="not found"):
-        find_artifacts([tmp_path / "gone"])
+        find_models([tmp_path / "gone"])
     with pytest.raises(UsageError, match="has none"):
-        find_artifacts([tmp_path])
+        find_models([tmp_path])
     (tmp_path / "x.onnx").write_bytes(b"no model")
     with pytest.raises(DataError, match=r"x\.onnx"):
-        find_artifacts([tmp_path])
+        find_models([tmp_path])
     twin = make_exported(tmp_path / "elsewhere" / "tiny", ("fp32",))
     with pytest.raises(UsageError, match="different names"):
-        find_artifacts([exported, twin])
+        find_models([exported, twin])
     (twin / "copy.onnx").write_bytes((twin / "model-fp32.onnx").read_bytes())
     with pytest.raises(UsageError, match="one file of a kind and precision"):
-        find_artifacts([twin])
+        find_models([twin])
     with pytest.raises(UsageError, match="--runner must be one of"):
-        plan_cells(find_artifacts([exported]), runners=("ort",), precisions=None, batches=(1,))
+        plan_cells(find_models([exported]), runners=("ort",), precisions=None, batches=(1,))
 
 
 # Bugs caught: a GPU's cell measured on the CPU or silently left out; a missing provider without a reason.
@@ -81,15 +80,13 @@ def test_a_missing_query_library_is_no_gpu(monkeypatch) -> None:
 # Bugs caught: an int8 graph for another processor; a batch that an engine runs in parts, timed as one.
 def test_unsuitable_files_are_skipped(exported, monkeypatch) -> None:
     monkeypatch.setattr(plan, "why_unavailable", lambda runner: None)
-    artifacts = find_artifacts([exported])
-    [planned] = plan_cells(artifacts, runners=("ort-cuda",), precisions=("int8",), batches=(1,))
-    assert "--target tensorrt" in planned.cell.reason
-    assert planned.artifact is None
-    file = artifacts[0]
-    engine = replace(file, model=file.model.model_copy(update={"kind": "engine"}), batches=(2, 8))
+    models = find_models([exported])
+    [cell] = plan_cells(models, runners=("ort-cuda",), precisions=("int8",), batches=(1,))
+    assert "--target tensorrt" in cell.reason
+    engine = models[0].model_copy(update={"kind": "engine", "batches": (2, 8)})
     cells = plan_cells([engine], runners=("tensorrt",), precisions=("fp32",), batches=(1, 2, 8, 9))
-    assert [one.artifact is not None for one in cells] == [False, True, True, False]
-    assert "takes 2 to 8 images per call" in cells[0].cell.reason
+    assert [cell.reason == NOT_YET for cell in cells] == [False, True, True, False]
+    assert "takes 2 to 8 images per call" in cells[0].reason
 
 
 # === The processes ===
@@ -120,8 +117,8 @@ def test_errors_of_a_process_are_its_answer(exported, tmp_path, monkeypatch) -> 
 
 # Bug caught: Ctrl-C that throws away what was measured.
 def test_an_interrupted_benchmark_resumes(exported) -> None:
-    artifacts = find_artifacts([exported])
-    planned = plan_cells(artifacts, runners=("ort-cpu",), precisions=("fp32",), batches=(1, 2))
+    models = find_models([exported])
+    planned = plan_cells(models, runners=("ort-cpu",), precisions=("fp32",), batches=(1, 2))
     begun = []
 
     def interrupt(cell, done, total):
@@ -130,16 +127,16 @@ def test_an_interrupted_benchmark_resumes(exported) -> None:
             raise KeyboardInterrupt
 
     options = {"timeout_seconds": 60, "before_each": interrupt}
-    first = run_benchmark(planned, artifacts, QUICK, **options)
+    first = run_benchmark(planned, models, QUICK, **options)
     assert not first.complete
     assert [cell.status for cell in first.cells] == ["ok", "skipped"]
-    second = run_benchmark(planned, artifacts, QUICK, kept=first, **options)
+    second = run_benchmark(planned, models, QUICK, kept=first, **options)
     assert begun == [(1, 0, 2), (2, 1, 2), (2, 0, 1)]
     assert second.complete
     assert second.cells[0].host == first.cells[0].host
     other = QUICK.model_copy(update={"runs": 6})
     with pytest.raises(UsageError, match="settings: "):
-        run_benchmark(planned, artifacts, other, kept=first, **options)
+        run_benchmark(planned, models, other, kept=first, **options)
 
 
 # === The JSON file ===

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,38 +16,21 @@ from swav_tf.plumbing.errors import DataError, UsageError
 from swav_tf.plumbing.files import file_sha256
 
 
-@dataclass(frozen=True)
-class Artifact:
-    """A file or run folder that can be run.
-
-    Attributes:
-        model: the facts about it.
-        path: where it is.
-        target: the device an int8 file is made for, `cpu` or `tensorrt`; None for other precisions.
-        batches: minimum and maximum images per call; None: any number.
-    """
-
-    model: Model
-    path: Path
-    target: str | None = None
-    batches: tuple[int, int] | None = None
-
-
-def find_artifacts(paths: Sequence[Path]) -> list[Artifact]:
+def find_models(paths: Sequence[Path]) -> list[Model]:
     """Return the models in folders by `swav-tf export`, single files and run folders.
 
     Raises:
         UsageError: a path has nothing to run, a run is not of pretraining, or two models have one name.
         DataError: a file is damaged.
     """
-    found: list[Artifact] = []
+    found: dict[Path, Model] = {}
     for path in paths:
         if not path.exists():
             raise UsageError(
                 f"MODEL not found: {path}. Give a folder or file by `swav-tf export`, or a run folder."
             )
         if is_run_folder(path):
-            found.append(_run_folder(path))
+            found[path.resolve()] = _run_folder(path)
             continue
         files = sorted(path.iterdir()) if path.is_dir() else [path]
         files = [file for file in files if file.suffix in (".onnx", *SUFFIXES)]
@@ -57,53 +39,49 @@ def find_artifacts(paths: Sequence[Path]) -> list[Artifact]:
                 f"MODEL must contain .onnx or {SUFFIXES[0]} files, or be a run folder with config.yaml. "
                 f"Received: {path}, which has none. Create files with `swav-tf export`."
             )
-        found += [_onnx(file) if file.suffix == ".onnx" else _engine(file) for file in files]
-    unique = {artifact.path.resolve(): artifact for artifact in found}
-    artifacts = _name_runs(list(unique.values()))
-    _check_names(artifacts)
-    return artifacts
+        for file in files:
+            found[file.resolve()] = _onnx(file) if file.suffix == ".onnx" else _engine(file)
+    models = _name_runs(list(found.values()))
+    _check_names(models)
+    return models
 
 
 # === Facts ===
 
 
-def _onnx(path: Path) -> Artifact:
+def _onnx(path: Path) -> Model:
     from evaluate.backends.onnx_backend import OnnxBackend
 
     facts = OnnxBackend(path).metadata
-    quantization: dict[str, Any] = facts.quantisation or {}
     files = [path, *([] if facts.weights_file is None else [path.with_name(facts.weights_file.name)])]
     size = sum(file.stat().st_size for file in files)
-    return Artifact(
-        _model_of(path, "onnx", facts, size),
-        path,
-        target=quantization.get("target") if facts.precision == "int8" else None,
-    )
+    target = (facts.quantisation or {}).get("target") if facts.precision == "int8" else None
+    return _model(path, facts, kind="onnx", bytes=size, target=target)
 
 
-def _engine(path: Path) -> Artifact:
+def _engine(path: Path) -> Model:
     engine = read_facts(path)
-    model = _model_of(path, "engine", engine.metadata(path), path.stat().st_size)
-    return Artifact(model, path, batches=(engine.profile.min, engine.profile.max))
+    batches = (engine.profile.min, engine.profile.max)
+    facts = engine.metadata(path)
+    return _model(path, facts, kind="engine", bytes=path.stat().st_size, batches=batches)
 
 
-def _model_of(path: Path, kind: Any, facts: OnnxMetadata, size: int) -> Model:
+def _model(path: Path, facts: OnnxMetadata, **more: Any) -> Model:
     return Model(
         name=path.resolve().parent.name,
-        kind=kind,
         file=str(path),
         precision=facts.precision,
-        bytes=size,
         file_sha256=file_sha256(path),
         weights_sha256=facts.weights_sha256,
         recipe=facts.recipe,
         step=facts.step,
         side=facts.preprocessing.crop,
         accuracy=_accuracy(path),
+        **more,
     )
 
 
-def _run_folder(path: Path) -> Artifact:
+def _run_folder(path: Path) -> Model:
     from swav_tf.runs.checkpoint import CheckpointStore
     from swav_tf.runs.model_facts import read_pretraining_recipe
 
@@ -113,7 +91,7 @@ def _run_folder(path: Path) -> Artifact:
         raise UsageError(f"{path} has no checkpoint yet. Wait for `swav-tf pretrain` to write one.")
     step = store.steps()[-1]
     checkpoint = store.read(step)
-    model = Model(
+    return Model(
         name=path.resolve().name,
         kind="run",
         file=str(path),
@@ -125,7 +103,6 @@ def _run_folder(path: Path) -> Artifact:
         step=step,
         side=recipe.data.evaluation.crop,
     )
-    return Artifact(model, path)
 
 
 def _accuracy(path: Path) -> Accuracy | None:
@@ -154,23 +131,23 @@ def _accuracy(path: Path) -> Accuracy | None:
 # === Names ===
 
 
-def _name_runs(artifacts: Sequence[Artifact]) -> list[Artifact]:
+def _name_runs(models: Sequence[Model]) -> list[Model]:
     """Give a run folder the name of its export, if that is measured too: they are one model."""
-    names = {a.model.weights_sha256: a.model.name for a in reversed(artifacts) if a.model.kind != "run"}
+    names = {model.weights_sha256: model.name for model in reversed(models) if model.kind != "run"}
     return [
-        replace(artifact, model=artifact.model.model_copy(update={"name": name}))
-        if artifact.model.kind == "run" and (name := names.get(artifact.model.weights_sha256))
-        else artifact
-        for artifact in artifacts
+        model.model_copy(update={"name": names.get(model.weights_sha256, model.name)})
+        if model.kind == "run"
+        else model
+        for model in models
     ]
 
 
-def _check_names(artifacts: Sequence[Artifact]) -> None:
+def _check_names(models: Sequence[Model]) -> None:
     """Refuse models that a cell could not distinguish."""
     folders: dict[str, Path] = {}
-    files: dict[tuple[str, str, str, str | None], Path] = {}
-    for artifact in artifacts:
-        model, path = artifact.model, artifact.path.resolve()
+    files: dict[tuple[str, str, str, str | None], str] = {}
+    for model in models:
+        path = Path(model.file).resolve()
         folder = path if model.kind == "run" else path.parent
         named_after_export = model.kind == "run" and model.name != path.name
         other = folder if named_after_export else folders.setdefault(model.name, folder)
@@ -178,10 +155,9 @@ def _check_names(artifacts: Sequence[Artifact]) -> None:
             raise UsageError(
                 f"Folders of models must have different names. Received: {other} and {folder}. Rename one of them."
             )
-        key = (model.name, model.kind, model.precision, artifact.target)
-        if key in files:
+        twin = files.setdefault((model.name, model.kind, model.precision, model.target), model.file)
+        if twin != model.file:
             raise UsageError(
-                f"A folder must have one file of a kind and precision. Received: {files[key]} and {artifact.path}, "
-                f"both {model.precision}. Keep them in two folders."
+                f"A folder must have one file of a kind and precision. Received: {twin} and {model.file}, both "
+                f"{model.precision}. Keep them in two folders."
             )
-        files[key] = artifact.path
