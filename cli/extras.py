@@ -13,13 +13,12 @@ EXTRAS = {
         "tensorflow_datasets",
         "tensorboard",
         "sklearn",
-        "matplotlib",
         "pyarrow",
         "importlib_resources",
     ),
     "onnx": ("onnxruntime",),
     "export": ("onnx", "tf2onnx"),
-    "report": ("jinja2",),
+    "report": ("matplotlib",),
     "tensorrt": ("tensorrt", "cuda"),
 }
 

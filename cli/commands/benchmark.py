@@ -113,7 +113,7 @@ def command(schema: bool, quiet: bool, limits: list[tuple[str, float]], **option
 # fmt: on
 def _check_options(options: dict[str, Any]) -> None:
     """Refuse impossible options before an hour of measuring; remove what a killed benchmark left."""
-    from evaluate.benchmark.report import check_report_packages
+    from evaluate.benchmark.report import check_matplotlib
     from swav_tf.plumbing.files import remove_leftovers
 
     if not options["models"]:
@@ -124,7 +124,7 @@ def _check_options(options: dict[str, Any]) -> None:
     if options["resume"] and options["json_file"] in (None, Path("-")):
         raise click.UsageError("--resume keeps the cells in --json FILE. Received: no FILE.")
     if options["html_file"] is not None:
-        check_report_packages()
+        check_matplotlib()
     for file in (options["json_file"], options["html_file"]):
         if file is None or file == Path("-"):
             continue

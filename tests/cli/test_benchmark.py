@@ -135,10 +135,10 @@ def test_usage_errors(arguments: list[str], part: str, folder: Path, run: Run) -
     assert part in left.err
 
 
-# Bug caught: a server with the extra `onnx` alone that is asked for TensorFlow, `onnx` or the report's packages.
+# Bug caught: a server with the extra `onnx` alone that is asked for TensorFlow, `onnx` or matplotlib.
 @pytest.mark.multiprocess
 def test_with_the_extra_onnx_alone(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    blocked, file = [*TENSORFLOW, "tf2onnx", "onnx", "matplotlib", "jinja2"], tmp_path / "b.json"
+    blocked, file = [*TENSORFLOW, "tf2onnx", "onnx", "matplotlib"], tmp_path / "b.json"
     for name in blocked:  # for the processes that measure
         (tmp_path / f"{name}.py").write_text("raise ImportError('blocked')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
