@@ -1,4 +1,4 @@
-"""A folder as `swav-tf export` writes it, of a network of one convolution, made without Keras."""
+"""An exported folder of a network with one convolution, made without Keras."""
 
 import json
 from pathlib import Path
@@ -22,7 +22,7 @@ def make_exported(
     weights: str = "a" * 64,
     wrong: bool = False,
 ) -> Path:
-    """Writes model-*.onnx, reference.npz and parity.json; with `wrong` the reference is of another network."""
+    """Write model-*.onnx, reference.npz and parity.json; with `wrong` the reference is of another network."""
     folder.mkdir(parents=True, exist_ok=True)
     for precision in precisions:
         write_onnx(folder / f"model-{precision}.onnx", precision, weights=weights)
@@ -40,16 +40,10 @@ def make_exported(
         features=features,
     )
     parity = {
-        f"model-{precision}.onnx": {
-            "passed": True,
-            "knn": 0.9 - 0.01 * number,
-            "knn_reference": 0.9,
-            "knn_images": 12,
-            "cosine_min": 0.999,
-            "relative_error": {"features": 1e-6},
-        }
+        f"model-{precision}.onnx": {"passed": True, "knn": 0.9 - 0.01 * number, "knn_reference": 0.9,
+                                    "knn_images": 12, "cosine_min": 0.999, "relative_error": {"features": 1e-6}}
         for number, precision in enumerate(precisions)
-    }
+    }  # fmt: skip
     (folder / "parity.json").write_text(json.dumps({"files": parity}))
     return folder
 

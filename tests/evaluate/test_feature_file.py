@@ -1,5 +1,4 @@
 import contextlib
-import errno
 import os
 
 import numpy as np
@@ -125,24 +124,6 @@ def test_missing_files_and_other_formats(tmp_path):
         for use in (read_feature_file, write):
             with pytest.raises(UsageError, match=r"must end in .npz, .npy or .parquet"):
                 use(tmp_path / name)
-
-
-# Bug caught: half a file under the final name, or leftovers, when the disk is full.
-@pytest.mark.parametrize("ending", FORMATS)
-def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch, ending):
-    path = tmp_path / f"x{ending}"
-    write(path)
-    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
-
-    def full(*_, **__):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(np, "savez", full)
-    monkeypatch.setattr(np, "save", full)
-    monkeypatch.setattr(pq.ParquetWriter, "write_table", full)
-    with pytest.raises(DataError, match=r"could not be written: No space left"):
-        write(path, {"other": 1}, FEATURES + 1)
-    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
 
 
 # Bug caught: a kill between the renames of two files, after which old features have new labels or facts.

@@ -28,29 +28,34 @@ def stop():
     raise Stopped
 
 
-def interrupt(images, output, after=2, **settings):
+def interrupt(images, output, **settings):
     """Two batches of four are kept."""
     with pytest.raises(Stopped):
-        extract_features(NumpyBackend(stop_after=after, stop=stop), images, output, **FOURS, **settings)
+        extract_features(NumpyBackend(stop_after=2, stop=stop), images, output, **FOURS, **settings)
 
 
-# Bugs caught: batches put together wrongly, the last partial batch left out, labels or names of other rows.
-@pytest.mark.parametrize(("batch_size", "save_seconds"), [(3, 0), (64, 0), (4, 9), (1, 9)])
-def test_features_are_the_models(tmp_path, folders, batch_size, save_seconds):
+# Bugs caught: batches put together wrongly, the last partial batch left out, labels or names of other rows, a class
+# folder whose name is not UTF-8.
+@pytest.mark.parametrize(
+    ("batch_size", "save_seconds", "ending"), [(3, 0, ".npy"), (64, 0, ".npz"), (4, 9, ".parquet")]
+)
+def test_features_are_the_models(tmp_path, folders, batch_size, save_seconds, ending):
+    (folders / 'dög, "big"').rename(folders / "d\udce9g")
     images, model, progress = class_folders(folders), NumpyBackend(), []
-    output = tmp_path / "x.npy"
+    output = tmp_path / f"x{ending}"
     settings = {"batch_size": batch_size, "save_seconds": save_seconds, "on_progress": progress.append}
     result = extract_features(model, images, output, **settings)
     file = read_feature_file(output)
     expected = outputs_of(images.source, range(20))["features"]
     np.testing.assert_allclose(file.features, expected, rtol=1e-5, atol=1e-5)
     assert file.labels.tolist() == [0] * 10 + [1] * 10
-    assert list(file.names) == [images.source.image_name(i) for i in range(20)]
-    assert (file.facts["model"]["step"], file.facts["class_names"]) == (3, ["cat", 'dög, "big"'])
+    assert list(file.names) == [f"{name}/{i:02d}.png" for name in ("cat", "d\\xe9g") for i in range(10)]
+    assert (file.facts["model"]["step"], file.class_names) == (3, ["cat", "d\\xe9g"])
     assert (result.images, result.feature_dim, result.images_before, result.unreadable) == (20, 5, 0, 0)
     assert progress == np.cumsum(model.batches).tolist()
     assert max(model.batches) <= batch_size
-    assert {p.name for p in tmp_path.iterdir()} == {"images", "x.npy", "x.npy.csv", "x.npy.json"}
+    companions = {"x.npy.csv", "x.npy.json"} if ending == ".npy" else set()
+    assert {p.name for p in tmp_path.iterdir()} == {"images", output.name} | companions
 
 
 def run_process(*arguments):
@@ -77,7 +82,7 @@ def test_a_killed_run_resumes_to_the_same_bytes(tmp_path, folders, ending):
     assert complete.read_bytes() == killed.read_bytes()
 
 
-# Bug caught: features of two models or settings in one file.
+# Bugs caught: features of two models or settings in one file; a run folder that was moved, taken for another model.
 def test_changed_settings_are_refused(tmp_path, folders):
     images, output = class_folders(folders), tmp_path / "x.npy"
     interrupt(images, output)
@@ -90,23 +95,17 @@ def test_changed_settings_are_refused(tmp_path, folders):
     unlabelled = open_images(str(folders), like=Data(kind="images"))
     with pytest.raises(UsageError, match=r"source.kind: was 'class_folders', now 'images'"):
         extract_features(NumpyBackend(), unlabelled, output, **FOURS)
-    result = extract_features(NumpyBackend("b" * 64), images, output, batch_size=5, fresh=True)
-    assert result.images_before == 0
-    assert read_feature_file(output).facts["model"]["weights_sha256"] == "b" * 64
-
-
-# Bug caught: a run folder that was moved, taken for another model.
-def test_a_model_may_move(tmp_path, folders):
-    images, output = class_folders(folders), tmp_path / "x.npy"
-    interrupt(images, output)
     assert extract_features(NumpyBackend(path="elsewhere"), images, output, **FOURS).images_before == 8
 
 
 # Bugs caught: a complete file that is computed again or overwritten; a work folder that stays after an interruption at
-# the very end.
-def test_a_complete_file(tmp_path, folders):
+# the very end; the shards of an older version that stay unnoticed.
+def test_a_complete_file(tmp_path, folders, caplog, monkeypatch):
+    monkeypatch.setattr(log, "propagate", True)  # commands turn it off
     images, output, model = class_folders(folders), tmp_path / "x.npz", NumpyBackend()
+    (tmp_path / "x.npz.shards").mkdir()
     extract_features(model, images, output)
+    assert "x.npz.shards was left by an older version and is not used. Delete it." in caplog.text
     model.batches.clear()
     (tmp_path / "x.npz.work").mkdir()
     again = extract_features(model, images, output)
@@ -114,16 +113,8 @@ def test_a_complete_file(tmp_path, folders):
     assert not (tmp_path / "x.npz.work").exists()
     with pytest.raises(UsageError, match="exists and was made with other settings"):
         extract_features(NumpyBackend("b" * 64), images, output)
-    extract_features(NumpyBackend("b" * 64), images, output, fresh=True)
+    assert extract_features(NumpyBackend("b" * 64), images, output, fresh=True).images_before == 0
     assert read_feature_file(output).facts["model"]["weights_sha256"] == "b" * 64
-
-
-# Bug caught: the shards of an older version that are mixed in, or that stay unnoticed.
-def test_shards_of_an_older_version(tmp_path, folders, caplog, monkeypatch):
-    monkeypatch.setattr(log, "propagate", True)  # commands turn it off
-    (tmp_path / "x.npz.shards").mkdir()
-    assert extract_features(NumpyBackend(), class_folders(folders), tmp_path / "x.npz").images_before == 0
-    assert "x.npz.shards was left by an older version and is not used. Delete it." in caplog.text
 
 
 # Bugs caught: an unreadable image that shifts labels, that is not reported, or that is forgotten when a run resumes.
@@ -137,8 +128,7 @@ def test_unreadable_images_are_left_out_and_listed(tmp_path, folders):
     result = extract_features(NumpyBackend(), images, output, **FOURS, max_bad_share=0.1)
     assert result.images_before == 9
     file = read_feature_file(output)
-    assert file.index.tolist() == kept
-    assert file.labels.tolist() == [0] * 8 + [1] * 10
+    assert (file.index.tolist(), file.labels.tolist()) == (kept, [0] * 8 + [1] * 10)
     np.testing.assert_allclose(file.features, expected, rtol=1e-5, atol=1e-5)
     listed = (tmp_path / "x.npy.unreadable.csv").read_text().splitlines()
     assert [line.split(",")[0] for line in listed] == ["name", "cat/02.png", "cat/09.png"]
@@ -161,20 +151,6 @@ def test_too_many_unreadable_images(tmp_path, folders):
         extract_features(NumpyBackend(), class_folders(folders), output, max_bad_share=1, fresh=True)
 
 
-# Bug caught: two processes that write the same work folder.
-def test_one_process_at_a_time(tmp_path, folders):
-    images, output = class_folders(folders), tmp_path / "x.npz"
-    refused = []
-
-    def another(_):
-        with pytest.raises(UsageError, match="Only one process may write"):
-            extract_features(NumpyBackend(), images, output)
-        refused.append(True)
-
-    extract_features(NumpyBackend(), images, output, on_progress=another)
-    assert refused
-
-
 # Bugs caught: a traceback for a full disk or a damaged work folder; a full disk that loses earlier rows.
 def test_a_full_disk_and_damage(tmp_path, folders, monkeypatch):
     images, output, fsync = class_folders(folders), tmp_path / "x.npz", os.fsync
@@ -191,22 +167,11 @@ def test_a_full_disk_and_damage(tmp_path, folders, monkeypatch):
     ):
         extract_features(NumpyBackend(), images, output, **FOURS)
     monkeypatch.undo()
-    progress, features = (work / "progress.json").read_text(), (work / "features.f32").read_bytes()
-    for name, damaged, good in (
-        ("progress.json", progress[:50].encode(), progress.encode()),
-        ("features.f32", features[:100], features),
-    ):
-        (work / name).write_bytes(damaged)
+    for name, size in (("progress.json", 50), ("features.f32", 100)):
+        intact = (work / name).read_bytes()
+        (work / name).write_bytes(intact[:size])
         with pytest.raises(DataError, match=rf"{name}.* damaged.*--fresh"):
             extract_features(NumpyBackend(), images, output, **FOURS)
-        (work / name).write_bytes(good)
+        (work / name).write_bytes(intact)
     again = extract_features(NumpyBackend(), images, output, **FOURS)
     assert (again.images, again.images_before) == (20, 8)
-
-
-# Bug caught: a class folder whose name is not UTF-8, which cannot be written next to the features.
-@pytest.mark.parametrize("ending", [".npz", ".npy", ".parquet"])
-def test_class_names_that_are_not_text(tmp_path, folders, ending):
-    (folders / "cat").rename(folders / "c\udce9t")
-    extract_features(NumpyBackend(), class_folders(folders), tmp_path / f"x{ending}")
-    assert read_feature_file(tmp_path / f"x{ending}").class_names == ["c\\xe9t", 'dög, "big"']

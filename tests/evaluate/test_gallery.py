@@ -99,11 +99,3 @@ def test_images_that_moved_or_changed(tmp_path, folders, features):
     (moved / "cat" / "00.png").rename(moved / "cat" / "99.png")
     with pytest.raises(UsageError, match=r"must contain the 20 images .*with other names"):
         images_of(features, data, str(moved))
-
-
-def test_queries_that_are_not_images(tmp_path):
-    (tmp_path / "x.jpg").write_text("text")
-    with pytest.raises(DataError, match="must be an image"):
-        query_view(tmp_path / "x.jpg", NumpyBackend())
-    with pytest.raises(UsageError, match="No such file"):
-        query_view(tmp_path / "y.jpg", NumpyBackend())
