@@ -1,14 +1,13 @@
 """SwAV self-supervised pretraining in TensorFlow/Keras 3.
 
-The names below are what a notebook needs; each is loaded when it is first asked for, so that
-`import swav_tf` costs nothing and recipes and crops work without TensorFlow.
+The public names are imported on first use, so that recipes and crops work without TensorFlow.
 """
 
 import importlib
 import os
 from typing import Any
 
-# Everything here is written for Keras on TensorFlow; a keras.json of the user's may say otherwise.
+# The user's keras.json may name another backend.
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 
 _HOMES = {

@@ -87,35 +87,6 @@ def vote(cosines: np.ndarray, labels: np.ndarray, *, classes: int, temperature: 
     return votes.reshape(len(labels), classes)
 
 
-def knn_predict(
-    features: np.ndarray, labels: np.ndarray, queries: np.ndarray, *, k: int = 20, temperature: float = 0.07
-) -> np.ndarray:
-    """Predict the labels (M,) of the queries by an exact k-NN vote; see `vote`.
-
-    Args:
-        features: (N, F) with known labels; any scale, rows are normalised here.
-        labels: (N,) integers >= 0.
-        queries: (M, F).
-        k: neighbors, 1 <= k <= N.
-        temperature: > 0; large values make all votes equal.
-
-    Raises:
-        ValueError: k or the shapes do not match, or a feature is not finite.
-    """
-    if len(labels) != len(features):
-        raise ValueError(
-            f"Features (N, F) and labels (N,) must match. Received: {features.shape} and {labels.shape}."
-        )
-    found = find_neighbours(features, queries, k=k)
-    classes = int(labels.max()) + 1
-    predicted = np.empty(len(queries), np.int64)
-    for part in _blocks(len(queries), QUERY_ROWS):
-        near = labels[found.indices[part]]
-        votes = vote(found.cosines[part], near, classes=classes, temperature=temperature)
-        predicted[part] = votes.argmax(axis=1)
-    return predicted
-
-
 def knn_accuracy(
     features: np.ndarray,
     labels: np.ndarray,
@@ -125,10 +96,26 @@ def knn_accuracy(
     k: int = 20,
     temperature: float = 0.07,
 ) -> float:
-    """Return the share of queries (0 to 1) whose label `knn_predict` finds."""
-    return float(
-        np.mean(knn_predict(features, labels, queries, k=k, temperature=temperature) == query_labels)
-    )
+    """Return the share of queries (0 to 1) whose label an exact k-NN vote predicts; see `vote`.
+
+    Args:
+        features: (N, F), any scale, with labels (N,), integers >= 0.
+        labels: of the features.
+        queries: (M, F) with query_labels (M,).
+        query_labels: of the queries.
+        k: neighbors, 1 <= k <= N.
+        temperature: > 0; large values make all votes equal.
+
+    Raises:
+        ValueError: k or the shapes do not match, or a feature is not finite.
+    """
+    found = find_neighbours(features, queries, k=k)
+    classes, correct = int(labels.max()) + 1, 0
+    for part in _blocks(len(queries), QUERY_ROWS):
+        near = labels[found.indices[part]]
+        votes = vote(found.cosines[part], near, classes=classes, temperature=temperature)
+        correct += int(np.count_nonzero(votes.argmax(axis=1) == query_labels[part]))
+    return correct / len(queries)
 
 
 def _merge(cosines: np.ndarray, indices: np.ndarray, similarity: np.ndarray, first: int) -> None:

@@ -1,4 +1,4 @@
-"""What the README shows from Python."""
+"""The public names of swav_tf, as the README uses them."""
 
 import subprocess
 import sys
@@ -9,22 +9,22 @@ import pytest
 import swav_tf
 
 
-# Bug caught: a name that is promised and not there.
+# Bug caught: a public name that does not exist.
 @pytest.mark.parametrize("name", swav_tf.__all__)
-def test_every_name_is_there(name):
+def test_every_name_exists(name):
     assert getattr(swav_tf, name) is not None
     with pytest.raises(AttributeError, match="load_recipe"):
         swav_tf.no_such_name  # noqa: B018
 
 
-# Bug caught: an import of six seconds for whoever only wants a recipe.
-def test_import_brings_no_tensorflow():
+# Bug caught: an import of six seconds for a recipe alone.
+def test_recipes_need_no_tensorflow():
     code = "import sys, swav_tf; swav_tf.load_recipe('demo'); sys.exit('tensorflow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
 
 
-# Bug caught: a step on the caller's own crops that no longer works as the README shows it.
-def test_a_step_on_crops_of_my_own():
+# Bug caught: a step on the user's own crops that no longer works as the README shows.
+def test_a_step_on_own_crops():
     from swav_tf import MultiCrop, build_swav, load_recipe, open_source
 
     recipe = load_recipe("demo", ["train.batch_size=8"])

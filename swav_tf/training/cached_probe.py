@@ -11,15 +11,12 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-from swav_tf.data.labels import open_labelled
 from swav_tf.plumbing.log import log
 from swav_tf.recipe.classifier import ProbeRecipe
 from swav_tf.runs.model_facts import BY_CACHE
-from swav_tf.training.classifier_folder import start_from
-from swav_tf.training.classify import ClassifierResult, open_folder
+from swav_tf.training.classify import ClassifierResult, open_run, run_facts, save_results
 from swav_tf.training.features import extract_features
 from swav_tf.training.job import open_job
-from swav_tf.training.results import write_results
 from swav_tf.training.state import named_variables
 from swav_tf.training.validation import counts_of, tally
 
@@ -53,9 +50,9 @@ def probe_cached(
         RecipeError, DataError, UsageError: before anything is built.
     """
     with open_job(recipe, run_dir, quiet=quiet, one_device=True) as job:
-        start = start_from(model, from_scratch=from_scratch)
-        data = open_labelled(recipe)
-        open_folder(job, start, data, how=BY_CACHE, fresh=fresh, in_steps=False)
+        start, data = open_run(
+            job, recipe, model, how=BY_CACHE, from_scratch=from_scratch, fresh=fresh, in_steps=False
+        )
         classifier = start.build(recipe, class_count=len(data.class_names))
         log.info("Computing features.")
         known = extract_features(classifier, data.train, range(len(data.train)), recipe.data)
@@ -65,30 +62,22 @@ def probe_cached(
         held_out = choose_penalty(known, data.train_labels, recipe)
         penalty = best_penalty(held_out)
         _log_choice(held_out, penalty)
-        classes = len(data.class_names)
-        [(_, *weights)] = fit_path(known, data.train_labels, classes, [penalty], recipe.cached.max_iterations)
+        classes, iterations = len(data.class_names), recipe.cached.max_iterations
+        [(_, *weights)] = fit_path(known, data.train_labels, classes, [penalty], iterations)
         classifier.classifier.set_weights(weights)
         arrays = {name: variable.numpy() for name, variable in named_variables(classifier).items()}
         job.store.write(0, arrays, {"how": BY_CACHE, "recipe": recipe.model_dump(mode="json")})
 
         sums = tally(classifier.classifier(queries), tf.constant(data.validation_labels))
         counts = counts_of([value.numpy() for value in sums])
-        last = counts.as_dict()
-        top1 = f"{100 * last['top1']:.1f} % of {len(queries):,} images"
-        write_results(job.run_dir, counts, data.class_names, f"{recipe.name}, cached features: top-1 {top1}")
+        save_results(job, counts, data, title=f"{recipe.name}, cached features")
         summary = job.write_summary(
-            kind=recipe.kind,
-            how=BY_CACHE,
-            origin=start.origin,
-            last=last,
+            **run_facts(recipe, start, data, BY_CACHE),
+            last=counts.as_dict(),
             penalty=penalty,
             held_out_top1={f"{value:g}": accuracy for value, accuracy in held_out.items()},
-            classes=classes,
-            train_images=len(data.train),
-            validation_images=len(data.validation),
             seconds_features=seconds_features,
         )
-        log.info("top-1 %.2f %%, top-5 %.2f %%", 100 * last["top1"], 100 * last["top5"])
         return ClassifierResult(model=classifier, run_dir=job.run_dir, summary=summary)
 
 
@@ -112,7 +101,7 @@ def fit_path(
     present = np.unique(labels)
     solver = LogisticRegression(warm_start=True, max_iter=max_iterations, tol=1e-6)
     for penalty in sorted(penalties, reverse=True):
-        # scikit-learn fits two classes with one weight vector, the difference of theirs: half the penalty.
+        # scikit-learn fits two classes with one weight vector, the difference of both: half the penalty.
         strength = penalty * len(labels) / (2 if len(present) == 2 else 1)
         solver.set_params(C=1 / strength if strength else np.inf)
         with warnings.catch_warnings(), threadpool_limits(blas_threads, user_api="blas"):

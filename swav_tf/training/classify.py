@@ -6,8 +6,9 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict, Unpack
+from typing import Any
 
 import keras
 
@@ -22,7 +23,7 @@ from swav_tf.training.classifier_folder import Start, start_from
 from swav_tf.training.job import Job, open_job
 from swav_tf.training.rendezvous import ClusterAddress
 from swav_tf.training.results import write_results
-from swav_tf.training.validation import Validate, Validation
+from swav_tf.training.validation import Counts, Validate, Validation
 
 AVERAGED = ("loss", "top1", "gradient_norm")
 LARGEST_VALIDATION_BATCH = 256  # per replica
@@ -37,53 +38,7 @@ class ClassifierResult:
     summary: dict[str, Any]
 
 
-class RunOptions(TypedDict):
-    """Options of a probe and of fine-tuning in addition to the recipe.
-
-    Attributes:
-        model: run folder of the pretraining; with `from_scratch` a recipe is enough.
-        run_dir: folder of this run; if it contains a checkpoint, the run resumes from it.
-        from_scratch: initialize the backbone at random, for comparison.
-        cluster: address of this worker; not needed with TF_CONFIG or SLURM.
-        fresh: start over; the earlier run is moved into `previous-N/`.
-        quiet: show no progress and log only warnings.
-        callbacks: further Keras callbacks.
-    """
-
-    model: Path | str
-    run_dir: Path | str
-    from_scratch: NotRequired[bool]
-    cluster: NotRequired[ClusterAddress | None]
-    fresh: NotRequired[bool]
-    quiet: NotRequired[bool]
-    callbacks: NotRequired[Sequence[keras.callbacks.Callback]]
-
-
-def probe(recipe: ProbeRecipe, **options: Unpack[RunOptions]) -> ClassifierResult:
-    """Train a linear classifier on a frozen backbone (docs/algorithm.md, "Linear probe").
-
-    The backbone is in inference mode, has no gradient and keeps its moving averages.
-
-    Raises:
-        RecipeError, DataError, UsageError: before anything is built.
-        SwavError: the run diverged, was stopped, or ran out of memory; checkpoints are kept.
-    """
-    return _train(recipe, **options)
-
-
-def finetune(recipe: FinetuneRecipe, **options: Unpack[RunOptions]) -> ClassifierResult:
-    """Train a backbone and a classifier, each with its own learning rate (docs/algorithm.md, "Fine-tuning").
-
-    Batch normalization is in training mode and synchronized over all replicas.
-
-    Raises:
-        RecipeError, DataError, UsageError: before anything is built.
-        SwavError: the run diverged, was stopped, or ran out of memory; checkpoints are kept.
-    """
-    return _train(recipe, **options)
-
-
-def _train(
+def train_classifier(
     recipe: ProbeRecipe | FinetuneRecipe,
     *,
     model: Path | str,
@@ -94,17 +49,29 @@ def _train(
     quiet: bool = False,
     callbacks: Sequence[keras.callbacks.Callback] = (),
 ) -> ClassifierResult:
+    """Train a linear classifier on a frozen backbone, or fine-tune both, by the kind of the recipe.
+
+    A probe's backbone is in inference mode, has no gradient and keeps its moving averages. In fine-tuning, batch
+    normalization is in training mode and synchronized over all replicas (docs/algorithm.md).
+
+    Args:
+        recipe: all settings.
+        model: run folder of the pretraining; with `from_scratch` a recipe is enough.
+        run_dir: folder of this run; if it contains a checkpoint, the run resumes from it.
+        from_scratch: initialize the backbone at random, for comparison.
+        cluster: address of this worker; not needed with TF_CONFIG or SLURM.
+        fresh: start over; the earlier run is moved into `previous-N/`.
+        quiet: show no progress and log only warnings.
+        callbacks: further Keras callbacks.
+
+    Raises:
+        RecipeError, DataError, UsageError: before anything is built.
+        SwavError: the run diverged, was stopped, or ran out of memory; checkpoints are kept.
+    """
     with open_job(recipe, run_dir, cluster, quiet=quiet) as job:
-        start = start_from(model, from_scratch=from_scratch)
-        data = open_labelled(recipe)
-        open_folder(job, start, data, how=BY_SGD, fresh=fresh)
-
-        def build() -> Classifier:
-            classifier = start.build(recipe, class_count=len(data.class_names))
-            compile_classifier(classifier, recipe, job.position.steps_per_epoch)
-            return classifier
-
-        classifier = job.build(build)
+        start, data = open_run(job, recipe, model, how=BY_SGD, from_scratch=from_scratch, fresh=fresh)
+        position, classes = job.position, len(data.class_names)
+        classifier = job.build(partial(_build, start, recipe, classes, position.steps_per_epoch))
         validation = Validation(
             classifier,
             data.validation,
@@ -114,64 +81,91 @@ def _train(
             team=job.team,
         )
         validate = Validate(
-            validation, job.position, job.metrics, every_epochs=recipe.monitor.validate_every_epochs
+            validation, position, job.metrics, every_epochs=recipe.monitor.validate_every_epochs
         )
-        job.fit(
-            classifier,
-            [validate, *callbacks],
-            averaged=AVERAGED,
-            chance=("ln classes", math.log(len(data.class_names))),
-        )
+        chance = ("ln classes", math.log(classes))
+        job.fit(classifier, [validate, *callbacks], averaged=AVERAGED, chance=chance)
         counts = validate.counts or validation.measure()  # measure again if the run was complete already
 
-        last, best = job.position.validation["last"], job.position.validation["best"]
-        if job.team.is_chief:
-            title = f"{recipe.name}: top-1 {100 * last['top1']:.1f} % of {len(data.validation):,} images"
-            write_results(job.run_dir, counts, data.class_names, title)
+        save_results(job, counts, data, title=recipe.name)
         summary = job.finish(
-            kind=recipe.kind,
-            how=BY_SGD,
-            origin=start.origin,
-            last=last,
-            best=best,
-            train_loss_first=job.position.first_loss,
-            train_loss_last=job.position.last_loss,
-            classes=len(data.class_names),
-            train_images=len(data.train),
-            validation_images=len(data.validation),
+            **run_facts(recipe, start, data, BY_SGD),
+            last=position.validation["last"],
+            best=position.validation["best"],
+            train_loss_first=position.first_loss,
+            train_loss_last=position.last_loss,
         )
-        for name, found in (("last", last), ("best", best)):
-            accuracies = f"top-1 {100 * found['top1']:.2f} %, top-5 {100 * found['top5']:.2f} %"
-            log.info("%s epoch (%s): %s", name, found["epoch"], accuracies)
         return ClassifierResult(model=classifier, run_dir=job.run_dir, summary=summary)
 
 
-def open_folder(
-    job: Job, start: Start, data: LabelledData, *, how: str, fresh: bool, in_steps: bool = True
-) -> None:
-    """Open the run folder and write model.json.
+probe = finetune = train_classifier
+
+
+def _build(
+    start: Start, recipe: ProbeRecipe | FinetuneRecipe, class_count: int, steps_per_epoch: int
+) -> Classifier:
+    classifier = start.build(recipe, class_count=class_count)
+    compile_classifier(classifier, recipe, steps_per_epoch)
+    return classifier
+
+
+def open_run(
+    job: Job,
+    recipe: ProbeRecipe | FinetuneRecipe,
+    model: Path | str,
+    *,
+    how: str,
+    from_scratch: bool,
+    fresh: bool,
+    in_steps: bool = True,
+) -> tuple[Start, LabelledData]:
+    """Read the backbone, open the images and the run folder, and write model.json.
 
     Raises:
         UsageError: workers differ, or the folder contains a run with other settings, weights or images.
     """
+    start = start_from(model, from_scratch=from_scratch)
+    data = open_labelled(recipe)
     job.open(
         data.train,
         fresh=fresh,
         in_steps=in_steps,
-        **{
-            f"{name}_labels_sha256": hashlib.sha256(labels.tobytes()).hexdigest()
-            for name, labels in (("train", data.train_labels), ("validation", data.validation_labels))
-        },
+        train_labels_sha256=hashlib.sha256(data.train_labels.tobytes()).hexdigest(),
         validation_images=fingerprint(data.validation),
+        validation_labels_sha256=hashlib.sha256(data.validation_labels.tobytes()).hexdigest(),
         weights=start.origin.get("sha256"),
     )
     save_facts(job.folder, ModelFacts.of(start.recipe, start.origin, data, how))
     origin = start.origin
     source = f"{origin['run']}, step {origin['step']}" if "run" in origin else "random initialization"
     log.info(
-        f"{job.recipe.name}: {len(data.train):,} images, {len(data.class_names):,} classes, "
+        f"{recipe.name}: {len(data.train):,} images, {len(data.class_names):,} classes, "
         f"{len(data.validation):,} validation images; backbone: {source}"
     )
+    return start, data
+
+
+def run_facts(
+    recipe: ProbeRecipe | FinetuneRecipe, start: Start, data: LabelledData, how: str
+) -> dict[str, Any]:
+    """Return what the summaries of all classifiers contain."""
+    return {
+        "kind": recipe.kind,
+        "how": how,
+        "origin": start.origin,
+        "classes": len(data.class_names),
+        "train_images": len(data.train),
+        "validation_images": len(data.validation),
+    }
+
+
+def save_results(job: Job, counts: Counts, data: LabelledData, *, title: str) -> None:
+    """Log the accuracy of the trained classifier, and write it by class."""
+    figures = counts.as_dict()
+    log.info("top-1 %.2f %%, top-5 %.2f %%", 100 * figures["top1"], 100 * figures["top5"])
+    if job.team.is_chief:
+        title = f"{title}: top-1 {100 * figures['top1']:.1f} % of {len(data.validation):,} images"
+        write_results(job.run_dir, counts, data.class_names, title)
 
 
 def compile_classifier(model: Classifier, recipe: ProbeRecipe | FinetuneRecipe, steps_per_epoch: int) -> None:

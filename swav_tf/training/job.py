@@ -14,6 +14,7 @@ import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,7 +28,7 @@ from swav_tf.method.replicated_model import ReplicatedModel
 from swav_tf.plumbing.errors import SwavError
 from swav_tf.plumbing.log import log
 from swav_tf.recipe.advice import check_recipe
-from swav_tf.recipe.files import AnyRecipe
+from swav_tf.recipe.files import AnyRecipe, kind_of
 from swav_tf.recipe.pretraining import Recipe
 from swav_tf.runs.checkpoint import CheckpointStore
 from swav_tf.runs.folder import RunFolder
@@ -78,42 +79,35 @@ def open_job(
         log.setLevel(logging.WARNING if team.is_chief else _SILENT)
     try:
         with watched(strategy, train), explained_failures(train, team), ExitStack() as stack:
-            yield Job(recipe, Path(run_dir), strategy, team, started=started, quiet=quiet, stack=stack)
+            yield Job(recipe, Path(run_dir), strategy, team, started, quiet, stack)
     finally:
         log.setLevel(level)
 
 
+@dataclass
 class Job:
     """A training run: its workers, images, folder, position and checkpoints.
 
     All workers call the methods together, in the order `open`, `build`, `fit`, `finish`.
     """
 
+    recipe: AnyRecipe
+    run_dir: Path
+    strategy: tf.distribute.Strategy
+    team: Topology
+    started: float
+    quiet: bool
+    stack: ExitStack  # unlocks the folder at the end
     # Set by `open`.
-    source: ImageSource
-    images: dict[str, Any]  # fingerprint of the training images
-    position: Position
-    folder: RunFolder
-    store: CheckpointStore
-    bad_images: BadImages
-    metrics: MetricsLog
+    source: ImageSource = field(init=False)
+    images: dict[str, Any] = field(init=False)  # fingerprint of the training images
+    position: Position = field(init=False)
+    folder: RunFolder = field(init=False)
+    store: CheckpointStore = field(init=False)
+    bad_images: BadImages = field(init=False)
+    metrics: MetricsLog = field(init=False)
     # Set by `build`.
     resumed_from: int | None = None
-
-    def __init__(
-        self,
-        recipe: AnyRecipe,
-        run_dir: Path,
-        strategy: tf.distribute.Strategy,
-        team: Topology,
-        *,
-        started: float,
-        quiet: bool,
-        stack: ExitStack,
-    ) -> None:
-        self.recipe, self.run_dir, self.strategy, self.team = recipe, run_dir, strategy, team
-        self.started, self.quiet = started, quiet
-        self._stack = stack
 
     def open(self, source: ImageSource, *, fresh: bool, in_steps: bool = True, **consistent: Any) -> None:
         """Check the recipe with these images on all workers, then lock and prepare the run folder.
@@ -138,14 +132,11 @@ class Job:
         check_alike(self.strategy, recipe, images=self.images, **consistent)
         self.folder = RunFolder(self.run_dir, writer=team.is_chief)
         self._begin_folder(fresh=fresh)
-        kind = "pretrain" if isinstance(recipe, Recipe) else recipe.kind
-        self.store = CheckpointStore(
-            self.folder.checkpoints, kind=kind, keep_last=recipe.checkpoint.keep_last
-        )
+        keep_last = recipe.checkpoint.keep_last
+        self.store = CheckpointStore(self.folder.checkpoints, kind=kind_of(recipe), keep_last=keep_last)
         name = "bad_images.txt" if team.is_chief else f"bad_images.worker{team.worker}.txt"
-        self.bad_images = BadImages(
-            self.run_dir / name, images=len(source), max_share=recipe.data.max_bad_share
-        )
+        max_share = recipe.data.max_bad_share
+        self.bad_images = BadImages(self.run_dir / name, images=len(source), max_share=max_share)
         self.metrics = MetricsLog(self.folder, recipe, self.position)
 
     def _begin_folder(self, *, fresh: bool) -> None:
@@ -153,7 +144,7 @@ class Job:
         team, failure = self.team, None
         if team.is_chief:
             try:
-                self._stack.enter_context(self.folder)
+                self.stack.enter_context(self.folder)
                 self.folder.begin(self.recipe, fresh=fresh)
             except SwavError as error:
                 failure = error
@@ -221,19 +212,13 @@ class Job:
             self.store, recipe, position, images=self.images, is_chief=team.is_chief
         )
         checkpointing.set_model(model)
-        on_chief = [self.metrics, *([] if self.quiet else [progress])]
+        watching = [UpdatePosition(position, averaged)]
+        if team.is_chief:
+            watching += [self.metrics] if self.quiet else [self.metrics, progress]
+        watching += [*callbacks, StopWhenDiverged(recipe, position, self.store), checkpointing]
         try:
             with checkpointing.handling_signals():
-                self._fit_epochs(
-                    model,
-                    [
-                        UpdatePosition(position, averaged),
-                        *(on_chief if team.is_chief else []),
-                        *callbacks,
-                        StopWhenDiverged(recipe, position, self.store),
-                        checkpointing,
-                    ],
-                )
+                self._fit_epochs(model, watching)
         finally:
             progress.close()
             self.metrics.close()
