@@ -6,9 +6,9 @@ import json
 import re
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from evaluate.backends.checksums import check_unchanged, check_weights
 from evaluate.backends.engine_file import SUFFIXES, read_engine
@@ -24,23 +24,6 @@ MAX_DELAY_MICROSECONDS: Final = 1000
 LABELS: Final = "labels.txt"
 TYPES: Final = {"tensor(uint8)": "TYPE_UINT8", "tensor(float)": "TYPE_FP32"}
 
-Kind = Literal["KIND_AUTO", "KIND_CPU", "KIND_GPU"]
-
-
-@dataclass(frozen=True)
-class Tensor:
-    """An input or output.
-
-    Attributes:
-        name: in the graph.
-        data_type: Triton's name.
-        dims: without the batch; -1 for any.
-    """
-
-    name: str
-    data_type: str
-    dims: tuple[int, ...]
-
 
 @dataclass(frozen=True)
 class ServedModel:
@@ -50,10 +33,9 @@ class ServedModel:
         name: of its folder, which clients request.
         source: the ONNX file or engine.
         weights: the second file of a large graph, or None.
-        inputs, outputs: of its graph.
-        preferred: numbers of images that run at once without waiting for more.
-        max_batch: largest number of images at once.
-        kind: processor that runs it.
+        tensors: inputs and outputs, as lines of config.pbtxt.
+        batches: numbers of images that run at once without waiting for more; the last is the largest allowed.
+        kind: processor that runs it, Triton's KIND_AUTO, KIND_CPU or KIND_GPU.
         comments: lines for people.
         labels: names of the classes of `logits`.
     """
@@ -61,11 +43,9 @@ class ServedModel:
     name: str
     source: Path
     weights: Path | None
-    inputs: tuple[Tensor, ...]
-    outputs: tuple[Tensor, ...]
-    preferred: tuple[int, ...]
-    max_batch: int
-    kind: Kind
+    tensors: tuple[str, ...]
+    batches: tuple[int, ...]
+    kind: str
     comments: tuple[str, ...]
     labels: tuple[str, ...]
 
@@ -95,37 +75,27 @@ def write_repository(folder: Path, files: Sequence[Path]) -> list[Path]:
         for model in models:
             target = part / model.name
             (target / VERSION).mkdir(parents=True)
-            name = "model.plan" if model.is_engine else "model.onnx"
-            shutil.copyfile(model.source, target / VERSION / name)
+            shutil.copyfile(
+                model.source, target / VERSION / ("model.plan" if model.is_engine else "model.onnx")
+            )
             if model.weights is not None:  # under its own name, which the graph refers to
                 shutil.copyfile(model.weights, target / VERSION / model.weights.name)
             if model.labels:
                 labels = "".join(f"{label}\n" for label in model.labels)
                 (target / LABELS).write_text(labels, encoding="utf-8")
-            (target / "config.pbtxt").write_text(config_text(model), encoding="utf-8")
+            (target / "config.pbtxt").write_text(_config_text(model), encoding="utf-8")
     return [folder / model.name for model in models]
 
 
-def config_text(model: ServedModel) -> str:
-    """Return the content of config.pbtxt."""
-    platform = 'platform: "tensorrt_plan"' if model.is_engine else 'backend: "onnxruntime"'
-    lines = [f"# {comment}" for comment in model.comments]
-    lines += [f"name: {_quoted(model.name)}", platform, f"max_batch_size: {model.max_batch}"]
-    for place, tensors in (("input", model.inputs), ("output", model.outputs)):
-        for tensor in tensors:
-            dims = ", ".join(map(str, tensor.dims))
-            labels = (
-                f' label_filename: "{LABELS}"'
-                if place == "output" and tensor.name == "logits" and model.labels
-                else ""
-            )
-            lines.append(
-                f"{place} {{ name: {_quoted(tensor.name)} data_type: {tensor.data_type} dims: [ {dims} ]{labels} }}"
-            )
-    preferred = ", ".join(map(str, model.preferred))
-    lines += [
+def _config_text(model: ServedModel) -> str:
+    lines = [
+        *(f"# {comment}" for comment in model.comments),
+        f"name: {json.dumps(model.name)}",
+        'platform: "tensorrt_plan"' if model.is_engine else 'backend: "onnxruntime"',
+        f"max_batch_size: {model.batches[-1]}",
+        *model.tensors,
         "dynamic_batching {",
-        f"  preferred_batch_size: [ {preferred} ]",
+        f"  preferred_batch_size: [ {', '.join(map(str, model.batches))} ]",
         f"  max_queue_delay_microseconds: {MAX_DELAY_MICROSECONDS}",
         "}",
         f"instance_group {{ count: 1 kind: {model.kind} }}",
@@ -139,20 +109,23 @@ def config_text(model: ServedModel) -> str:
 
 
 def _served_onnx(path: Path) -> ServedModel:
-    facts, inputs, outputs = _read_onnx(path)
-    target = (facts.quantisation or {}).get("target")
-    kind: Kind = "KIND_AUTO" if facts.precision == "fp32" else "KIND_GPU"
+    check_unchanged(path)
+    session = open_session(path)
+    facts = read_metadata(session.get_modelmeta().custom_metadata_map, str(path))
+    check_weights(path, facts.weights_file)
+    kind = "KIND_AUTO" if facts.precision == "fp32" else "KIND_GPU"
     return ServedModel(
         name=_name(facts, path),
         source=path,
         weights=None if facts.weights_file is None else path.with_name(facts.weights_file.name),
-        inputs=inputs,
-        outputs=outputs,
-        preferred=(USUAL_BATCH, MAX_BATCH),
-        max_batch=MAX_BATCH,
-        kind="KIND_CPU" if target == "cpu" else kind,
+        tensors=(
+            *(_tensor("input", value, facts) for value in session.get_inputs()),
+            *(_tensor("output", value, facts) for value in session.get_outputs()),
+        ),
+        batches=(USUAL_BATCH, MAX_BATCH),
+        kind="KIND_CPU" if (facts.quantisation or {}).get("target") == "cpu" else kind,
         comments=_comments(facts),
-        labels=facts.class_names if any(tensor.name == "logits" for tensor in outputs) else (),
+        labels=facts.class_names,
     )
 
 
@@ -173,42 +146,28 @@ def _served_engine(path: Path) -> ServedModel:
         raise UsageError(
             f"--triton takes an engine next to the ONNX file it was built from. File not found: {graph}."
         )
-    facts, inputs, outputs = _read_onnx(graph)
+    model = _served_onnx(graph)
     on = f" for {engine.gpu.name}" if engine.gpu else ""
-    sizes = sorted({engine.profile.opt, engine.profile.max})
-    return ServedModel(
-        name=f"{_name(facts, path)}-tensorrt",
+    return replace(
+        model,
+        name=f"{_name(engine.metadata(path), path)}-tensorrt",
         source=path,
         weights=None,
-        inputs=inputs,
-        outputs=outputs,
-        preferred=tuple(sizes),
-        max_batch=engine.profile.max,
+        batches=tuple(sorted({engine.profile.opt, engine.profile.max})),
         kind="KIND_GPU",
-        comments=(*_comments(facts), f"Built by {engine.builder}{on}: the server must have the same."),
-        labels=facts.class_names if any(tensor.name == "logits" for tensor in outputs) else (),
+        comments=(*model.comments, f"Built by {engine.builder}{on}: the server must have the same."),
     )
 
 
-def _read_onnx(path: Path) -> tuple[OnnxMetadata, tuple[Tensor, ...], tuple[Tensor, ...]]:
-    check_unchanged(path)
-    session = open_session(path)
-    facts = read_metadata(session.get_modelmeta().custom_metadata_map, str(path))
-    check_weights(path, facts.weights_file)
-    inputs, outputs = (
-        tuple(map(_tensor, values)) for values in (session.get_inputs(), session.get_outputs())
-    )
-    return facts, inputs, outputs
-
-
-def _tensor(value: Any) -> Tensor:
-    dims = tuple(dim if isinstance(dim, int) else -1 for dim in value.shape[1:])
-    return Tensor(value.name, TYPES[value.type], dims)
+def _tensor(place: str, value: Any, facts: OnnxMetadata) -> str:
+    """Return the line of an input or output; dimensions are without the batch, -1 for any size."""
+    dims = ", ".join(str(dim if isinstance(dim, int) else -1) for dim in value.shape[1:])
+    labels = f" label_filename: {json.dumps(LABELS)}" if value.name == "logits" and facts.class_names else ""
+    return f"{place} {{ name: {json.dumps(value.name)} data_type: {TYPES[value.type]} dims: [ {dims} ]{labels} }}"
 
 
 def _name(facts: OnnxMetadata, path: Path) -> str:
-    plain = f"{facts.recipe}-{path.stem.removeprefix('model-')}"
-    return re.sub(r"[^A-Za-z0-9_.-]", "_", plain)
+    return re.sub(r"[^A-Za-z0-9_.-]", "_", f"{facts.recipe}-{path.stem.removeprefix('model-')}")
 
 
 def _comments(facts: OnnxMetadata) -> tuple[str, ...]:
@@ -220,7 +179,3 @@ def _comments(facts: OnnxMetadata) -> tuple[str, ...]:
         f"swav-tf: step {facts.step}, {facts.precision}, weights {facts.weights_sha256}",
         f"Images: {prepared}.",
     )
-
-
-def _quoted(text: str) -> str:
-    return json.dumps(text)
