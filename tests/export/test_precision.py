@@ -56,14 +56,14 @@ def test_fp16_refuses_weights_beyond_its_range(graph):
         to_fp16(model)
 
 
-# Bugs caught: convolutions left in float32, one scale for all channels, signed activations, a quantised head.
+# Bugs caught: convolutions left in float32, one scale for all channels, signed activations, a quantized head.
 @pytest.mark.parametrize("method", ["minmax", "entropy", "percentile"])
 def test_int8_is_int8(graph, images, method, capsys):
-    quantised = to_int8(graph, calibrate(graph, images[:16], method=method))
+    quantized = to_int8(graph, calibrate(graph, images[:16], method=method))
     assert capsys.readouterr().out == ""
-    maker = made_by(quantised)
-    values = {tensor.name: numpy_helper.to_array(tensor) for tensor in quantised.graph.initializer}
-    convolutions = [node for node in quantised.graph.node if node.op_type == "Conv"]
+    maker = made_by(quantized)
+    values = {tensor.name: numpy_helper.to_array(tensor) for tensor in quantized.graph.initializer}
+    convolutions = [node for node in quantized.graph.node if node.op_type == "Conv"]
     assert len(convolutions) == 6
     for node in convolutions:
         activation, weight = maker[node.input[0]], maker[node.input[1]]
@@ -72,7 +72,7 @@ def test_int8_is_int8(graph, images, method, capsys):
         stored = values[weight.input[0]]
         assert stored.dtype == np.int8
         assert values[weight.input[1]].shape == (len(stored),)
-    for node in quantised.graph.node:
+    for node in quantized.graph.node:
         if node.op_type == "MatMul":
             assert values[node.input[1]].dtype == np.float32
 
@@ -96,10 +96,10 @@ def test_the_sensitive_convolution_stays_in_float(graph, images, logged):
     def acceptable(model):
         return victim.name not in in_int8(model)
 
-    quantised, kept = quantize_within(graph, ranges, images, acceptable=acceptable)
+    quantized, kept = quantize_within(graph, ranges, images, acceptable=acceptable)
     # Which of the two is worse alone depends on the processor's rounding.
     assert {victim.name} <= set(kept) <= {victim.name, neighbour.name}
-    assert len(in_int8(quantised)) == 6 - len(kept)
+    assert len(in_int8(quantized)) == 6 - len(kept)
     assert "6 convolutions" in logged[0]
 
 
@@ -108,3 +108,39 @@ def test_int8_that_nothing_makes_good_is_refused(graph, images):
     ranges = calibrate(graph, images[:8], method="minmax")
     with pytest.raises(ExportError, match="int8 must meet its gate"):
         quantize_within(graph, ranges, images, acceptable=lambda model: False)
+
+
+# Bugs caught: zero points that TensorRT refuses, one scale for all channels, int32 biases, a residual sum whose
+# shortcut is not quantized, weights that are not those of the network.
+def test_int8_for_tensorrt(everything, int8):
+    exact, model = (
+        onnx.load(everything / "model-fp32.onnx"),
+        onnx.load(int8 / "model-int8-tensorrt.onnx"),
+    )
+    values = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    maker = {output: node for node in model.graph.node for output in node.output}
+    weights = {
+        node.name: numpy_helper.to_array(tensor)
+        for node in exact.graph.node
+        for tensor in exact.graph.initializer
+        if node.op_type == "Conv" and tensor.name == node.input[1]
+    }
+    for node in model.graph.node:
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+            assert values[node.input[2]].dtype == np.int8
+            assert not values[node.input[2]].any()
+        if node.op_type == "Conv":
+            activation, weight = maker[node.input[0]], maker[node.input[1]]
+            assert maker[activation.input[0]].op_type == "QuantizeLinear"
+            stored, scales = values[weight.input[0]], values[weight.input[1]]
+            assert (stored.dtype, len(scales)) == (np.int8, len(stored))
+            assert values[node.input[2]].dtype == np.float32
+            wanted = weights[node.name].astype(np.float64)
+            scales = scales.astype(np.float64).reshape(-1, 1, 1, 1)
+            assert np.all(np.abs(stored * scales - wanted) <= 0.5001 * scales)
+            assert np.abs(stored).reshape(len(stored), -1).max(axis=1).tolist() == [127] * len(stored)
+    sums = [node for node in model.graph.node if node.op_type == "Add" and "_add" in node.name]
+    operands = [{maker[name].op_type for name in node.input} for node in sums]
+    assert operands == [{"DequantizeLinear", "Conv"}] * 2
+    # A tensor that two convolutions read has one pair.
+    assert operators(model)["QuantizeLinear"] == 6

@@ -100,12 +100,13 @@ def test_a_repository(tmp_path, capsys):
 def engine_beside(folder, **changes):
     """A file that stands for an engine; its facts are whole."""
     plan = folder / "model-fp16.plan"
+    properties = {entry.key: entry.value for entry in onnx.load(folder / "model-fp16.onnx").metadata_props}
     plan.write_bytes(b"an engine")
     facts = EngineFacts(
         key="k", plan_sha256=hashlib.sha256(b"an engine").hexdigest(), module="tensorrt", version="10.16.1",
         gpu=Gpu(name="NVIDIA H100", compute_capability="9.0", driver="580"), onnx="model-fp16.onnx", onnx_sha256="o",
         profile=Batches(min=1, opt=64, max=256), options=BuilderOptions(),
-        proof=Proof(source="engine inspector", convolutions={"Half": 6}), properties={},
+        proof=Proof(source="engine inspector", convolutions={"Half": 6}), properties=properties,
     ).model_copy(update=changes)  # fmt: skip
     sidecar_of(plan).write_text(facts.model_dump_json())
     return plan
