@@ -1,4 +1,4 @@
-"""The distribution strategy of a job and the topology of its replicas and workers."""
+"""The distribution strategy of a job, and the topology of its replicas and workers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import functools
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,22 +17,23 @@ from tensorflow.compiler.xla.tsl.protobuf import coordination_config_pb2
 from tensorflow.python.eager import context as tf_context
 
 from swav_tf.plumbing.errors import TransientError, UsageError
+from swav_tf.plumbing.values import nested_diff
 from swav_tf.recipe.files import AnyRecipe
 from swav_tf.recipe.pretraining import Train
 from swav_tf.training.rendezvous import ClusterAddress, meet, slurm_address, slurm_tasks
 
-ONE_DEVICE = "one device"
-START_SECONDS = 60.0  # in which workers that have met take their devices
+SEVERAL_DEVICES = (tf.distribute.MirroredStrategy, tf.distribute.MultiWorkerMirroredStrategy)
+START_SECONDS = 60.0  # in which workers that have met must start TensorFlow
 
-# cuDNN's batch normalisation of half precision in one pass, with the ReLU and the sum behind it. TensorFlow keeps it
-# off, and then takes 2.3 times as long for a step on an H200 (docs/performance.md). It overflows a little earlier,
-# which the loss scale takes for any overflow: such a step is skipped on all replicas. Whoever sets it keeps that.
+# cuDNN's fused half-precision batch normalization, with the ReLU and the sum that follow. TensorFlow disables it by
+# default, and a step on an H200 then takes 2.3 times as long (docs/performance.md). It overflows slightly earlier,
+# which the loss scale handles like any overflow. A value that the user has set is kept.
 FUSED_BATCH_NORM = "TF_USE_CUDNN_BATCHNORM_SPATIAL_PERSISTENT"
 
 
 @dataclass(frozen=True)
 class Topology:
-    """Who computes: worker processes, and replicas (devices) over all of them."""
+    """The worker processes, and the replicas (devices) of all of them."""
 
     kind: str
     workers: int
@@ -42,36 +43,46 @@ class Topology:
 
     @property
     def is_chief(self) -> bool:
-        """Whether this process writes the run folder."""
+        """Return whether this process writes the run folder."""
         return self.worker == 0
 
 
-def build_strategy(settings: Train, cluster: ClusterAddress | None = None) -> tf.distribute.Strategy:
-    """The strategy that a recipe asks for on this machine; call it before any other TensorFlow work.
+def topology(strategy: tf.distribute.Strategy) -> Topology:
+    """Return the topology of a strategy."""
+    devices = "GPU" if tf.config.list_physical_devices("GPU") else "CPU"
+    replicas = int(strategy.num_replicas_in_sync)
+    resolver = strategy.cluster_resolver
+    if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy) or resolver is None:
+        kind = "mirrored" if isinstance(strategy, tf.distribute.MirroredStrategy) else "one device"
+        return Topology(kind, workers=1, worker=0, replicas=replicas, devices=devices)
+    # TF_CONFIG may call worker 0 'chief': it then comes before the workers.
+    chiefs = len(resolver.cluster_spec().as_dict().get("chief", []))
+    worker = int(resolver.task_id or 0) + (chiefs if resolver.task_type == "worker" else 0)
+    workers = max(len(worker_addresses(strategy)), 1)
+    return Topology("multi worker", workers=workers, worker=worker, replicas=replicas, devices=devices)
 
-    `auto` takes several workers if a cluster is described (`cluster`, TF_CONFIG or SLURM), else
-    all visible GPUs (or `logical_cpus`), else one device.
+
+def worker_addresses(strategy: tf.distribute.Strategy) -> list[str]:
+    """Return `host:port` of every worker by number."""
+    members = strategy.cluster_resolver.cluster_spec().as_dict()
+    return [*members.get("chief", []), *members.get("worker", [])]
+
+
+# === Strategy ===
+
+
+def build_strategy(settings: Train, cluster: ClusterAddress | None = None) -> tf.distribute.Strategy:
+    """Build the strategy that a recipe requests; call it before any other TensorFlow work.
+
+    `auto` selects several workers if a cluster is described (`cluster`, TF_CONFIG or SLURM), else all visible GPUs
+    (or `logical_cpus`), else one device.
 
     Raises:
-        UsageError: what was asked for is not there, or would not be used.
+        UsageError: the request cannot be met, or would be ignored.
+        TransientError: not all workers started.
     """
-    os.environ.setdefault(FUSED_BATCH_NORM, "1")  # read at the first batch normalisation on a GPU
     gpus = tf.config.list_physical_devices("GPU")
-    if settings.logical_cpus and gpus:
-        raise UsageError(
-            f"train.logical_cpus={settings.logical_cpus} makes replicas of the CPU, for trials without a GPU; this "
-            f"machine has {len(gpus)} GPU(s), which would be used instead. Leave it out, or hide them: "
-            "CUDA_VISIBLE_DEVICES=-1 swav-tf ..."
-        )
-    if settings.logical_cpus > 1:
-        _split_cpu(settings.logical_cpus)
-    if settings.deterministic:
-        tf.config.experimental.enable_op_determinism()
-    for gpu in gpus:
-        with contextlib.suppress(RuntimeError):  # a notebook has used it already: then it is as it is
-            tf.config.experimental.set_memory_growth(gpu, True)
-    # TensorFlow's default rounds float32 products to 10 bits on Ampere and later, Sinkhorn's and the scores' too.
-    tf.config.experimental.enable_tensor_float_32_execution(False)
+    _configure_devices(settings, gpus)
     kind = settings.strategy
     if kind == "auto":
         if cluster is not None or _tf_config_workers() > 1 or slurm_tasks(os.environ) > 1:
@@ -83,8 +94,8 @@ def build_strategy(settings: Train, cluster: ClusterAddress | None = None) -> tf
     if kind == "multi_worker":
         if settings.logical_cpus > 1:
             raise UsageError(
-                f"train.logical_cpus={settings.logical_cpus} makes replicas of one process's CPU, and each of several "
-                "workers has one. Leave it out, or start more workers."
+                f"train.logical_cpus={settings.logical_cpus} makes replicas of one process's CPU; each of several "
+                "workers has one. Omit it, or start more workers."
             )
         return _multi_worker(cluster, settings, has_gpus=bool(gpus))
     if kind == "mirrored":
@@ -95,134 +106,31 @@ def build_strategy(settings: Train, cluster: ClusterAddress | None = None) -> tf
 
 @functools.cache
 def mirrored(devices: tuple[str, ...]) -> tf.distribute.Strategy:
-    """The one mirrored strategy of this process over these devices.
+    """Return the one mirrored strategy of this process over these devices.
 
-    Two of them would number their collectives alike, and TensorFlow then aborts the later one's
+    Two of them would number their collectives equally, and TensorFlow then aborts those of the second one
     ("Collective instance 100 expected type ...").
     """
     return tf.distribute.MirroredStrategy(list(devices))
 
 
-def topology(strategy: tf.distribute.Strategy) -> Topology:
-    """Who computes under this strategy."""
-    devices = "GPU" if tf.config.list_physical_devices("GPU") else "CPU"
-    replicas = int(strategy.num_replicas_in_sync)
-    resolver = strategy.cluster_resolver
-    if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy) or resolver is None:
-        kind = "mirrored" if isinstance(strategy, tf.distribute.MirroredStrategy) else ONE_DEVICE
-        return Topology(kind, workers=1, worker=0, replicas=replicas, devices=devices)
-    members = resolver.cluster_spec().as_dict()
-    # TF_CONFIG may name worker 0 'chief': it then comes before the workers.
-    chiefs = len(members.get("chief", []))
-    worker = int(resolver.task_id or 0) + (chiefs if resolver.task_type == "worker" else 0)
-    workers = max(chiefs + len(members.get("worker", [])), 1)
-    return Topology("multi worker", workers=workers, worker=worker, replicas=replicas, devices=devices)
-
-
-def batches_on_devices(
-    strategy: tf.distribute.Strategy, batches: Callable[[], tf.data.Dataset]
-) -> tf.data.Dataset | tf.distribute.DistributedDataset:
-    """This worker's batches, each replica's on its device before the step that needs it begins.
-
-    So the next batch is copied while a step computes. `tf.distribute` sees to that for several devices; for
-    one GPU, without its help, batches would stay in the host's memory and each step would begin with the copy.
-
-    Args:
-        strategy: of the model that is trained.
-        batches: makes them, one replica's share of a part of a batch after the other.
-    """
-    gpus = tf.config.list_logical_devices("GPU")
-    if gpus and topology(strategy).kind == ONE_DEVICE:
-        return batches().apply(tf.data.experimental.prefetch_to_device(gpus[0].name, buffer_size=1))
-    return strategy.distribute_datasets_from_function(lambda _: _endless(batches()))
-
-
-def _endless(batches: tf.data.Dataset) -> tf.data.Dataset:
-    """The same batches, whose end is never reached: else workers would ask each other at each whether there is one."""
-    return batches.apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY))
-
-
-def worker_addresses(strategy: tf.distribute.Strategy) -> list[str]:
-    """`host:port` of every worker, by number; empty where there is one."""
-    resolver = strategy.cluster_resolver
-    members = resolver.cluster_spec().as_dict() if resolver is not None else {}
-    return [*members.get("chief", []), *members.get("worker", [])]
-
-
-def mean_over_workers(strategy: tf.distribute.Strategy, numbers: Sequence[float]) -> list[float]:
-    """The mean of what each worker gives, number by number, exact for whole ones; all must call it together."""
-
-    def total() -> tf.Tensor:
-        mine = tf.constant(numbers, tf.float64)
-        return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, mine)
-
-    # A function, since TensorFlow warns of collectives outside of one.
-    everyone = tf.function(lambda: strategy.run(total))()
-    # Each replica of a worker has added its numbers.
-    sums = strategy.experimental_local_results(everyone)[0].numpy()
-    return [float(number) / strategy.num_replicas_in_sync for number in sums]
-
-
-def _multi_worker(
-    cluster: ClusterAddress | None, settings: Train, *, has_gpus: bool
-) -> tf.distribute.Strategy:
-    if cluster is not None and os.environ.get("TF_CONFIG"):
-        raise UsageError("The cluster must be described once: either --nodes or TF_CONFIG. Received: both.")
-    if cluster is None and not _tf_config_workers() and slurm_tasks(os.environ) > 1:
-        cluster = slurm_address(os.environ, has_gpus=has_gpus)
-    resolver = tf.distribute.cluster_resolver.TFConfigClusterResolver()
-    if cluster is not None:
-        # Not by way of TF_CONFIG: it would stay in this process, and in those that it starts.
-        resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
-            tf.train.ClusterSpec({"worker": meet(cluster)}),
-            task_type="worker",
-            task_id=cluster.node_rank,
-            rpc_layer="grpc",
-        )
-    elif not _tf_config_workers():
+def _configure_devices(settings: Train, gpus: Sequence[tf.config.PhysicalDevice]) -> None:
+    os.environ.setdefault(FUSED_BATCH_NORM, "1")  # read at the first batch normalization on a GPU
+    if settings.logical_cpus and gpus:
         raise UsageError(
-            "train.strategy=multi_worker needs a description of the cluster: --nodes N --node-rank R "
-            "--master host:port, the variable TF_CONFIG, or a SLURM job of several tasks. Received: none."
+            f"train.logical_cpus={settings.logical_cpus} makes replicas of the CPU, for trials without a GPU; this "
+            f"machine has {len(gpus)} GPU(s), which would be used instead. Omit it, or hide them: "
+            "CUDA_VISIBLE_DEVICES=-1 swav-tf ..."
         )
-    _configure_tensorflows_watch(
-        resolver.cluster_spec().as_dict(), settings.worker_timeout_seconds, met=cluster is not None
-    )
-    implementation = tf.distribute.experimental.CommunicationImplementation
-    try:
-        return tf.distribute.MultiWorkerMirroredStrategy(
-            cluster_resolver=resolver,
-            communication_options=tf.distribute.experimental.CommunicationOptions(
-                implementation=implementation.NCCL if has_gpus else implementation.RING
-            ),
-        )
-    except tf.errors.OpError as error:
-        raise TransientError(
-            "All workers must come to the start of the cluster. One has ended, or is out of reach; its own message "
-            f"says why. Start the same command on all machines. TensorFlow says: {str(error)[:800]}"
-        ) from error
-
-
-def _configure_tensorflows_watch(jobs: dict[str, list[str]], timeout_seconds: float, *, met: bool) -> None:
-    """TensorFlow's own heartbeat is to come after ours, which can say who is lost.
-
-    Its coordination service gives up a worker after 10 s of silence and has no public setting. This is
-    what `MultiWorkerMirroredStrategy` configures where nobody has, with another time. Workers that have `met`
-    were all there a moment ago: who does not come then is lost, and not waited for as long.
-    """
-    leader = "chief" if jobs.get("chief") else "worker"
-    tf_context.context().configure_coordination_service(
-        service_type="standalone",
-        service_leader=f"/job:{leader}/replica:0/task:0",
-        heartbeat_timeout_in_ms=round(2000 * timeout_seconds),  # 0: as TensorFlow has it
-        cluster_register_timeout_in_ms=round(1000 * (max(START_SECONDS, timeout_seconds) if met else 600)),
-        coordinated_jobs=[
-            coordination_config_pb2.CoordinatedJob(name=job, num_tasks=len(jobs[job]))
-            for job in ("chief", "worker")
-            if jobs.get(job)
-        ],
-    )
-    # Else worker 0 registers alone, and waits for the others without end.
-    tf_context.context().coordination_service.cluster_register_with_barrier = True
+    if settings.logical_cpus > 1:
+        _split_cpu(settings.logical_cpus)
+    if settings.deterministic:
+        tf.config.experimental.enable_op_determinism()
+    for gpu in gpus:
+        with contextlib.suppress(RuntimeError):  # too late if a notebook has used it already
+            tf.config.experimental.set_memory_growth(gpu, True)
+    # By default TensorFlow rounds float32 products to 10 bits on Ampere and later, also in Sinkhorn and the scores.
+    tf.config.experimental.enable_tensor_float_32_execution(False)
 
 
 def _split_cpu(count: int) -> None:
@@ -238,7 +146,70 @@ def _split_cpu(count: int) -> None:
             ) from None
 
 
+def _multi_worker(
+    cluster: ClusterAddress | None, settings: Train, *, has_gpus: bool
+) -> tf.distribute.Strategy:
+    if cluster is not None and os.environ.get("TF_CONFIG"):
+        raise UsageError("The cluster must be described once: either --nodes or TF_CONFIG. Received: both.")
+    if cluster is None and not _tf_config_workers() and slurm_tasks(os.environ) > 1:
+        cluster = slurm_address(os.environ, has_gpus=has_gpus)
+    resolver = tf.distribute.cluster_resolver.TFConfigClusterResolver()
+    if cluster is not None:
+        # Not through TF_CONFIG, which would be inherited by the processes that this one starts.
+        resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
+            tf.train.ClusterSpec({"worker": meet(cluster)}),
+            task_type="worker",
+            task_id=cluster.node_rank,
+            rpc_layer="grpc",
+        )
+    elif not _tf_config_workers():
+        raise UsageError(
+            "train.strategy=multi_worker needs a description of the cluster: --nodes N --node-rank R "
+            "--master host:port, the variable TF_CONFIG, or a SLURM job of several tasks. Received: none."
+        )
+    _configure_coordination(
+        resolver.cluster_spec().as_dict(), settings.worker_timeout_seconds, met=cluster is not None
+    )
+    implementation = tf.distribute.experimental.CommunicationImplementation
+    try:
+        return tf.distribute.MultiWorkerMirroredStrategy(
+            cluster_resolver=resolver,
+            communication_options=tf.distribute.experimental.CommunicationOptions(
+                implementation=implementation.NCCL if has_gpus else implementation.RING
+            ),
+        )
+    except tf.errors.OpError as error:
+        raise TransientError(
+            "All workers must come to the start of the cluster. One has ended, or cannot be reached; its own message "
+            f"gives the reason. Start the same command on all machines. TensorFlow's error: {str(error)[:800]}"
+        ) from error
+
+
+def _configure_coordination(jobs: dict[str, list[str]], timeout_seconds: float, *, met: bool) -> None:
+    """Let TensorFlow's own heartbeat time out after that of heartbeat.py, which names the lost worker.
+
+    TensorFlow's coordination service gives up a worker after 10 s of silence and has no public setting. This is what
+    `MultiWorkerMirroredStrategy` configures by default, with other times. Workers that have `met` existed a moment
+    ago, so the wait for them is short.
+    """
+    leader = "chief" if jobs.get("chief") else "worker"
+    tf_context.context().configure_coordination_service(
+        service_type="standalone",
+        service_leader=f"/job:{leader}/replica:0/task:0",
+        heartbeat_timeout_in_ms=round(2000 * timeout_seconds),  # 0: TensorFlow's default
+        cluster_register_timeout_in_ms=round(1000 * (max(START_SECONDS, timeout_seconds) if met else 600)),
+        coordinated_jobs=[
+            coordination_config_pb2.CoordinatedJob(name=job, num_tasks=len(jobs[job]))
+            for job in ("chief", "worker")
+            if jobs.get(job)
+        ],
+    )
+    # Otherwise worker 0 registers alone and waits for the others forever.
+    tf_context.context().coordination_service.cluster_register_with_barrier = True
+
+
 def _tf_config_workers() -> int:
+    """Return the number of workers in TF_CONFIG; 0 without it."""
     text = os.environ.get("TF_CONFIG", "")
     if not text:
         return 0
@@ -255,7 +226,44 @@ def _tf_config_workers() -> int:
         ) from error
 
 
-# Settings of one machine: where its images lie, and how fast it reads them. The names of the images are compared.
+# === Work on all workers ===
+
+
+def batches_on_devices(
+    strategy: tf.distribute.Strategy, batches: Callable[[], tf.data.Dataset]
+) -> tf.data.Dataset | tf.distribute.DistributedDataset:
+    """Return this worker's batches, which are copied to each replica's device while the step before computes.
+
+    `tf.distribute` does that for several devices. On one GPU the batches would stay in the host's memory, and each
+    step would begin with the copy.
+
+    Args:
+        strategy: of the model that is trained.
+        batches: makes the batches, one replica's share of a part of a batch after the other.
+    """
+    gpus = tf.config.list_logical_devices("GPU")
+    if gpus and not isinstance(strategy, SEVERAL_DEVICES):
+        return batches().apply(tf.data.experimental.prefetch_to_device(gpus[0].name, buffer_size=1))
+    # Of a data set that may end, workers would ask each other before each batch whether one is left.
+    endless = tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY)
+    return strategy.distribute_datasets_from_function(lambda _: batches().apply(endless))
+
+
+def mean_over_workers(strategy: tf.distribute.Strategy, numbers: Sequence[float]) -> list[float]:
+    """Return the mean of each number over all workers, which must call it together; exact for integers."""
+
+    def total() -> tf.Tensor:
+        own = tf.constant(numbers, tf.float64)
+        return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, own)
+
+    # A function, since TensorFlow warns of collectives outside of one.
+    totals = tf.function(lambda: strategy.run(total))()
+    # Each replica of a worker has added its numbers.
+    sums = strategy.experimental_local_results(totals)[0].numpy()
+    return [float(number) / strategy.num_replicas_in_sync for number in sums]
+
+
+# Settings of one machine: where its images are, and how fast it reads them. The names of the images are compared.
 MAY_DIFFER: dict[str, Any] = {
     "data": {
         "path",
@@ -263,76 +271,66 @@ MAY_DIFFER: dict[str, Any] = {
         "threads",
         "processes",
         "prefetch_batches",
-        "service",
         "max_bad_share",
         "validation_path",
     },
     "train": {"strategy", "logical_cpus"},
     "subset": True,
 }
-_SHOWN = 20  # differences
+MOST_SHOWN = 20  # differences
 
 
-def check_alike(strategy: tf.distribute.Strategy, recipe: AnyRecipe, **more: Any) -> None:
-    """Refuses to train unless all workers have the same; all must come here together.
+def check_alike(strategy: tf.distribute.Strategy, recipe: AnyRecipe, **values: Any) -> None:
+    """Check that all workers have the same settings and images; all must call it together.
 
-    Nothing in the training itself would tell: gradients of other images, or other steps of the schedule, are
-    summed all the same.
+    Training itself would not notice: gradients of other images, or other steps of the schedule, can be summed, too.
 
     Args:
         strategy: of all workers.
-        recipe: all settings; those of one machine may differ.
-        **more: what else must be the same, as JSON has it, by name.
+        recipe: all settings; those in MAY_DIFFER are not compared.
+        **values: further JSON values that must be equal.
 
     Raises:
         UsageError: something differs; on all workers.
     """
-    if topology(strategy).workers == 1:
+    team = topology(strategy)
+    if team.workers == 1:
         return
-    mine = {**recipe.model_dump(mode="json", exclude=MAY_DIFFER), **more}
-    everyone = [json.loads(text) for text in _texts(strategy, json.dumps(mine))]
-    if found := differences(everyone):
-        left = f"\n  ... and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+    own = {**recipe.model_dump(mode="json", exclude=MAY_DIFFER), **values}
+    found = differences([json.loads(text) for text in _gather_texts(strategy, team, json.dumps(own))])
+    if found:
+        more = f"\n  ... and {len(found) - MOST_SHOWN} more" if len(found) > MOST_SHOWN else ""
         raise UsageError(
-            "All workers must train by the same settings, on the same images, from the same weights. Received:\n"
-            + "\n".join(found[:_SHOWN])
-            + left
-            + "\nGive the same recipe and the same options on every machine, and the same files: a copy that is not "
-            "whole, or an older one, is the likeliest cause where images differ."
+            "All workers must have the same settings, images and weights. Received:\n"
+            + "\n".join(found[:MOST_SHOWN])
+            + more
+            + "\nUse the same recipe, options and files on every machine. If images differ, the likeliest cause is an "
+            "incomplete or outdated copy."
         )
 
 
-def differences(everyone: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What workers have other than worker 0, a line each."""
+def differences(workers: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Describe what workers have other than worker 0, a line each."""
     return [
-        f"  worker {worker} has {name} {theirs!r}, worker 0 has {first!r}"
-        for worker, facts in enumerate(everyone)
-        for name, first, theirs in _pairs(everyone[0], facts, "")
+        f"  worker {worker} has {name} {other!r}, worker 0 has {first!r}"
+        for worker, values in enumerate(workers)
+        for name, (first, other) in nested_diff(workers[0], values).items()
     ]
 
 
-def _pairs(first: Any, other: Any, name: str) -> Iterator[tuple[str, Any, Any]]:
-    if isinstance(first, dict) and isinstance(other, dict):
-        for key in sorted(first.keys() | other.keys()):
-            yield from _pairs(first.get(key), other.get(key), f"{name}.{key}".lstrip("."))
-    elif first != other:
-        yield name, first, other
-
-
-def _texts(strategy: tf.distribute.Strategy, mine: str) -> list[str]:
-    """The text of every worker, by number."""
-    coded = mine.encode()
-    lengths = _gather(strategy, np.array([len(coded)]))[:, 0]
+def _gather_texts(strategy: tf.distribute.Strategy, team: Topology, text: str) -> list[str]:
+    """Return the text of every worker by number."""
+    coded = text.encode()
+    lengths = _gather(strategy, team, np.array([len(coded)]))[:, 0]
     padded = coded.ljust(4 * -(-int(lengths.max()) // 4))
-    rows = _gather(strategy, np.frombuffer(padded, "<u4"))
+    rows = _gather(strategy, team, np.frombuffer(padded, "<u4"))
     return [row.astype("<u4").tobytes()[:length].decode() for row, length in zip(rows, lengths, strict=True)]
 
 
-def _gather(strategy: tf.distribute.Strategy, numbers: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
-    """Every worker's whole numbers, from 0 to 2**32, a row each: (workers, numbers)."""
-    team = topology(strategy)
-    table = np.zeros((team.workers, len(numbers)))
-    table[team.worker] = numbers
-    # The others give zero, so a sum is one worker's number.
+def _gather(strategy: tf.distribute.Strategy, team: Topology, row: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+    """Return every worker's integers, from 0 to 2**32, as (workers, integers)."""
+    table = np.zeros((team.workers, len(row)))
+    table[team.worker] = row
+    # The others contribute zeros, so a sum is one worker's number.
     sums = np.array(mean_over_workers(strategy, table.ravel().tolist())) * team.workers
     return np.rint(sums).astype(np.int64).reshape(table.shape)

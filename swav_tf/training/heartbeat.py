@@ -1,10 +1,10 @@
-"""Who of several workers is still there: a heartbeat between all of them. No TensorFlow.
+"""A heartbeat between all workers, which names the one that is lost. No TensorFlow.
 
-A step of several workers waits for each of them. When one dies, hangs or loses its network, TensorFlow
-may wait without end: it sees a closed connection, but neither silence nor, with NCCL, a dead process.
+A training step waits for every worker. When one dies, hangs or loses its network, TensorFlow may wait forever: it
+notices a closed connection, but neither silence nor, with NCCL, a dead process.
 
-Every two workers hold a TCP connection. Each sends a beat a few times within the time limit; a connection
-that closes without a farewell, or is silent for longer, is a loss. Whoever ends says so, and why.
+Every two workers keep a TCP connection. Each sends a beat several times within the time limit. A connection that
+closes without a farewell, or is silent for longer, is a loss. A worker that ends sends the reason.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from typing import Any
 from swav_tf.plumbing.errors import SwavError, TransientError
 from swav_tf.training.rendezvous import listen
 
-LOST = TransientError.exit_code  # the same command, started again, goes on
+LOST = TransientError.exit_code  # the same command, started again, resumes
 BEATS = 8  # within the time limit
-LONGEST_MESSAGE = 2000  # characters of a failure that the others are told
-STRANGERS_SECONDS = 5.0  # for which someone who connects and says nothing is waited for
+LONGEST_MESSAGE = 2000  # characters of a failure that are sent
+HELLO_SECONDS = 5.0  # in which whoever connects must introduce itself
 
 
 @dataclass(frozen=True)
 class Loss:
-    """Why a worker cannot go on: what happened to another one.
+    """Why no worker can continue.
 
     Args:
         worker: the one that is lost or has failed.
-        message: of one paragraph, naming it.
-        exit_code: what every other worker ends with.
+        message: one paragraph that names it.
+        exit_code: exit code of all other workers.
     """
 
     worker: int
@@ -44,85 +44,79 @@ class Loss:
 
 
 class WorkerLost(SwavError):
-    """Another worker died, hangs, lost its network, or failed."""
+    """Report that another worker died, hangs, lost its network, or failed."""
 
     def __init__(self, loss: Loss) -> None:
-        again = (
-            "The last checkpoint is kept: start the same command on all machines to go on."
-            if loss.exit_code == LOST or loss.exit_code > 128  # stopped by a signal
-            else "The last checkpoint is kept."
-        )
-        super().__init__(f"{loss.message} {again}")
+        resumable = loss.exit_code == LOST or loss.exit_code > 128  # stopped by a signal
+        again = ": start the same command on all machines to resume." if resumable else "."
+        super().__init__(f"{loss.message} The last checkpoint is kept{again}")
         self.exit_code = loss.exit_code
 
 
-class WorkerWatch:
-    """This worker's connections to all others.
+class Heartbeat:
+    """The connections of this worker to all others.
 
     Args:
-        worker: this worker's number.
+        worker: number of this worker.
         timeout_seconds: longest silence.
-        on_loss: called once, in a thread of the watch, at the first loss.
+        on_loss: called once, in a thread, at the first loss.
     """
 
     def __init__(self, *, worker: int, timeout_seconds: float, on_loss: Callable[[Loss], None]) -> None:
         self.worker, self.timeout_seconds, self.on_loss = worker, timeout_seconds, on_loss
         self.loss: Loss | None = None
         self.lost = threading.Event()
+        self._name = f"Worker {worker} ({socket.gethostname()}, process {os.getpid()})"
         self._server = listen(0)
         self._connections: dict[int, socket.socket] = {}
         self._names: dict[int, str] = {}
-        self._writing = threading.Lock()
+        self._lock = threading.Lock()
         self._left = threading.Event()
 
     @property
     def port(self) -> int:
-        """Where the others find this worker."""
+        """Return the port at which the others connect."""
         return int(self._server.getsockname()[1])
 
     def start(self, addresses: Sequence[tuple[str, int]]) -> None:
-        """Connects to all workers, whose (host, port) come by number, and watches from now on.
+        """Connect to all workers, whose (host, port) come by number, and watch them from now on.
 
         Raises:
             WorkerLost: some could not be reached in time.
         """
-        # Who is met by mistake, a stranger or an earlier run's worker, has another list.
+        # Strangers, and workers of an earlier run, do not know the ports of this one.
         key = json.dumps([port for _, port in addresses])
         deadline = time.monotonic() + self.timeout_seconds
-        # Everyone listens already, so nobody waits for another's `accept` here.
+        # Everyone listens already, so connecting does not wait for another's `accept`.
         for other, address in enumerate(addresses[: self.worker]):
             with contextlib.suppress(OSError):
-                connection = socket.create_connection(address, timeout=_left_until(deadline))
-                self._greet(other, connection, key)
+                self._greet(other, socket.create_connection(address, timeout=_seconds_to(deadline)), key)
         while len(self._connections) < len(addresses) - 1 and time.monotonic() < deadline:
             with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-                self._server.settimeout(_left_until(deadline))
-                connection, _ = self._server.accept()
-                self._welcome(connection, key)
+                self._server.settimeout(_seconds_to(deadline))
+                self._welcome(self._server.accept()[0], key)
         self._server.close()
         missing = set(range(len(addresses))) - self._connections.keys() - {self.worker}
-        for other in sorted(missing):
+        if missing:
+            other = min(missing)
             host, port = addresses[other]
-            raise WorkerLost(
-                Loss(
-                    other,
-                    f"Worker {other} could not be reached at {host}, port {port}, within {self._limit}: every two "
-                    "workers need a TCP connection, at any port, to watch each other. Open it, or give up the watch "
-                    "with -o train.worker_timeout_seconds=0.",
-                    LOST,
-                )
+            reason = (
+                f"Worker {other} could not be reached at {host}, port {port}, within {self._limit}: the heartbeat "
+                "needs a TCP connection, at any port, between every two workers. Allow it, or turn the heartbeat off "
+                "with -o train.worker_timeout_seconds=0."
             )
+            raise WorkerLost(Loss(other, reason, LOST))
         _in_thread(self._beat)
         for other in self._connections:
             _in_thread(self._watch, other)
 
     def leave(self, farewell: Loss | None = None) -> None:
-        """Says good-bye: all is well, or what this worker ends with. Its own end is no loss then."""
+        """End the heartbeat; the others receive the reason, if there is one, and take this for no loss."""
         if self._left.is_set():
             return
         self._left.set()
         line = json.dumps({"farewell": asdict(farewell) if farewell else None}) + "\n"
-        with self._writing:
+        with self._lock:
             for connection in self._connections.values():
                 with contextlib.suppress(OSError):
                     connection.sendall(line.encode())
@@ -130,10 +124,9 @@ class WorkerWatch:
         self._server.close()
 
     def failure(self, message: str, exit_code: int) -> Loss:
-        """What the others are told when this worker fails."""
-        who = f"Worker {self.worker} ({socket.gethostname()}, process {os.getpid()})"
+        """Return what the others receive when this worker fails or is stopped."""
         how = "ended" if exit_code > 128 else "failed"  # by a signal
-        return Loss(self.worker, f"{who} {how}: {message[:LONGEST_MESSAGE]}", exit_code)
+        return Loss(self.worker, f"{self._name} {how}: {message[:LONGEST_MESSAGE]}", exit_code)
 
     @property
     def _limit(self) -> str:
@@ -144,31 +137,31 @@ class WorkerWatch:
     def _greet(self, other: int, connection: socket.socket, key: str) -> None:
         connection.settimeout(self.timeout_seconds)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        name = f"{socket.gethostname()}, process {os.getpid()}"
-        connection.sendall((json.dumps({"worker": self.worker, "key": key, "name": name}) + "\n").encode())
-        self._names[other] = f"Worker {other}"
+        connection.sendall(
+            (json.dumps({"worker": self.worker, "key": key, "name": self._name}) + "\n").encode()
+        )
+        self._names.setdefault(other, f"Worker {other}")
         self._connections[other] = connection
 
     def _welcome(self, connection: socket.socket, key: str) -> None:
-        connection.settimeout(min(STRANGERS_SECONDS, self.timeout_seconds))
-        hello = json.loads(_line(connection))
+        connection.settimeout(min(HELLO_SECONDS, self.timeout_seconds))
+        line = b""
+        while not line.endswith(b"\n") and len(line) < 1 << 16:  # byte by byte: a beat may follow
+            line += connection.recv(1) or b"\n"
+        hello = json.loads(line)
         if hello["key"] != key:
             connection.close()
             return
+        self._names[int(hello["worker"])] = str(hello["name"])
         self._greet(int(hello["worker"]), connection, key)
-        self._named(hello)
-
-    def _named(self, hello: dict[str, Any]) -> None:
-        self._names[int(hello["worker"])] = f"Worker {hello['worker']} ({hello['name']})"
 
     # === Threads ===
 
     def _beat(self) -> None:
         while not self._left.wait(self.timeout_seconds / BEATS):
-            with self._writing:
+            with self._lock:
                 for connection in self._connections.values():
-                    # What is wrong with it is its watcher's to tell. A peer that reads nothing has room for
-                    # days of beats in its buffers.
+                    # Errors are noticed by `_watch`. The buffers of a worker that reads nothing last for days.
                     with contextlib.suppress(OSError):
                         connection.sendall(b"\n")
 
@@ -183,17 +176,17 @@ class WorkerWatch:
             except OSError:
                 received = b""
             if not received:
-                why = "is gone: its connection closed without a word, as after kill -9, for want of memory, or a crash."
+                why = "is gone: its connection closed without notice, as after kill -9, out of memory or a crash."
                 return self._report(Loss(other, f"{self._names[other]} {why}", LOST))
             *lines, pending = (pending + received).split(b"\n")
-            for line in filter(None, lines):
-                said = json.loads(line)
-                if "farewell" in said:
-                    return self._report(Loss(**said["farewell"])) if said["farewell"] else None
-                self._named(said)
+            for message in map(json.loads, filter(None, lines)):
+                if "farewell" in message:
+                    farewell: dict[str, Any] | None = message["farewell"]
+                    return self._report(Loss(**farewell)) if farewell else None
+                self._names[other] = str(message["name"])
 
     def _report(self, loss: Loss) -> None:
-        with self._writing:
+        with self._lock:
             if self._left.is_set() or self.lost.is_set():
                 return
             self.loss = loss
@@ -202,19 +195,8 @@ class WorkerWatch:
 
 
 def _in_thread(function: Callable[..., None], *arguments: Any) -> None:
-    threading.Thread(target=function, args=arguments, daemon=True, name="worker watch").start()
+    threading.Thread(target=function, args=arguments, daemon=True, name="heartbeat").start()
 
 
-def _left_until(deadline: float) -> float:
+def _seconds_to(deadline: float) -> float:
     return max(deadline - time.monotonic(), 0.001)
-
-
-def _line(connection: socket.socket) -> str:
-    """One line, byte by byte: nothing of what follows it may be taken."""
-    text = b""
-    while not text.endswith(b"\n") and len(text) < 1 << 16:
-        byte = connection.recv(1)
-        if not byte:
-            break
-        text += byte
-    return text.decode()

@@ -1,9 +1,12 @@
-"""How the nodes of a cluster find each other."""
+"""How the nodes of a cluster find each other. No TensorFlow.
+
+TensorFlow's SlurmClusterResolver is not used: it needs nvidia-smi, gives every job the same ports, and cannot read
+node names with several brackets.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
 import re
 import socket
@@ -16,108 +19,14 @@ from swav_tf.plumbing.errors import SwavError, TransientError, UsageError
 
 # Below the ports that Linux gives to outgoing connections (from 32768).
 FIRST_PORT, PORTS = 20_000, 12_000
-# Any of these gives each task of a node GPUs of its own.
+# Any of these gives each task of a node its own GPUs.
 GPUS_BY_TASK = ("SLURM_GPUS_PER_TASK", "SLURM_TRES_PER_TASK", "SLURM_GPU_BIND")
-
-
-def slurm_tasks(environment: Mapping[str, str]) -> int:
-    """Tasks of the step that this process is a task of; 0 outside of one."""
-    # SLURM_PROCID is set by srun only: a shell inside an allocation is not a task.
-    if "SLURM_PROCID" not in environment or "SLURM_STEP_NUM_TASKS" not in environment:
-        return 0
-    return _whole_number(environment, "SLURM_STEP_NUM_TASKS")
-
-
-def slurm_address(environment: Mapping[str, str], *, has_gpus: bool) -> ClusterAddress:
-    """This task's place among the tasks of its step.
-
-    The port follows from job and step, so that two jobs of one node do not meet at the same. A node's
-    worker takes any free port; only the meeting has this one.
-
-    Args:
-        environment: of this process, a task of several (`slurm_tasks`).
-        has_gpus: whether this process sees GPUs.
-
-    Raises:
-        UsageError: the variables do not describe a step that can train together.
-    """
-    nodes = expand_nodelist(environment.get("SLURM_STEP_NODELIST", ""))
-    if environment.get("SLURM_DISTRIBUTION", "").startswith("arbitrary"):
-        raise UsageError(
-            "Under srun --distribution=arbitrary nobody can tell where task 0 is. Leave that option out, or "
-            "describe the cluster by --nodes, --node-rank and --master."
-        )
-    most = max(expand_counts(environment.get("SLURM_STEP_TASKS_PER_NODE", "1")))
-    if most > 1 and has_gpus and not any(environment.get(name) for name in GPUS_BY_TASK):
-        raise UsageError(
-            f"Each task uses all GPUs that it sees, and {most} tasks of a node would share theirs. Use "
-            "--ntasks-per-node=1, one worker with all GPUs of its node, or give each its own by --gpus-per-task=1."
-        )
-    step = f"{environment.get('SLURM_JOB_ID', '')}.{environment.get('SLURM_STEP_ID', '')}"
-    return ClusterAddress(
-        nodes=slurm_tasks(environment),
-        node_rank=_whole_number(environment, "SLURM_PROCID"),
-        master=join_address(nodes[0], FIRST_PORT + zlib.crc32(step.encode()) % PORTS),
-    )
-
-
-def expand_nodelist(text: str) -> list[str]:
-    """Node names of SLURM's short form: `gpu[01-03,07],login` is gpu01, gpu02, gpu03, gpu07, login.
-
-    Raises:
-        UsageError: it is not of that form.
-    """
-    # Names are parted by commas outside of brackets.
-    names = re.findall(r"(?:[^,\[\]]|\[[^\[\]]*\])+", text)
-    if not names or ",".join(names) != text:
-        raise UsageError(f"SLURM_STEP_NODELIST must be names such as gpu[01-04,07]. Received: {text!r}.")
-    return [node for name in names for node in _expand_name(name, text)]
-
-
-def _expand_name(name: str, text: str) -> list[str]:
-    parts: list[list[str]] = []
-    for piece in re.split(r"(\[[^\[\]]*\])", name):
-        if not piece.startswith("["):
-            parts.append([piece])
-            continue
-        numbers = []
-        for span in piece[1:-1].split(","):
-            found = re.fullmatch(r"(\d+)(?:-(\d+))?", span)
-            if not found:
-                raise UsageError(
-                    f"SLURM_STEP_NODELIST must have ranges of numbers in brackets. Received: {text!r}."
-                )
-            first, last = found[1], found[2] or found[1]
-            numbers += [f"{number:0{len(first)}}" for number in range(int(first), int(last) + 1)]
-        parts.append(numbers)
-    return ["".join(chosen) for chosen in itertools.product(*parts)]
-
-
-def expand_counts(text: str) -> list[int]:
-    """Tasks of each node from SLURM's short form: `2(x3),1` is 2, 2, 2, 1.
-
-    Raises:
-        UsageError: it is not of that form.
-    """
-    counts = []
-    for item in text.split(","):
-        found = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", item)
-        if not found:
-            raise UsageError(f"SLURM_STEP_TASKS_PER_NODE must be counts such as 8(x4). Received: {text!r}.")
-        counts += [int(found[1])] * int(found[2] or 1)
-    return counts
-
-
-def _whole_number(environment: Mapping[str, str], name: str) -> int:
-    value = environment.get(name, "")
-    if not value.isdigit():
-        raise UsageError(f"{name} must be a whole number, as srun sets it. Received: {value!r}.")
-    return int(value)
+HELLO_SECONDS = 10.0  # in which a node that has connected must introduce itself
 
 
 @dataclass(frozen=True)
 class ClusterAddress:
-    """This node's place in a cluster.
+    """The place of this node in a cluster.
 
     Args:
         nodes: number of nodes, one worker process each.
@@ -145,90 +54,147 @@ class ClusterAddress:
 
     @property
     def host(self) -> str:
-        """The master's host."""
+        """Return the master's host."""
         return split_address(self.master)[0]
 
     @property
     def port(self) -> int:
-        """The master's port, used only until the nodes have met."""
+        """Return the master's port, used only until the nodes have met."""
         return split_address(self.master)[1]
 
 
-def meet(address: ClusterAddress, *, timeout_seconds: float = 600.0) -> list[str]:
-    """`host:port` of every node's worker, by rank; returns when all nodes are there.
+# === SLURM ===
+
+
+def slurm_tasks(environment: Mapping[str, str]) -> int:
+    """Return the number of tasks of the step that this process belongs to; 0 outside of one."""
+    # SLURM_PROCID is set by srun only: a shell inside an allocation is not a task.
+    if "SLURM_PROCID" not in environment:
+        return 0
+    return int(environment.get("SLURM_STEP_NUM_TASKS", "0"))
+
+
+def slurm_address(environment: Mapping[str, str], *, has_gpus: bool) -> ClusterAddress:
+    """Return this task's place in its step.
+
+    The port follows from job and step, so that two jobs on one node do not collide. It serves the meeting only;
+    each worker then takes a free one.
+
+    Args:
+        environment: of a process for which `slurm_tasks` returns 2 or more.
+        has_gpus: whether this process sees GPUs.
 
     Raises:
-        TransientError: not all came in time (the ranks that are missing are named), or node 0 was lost.
-        UsageError: two had one rank, or another number of nodes.
+        UsageError: the step cannot train together.
+    """
+    nodes = environment.get("SLURM_STEP_NODELIST", "")
+    first = re.match(r"(?:[^,\[\]]|\[\d[\d,-]*\])+(?=,|$)", nodes)
+    if not first:
+        raise UsageError(f"SLURM_STEP_NODELIST must be names such as gpu[01-04,07]. Received: {nodes!r}.")
+    if environment.get("SLURM_DISTRIBUTION", "").startswith("arbitrary"):
+        raise UsageError(
+            "With srun --distribution=arbitrary the node of task 0 is unknown. Omit that option, or describe the "
+            "cluster by --nodes, --node-rank and --master."
+        )
+    # Tasks of each node, such as 2(x3),1.
+    counts = re.sub(r"\(x\d+\)", "", environment.get("SLURM_STEP_TASKS_PER_NODE", "1"))
+    most = max(map(int, counts.split(",")))
+    if most > 1 and has_gpus and not any(environment.get(name) for name in GPUS_BY_TASK):
+        raise UsageError(
+            f"Each task uses all GPUs that it sees, and {most} tasks of a node would share them. Use "
+            "--ntasks-per-node=1, one worker with all GPUs of its node, or --gpus-per-task=1."
+        )
+    step = f"{environment.get('SLURM_JOB_ID', '')}.{environment.get('SLURM_STEP_ID', '')}"
+    return ClusterAddress(
+        nodes=slurm_tasks(environment),
+        node_rank=int(environment["SLURM_PROCID"]),
+        # gpu[01-04,07],login begins with gpu01.
+        master=join_address(
+            re.sub(r"\[(\d+)[^\]]*\]", r"\1", first[0]), FIRST_PORT + zlib.crc32(step.encode()) % PORTS
+        ),
+    )
+
+
+# === Meeting ===
+
+
+def meet(address: ClusterAddress, *, timeout_seconds: float = 600.0) -> list[str]:
+    """Wait for all nodes, and return `host:port` of every node's worker by rank.
+
+    Raises:
+        TransientError: some nodes did not come in time (their ranks are named), or node 0 was lost.
+        UsageError: two nodes have one rank, or --nodes differs.
     """
     deadline = time.monotonic() + timeout_seconds
-    if address.node_rank == 0:
-        return _gather(address, deadline)
-    return _join(address, deadline)
+    return (_join if address.node_rank else _host)(address, deadline)
 
 
-def _gather(address: ClusterAddress, deadline: float) -> list[str]:
-    workers = {0: join_address(address.host, free_port())}
-    guests: dict[int, socket.socket] = {}
+def _host(address: ClusterAddress, deadline: float) -> list[str]:
+    """Collect the addresses of all nodes at node 0, and send each the list, or the reason why there is none."""
     try:
         server = listen(address.port)
     except OSError as error:
         raise SwavError(
             f"Node 0 must be able to listen at port {address.port} of --master {address.master}: {error}. "
-            "Another job may use it: give another port, the same on all nodes."
+            "Another job may use it: choose another port, the same on all nodes."
         ) from error
+    guests: dict[int, socket.socket] = {}
+    workers = {0: join_address(address.host, free_port())}
+    answer: list[str] | dict[str, object] = []
     try:
         with server:
             while len(workers) < address.nodes:
-                server.settimeout(max(deadline - time.monotonic(), 0.001))
-                try:
-                    guest, (host, *_) = server.accept()
-                except TimeoutError:
-                    missing = sorted(set(range(address.nodes)) - set(workers))
-                    raise TransientError(
-                        f"All {address.nodes} nodes must start within the time limit. No word from node rank "
-                        f"{', '.join(map(str, missing))}: is the command running there, with the same --nodes, "
-                        f"and does it reach {address.master}?"
-                    ) from None
-                try:
-                    guest.settimeout(10.0)
-                    hello = json.loads(guest.makefile("r").readline())
-                    rank, port, nodes = int(hello["rank"]), int(hello["port"]), int(hello["nodes"])
-                except (OSError, ValueError, KeyError, TypeError):
-                    guest.close()  # something else knocked at this port
-                    continue
-                host = host.removeprefix("::ffff:")  # IPv4, as a socket for both sees it
-                taken = rank in workers and not (rank in guests and _has_gone(guests[rank]))
-                if nodes != address.nodes or taken or not 0 < rank < address.nodes:
-                    guests.setdefault(-1, guest)  # it is told with the others
-                    raise UsageError(
-                        f"Each node needs its own --node-rank and the same --nodes {address.nodes}. "
-                        f"Received: rank {rank} of {nodes} from {host}; already here: {sorted(workers)}."
-                    )
-                guests[rank] = guest
-                workers[rank] = join_address(host, port)
-        listing = [workers[rank] for rank in range(address.nodes)]
-        for rank, guest in guests.items():
-            try:
-                guest.sendall((json.dumps(listing) + "\n").encode())
-            except OSError as error:
-                raise TransientError(
-                    f"Node rank {rank} went away before all nodes had come: {error}."
-                ) from error
-        return listing
+                _welcome(server, address, deadline, guests, workers)
+        answer = [workers[rank] for rank in range(address.nodes)]
+        return answer
     except SwavError as error:
-        refusal = json.dumps({"refused": str(error), "exit_code": error.exit_code}) + "\n"
-        for guest in guests.values():
-            with contextlib.suppress(OSError):
-                guest.sendall(refusal.encode())
+        answer = {"refused": str(error), "exit_code": error.exit_code}
         raise
     finally:
         for guest in guests.values():
+            if answer:
+                with contextlib.suppress(OSError):  # a node that has left is missed at the start of the cluster
+                    guest.sendall((json.dumps(answer) + "\n").encode())
             guest.close()
 
 
-def _has_gone(guest: socket.socket) -> bool:
-    """Whether a waiting node was ended: it may come again under its rank."""
+def _welcome(
+    server: socket.socket,
+    address: ClusterAddress,
+    deadline: float,
+    guests: dict[int, socket.socket],
+    workers: dict[int, str],
+) -> None:
+    """Accept one node; connections of anything else are closed."""
+    server.settimeout(max(deadline - time.monotonic(), 0.001))
+    try:
+        guest, (host, *_) = server.accept()
+    except TimeoutError:
+        missing = ", ".join(str(rank) for rank in range(address.nodes) if rank not in workers)
+        raise TransientError(
+            f"All {address.nodes} nodes must start within the time limit. Missing: node rank {missing}. Is the "
+            f"command running there, with the same --nodes, and can it reach {address.master}?"
+        ) from None
+    try:
+        guest.settimeout(HELLO_SECONDS)
+        hello = json.loads(guest.makefile("r").readline())
+        rank, port, nodes = int(hello["rank"]), int(hello["port"]), int(hello["nodes"])
+    except (OSError, ValueError, KeyError, TypeError):
+        guest.close()
+        return
+    host = host.removeprefix("::ffff:")  # the prefix of IPv4 addresses at a socket for both
+    taken = rank in workers and not (rank in guests and _has_left(guests[rank]))
+    if nodes != address.nodes or taken or not 0 < rank < address.nodes:
+        guests[-1] = guest  # it receives the reason, too
+        raise UsageError(
+            f"Each node needs its own --node-rank and the same --nodes {address.nodes}. "
+            f"Received: rank {rank} of {nodes} from {host}; present: {sorted(workers)}."
+        )
+    guests[rank], workers[rank] = guest, join_address(host, port)
+
+
+def _has_left(guest: socket.socket) -> bool:
+    """Return whether a waiting node has ended: it may have been started again."""
     try:
         guest.setblocking(False)
         return guest.recv(1) == b""
@@ -237,56 +203,56 @@ def _has_gone(guest: socket.socket) -> bool:
     except OSError:
         return True
     finally:
-        guest.settimeout(10.0)
+        guest.settimeout(HELLO_SECONDS)
 
 
 def _join(address: ClusterAddress, deadline: float) -> list[str]:
+    """Send this node's address to node 0, and return the list that it answers."""
     hello = json.dumps({"rank": address.node_rank, "port": free_port(), "nodes": address.nodes}) + "\n"
     while True:
         try:
             with socket.create_connection((address.host, address.port), timeout=5.0) as master:
                 master.sendall(hello.encode())
                 master.settimeout(max(deadline - time.monotonic(), 0.001))
-                listing = master.makefile("r").readline()
-                return _workers_of(listing, address)
+                answer = master.makefile("r").readline()
+                break
         except OSError as error:
             if time.monotonic() > deadline:
                 raise TransientError(f"Node 0 did not answer at {address.master}: {error}.") from error
             time.sleep(0.5)
-
-
-def _workers_of(answer: str, address: ClusterAddress) -> list[str]:
-    """The list in node 0's answer; without one it was lost."""
     who = f"this node (rank {address.node_rank} of {address.nodes})"
     if not answer.endswith("\n"):
         raise TransientError(
             f"Node 0 at {address.master} was lost while {who} waited for the others: its connection closed without "
-            "a word, as after kill -9. Start the same command on all machines."
+            "notice, as after kill -9. Start the same command on all machines."
         )
-    said = json.loads(answer)
-    if isinstance(said, dict):
-        kind = UsageError if said["exit_code"] == UsageError.exit_code else TransientError
-        raise kind(f"Node 0 at {address.master} turned {who} away: {said['refused']}")
-    return [str(worker) for worker in said]
+    found = json.loads(answer)
+    if isinstance(found, dict):
+        kind = UsageError if found["exit_code"] == UsageError.exit_code else TransientError
+        raise kind(f"Node 0 at {address.master} refused {who}: {found['refused']}")
+    return [str(worker) for worker in found]
+
+
+# === Addresses ===
 
 
 def listen(port: int) -> socket.socket:
-    """A server socket at all addresses of this machine, IPv4 and IPv6; port 0 takes a free one."""
-    if socket.has_dualstack_ipv6():  # false, too, where the system has IPv6 turned off
+    """Return a server socket at all addresses of this machine, IPv4 and IPv6; port 0 takes a free one."""
+    if socket.has_dualstack_ipv6():  # false also if the system has IPv6 turned off
         return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True)
     return socket.create_server(("", port))
 
 
 def join_address(host: str, port: int) -> str:
-    """`host:port`, an IPv6 address in brackets."""
+    """Return `host:port`, an IPv6 address in brackets."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def split_address(address: str) -> tuple[str, int]:
-    """Host, without brackets, and port of `host:port`.
+    """Return host, without brackets, and port of `host:port`.
 
     Raises:
-        ValueError: it is not of this form, or an IPv6 address stands without brackets.
+        ValueError: it has another form, such as an IPv6 address without brackets.
     """
     host, _, port = address.rpartition(":")
     bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
@@ -298,6 +264,6 @@ def split_address(address: str) -> tuple[str, int]:
 
 
 def free_port() -> int:
-    """A TCP port that nothing on this machine listens at now."""
+    """Return a TCP port at which nothing on this machine listens now."""
     with socket.create_server(("", 0)) as server:
         return int(server.getsockname()[1])

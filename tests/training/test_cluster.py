@@ -14,6 +14,7 @@ from swav_tf.training.cluster import (
     FUSED_BATCH_NORM,
     batches_on_devices,
     build_strategy,
+    differences,
     mean_over_workers,
     topology,
 )
@@ -25,24 +26,24 @@ def settings(**changes):
 
 
 @pytest.fixture(autouse=True)
-def started_alone(monkeypatch):
+def no_cluster(monkeypatch):
     """TensorFlow has started, with the two CPUs of conftest.py, and no cluster is described."""
     tf.config.list_logical_devices()
     for name in ("TF_CONFIG", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS"):
         monkeypatch.delenv(name, raising=False)
 
 
-# Bug caught: a strategy other than the one that was asked for.
+# Bugs caught: another strategy than the requested one; an allocation of SLURM without srun that waits for tasks.
 @pytest.mark.parametrize(
     ("changes", "kind", "replicas"),
     [
         ({"strategy": "auto"}, "one device", 1),
         ({"strategy": "auto", "logical_cpus": 2}, "mirrored", 2),
-        ({"strategy": "one_device"}, "one device", 1),
         ({"strategy": "mirrored"}, "mirrored", 2),
     ],
 )
-def test_kinds(changes, kind, replicas):
+def test_kinds(changes, kind, replicas, monkeypatch):
+    monkeypatch.setenv("SLURM_NTASKS", "4")
     team = topology(build_strategy(settings(**changes)))
     assert (team.kind, team.replicas, team.workers, team.is_chief) == (kind, replicas, 1, True)
 
@@ -56,41 +57,35 @@ DESCRIBED = '{"cluster": {"worker": ["a:1", "b:1"]}, "task": {"type": "worker", 
 NO_TASK = '{"cluster": {"worker": ["a:1", "b:1"]}}'
 
 
-# Bug caught: a cluster that is asked for, not there, and silently replaced by one device.
+# Bug caught: a cluster that is requested, does not exist, and is silently replaced by one device.
 @pytest.mark.parametrize(
-    ("changes", "environment", "cluster", "message"),
+    ("changes", "tf_config", "cluster", "message"),
     [
-        ({"strategy": "multi_worker"}, {}, None, "needs a description of the cluster"),
-        ({}, {"TF_CONFIG": "{workers: 2"}, None, "TF_CONFIG must be JSON"),
-        ({}, {"TF_CONFIG": NO_TASK}, None, "task.type and task.index are missing"),
-        (
-            {},
-            {"TF_CONFIG": DESCRIBED},
-            ClusterAddress(2, 0, "a:1"),
-            "described once",
-        ),
-        ({"strategy": "mirrored"}, {}, ClusterAddress(2, 0, "a:1"), "--nodes needs"),
-        ({"logical_cpus": 7}, {}, None, "must be set before TensorFlow starts"),
-        ({"strategy": "multi_worker", "logical_cpus": 2}, {}, None, "each of several workers has one"),
+        ({"strategy": "multi_worker"}, "", None, "needs a description of the cluster"),
+        ({}, "{workers: 2", None, "TF_CONFIG must be JSON"),
+        ({}, NO_TASK, None, "task.type and task.index are missing"),
+        ({}, DESCRIBED, ClusterAddress(2, 0, "a:1"), "described once"),
+        ({"strategy": "mirrored"}, "", ClusterAddress(2, 0, "a:1"), "--nodes needs"),
+        ({"logical_cpus": 7}, "", None, "must be set before TensorFlow starts"),
+        ({"strategy": "multi_worker", "logical_cpus": 2}, "", None, "each of several workers has one"),
     ],
 )
-def test_what_is_not_there_is_refused(changes, environment, cluster, message, monkeypatch):
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
+def test_impossible_requests_are_refused(changes, tf_config, cluster, message, monkeypatch):
+    monkeypatch.setenv("TF_CONFIG", tf_config)
     with pytest.raises(UsageError, match=message):
         build_strategy(settings(**changes), cluster)
 
 
-# Bug caught: replicas of the CPU that are asked for and silently replaced by one GPU.
+# Bug caught: replicas of the CPU that are requested and silently replaced by one GPU.
 @pytest.mark.parametrize("changes", [{"logical_cpus": 2}, {"logical_cpus": 1, "strategy": "mirrored"}])
-def test_logical_cpus_beside_a_gpu_are_refused(changes, monkeypatch):
+def test_logical_cpus_are_refused_with_a_gpu(changes, monkeypatch):
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: ["/physical_device:GPU:0"])
     with pytest.raises(UsageError, match=r"this machine has 1 GPU\(s\), which would be used instead"):
         build_strategy(settings(**changes))
 
 
-# Bugs caught: a step of one GPU that begins with the copy of its batch; batches that are lost or mixed up on the way.
-def test_batches_are_on_one_gpu_before_they_are_asked_for(monkeypatch):
+# Bugs caught: a step of one GPU that begins with the copy of its batch; batches that are lost or reordered.
+def test_batches_are_copied_to_one_gpu_ahead(monkeypatch):
     made = []
 
     def batch(number):
@@ -100,12 +95,11 @@ def test_batches_are_on_one_gpu_before_they_are_asked_for(monkeypatch):
     def batches():
         return tf.data.Dataset.range(9).map(lambda i: tf.numpy_function(batch, [i], tf.uint8))
 
-    assert batches_on_devices(tf.distribute.get_strategy(), batches).element_spec == batches().element_spec
     device = tf.config.list_logical_devices("CPU")[1]  # stands for a GPU
     monkeypatch.setattr(tf.config, "list_logical_devices", lambda kind: [device])
     iterator = iter(batches_on_devices(tf.distribute.get_strategy(), batches))
     elements = [next(iterator)]
-    while len(made) < 2:  # the next one is made while nobody asks for it
+    while len(made) < 2:  # the next one is made without a request
         time.sleep(0.01)
     elements += iterator
     assert {element.device.rpartition("/")[2] for element in elements} == {device.name.rpartition("/")[2]}
@@ -113,28 +107,37 @@ def test_batches_are_on_one_gpu_before_they_are_asked_for(monkeypatch):
     assert made == list(range(9))
 
 
-# Bug caught: batches said to be endless and then fetched ahead, so that a GPU run ended with TensorFlow's complaint.
-def test_only_workers_are_told_that_batches_never_end(monkeypatch):
+# Bug caught: batches that are declared endless and then prefetched, so that a GPU run ended with an error.
+def test_batches_are_endless_only_without_a_gpu(monkeypatch):
     def batches():
         return tf.data.Dataset.range(9)
 
-    one = tf.distribute.get_strategy()
+    one, gpu = tf.distribute.get_strategy(), tf.config.LogicalDevice("/CPU:0", "CPU")
     assert batches_on_devices(one, batches).cardinality() == tf.data.INFINITE_CARDINALITY
-    monkeypatch.setattr(
-        tf.config, "list_logical_devices", lambda kind: [tf.config.LogicalDevice("/CPU:0", "CPU")]
-    )
+    monkeypatch.setattr(tf.config, "list_logical_devices", lambda kind: [gpu])
     assert batches_on_devices(one, batches).cardinality() != tf.data.INFINITE_CARDINALITY
 
 
-# Bugs caught: TensorFlow's slow batch normalisation on GPUs (2.3 times the step), and a choice of the user's overruled.
+# Bugs caught: TensorFlow's slow batch normalization on GPUs (2.3 times the step); a user's choice that is overruled.
 @pytest.mark.parametrize(("before", "after"), [(None, "1"), ("0", "0")])
-def test_the_fused_batch_normalisation_is_asked_for(before, after, monkeypatch):
+def test_the_fused_batch_normalization_is_requested(before, after, monkeypatch):
     monkeypatch.delenv(FUSED_BATCH_NORM, raising=False)
     if before is not None:
         monkeypatch.setenv(FUSED_BATCH_NORM, before)
     build_strategy(settings())
     assert os.environ[FUSED_BATCH_NORM] == after
     monkeypatch.delenv(FUSED_BATCH_NORM)
+
+
+# Bugs caught: a worker that lacks a setting, or an equal one of several that is named all the same.
+def test_each_difference_names_its_worker():
+    first = {"train": {"seed": 1, "epochs": 2}, "crops": [{"size": 8}]}
+    assert differences([first, first]) == []
+    others = [first, {**first, "crops": [{"size": 9}]}, first, {**first, "train": {"seed": 1}}]
+    assert differences(others) == [
+        "  worker 1 has crops.0.size 9, worker 0 has 8",
+        "  worker 3 has train.epochs None, worker 0 has 2",
+    ]
 
 
 # Variables as `srun --nodes=2 --ntasks-per-node=1` sets them on the second of two nodes.
@@ -153,7 +156,7 @@ tf.distribute.MultiWorkerMirroredStrategy = lambda cluster_resolver, communicati
     "cluster": cluster_resolver.cluster_spec().as_dict(),
     "task": [cluster_resolver.task_type, cluster_resolver.task_id],
     "how": communication_options.implementation.value,
-    "left behind": os.environ.get("TF_CONFIG"),
+    "inherited": os.environ.get("TF_CONFIG"),
 }))
 cluster.meet = lambda address: [address.host + ":1", "node08:2"]
 from swav_tf.recipe.pretraining import Train
@@ -161,9 +164,9 @@ cluster.build_strategy(Train(epochs=1, batch_size=8))
 """
 
 
-# Bugs caught: a node list that is not unfolded, a wrong rank, NCCL without a GPU, a description that stays for the
-# processes that this one starts.
-def test_a_slurm_step_is_understood():
+# Bugs caught: a wrong rank, NCCL without a GPU, a description that is inherited by processes that this one starts.
+@pytest.mark.multiprocess
+def test_a_slurm_step_becomes_a_cluster():
     process = subprocess.run(
         [sys.executable, "-c", PRINT_CLUSTER],
         env={**os.environ, **SLURM},
@@ -172,17 +175,9 @@ def test_a_slurm_step_is_understood():
         timeout=100,
     )
     assert process.returncode == 0, process.stderr[-2000:]
-    found = json.loads(process.stdout.strip().splitlines()[-1])
-    assert found == {
+    assert json.loads(process.stdout.strip().splitlines()[-1]) == {
         "cluster": {"worker": ["node07:1", "node08:2"]},
         "task": ["worker", 1],
         "how": "RING",
-        "left behind": None,
+        "inherited": None,
     }
-
-
-# Bug caught: an interactive shell in an allocation that waits for tasks that never come.
-def test_an_allocation_without_srun_is_no_cluster(monkeypatch):
-    monkeypatch.setenv("SLURM_NTASKS", "4")
-    monkeypatch.setenv("SLURM_JOB_NODELIST", "node[1-4]")
-    assert topology(build_strategy(settings())).workers == 1
