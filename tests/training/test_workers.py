@@ -118,15 +118,15 @@ def test_a_non_finite_gradient_on_one_worker_skips_the_step_on_both(tmp_path):
 def test_a_signal_to_one_worker_stops_all_and_the_run_resumes_with_more_or_fewer(tmp_path, alone):
     save_recipe(tiny_recipe(**RECIPE), tmp_path / "recipe.yaml")
     run, stopped_at = tmp_path / "run", []
-    for workers, step in ((1, 2), (4, 6), (2, 12)):
+    for workers, step in ((1, 2), (4, 8)):
         processes = start_cluster(tmp_path, workers) if workers > 1 else [start_alone(tmp_path)]
         wait_for_step(run, step, processes)
         processes[-1].send_signal(signal.SIGTERM)  # not the chief, if there are several
         finish(*processes, code=143)
         stopped_at.append(newest(run).step)
-    assert 2 <= stopped_at[0] < stopped_at[1] < stopped_at[2] < 22
+    assert 2 <= stopped_at[0] < stopped_at[1] < 22
     finish(start_alone(tmp_path))
-    assert resumed_from(run) == stopped_at[2]
+    assert resumed_from(run) == stopped_at[1]
     assert_same_run(alone, newest(run))
 
 
