@@ -280,20 +280,22 @@ MAY_DIFFER: dict[str, Any] = {
 MOST_SHOWN = 20  # differences
 
 
-def check_alike(strategy: tf.distribute.Strategy, recipe: AnyRecipe, **values: Any) -> None:
+def check_workers_consistent(
+    strategy: tf.distribute.Strategy, team: Topology, recipe: AnyRecipe, **values: Any
+) -> None:
     """Check that all workers have the same settings and images; all must call it together.
 
     Training itself would not notice: gradients of other images, or other steps of the schedule, can be summed, too.
 
     Args:
         strategy: of all workers.
+        team: its topology.
         recipe: all settings; those in MAY_DIFFER are not compared.
         **values: further JSON values that must be equal.
 
     Raises:
         UsageError: something differs; on all workers.
     """
-    team = topology(strategy)
     if team.workers == 1:
         return
     own = {**recipe.model_dump(mode="json", exclude=MAY_DIFFER), **values}

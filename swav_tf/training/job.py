@@ -38,7 +38,7 @@ from swav_tf.training.cluster import (
     Topology,
     batches_on_devices,
     build_strategy,
-    check_alike,
+    check_workers_consistent,
     mean_over_workers,
     topology,
 )
@@ -78,7 +78,7 @@ def open_job(
     if quiet or not team.is_chief:
         log.setLevel(logging.WARNING if team.is_chief else _SILENT)
     try:
-        with watched(strategy, train), explained_failures(train, team), ExitStack() as stack:
+        with watched(strategy, team, train), explained_failures(train, team), ExitStack() as stack:
             yield Job(recipe, Path(run_dir), strategy, team, started, quiet, stack)
     finally:
         log.setLevel(level)
@@ -129,7 +129,7 @@ class Job:
         self.source, self.images = source, fingerprint(source)
         steps = len(source) // recipe.train.batch_size
         self.position = Position(steps, recipe.train.epochs * steps)
-        check_alike(self.strategy, recipe, images=self.images, **consistent)
+        check_workers_consistent(self.strategy, team, recipe, images=self.images, **consistent)
         self.folder = RunFolder(self.run_dir, writer=team.is_chief)
         self._begin_folder(fresh=fresh)
         keep_last = recipe.checkpoint.keep_last

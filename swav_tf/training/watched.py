@@ -14,7 +14,7 @@ from tensorflow.python.eager import context as tf_context
 from swav_tf.plumbing.errors import SwavError, TransientError, UsageError
 from swav_tf.recipe.pretraining import Train
 from swav_tf.training.checkpointing import StoppedBySignal
-from swav_tf.training.cluster import Topology, mean_over_workers, topology, worker_addresses
+from swav_tf.training.cluster import Topology, mean_over_workers, worker_addresses
 from swav_tf.training.heartbeat import Heartbeat, Loss, WorkerLost
 from swav_tf.training.rendezvous import split_address
 from swav_tf.training.stopping import StoppedEarly, stoppable
@@ -26,7 +26,9 @@ COLLECTIVE_ERRORS = (
     tf.errors.CancelledError,
     tf.errors.DeadlineExceededError,
 )
-STOP_SECONDS = 5.0  # in which a worker that is asked to stop must leave TensorFlow; schedulers allow 30 s and more
+STOP_SECONDS = (
+    5.0  # in which a worker that is asked to stop must leave TensorFlow; schedulers allow 30 s and more
+)
 
 
 class WorkerEnded(TransientError):
@@ -40,7 +42,7 @@ class WorkerEnded(TransientError):
 
 
 @contextmanager
-def watched(strategy: tf.distribute.Strategy, train: Train) -> Iterator[None]:
+def watched(strategy: tf.distribute.Strategy, team: Topology, train: Train) -> Iterator[None]:
     """End this worker within `train.worker_timeout_seconds` after the loss of another.
 
     What waits for the others is aborted, so that this process leaves as after any other error; if it does not
@@ -53,7 +55,6 @@ def watched(strategy: tf.distribute.Strategy, train: Train) -> Iterator[None]:
         WorkerEnded: the same, of an unknown worker.
         StoppedEarly: this worker was asked to stop while it was not training.
     """
-    team = topology(strategy)
     if team.workers == 1:
         yield
         return
@@ -61,15 +62,13 @@ def watched(strategy: tf.distribute.Strategy, train: Train) -> Iterator[None]:
         with _Watch(team, train.worker_timeout_seconds).watching(strategy):
             yield
     except SwavError as error:
-        raise _named(error, team)
+        # Several workers may write into one log.
+        error.args = (f"worker {team.worker} of {team.workers}: {error}",)
+        raise
     except COLLECTIVE_ERRORS as error:
-        raise _named(WorkerEnded(), team) from error
-
-
-def _named(error: SwavError, team: Topology) -> SwavError:
-    """Begin the message with this worker's number: several may write into one log."""
-    error.args = (f"worker {team.worker} of {team.workers}: {error}",)
-    return error
+        ended = WorkerEnded()
+        ended.args = (f"worker {team.worker} of {team.workers}: {ended}",)
+        raise ended from error
 
 
 class _Watch:
