@@ -7,9 +7,7 @@ import dataclasses
 import click
 
 from cli.options import RecipeChoice, Report, json_options, option_group, override_option
-
-# The names of swav_tf.planning.estimate.GPUS, repeated so that `--help` is quick; a test compares them.
-GPU_NAMES = ("v100", "a100", "a100-40", "h100", "h200", "l4", "t4", "rtx4090")
+from swav_tf.planning.gpus import GPUS, Cluster
 
 
 @click.command()
@@ -20,7 +18,10 @@ GPU_NAMES = ("v100", "a100", "a100-40", "h100", "h200", "l4", "t4", "rtx4090")
     override_option,
 )
 @click.option(
-    "--gpu", type=click.Choice(GPU_NAMES), required=True, help="Kind of GPU; a100 has 80 GB, a100-40 has 40."
+    "--gpu",
+    type=click.Choice(tuple(GPUS)),
+    required=True,
+    help="Kind of GPU; a100 has 80 GB, a100-40 has 40.",
 )
 @click.option(
     "--gpus", type=click.IntRange(min=1), metavar="N", default=1, show_default=True,
@@ -63,7 +64,7 @@ def command(
       swav-tf plan one_gpu --gpu rtx4090 --images 50000 -o train.epochs=400
       swav-tf plan swav_200ep --gpus 64 --gpu h100 --images-per-second 1100 --json
     """
-    from swav_tf.planning.estimate import GPUS, IMAGENET_IMAGES, Cluster, make_plan
+    from swav_tf.planning.estimate import IMAGENET_IMAGES, make_plan
 
     plan = make_plan(
         recipe.load(),

@@ -15,7 +15,7 @@ def print_plan(plan: Plan) -> None:
     from rich.table import Table
 
     console = Console(highlight=False)
-    cluster, cost, memory, exchange = plan.cluster, plan.cost, plan.memory, plan.communication
+    cluster, cost, memory, links = plan.cluster, plan.cost, plan.memory, plan.communication
     where = f" in {cluster.nodes} machines" if cluster.nodes > 1 else ""
     console.print(
         f"[bold]{plan.recipe}[/] on {cluster.gpus} x {cluster.gpu.name}{where}: {plan.images:,} images, "
@@ -26,8 +26,8 @@ def print_plan(plan: Plan) -> None:
     facts.add_column()
     facts.add_row(
         "arithmetic",
-        f"{cost.backbone_macs / 1e9:.2f} GMAC an image forward (head and prototypes {cost.head_macs / 1e9:.2f}), "
-        f"{cost.step_flops / 1e9:.1f} GFLOP a step; {cost.parameters / 1e6:.1f} million parameters",
+        f"{cost.backbone_macs / 1e9:.2f} GMAC per image forward (head and prototypes {cost.head_macs / 1e9:.2f}), "
+        f"{cost.step_flops / 1e9:.1f} GFLOP per step; {cost.parameters / 1e6:.1f} million parameters",
     )
     in_parts = f", in {plan.accumulation_steps} parts" if plan.accumulation_steps > 1 else ""
     facts.add_row(
@@ -37,10 +37,10 @@ def print_plan(plan: Plan) -> None:
         f"gradients {memory.gradients:.1f}, rest {memory.rest:.1f}; at most about {memory.largest_batch} images fit",
     )
     facts.add_row(
-        "exchange",
-        f"{exchange.collectives} collectives and {exchange.megabytes:.0f} MB a step: {exchange.transfer_ms:.0f} ms of "
-        f"transfer, {exchange.latency_ms:.0f} ms of latency"
-        if exchange.collectives
+        "communication",
+        f"{links.collectives} collectives and {links.megabytes:.0f} MB per step: {links.transfer_ms:.0f} ms of "
+        f"transfer, {links.latency_ms:.0f} ms of latency"
+        if links.collectives
         else "none: one GPU",
     )
     facts.add_row("checkpoint", f"{plan.checkpoint_megabytes:,.0f} MB each")
@@ -53,13 +53,13 @@ def print_plan(plan: Plan) -> None:
     for name, values in (
         (
             "images/s",
-            [f"{p.images_per_second:,.0f}, {p.images_per_second_gpu:,.0f} a GPU" for p in plan.paces],
+            [f"{p.images_per_second:,.0f}, {p.images_per_second_gpu:,.0f} per GPU" for p in plan.paces],
         ),
         ("step", [f"{p.step_ms:,.0f} ms" for p in plan.paces]),
-        ("of it communication", [f"{100 * p.communication_share:.0f} %" for p in plan.paces]),
-        ("the whole run", [f"{p.hours:,.1f} hours" for p in plan.paces]),
+        ("  communication", [f"{100 * p.communication_share:.0f} %" for p in plan.paces]),
+        ("complete run", [f"{p.hours:,.1f} hours" for p in plan.paces]),
         ("", [f"{p.gpu_hours:,.0f} GPU hours" for p in plan.paces]),
-        ("input of a machine", [f"{p.node_images_per_second:,.0f} images/s" for p in plan.paces]),
+        ("input per machine", [f"{p.node_images_per_second:,.0f} images/s" for p in plan.paces]),
         ("  cores to decode and crop", [f"{p.node_cpu_cores:,.1f}" for p in plan.paces]),
         ("  JPEGs from disk or network", [f"{p.node_jpeg_megabytes:,.0f} MB/s" for p in plan.paces]),
         ("  crops to the GPUs", [f"{p.node_crop_megabytes:,.0f} MB/s" for p in plan.paces]),
@@ -67,7 +67,7 @@ def print_plan(plan: Plan) -> None:
         table.add_row(name, *values)
     console.print(table)
     for warning in plan.warnings:
-        console.print(f"[yellow]warning[/] {warning}.")
-    console.print("assumed:")
+        console.print(f"[yellow]warning:[/] {warning}.")
+    console.print("assumptions:")
     for assumption in plan.assumptions:
         console.print(f"  - {assumption}")

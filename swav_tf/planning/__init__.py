@@ -1,1 +1,1 @@
-"""What a run costs before there is one: arithmetic, memory, links and hours. No TensorFlow."""
+"""Estimate the cost of a run by arithmetic: FLOPs, memory, links and hours. No TensorFlow."""

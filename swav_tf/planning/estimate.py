@@ -4,106 +4,37 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from typing import Final
 
+from swav_tf.planning.gpus import GPUS, Cluster, Gpu
 from swav_tf.planning.network_cost import PASSES_OF_OUTPUTS, NetworkCost, network_cost
 from swav_tf.plumbing.errors import UsageError
 from swav_tf.recipe.advice import check_recipe
 from swav_tf.recipe.files import load_recipe
 from swav_tf.recipe.pretraining import Recipe
 
-
-@dataclass(frozen=True)
-class Gpu:
-    """One kind of GPU, by its maker's data sheet.
-
-    Attributes:
-        name: as people say it.
-        half_tflops: peak of dense half-precision products summed in float32, TFLOP/s.
-        single_tflops: peak of float32 products, TFLOP/s. TF32 is not meant: training turns it off.
-        memory_gb: 10^9 bytes.
-        bandwidth_gb: of its memory, 10^9 bytes a second.
-        link_gb: to other GPUs of the same machine, both directions together, 10^9 bytes a second: NVLink,
-            where there is none PCI Express.
-        nvlink: whether that is NVLink.
-        bfloat16: whether its half-precision units know bfloat16.
-    """
-
-    name: str
-    half_tflops: float
-    single_tflops: float
-    memory_gb: float
-    bandwidth_gb: float
-    link_gb: float
-    nvlink: bool = True
-    bfloat16: bool = True
-
-
-# NVIDIA's data sheets of V100 (SXM2), A100 (SXM4), H100 and H200 (SXM5), L4 and T4; for the RTX 4090 its
-# architecture's white paper (Ada, summing in float32). Sparsity, which doubles some of their numbers, is left out.
-GPUS: Final = {
-    "v100": Gpu("V100 16 GB", 125, 15.7, 16, 900, 300, bfloat16=False),
-    "a100": Gpu("A100 80 GB", 312, 19.5, 80, 2039, 600),
-    "a100-40": Gpu("A100 40 GB", 312, 19.5, 40, 1555, 600),
-    "h100": Gpu("H100", 989, 67, 80, 3350, 900),
-    "h200": Gpu("H200", 989, 67, 141, 4800, 900),
-    "l4": Gpu("L4", 121, 30.3, 24, 300, 64, nvlink=False),
-    "t4": Gpu("T4", 65, 8.1, 16, 300, 32, nvlink=False, bfloat16=False),
-    "rtx4090": Gpu("RTX 4090", 165, 82.6, 24, 1008, 64, nvlink=False),
-}
-
-
 IMAGENET_IMAGES = 1_281_167
-JPEG_BYTES = 110_000  # of one of ImageNet's files, mean
-CPU_MS = 7.0  # decoding and cropping 2x224 + 6x96, of one thread among many (docs/performance.md: 3.7 alone)
-DECODE_SHARE = 0.25  # of that, the same for any crops
+JPEG_BYTES = 110_000  # of a typical ImageNet file
+CPU_MS = 7.0  # to decode and crop 2x224 + 6x96 in one of many threads (docs/performance.md: 3.7 alone)
+DECODE_SHARE = 0.25  # of that, independent of the crops
 CPU_PIXELS = 2 * 224**2 + 6 * 96**2
-PROCESS_IMAGES_PER_SECOND = 1000  # of one process: its threads share Python's lock
+PROCESS_IMAGES_PER_SECOND = 1000  # of one process, whose threads share Python's lock
 
 LATENCY_S = {"node": 50e-6, "cluster": 150e-6}  # of one collective, inside a machine and between machines
-MOMENTARY = 1.25  # activations and what lives beside them for a moment: 1.24 measured on a CPU (docs)
+MOMENTARY = 1.25  # activations including short-lived tensors; 1.24 was measured on a CPU (docs)
 CONTEXT_BYTES = 1e9  # of the driver, the libraries and their workspaces
-USABLE = 0.95  # of a GPU's memory: the rest is lost between blocks
+USABLE = 0.95  # of a GPU's memory; the rest is lost to fragmentation
 
-# The one published speed of this method: 3 min 40 s an epoch at batch 4096 on 64 V100 (91 images/s each).
-REFERENCE = ("swav_100ep", "v100", 64, 8, 100.0)  # recipe, GPU, GPUs, GPUs a node, Gbit/s (not published)
+# The only published speed of this method: 3 min 40 s per epoch at batch 4096 on 64 V100 (91 images/s each).
+REFERENCE = ("swav_100ep", "v100", 64, 8, 100.0)  # recipe, GPU, GPUs, GPUs per node, Gbit/s (not published)
 REFERENCE_EPOCH_S = 220.0
-# This program's own step, batch 256 of the same recipe on one H200 (docs/performance.md); float32 was not measured.
+# This program's step, batch 256 of the same recipe on one H200 (docs/performance.md); float32 was not measured.
 MEASURED_GPU = "h200"
 MEASURED_IMAGES_PER_SECOND = {"mixed_float16": 1774.5, "mixed_bfloat16": 1263.0}
 
 
 @dataclass(frozen=True)
-class Cluster:
-    """GPUs of one kind and what joins them.
-
-    Attributes:
-        gpu: the kind.
-        gpus: how many, over all machines.
-        gpus_per_node: of one machine.
-        link_gbit: of one machine's network, Gbit/s in each direction.
-    """
-
-    gpu: Gpu
-    gpus: int
-    gpus_per_node: int
-    link_gbit: float
-
-    @property
-    def nodes(self) -> int:
-        """Machines."""
-        return -(-self.gpus // self.gpus_per_node)
-
-    @property
-    def link_bytes_per_second(self) -> float:
-        """What the narrowest link of a ring through all GPUs carries in one direction."""
-        inside = self.gpu.link_gb * 1e9 / 2
-        return inside if self.nodes == 1 else min(inside, self.link_gbit * 1e9 / 8)
-
-
-@dataclass(frozen=True)
 class Memory:
-    """What fills one GPU, GB (10^9 bytes)."""
+    """The memory of one GPU, GB (10^9 bytes)."""
 
     weights: float  # float32, their copies in half precision, and running averages
     momentum: float
@@ -116,32 +47,32 @@ class Memory:
 
     @property
     def fits(self) -> bool:
-        """Whether all of it fits."""
+        """Return whether the total fits."""
         return self.total <= USABLE * self.available
 
 
 @dataclass(frozen=True)
 class Communication:
-    """What the replicas exchange in one optimiser step."""
+    """The collectives of one optimizer step."""
 
     collectives: int
     megabytes: float  # of all their tensors
-    ring_megabytes: float  # that each GPU sends for them
+    ring_megabytes: float  # sent by each GPU
     transfer_ms: float
     latency_ms: float
 
     @property
     def ms(self) -> float:
-        """Time of all, one after the other: nothing is computed meanwhile."""
+        """Return the time of all, one after the other; nothing is computed meanwhile."""
         return self.transfer_ms + self.latency_ms
 
 
 @dataclass(frozen=True)
 class Pace:
-    """How the run goes at one assumption of speed."""
+    """The speed of the run under one assumption."""
 
     name: str
-    efficiency: float | None  # share of the roofline that is reached; None where the speed was given
+    efficiency: float | None  # share of the roofline; None if the speed was given
     images_per_second_gpu: float
     images_per_second: float
     step_ms: float
@@ -150,8 +81,8 @@ class Pace:
     gpu_hours: float
     node_images_per_second: float
     node_cpu_cores: float  # that decode and crop
-    node_jpeg_megabytes: float  # from disk or network, a second
-    node_crop_megabytes: float  # to the GPUs, a second
+    node_jpeg_megabytes: float  # per second, from disk or network
+    node_crop_megabytes: float  # per second, to the GPUs
 
 
 @dataclass(frozen=True)
@@ -164,7 +95,7 @@ class Plan:
     epochs: int
     steps: int
     batch_size: int
-    replica_batch: int  # images that a GPU holds at once
+    replica_batch: int  # images on a GPU at once
     accumulation_steps: int
     precision: str
     cost: NetworkCost
@@ -179,50 +110,34 @@ class Plan:
 def make_plan(
     recipe: Recipe, cluster: Cluster, *, images: int = IMAGENET_IMAGES, images_per_second: float | None = None
 ) -> Plan:
-    """Estimates a whole run.
+    """Estimate a complete run.
 
     Args:
-        recipe: of one of our own networks.
-        cluster: what it is to run on.
+        recipe: of a native network.
+        cluster: GPUs to train on.
         images: training images.
-        images_per_second: of one GPU, where it was measured (`swav-tf profile`): then it is not estimated,
-            and communication is taken to be in it.
+        images_per_second: measured speed of one GPU (`swav-tf profile`), including communication; None to
+            estimate it.
 
     Raises:
-        UsageError: the batch cannot be shared out so, the network is not ours, or the GPU lacks bfloat16.
+        UsageError: the batch cannot be divided, the network is external, or the GPU lacks bfloat16.
     """
     if cluster.nodes > 1 and cluster.gpus % cluster.gpus_per_node:
         raise UsageError(
-            f"--gpus must be a multiple of --gpus-per-node, so that all machines are alike. Received: {cluster.gpus} "
+            f"--gpus must be a multiple of --gpus-per-node, so that all machines are equal. Received: {cluster.gpus} "
             f"and {cluster.gpus_per_node}."
         )
     if recipe.train.precision == "mixed_bfloat16" and not cluster.gpu.bfloat16:
         raise UsageError(
-            f"{cluster.gpu.name} has no bfloat16 arithmetic. Give -o train.precision=mixed_float16, or another --gpu."
+            f"{cluster.gpu.name} has no bfloat16 arithmetic. Use -o train.precision=mixed_float16, or another --gpu."
         )
     check_recipe(recipe, replicas=cluster.gpus, images=images)
     train, cost = recipe.train, network_cost(recipe)
-    parts = train.accumulation_steps
-    replica_batch = train.batch_size // cluster.gpus // parts
-    memory = memory_of(recipe, cost, cluster)
-    communication = communication_of(recipe, cost, cluster)
-    if images_per_second is not None:
-        speeds: list[tuple[str, float | None, float]] = [
-            ("as measured", None, train.batch_size / cluster.gpus / images_per_second)
-        ]
-    else:
-        compute = roofline_seconds(recipe, cost, cluster.gpu) * train.batch_size / cluster.gpus
-        speeds = [
-            (name, efficiency, compute / efficiency + communication.ms / 1000)
-            for name, efficiency in (
-                ("as the reference ran", reference_efficiency()),
-                ("as measured on an H200", measured_efficiency(train.precision)),
-            )
-        ]
+    memory, communication = memory_of(recipe, cost, cluster), communication_of(recipe, cost, cluster)
     steps = images // train.batch_size * train.epochs
     paces = tuple(
         _pace(name, efficiency, step_s, recipe, cost, cluster, communication, steps)
-        for name, efficiency, step_s in speeds
+        for name, efficiency, step_s in _speeds(recipe, cost, cluster, communication, images_per_second)
     )
     queue = 2 * recipe.queue_length * recipe.model.projection_dim
     return Plan(
@@ -232,23 +147,26 @@ def make_plan(
         epochs=train.epochs,
         steps=steps,
         batch_size=train.batch_size,
-        replica_batch=replica_batch,
-        accumulation_steps=parts,
+        replica_batch=train.batch_size // cluster.gpus // train.accumulation_steps,
+        accumulation_steps=train.accumulation_steps,
         precision=train.precision,
         cost=cost,
         memory=memory,
         communication=communication,
         paces=paces,
         checkpoint_megabytes=4 * (2 * cost.parameters + cost.averages + queue) / 1e6,
-        warnings=tuple(_warnings(recipe, cluster, memory, paces)),
+        warnings=tuple(_warnings(recipe, cluster, memory, paces[-1])),
         assumptions=tuple(_assumptions(recipe, cluster, cost, measured=images_per_second is not None)),
     )
 
 
+# === Speed ===
+
+
 def roofline_seconds(recipe: Recipe, cost: NetworkCost, gpu: Gpu) -> float:
-    """Time of one image if products ran at their peak and then memory at its own, neither hiding the other."""
+    """Return the time of one image if products ran at their peak and then memory at its own, without overlap."""
     single = recipe.train.precision == "float32"
-    # In parts, each image goes forward once more, for the codes of the whole batch.
+    # In parts, each image passes forward twice: first for the codes of the complete batch.
     twice = recipe.train.accumulation_steps > 1
     flops = cost.step_flops + (2 * cost.forward_macs if twice else 0)
     moved = cost.moved * (1 + (6 / PASSES_OF_OUTPUTS if twice else 0))
@@ -258,7 +176,7 @@ def roofline_seconds(recipe: Recipe, cost: NetworkCost, gpu: Gpu) -> float:
 
 @cache
 def reference_efficiency() -> float:
-    """Share of the roofline that the reference reached, its communication taken off."""
+    """Return the share of the roofline that the reference reached, without its communication."""
     name, gpu, gpus, gpus_per_node, link_gbit = REFERENCE
     recipe = load_recipe(name)
     cluster = Cluster(GPUS[gpu], gpus, gpus_per_node, link_gbit)
@@ -270,67 +188,32 @@ def reference_efficiency() -> float:
 
 @cache
 def measured_efficiency(precision: str) -> float:
-    """Share of the roofline that this program reached; that of mixed_float16 where it was not measured."""
+    """Return the share of the roofline that this program reached; of mixed_float16 if another was not measured."""
     precision = precision if precision in MEASURED_IMAGES_PER_SECOND else "mixed_float16"
     recipe = load_recipe(REFERENCE[0], [f"train.precision={precision}"])
     seconds = roofline_seconds(recipe, network_cost(recipe), GPUS[MEASURED_GPU])
     return seconds * MEASURED_IMAGES_PER_SECOND[precision]
 
 
-def communication_of(recipe: Recipe, cost: NetworkCost, cluster: Cluster) -> Communication:
-    """The collectives of a step: batch normalisation, codes, gradients, diagnostics (docs/architecture.md)."""
-    if cluster.gpus == 1:
-        return Communication(0, 0.0, 0.0, 0.0, 0.0)
-    parts, model = recipe.train.accumulation_steps, recipe.model
-    # Once forward and once back; in parts, each also looks ahead once.
-    rounds = 0 if not model.batch_norm.synchronised else (2 if parts == 1 else 3 * parts)
-    iterations = recipe.method.sinkhorn_iterations
-    collectives = rounds * cost.normalisations + iterations + 1 + 1
-    numbers = (
-        rounds * 2 * cost.normalised_channels
-        + iterations * 2 * model.prototypes
-        + cost.parameters
-        + model.prototypes
-        + model.projection_dim
-    )
-    ring = 2 * (cluster.gpus - 1) / cluster.gpus * 4 * numbers
-    latency = LATENCY_S["node" if cluster.nodes == 1 else "cluster"]
-    return Communication(
-        collectives=collectives,
-        megabytes=4 * numbers / 1e6,
-        ring_megabytes=ring / 1e6,
-        transfer_ms=1000 * ring / cluster.link_bytes_per_second,
-        latency_ms=1000 * collectives * latency,
-    )
-
-
-def memory_of(recipe: Recipe, cost: NetworkCost, cluster: Cluster) -> Memory:
-    """What one GPU holds at the moment when it holds most: the end of the forward pass."""
-    half = recipe.train.precision != "float32"
-    parts, several = recipe.train.accumulation_steps, cluster.gpus > 1
-    replica_batch = recipe.train.batch_size // cluster.gpus // parts
-    weights = (6 if half else 4) * cost.parameters + 4 * cost.averages
-    momentum = 4 * cost.parameters
-    # Their sum over replicas is of one flat vector, before and after; parts are summed in another.
-    gradients = 4 * cost.parameters * (1 + (2 if several else 0) + (1 if parts > 1 else 0))
-    queue = recipe.queue_length // cluster.gpus
-    prototypes, dim = recipe.model.prototypes, recipe.model.projection_dim
-    codes = 2 * 4 * (queue * (dim + 2 * prototypes) + 2 * replica_batch * parts * prototypes)
-    rest = CONTEXT_BYTES + codes
-    image = MOMENTARY * (cost.kept * (2 if half else 4) + 4 * cost.kept_single) + 2 * 3 * cost.crop_pixels
-    fixed = weights + momentum + gradients + rest
-    free = USABLE * cluster.gpu.memory_gb * 1e9 - fixed
-    activations = image * replica_batch
-    return Memory(
-        weights=weights / 1e9,
-        momentum=momentum / 1e9,
-        gradients=gradients / 1e9,
-        activations=activations / 1e9,
-        rest=rest / 1e9,
-        total=(fixed + activations) / 1e9,
-        available=cluster.gpu.memory_gb,
-        largest_batch=max(0, int(free // image)),
-    )
+def _speeds(
+    recipe: Recipe,
+    cost: NetworkCost,
+    cluster: Cluster,
+    communication: Communication,
+    images_per_second: float | None,
+) -> list[tuple[str, float | None, float]]:
+    """Return each assumption's name, efficiency and seconds per step."""
+    batch_size = recipe.train.batch_size
+    if images_per_second is not None:
+        return [("as measured", None, batch_size / cluster.gpus / images_per_second)]
+    compute = roofline_seconds(recipe, cost, cluster.gpu) * batch_size / cluster.gpus
+    return [
+        (name, efficiency, compute / efficiency + communication.ms / 1000)
+        for name, efficiency in (
+            ("as the reference ran", reference_efficiency()),
+            ("as measured on an H200", measured_efficiency(recipe.train.precision)),
+        )
+    ]
 
 
 def _pace(
@@ -363,7 +246,69 @@ def _pace(
     )
 
 
-def _warnings(recipe: Recipe, cluster: Cluster, memory: Memory, paces: tuple[Pace, ...]) -> list[str]:
+# === Links and memory ===
+
+
+def communication_of(recipe: Recipe, cost: NetworkCost, cluster: Cluster) -> Communication:
+    """Return the collectives of a step: batch norm, codes, gradients, diagnostics (docs/architecture.md)."""
+    if cluster.gpus == 1:
+        return Communication(0, 0.0, 0.0, 0.0, 0.0)
+    parts, model = recipe.train.accumulation_steps, recipe.model
+    # Once forward and once backward; in parts, each also passes forward once more.
+    rounds = 0 if not model.batch_norm.synchronised else (2 if parts == 1 else 3 * parts)
+    iterations = recipe.method.sinkhorn_iterations
+    collectives = rounds * cost.normalizations + iterations + 1 + 1
+    numbers = (
+        rounds * 2 * cost.normalized_channels
+        + iterations * 2 * model.prototypes
+        + cost.parameters
+        + model.prototypes
+        + model.projection_dim
+    )
+    ring = 2 * (cluster.gpus - 1) / cluster.gpus * 4 * numbers
+    latency = LATENCY_S["node" if cluster.nodes == 1 else "cluster"]
+    return Communication(
+        collectives=collectives,
+        megabytes=4 * numbers / 1e6,
+        ring_megabytes=ring / 1e6,
+        transfer_ms=1000 * ring / cluster.link_bytes_per_second,
+        latency_ms=1000 * collectives * latency,
+    )
+
+
+def memory_of(recipe: Recipe, cost: NetworkCost, cluster: Cluster) -> Memory:
+    """Return what one GPU holds at its peak, the end of the forward pass."""
+    half = recipe.train.precision != "float32"
+    parts, several = recipe.train.accumulation_steps, cluster.gpus > 1
+    replica_batch = recipe.train.batch_size // cluster.gpus // parts
+    weights = (6 if half else 4) * cost.parameters + 4 * cost.averages
+    momentum = 4 * cost.parameters
+    # The sum over replicas needs a flat vector before and after; the sum over parts another.
+    gradients = 4 * cost.parameters * (1 + (2 if several else 0) + (1 if parts > 1 else 0))
+    queue = recipe.queue_length // cluster.gpus
+    prototypes, dim = recipe.model.prototypes, recipe.model.projection_dim
+    codes = 2 * 4 * (queue * (dim + 2 * prototypes) + 2 * replica_batch * parts * prototypes)
+    rest = CONTEXT_BYTES + codes
+    image = MOMENTARY * (cost.kept * (2 if half else 4) + 4 * cost.kept_single) + 2 * 3 * cost.crop_pixels
+    fixed = weights + momentum + gradients + rest
+    free = USABLE * cluster.gpu.memory_gb * 1e9 - fixed
+    activations = image * replica_batch
+    return Memory(
+        weights=weights / 1e9,
+        momentum=momentum / 1e9,
+        gradients=gradients / 1e9,
+        activations=activations / 1e9,
+        rest=rest / 1e9,
+        total=(fixed + activations) / 1e9,
+        available=cluster.gpu.memory_gb,
+        largest_batch=max(0, int(free // image)),
+    )
+
+
+# === Text ===
+
+
+def _warnings(recipe: Recipe, cluster: Cluster, memory: Memory, fastest: Pace) -> list[str]:
     found, train = [], recipe.train
     if not memory.fits:
         shares = train.batch_size // cluster.gpus
@@ -377,15 +322,14 @@ def _warnings(recipe: Recipe, cluster: Cluster, memory: Memory, paces: tuple[Pac
             f"{shares // train.accumulation_steps} images do not fit {cluster.gpu.name}: {memory.total:.0f} GB of "
             f"{USABLE * memory.available:.0f}. Remedy: {remedy}"
         )
-    fastest = paces[-1]
     if fastest.communication_share > 0.15:
         found.append(
             f"communication takes up to {100 * fastest.communication_share:.0f} % of a step: a faster --link-gbit, "
-            "more images a GPU, or batch statistics of each GPU's own (model.batch_norm.synchronised=false)"
+            "more images per GPU, or batch statistics per GPU (model.batch_norm.synchronised=false)"
         )
     if not recipe.data.processes and fastest.node_images_per_second > PROCESS_IMAGES_PER_SECOND:
         found.append(
-            f"a node wants up to {fastest.node_images_per_second:,.0f} images/s, and the threads of one process share "
+            f"a node needs up to {fastest.node_images_per_second:,.0f} images/s, and the threads of one process share "
             f"Python's lock: above about {PROCESS_IMAGES_PER_SECOND:,} let processes make the crops (-o "
             f"data.processes={-(-fastest.node_cpu_cores // 1):.0f})"
         )
@@ -393,8 +337,8 @@ def _warnings(recipe: Recipe, cluster: Cluster, memory: Memory, paces: tuple[Pac
 
 
 def _assumptions(recipe: Recipe, cluster: Cluster, cost: NetworkCost, *, measured: bool) -> list[str]:
-    single = recipe.train.precision == "float32"
-    gpu = cluster.gpu
+    gpu, precision = cluster.gpu, recipe.train.precision
+    single = precision == "float32"
     found = [
         f"{gpu.name} by its data sheet: {gpu.single_tflops if single else gpu.half_tflops:g} TFLOP/s "
         f"({'float32' if single else 'half precision, dense'}), {gpu.memory_gb:g} GB at {gpu.bandwidth_gb:,g} GB/s",
@@ -402,22 +346,22 @@ def _assumptions(recipe: Recipe, cluster: Cluster, cost: NetworkCost, *, measure
     if not measured:
         roofline = 1 / roofline_seconds(recipe, cost, gpu)
         found += [
-            f"roofline (products, then memory traffic of unfused operations): {roofline:,.0f} images/s a GPU",
-            f"of it {100 * reference_efficiency():.0f} % as the reference ran: 91 images/s a V100, 64 of them at batch "
-            f"4096; {100 * measured_efficiency(recipe.train.precision):.0f} % as this program's step ran on one H200, "
-            f"batch 256{'' if recipe.train.precision in MEASURED_IMAGES_PER_SECOND else ' in mixed_float16'}",
+            f"roofline (products, then memory traffic of unfused operations): {roofline:,.0f} images/s per GPU",
+            f"of it {100 * reference_efficiency():.0f} % as the reference ran: 91 images/s per V100, 64 of them at "
+            f"batch 4096; {100 * measured_efficiency(precision):.0f} % as this program's step ran on one H200, "
+            f"batch 256{'' if precision in MEASURED_IMAGES_PER_SECOND else ' in mixed_float16'}",
         ]
     if cluster.gpus > 1:
         inside = f"{'NVLink' if gpu.nvlink else 'PCI Express'} {gpu.link_gb / 2:g} GB/s each way in a machine"
         between = f", {cluster.link_gbit:g} Gbit/s between machines" if cluster.nodes > 1 else ""
         latency = 1e6 * LATENCY_S["node" if cluster.nodes == 1 else "cluster"]
         found.append(
-            f"{inside}{between}; ring all-reduce, {latency:.0f} us a collective, nothing overlaps with computing"
+            f"{inside}{between}; ring all-reduce, {latency:.0f} us per collective, no overlap with computing"
         )
-    found += [
-        f"memory: what gradients need is kept in {'float32' if single else 'half precision'}, {MOMENTARY:g} times for "
-        f"what lives for a moment, {CONTEXT_BYTES / 1e9:g} GB for driver and libraries",
+    return [
+        *found,
+        f"memory: what gradients need is kept in {'float32' if single else 'half precision'}, times {MOMENTARY:g} for "
+        f"short-lived tensors, {CONTEXT_BYTES / 1e9:g} GB for driver and libraries",
         f"input: JPEGs of {JPEG_BYTES / 1000:.0f} KB, {CPU_MS:g} ms of a core for 2x224 + 6x96 crops, else by pixels",
         "hours are of training steps alone: no k-NN, no checkpoints, no start",
     ]
-    return found

@@ -1,33 +1,34 @@
-"""What one image costs in a network: products, parameters, and the numbers that must be kept and moved.
+"""Count what one image costs in a network: products, parameters, and the numbers that are kept and moved.
 
-Counted layer by layer from the recipe, as `model/resnet.py` builds it; a test compares with Keras' own layers.
+Counted layer by layer from the recipe, as `model/resnet.py` builds it. A test compares with Keras' own layers.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from swav_tf.model.architectures import ARCHITECTURES, EXPANSION, STEM_CHANNELS, Architecture
 from swav_tf.plumbing.errors import UsageError
 from swav_tf.recipe.pretraining import Model, Recipe
 
-# How often each number that a convolution writes passes through memory in a step, if no two operations are
-# one kernel: written 1, batch normalisation 3 (statistics, then read and write) and its gradient 5, ReLU 2
-# and its gradient 3, the convolution's two gradients 2. Each number that it reads: 1, and 2 for the gradients.
+# How often each number that a convolution writes passes through memory in a step, if no operations are fused:
+# written 1, batch normalization 3 (statistics, then read and write) and its gradient 5, ReLU 2 and its gradient 3,
+# the convolution's two gradients 2. Each number that it reads: 1, and 2 for the gradients.
 PASSES_OF_OUTPUTS = 16
 PASSES_OF_INPUTS = 3
 
 
 @dataclass(frozen=True)
 class Convolution:
-    """One convolution on one square image, batch normalisation after it.
+    """One convolution on one square image, followed by batch normalization.
 
     Attributes:
-        kernel: its side, pixels; it is padded by kernel // 2.
+        kernel: side in pixels; the padding is kernel // 2.
         stride: in both directions.
         inputs, outputs: channels.
-        in_size, out_size: sides of what it reads and writes, pixels.
-        relu: a ReLU of its own follows, so that its result is kept beside the convolution's.
+        in_size: side of the input in pixels.
+        relu: whether a ReLU follows, so that its result is kept in addition to the convolution's.
     """
 
     kernel: int
@@ -39,44 +40,38 @@ class Convolution:
 
     @property
     def out_size(self) -> int:
-        """Side of what it writes, pixels."""
+        """Return the side of the output in pixels."""
         return (self.in_size - 1) // self.stride + 1
 
     @property
     def weights(self) -> int:
-        """Numbers in the kernel; there is no bias."""
+        """Return the size of the kernel; there is no bias."""
         return self.kernel**2 * self.inputs * self.outputs
 
     @property
     def macs(self) -> int:
-        """Products that are summed."""
+        """Return the multiply-adds."""
         return self.weights * self.out_size**2
 
     @property
     def read(self) -> int:
-        """Numbers that it reads."""
+        """Return the size of the input."""
         return self.inputs * self.in_size**2
 
     @property
     def written(self) -> int:
-        """Numbers that it writes."""
+        """Return the size of the output."""
         return self.outputs * self.out_size**2
 
     @property
     def kept(self) -> int:
-        """Numbers that its gradients need later: the padded input, the output, the output after ReLU."""
+        """Return the numbers that gradients need: the padded input, the output, the output after ReLU."""
         padded = self.inputs * (self.in_size + 2 * (self.kernel // 2)) ** 2 if self.kernel > 1 else 0
         return padded + self.written * (2 if self.relu else 1)
 
 
 def convolutions(architecture: Architecture, *, width: int, size: int) -> list[Convolution]:
-    """All convolutions of a ResNet on one image, in their order.
-
-    Args:
-        architecture: of ARCHITECTURES.
-        width: multiplies the channels.
-        size: side of the image, pixels.
-    """
+    """Return all convolutions of a ResNet on one image of `size` pixels, in their order."""
     kernel, stride = {"imagenet": (7, 2), "plain": (3, 1), "halving": (3, 2)}[architecture.stem]
     found = [Convolution(kernel, stride, 3, STEM_CHANNELS * width, size, relu=True)]
     channels, size = found[0].outputs, found[0].out_size
@@ -93,7 +88,7 @@ def convolutions(architecture: Architecture, *, width: int, size: int) -> list[C
                 plan = [(3, inner, stride), (3, outputs, 1)]
             block_inputs, block_size = channels, size
             for kernel, filters, step in plan:
-                # The last one's ReLU comes after the addition; what it gives is as large.
+                # The last one's ReLU follows the addition; its output has the same size.
                 found.append(Convolution(kernel, step, channels, filters, size, relu=True))
                 channels, size = filters, found[-1].out_size
             if stride > 1 or block_inputs != outputs:
@@ -103,20 +98,20 @@ def convolutions(architecture: Architecture, *, width: int, size: int) -> list[C
 
 @dataclass(frozen=True)
 class NetworkCost:
-    """One image of a recipe, all its crops, through backbone, head and prototypes.
+    """The cost of one image, all its crops, through backbone, head and prototypes.
 
     Attributes:
-        backbone_macs: products summed in a forward pass of all crops through the backbone.
+        backbone_macs: multiply-adds of a forward pass of all crops through the backbone.
         head_macs: the same through head and prototypes.
-        first_macs: of these, the first convolution's, whose input needs no gradient.
-        parameters: numbers that are trained.
-        averages: numbers that are kept beside them: running means and variances.
-        normalisations: calls of batch normalisation in a forward pass.
-        normalised_channels: channels over these calls.
+        first_macs: those of the first convolution, whose input needs no gradient.
+        parameters: trainable numbers.
+        averages: running means and variances.
+        normalizations: calls of batch normalization in a forward pass.
+        normalized_channels: channels of these calls.
         kept: numbers that the backward pass needs, in the precision of the backbone.
-        kept_single: likewise, in float32 always.
+        kept_single: the same, in float32 always.
         moved: numbers that pass through memory in a forward and backward pass.
-        crop_pixels: over all crops.
+        crop_pixels: of all crops.
     """
 
     backbone_macs: int
@@ -124,8 +119,8 @@ class NetworkCost:
     first_macs: int
     parameters: int
     averages: int
-    normalisations: int
-    normalised_channels: int
+    normalizations: int
+    normalized_channels: int
     kept: int
     kept_single: int
     moved: int
@@ -133,64 +128,58 @@ class NetworkCost:
 
     @property
     def forward_macs(self) -> int:
-        """Products summed in a forward pass."""
+        """Return the multiply-adds of a forward pass."""
         return self.backbone_macs + self.head_macs
 
     @property
     def step_flops(self) -> int:
-        """Of forward and backward: each product again for its two gradients; two FLOPs a product."""
+        """Return the FLOPs of forward and backward: each product and its two gradients, two FLOPs each."""
         return 2 * (3 * self.forward_macs - self.first_macs)
 
 
 def network_cost(recipe: Recipe) -> NetworkCost:
-    """What one image of a recipe costs.
+    """Count the cost of one image of a recipe.
 
     Raises:
-        UsageError: the backbone is not one of ours, whose layers are known.
+        UsageError: the backbone is external, with unknown layers.
     """
-    wanted = recipe.model.backbone
-    if wanted.library != "swav_tf" or wanted.name not in ARCHITECTURES:
+    backbone, model = recipe.model.backbone, recipe.model
+    if backbone.library != "swav_tf" or backbone.name not in ARCHITECTURES:
         raise UsageError(
-            f"The arithmetic is known for swav_tf's networks: {', '.join(ARCHITECTURES)}. Received: {wanted.name} of "
-            f"{wanted.library}. Measure it instead: swav-tf profile -c RECIPE."
+            f"The arithmetic is known for swav_tf's networks: {', '.join(ARCHITECTURES)}. Received: {backbone.name} of "
+            f"{backbone.library}. Measure it instead: swav-tf profile -c RECIPE."
         )
-    architecture = ARCHITECTURES[wanted.name]
+    architecture = ARCHITECTURES[backbone.name]
     groups = [
-        (group.count, group.size, convolutions(architecture, width=wanted.width, size=group.size))
+        (group.count, group.size, convolutions(architecture, width=backbone.width, size=group.size))
         for group in recipe.crops
     ]
     layers = groups[0][2]
-    features = architecture.channels[-1] * wanted.width * EXPANSION[architecture.block]
-    head_macs, head_parameters = _head(recipe.model, features)
+    features = architecture.channels[-1] * backbone.width * EXPANSION[architecture.block]
+    head_macs, head_parameters = _head(model, features)
     channels = sum(layer.outputs for layer in layers)
 
-    def over_crops(values: list[int]) -> int:
-        return sum(count * value for (count, _, _), value in zip(groups, values, strict=True))
+    def total(value: Callable[[Convolution], int]) -> int:
+        return sum(count * sum(map(value, found)) for count, _, found in groups)
 
     return NetworkCost(
-        backbone_macs=over_crops([sum(layer.macs for layer in found) for _, _, found in groups]),
+        backbone_macs=total(lambda layer: layer.macs),
         head_macs=recipe.crop_count * head_macs,
-        first_macs=over_crops([found[0].macs for _, _, found in groups]),
+        first_macs=sum(count * found[0].macs for count, _, found in groups),
         parameters=sum(layer.weights for layer in layers) + 2 * channels + head_parameters,
-        averages=2 * (channels + recipe.model.head_hidden),
-        normalisations=len(layers) * len(groups) + 1,
-        normalised_channels=channels * len(groups) + recipe.model.head_hidden,
-        kept=over_crops([sum(layer.kept for layer in found) for _, _, found in groups])
-        + recipe.crop_count * (features + 3 * recipe.model.head_hidden),
-        # Scores, their logarithms of probabilities, and the gradient of both.
-        kept_single=recipe.crop_count * (3 * recipe.model.prototypes + 2 * recipe.model.projection_dim),
-        moved=over_crops(
-            [
-                sum(PASSES_OF_OUTPUTS * layer.written + PASSES_OF_INPUTS * layer.read for layer in found)
-                for _, _, found in groups
-            ]
-        ),
-        crop_pixels=over_crops([size**2 for _, size, _ in groups]),
+        averages=2 * (channels + model.head_hidden),
+        normalizations=len(layers) * len(groups) + 1,
+        normalized_channels=channels * len(groups) + model.head_hidden,
+        kept=total(lambda layer: layer.kept) + recipe.crop_count * (features + 3 * model.head_hidden),
+        # Scores, their log-probabilities, and the gradient of both.
+        kept_single=recipe.crop_count * (3 * model.prototypes + 2 * model.projection_dim),
+        moved=total(lambda layer: PASSES_OF_OUTPUTS * layer.written + PASSES_OF_INPUTS * layer.read),
+        crop_pixels=sum(count * size**2 for count, size, _ in groups),
     )
 
 
 def _head(model: Model, features: int) -> tuple[int, int]:
-    """Products of one crop, and parameters, of head and prototypes."""
-    hidden, dim, prototypes = model.head_hidden, model.projection_dim, model.prototypes
-    macs = features * hidden + hidden * dim + dim * prototypes
-    return macs, macs + hidden + dim + 2 * hidden  # biases; batch normalisation's scale and offset
+    """Return the multiply-adds per crop and the parameters of head and prototypes."""
+    hidden, dim = model.head_hidden, model.projection_dim
+    macs = features * hidden + hidden * dim + dim * model.prototypes
+    return macs, macs + hidden + dim + 2 * hidden  # biases; batch normalization's scale and offset

@@ -8,7 +8,13 @@ from tests.cli.command_line import Run, Told
 def test_one_screen_with_hours_warnings_and_assumptions(told: Told, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "100")
     out = told("plan", "swav_800ep", "--gpus", "32", "--gpu", "a100")
-    for words in ("32 x A100 80 GB in 4 machines", "12.68 GMAC", "219 collectives", "GPU hours", "assumed:"):
+    for words in (
+        "32 x A100 80 GB in 4 machines",
+        "12.68 GMAC",
+        "219 collectives",
+        "GPU hours",
+        "assumptions:",
+    ):
         assert words in out
     lines = out.splitlines()
     assert len(lines) <= 42

@@ -1,11 +1,11 @@
-"""The estimate against what is published, against the trainer, and against itself."""
+"""The estimate compared with published figures, the trainer, and itself."""
 
 import dataclasses
 
 import pytest
 
-from cli.commands.plan import GPU_NAMES
-from swav_tf.planning.estimate import CONTEXT_BYTES, GPUS, Cluster, make_plan
+from swav_tf.planning.estimate import CONTEXT_BYTES, make_plan
+from swav_tf.planning.gpus import GPUS, Cluster
 from swav_tf.plumbing.errors import RecipeError, UsageError
 from swav_tf.recipe.files import load_recipe
 from swav_tf.training.build import build_swav
@@ -17,11 +17,7 @@ def plan(recipe="swav_100ep", *, gpu="a100", gpus=64, per_node=8, gbit=200.0, ov
     return make_plan(load_recipe(recipe, list(overrides)), Cluster(GPUS[gpu], gpus, per_node, gbit), **more)
 
 
-def test_the_command_knows_all_gpus():
-    assert tuple(GPUS) == GPU_NAMES
-
-
-# The published figure that the first pace is taken from comes out again: 3 min 40 s an epoch.
+# The published figure that the first pace is taken from: 3 min 40 s per epoch.
 def test_the_reference_is_reproduced():
     slow, fast = plan(gpu="v100", gbit=100.0).paces
     assert slow.hours == pytest.approx(100 * 220 / 3600)
@@ -30,7 +26,7 @@ def test_the_reference_is_reproduced():
     assert 2 < fast.images_per_second_gpu / slow.images_per_second_gpu < fast.efficiency / slow.efficiency
 
 
-# What was measured on an H200 comes out again, and what its memory held there (45.9 GB beside the context).
+# The speed measured on an H200, and the memory that TensorFlow held there (45.9 GB without the context).
 def test_the_measured_gpu_is_reproduced():
     overrides = ["train.batch_size=256", "train.precision=mixed_float16"]
     found = plan(gpu="h200", gpus=1, overrides=overrides)
@@ -40,15 +36,15 @@ def test_the_measured_gpu_is_reproduced():
     assert bfloat.paces[1].images_per_second_gpu == pytest.approx(1263)
 
 
-# Bug caught: advice to do what the recipe does already.
-def test_threads_that_cannot_feed_a_node_are_told():
+# Bug caught: advice that the recipe follows already.
+def test_threads_that_cannot_feed_a_node_cause_a_warning():
     [warning] = [text for text in plan(gpu="h100", gpus=8).warnings if "Python's lock" in text]
     setting = warning.partition("-o ")[2].partition(")")[0]
     assert setting.startswith("data.processes=")
     assert not [text for text in plan(gpu="h100", gpus=8, overrides=[setting]).warnings if "lock" in text]
 
 
-def test_measured_images_per_second_are_taken_as_they_are():
+def test_a_measured_speed_replaces_the_estimate():
     [pace] = plan(gpus=8, images_per_second=500.0, images=409_600).paces
     assert pace.images_per_second == pytest.approx(4000)
     assert pace.hours == pytest.approx(100 * 100 * 4096 / 4000 / 3600)
@@ -79,7 +75,7 @@ def test_bytes_of_a_ring():
     assert inside.transfer_ms == pytest.approx(1000 * 2 * 7 / 8 * 4 * numbers / 300e9)  # NVLink, one way
 
 
-def test_a_checkpoint_is_as_large_as_the_trainers():
+def test_a_checkpoint_has_the_size_of_the_trainers():
     recipe = tiny_recipe(method__queue={"length": 16})
     arrays = capture(build_swav(recipe), batch_size=8)
     estimate = make_plan(recipe, Cluster(GPUS["t4"], 1, 8, 1.0), images=1000)
@@ -88,14 +84,14 @@ def test_a_checkpoint_is_as_large_as_the_trainers():
     )
 
 
-def test_what_does_not_fit_is_told_with_a_remedy_that_does():
+def test_the_remedy_for_too_little_memory_fits():
     overrides = ["train.accumulation_steps=1"]
     too_much = plan("one_gpu", gpu="t4", gpus=1, overrides=overrides)
     assert not too_much.memory.fits
     [warning] = [text for text in too_much.warnings if "do not fit" in text]
     remedy = warning.rpartition("-o ")[2]
     assert plan("one_gpu", gpu="t4", gpus=1, overrides=[remedy]).memory.fits
-    # The largest batch that is told is the largest that fits.
+    # The reported largest batch is the largest that fits.
     at = too_much.memory.largest_batch
     sizes = [[*overrides, f"train.batch_size={n}", "method.queue.length=0"] for n in (at - 1, at + 2)]
     assert [plan("one_gpu", gpu="t4", gpus=1, overrides=o).memory.fits for o in sizes] == [True, False]
@@ -117,7 +113,7 @@ def test_more_gpus_and_slower_links():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "error", "told"),
+    ("arguments", "error", "message"),
     [
         ({"gpus": 12}, UsageError, "multiple of --gpus-per-node"),
         ({"gpus": 24}, RecipeError, "multiple of 24"),
@@ -125,8 +121,8 @@ def test_more_gpus_and_slower_links():
         ({"images": 1000}, RecipeError, "do not fill one batch"),
     ],
 )
-def test_what_cannot_be_is_refused(arguments, error, told):
-    with pytest.raises(error, match=told):
+def test_impossible_plans_are_refused(arguments, error, message):
+    with pytest.raises(error, match=message):
         plan(**arguments)
 
 

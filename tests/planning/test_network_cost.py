@@ -16,7 +16,7 @@ def macs_of(operations) -> int:
     total = 0
     for op in operations:
         if not any(output.consumers() for output in op.outputs):
-            continue  # the gradient of the images: nobody asks for it, so TensorFlow drops it
+            continue  # the gradient of the images, which is unused: TensorFlow drops it
         if op.type == "MatMul":
             left = op.inputs[0].shape
             inner = left[0] if op.get_attr("transpose_a") else left[1]
@@ -45,26 +45,26 @@ def traced(request):
 
 
 # Bugs caught: a stride in the wrong place (v1 for v1.5), a missing shortcut, a group of crops counted once, the
-# first convolution's image gradient counted though nobody computes it.
-def test_products_are_those_that_tensorflow_traces(traced):
+# first convolution's image gradient counted though nothing computes it.
+def test_products_equal_those_that_tensorflow_traces(traced):
     recipe, _, forward, step = traced
     cost = network_cost(recipe)
     assert cost.forward_macs == macs_of(forward) / 2
     assert cost.step_flops / 2 == macs_of(step) / 2  # Sinkhorn's own are BatchMatMul: 6 K of a sample
 
 
-def test_parameters_and_normalisations_are_the_models(traced):
+def test_parameters_and_normalizations_are_the_models(traced):
     recipe, model, forward, _ = traced
     cost = network_cost(recipe)
     assert cost.parameters == sum(int(np.prod(v.shape)) for v in model.trainable_variables)
     assert cost.averages == sum(int(np.prod(v.shape)) for v in model.non_trainable_variables)
     calls = [op for op in forward if op.type == "FusedBatchNormV3"]
-    assert cost.normalisations == len(calls)
-    assert cost.normalised_channels == sum(int(op.inputs[1].shape[0]) for op in calls)
+    assert cost.normalizations == len(calls)
+    assert cost.normalized_channels == sum(int(op.inputs[1].shape[0]) for op in calls)
 
 
-# The figures that docs/performance.md and every comparison here start from.
-def test_the_papers_crops_cost_what_is_known():
+# The figures of docs/performance.md.
+def test_the_cost_of_the_papers_crops():
     cost = network_cost(load_recipe("swav_100ep"))
     assert cost.backbone_macs / 1e9 == pytest.approx(12.68, abs=0.005)
     backbone_flops = cost.step_flops - 6 * cost.head_macs
@@ -75,7 +75,7 @@ def test_the_papers_crops_cost_what_is_known():
     assert single.backbone_macs / 2e9 == pytest.approx(4.09, abs=0.005)
 
 
-def test_a_network_of_others_is_refused():
+def test_an_external_network_is_refused():
     recipe = tiny_recipe(model__backbone={"library": "keras_cv", "name": "ResNet50V2Backbone"})
     with pytest.raises(UsageError, match="swav-tf profile"):
         network_cost(recipe)
