@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from swav_tf.planning.estimate import Plan
 
 
 def print_plan(plan: Plan) -> None:
     """Print what the run needs, how long it takes at each pace, and the assumptions."""
-    from rich import box
     from rich.console import Console
     from rich.table import Table
 
@@ -46,6 +47,18 @@ def print_plan(plan: Plan) -> None:
     facts.add_row("checkpoint", f"{plan.checkpoint_megabytes:,.0f} MB each")
     console.print(facts)
 
+    console.print(_paces(plan))
+    for warning in plan.warnings:
+        console.print(f"[yellow]warning:[/] {warning}.")
+    console.print("assumptions:")
+    for assumption in plan.assumptions:
+        console.print(f"  - {assumption}")
+
+
+def _paces(plan: Plan) -> Table:
+    from rich import box
+    from rich.table import Table
+
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("pace")
     for pace in plan.paces:
@@ -65,9 +78,4 @@ def print_plan(plan: Plan) -> None:
         ("  crops to the GPUs", [f"{p.node_crop_megabytes:,.0f} MB/s" for p in plan.paces]),
     ):
         table.add_row(name, *values)
-    console.print(table)
-    for warning in plan.warnings:
-        console.print(f"[yellow]warning:[/] {warning}.")
-    console.print("assumptions:")
-    for assumption in plan.assumptions:
-        console.print(f"  - {assumption}")
+    return table
