@@ -117,7 +117,7 @@ def _drop_points(reference: float | None, found: float | None) -> float | None:
 
 
 @dataclass(frozen=True)
-class LabelledFeatures:
+class LabeledFeatures:
     """Features of labeled images by the reference and by the file, for k-NN and probe.
 
     Attributes:
@@ -142,7 +142,7 @@ def compare(
     outputs: Mapping[str, np.ndarray],
     *,
     gate: Gate,
-    labelled: LabelledFeatures | None = None,
+    labeled: LabeledFeatures | None = None,
 ) -> Parity:
     """Compare a file's outputs with the reference's.
 
@@ -150,7 +150,7 @@ def compare(
         reference: images and Keras' outputs.
         outputs: the file's for the same images, by name.
         gate: the limits of its precision.
-        labelled: features for k-NN and probe; None: of the reference's real images, if all of them have labels.
+        labeled: features for k-NN and probe; None: of the reference's real images, if all of them have labels.
     """
     real = reference.real
     counted = real if real.any() and not gate.random_images else np.full_like(real, True)
@@ -163,8 +163,8 @@ def compare(
     found = {name: np.asarray(outputs[name], np.float64)[counted] for name in reference.outputs}
     keras = {name: np.asarray(values, np.float64)[counted] for name, values in reference.outputs.items()}
     cosines = _cosines(found["features"], keras["features"])
-    if labelled is None and real.sum() >= 2 and (reference.labels[real] >= 0).all():
-        labelled = LabelledFeatures(
+    if labeled is None and real.sum() >= 2 and (reference.labels[real] >= 0).all():
+        labeled = LabeledFeatures(
             reference.labels[real], reference.outputs["features"][real], np.asarray(outputs["features"])[real]
         )
     parity = Parity(
@@ -179,32 +179,32 @@ def compare(
         neighbour_overlap=_overlap(found["features"], keras["features"]) if images > OVERLAP else None,
         cluster_agreement=_agreement(found, keras, "scores"),
         class_agreement=_agreement(found, keras, "logits"),
-        **_of_labelled(labelled),
+        **_of_labeled(labeled),
     )
     return replace(parity, failures=tuple(_beyond(parity, gate)))
 
 
-def _of_labelled(labelled: LabelledFeatures | None) -> dict[str, Any]:
+def _of_labeled(labeled: LabeledFeatures | None) -> dict[str, Any]:
     """Return the figures of k-NN and of a probe; each class is halved for the probe."""
-    if labelled is None:
+    if labeled is None:
         return {}
     knn = {
-        "knn_images": len(labelled.labels),
-        "knn_reference": leave_one_out(labelled.reference, labelled.labels),
-        "knn": leave_one_out(labelled.found, labelled.labels),
+        "knn_images": len(labeled.labels),
+        "knn_reference": leave_one_out(labeled.reference, labeled.labels),
+        "knn": leave_one_out(labeled.found, labeled.labels),
     }
-    classes, labels = np.unique(labelled.labels, return_inverse=True)
+    classes, labels = np.unique(labeled.labels, return_inverse=True)
     if len(classes) < 2 or len(labels) < PROBE_IMAGES * len(classes):
         return knn
     mixed = np.random.default_rng(0).permutation(len(labels))
     by_class = mixed[np.argsort(labels[mixed], kind="stable")]
     fitted, tested = by_class[::2], by_class[1::2]
-    classifier = fit_ridge(labelled.reference[fitted], labels[fitted])
+    classifier = fit_ridge(labeled.reference[fitted], labels[fitted])
     return {
         **knn,
         "probe_images": len(tested),
-        "probe_reference": classifier.score(labelled.reference[tested], labels[tested]),
-        "probe": classifier.score(labelled.found[tested], labels[tested]),
+        "probe_reference": classifier.score(labeled.reference[tested], labels[tested]),
+        "probe": classifier.score(labeled.found[tested], labels[tested]),
     }
 
 

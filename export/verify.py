@@ -15,7 +15,7 @@ from evaluate.backends.engine_file import SUFFIXES
 from evaluate.backends.onnx_backend import OnnxBackend
 from evaluate.backends.onnx_metadata import Precision
 from evaluate.backends.tensorrt_backend import TensorrtBackend
-from export.parity import GATES, LabelledFeatures, Parity, compare, run_all
+from export.parity import GATES, LabeledFeatures, Parity, compare, run_all
 from export.reference import REFERENCE, Reference, read_reference
 from swav_tf.plumbing.errors import DataError, UsageError
 from swav_tf.plumbing.files import atomic_write
@@ -24,7 +24,7 @@ ArtifactRunner = OnnxBackend | TensorrtBackend
 
 
 @dataclass(frozen=True)
-class Labelled:
+class Labeled:
     """Labeled images, as the model sees them.
 
     Attributes:
@@ -69,7 +69,7 @@ def verify(
     provider: str = "cpu",
     threads: int = 0,
     batch_size: int = 32,
-    labelled: Labelled | None = None,
+    labeled: Labeled | None = None,
 ) -> dict[str, tuple[Precision | None, Parity]]:
     """Run files on the reference's images and write parity.json next to them.
 
@@ -78,14 +78,14 @@ def verify(
         provider: of ONNX Runtime, without fallback.
         threads: that compute one batch on a CPU; 0 for one per core.
         batch_size: images at once.
-        labelled: images for k-NN and probe instead of the reference's; the others are then compared with the
+        labeled: images for k-NN and probe instead of the reference's; the others are then compared with the
             fp32 file among `artifacts`.
 
     Returns:
         Precision and figures by name of the file; the precision is None if the file cannot be run.
 
     Raises:
-        UsageError: the reference or provider does not exist, or `labelled` lacks an fp32 file.
+        UsageError: the reference or provider does not exist, or `labeled` lacks an fp32 file.
         DataError: the reference or parity.json is damaged, or the disk is full.
     """
     folder = artifacts[0].parent
@@ -99,9 +99,9 @@ def verify(
             runners[path.name] = _open(path, provider, threads)
         except DataError as error:
             results[path.name] = (None, Parity(0, 0, failures=(str(error),)))
-    on_labelled = {} if labelled is None else _labelled_features(runners, labelled, batch_size)
+    on_labeled = {} if labeled is None else _labeled_features(runners, labeled, batch_size)
     for name, runner in runners.items():
-        parity = _compare_one(reference, runner, batch_size, on_labelled.get(name))
+        parity = _compare_one(reference, runner, batch_size, on_labeled.get(name))
         results[name] = (runner.metadata.precision, parity)
         if isinstance(runner, OnnxBackend) and parity.passed:
             checksums.setdefault(name, runner.checksum)  # a recorded one was checked when the file was opened
@@ -121,7 +121,7 @@ def _open(path: Path, provider: str, threads: int) -> ArtifactRunner:
 
 
 def _compare_one(
-    reference: Reference, runner: ArtifactRunner, batch_size: int, labelled: LabelledFeatures | None
+    reference: Reference, runner: ArtifactRunner, batch_size: int, labeled: LabeledFeatures | None
 ) -> Parity:
     failures = []
     if runner.facts.weights_sha256 != reference.weights_sha256:
@@ -137,14 +137,14 @@ def _compare_one(
         outputs = run_all(runner, reference.images, batch_size=batch_size)
     except DataError as error:  # ONNX Runtime opens some graphs that it cannot compute
         return Parity(0, 0, failures=(str(error),))
-    return compare(reference, outputs, gate=GATES[runner.metadata.precision], labelled=labelled)
+    return compare(reference, outputs, gate=GATES[runner.metadata.precision], labeled=labeled)
 
 
-def _labelled_features(
-    runners: Mapping[str, ArtifactRunner], labelled: Labelled, batch_size: int
-) -> dict[str, LabelledFeatures]:
+def _labeled_features(
+    runners: Mapping[str, ArtifactRunner], labeled: Labeled, batch_size: int
+) -> dict[str, LabeledFeatures]:
     features = {
-        name: run_all(runner, labelled.views, batch_size=batch_size)["features"]
+        name: run_all(runner, labeled.views, batch_size=batch_size)["features"]
         for name, runner in runners.items()
     }
     exact = [name for name, runner in runners.items() if runner.metadata.precision == "fp32"]
@@ -154,7 +154,7 @@ def _labelled_features(
             f"{', '.join(runners) or 'none that can be run'}."
         )
     return {
-        name: LabelledFeatures(labelled.labels, features[exact[0]], found) for name, found in features.items()
+        name: LabeledFeatures(labeled.labels, features[exact[0]], found) for name, found in features.items()
     }
 
 

@@ -11,7 +11,7 @@ import click
 from cli.options import KINDS, Report, batch_option, json_options, provider_option, threads_option
 
 if TYPE_CHECKING:
-    from export.verify import Labelled
+    from export.verify import Labeled
 
 
 @click.command()
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     "--labelled",
     "data",
     metavar="DATA",
-    help="Labelled images for the k-NN accuracy.  [default: those in reference.npz]",
+    help="Labeled images for the k-NN accuracy.  [default: those in reference.npz]",
 )
 @click.option("--kind", type=click.Choice(KINDS), help="How DATA is read.  [default: as the model's images]")
 @click.option("--split", metavar="NAME", help="Split of digits or a TFDS data set.  [default: the model's]")
@@ -62,7 +62,7 @@ def command(
         raise click.UsageError("--kind and --split require --labelled.")
     labelled = None if data is None else _labelled(artifacts, data, kind, split, labelled_images)
     results = verify(
-        artifacts, provider=provider or "cpu", threads=threads, batch_size=batch, labelled=labelled
+        artifacts, provider=provider or "cpu", threads=threads, batch_size=batch, labeled=labelled
     )
     if report.as_json:
         report.show(json.loads((artifacts[0].parent / PARITY).read_bytes()))
@@ -73,11 +73,11 @@ def command(
     return 0 if all(parity.passed for _, parity in results.values()) else 1
 
 
-def _labelled(artifacts: list[Path], data: str, kind: str | None, split: str | None, count: int) -> Labelled:
+def _labelled(artifacts: list[Path], data: str, kind: str | None, split: str | None, count: int) -> Labeled:
     from evaluate.backends.onnx_backend import OnnxBackend
     from evaluate.images import open_images
     from export.reference import draw_images
-    from export.verify import Labelled
+    from export.verify import Labeled
     from swav_tf.plumbing.errors import DataError, UsageError
 
     exported = [path for path in artifacts if path.suffix == ".onnx"]
@@ -93,4 +93,4 @@ def _labelled(artifacts: list[Path], data: str, kind: str | None, split: str | N
     )
     if (drawn.labels < 0).any():
         raise DataError(f"--labelled must be images with classes (--kind class_folders). Received: {data}.")
-    return Labelled(drawn.views, drawn.labels)
+    return Labeled(drawn.views, drawn.labels)

@@ -49,16 +49,20 @@ def test_files_and_their_runner(everything):
     assert sizes["model-fp16"] < 0.6 * sizes["model-fp32"]
     assert sizes["model-int8-cpu"] < 0.4 * sizes["model-fp32"]
 
-    keras, ours = open_model(tiny_run()), open_model(everything / "model-fp32.onnx", threads=1)
+    keras, onnx_file = open_model(tiny_run()), open_model(everything / "model-fp32.onnx", threads=1)
     images = open_images("digits", like=keras.data, split="test")
-    views = stack_views(list(view_images(images.source, range(5), ours.input_view)))
-    assert (ours.input_view, ours.data, ours.feature_dim) == (keras.input_view, keras.data, keras.feature_dim)
-    wanted, found = keras.run(views), ours.run(views)
+    views = stack_views(list(view_images(images.source, range(5), onnx_file.input_view)))
+    assert (onnx_file.input_view, onnx_file.data, onnx_file.feature_dim) == (
+        keras.input_view,
+        keras.data,
+        keras.feature_dim,
+    )
+    wanted, found = keras.run(views), onnx_file.run(views)
     for name, values in wanted.items():
         np.testing.assert_allclose(found[name], values, rtol=1e-4, atol=1e-5 * np.abs(values).max())
-    theirs = {"path": "", "runner": "", "file_sha256": None}
-    assert ours.facts.as_dict() | theirs == keras.facts.as_dict() | theirs
-    assert ours.facts.runner == "onnxruntime cpu fp32"
+    different = {"path": "", "runner": "", "file_sha256": None}
+    assert onnx_file.facts.as_dict() | different == keras.facts.as_dict() | different
+    assert onnx_file.facts.runner == "onnxruntime cpu fp32"
 
 
 # Bugs caught: metadata that a server cannot read without us, calibration that is not recorded, calibrating on the very
@@ -118,9 +122,9 @@ def test_on_the_command_line(tmp_path, capsys):
     ]
     arguments += ["--calibration", str(folders), "--kind", "class_folders", "--reference-images", "12"]
     assert run_and_report(swav_tf, [*arguments, "--outputs", "scores,features"]) == 0
-    told = json.loads(capsys.readouterr().out)["files"]["model-fp32.onnx"]
-    assert told["passed"]
-    assert (told["images"], told["real_images"], set(told["relative_error"])) == (
+    found = json.loads(capsys.readouterr().out)["files"]["model-fp32.onnx"]
+    assert found["passed"]
+    assert (found["images"], found["real_images"], set(found["relative_error"])) == (
         12 + 16,
         12,
         {"features", "scores"},
@@ -170,9 +174,9 @@ def probed(tmp_path_factory):
 def test_a_classifier(probed, tmp_path, capsys):
     export = ["export", str(probed), "--output", str(tmp_path / "out"), "--precision", "fp32,fp16"]
     assert run_and_report(swav_tf, [*export, "--reference-images", "40", "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)["files"]["model-fp32.onnx"]
-    assert set(told["relative_error"]) == {"features", "logits"}
-    assert told["class_agreement"] == 1
+    found = json.loads(capsys.readouterr().out)["files"]["model-fp32.onnx"]
+    assert set(found["relative_error"]) == {"features", "logits"}
+    assert found["class_agreement"] == 1
     path = tmp_path / "out" / "model-fp32.onnx"
     runner = open_model(path)
     assert runner.outputs == ("features", "logits")
@@ -187,10 +191,10 @@ def test_a_classifier(probed, tmp_path, capsys):
     folder.mkdir()
     for number, image in enumerate(images):
         Image.fromarray(image).save(folder / f"{number}.png")
-    words = ["predict", str(path), str(folder), "--quiet", "--output", str(tmp_path / "told.json")]
+    words = ["predict", str(path), str(folder), "--quiet", "--output", str(tmp_path / "predictions.json")]
     code = "import sys\nsys.modules['tensorflow'] = None\nfrom cli.main import main\nmain()"
     subprocess.run([sys.executable, "-c", code, *words], check=True)
-    for one, logits in zip(json.loads((tmp_path / "told.json").read_text()), wanted, strict=True):
+    for one, logits in zip(json.loads((tmp_path / "predictions.json").read_text()), wanted, strict=True):
         assert [place["class"] for place in one["top"]] == [str(i) for i in np.argsort(-logits)[:5]]
         exact = np.exp(logits.astype(np.float64))
         assert one["top"][0]["probability"] == pytest.approx((exact / exact.sum()).max(), rel=1e-4)
@@ -200,11 +204,11 @@ def test_a_classifier(probed, tmp_path, capsys):
 def test_predictions_need_logits(everything, tmp_path, capsys):
     make_class_folders(tmp_path / "photos")
     words = ["predict", str(everything / "model-fp32.onnx"), str(tmp_path / "photos")]
-    assert run_and_report(swav_tf, [*words, "--output", str(tmp_path / "told.json")]) == 2
+    assert run_and_report(swav_tf, [*words, "--output", str(tmp_path / "predictions.json")]) == 2
     assert "needs a file with an output `logits`" in " ".join(capsys.readouterr().err.split())
 
 
-# Bugs caught: a protobuf of more than 2 GiB, weights that no reader finds, a file beside it that is another export's,
+# Bugs caught: a protobuf of more than 2 GiB, weights that no reader finds, a data file of another export next to it,
 # half precision that keeps two files although it needs one, int8 that fails inside of ONNX after minutes.
 def test_weights_in_a_second_file(tmp_path, monkeypatch):
     limit = 1_000_000  # float32 needs 1.3 MB, float16 0.7
@@ -243,7 +247,7 @@ def test_weights_in_a_second_file(tmp_path, monkeypatch):
     assert recorded.keys() == {"model-fp32.onnx", "model-fp16.onnx"}
 
 
-# Bug caught: an interrupted `features` that goes on with a file of another calibration, whose weights are the same.
+# Bug caught: an interrupted `features` that resumes with a file of another calibration, whose weights are the same.
 def test_features_tell_calibrations_apart(everything, tmp_path):
     images = open_images("digits", like=Data(kind="digits"), split="test")
     output = tmp_path / "features.npz"
@@ -257,7 +261,7 @@ def test_features_tell_calibrations_apart(everything, tmp_path):
         extract_features(other, images, output)
 
 
-# Bug caught: the path of somebody's photos, published with the model.
+# Bug caught: a private path, published with the model.
 def test_no_path_travels(tmp_path):
     folders = make_class_folders(tmp_path / "secret" / "animals")
     settings = ExportSettings(
@@ -283,7 +287,7 @@ def test_no_path_travels(tmp_path):
     )
 
 
-# Bug caught: half a file under its name, or a new file beside old ones, after the disk was full.
+# Bug caught: half a file under its name, or a new file among old ones, after the disk was full.
 @pytest.mark.parametrize("limit", [1_000, 400_000])
 def test_a_full_disk_leaves_what_was_there(exported, limit):
     before = {path.name: path.read_bytes() for path in exported.iterdir()}

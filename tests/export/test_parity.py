@@ -12,7 +12,7 @@ N = 60
 
 @pytest.fixture
 def reference():
-    """Three classes that k-NN tells apart; the last ten images are random pixels."""
+    """Three classes that k-NN separates; the last ten images are random pixels."""
     draw = np.random.default_rng(0)
     labels = np.arange(N) % 3
     labels[-10:] = -1
@@ -67,7 +67,7 @@ def test_figures(reference):
     assert parity.neighbour_overlap == pytest.approx(np.mean(shared))
 
 
-# Bug caught: a gate that lets through what it is there for.
+# Bug caught: a gate that lets through what it must refuse.
 @pytest.mark.parametrize(
     ("precision", "noise", "passes"),
     [

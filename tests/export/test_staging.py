@@ -25,7 +25,7 @@ def test_what_a_killed_export_left_goes_and_a_living_one_stays(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-# Bugs caught: a graph that a server opens before its weights are there, or a model before its graph.
+# Bugs caught: a graph that a server opens before its weights exist, or a model before its graph.
 def test_what_is_read_first_is_there_last(tmp_path, monkeypatch):
     order = []
     replace = os.replace

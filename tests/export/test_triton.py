@@ -26,21 +26,21 @@ from tests.tiny_run import tiny_run
 
 def model_config():
     """The class of Triton's message."""
-    told = json.loads((Path(__file__).parent / "data" / "triton_model_config.json").read_text())
+    found = json.loads((Path(__file__).parent / "data" / "triton_model_config.json").read_text())
     file = descriptor_pb2.FileDescriptorProto(name="model_config.proto", package="inference", syntax="proto3")
     field = descriptor_pb2.FieldDescriptorProto
-    for name, values in told["enums"].items():
+    for name, values in found["enums"].items():
         enum = file.enum_type.add(name=name)
         for value, number in values.items():
             enum.value.add(name=value, number=number)
-    for name, fields in told["messages"].items():
+    for name, fields in found["messages"].items():
         message = file.message_type.add(name=name)
         for key, (number, kind) in fields.items():
             *repeated, plain = kind.split()
             added = message.field.add(name=key, number=number)
             added.label = field.LABEL_REPEATED if repeated else field.LABEL_OPTIONAL
-            if plain in told["messages"] or plain in told["enums"]:
-                added.type = field.TYPE_ENUM if plain in told["enums"] else field.TYPE_MESSAGE
+            if plain in found["messages"] or plain in found["enums"]:
+                added.type = field.TYPE_ENUM if plain in found["enums"] else field.TYPE_MESSAGE
                 added.type_name = f".inference.{plain}"
             else:
                 added.type = getattr(field, f"TYPE_{plain.upper()}")
@@ -67,22 +67,22 @@ def test_a_repository(tmp_path, capsys):
     ]
     arguments += ["--precision", "fp32,fp16,int8", "--outputs", "features,scores", "--reference-images", "80"]
     assert run_and_report(swav_tf, [*arguments, "--calibration-images", "48", "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)["triton"]
-    assert [Path(path).name for path in told] == ["tiny-fp32", "tiny-fp16", "tiny-int8-cpu"]
+    found = json.loads(capsys.readouterr().out)["triton"]
+    assert [Path(path).name for path in found] == ["tiny-fp32", "tiny-fp16", "tiny-int8-cpu"]
     kinds = []
-    for path in map(Path, told):
+    for path in map(Path, found):
         assert sorted(str(file.relative_to(path)) for file in path.rglob("*")) == [
             "1", "1/model.onnx", "config.pbtxt",
         ]  # fmt: skip
         config, text = read_config(path)
         graph = onnx.load(path / "1" / "model.onnx").graph
         assert (config.name, config.backend, config.max_batch_size) == (path.name, "onnxruntime", 32)
-        told_shapes = {tensor.name: list(tensor.dims) for tensor in [*config.input, *config.output]}
+        config_shapes = {tensor.name: list(tensor.dims) for tensor in [*config.input, *config.output]}
         shapes = {
             value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim[1:]]
             for value in [*graph.input, *graph.output]
         }
-        assert told_shapes == shapes == {"images": [32, 32, 3], "features": [128], "scores": [12]}
+        assert config_shapes == shapes == {"images": [32, 32, 3], "features": [128], "scores": [12]}
         assert [tensor.data_type for tensor in [*config.input, *config.output]] == [2, 11, 11]
         assert list(config.dynamic_batching.preferred_batch_size) == [8, 32]
         assert config.dynamic_batching.max_queue_delay_microseconds == 1000
@@ -98,7 +98,7 @@ def test_a_repository(tmp_path, capsys):
 
 
 def engine_beside(folder, **changes):
-    """A file that stands for an engine; its facts are whole."""
+    """A stand-in for an engine, with complete facts."""
     plan = folder / "model-fp16.plan"
     properties = {entry.key: entry.value for entry in onnx.load(folder / "model-fp16.onnx").metadata_props}
     plan.write_bytes(b"an engine")
@@ -147,7 +147,7 @@ def test_damaged_files_are_not_served(exported, tmp_path):
     assert not (tmp_path / "served").exists()
 
 
-# Bug caught: class numbers without names, or the names of another model beside features that have none.
+# Bug caught: class numbers without names, or class names of features that have none.
 def test_labels(exported, tmp_path):
     path = exported / "model-fp32.onnx"
     model = onnx.load(path)
