@@ -171,6 +171,7 @@ def probed(tmp_path_factory):
 
 # Bugs caught: logits of another classifier or without its bias, features of the backbone before fine-tuning, class
 # names that are lost, predictions that need TensorFlow or that differ from Keras'.
+@pytest.mark.multiprocess
 def test_a_classifier(probed, tmp_path, capsys):
     export = ["export", str(probed), "--output", str(tmp_path / "out"), "--precision", "fp32,fp16"]
     assert run_and_report(swav_tf, [*export, "--reference-images", "40", "--json"]) == 0

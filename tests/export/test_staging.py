@@ -3,11 +3,14 @@
 import os
 import signal
 
+import pytest
+
 import export.staging
 from export.staging import filled_folder, staging_folder
 
 
 # Bugs caught: a killed export whose files stay on the disk for ever; one that is under way and loses its own.
+@pytest.mark.multiprocess
 def test_what_a_killed_export_left_goes_and_a_living_one_stays(tmp_path):
     child = os.fork()
     if child == 0:
