@@ -24,11 +24,7 @@ import numpy as np
 from benchmarks.common import Rows, argument_parser, chosen, compare, in_turn, ratios
 from swav_tf.plumbing.system import lacks_bfloat16
 
-BASE = (
-    "train.precision=float32",
-    "model.batch_norm.synchronised=false",
-    "method.prototypes_frozen_steps=0",
-)
+BASE = ("train.precision=float32", "model.batch_norm.synchronised=false", "method.prototypes_frozen_steps=0")
 SECONDS_PER_IMAGE = 0.35  # of a SwAV step on two idle cores
 START_MINUTES = 1.5  # imports and traces of two processes
 

@@ -99,12 +99,7 @@ def draw_sheet(title: str, subtitle: str, rows: Sequence[SheetRow], side: int) -
 
 
 def write_gallery(
-    folder: Path,
-    clusters: Clusters,
-    images: ImageSet,
-    model: Backend,
-    *,
-    prototypes: int,
+    folder: Path, clusters: Clusters, images: ImageSet, model: Backend, *, prototypes: int
 ) -> None:
     """Write index.html with the most used prototypes, and sheet.png with the first of these.
 

@@ -58,8 +58,7 @@ def test_facts(model):
 
 # Bug caught: images of another size or type that are run.
 @pytest.mark.parametrize(
-    ("shape", "dtype"),
-    [((1, 32, 32, 3), np.float32), ((1, 30, 32, 3), np.uint8), ((0, 32, 32, 3), np.uint8)],
+    ("shape", "dtype"), [((1, 32, 32, 3), np.float32), ((1, 30, 32, 3), np.uint8), ((0, 32, 32, 3), np.uint8)]
 )
 def test_other_images_are_refused(model, shape, dtype):
     with pytest.raises(ValueError, match=r"uint8 \(n, 32, 32, 3\)"):
