@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 
@@ -19,8 +19,6 @@ from swav_tf.data.views import UnreadableImages, stack_views, view_batches
 from swav_tf.plumbing.errors import DataError, UsageError
 from swav_tf.plumbing.files import atomic_write
 from swav_tf.plumbing.names import printable
-
-IMAGES_OF_EACH: Final = 12
 
 
 @dataclass(frozen=True)
@@ -74,7 +72,7 @@ def assign_images(
     images: ImageSet,
     *,
     unreadable_list: Path,
-    images_of_each: int = IMAGES_OF_EACH,
+    images_of_each: int = 12,
     batch_size: int = 128,
     threads: int = 0,
     max_bad_share: float = 0.01,
@@ -103,29 +101,24 @@ def assign_images(
         )
     total, nearest, parts = len(images.source), _Nearest(images_of_each), []
     unreadable = UnreadableImages(total, max_bad_share, unreadable_list)
+    batches = view_batches(
+        images.source, range(total), model.input_view, batch_size, threads=threads, unreadable=unreadable.add
+    )
     try:
-        for batch in view_batches(
-            images.source,
-            range(total),
-            model.input_view,
-            batch_size,
-            threads=threads,
-            unreadable=unreadable.add,
-        ):
+        for batch in batches:
             scores = model.run(stack_views(batch))["scores"]
             nearest.add(scores)
             numbers, classes = [image.index for image in batch], [image.label for image in batch]
             parts.append((numbers, classes, scores.argmax(axis=1), scores.max(axis=1)))
             if on_progress is not None:
-                on_progress(numbers[-1] + 1)
+                on_progress(batch[-1].index + 1)
     finally:
         unreadable.write_list()
     if not parts:
         raise DataError(f"At least one image must be readable. Received: {total} unreadable images.")
     names = tuple(map(printable, images.source.class_names))
     index, labels, prototypes, scores = (np.concatenate(column) for column in zip(*parts, strict=True))
-    rows, row_scores = nearest.sorted()
-    return Clusters(index, labels, prototypes, scores, rows, row_scores, names, len(unreadable.reasons))
+    return Clusters(index, labels, prototypes, scores, *nearest.sorted(), names, len(unreadable.reasons))
 
 
 class _Nearest:
@@ -146,11 +139,12 @@ class _Nearest:
             rows, scores = np.take_along_axis(rows, best, axis=0), np.take_along_axis(scores, best, axis=0)
         self.best = rows, scores
 
-    def sorted(self) -> list[np.ndarray]:
+    def sorted(self) -> tuple[np.ndarray, np.ndarray]:
         """Return rows and scores, (K, m) each, best first."""
         assert self.best is not None
-        order = np.argsort(-self.best[1], axis=0, kind="stable")
-        return [np.take_along_axis(values, order, axis=0).T for values in self.best]
+        rows, scores = self.best
+        order = np.argsort(-scores, axis=0, kind="stable")
+        return np.take_along_axis(rows, order, axis=0).T, np.take_along_axis(scores, order, axis=0).T
 
 
 def summary(clusters: Clusters) -> dict[str, Any]:
@@ -204,27 +198,13 @@ def write_tables(folder: Path, clusters: Clusters, images: ImageSet, model: Mode
     """Write usage.csv, assignments.csv and clusters.json, and return the content of the last."""
     table = usage_table(clusters)
     _write_csv(folder / "usage.csv", table[0].keys(), (row.values() for row in table))
-    columns = (clusters.index, clusters.labels, clusters.prototypes, clusters.scores)
-    _write_csv(
-        folder / "assignments.csv",
-        ("name", "label", "class", "prototype", "score"),
-        (
-            (
-                printable(images.source.image_name(index)),
-                label,
-                class_name(label, clusters.class_names),
-                prototype,
-                f"{score:.6f}",
-            )
-            for index, label, prototype, score in zip(*(c.tolist() for c in columns), strict=True)
-        ),
-    )
-    report = {
-        **summary(clusters),
-        "unreadable": clusters.unreadable,
-        "model": model.as_dict(),
-        "usage": table,
-    }
+    names = (printable(images.source.image_name(index)) for index in clusters.index.tolist())
+    labels = clusters.labels.tolist()
+    classes = (class_name(label, clusters.class_names) for label in labels)
+    scores = (f"{score:.6f}" for score in clusters.scores.tolist())
+    rows = zip(names, labels, classes, clusters.prototypes.tolist(), scores, strict=True)
+    _write_csv(folder / "assignments.csv", ("name", "label", "class", "prototype", "score"), rows)
+    report = summary(clusters) | {"unreadable": clusters.unreadable, "model": model.as_dict(), "usage": table}
     with atomic_write(folder / "clusters.json") as partial:
         partial.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     return report

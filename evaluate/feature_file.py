@@ -23,7 +23,6 @@ from swav_tf.plumbing.errors import DataError, UsageError
 from swav_tf.plumbing.files import atomic_write, atomic_writes
 
 FACTS_KEY: Final = b"swav_tf"
-COLUMNS: Final = ("name", "label", "class", "index")
 ROW_GROUP: Final = 16_384  # rows of a .parquet in memory at once; 128 MiB of 2048 features
 
 
@@ -57,7 +56,7 @@ class FeatureFile:
         return list(self.facts.get("class_names", ()))
 
     def class_name(self, label: int) -> str:
-        """Return the name of a class, its number if it has no name, nothing for -1."""
+        """Return the name of a class; see the function `class_name`."""
         return class_name(label, self.class_names)
 
 
@@ -74,13 +73,8 @@ def companion(path: Path, ending: str) -> Path:
 
 
 def check_format(path: Path) -> None:
-    """Check the ending of a feature file.
-
-    Raises:
-        UsageError: it is not .npz, .npy or .parquet.
-        ModuleNotFoundError: it is .parquet, and pyarrow is not installed.
-    """
-    if path.suffix not in _READERS:
+    """Check the ending of a feature file, and that pyarrow is installed if it is .parquet."""
+    if path.suffix not in _FORMATS:
         raise UsageError(f"A feature file must end in .npz, .npy or .parquet. Received: {path}.")
     if path.suffix == ".parquet":
         import pyarrow.parquet  # noqa: F401 -- a missing package is reported before hours of work
@@ -98,7 +92,7 @@ def read_feature_file(path: Path | str) -> FeatureFile:
     if not path.exists():
         raise UsageError(f"Feature file not found: {path}. Create one with `swav-tf features`.")
     try:
-        file = _READERS[path.suffix](path)
+        file = _FORMATS[path.suffix][0](path)
     except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, csv.Error) as error:
         # NumPy's own message suggests to load the pickle, which would run whatever is in it.
         reason = "it contains no plain arrays" if "pickle" in str(error) else error
@@ -118,13 +112,9 @@ def read_feature_file(path: Path | str) -> FeatureFile:
 
 
 def write_feature_file(file: FeatureFile) -> None:
-    """Write a feature file in the format of its path; memory-mapped features are never in memory at once.
-
-    Raises:
-        DataError: the disk is full or refuses; an existing file stays.
-    """
+    """Write a feature file in the format of its path; memory-mapped features are never in memory at once."""
     check_format(file.path)
-    _WRITERS[file.path.suffix](file)
+    _FORMATS[file.path.suffix][1](file)
 
 
 def _read_npz(path: Path) -> FeatureFile:
@@ -145,13 +135,9 @@ def _read_npz(path: Path) -> FeatureFile:
 
 def _write_npz(file: FeatureFile) -> None:
     with atomic_write(file.path) as partial:
+        names, facts = np.array(file.names), np.array(json.dumps(file.facts))
         np.savez(
-            partial,
-            features=file.features,
-            labels=file.labels,
-            index=file.index,
-            names=np.array(file.names),
-            facts=np.array(json.dumps(file.facts)),
+            partial, features=file.features, labels=file.labels, index=file.index, names=names, facts=facts
         )
 
 
@@ -175,7 +161,7 @@ def _write_npy(file: FeatureFile) -> None:
         classes = map(file.class_name, file.labels.tolist())
         rows = zip(file.names, file.labels.tolist(), classes, file.index.tolist(), strict=True)
         with table.open("w", encoding="utf-8", newline="") as text:
-            csv.writer(text).writerows([COLUMNS, *rows])
+            csv.writer(text).writerows([("name", "label", "class", "index"), *rows])
         facts.write_text(json.dumps(file.facts, indent=1) + "\n", encoding="utf-8")
         path.unlink(missing_ok=True)  # so that old features never meet new labels
 
@@ -212,12 +198,8 @@ def _write_parquet(file: FeatureFile) -> None:
     columns = {"name": pa.string(), "label": pa.int64(), "class": pa.string(), "index": pa.int64()}
     columns["features"] = pa.list_(pa.float32(), width)
     schema = pa.schema(list(columns.items()), metadata={FACTS_KEY: json.dumps(file.facts).encode()})
-    # Features do not repeat: a dictionary of them would only cost time.
-    dictionary = ["label", "class"]
-    with (
-        atomic_write(file.path) as partial,
-        pq.ParquetWriter(partial, schema, use_dictionary=dictionary) as out,
-    ):
+    coded = ["label", "class"]  # features do not repeat: a dictionary of them would only cost time
+    with atomic_write(file.path) as partial, pq.ParquetWriter(partial, schema, use_dictionary=coded) as out:
         for start in range(0, len(file), ROW_GROUP):
             here = slice(start, start + ROW_GROUP)
             labels = file.labels[here]
@@ -231,13 +213,8 @@ def _write_parquet(file: FeatureFile) -> None:
             out.write_table(pa.Table.from_arrays(values, schema=schema))
 
 
-_READERS: dict[str, Callable[[Path], FeatureFile]] = {
-    ".npz": _read_npz,
-    ".npy": _read_npy,
-    ".parquet": _read_parquet,
-}
-_WRITERS: dict[str, Callable[[FeatureFile], None]] = {
-    ".npz": _write_npz,
-    ".npy": _write_npy,
-    ".parquet": _write_parquet,
+_FORMATS: dict[str, tuple[Callable[[Path], FeatureFile], Callable[[FeatureFile], None]]] = {
+    ".npz": (_read_npz, _write_npz),
+    ".npy": (_read_npy, _write_npy),
+    ".parquet": (_read_parquet, _write_parquet),
 }

@@ -20,27 +20,17 @@ PERPLEXITY: Final = 30
 
 @dataclass(frozen=True)
 class FeatureMap:
-    """Points for images of a feature file.
-
-    Attributes:
-        places: (n, 2).
-        rows: (n,) their rows in the file.
-        explained: share of the variance on each axis, for PCA.
-    """
+    """Points (n, 2), their rows in the feature file (n,), and for PCA the share of variance on each axis."""
 
     places: np.ndarray
     rows: np.ndarray
-    explained: tuple[float, float] | None
+    explained: tuple[float, float] | None = None
 
 
 def map_features(file: FeatureFile, *, method: str, limit: int, seed: int = 0) -> FeatureMap:
     """Map the images to two dimensions by their features, normalized to length 1.
 
-    Args:
-        file: the features.
-        method: a key of METHODS.
-        limit: largest number of images; more are sampled with `seed`.
-        seed: of the sample, t-SNE and UMAP.
+    More than `limit` images are sampled. `seed` decides the sample, t-SNE and UMAP; `method` is a key of METHODS.
 
     Raises:
         UsageError: there are too few images for the method.
@@ -72,14 +62,14 @@ def map_features(file: FeatureFile, *, method: str, limit: int, seed: int = 0) -
     if method == "tsne":
         from sklearn.manifold import TSNE
 
-        return FeatureMap(TSNE(perplexity=PERPLEXITY, random_state=seed).fit_transform(reduced), rows, None)
+        return FeatureMap(TSNE(perplexity=PERPLEXITY, random_state=seed).fit_transform(reduced), rows)
     try:
         import umap
     except ImportError as error:
         raise SwavError(
             "--method umap needs the package umap-learn. Run: pip install umap-learn, or give --method tsne."
         ) from error
-    return FeatureMap(umap.UMAP(random_state=seed).fit_transform(reduced), rows, None)
+    return FeatureMap(umap.UMAP(random_state=seed).fit_transform(reduced), rows)
 
 
 def draw_map(path: Path, file: FeatureFile, drawn: FeatureMap, *, method: str) -> None:
@@ -97,8 +87,8 @@ def draw_map(path: Path, file: FeatureFile, drawn: FeatureMap, *, method: str) -
     title = f"{METHODS[method]} of {of}, {file.features.shape[1]} features{many}"
     axes.set_title(title, loc="left", fontsize=13)
     if drawn.explained:
-        axes.set_xlabel(f"first principal component, {100 * drawn.explained[0]:.1f} % of the variance")
-        axes.set_ylabel(f"second principal component, {100 * drawn.explained[1]:.1f} % of the variance")
+        x, y = (f"{100 * share:.1f} % of the variance" for share in drawn.explained)
+        axes.set(xlabel=f"first principal component, {x}", ylabel=f"second principal component, {y}")
     else:
         axes.set(xticks=[], yticks=[])  # neither direction nor scale of these maps means anything
     axes.set_aspect("equal", adjustable="datalim")
@@ -125,9 +115,8 @@ def _draw_points(axes: Any, file: FeatureFile, drawn: FeatureMap) -> int:
         return len(classes)
     palette = plt.get_cmap("tab10" if len(classes) <= 10 else "tab20")
     for number, label in enumerate(classes.tolist()):
-        axes.scatter(
-            *drawn.places[labels == label].T, color=palette(number), label=file.class_name(label), **style
-        )
+        color = palette(number)
+        axes.scatter(*drawn.places[labels == label].T, color=color, label=file.class_name(label), **style)
     if len(classes):
         legend = axes.legend(title="class", loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
         for handle in legend.legend_handles:

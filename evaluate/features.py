@@ -16,9 +16,6 @@ from swav_tf.data.views import UnreadableImages, stack_views, view_batches
 from swav_tf.plumbing.errors import DataError
 from swav_tf.plumbing.names import printable
 
-SAVE_SECONDS = 1.0
-BATCH_IMAGES = 128
-
 
 @dataclass(frozen=True)
 class Extraction:
@@ -44,8 +41,8 @@ def extract_features(
     images: ImageSet,
     output: Path,
     *,
-    batch_size: int = BATCH_IMAGES,
-    save_seconds: float = SAVE_SECONDS,
+    batch_size: int = 128,
+    save_seconds: float = 1.0,
     threads: int = 0,
     max_bad_share: float = 0.01,
     fresh: bool = False,

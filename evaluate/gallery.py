@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import jinja2
 from PIL import Image as PillowImage
 from PIL import ImageDraw, ImageFont
 
@@ -37,11 +38,7 @@ _LINE: Final = 17  # height of a line of text
 
 
 def thumbnail(source: ImageSource, index: int, view: EvaluationView, side: int) -> PillowImage.Image:
-    """Return the evaluation view of an image as a square of `side` pixels.
-
-    Raises:
-        DataError: the image can no longer be read.
-    """
+    """Return the evaluation view of an image as a square of `side` pixels; DataError if it can no longer be read."""
     try:
         return scaled(evaluation_view(read_image(source, index), view), side)
     except (UndecodableImage, OSError) as error:
@@ -101,47 +98,17 @@ def draw_sheet(title: str, subtitle: str, rows: Sequence[SheetRow], side: int) -
 def write_gallery(
     folder: Path, clusters: Clusters, images: ImageSet, model: Backend, *, prototypes: int
 ) -> None:
-    """Write index.html with the most used prototypes, and sheet.png with the first of these.
-
-    Args:
-        folder: the place of both.
-        clusters: the assignment.
-        images: the same images.
-        model: the model that assigned them.
-        prototypes: number of prototypes to show.
-
-    Raises:
-        DataError: an image can no longer be read.
-    """
-    cards = [
-        _card(row, clusters, images, model.input_view)
-        for row in usage_table(clusters)[:prototypes]
-        if row["images"]
-    ]
-    rows = [
-        SheetRow(card["lines"], [(picture, ()) for picture in card["pictures"]])
-        for card in cards[:PICTURE_PROTOTYPES]
-    ]
+    """Write index.html with the most used prototypes, `prototypes` of them, and sheet.png with the first of these."""
+    used = [row for row in usage_table(clusters)[:prototypes] if row["images"]]
+    cards = [_card(row, clusters, images, model.input_view) for row in used]
+    drawn = cards[:PICTURE_PROTOTYPES]
+    rows = [SheetRow(card["lines"], [(picture, ()) for picture in card["pictures"]]) for card in drawn]
     figures = summary(clusters)
-    subtitle = "   ".join(f"{value} {meaning}" for value, meaning in _figures(figures))
+    tiles = _tiles(figures)
+    subtitle = "   ".join(f"{value} {meaning}" for value, meaning in tiles)
     sheet = draw_sheet("Nearest images of each prototype", subtitle, rows, SIDE)
     with atomic_write(folder / "sheet.png") as partial:
         sheet.save(partial)
-    page = _template().render(
-        model=model.facts,
-        source=images.settings.path or f"{images.settings.kind}, split {images.settings.split}",
-        figures=figures,
-        tiles=_figures(figures),
-        cards=cards,
-        usage=sorted(clusters.usage().tolist(), reverse=True),
-    )
-    with atomic_write(folder / "index.html") as partial:
-        partial.write_text(page, encoding="utf-8")
-
-
-def _template() -> Any:
-    import jinja2
-
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -150,10 +117,19 @@ def _template() -> Any:
         undefined=jinja2.StrictUndefined,
     )
     environment.filters["data_uri"] = data_uri
-    return environment.get_template("clusters.html.jinja")
+    page = environment.get_template("clusters.html.jinja").render(
+        model=model.facts,
+        source=images.settings.path or f"{images.settings.kind}, split {images.settings.split}",
+        figures=figures,
+        tiles=tiles,
+        cards=cards,
+        usage=sorted(clusters.usage().tolist(), reverse=True),
+    )
+    with atomic_write(folder / "index.html") as partial:
+        partial.write_text(page, encoding="utf-8")
 
 
-def _figures(figures: dict[str, Any]) -> list[tuple[str, str]]:
+def _tiles(figures: dict[str, Any]) -> list[tuple[str, str]]:
     """Return the figures as text, each with its meaning."""
     tiles = [
         (f"{figures['images']:,}", "images"),
@@ -167,12 +143,12 @@ def _figures(figures: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _card(row: dict[str, Any], clusters: Clusters, images: ImageSet, view: EvaluationView) -> dict[str, Any]:
     """Return what is shown of a prototype: lines of text, pictures and captions."""
-    near = clusters.nearest[row["prototype"]]
-    captions = []
-    for image, score in zip(near, clusters.nearest_scores[row["prototype"]], strict=True):
-        name = printable(images.source.image_name(int(clusters.index[image])))
-        label = class_name(int(clusters.labels[image]), clusters.class_names)
-        captions.append((f"{score:.2f}", f"{name}{f', class {label}' if label else ''}, score {score:.3f}"))
+    near, scores = clusters.nearest[row["prototype"]], clusters.nearest_scores[row["prototype"]]
+    captions, pictures = [], []
+    for index, label, score in zip(clusters.index[near], clusters.labels[near], scores, strict=True):
+        name, known = printable(images.source.image_name(int(index))), class_name(label, clusters.class_names)
+        captions.append((f"{score:.2f}", f"{name}{f', class {known}' if known else ''}, score {score:.3f}"))
+        pictures.append(thumbnail(images.source, int(index), view, SIDE))
     lines = [
         f"Prototype {row['prototype']}",
         f"{row['images']:,} images, {100 * row['share']:.1f} %",
@@ -180,5 +156,4 @@ def _card(row: dict[str, Any], clusters: Clusters, images: ImageSet, view: Evalu
     ]
     if row.get("top_class") is not None:
         lines.append(f"{100 * row['top_class_share']:.0f} % are {row['top_class']}")
-    pictures = [thumbnail(images.source, int(clusters.index[image]), view, SIDE) for image in near]
     return {"lines": lines, "images": row["images"], "pictures": pictures, "captions": captions}

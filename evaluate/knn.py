@@ -12,8 +12,6 @@ from evaluate.feature_file import FeatureFile
 from swav_tf.knn import find_neighbours, vote
 from swav_tf.plumbing.errors import DataError, UsageError
 
-NEIGHBOURS: Final = (10, 20, 100, 200)
-TEMPERATURE: Final = 0.07
 QUERIES: Final = 1024  # queries whose votes for all classes are in memory at once
 
 
@@ -29,8 +27,8 @@ def knn_accuracies(
     known: FeatureFile,
     asked: FeatureFile,
     *,
-    neighbours: Sequence[int] = NEIGHBOURS,
-    temperature: float = TEMPERATURE,
+    neighbours: Sequence[int],
+    temperature: float = 0.07,
     on_progress: Callable[[float], None] | None = None,
 ) -> dict[int, KnnAccuracy]:
     """Return the k-NN accuracy for several k, by one exact search for the largest.
@@ -74,18 +72,12 @@ def _ranks(votes: np.ndarray, truth: np.ndarray) -> np.ndarray:
 def check_same_model(
     one: Mapping[str, Any], other: Mapping[str, Any], one_name: str, other_name: str
 ) -> None:
-    """Refuse to compare features of different models or views; facts that a file lacks are not compared.
-
-    Raises:
-        UsageError: weights or view differ.
-    """
-    weights = [
-        facts["model"]["weights_sha256"][:12] if facts.get("model") else None for facts in (one, other)
-    ]
-    if None not in weights and weights[0] != weights[1]:
+    """Refuse to compare features of different models or views; facts that a file lacks are not compared."""
+    weights = [(facts.get("model") or {}).get("weights_sha256", "") for facts in (one, other)]
+    if all(weights) and weights[0] != weights[1]:
         raise UsageError(
-            f"Only features of one model can be compared. Received: {one_name} of weights {weights[0]}..., "
-            f"{other_name} of weights {weights[1]}..., another model or another step of its training."
+            f"Only features of one model can be compared. Received: {one_name} of weights {weights[0][:12]}..., "
+            f"{other_name} of weights {weights[1][:12]}..., another model or another step of its training."
         )
     views = one.get("view"), other.get("view")
     if None not in views and views[0] != views[1]:

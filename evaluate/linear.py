@@ -6,37 +6,24 @@ from typing import Any
 
 import numpy as np
 
-PENALTY = 0.01  # per image: weak, and enough for fewer images than features
-
 
 def linear_accuracy(
     features: np.ndarray, labels: np.ndarray, queries: np.ndarray, query_labels: np.ndarray
 ) -> float:
     """Return the share of queries (0 to 1) that multinomial logistic regression classifies correctly.
 
-    Args:
-        features: (N, F) to learn from, with labels (N,). They are standardized; the L2 penalty is C = 1.
-        labels: integers.
-        queries: (M, F) to classify, with labels query_labels (M,).
-        query_labels: integers.
+    It learns from features (N, F), standardized, with the L2 penalty C = 1; the queries are (M, F).
     """
     from sklearn.linear_model import LogisticRegression
 
-    return float(
-        _standardized(LogisticRegression(max_iter=2000)).fit(features, labels).score(queries, query_labels)
-    )
+    classifier = _standardized(LogisticRegression(max_iter=2000))
+    return float(classifier.fit(features, labels).score(queries, query_labels))
 
 
-def fit_ridge(features: np.ndarray, labels: np.ndarray, *, penalty: float = PENALTY) -> Any:
-    """Fit a least-squares classifier, which is fast and deterministic, on standardized features.
+def fit_ridge(features: np.ndarray, labels: np.ndarray, *, penalty: float = 0.01) -> Any:
+    """Fit scikit-learn's least-squares classifier, which is fast and deterministic, on standardized features (n, F).
 
-    Args:
-        features: (n, F).
-        labels: (n,) integers.
-        penalty: of the squared weights; multiplied by n.
-
-    Returns:
-        A scikit-learn classifier.
+    The penalty of the squared weights is multiplied by n: weak, and enough for fewer images than features.
     """
     from sklearn.linear_model import RidgeClassifier
 

@@ -26,12 +26,7 @@ COLUMNS: Final = 6
 
 
 def query_view(path: Path, model: Backend) -> Image:
-    """Read an image file in the model's input view, uint8 (crop, crop, 3).
-
-    Raises:
-        UsageError: the file does not exist.
-        DataError: it is not an image.
-    """
+    """Read an image file in the model's input view, uint8 (crop, crop, 3)."""
     try:
         return evaluation_view(decode(path.read_bytes()), model.input_view)
     except UndecodableImage as error:
@@ -41,13 +36,7 @@ def query_view(path: Path, model: Backend) -> Image:
 
 
 def similar_images(view: Image, file: FeatureFile, model: Backend, *, k: int) -> list[dict[str, Any]]:
-    """Find the k images of a feature file whose features have the highest cosine with the image's.
-
-    Args:
-        view: from `query_view`.
-        file: features of the same model.
-        model: the model.
-        k: number of images.
+    """Find the k images of a feature file whose features have the highest cosine with those of `view`.
 
     Returns:
         `name`, `label`, `class`, `cosine` and `index` (number in the source) of each, the nearest first.
@@ -71,25 +60,16 @@ def similar_images(view: Image, file: FeatureFile, model: Backend, *, k: int) ->
         found = find_neighbours(file.features, model.features(view[np.newaxis]), k=k)
     except ValueError as error:
         raise DataError(f"{file.path}: {error}") from error
-    return [
-        {
-            "name": file.names[row],
-            "label": int(file.labels[row]),
-            "class": file.class_name(int(file.labels[row])),
-            "cosine": cosine,
-            "index": int(file.index[row]),
-        }
-        for row, cosine in zip(found.indices[0].tolist(), found.cosines[0].tolist(), strict=True)
-    ]
+    similar = []
+    for row, cosine in zip(found.indices[0].tolist(), found.cosines[0].tolist(), strict=True):
+        label, index = int(file.labels[row]), int(file.index[row])
+        name, known = file.names[row], file.class_name(label)
+        similar.append({"name": name, "label": label, "class": known, "cosine": cosine, "index": index})
+    return similar
 
 
 def images_of(file: FeatureFile, like: Data, data: str | None = None) -> ImageSet:
-    """Open the images that a feature file was made of.
-
-    Args:
-        file: the feature file.
-        like: settings that the file does not have.
-        data: the place of the images, if they have moved.
+    """Open the images that a feature file was made of, at `data` if they have moved.
 
     Raises:
         UsageError: the file has no source, or the images there are different ones.
@@ -116,14 +96,14 @@ def draw_similar(
     view: Image, title: str, found: Sequence[dict[str, Any]], images: ImageSet, model: Backend
 ) -> PillowImage.Image:
     """Draw the image, and below it its neighbors, the nearest first."""
-    pictures = [
-        (
-            thumbnail(images.source, near["index"], model.input_view, SIDE),
-            (f"{near['cosine']:.3f}   {near['class']}", near["name"]),
-        )
-        for near in found
-    ]
     rows = [SheetRow(["Image"], [(scaled(view, SIDE), (title,))])]
-    for start in range(0, len(pictures), COLUMNS):
-        rows.append(SheetRow(["Nearest images"] if not start else [], pictures[start : start + COLUMNS]))
+    for start in range(0, len(found), COLUMNS):
+        pictures = [
+            (
+                thumbnail(images.source, near["index"], model.input_view, SIDE),
+                (f"{near['cosine']:.3f}   {near['class']}", near["name"]),
+            )
+            for near in found[start : start + COLUMNS]
+        ]
+        rows.append(SheetRow([] if start else ["Nearest images"], pictures))
     return draw_sheet("Similar images", "with the cosine of the features", rows, SIDE)

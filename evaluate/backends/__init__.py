@@ -17,10 +17,8 @@ def is_run_folder(model: Path | str) -> bool:
 def open_model(model: Path | str, *, provider: str | None = None, threads: int = 0) -> Backend:
     """Open a run folder (its newest checkpoint) or a file by `swav-tf export`. Only run folders load TensorFlow.
 
-    Args:
-        model: the folder, ONNX file or engine.
-        provider: ONNX files only: `cpu` (the default), `cuda` or `tensorrt`; no fallback to another.
-        threads: ONNX files on a CPU only: threads that compute one batch; 0 for one per core.
+    For ONNX files only: `provider` is `cpu` (the default), `cuda` or `tensorrt`, without fallback to another; `threads`
+    compute one batch on a CPU, 0 for one per core.
 
     Raises:
         UsageError: it is missing, not a model, has no checkpoint, or cannot run on this machine.
@@ -42,13 +40,8 @@ def open_model(model: Path | str, *, provider: str | None = None, threads: int =
         from evaluate.backends.tensorrt_backend import TensorrtBackend
 
         return TensorrtBackend(path)
-    what = (
-        "a folder without config.yaml"
-        if path.is_dir()
-        else "a file"
-        if path.exists()
-        else "which does not exist"
-    )
+    what = "a file" if path.exists() else "which does not exist"
+    what = "a folder without config.yaml" if path.is_dir() else what
     raise UsageError(
         "--model must be the folder of a pretraining run (with config.yaml and checkpoints/), an ONNX file or an "
         f"engine (.plan). Received: {path}, {what}."

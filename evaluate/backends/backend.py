@@ -58,17 +58,11 @@ class Backend(ABC):
         return self.run(images)["features"]
 
     def run(self, images: np.ndarray) -> dict[str, np.ndarray]:
-        """Compute all outputs of a batch.
-
-        Args:
-            images: uint8 RGB (n, crop, crop, 3) in the input view, n >= 1, not normalized.
+        """Compute all outputs of uint8 RGB images (n, crop, crop, 3) in the input view, n >= 1, not normalized.
 
         Returns:
             float32 arrays by name: `features` (n, F) and, if the model has them, `projections` (n, D) of length 1,
             `scores` (n, K), their cosines with the prototypes, or a classifier's `logits` (n, classes).
-
-        Raises:
-            ValueError: the images have another type or shape.
         """
         self.check(images)
         return self._run(images)

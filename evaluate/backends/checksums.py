@@ -31,11 +31,7 @@ class Checksum(Section):
 
 
 def read_checksums(folder: Path) -> dict[str, Checksum]:
-    """Return the checksums recorded in a folder by file name; none if parity.json is missing or older.
-
-    Raises:
-        DataError: parity.json cannot be read.
-    """
+    """Return the checksums recorded in a folder by file name; none if parity.json is missing or older."""
     path = folder / PARITY
     try:
         recorded = json.loads(path.read_bytes()).get(CHECKSUMS, {})
@@ -51,11 +47,7 @@ def read_checksums(folder: Path) -> dict[str, Checksum]:
 
 
 def check_unchanged(path: Path) -> Checksum:
-    """Return a file's checksum, which must be the recorded one if parity.json has one for it.
-
-    Raises:
-        DataError: it differs, or the file or parity.json cannot be read.
-    """
+    """Return a file's checksum, which must be the recorded one if parity.json has one for it; else raise DataError."""
     try:
         found = Checksum(bytes=path.stat().st_size, sha256=file_sha256(path))
     except OSError as error:
@@ -71,15 +63,7 @@ def check_unchanged(path: Path) -> Checksum:
 
 
 def check_weights(path: Path, weights: WeightsFile | None) -> None:
-    """Check the second file of a large graph against the checksum in the graph's metadata.
-
-    Args:
-        path: of the graph.
-        weights: the entry in its metadata; None if it has no second file.
-
-    Raises:
-        DataError: it differs or cannot be read.
-    """
+    """Check the second file of a large graph, if it has one, against the checksum in the graph's metadata."""
     if weights is None:
         return
     file = path.with_name(weights.name)

@@ -14,12 +14,7 @@ from swav_tf.runs.model_facts import read_pretraining_recipe
 
 
 class KerasBackend(Backend):
-    """The newest checkpoint of a run folder.
-
-    Raises:
-        UsageError: there is no run or no checkpoint, or it is a run of another kind.
-        CheckpointError: the checkpoint is damaged.
-    """
+    """The newest checkpoint of a run folder."""
 
     def __init__(self, run_dir: Path) -> None:
         read_pretraining_recipe(run_dir)  # a probe gets a clearer error than a checkpoint of the wrong kind

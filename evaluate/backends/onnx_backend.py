@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import importlib
 import os
 import sys
@@ -26,11 +25,7 @@ PROVIDERS: Final = {
 
 
 def missing_provider(provider: str) -> str | None:
-    """Return why the installed ONNX Runtime lacks a provider, None if it has it.
-
-    Raises:
-        UsageError: no provider has that name.
-    """
+    """Return why the installed ONNX Runtime lacks a provider, None if it has it; UsageError for an unknown name."""
     if provider not in PROVIDERS:
         raise UsageError(f"--provider must be one of {', '.join(PROVIDERS)}. Received: {provider}.")
     needs = f"--provider {provider} needs an ONNX Runtime that has it. Received: "
@@ -55,7 +50,7 @@ def open_session(
     """Open an ONNX Runtime session on exactly one provider.
 
     Args:
-        source: an ONNX file or its content.
+        source: an ONNX file, or its content for `cpu`.
         provider: a key of PROVIDERS.
         threads: threads that compute one batch on a CPU; 0 for one per core.
         cuda_graph: record the launches of a run and replay them as one; on a GPU, for bound tensors only.
@@ -68,7 +63,8 @@ def open_session(
         raise UsageError(missing)
     import onnxruntime as ort
 
-    wanted, name = PROVIDERS[provider], source if isinstance(source, Path) else "the graph"
+    wanted = PROVIDERS[provider]
+    name, content = (str(source), str(source)) if isinstance(source, Path) else ("the graph", source)
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3  # its warnings are about its own optimizations
@@ -76,11 +72,11 @@ def open_session(
         # Without this a missing GPU or an unsupported operator silently ends on the CPU.
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         _load_libraries(provider)
-    settings = provider_settings(source, provider=provider, cuda_graph=cuda_graph)
+    settings = (
+        {} if provider == "cpu" else provider_settings(Path(name), provider=provider, cuda_graph=cuda_graph)
+    )
     try:
-        session = ort.InferenceSession(
-            str(source) if isinstance(source, Path) else source, options, providers=[(wanted, settings)]
-        )
+        session = ort.InferenceSession(content, options, providers=[(wanted, settings)])
     except Exception as error:  # ONNX Runtime's errors have no other common class
         raise DataError(
             f"{name} cannot run in onnxruntime {ort.__version__} on {provider}: {error}"
@@ -105,23 +101,19 @@ def _load_libraries(provider: str) -> None:
             importlib.import_module("tensorrt")  # it loads them
 
 
-def provider_settings(source: Path | bytes, *, provider: str, cuda_graph: bool) -> dict[str, str]:
-    """Return the provider's own options, as ONNX Runtime takes them."""
+def provider_settings(path: Path, *, provider: str, cuda_graph: bool) -> dict[str, str]:
+    """Return ONNX Runtime's options for `cuda` or `tensorrt`."""
     graph = "1" if cuda_graph else "0"
     if provider == "cuda":
         return {"enable_cuda_graph": graph}
-    if provider != "tensorrt":
-        return {}
-    checksum = file_sha256(source) if isinstance(source, Path) else hashlib.sha256(source).hexdigest()
-    cache = engine_cache()
+    cache, precision = engine_cache(), _precision_of(path)
     cache.mkdir(parents=True, exist_ok=True)
-    precision = _precision_of(source)
     return {
         "trt_cuda_graph_enable": graph,
         "trt_engine_cache_enable": "1",
         "trt_engine_cache_path": str(cache),
         # Its own key leaves out the weights: a retrained model would get the old engine.
-        "trt_engine_cache_prefix": checksum[:32],
+        "trt_engine_cache_prefix": file_sha256(path)[:32],
         # Without its flag TensorRT 10 computes lower precisions in float32.
         "trt_fp16_enable": "1" if precision == "fp16" else "0",
         "trt_int8_enable": "1" if precision == "int8" else "0",
@@ -133,7 +125,7 @@ def engine_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "swav-tf" / "tensorrt"
 
 
-def _precision_of(source: Path | bytes) -> str:
+def _precision_of(path: Path) -> str:
     """Return the precision in the metadata, fp32 without metadata."""
     import onnxruntime as ort
 
@@ -141,21 +133,14 @@ def _precision_of(source: Path | bytes) -> str:
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 4
     try:
-        given = str(source) if isinstance(source, Path) else source
-        facts = ort.InferenceSession(given, options, providers=["CPUExecutionProvider"]).get_modelmeta()
+        facts = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"]).get_modelmeta()
     except Exception:  # a damaged file is reported when the real session opens it
         return "fp32"
     return str(facts.custom_metadata_map.get("precision", "fp32"))
 
 
 class BoundRun:
-    """Runs on tensors that stay on their device, for one batch size.
-
-    Args:
-        session: from `open_session`.
-        provider: of that session.
-        images: the graph's input, (batch, ...); stays bound.
-    """
+    """Runs on tensors that stay on their device, for the batch size of the first `images`."""
 
     def __init__(self, session: Any, *, provider: str, images: np.ndarray) -> None:
         import onnxruntime as ort
@@ -185,17 +170,7 @@ class BoundRun:
 
 
 class OnnxBackend(Backend):
-    """A file by `swav-tf export`; its metadata specify its preprocessing.
-
-    Args:
-        path: the file.
-        provider: a key of PROVIDERS.
-        threads: threads that compute one batch on a CPU; 0 for one per core.
-        cuda_graph: for `bound` on a GPU: replay a run's launches as one.
-
-    Attributes:
-        checksum: of the file.
-        metadata: of the file.
+    """A file by `swav-tf export`; its metadata specify its preprocessing. For the arguments see `open_session`.
 
     Raises:
         UsageError: the provider is not available here.
@@ -223,12 +198,10 @@ class OnnxBackend(Backend):
         """Refuse a graph whose input differs from its metadata."""
         [given] = self._session.get_inputs()
         wanted = self.metadata.preprocessing.input_shape(1)
-        fits = [
-            not isinstance(found, int) or found == side
-            for found, side in zip(given.shape, wanted, strict=False)
-        ]
+        sides = zip(given.shape[1:], wanted[1:], strict=False)
+        fits = all(not isinstance(found, int) or found == side for found, side in sides)
         kind = "tensor(uint8)" if self.metadata.preprocessing.inside else "tensor(float)"
-        if len(given.shape) != 4 or not all(fits[1:]) or given.type != kind:
+        if len(given.shape) != 4 or not fits or given.type != kind:
             raise DataError(
                 f"{path} must take the input in its metadata, {kind} {list(wanted[1:])} per image. Received: "
                 f"{given.type} {given.shape[1:]}. Export again."

@@ -27,8 +27,6 @@ class Preprocessing(Section):
     Attributes:
         resize: length of the short side after resizing, pixels.
         crop: side of the square center crop, pixels.
-        interpolation: of the resizing.
-        colour: order of the channels.
         mean: of the three channels of images in [0, 1].
         std: likewise.
         layout: of the graph's input, after the batch.
@@ -54,10 +52,7 @@ class Preprocessing(Section):
         return (batch, self.crop, self.crop, 3) if self.inside else (batch, 3, self.crop, self.crop)
 
     def apply(self, images: np.ndarray) -> np.ndarray:
-        """Return the graph's input for uint8 RGB images (n, crop, crop, 3).
-
-        It is the images themselves, or float32 (n, 3, crop, crop), normalized.
-        """
+        """Return the images (n, crop, crop, 3) if the graph takes bytes, else normalized float32 (n, 3, crop, crop)."""
         if self.inside:
             return images
         scaled = images.astype(np.float32) / np.float32(255)
@@ -76,11 +71,8 @@ class OnnxMetadata(Section):
     """The facts of one file. The names are a file format.
 
     Attributes:
-        format: of these facts.
         precision: of the backbone's arithmetic.
-        preprocessing: from an image to the input.
-        recipe: name of the recipe that it was trained with.
-        step: optimizer steps that it was trained for.
+        step: optimizer steps that the model was trained for.
         data: how its training images are read, without their paths (see `public_data`).
         dataset: name of the training images for people.
         weights_sha256: of the checkpoint's weights.
@@ -141,15 +133,7 @@ def dataset_name(data: Data) -> str:
 
 
 def read_metadata(properties: Mapping[str, str], path: str) -> OnnxMetadata:
-    """Read the facts from a file's `metadata_props`.
-
-    Args:
-        properties: the strings by key.
-        path: of the file, for messages.
-
-    Raises:
-        DataError: they are missing, damaged or of another version.
-    """
+    """Read the facts from a file's `metadata_props`; DataError if they are missing, damaged or of another version."""
     if KEY not in properties:
         raise DataError(
             f"An ONNX file must be by `swav-tf export`, whose metadata specify the preprocessing. Received: {path}, "

@@ -19,7 +19,6 @@ def test_the_engine_cache_depends_on_the_weights(tmp_path, monkeypatch):
     for weights, precision in (("a", "fp32"), ("b", "fp32"), ("a", "fp16"), ("a", "int8")):
         write_onnx(path, precision, weights=weights * 64)
         settings = provider_settings(path, provider="tensorrt", cuda_graph=True)
-        assert settings == provider_settings(path.read_bytes(), provider="tensorrt", cuda_graph=True)
         prefixes.add(settings["trt_engine_cache_prefix"])
         flags = (settings["trt_fp16_enable"], settings["trt_int8_enable"])
         assert flags == ("1" if precision == "fp16" else "0", "1" if precision == "int8" else "0")
