@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from evaluate.benchmark.schema import Benchmark, Cell, Timing
+from evaluate.benchmark.schema import Benchmark, Cell
 
 Verdict = Literal[
     "faster", "slower", "no difference shown", "disturbed", "only in A", "only in B", "not measured"
@@ -28,17 +28,17 @@ class ComparedCell:
         ratio: b / a.
         low: lower bound of the ratio's 99 % confidence interval.
         high: upper bound.
-        verdict: faster or slower if 1 lies outside the interval; disturbed if other processes used the machine,
-            or its GPU was throttled, in either benchmark.
+        verdict: faster or slower if 1 lies outside the interval; disturbed if in either benchmark other processes used
+            the machine, or its GPU was throttled.
     """
 
     name: str
     a: float | None
     b: float | None
-    ratio: float | None
-    low: float | None
-    high: float | None
     verdict: Verdict
+    ratio: float | None = None
+    low: float | None = None
+    high: float | None = None
 
 
 @dataclass(frozen=True)
@@ -93,66 +93,47 @@ def compare_benchmarks(a: Benchmark, b: Benchmark) -> Comparison:
         for key in dict.fromkeys([*in_a, *in_b])
     ]
     cells = [cell for cell in cells if cell.a is not None or cell.b is not None]
-    machine = _machine_differences(a, b)
-    return Comparison(tuple(cells), (*machine, *_other_differences(a, b)), not machine, _summary(cells))
-
-
-def ratio_interval(a: Timing, b: Timing) -> tuple[float, float, float]:
-    """Return B's speed over A's, and its 99 % confidence interval.
-
-    The relative errors of both are independent; the logarithm of the ratio is taken as normal.
-    """
-    ratio = b.images_per_second / a.images_per_second
-    factor = math.exp(SURE * math.hypot(a.images_per_second_error, b.images_per_second_error))
-    return ratio, ratio / factor, ratio * factor
+    machine = _differing(_machine_facts(a), _machine_facts(b))
+    others = _differing(_other_facts(a), _other_facts(b))
+    return Comparison(tuple(cells), (*machine, *others), not machine, _summary(cells))
 
 
 def _compared(name: str, a: Cell | None, b: Cell | None) -> ComparedCell:
     old, new = (None if cell is None else cell.best for cell in (a, b))
     speed_a, speed_b = (timing.images_per_second if timing else None for timing in (old, new))
-    if old is None or new is None:
+    if a is None or b is None or old is None or new is None:
         verdict: Verdict = "only in A" if old else "only in B" if new else "not measured"
-        return ComparedCell(name, speed_a, speed_b, None, None, None, verdict)
-    ratio, low, high = ratio_interval(old, new)
-    if any(mark.startswith(DISTURBED) for cell in (a, b) if cell is not None for mark in cell.marks):
+        return ComparedCell(name, speed_a, speed_b, verdict)
+    ratio = new.images_per_second / old.images_per_second
+    # The relative errors of both are independent; the logarithm of the ratio is taken as normal.
+    factor = math.exp(SURE * math.hypot(old.images_per_second_error, new.images_per_second_error))
+    low, high = ratio / factor, ratio * factor
+    if any(mark.startswith(DISTURBED) for mark in (*a.marks, *b.marks)):
         verdict = "disturbed"
     else:
         verdict = "faster" if low > 1 else "slower" if high < 1 else "no difference shown"
-    return ComparedCell(name, speed_a, speed_b, ratio, low, high, verdict)
+    return ComparedCell(name, speed_a, speed_b, verdict, ratio, low, high)
 
 
 # === What else differs ===
 
 
-def _machine_differences(a: Benchmark, b: Benchmark) -> list[str]:
-    """Return the differences that make speeds incomparable."""
-    facts = [
-        {
-            "CPU": each.machine.cpu,
-            "cores": each.machine.cores,
-            "GPU": ", ".join(gpu.name for gpu in each.machine.gpus) or "none",
-            "threads": each.settings.threads,
-        }
-        for each in (a, b)
-    ]
-    return _differing(*facts)
+def _machine_facts(benchmark: Benchmark) -> dict[str, object]:
+    """Return the facts that must be equal for speeds to be comparable."""
+    machine = benchmark.machine
+    gpus = ", ".join(gpu.name for gpu in machine.gpus) or "none"
+    return {"CPU": machine.cpu, "cores": machine.cores, "GPU": gpus, "threads": benchmark.settings.threads}
 
 
-def _other_differences(a: Benchmark, b: Benchmark) -> list[str]:
-    facts = []
-    for each in (a, b):
-        accuracies = {model.precision: model.accuracy.knn for model in each.models if model.accuracy}
-        facts.append(
-            each.machine.versions
-            | {"driver": ", ".join(sorted({gpu.driver for gpu in each.machine.gpus})) or "none"}
-            | {"weights": ", ".join(sorted({model.weights_sha256[:12] for model in each.models}))}
-            | {
-                f"k-NN accuracy of {p}": f"{100 * knn:.2f} %"
-                for p, knn in accuracies.items()
-                if knn is not None
-            }
-        )
-    return _differing(*facts)
+def _other_facts(benchmark: Benchmark) -> dict[str, object]:
+    machine, models = benchmark.machine, benchmark.models
+    facts: dict[str, object] = dict(machine.versions)
+    facts["driver"] = ", ".join(sorted({gpu.driver for gpu in machine.gpus})) or "none"
+    facts["weights"] = ", ".join(sorted({model.weights_sha256[:12] for model in models}))
+    for model in models:
+        if model.accuracy is not None and model.accuracy.knn is not None:
+            facts[f"k-NN accuracy of {model.precision}"] = f"{100 * model.accuracy.knn:.2f} %"
+    return facts
 
 
 def _differing(a: Mapping[str, object], b: Mapping[str, object]) -> list[str]:
@@ -172,10 +153,8 @@ def _summary(cells: Sequence[ComparedCell]) -> str:
         f"Verdict: of {len(both)} cells B is faster in {counts['faster']}, slower in {counts['slower']}, and in "
         f"{len(both) - sum(counts.values())} the noise exceeds the difference"
     )
-    if counts["disturbed"]:
-        sentence += (
-            f"; {counts['disturbed']} were disturbed and prove nothing: measure again on a quiet machine"
-        )
+    if disturbed := counts["disturbed"]:
+        sentence += f"; {disturbed} were disturbed and prove nothing: measure again on a quiet machine"
     ratios = [cell.ratio for cell in both if cell.verdict != "disturbed" and cell.ratio]
     if ratios:
         mean = math.exp(sum(map(math.log, ratios)) / len(ratios))

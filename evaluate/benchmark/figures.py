@@ -14,9 +14,7 @@ from evaluate.benchmark.worker import Answer, Samples
 BEYOND: Final = 10  # samples that must lie beyond a percentile
 BLOCKS: Final = 20
 MEDIAN_FACTOR: Final = 1.2533  # standard error of a median over that of a mean, for normal samples
-BETWEEN_PROCESSES: Final = (
-    0.02  # relative standard deviation between processes, where --rounds does not measure it
-)
+BETWEEN_PROCESSES: Final = 0.02  # relative standard deviation, where --rounds does not measure it
 # Limits of the marks and of correct features, see docs/benchmark.md.
 STANDARD_SECONDS: Final = 3.0
 STANDARD_RUNS: Final = 100
@@ -52,11 +50,8 @@ def block_means(samples: Sequence[float], *, blocks: int = BLOCKS) -> list[float
 def relative_error(rounds: Sequence[Sequence[float]], *, between: float) -> float:
     """Return the relative standard error of a median latency.
 
-    Within a process it follows from the spread of the blocks, between processes from that of the rounds' medians.
-
-    Args:
-        rounds: block means of each process, milliseconds.
-        between: relative standard deviation between processes to assume for a single round.
+    Within a process it follows from the spread of the blocks, between processes from that of the rounds' medians. For a
+    single round the relative standard deviation `between` processes is assumed.
     """
     medians = np.array([np.median(blocks) for blocks in rounds])
     within = [
@@ -71,8 +66,7 @@ def relative_error(rounds: Sequence[Sequence[float]], *, between: float) -> floa
 def fixed_and_per_image(batches: Sequence[int], latencies_ms: Sequence[float]) -> tuple[float, float] | None:
     """Fit latency = fixed + batch x per_image by least relative squares.
 
-    Returns:
-        Both costs in milliseconds, >= 0; None for fewer than two different batches.
+    Both costs are in milliseconds, >= 0; None for fewer than two different batches.
     """
     if len(set(batches)) < 2:
         return None
@@ -91,12 +85,7 @@ def fixed_and_per_image(batches: Sequence[int], latencies_ms: Sequence[float]) -
 
 
 def cell_of(planned: Cell, answers: Sequence[Answer]) -> Cell:
-    """Return a cell with the figures of its rounds.
-
-    Args:
-        planned: the cell before it was measured.
-        answers: of its rounds so far, at least one.
-    """
+    """Return a planned cell with the figures of its rounds so far, at least one."""
     if error := next((answer.error for answer in answers if answer.error is not None), None):
         return planned.model_copy(update={"status": "failed", "reason": error.strip()})
     first = answers[0]
@@ -163,19 +152,15 @@ def marks_of(cell: Cell) -> list[str]:
 def overhead(cell: Cell, cells: Iterable[Cell]) -> str | None:
     """Return the overhead that takes at least half of a cell's time, such as `launch 71 %`; None if none does.
 
-    Args:
-        cell: a measured cell.
-        cells: all cells of the benchmark; those that differ in the batch alone give the fixed cost of a call.
+    The cells that differ in the batch alone give the fixed cost of a call.
     """
     if cell.best is None:
         return None
     shares = {}
     if cell.host and cell.device:
         shares["transfer"] = 1 - cell.device.p50_ms / cell.host.p50_ms
-    row = [
-        (other.batch, other.best.p50_ms) for other in cells if other.best and other.key[:3] == cell.key[:3]
-    ]
-    if line := fixed_and_per_image([batch for batch, _ in row], [ms for _, ms in row]):
+    row = [(c.batch, c.best.p50_ms) for c in cells if c.best and c.key[:3] == cell.key[:3]]
+    if line := fixed_and_per_image(*zip(*row, strict=True)):
         shares["launch"] = min(1.0, line[0] / cell.best.p50_ms)
     name = max(shares, key=lambda name: shares[name], default=None)
     return f"{name} {100 * shares[name]:.0f} %" if name is not None and shares[name] >= 0.5 else None

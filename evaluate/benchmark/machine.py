@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -158,37 +159,39 @@ def gpus() -> tuple[Gpu, ...]:
     )
 
 
-def gpu_memory_mib() -> float | None:
-    """Return the memory in use on the first GPU by all processes, MiB."""
-    memory = _query("nvmlDeviceGetMemoryInfo", _first_gpu())
-    return None if memory is None else float(memory.used / 2**20)
+@dataclass(frozen=True)
+class GpuState:
+    """The first GPU at this moment; None where it does not report a figure, or does not exist.
+
+    Attributes:
+        memory_mib: memory in use by all processes.
+        clock_mhz: clock of its processors.
+        throttling: why it runs below its clock, None if it does not.
+    """
+
+    memory_mib: float | None = None
+    clock_mhz: float | None = None
+    throttling: str | None = None
 
 
-def gpu_clock_mhz() -> float | None:
-    """Return the current clock of the first GPU's processors, MHz."""
-    clock = _query("nvmlDeviceGetClockInfo", _first_gpu(), 1)  # NVML_CLOCK_SM
-    return None if clock is None else float(clock)
-
-
-def gpu_throttling() -> str | None:
-    """Return why the first GPU runs below its clock, None if it does not."""
-    bits = _query("nvmlDeviceGetCurrentClocksThrottleReasons", _first_gpu())
-    return ", ".join(name for bit, name in THROTTLING.items() if (bits or 0) & bit) or None
-
-
-def _first_gpu() -> Any:
-    """Return NVML's handle of the first GPU, None if there is none."""
+def gpu_state() -> GpuState:
+    """Return the state of the first GPU."""
     if no_gpu_reason() is not None:
-        return None
+        return GpuState()
     import pynvml
 
-    return pynvml.nvmlDeviceGetHandleByIndex(0)
+    handle = pynvml.nvmlDeviceGetHandleByIndex(0)
+    memory = _query("nvmlDeviceGetMemoryInfo", handle)
+    bits = _query("nvmlDeviceGetCurrentClocksThrottleReasons", handle) or 0
+    return GpuState(
+        None if memory is None else float(memory.used / 2**20),
+        _query("nvmlDeviceGetClockInfo", handle, pynvml.NVML_CLOCK_SM),
+        ", ".join(name for bit, name in THROTTLING.items() if bits & bit) or None,
+    )
 
 
 def _query(function: str, handle: Any, *arguments: Any) -> Any:
-    """Call a function of NVML; None without a GPU, or if this GPU or driver does not support the query."""
-    if handle is None:
-        return None
+    """Call a function of NVML; None if this GPU or driver does not support it."""
     import pynvml
 
     try:

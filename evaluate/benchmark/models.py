@@ -112,14 +112,8 @@ def _accuracy(path: Path) -> Accuracy | None:
         facts = json.loads(file.read_text(encoding="utf-8"))["files"].get(path.name)
         if facts is None:
             return None
-        return Accuracy(
-            passed=facts["passed"],
-            knn=facts["knn"],
-            knn_reference=facts["knn_reference"],
-            knn_images=facts["knn_images"],
-            cosine_min=facts["cosine_min"],
-            relative_error=max(facts["relative_error"].values(), default=None),
-        )
+        same = {key: facts[key] for key in ("passed", "knn", "knn_reference", "knn_images", "cosine_min")}
+        return Accuracy(**same, relative_error=max(facts["relative_error"].values(), default=None))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -133,13 +127,9 @@ def _accuracy(path: Path) -> Accuracy | None:
 
 def _name_runs(models: Sequence[Model]) -> list[Model]:
     """Give a run folder the name of its export, if that is measured too: they are one model."""
-    names = {model.weights_sha256: model.name for model in reversed(models) if model.kind != "run"}
-    return [
-        model.model_copy(update={"name": names.get(model.weights_sha256, model.name)})
-        if model.kind == "run"
-        else model
-        for model in models
-    ]
+    exports = {model.weights_sha256: model.name for model in reversed(models) if model.kind != "run"}
+    names = [exports.get(m.weights_sha256, m.name) if m.kind == "run" else m.name for m in models]
+    return [model.model_copy(update={"name": name}) for model, name in zip(models, names, strict=True)]
 
 
 def _check_names(models: Sequence[Model]) -> None:
@@ -149,12 +139,12 @@ def _check_names(models: Sequence[Model]) -> None:
     for model in models:
         path = Path(model.file).resolve()
         folder = path if model.kind == "run" else path.parent
-        named_after_export = model.kind == "run" and model.name != path.name
-        other = folder if named_after_export else folders.setdefault(model.name, folder)
-        if other != folder:
-            raise UsageError(
-                f"Folders of models must have different names. Received: {other} and {folder}. Rename one of them."
-            )
+        if model.kind != "run" or model.name == path.name:  # else it is named after its export
+            other = folders.setdefault(model.name, folder)
+            if other != folder:
+                raise UsageError(
+                    f"Folders of models must have different names. Received: {other} and {folder}. Rename one of them."
+                )
         twin = files.setdefault((model.name, model.kind, model.precision, model.target), model.file)
         if twin != model.file:
             raise UsageError(

@@ -23,11 +23,7 @@ def plan_cells(
 ) -> list[Cell]:
     """Return all cells, runner by runner, each skipped: because it is not measured yet, or for another reason.
 
-    Args:
-        models: files and run folders.
-        runners: requested runners; None: all that can run a model here.
-        precisions: requested precisions; None: all that a model has.
-        batches: numbers of images per call.
+    Without `runners` all that can run a model here are taken, without `precisions` all that a model has.
 
     Raises:
         UsageError: there is no runner or precision of a given name.
@@ -48,19 +44,11 @@ def plan_cells(
                 model, missing = _file_for(files, runner, precision)
                 if model is None and runners is None:
                     continue
+                file = None if model is None else model.file
                 for batch in batches:
                     reason = unavailable or missing or _outside_profile(model, batch) or NOT_YET
-                    cells.append(
-                        Cell(
-                            model=name,
-                            runner=runner,
-                            precision=precision,
-                            batch=batch,
-                            file=None if model is None else model.file,
-                            status="skipped",
-                            reason=reason,
-                        )
-                    )
+                    settings = {"precision": precision, "batch": batch, "file": file, "reason": reason}
+                    cells.append(Cell(model=name, runner=runner, status="skipped", **settings))
     return cells
 
 

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-TEMPLATE: Final = "report.html.jinja"
 MAX_BARS: Final = 16
 MIN_SPAN: Final = 2.0  # percentage points on the axis of accuracies, so that small differences look small
 WIDTH: Final = 5.2  # inches: 9-point text is then readable at the width of a phone
@@ -43,11 +42,7 @@ Styles = dict[str, dict[str, Any]]  # keyword arguments of `plot` by name of the
 
 
 def check_matplotlib() -> None:
-    """Refuse to write a report without matplotlib.
-
-    Raises:
-        UsageError: it is not installed.
-    """
+    """Refuse to write a report without matplotlib."""
     if importlib.util.find_spec("matplotlib") is None:
         raise UsageError(
             "An HTML report needs matplotlib, which is not installed. Run: pip install 'swav-tf[report]'"
@@ -57,26 +52,7 @@ def check_matplotlib() -> None:
 def write_report(
     path: Path, benchmark: Benchmark, *, title: str | None = None, extras: Sequence[tuple[str, str]] = ()
 ) -> None:
-    """Write the page atomically.
-
-    Args:
-        path: of the file.
-        benchmark: what to show.
-        title: heading of the page; None: the names of the models.
-        extras: further sections before the figures, as heading and HTML.
-
-    Raises:
-        DataError: the file cannot be written.
-    """
-    text = render_report(benchmark, title=title, extras=extras)
-    with atomic_write(path) as partial:
-        partial.write_text(text, encoding="utf-8")
-
-
-def render_report(
-    benchmark: Benchmark, *, title: str | None = None, extras: Sequence[tuple[str, str]] = ()
-) -> str:
-    """Return the page; see `write_report` for the arguments."""
+    """Write the page; `extras` are further sections before the figures, as heading and HTML."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -85,7 +61,7 @@ def render_report(
     )
     names = dict.fromkeys(model.name for model in benchmark.models)
     used = {cell.runner for cell in benchmark.cells}
-    return environment.get_template(TEMPLATE).render(
+    page = environment.get_template("report.html.jinja").render(
         benchmark=benchmark,
         title=title or f"Inference benchmark: {', '.join(names)}",
         subtitle=_subtitle(benchmark),
@@ -98,6 +74,8 @@ def render_report(
         overhead=overhead,
         runners={name: facts.meaning for name, facts in RUNNERS.items() if name in used},
     )
+    with atomic_write(path) as partial:
+        partial.write_text(page, encoding="utf-8")
 
 
 def _subtitle(benchmark: Benchmark) -> str:
@@ -150,22 +128,16 @@ def _charts(benchmark: Benchmark) -> list[tuple[str, str, str]]:
     import matplotlib
 
     best = {name: max(cells, key=_speed) for name, cells in rows.items()}
-    runners = list(dict.fromkeys((cells[0].model, cells[0].runner) for cells in rows.values()))
-    styles = {  # colors differ by model and runner, markers by precision
-        name: {
-            "color": SERIES[runners.index((cells[0].model, cells[0].runner)) % len(SERIES)],
-            "marker": MARKERS[cells[0].precision],
-        }
-        for name, cells in rows.items()
-    }
+    runners = list(dict.fromkeys(cells[0].key[:2] for cells in rows.values()))
+    styles = {}
+    for name, (cell, *_) in rows.items():  # colors differ by model and runner, markers by precision
+        color = SERIES[runners.index(cell.key[:2]) % len(SERIES)]
+        styles[name] = {"color": color, "marker": MARKERS[cell.precision]}
     with matplotlib.rc_context(STYLE):
+        steep = "A line as steep as the batch is limited by computing, a flat one by the cost of a call."
         charts = [
             ("Images per second", "At the best batch, with twice the standard error.", _bars(best, styles)),
-            (
-                "Latency",
-                "A line as steep as the batch is limited by computing, a flat one by the cost of a call.",
-                _latency(rows, styles),
-            ),
+            ("Latency", steep, _latency(rows, styles)),
         ]
         if scatter := _accuracy(benchmark, best, styles):
             charts.append(("Images per second and k-NN accuracy", "Better is up and to the right.", scatter))
@@ -182,13 +154,8 @@ def _bars(best: dict[str, Cell], styles: Styles) -> str:
         timing = cell.best
         assert timing is not None
         speed, error = timing.images_per_second, 2 * timing.images_per_second_error * timing.images_per_second
-        bar: dict[str, Any] = {
-            "height": 0.4,
-            "color": styles[name]["color"],
-            "ecolor": INK,
-            "error_kw": {"elinewidth": 1},
-        }
-        axes.barh(place + 0.1, speed, xerr=error, **bar)
+        style: dict[str, Any] = {"color": styles[name]["color"], "ecolor": INK, "error_kw": {"elinewidth": 1}}
+        axes.barh(place + 0.1, speed, xerr=error, height=0.4, **style)
         axes.text(0, place - 0.17, name, va="bottom")
         end = speed + error + 0.02 * longest
         axes.text(end, place + 0.1, f"{speed:,.0f}, batch {cell.batch}", va="center", color=FAINT)
@@ -199,13 +166,12 @@ def _latency(rows: dict[str, list[Cell]], styles: Styles) -> str:
     figure, axes = _axes(3.4)
     batches = sorted({cell.batch for cells in rows.values() for cell in cells})
     axes.set(xscale="log", yscale="log", xlabel="images per call", ylabel="median latency, ms")
-    axes.set_xticks(batches, [f"{batch}" for batch in batches])
+    axes.set_xticks(batches, map(str, batches))
     axes.set_xticks([], minor=True)
     axes.margins(0.08, 0.12)
     for name, cells in rows.items():
-        axes.plot(
-            [cell.batch for cell in cells], [_median_ms(cell) for cell in cells], label=name, **styles[name]
-        )
+        latencies = [_median_ms(cell) for cell in cells]
+        axes.plot([cell.batch for cell in cells], latencies, label=name, **styles[name])
     _number_log_ticks(axes.yaxis)
     _legend(figure, axes)
     return _svg(figure, "median latency by batch size")

@@ -23,12 +23,12 @@ def run_benchmark(
     before_each: Callable[[Cell, int, int], None] = lambda cell, done, total: None,
     after_each: Callable[[Benchmark], None] = lambda benchmark: None,
 ) -> Benchmark:
-    """Measure all cells in `settings.rounds` rounds.
+    """Measure the cells of `plan_cells(models)` in `settings.rounds` rounds.
 
     Ctrl-C ends the benchmark early; the result then contains what was measured, with `complete` False.
 
     Args:
-        planned: the cells, by `plan_cells` from `models`.
+        planned: the cells.
         models: files and run folders.
         settings: how to measure.
         timeout_seconds: a cell whose process takes longer has failed.
@@ -71,24 +71,16 @@ def run_benchmark(
 
 
 def _with_kept(state: Benchmark, kept: Benchmark) -> list[Cell]:
-    """Return the cells, those from an earlier benchmark that are ok, have all rounds and an unchanged file.
-
-    Raises:
-        UsageError: the earlier benchmark is of another machine or has other settings.
-    """
-    facts = [
-        {
-            "CPU": each.machine.cpu,
-            "cores": each.machine.cores,
-            "GPUs": [gpu.name for gpu in each.machine.gpus],
-            "packages": each.machine.versions,
-            "settings": each.settings,
-        }
-        for each in (state, kept)
-    ]
-    different = [
-        f"{name}: {new}, was {facts[1][name]}" for name, new in facts[0].items() if new != facts[1][name]
-    ]
+    """Return the cells, those from an earlier benchmark that are ok, have all rounds and an unchanged file."""
+    here, there = state.machine, kept.machine
+    facts = {
+        "CPU": (here.cpu, there.cpu),
+        "cores": (here.cores, there.cores),
+        "GPUs": tuple([gpu.name for gpu in machine.gpus] for machine in (here, there)),
+        "packages": (here.versions, there.versions),
+        "settings": (state.settings, kept.settings),
+    }
+    different = [f"{name}: {new}, was {old}" for name, (new, old) in facts.items() if new != old]
     if different:
         raise UsageError(
             "--resume requires a benchmark of the same machine and settings. Received: "

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import numpy as np
 
@@ -16,9 +16,6 @@ from evaluate.benchmark.machine import no_gpu_reason
 from evaluate.benchmark.schema import Kind
 from swav_tf.plumbing.errors import UsageError
 from swav_tf.recipe.pretraining import EvaluationView
-
-if TYPE_CHECKING:
-    from evaluate.backends.onnx_backend import OnnxBackend
 
 
 @dataclass(frozen=True)
@@ -61,11 +58,7 @@ RUNNERS: Final[Mapping[str, RunnerFacts]] = {
 
 
 def why_unavailable(runner: str) -> str | None:
-    """Return why a runner cannot be used on this machine, None if it can.
-
-    Raises:
-        UsageError: there is no runner of that name.
-    """
+    """Return why a runner cannot be used on this machine, None if it can; UsageError for an unknown name."""
     if runner not in RUNNERS:
         raise UsageError(f"--runner must be one of {', '.join(RUNNERS)}. Received: {runner}.")
     facts = RUNNERS[runner]
@@ -93,19 +86,19 @@ class TimedModel:
 
     Attributes:
         input_view: the evaluation view of its images.
+        weights_sha256: of its weights.
         host: a run from uint8 images (batch, side, side, 3) in host memory to arrays in host memory.
         device: a run with input and outputs in GPU memory, which waits for its end; None if not available.
         cuda_graph: whether runs are recorded as a CUDA graph.
         notes: requests that could not be met.
-        weights_sha256: of its weights.
     """
 
     input_view: EvaluationView
-    host: Callable[[np.ndarray], Mapping[str, np.ndarray]]
-    device: Callable[[], None] | None
-    cuda_graph: bool
-    notes: tuple[str, ...]
     weights_sha256: str
+    host: Callable[[np.ndarray], Mapping[str, np.ndarray]]
+    device: Callable[[], None] | None = None
+    cuda_graph: bool = False
+    notes: tuple[str, ...] = ()
 
 
 def random_images(view: EvaluationView, batch: int) -> np.ndarray:
@@ -114,21 +107,9 @@ def random_images(view: EvaluationView, batch: int) -> np.ndarray:
 
 
 def open_for_timing(runner: str, path: Path, *, batch: int, threads: int, cuda_graph: bool) -> TimedModel:
-    """Open a model on a runner for one batch size.
-
-    Args:
-        runner: a key of RUNNERS.
-        path: the file or run folder.
-        batch: images per call.
-        threads: threads that compute a batch on a CPU; 0: one per core.
-        cuda_graph: record a CUDA graph if the runner can.
-
-    Raises:
-        SwavError: it cannot be run.
-    """
-    if runner in ("ort-cuda", "ort-tensorrt"):
-        provider = RUNNERS[runner].provider
-        assert provider is not None
+    """Open a model on a runner for one batch size; see `open_model` for `threads`."""
+    provider = RUNNERS[runner].provider
+    if provider in ("cuda", "tensorrt"):
         return _open_on_gpu(path, provider, batch, cuda_graph)
     if runner == "tensorrt":
         return _open_engine(path, batch, cuda_graph)
@@ -137,34 +118,28 @@ def open_for_timing(runner: str, path: Path, *, batch: int, threads: int, cuda_g
     if runner == "keras" and threads:
         os.environ["TF_NUM_INTRAOP_THREADS"] = str(threads)  # TensorFlow reads it when it is imported
     backend = open_model(path, threads=threads) if runner == "ort-cpu" else open_model(path)
-    return TimedModel(backend.input_view, backend.run, None, False, (), backend.facts.weights_sha256)
+    return TimedModel(backend.input_view, backend.facts.weights_sha256, backend.run)
 
 
 def _open_on_gpu(path: Path, provider: str, batch: int, cuda_graph: bool) -> TimedModel:
     """Open ONNX Runtime with bound tensors; if no CUDA graph is possible, without one and with a note."""
     from evaluate.backends.onnx_backend import OnnxBackend
 
-    notes: tuple[str, ...] = ()
-    if cuda_graph:
-        try:
-            return _bound(OnnxBackend(path, provider=provider, cuda_graph=True), batch, True, notes)
-        except Exception as error:  # ONNX Runtime's errors have no common class but this
-            notes = (f"no CUDA graph: {str(error).splitlines()[0][:200]}",)
-    return _bound(OnnxBackend(path, provider=provider), batch, False, notes)
+    def opened(*, graph: bool, notes: tuple[str, ...] = ()) -> TimedModel:
+        backend = OnnxBackend(path, provider=provider, cuda_graph=graph)
+        view, prepare = backend.input_view, backend.metadata.preprocessing.apply
+        bound = backend.bound(random_images(view, batch))
+        for _ in range(3):  # the first runs record the graph, and fail if they cannot
+            bound.run()
+        weights = backend.facts.weights_sha256
+        return TimedModel(view, weights, lambda i: bound.run_from_host(prepare(i)), bound.run, graph, notes)
 
-
-def _bound(backend: OnnxBackend, batch: int, cuda_graph: bool, notes: tuple[str, ...]) -> TimedModel:
-    bound = backend.bound(random_images(backend.input_view, batch))
-    for _ in range(3):  # the first runs record the graph, and fail if they cannot
-        bound.run()
-    return TimedModel(
-        backend.input_view,
-        lambda images: bound.run_from_host(backend.metadata.preprocessing.apply(images)),
-        bound.run,
-        cuda_graph,
-        notes,
-        backend.facts.weights_sha256,
-    )
+    if not cuda_graph:
+        return opened(graph=False)
+    try:
+        return opened(graph=True)
+    except Exception as error:  # ONNX Runtime's errors have no common class but this
+        return opened(graph=False, notes=(f"no CUDA graph: {str(error).splitlines()[0][:200]}",))
 
 
 def _open_engine(path: Path, batch: int, cuda_graph: bool) -> TimedModel:
@@ -178,6 +153,5 @@ def _open_engine(path: Path, batch: int, cuda_graph: bool) -> TimedModel:
             compute.append(backend.computation(random_images(backend.input_view, batch)))
         compute[0]()
 
-    return TimedModel(
-        backend.input_view, backend.run, on_device, backend.cuda_graph, (), backend.facts.weights_sha256
-    )
+    weights = backend.facts.weights_sha256
+    return TimedModel(backend.input_view, weights, backend.run, on_device, backend.cuda_graph)

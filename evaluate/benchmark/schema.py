@@ -181,11 +181,7 @@ def json_schema() -> dict[str, Any]:
 
 
 def write_benchmark(path: Path, benchmark: Benchmark) -> None:
-    """Write the JSON file atomically.
-
-    Raises:
-        DataError: it cannot be written.
-    """
+    """Write the JSON file atomically."""
     with atomic_write(path) as partial:
         partial.write_text(benchmark.model_dump_json(indent=1) + "\n", encoding="utf-8")
 

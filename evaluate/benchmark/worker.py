@@ -111,8 +111,9 @@ def main() -> None:
 def measure_cell(request: Request) -> Answer:
     """Open the model, warm up, time it, and compare its features with the reference."""
     on_gpu, settings, path = RUNNERS[request.runner].gpu, request.settings, Path(request.path)
-    load, before = machine.load(), machine.memory_mib()
-    gpu_before = machine.gpu_memory_mib() if on_gpu else None
+    load, host_before = machine.load(), machine.memory_mib()
+    gpu_state = machine.gpu_state if on_gpu else machine.GpuState
+    before = gpu_state().memory_mib
     model = open_for_timing(
         request.runner, path, batch=request.batch, threads=settings.threads, cuda_graph=settings.cuda_graph
     )
@@ -120,18 +121,18 @@ def measure_cell(request: Request) -> Answer:
     others = machine.OtherProcesses()
     host = time_runs(lambda: model.host(images), settings)
     device = None if model.device is None else time_runs(model.device, settings)
-    gpu_after = machine.gpu_memory_mib() if on_gpu else None
+    gpu = gpu_state()
     return Answer(
         host=host,
         device=device,
         notes=model.notes,
         cuda_graph=model.cuda_graph,
-        gpu_clock_mhz=machine.gpu_clock_mhz() if on_gpu else None,
-        gpu_throttling=machine.gpu_throttling() if on_gpu else None,
+        gpu_clock_mhz=gpu.clock_mhz,
+        gpu_throttling=gpu.throttling,
         others_cpu_share=others.share(),
         host_peak_mib=machine.peak_memory_mib(),
-        host_before_mib=before,
-        gpu_mib=None if gpu_after is None or gpu_before is None else max(0.0, gpu_after - gpu_before),
+        host_before_mib=host_before,
+        gpu_mib=None if before is None or gpu.memory_mib is None else max(0.0, gpu.memory_mib - before),
         load=load,
         feature_cosine=feature_cosine(model, path, request.batch),
     )
@@ -142,35 +143,27 @@ def time_runs(
 ) -> Samples:
     """Time single runs after a warm-up of three runs and a third of `settings.seconds`.
 
-    Args:
-        run: returns when its result is available.
-        settings: minimum and maximum duration and number of runs; at least one run is timed.
-        clock: seconds.
+    `run` returns when its result is available; at least one run is timed.
     """
-    began, warmup = clock(), 0
-    while True:
-        run()
-        warmup += 1
-        passed = clock() - began
-        if (
-            passed >= settings.seconds / 3 and warmup >= MIN_WARMUP_RUNS
-        ) or passed >= settings.max_seconds / 3:
-            break
-    samples: list[float] = []
-    began = before = clock()
-    while True:
-        run()
-        now = clock()
-        samples.append(round(1000 * (now - before), 5))
-        before, passed = now, now - began
-        if (passed >= settings.seconds and len(samples) >= settings.runs) or passed >= settings.max_seconds:
-            return Samples(ms=tuple(samples), warmup_runs=warmup)
+
+    def timed(seconds: float, runs: int, max_seconds: float) -> list[float]:
+        samples: list[float] = []
+        began = now = clock()
+        while now - began < max_seconds and (now - began < seconds or len(samples) < runs):
+            run()
+            before, now = now, clock()
+            samples.append(round(1000 * (now - before), 5))
+        return samples
+
+    warmup = timed(settings.seconds / 3, MIN_WARMUP_RUNS, settings.max_seconds / 3)
+    samples = timed(settings.seconds, settings.runs, settings.max_seconds)
+    return Samples(ms=tuple(samples), warmup_runs=len(warmup))
 
 
 def feature_cosine(model: TimedModel, path: Path, batch: int) -> float | None:
     """Return the minimum cosine with Keras' features for the first images of reference.npz.
 
-    None if there is no reference of these weights. -1 if a feature is not finite.
+    None if there is no reference of these weights; -1 if a feature is not finite.
     """
     reference = path.parent / "reference.npz"
     if path.is_dir() or not reference.is_file():

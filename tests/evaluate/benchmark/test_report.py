@@ -4,14 +4,23 @@ import re
 
 import pytest
 
-from evaluate.benchmark.report import check_matplotlib, render_report
+from evaluate.benchmark.report import check_matplotlib, write_report
 from swav_tf.plumbing.errors import UsageError
 
 
+@pytest.fixture
+def render(tmp_path):
+    def render(benchmark, **settings) -> str:
+        write_report(tmp_path / "report.html", benchmark, **settings)
+        return (tmp_path / "report.html").read_text(encoding="utf-8")
+
+    return render
+
+
 # Bugs caught: a page that loads something from the network, lacks a cell, or takes text for HTML.
-def test_the_page_is_self_contained(measured) -> None:
+def test_the_page_is_self_contained(measured, render) -> None:
     hostile = measured.machine.model_copy(update={"cpu": "<b>x</b>"})
-    page = render_report(
+    page = render(
         measured.model_copy(update={"machine": hostile}), extras=[("A & B", "<i>mine</i>")], title="T & U"
     )
     assert "http" not in page
@@ -34,20 +43,20 @@ def test_the_page_is_self_contained(measured) -> None:
     assert "<i>mine</i>" in page
 
 
-def test_a_page_without_a_figure(measured) -> None:
+def test_a_page_without_a_figure(measured, render) -> None:
     skipped = tuple(cell for cell in measured.cells if cell.status == "skipped")
-    page = render_report(measured.model_copy(update={"cells": skipped, "complete": False}))
+    page = render(measured.model_copy(update={"cells": skipped, "complete": False}))
     assert "Not measured" in page
     assert "Speed and accuracy" not in page
     assert "interrupted" in page
 
 
 # Bugs caught: times on the GPU that pass for those from the host, columns that do not match their headings.
-def test_both_timings_of_a_gpu(measured) -> None:
+def test_both_timings_of_a_gpu(measured, render) -> None:
     [first, *_] = measured.cells
     device = first.host.model_copy(update={"p50_ms": first.host.p50_ms / 3, "images_per_second": 1234567.0})
     cell = first.model_copy(update={"device": device, "gpu_mib": 4321.0, "marks": ()})
-    page = render_report(measured.model_copy(update={"cells": (cell,)}))
+    page = render(measured.model_copy(update={"cells": (cell,)}))
     table = page[page.index("<h2>All cells</h2>") :]
     heads = re.findall(r"<th>(.*?)</th>", table[: table.index("</thead>")])
     body = table[table.index("<tbody>") : table.index("</tbody>")]
