@@ -12,10 +12,8 @@ RESULTS = Path(__file__).with_name("results")
 if __name__ == "__main__":
     RESULTS.mkdir(exist_ok=True)
     machine, started, failed = describe_machine(), time.monotonic(), []
-    print(
-        f"{machine.cpu}, {machine.cores} cores, {' '.join(machine.cpu_flags)}, load {machine.load}",
-        flush=True,
-    )
+    flags = " ".join(machine.cpu_flags)
+    print(f"{machine.cpu}, {machine.cores} cores, {flags}, load {machine.load}", flush=True)
     for name in ("startup", "pipeline", "step", "inference"):
         print(f"=== {name}, after {(time.monotonic() - started) / 60:.0f} minutes", flush=True)
         command = [sys.executable, "-m", f"benchmarks.{name}", "--json", str(RESULTS / f"{name}.json")]

@@ -70,10 +70,14 @@ def compare(
 # === Rows of results ===
 
 
-def argument_parser(description: str | None, **settings: Any) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, **settings
+def documented_parser(description: str | None) -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+
+
+def argument_parser(description: str | None) -> argparse.ArgumentParser:
+    parser = documented_parser(description)
     parser.add_argument("--json", type=Path, help="write the rows here; other rows in the file are kept")
     return parser
 
@@ -94,21 +98,11 @@ class Rows:
         self.rows = json.loads(path.read_text())["rows"] if path and path.exists() else {}
 
     def add(self, name: str, target: str, found: dict[str, Any], *, per: int = 1, remark: str = "") -> None:
-        """Add a row.
-
-        Args:
-            name: of the row.
-            target: of the ratio.
-            found: by `ratios`, and anything else.
-            per: number by which times are divided, such as images.
-            remark: for the reader of the terminal.
-        """
+        """Add a row; times are divided by `per`, such as a number of images. The remark is for the terminal."""
         self.rows[name] = {"target": target, "per": per, "date": f"{datetime.now(UTC):%F}", **found}
-        times = (
-            f"{found['first_ms'] / per:.2f} v {found['second_ms'] / per:.2f} ms"
-            if "first_ms" in found
-            else ""
-        )
+        times = ""
+        if "first_ms" in found:
+            times = f"{found['first_ms'] / per:.2f} v {found['second_ms'] / per:.2f} ms"
         print(
             f"{name:72} {found['ratio']:6.3f}  [{found['low']:.3f}, {found['high']:.3f}]  target {target:7} "
             f"({times}{remark}, load {found['load']:.1f})",

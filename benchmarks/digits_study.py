@@ -11,7 +11,6 @@ of each class; from scratch means the same network and images with random weight
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.common import documented_parser
 from swav_tf.data.digits import Digits
 from swav_tf.data.subset import draw_subset
 from swav_tf.knn import knn_accuracy
@@ -73,13 +73,8 @@ def study(run: Path, folder: Path, seed: int) -> dict[str, float]:
         labels = folder / f"labels-{share:g}.txt"
         names = draw_subset(Digits("train"), share=share, seed=seed)
         labels.write_text("".join(f"{name}\n" for name in names))
-        settings = [
-            f"train.seed={seed}",
-            f"subset={json.dumps(str(labels))}",
-            "monitor.tensorboard=false",
-            *changes,
-        ]
-        tuning = load_recipe_of(FinetuneRecipe, "finetune_digits", settings)
+        settings = [f"train.seed={seed}", f"subset={json.dumps(str(labels))}", "monitor.tensorboard=false"]
+        tuning = load_recipe_of(FinetuneRecipe, "finetune_digits", [*settings, *changes])
         run_dir = folder / f"finetune-{number}"
         result = finetune(tuning, model=run, run_dir=run_dir, from_scratch=from_scratch, quiet=True)
         row(f"{name} | {100 * share:g} %", float(result.summary["last"]["top1"]))
@@ -98,31 +93,26 @@ def table(results: list[dict[str, float]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = documented_parser(__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[31, 32, 33, 34, 35])
     parser.add_argument("--folder", type=Path, default=Path("runs/digits_study"))
-    parser.add_argument(
-        "--run", type=Path, nargs="+", help="finished runs of the demo's recipe, one for each seed"
-    )
+    parser.add_argument("--run", type=Path, nargs="+", help="finished runs of the demo's recipe, one a seed")
     arguments = parser.parse_args()
     if arguments.run and len(arguments.run) != len(arguments.seeds):
         parser.error("--run must name as many runs as --seeds has seeds")
     results: dict[int, dict[str, float]] = {}
-    for number, seed in enumerate(arguments.seeds):
+    for seed, run in zip(arguments.seeds, arguments.run or [None] * len(arguments.seeds), strict=True):
         folder = arguments.folder / f"seed-{seed}"
         folder.mkdir(parents=True, exist_ok=True)
         print(f"seed {seed}", flush=True)
-        run = arguments.run[number] if arguments.run else folder / "pretrain"
-        if not arguments.run:
+        if run is None:
+            run = folder / "pretrain"
             pretrain(load_recipe("demo", [f"train.seed={seed}"]), run_dir=run, quiet=True)
         results[seed] = study(run, folder, seed)
         (arguments.folder / "results.json").write_text(json.dumps(results, indent=1) + "\n")
     print(table(list(results.values())))
     images = len(Digits("test"))
-    seeds = ", ".join(map(str, results))
-    print(f"\n{len(results)} seed(s): {seeds}; {images} test digits, one is {100 / images:.2f} %.")
+    print(f"\nSeeds {', '.join(map(str, results))}; {images} test digits, one is {100 / images:.2f} %.")
 
 
 if __name__ == "__main__":

@@ -10,18 +10,17 @@ the others continue; the exit code is then 1.
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import json
 import statistics
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import chosen
+from benchmarks.common import chosen, documented_parser
 from benchmarks.step import BASE, Worker
 from evaluate.benchmark.machine import describe_machine, no_gpu_reason
 from swav_tf.plumbing.files import atomic_write
@@ -35,15 +34,15 @@ class Variant:
 
     kind: str
     overrides: tuple[str, ...] = ()
-    environment: tuple[tuple[str, str], ...] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
     share: float = 1.0
 
 
 FP16, BF16 = "train.precision=mixed_float16", "train.precision=mixed_bfloat16"
-SEPARATE = (
-    ("TF_USE_CUDNN_BATCHNORM_SPATIAL_PERSISTENT", "0"),
-)  # TensorFlow's default, which training overrides
-CLUSTERS = (("TF_XLA_FLAGS", "--tf_xla_auto_jit=2"),)
+SEPARATE = {
+    "TF_USE_CUDNN_BATCHNORM_SPATIAL_PERSISTENT": "0"
+}  # TensorFlow's default, which training overrides
+CLUSTERS = {"TF_XLA_FLAGS": "--tf_xla_auto_jit=2"}
 
 VARIANTS = {
     "fp16": Variant("swav", (FP16,)),
@@ -58,11 +57,6 @@ VARIANTS = {
     "fp16_xla_clusters": Variant("swav", (FP16,), CLUSTERS),
     "fp16_xla_whole": Variant("swav_jit", (FP16,)),
 }
-
-
-def start(variant: Variant, images: int) -> Worker:
-    overrides = (*BASE, *variant.overrides, f"train.batch_size={images}")
-    return Worker(variant.kind, overrides, dict(variant.environment))
 
 
 def measure(worker: Worker, images: int, steps: int) -> dict[str, Any]:
@@ -90,9 +84,11 @@ def measure_all(
 ) -> None:
     """Measure one row after the other, each in a process that is alone on the GPU; report each to `done`."""
     for name in names:
-        images = round(batch * VARIANTS[name].share)
+        variant = VARIANTS[name]
+        images = round(batch * variant.share)
+        overrides = (*BASE, *variant.overrides, f"train.batch_size={images}")
         try:
-            with start(VARIANTS[name], images) as worker:
+            with Worker(variant.kind, overrides, variant.environment) as worker:
                 row = measure(worker, images, steps)
         except (SystemExit, BrokenPipeError, ValueError) as error:  # it ended, or its answer is not JSON
             row = {"failed": str(error)}
@@ -100,9 +96,7 @@ def measure_all(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = documented_parser(__doc__)
     parser.add_argument("--output", type=Path, default=Path("gpu-training.json"))
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--steps", type=int, default=12)

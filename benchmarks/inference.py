@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -80,11 +81,6 @@ def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
     return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
 
 
-def least_cosine(found: np.ndarray, expected: np.ndarray) -> float:
-    lengths = np.linalg.norm(found, axis=1) * np.linalg.norm(expected, axis=1)
-    return float((np.sum(found * expected, axis=1) / lengths).min())
-
-
 def keras_predict(run: Path, views: np.ndarray) -> Callable[[], np.ndarray]:
     """Return Keras' own way: the backbone's `predict` of normalized images."""
     from swav_tf.training.build import load_swav
@@ -116,25 +112,11 @@ def torch_export(
     return lambda: session.run(["features"], {"images": views})[0], transposes
 
 
-def end_to_end(model: OnnxBackend, folder: Path, batch: int) -> Callable[[], None]:
-    """Return `swav-tf features` of JPEG files."""
-    images = open_images(str(folder), like=model.data, kind="images", split=None)
-
-    def run() -> None:
-        with tempfile.TemporaryDirectory() as place:
-            extract_features(model, images, Path(place) / "features.npz", batch_size=batch)
-
-    return run
-
-
-def bare(model: OnnxBackend, views: np.ndarray, batch: int, images: int) -> Callable[[], None]:
-    """Return the model alone on as many images."""
-
-    def run() -> None:
-        for start in range(0, images, batch):
-            model.run(views[: min(batch, images - start)])
-
-    return run
+def features_of_files(model: OnnxBackend, folder: Path, batch: int) -> None:
+    """Do what `swav-tf features` does with JPEG files."""
+    images = open_images(str(folder), like=model.data, kind="images")
+    with tempfile.TemporaryDirectory() as place:
+        extract_features(model, images, Path(place) / "features.npz", batch_size=batch)
 
 
 def main() -> None:
@@ -170,7 +152,9 @@ def measure(folder: Path, rows: Rows, *, batch: int, pairs: int) -> None:
     def fp32() -> object:
         return float32.run(views)
 
-    cosine = least_cosine(int8.run(views)["features"], features)
+    found = int8.run(views)["features"]
+    lengths = np.linalg.norm(found, axis=1) * np.linalg.norm(features, axis=1)
+    cosine = float((np.sum(found * features, axis=1) / lengths).min())
     assert cosine >= 0.99, f"int8 must pass its gate, cosine >= 0.99: {cosine}"
     row("int8 v fp32, both ONNX Runtime", ">= 3", lambda: int8.run(views), fp32, least_cosine=cosine)
     if importlib.util.find_spec("torch"):
@@ -187,7 +171,8 @@ def measure(folder: Path, rows: Rows, *, batch: int, pairs: int) -> None:
         original = folder / "photos" / f"{number % PHOTOS:03d}.jpg"
         (jpegs / f"{number:04d}.jpg").write_bytes(original.read_bytes())
     for name, model in (("fp32", float32), ("int8", int8)):
-        from_files, alone = end_to_end(model, jpegs, batch), bare(model, views, batch, images)
+        from_files = partial(features_of_files, model, jpegs, batch)
+        alone = partial(lambda model: [model.run(views) for _ in range(images // batch)], model)
         row(f"{name}: JPEG files to features v the bare model", ">= 0.9", from_files, alone)
     # Last: TensorFlow's threads would disturb the other rows.
     predict = keras_predict(folder / "run", views)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,6 @@ GROUPS = (CropGroup(count=2, size=224, scale=(0.14, 1.0)), CropGroup(count=6, si
 AUGMENT = Augment()
 IMAGES = 16
 AHEAD = 5  # batches; a recipe has four made ahead
-ROWS = ("pillow", "keras_cv", "keras", "threads", "processes")
 
 
 # === Without tf.data, compared with Pillow ===
@@ -54,9 +54,7 @@ def check_parity(files: list[bytes]) -> None:
         other = pil.multicrop(pil.decode(file), GROUPS, AUGMENT, seed=0, epoch=0, index=index)
         differences += [np.abs(a.astype(int) - b).mean() for a, b in zip(ours, other, strict=True)]
     mean, worst = np.mean(differences), max(differences)
-    print(
-        f"parity with Pillow: mean difference {mean:.2f} of 255, worst group of crops {worst:.2f}", flush=True
-    )
+    print(f"parity with Pillow: mean difference {mean:.2f} of 255, worst group {worst:.2f}", flush=True)
     if worst > 8:
         raise SystemExit("The pipelines do not make the same crops: there is nothing to compare.")
 
@@ -85,13 +83,9 @@ def data_set(files: list[bytes], *, batches: int, augment: Augment = AUGMENT, **
     from swav_tf.data.loader import training_batches
 
     recipe = Recipe(
-        name="benchmark",
-        crops=GROUPS,
-        augment=augment,
-        data=settings,
-        optimizer={"peak_learning_rate": 1},
+        name="benchmark", crops=GROUPS, augment=augment, data=settings, optimizer={"peak_learning_rate": 1},
         train={"epochs": 1, "batch_size": IMAGES},
-    )
+    )  # fmt: skip
     return training_batches(
         recipe, Photos(files), steps_per_epoch=1, start_step=0, total_steps=batches, workers=1, worker=0,
         replica_batch_size=IMAGES, bad_images=BadImages(None, images=len(files), max_share=0),
@@ -223,6 +217,15 @@ def process_rows(rows: Rows, files: list[bytes], pairs: int) -> None:
         rows.add(f"in tf.data, 2 processes v {name}, wall time", target, found, per=IMAGES * batches)
 
 
+ROWS = {
+    "pillow": pillow_rows,
+    "keras_cv": partial(layer_row, library="keras_cv"),
+    "keras": partial(layer_row, library="keras"),
+    "threads": thread_rows,
+    "processes": process_rows,
+}
+
+
 def main() -> None:
     parser = argument_parser(__doc__)
     parser.add_argument("--pairs", type=int, default=12)
@@ -230,15 +233,8 @@ def main() -> None:
     arguments = parser.parse_args()
     files, rows, pairs = photos(IMAGES), Rows(arguments.json), arguments.pairs
     check_parity(files)
-    for name in chosen(parser, arguments.rows, ROWS):
-        if name == "pillow":
-            pillow_rows(rows, files, pairs)
-        elif name == "threads":
-            thread_rows(rows, files, pairs)
-        elif name == "processes":
-            process_rows(rows, files, pairs)
-        else:
-            layer_row(rows, files, pairs, name)
+    for name in chosen(parser, arguments.rows, list(ROWS)):
+        ROWS[name](rows, files, pairs)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The training step compared with what it cannot do without, with its parts left out, and with PyTorch's.
 
     python -m benchmarks.step [--rows torch,bf16] [--batch 16] [--pairs 10] [--json FILE]
-    python -m benchmarks.step --list          the rows, and how long each takes
+    python -m benchmarks.step --list          the rows; most take 3 to 6 minutes
 
 Each side of a row is a process of its own (benchmarks/step_worker.py), so that threads, memory and logical CPUs are
 separate. They step in turn on the same random crops; a ratio is of CPU time of the process, A over B, next to the
@@ -15,7 +15,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,29 +25,20 @@ from benchmarks.common import Rows, argument_parser, chosen, compare, in_turn, r
 from swav_tf.plumbing.system import lacks_bfloat16
 
 BASE = ("train.precision=float32", "model.batch_norm.synchronised=false", "method.prototypes_frozen_steps=0")
-SECONDS_PER_IMAGE = 0.35  # of a SwAV step on two idle cores
-START_MINUTES = 1.5  # imports and traces of two processes
 
 
 class Worker:
     """A process that does one kind of step on request."""
 
-    def __init__(
-        self, kind: str, overrides: tuple[str, ...], environment: dict[str, str] | None = None
-    ) -> None:
+    def __init__(self, kind: str, overrides: Sequence[str], environment: Mapping[str, str]) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.step_worker", kind, *overrides],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={"TF_CPP_MIN_LOG_LEVEL": "3", **os.environ, **(environment or {})},
-        )
+            [sys.executable, "-m", "benchmarks.step_worker", kind, *overrides], text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            env={"TF_CPP_MIN_LOG_LEVEL": "3", **os.environ, **environment},
+        )  # fmt: skip
 
     def ask(self, do: str, **more: Any) -> dict[str, Any]:
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self.process.stdin.write(json.dumps({"do": do, **more}) + "\n")
-        self.process.stdin.flush()
+        print(json.dumps({"do": do, **more}), file=self.process.stdin, flush=True)
         line = self.process.stdout.readline()
         if not line:
             raise SystemExit(f"A worker ended with exit code {self.process.wait()}; its message is above.")
@@ -58,8 +49,7 @@ class Worker:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.process.stdin is not None:
-            self.process.stdin.close()
+        self.process.stdin.close()
         self.process.wait()
 
 
@@ -69,10 +59,9 @@ class Side:
 
     kind: str
     overrides: tuple[str, ...] = ()
-    cost: float = 1.0  # relative to a SwAV step, about
 
     def worker(self, batch: int) -> Worker:
-        return Worker(self.kind, (*BASE, f"train.batch_size={batch}", *self.overrides))
+        return Worker(self.kind, (*BASE, f"train.batch_size={batch}", *self.overrides), {})
 
 
 @dataclass(frozen=True)
@@ -86,16 +75,12 @@ class Row:
     measure: Callable[[Side, Side, int, int], dict[str, Any]]
     left_out: str = ""  # why it cannot be measured here, if it cannot
 
-    def minutes(self, batch: int, pairs: int) -> float:
-        return START_MINUTES + (pairs + 1) * (self.a.cost + self.b.cost) * SECONDS_PER_IMAGE * batch / 60
-
 
 def time_in_turn(a: Worker, b: Worker, pairs: int) -> dict[str, Any]:
     """Return the ratios of A to B over pairs of steps."""
     of_b, of_a = in_turn(lambda: b.ask("step"), lambda: a.ask("step"), pairs)
-    cpu, wall = (
-        ratios([one[clock] for one in of_b], [one[clock] for one in of_a]) for clock in ("cpu_s", "wall_s")
-    )
+    clocks = ("cpu_s", "wall_s")
+    cpu, wall = (ratios([one[clock] for one in of_b], [one[clock] for one in of_a]) for clock in clocks)
     return cpu | {f"wall_{key}": wall[key] for key in ("ratio", "low", "high", "first_ms", "second_ms")}
 
 
@@ -166,15 +151,16 @@ def sinkhorn_row(a: Side, b: Side, batch: int, pairs: int) -> dict[str, Any]:
     return found | {"difference": difference}
 
 
-SWAV, BARE, NONE = Side("swav"), Side("bare", cost=0.95), Side("", cost=0.0)
+SWAV, BARE, NONE = Side("swav"), Side("bare"), Side("")
 SYNCHRONISED = "model.batch_norm.synchronised=true"
 
 
 def known_rows(batch: int) -> dict[str, Row]:
+    no_bf16 = "this CPU has no instructions for bfloat16" if lacks_bfloat16() else ""
     queue = f"method.queue.length={3840 // batch * batch}"
-    bf16 = Side("swav", ("train.precision=mixed_bfloat16",), 0.8)
-    synchronised = Side("swav", ("train.logical_cpus=2", SYNCHRONISED), 1.2)
-    replicas = Side("swav", ("train.logical_cpus=2",), 1.05)
+    bf16 = Side("swav", ("train.precision=mixed_bfloat16",))
+    synchronised = Side("swav", ("train.logical_cpus=2", SYNCHRONISED))
+    replicas = Side("swav", ("train.logical_cpus=2",))
     many, few = (Side("swav", (f"model.prototypes={count}",)) for count in (30000, 300))
     return {
         "sinkhorn": Row(
@@ -182,13 +168,10 @@ def known_rows(batch: int) -> dict[str, Row]:
         ),
         "bare": Row("SwAV step v bare forward, backward and update", "<= 1.05", SWAV, BARE, time_row),
         "supervised": Row(
-            "multi-crop step v supervised 224 step", "<= 3.26", SWAV, Side("supervised", cost=0.31), time_row
+            "multi-crop step v supervised 224 step", "<= 3.26", SWAV, Side("supervised"), time_row
         ),
         "torch": Row("PyTorch step (channels_last) v ours, float32", ">= 1.2", Side("torch"), SWAV, torch_row),
-        "bf16": Row(
-            "float32 step v mixed_bfloat16", ">= 1.4", SWAV, bf16, time_row,
-            left_out="this CPU has no instructions for bfloat16" if lacks_bfloat16() else "",
-        ),
+        "bf16": Row("float32 step v mixed_bfloat16", ">= 1.4", SWAV, bf16, time_row, no_bf16),
         "replicas": Row("two replicas, synchronized BN, v one", "<= 1.08", synchronised, SWAV, time_row),
         "replicas_own_bn": Row("two replicas, each its own BN, v one", "-", replicas, SWAV, time_row),
         "memory": Row(
@@ -204,7 +187,7 @@ def main() -> None:
     parser.add_argument("--rows", default="all", help="comma-separated names, or all")
     parser.add_argument("--pairs", type=int, default=10)
     parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--list", action="store_true", help="list the rows and their minutes")
+    parser.add_argument("--list", action="store_true", help="list the rows")
     arguments = parser.parse_args()
     batch, pairs = arguments.batch, arguments.pairs
     known, rows = known_rows(batch), Rows(arguments.json)
@@ -213,13 +196,11 @@ def main() -> None:
         if row.left_out:
             print(f"{name}: left out, {row.left_out}", flush=True)
             continue
-        print(f"{name}: about {row.minutes(batch, pairs):.0f} minutes, {row.title}", flush=True)
+        print(f"{name}: {row.title}", flush=True)
         if not arguments.list:
             found = row.measure(row.a, row.b, batch, pairs) | {"name": name, "batch": batch}
-            extra = {
-                key: found[key] for key in ("wall_ratio", "ratio_above_before", "difference") if key in found
-            }
-            remark = "".join(f", {key} {value:.3g}" for key, value in extra.items())
+            extra = ("wall_ratio", "ratio_above_before", "difference")
+            remark = "".join(f", {key} {found[key]:.3g}" for key in extra if key in found)
             rows.add(row.title, row.target, found, remark=f"{remark}, batch {batch}")
 
 

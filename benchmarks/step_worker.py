@@ -25,9 +25,8 @@ STEPS_PER_EPOCH = 312  # of ImageNet at batch 4096: the learning rate is in its 
 
 def random_crops(recipe: Recipe) -> list[np.ndarray]:
     generator, size = np.random.default_rng(0), recipe.train.batch_size
-    return [
-        generator.integers(0, 256, (size, g.count, g.size, g.size, 3), dtype=np.uint8) for g in recipe.crops
-    ]
+    shapes = [(size, group.count, group.size, group.size, 3) for group in recipe.crops]
+    return [generator.integers(0, 256, shape, dtype=np.uint8) for shape in shapes]
 
 
 class Step:
@@ -161,9 +160,8 @@ class SupervisedStep(Step):
             variables = [*(v.value for v in trainable), kernel]
             with tf.GradientTape() as tape:
                 logits = model.backbone(model.normalise(images), training=True) @ kernel
-                loss = tf.reduce_mean(
-                    tf.nn.sparse_softmax_cross_entropy_with_logits(labels, tf.cast(logits, tf.float32))
-                )
+                logits = tf.cast(logits, tf.float32)
+                loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits))
             for variable, gradient in zip(variables, tape.gradient(loss, variables), strict=True):
                 variable.assign_sub(0.01 * gradient)
             return loss

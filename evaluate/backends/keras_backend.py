@@ -9,27 +9,37 @@ import numpy as np
 
 from evaluate.backends.backend import Backend, ModelIdentity
 from swav_tf.plumbing.errors import UsageError
-from swav_tf.runs.checkpoint import CheckpointStore
+from swav_tf.recipe.pretraining import Recipe
+from swav_tf.runs.checkpoint import Checkpoint, CheckpointStore
 from swav_tf.runs.model_facts import read_pretraining_recipe
+
+
+def newest_checkpoint(run_dir: Path) -> tuple[Recipe, Checkpoint]:
+    """Read the recipe and the newest checkpoint of a pretraining run, without TensorFlow.
+
+    A damaged newest checkpoint is an error: features of an older one would pass for the newest's.
+    """
+    recipe = read_pretraining_recipe(
+        run_dir
+    )  # a probe gets a clearer error than a checkpoint of the wrong kind
+    store = CheckpointStore(run_dir / "checkpoints", kind="pretrain")
+    if not store.steps():
+        raise UsageError(f"{run_dir} has no checkpoint yet. Wait for `swav-tf pretrain` to write one.")
+    return recipe, store.read(store.steps()[-1])
 
 
 class KerasBackend(Backend):
     """The newest checkpoint of a run folder."""
 
     def __init__(self, run_dir: Path) -> None:
-        read_pretraining_recipe(run_dir)  # a probe gets a clearer error than a checkpoint of the wrong kind
-        store = CheckpointStore(run_dir / "checkpoints", kind="pretrain")
-        if not store.steps():
-            raise UsageError(f"{run_dir} has no checkpoint yet. Let `swav-tf pretrain` write one.")
-        # A damaged newest checkpoint is an error: features of an older one would pass for the newest's.
-        checkpoint = store.read(store.steps()[-1])
+        recipe, checkpoint = newest_checkpoint(run_dir)
         import tensorflow as tf
 
         from swav_tf.training.build import load_swav, parts_of
 
         # An imported backbone has no head; scores of a random one would mean nothing.
         has_head = len(parts_of(checkpoint)) > 1
-        model, recipe = load_swav(run_dir, step=checkpoint.step, backbone_only=not has_head)
+        model, _ = load_swav(run_dir, step=checkpoint.step, backbone_only=not has_head)
         self.input_view, self.data = recipe.data.evaluation, recipe.data
         self.outputs = ("features", "projections", "scores") if has_head else ("features",)
         self.feature_dim = int(model.backbone.output_shape[-1])

@@ -68,19 +68,17 @@ def open_session(
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3  # its warnings are about its own optimizations
+    settings: dict[str, str] = {}
     if provider != "cpu":
         # Without this a missing GPU or an unsupported operator silently ends on the CPU.
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         _load_libraries(provider)
-    settings = (
-        {} if provider == "cpu" else provider_settings(Path(name), provider=provider, cuda_graph=cuda_graph)
-    )
+        settings = provider_settings(Path(name), provider=provider, cuda_graph=cuda_graph)
     try:
         session = ort.InferenceSession(content, options, providers=[(wanted, settings)])
     except Exception as error:  # ONNX Runtime's errors have no other common class
-        raise DataError(
-            f"{name} cannot run in onnxruntime {ort.__version__} on {provider}: {error}"
-        ) from error
+        where = f"onnxruntime {ort.__version__} on {provider}"
+        raise DataError(f"{name} cannot run in {where}: {error}") from error
     if session.get_providers()[0] != wanted:
         raise UsageError(
             f"--provider {provider} must be able to run {name}. Received: a session on "

@@ -82,15 +82,9 @@ def _model(path: Path, facts: OnnxMetadata, **more: Any) -> Model:
 
 
 def _run_folder(path: Path) -> Model:
-    from swav_tf.runs.checkpoint import CheckpointStore
-    from swav_tf.runs.model_facts import read_pretraining_recipe
+    from evaluate.backends.keras_backend import newest_checkpoint
 
-    recipe = read_pretraining_recipe(path)
-    store = CheckpointStore(path / "checkpoints", kind="pretrain")
-    if not store.steps():
-        raise UsageError(f"{path} has no checkpoint yet. Wait for `swav-tf pretrain` to write one.")
-    step = store.steps()[-1]
-    checkpoint = store.read(step)
+    recipe, checkpoint = newest_checkpoint(path)
     return Model(
         name=path.resolve().name,
         kind="run",
@@ -100,7 +94,7 @@ def _run_folder(path: Path) -> Model:
         file_sha256=checkpoint.facts["sha256"],
         weights_sha256=checkpoint.facts["sha256"],
         recipe=recipe.name,
-        step=step,
+        step=checkpoint.step,
         side=recipe.data.evaluation.crop,
     )
 

@@ -28,7 +28,7 @@ def test_each_row_has_the_gpu_to_itself(monkeypatch) -> None:
     events, rows = [], {}
 
     class Worker:
-        def __init__(self, kind):
+        def __init__(self, kind, overrides, environment):
             self.kind = kind
             events.append(f"{kind} starts")
 
@@ -44,7 +44,7 @@ def test_each_row_has_the_gpu_to_itself(monkeypatch) -> None:
             raise SystemExit("a worker ended")
         return {"batch": images}
 
-    monkeypatch.setattr(gpu, "start", lambda variant, images: Worker(variant.kind))
+    monkeypatch.setattr(gpu, "Worker", Worker)
     monkeypatch.setattr(gpu, "measure", measure)
     gpu.measure_all(["fp16", "torch_fp16", "fp16_quarter_batch"], 256, 12, rows.__setitem__)
     assert events == [
