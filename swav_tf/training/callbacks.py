@@ -273,7 +273,7 @@ class KNNEvaluator(keras.callbacks.Callback):
             return
         known = extract_features(self.model, self.source, self.known, self.recipe.data)
         queries = extract_features(self.model, self.query_source, self.queries, self.recipe.data)
-        accuracy = None  # while features are not finite; whether the run goes on is decided elsewhere
+        accuracy = None  # if features are not finite; `StopWhenDiverged` decides whether that ends the run
         if np.isfinite(known).all() and np.isfinite(queries).all():
             accuracy = knn_accuracy(
                 known,

@@ -1,4 +1,4 @@
-"""A process that pretrains by a recipe file: python run_pretrain.py RECIPE RUN_DIR [NODES RANK MASTER]."""
+"""Pretrain in a process: python run_pretrain.py RECIPE RUN_DIR [NODES RANK MASTER]."""
 
 import os
 import sys
@@ -20,7 +20,7 @@ from swav_tf.training.state import named_variables
 
 
 def poison_gradients(step):
-    """Makes this process's own gradients NaN at one step."""
+    """Make this process's own gradients NaN at one step."""
     original = SwAV._gradients
 
     def gradients(self, tape, loss):
@@ -31,7 +31,7 @@ def poison_gradients(step):
 
 
 def open_slowly(marker):
-    """Makes this process stand in the opening of its images, as on a slow file system, once it has made a file."""
+    """Create a file, then never finish opening the images, as on a slow file system."""
 
     def never(data, **options):
         Path(marker).touch()

@@ -17,8 +17,8 @@ def train(model, batches):
     return [step(iter([(tf.constant(x), tf.constant(y, tf.int64))])) for x, y in batches]
 
 
-# Bugs caught: images that are normalised wrongly, a loss that is a sum, labels that are shifted, decay that is
-# not coupled: against NumPy in float64 from the frozen features on.
+# Bugs caught: wrong normalization, a loss that is a sum, shifted labels, decoupled weight decay: compared with NumPy in
+# float64 from the frozen features on.
 def test_probe_steps_equal_float64():
     recipe = tiny_classifier_recipe(ProbeRecipe, optimizer__weight_decay=0.01)
     model = bare_classifier(recipe)
@@ -65,18 +65,18 @@ def test_each_part_has_its_own_rate():
 
 
 # Bugs caught: gradients of the last part only, a sum that is not divided, sums that are not cleared.
-def test_a_batch_in_parts_equals_a_whole_one():
+def test_a_batch_in_parts_equals_an_undivided_one():
     batches = labelled_batches(3)
-    whole = bare_classifier(tiny_classifier_recipe(FinetuneRecipe))
+    complete = bare_classifier(tiny_classifier_recipe(FinetuneRecipe))
     parts = bare_classifier(tiny_classifier_recipe(FinetuneRecipe, train__accumulation_steps=2))
-    for one, other in zip(whole.weights, parts.weights, strict=True):
+    for one, other in zip(complete.weights, parts.weights, strict=True):
         other.assign(one)
-    whole_logs = train(whole, batches)
+    complete_logs = train(complete, batches)
     step = parts.make_train_function()
-    for (images, labels), logs in zip(batches, whole_logs, strict=True):
+    for (images, labels), logs in zip(batches, complete_logs, strict=True):
         pieces = zip(tf.split(images, 2), tf.split(tf.constant(labels, tf.int64), 2), strict=True)
         assert step(iter(pieces))["loss"] == pytest.approx(logs["loss"], rel=1e-5)
-    for one, other in zip(whole.weights, parts.weights, strict=True):
+    for one, other in zip(complete.weights, parts.weights, strict=True):
         np.testing.assert_allclose(one.numpy(), other.numpy(), rtol=1e-4, atol=1e-6)
 
 
@@ -103,8 +103,8 @@ def test_two_replicas_equal_one_with_synchronised_batch_norm(mirrored):
             return tf.constant(shares[0][i]), tf.constant(shares[1][i], tf.int64)
 
         both = mirrored.experimental_distribute_values_from_function(lambda c: of_replica(c)[0])
-        theirs = mirrored.experimental_distribute_values_from_function(lambda c: of_replica(c)[1])
-        assert step(iter([(both, theirs)]))["loss"] == pytest.approx(log["loss"], rel=2e-3)
+        labels_of_both = mirrored.experimental_distribute_values_from_function(lambda c: of_replica(c)[1])
+        assert step(iter([(both, labels_of_both)]))["loss"] == pytest.approx(log["loss"], rel=2e-3)
     for one, other in zip(single.weights, double.weights, strict=True):
         np.testing.assert_allclose(one.numpy(), other.numpy(), rtol=1e-2, atol=2e-3, err_msg=one.path)
 
@@ -134,7 +134,7 @@ def test_a_probe_trains_two_variables():
 
 # Bug caught: a checkpoint without the seeds of dropout (KerasCV's backbones have some), after which a resumed run
 # drops other units.
-def test_dropout_goes_on_where_it_stood():
+def test_dropout_resumes_at_the_same_place():
     recipe = tiny_classifier_recipe(FinetuneRecipe)
 
     def fresh():

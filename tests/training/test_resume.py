@@ -47,7 +47,7 @@ def test_killed_and_stopped_ends_with_the_same_bits(tmp_path):
 
     process = run_until_step(30)
     before = newest(b).step
-    process.send_signal(signal.SIGUSR1)  # writes a checkpoint and goes on
+    process.send_signal(signal.SIGUSR1)  # writes a checkpoint and continues
     wait_until(lambda: newest(b).step > before, process)
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=60) == 143
