@@ -141,26 +141,28 @@ def training_batches(
     shapes = [(chunk, *shape) for shape in (*crops.shapes, ())]
     mapped = PythonCalls(end).mapped(chunk_at, shapes, [tf.uint8] * len(crops.shapes) + [tf.int64])
 
-    def joined(*chunks: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        images = [tf.reshape(x, (x.shape[0] * x.shape[1], *x.shape[2:])) for x in chunks]
-        return tuple(images if labelled else images[:-1])
-
     numbers = tf.data.Dataset.range(start_step * share // chunk, total_steps * share // chunk)
     chunks = numbers.map(mapped, num_parallel_calls=parallel, deterministic=True)
-    batches = chunks.batch(replica_batch_size // chunk, drop_remainder=True).map(joined)
+    chunks = chunks.batch(replica_batch_size // chunk, drop_remainder=True)
+    batches = chunks.map(lambda *parts: tuple(map(_joined, parts if labelled else parts[:-1])))
     return batches.prefetch(recipe.data.prefetch_batches).with_options(_options(parallel))
+
+
+def _joined(chunks: tf.Tensor) -> tf.Tensor:
+    """Reshape (chunks, images, ...) to (chunks * images, ...)."""
+    return tf.reshape(chunks, (chunks.shape[0] * chunks.shape[1], *chunks.shape[2:]))
 
 
 def _check_sizes(batch_size: int, workers: int, part: int, steps_per_epoch: int, images: int) -> None:
     if batch_size % workers or batch_size // workers % part:
         raise ValueError(
-            f"the batch size must be a multiple of workers x replica_batch_size; got {batch_size}, {workers} "
-            f"and {part}"
+            f"The batch size must be a multiple of workers x replica_batch_size. Received: {batch_size}, {workers} and "
+            f"{part}."
         )
     if steps_per_epoch * batch_size > images:
         raise ValueError(
-            f"an epoch takes each image at most once; got {steps_per_epoch} steps of {batch_size} from "
-            f"{images} images"
+            f"An epoch reads each image at most once. Received: {steps_per_epoch} steps of {batch_size} from "
+            f"{images} images."
         )
 
 

@@ -59,6 +59,9 @@ class CropProcesses:
     """Crops from other processes, bit for bit those that this process would make.
 
     Processes that are killed or hang are replaced with a warning, and end the run if that does not help.
+
+    Attributes:
+        calls: number of concurrent calls of `get` that keeps all processes busy.
     """
 
     def __init__(
@@ -96,15 +99,11 @@ class CropProcesses:
         pickle.dump((crops, chunk), self._task)
         self._task.flush()
         self._free: queue.SimpleQueue[int] = queue.SimpleQueue()
-        for slot in range(len(self._slots)):
+        self.calls = len(self._slots)
+        for slot in range(self.calls):
             self._free.put(slot)
         self._lock, self._ended, self._lost = threading.Lock(), False, ""
         self._start()
-
-    @property
-    def calls(self) -> int:
-        """The number of concurrent calls of `get` that keeps all processes busy."""
-        return len(self._slots)
 
     def get(self, positions: Sequence[int]) -> Chunk | None:
         """Return crops and classes at the positions, from any thread; None after `end`.

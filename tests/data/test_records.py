@@ -42,8 +42,8 @@ def test_examples():
     expected = {name.replace("__", "/"): values for name, values in features.items()} | {"floats": []}
     assert decode_example(example(**features)) == expected
     unpacked = b"\x0a\x0e\x0a\x0c\x0a\x01n\x12\x07\x1a\x05\x08\x05\x08\xac\x02"
-    theirs = tf.train.Example.FromString(unpacked).features.feature["n"].int64_list.value
-    assert decode_example(unpacked) == {"n": list(theirs)} == {"n": [5, 300]}
+    by_tensorflow = tf.train.Example.FromString(unpacked).features.feature["n"].int64_list.value
+    assert decode_example(unpacked) == {"n": list(by_tensorflow)} == {"n": [5, 300]}
 
 
 # Bugs caught: an IndexError, a loop without end, memory for a length that is only claimed.

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from multiprocessing import connection
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +61,11 @@ class Maker:
         for found, column in zip(chunk or self.get(number), expected, strict=True):
             np.testing.assert_array_equal(found, np.stack(column))
 
+    def kill(self, processes):
+        for process in processes:
+            process.kill()
+            connection.wait([process.sentinel])
+
     def pids(self):
         return [process.pid for process in self.processes._processes]
 
@@ -103,7 +109,7 @@ def test_an_unreadable_image_is_made_here_and_counted(spoiled, recipe):
 def test_a_killed_process_is_named_and_replaced(maker, caplog):
     for _ in range(2):
         killed, other = maker.pids()
-        os.kill(killed, signal.SIGKILL)
+        maker.kill(maker.processes._processes[:1])
         for number in range(8):
             maker.assert_right(number)
         assert f"lost process {killed} (ended by SIGKILL). All are started again" in caplog.text
@@ -120,10 +126,10 @@ def test_processes_that_are_lost_again_and_again_end_the_run(maker, monkeypatch)
 
     def start_and_kill():
         start()
-        os.kill(maker.pids()[0], signal.SIGKILL)
+        maker.kill(maker.processes._processes)
 
     monkeypatch.setattr(maker.processes, "_start", start_and_kill)
-    os.kill(maker.pids()[0], signal.SIGKILL)
+    maker.kill(maker.processes._processes)
     with pytest.raises(
         DataError, match=r"Received: 2; some were lost 2 times in a row: process \d+ \(ended by"
     ):
@@ -147,7 +153,7 @@ def test_processes_that_hang_are_replaced(folder, recipe, caplog, monkeypatch, w
     maker.processes.end()
 
 
-# Bug caught: a disk that answers nobody for a while, and processes killed for it.
+# Bug caught: processes killed because a disk does not answer for a while.
 def test_processes_that_were_all_held_up_are_kept(maker, caplog, monkeypatch):
     monkeypatch.setattr(workers, "PATIENCE_SECONDS", 1)
     before = maker.pids()
