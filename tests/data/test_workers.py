@@ -187,7 +187,7 @@ def test_signals_to_all_are_the_trainers_and_an_end_frees_those_that_wait(maker,
     for thread in waiting:
         thread.join()
     assert found == [None] * 6
-    assert not any(process.is_alive() for process in processes)
+    assert all(connection.wait([process.sentinel], timeout=0) for process in processes)
 
 
 # No `if __name__ == "__main__"`: a script of a user's need not have one.
