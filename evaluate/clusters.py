@@ -80,15 +80,8 @@ def assign_images(
 ) -> Clusters:
     """Assign all readable images to prototypes, with one batch in memory at a time.
 
-    Args:
-        model: a model with scores.
-        images: the images.
-        unreadable_list: CSV file that lists the images that are left out.
-        images_of_each: nearest images to find for each prototype, m.
-        batch_size: images that the model gets at once.
-        threads: threads that decode; 0 for one per core.
-        max_bad_share: largest share of unreadable images (0 to 1).
-        on_progress: called with the number of images that are done.
+    Unreadable images are left out and listed in the CSV file `unreadable_list`, up to a share of `max_bad_share`.
+    `on_progress` is called with the number of images that are done.
 
     Raises:
         UsageError: the model has no prototypes.

@@ -90,11 +90,7 @@ def open_store(
 ) -> Iterator[FeatureStore]:
     """Open the work folder of a feature file for this process alone. It is removed if the block succeeds.
 
-    Args:
-        output: the feature file.
-        settings: everything that the features depend on.
-        feature_dim: F.
-        fresh: discard earlier progress.
+    `settings` are everything that the features depend on; `fresh` discards earlier progress.
 
     Raises:
         UsageError: another process writes it, or it was begun with other settings.

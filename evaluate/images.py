@@ -32,13 +32,9 @@ class ImageSet:
 def open_images(
     data: str | None, *, like: Data, kind: str | None = None, split: str | None = None
 ) -> ImageSet:
-    """Open the images that DATA names.
+    """Open the images that DATA names: a folder, a pattern of shards, a TFDS name, or `digits`; without it those of `like`.
 
-    Args:
-        data: a folder, a pattern of shards, a TFDS name, or `digits`; None for the images of `like`.
-        like: the defaults, usually the settings of the model's training images.
-        kind: one of KINDS, instead of the one in `like`.
-        split: of digits or a TFDS data set, instead of the one in `like`.
+    `like` has the defaults for `kind` and `split`; usually it is the settings of the model's training images.
 
     Raises:
         UsageError: the arguments contradict each other.

@@ -31,14 +31,9 @@ def knn_accuracies(
     temperature: float = 0.07,
     on_progress: Callable[[float], None] | None = None,
 ) -> dict[int, KnnAccuracy]:
-    """Return the k-NN accuracy for several k, by one exact search for the largest.
+    """Return the k-NN accuracy of `asked` for several k, by one exact search in `known` for the largest.
 
-    Args:
-        known: labelled images that vote.
-        asked: labelled images to classify.
-        neighbours: values of k.
-        temperature: a neighbor's vote is exp(cosine / temperature).
-        on_progress: called with the share that is done, 0 to 1.
+    A neighbor's vote is exp(cosine / temperature); `on_progress` is called with the share that is done, 0 to 1.
 
     Raises:
         UsageError: the files do not match, or k is larger than the file that votes.

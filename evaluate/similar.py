@@ -69,12 +69,7 @@ def similar_images(view: Image, file: FeatureFile, model: Backend, *, k: int) ->
 
 
 def images_of(file: FeatureFile, like: Data, data: str | None = None) -> ImageSet:
-    """Open the images that a feature file was made of, at `data` if they have moved.
-
-    Raises:
-        UsageError: the file has no source, or the images there are different ones.
-        DataError: they do not exist.
-    """
+    """Open the images that a feature file was made of, at `data` if they have moved."""
     source = file.facts.get("source")
     if not source:
         raise UsageError(

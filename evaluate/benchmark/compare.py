@@ -19,17 +19,15 @@ SURE: Final = 2.5758  # standard errors that contain 99 % of a normal distributi
 
 @dataclass(frozen=True)
 class ComparedCell:
-    """One cell of both benchmarks.
+    """One cell of both benchmarks: images/s in A and B, None if not measured, and the verdict on their ratio.
 
     Attributes:
         name: runner, precision and batch, and the model if there are several.
-        a: images/s in A; None: not measured.
-        b: images/s in B.
+        verdict: faster or slower if 1 lies outside the interval; disturbed if in either benchmark other processes used
+            the machine, or its GPU was throttled.
         ratio: b / a.
         low: lower bound of the ratio's 99 % confidence interval.
         high: upper bound.
-        verdict: faster or slower if 1 lies outside the interval; disturbed if in either benchmark other processes used
-            the machine, or its GPU was throttled.
     """
 
     name: str
@@ -43,10 +41,9 @@ class ComparedCell:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All cells of two benchmarks.
+    """All cells of two benchmarks, in the order of A, then those of B alone.
 
     Attributes:
-        cells: in the order of A, then those of B alone.
         differences: other differences: machine, versions, settings, model, accuracy.
         comparable: whether both have the same processor, GPU and number of threads.
         verdict: a one-sentence summary.

@@ -17,12 +17,7 @@ from swav_tf.plumbing.files import file_sha256
 
 
 def find_models(paths: Sequence[Path]) -> list[Model]:
-    """Return the models in folders by `swav-tf export`, single files and run folders.
-
-    Raises:
-        UsageError: a path has nothing to run, a run is not of pretraining, or two models have one name.
-        DataError: a file is damaged.
-    """
+    """Return the models in folders by `swav-tf export`, single files and run folders."""
     found: dict[Path, Model] = {}
     for path in paths:
         if not path.exists():

@@ -24,9 +24,6 @@ def plan_cells(
     """Return all cells, runner by runner, each skipped: because it is not measured yet, or for another reason.
 
     Without `runners` all that can run a model here are taken, without `precisions` all that a model has.
-
-    Raises:
-        UsageError: there is no runner or precision of a given name.
     """
     if unknown := set(precisions or ()) - set(PRECISIONS):
         known = ", ".join(PRECISIONS)

@@ -91,10 +91,11 @@ def _cards(benchmark: Benchmark) -> list[tuple[str, str, str]]:
     if not cells:
         return []
     fastest, quickest = max(cells, key=_speed), min(cells, key=_median_ms)
+    places = [f"{_name(benchmark, cell)}, batch {cell.batch}" for cell in (fastest, quickest)]
     latency = _median_ms(quickest)
     cards = [
-        (f"{_speed(fastest):,.0f}", "images/s at most", _place(benchmark, fastest)),
-        (f"{latency:,.{3 if latency < 10 else 1}f} ms", "lowest median latency", _place(benchmark, quickest)),
+        (f"{_speed(fastest):,.0f}", "images/s at most", places[0]),
+        (f"{latency:,.{3 if latency < 10 else 1}f} ms", "lowest median latency", places[1]),
     ]
     fp32 = next((cell for cell in cells if cell.key == (*fastest.key[:2], "fp32", fastest.batch)), fastest)
     if fp32 is not fastest:
@@ -216,9 +217,8 @@ def _number_log_ticks(axis: Any) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     low, high = axis.get_view_interval()
-    axis.set_major_locator(
-        LogLocator(subs=(1, 2, 5) if high < 50 * low else (1, 3) if high < 1000 * low else (1,))
-    )
+    subs = (1, 2, 5) if high < 50 * low else (1, 3) if high < 1000 * low else (1,)
+    axis.set_major_locator(LogLocator(subs=subs))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
     axis.set_minor_formatter(NullFormatter())
 
@@ -242,10 +242,6 @@ def _svg(figure: Figure, label: str) -> str:
 def _name(benchmark: Benchmark, cell: Cell) -> str:
     """Return a cell's name without its batch."""
     return f"{cell.model if benchmark.several_models else ''} {cell.runner} {cell.precision}".strip()
-
-
-def _place(benchmark: Benchmark, cell: Cell) -> str:
-    return f"{_name(benchmark, cell)}, batch {cell.batch}"
 
 
 def _speed(cell: Cell) -> float:

@@ -40,9 +40,7 @@ class Accuracy(Section):
     knn_reference: float | None = Field(None, description="the same with Keras' float32 features")
     knn_images: int = Field(0, description="number of labeled images that k-NN classified")
     cosine_min: float | None = Field(None, description="minimum cosine with Keras' features over the images")
-    relative_error: float | None = Field(
-        None, description="L2 norm of the difference from Keras over Keras' norm, maximum over the outputs"
-    )
+    relative_error: float | None = Field(None, description="L2 error relative to Keras, maximum of outputs")
 
     @property
     def knn_change_points(self) -> float | None:
@@ -66,12 +64,8 @@ class Model(Section):
     step: int = Field(description="optimizer steps it was trained for")
     side: int = Field(description="side of its images, pixels")
     target: str | None = Field(None, description="device that an int8 file is made for: cpu or tensorrt")
-    batches: tuple[int, int] | None = Field(
-        None, description="minimum and maximum images per call of an engine; null: any number"
-    )
-    accuracy: Accuracy | None = Field(
-        None, description="result of `swav-tf verify`; null: it was not verified"
-    )
+    batches: tuple[int, int] | None = Field(None, description="fewest and most images per call; null: any")
+    accuracy: Accuracy | None = Field(None, description="result of `swav-tf verify`; null: not verified")
 
 
 class Timing(Section):
@@ -81,9 +75,7 @@ class Timing(Section):
     seconds: float = Field(description="sum of their times")
     warmup_runs: int = Field(description="earlier runs that are not part of any figure")
     images_per_second: float = Field(description="batch over the median time of a run")
-    images_per_second_error: float = Field(
-        description="its relative standard error, from blocks of runs and from process to process"
-    )
+    images_per_second_error: float = Field(description="its relative standard error")
     p50_ms: float = Field(description="median time of a run, milliseconds")
     p90_ms: float | None = Field(None, description="90th percentile; null for fewer than 100 runs")
     p95_ms: float | None = Field(None, description="95th percentile; null for fewer than 200 runs")
@@ -92,34 +84,21 @@ class Timing(Section):
     min_ms: float = Field(description="time of the fastest run")
     max_ms: float = Field(description="time of the slowest run")
     variation: float = Field(description="standard deviation of the runs over their mean")
-    rounds_ms: tuple[tuple[float, ...], ...] = Field(
-        description="for each process, the mean times of up to 20 consecutive blocks of runs"
-    )
+    rounds_ms: tuple[tuple[float, ...], ...] = Field(description="mean times of 20 blocks of runs, by round")
 
 
 class Observed(Section):
     """What a cell's process observes apart from time."""
 
-    feature_cosine: float | None = Field(
-        None, description="minimum cosine with Keras' features for images of reference.npz"
-    )
+    feature_cosine: float | None = Field(None, description="minimum cosine with Keras' features")
     cuda_graph: bool = Field(False, description="whether its runs were recorded as a CUDA graph")
     host_peak_mib: float | None = Field(None, description="peak memory of its process, MiB")
-    host_before_mib: float | None = Field(
-        None, description="memory of its process before the model was opened, MiB"
-    )
-    gpu_mib: float | None = Field(
-        None, description="increase of GPU memory in use since before the model was opened, MiB"
-    )
+    host_before_mib: float | None = Field(None, description="memory before the model was opened, MiB")
+    gpu_mib: float | None = Field(None, description="increase of GPU memory in use by model and runs, MiB")
     load: float | None = Field(None, description="load average of the minute before, maximum of the rounds")
-    others_cpu_share: float | None = Field(
-        None,
-        description="share of all cores used by other processes meanwhile, maximum of the rounds, 0 to 1",
-    )
+    others_cpu_share: float | None = Field(None, description="share of all cores used by others, 0 to 1")
     gpu_clock_mhz: float | None = Field(None, description="GPU clock at the end of the timing")
-    gpu_throttling: str | None = Field(
-        None, description="the driver's reasons for a lower GPU clock at the end of the timing"
-    )
+    gpu_throttling: str | None = Field(None, description="the driver's reasons for a lower GPU clock")
 
 
 class Cell(Observed):
@@ -133,9 +112,7 @@ class Cell(Observed):
     status: Status = Field(description="ok; skipped: cannot run here; failed: should have run")
     reason: str | None = Field(None, description="why it was skipped or failed")
     host: Timing | None = Field(None, description="from uint8 images in host memory to arrays in host memory")
-    device: Timing | None = Field(
-        None, description="with input and outputs in GPU memory; null where the runner cannot separate them"
-    )
+    device: Timing | None = Field(None, description="with input and outputs in GPU memory, if separable")
     marks: tuple[str, ...] = Field((), description="reasons to trust the figures less")
 
     @property
@@ -187,12 +164,7 @@ def write_benchmark(path: Path, benchmark: Benchmark) -> None:
 
 
 def read_benchmark(path: Path) -> Benchmark:
-    """Read a JSON file by `write_benchmark`.
-
-    Raises:
-        UsageError: the file does not exist.
-        DataError: it is damaged or has another format.
-    """
+    """Read a JSON file by `write_benchmark`; DataError if it is damaged or has another format."""
     create = "Create one with `swav-tf benchmark MODEL --json FILE`."
     if not path.is_file():
         raise UsageError(f"Benchmark file not found: {path}. {create}")
