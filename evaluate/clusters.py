@@ -23,28 +23,16 @@ from swav_tf.plumbing.names import printable
 
 @dataclass(frozen=True)
 class Clusters:
-    """N images and K prototypes.
+    """N images and K prototypes."""
 
-    Attributes:
-        index: (N,) numbers of the images in their source.
-        labels: (N,) classes, -1 for none.
-        prototypes: (N,) the prototype of highest score.
-        scores: (N,) that score, the cosine of projection and prototype.
-        nearest: (K, m) rows (0 to N - 1) of the images of highest score, best first, also those that are assigned to
-            another prototype.
-        nearest_scores: (K, m).
-        class_names: by label; empty if unknown.
-        unreadable: images that are left out.
-    """
-
-    index: np.ndarray
-    labels: np.ndarray
-    prototypes: np.ndarray
-    scores: np.ndarray
-    nearest: np.ndarray
-    nearest_scores: np.ndarray
-    class_names: tuple[str, ...]
-    unreadable: int = 0
+    index: np.ndarray  # (N,) numbers of the images in their source
+    labels: np.ndarray  # (N,) classes, -1 for none
+    prototypes: np.ndarray  # (N,) the prototype of highest score
+    scores: np.ndarray  # (N,) that score, the cosine of projection and prototype
+    nearest: np.ndarray  # (K, m) rows of the images of highest score, best first, whatever their prototype
+    nearest_scores: np.ndarray  # (K, m)
+    class_names: tuple[str, ...]  # by label; empty if unknown
+    unreadable: int = 0  # number of images that are left out
 
     @property
     def count(self) -> int:

@@ -30,21 +30,15 @@ ROW_GROUP: Final = 16_384  # rows of a .parquet in memory at once; 128 MiB of 20
 class FeatureFile:
     """Features of N images.
 
-    Attributes:
-        path: of the file.
-        features: (N, F) float32, possibly memory-mapped.
-        labels: (N,) int64, -1 for none.
-        index: (N,) int64, numbers of the images in their source.
-        names: (N,) names of the images there.
-        facts: `model` (see ModelIdentity), `view`, `source` (see ImageSet.facts), `class_names`; empty for files by
-            other tools.
+    `facts` has `model` (see ModelIdentity), `view`, `source` (see ImageSet.facts) and `class_names`; empty for files by
+    other tools.
     """
 
     path: Path
-    features: np.ndarray
-    labels: np.ndarray
-    index: np.ndarray
-    names: Sequence[str]
+    features: np.ndarray  # (N, F) float32, possibly memory-mapped
+    labels: np.ndarray  # (N,) int64, -1 for none
+    index: np.ndarray  # (N,) int64, numbers of the images in their source
+    names: Sequence[str]  # (N,) names of the images there
     facts: dict[str, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -53,7 +47,7 @@ class FeatureFile:
     @property
     def class_names(self) -> list[str]:
         """Names of the classes by label; empty if unknown."""
-        return list(self.facts.get("class_names", ()))
+        return self.facts.get("class_names", [])  # type: ignore[no-any-return]
 
     def class_name(self, label: int) -> str:
         """Return the name of a class; see the function `class_name`."""

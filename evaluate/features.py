@@ -19,21 +19,13 @@ from swav_tf.plumbing.names import printable
 
 @dataclass(frozen=True)
 class Extraction:
-    """The result of `extract_features`.
+    """The result of `extract_features`."""
 
-    Attributes:
-        images: rows in the feature file.
-        feature_dim: F.
-        unreadable: images that are left out.
-        images_before: images that an earlier call had done.
-        seconds: time for the others.
-    """
-
-    images: int
+    images: int  # rows in the feature file
     feature_dim: int
-    unreadable: int
-    images_before: int
-    seconds: float
+    unreadable: int  # images that are left out
+    images_before: int  # images that an earlier call had done
+    seconds: float  # time for the others
 
 
 def extract_features(

@@ -32,9 +32,9 @@ class ImageSet:
 def open_images(
     data: str | None, *, like: Data, kind: str | None = None, split: str | None = None
 ) -> ImageSet:
-    """Open the images that DATA names: a folder, a pattern of shards, a TFDS name, or `digits`; without it those of `like`.
+    """Open the images that DATA names: a folder, a pattern of shards, a TFDS name, or `digits`.
 
-    `like` has the defaults for `kind` and `split`; usually it is the settings of the model's training images.
+    `like` has the defaults, also for DATA; usually it is the settings of the model's training images.
 
     Raises:
         UsageError: the arguments contradict each other.

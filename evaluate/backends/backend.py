@@ -13,23 +13,14 @@ from swav_tf.recipe.pretraining import Data, EvaluationView
 
 @dataclass(frozen=True)
 class ModelIdentity:
-    """The facts that identify a model.
+    """The facts that identify a model."""
 
-    Attributes:
-        path: its folder or file.
-        runner: `keras`, `onnxruntime` with provider and precision, or TensorRT with version and precision.
-        weights_sha256: of the weights' file; features of equal weights can be compared.
-        step: optimizer steps that it was trained for.
-        recipe: name of its recipe.
-        file_sha256: of an exported file (int8 files of equal weights may differ); None for a run folder.
-    """
-
-    path: str
-    runner: str
-    weights_sha256: str
-    step: int
-    recipe: str
-    file_sha256: str | None = None
+    path: str  # of its folder or file
+    runner: str  # `keras`, `onnxruntime` with provider and precision, or TensorRT with version and precision
+    weights_sha256: str  # of the weights' file; features of equal weights can be compared
+    step: int  # optimizer steps that it was trained for
+    recipe: str  # its name
+    file_sha256: str | None = None  # of an exported file; None for a run folder
 
     def as_dict(self) -> dict[str, Any]:
         """Return the facts as plain data."""
@@ -37,21 +28,13 @@ class ModelIdentity:
 
 
 class Backend(ABC):
-    """A model that is ready to run.
+    """A model that is ready to run."""
 
-    Attributes:
-        input_view: the evaluation view that its images must be in.
-        outputs: names of its outputs, always with `features`.
-        feature_dim: F.
-        facts: its identity.
-        data: settings of its training images, the defaults for other images.
-    """
-
-    input_view: EvaluationView
-    outputs: tuple[str, ...]
-    feature_dim: int
+    input_view: EvaluationView  # the evaluation view that its images must be in
+    outputs: tuple[str, ...]  # their names, always with `features`
+    feature_dim: int  # F
     facts: ModelIdentity
-    data: Data
+    data: Data  # settings of its training images, the defaults for other images
 
     def features(self, images: np.ndarray) -> np.ndarray:
         """Return the features (n, F), float32, of a batch of images; see `run`."""

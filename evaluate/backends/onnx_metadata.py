@@ -22,25 +22,16 @@ Input = Literal["uint8", "float32"]
 
 
 class Preprocessing(Section):
-    """The steps from an image to the graph's input. The names are a file format.
+    """The steps from an image to the graph's input. The names are a file format."""
 
-    Attributes:
-        resize: length of the short side after resizing, pixels.
-        crop: side of the square center crop, pixels.
-        mean: of the three channels of images in [0, 1].
-        std: likewise.
-        layout: of the graph's input, after the batch.
-        inside: whether the graph itself scales to [0, 1] and normalizes, so that it takes bytes.
-    """
-
-    resize: int
-    crop: int
+    resize: int  # length of the short side after resizing, pixels
+    crop: int  # side of the square center crop, pixels
     interpolation: Literal["bilinear, antialiased"] = "bilinear, antialiased"
     colour: Literal["RGB"] = "RGB"
-    mean: tuple[float, float, float]
+    mean: tuple[float, float, float]  # of the three channels of images in [0, 1]
     std: tuple[float, float, float]
-    layout: Literal["NHWC", "NCHW"]
-    inside: bool
+    layout: Literal["NHWC", "NCHW"]  # of the graph's input, after the batch
+    inside: bool  # whether the graph itself scales to [0, 1] and normalizes, so that it takes bytes
 
     @property
     def view(self) -> EvaluationView:
@@ -68,32 +59,20 @@ class WeightsFile(Section):
 
 
 class OnnxMetadata(Section):
-    """The facts of one file. The names are a file format.
-
-    Attributes:
-        precision: of the backbone's arithmetic.
-        step: optimizer steps that the model was trained for.
-        data: how its training images are read, without their paths (see `public_data`).
-        dataset: name of the training images for people.
-        weights_sha256: of the checkpoint's weights.
-        versions: of the tools that made the file.
-        quantisation: int8 only: calibration images, method, layers left in float.
-        class_names: of the output `logits`, in its order; empty without it.
-        weights_file: of graphs beyond 2 GiB only.
-    """
+    """The facts of one file. The names are a file format."""
 
     format: Literal[1] = FORMAT
-    precision: Precision
+    precision: Precision  # of the backbone's arithmetic
     preprocessing: Preprocessing
     recipe: str
-    step: int
-    data: Data
-    dataset: str
-    weights_sha256: str
-    versions: dict[str, str]
-    quantisation: dict[str, Any] | None = None
-    class_names: tuple[str, ...] = ()
-    weights_file: WeightsFile | None = None
+    step: int  # optimizer steps that the model was trained for
+    data: Data  # how its training images are read, without their paths (see `public_data`)
+    dataset: str  # name of the training images for people
+    weights_sha256: str  # of the checkpoint's weights
+    versions: dict[str, str]  # of the tools that made the file
+    quantisation: dict[str, Any] | None = None  # int8 only: calibration images, method, layers left in float
+    class_names: tuple[str, ...] = ()  # of the output `logits`, in its order; empty without it
+    weights_file: WeightsFile | None = None  # of graphs beyond 2 GiB only
 
     def as_properties(self) -> dict[str, str]:
         """Return the properties of the ONNX file: all facts as JSON under one key, the best known ones also alone."""

@@ -19,40 +19,29 @@ SURE: Final = 2.5758  # standard errors that contain 99 % of a normal distributi
 
 @dataclass(frozen=True)
 class ComparedCell:
-    """One cell of both benchmarks: images/s in A and B, None if not measured, and the verdict on their ratio.
+    """One cell of both benchmarks.
 
-    Attributes:
-        name: runner, precision and batch, and the model if there are several.
-        verdict: faster or slower if 1 lies outside the interval; disturbed if in either benchmark other processes used
-            the machine, or its GPU was throttled.
-        ratio: b / a.
-        low: lower bound of the ratio's 99 % confidence interval.
-        high: upper bound.
+    The verdict is faster or slower if 1 lies outside the 99 % confidence interval of the ratio, low to high. It is
+    disturbed if in either benchmark other processes used the machine, or its GPU was throttled.
     """
 
-    name: str
-    a: float | None
-    b: float | None
+    name: str  # runner, precision and batch, and the model if there are several
+    a: float | None  # images/s in A; None: not measured
+    b: float | None  # images/s in B
     verdict: Verdict
-    ratio: float | None = None
+    ratio: float | None = None  # b / a
     low: float | None = None
     high: float | None = None
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """All cells of two benchmarks, in the order of A, then those of B alone.
-
-    Attributes:
-        differences: other differences: machine, versions, settings, model, accuracy.
-        comparable: whether both have the same processor, GPU and number of threads.
-        verdict: a one-sentence summary.
-    """
+    """All cells of two benchmarks, in the order of A, then those of B alone."""
 
     cells: tuple[ComparedCell, ...]
-    differences: tuple[str, ...]
-    comparable: bool
-    verdict: str
+    differences: tuple[str, ...]  # in machine, versions, settings, model and accuracy
+    comparable: bool  # whether both have the same processor, GPU and number of threads
+    verdict: str  # a one-sentence summary
 
     def below(self, ratio: float) -> list[str]:
         """Return a line for each cell that is surely slower than `ratio` times A, or that B lacks."""

@@ -161,17 +161,11 @@ def gpus() -> tuple[Gpu, ...]:
 
 @dataclass(frozen=True)
 class GpuState:
-    """The first GPU at this moment; None where it does not report a figure, or does not exist.
+    """The first GPU at this moment; None where it does not report a figure, or does not exist."""
 
-    Attributes:
-        memory_mib: memory in use by all processes.
-        clock_mhz: clock of its processors.
-        throttling: why it runs below its clock, None if it does not.
-    """
-
-    memory_mib: float | None = None
-    clock_mhz: float | None = None
-    throttling: str | None = None
+    memory_mib: float | None = None  # memory in use by all processes
+    clock_mhz: float | None = None  # clock of its processors
+    throttling: str | None = None  # why it runs below its clock, None if it does not
 
 
 def gpu_state() -> GpuState:

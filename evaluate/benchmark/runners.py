@@ -20,23 +20,14 @@ from swav_tf.recipe.pretraining import EvaluationView
 
 @dataclass(frozen=True)
 class RunnerFacts:
-    """What a runner needs.
+    """What a runner needs."""
 
-    Attributes:
-        takes: the kind of model it runs.
-        gpu: whether it computes on an NVIDIA GPU.
-        modules: required Python modules; of `a|b`, either.
-        extra: the package's extra that installs them.
-        meaning: a description for the report.
-        provider: the provider of ONNX Runtime, if it uses one.
-    """
-
-    takes: Kind
-    gpu: bool
-    modules: tuple[str, ...]
-    extra: str
-    meaning: str
-    provider: str | None = None
+    takes: Kind  # the kind of model it runs
+    gpu: bool  # whether it computes on an NVIDIA GPU
+    modules: tuple[str, ...]  # required Python modules; of `a|b`, either
+    extra: str  # the package's extra that installs them
+    meaning: str  # a description for the report
+    provider: str | None = None  # the provider of ONNX Runtime, if it uses one
 
 
 RUNNERS: Final[Mapping[str, RunnerFacts]] = {
@@ -84,21 +75,16 @@ def _is_installed(module: str) -> bool:
 class TimedModel:
     """A model that is ready for one batch size.
 
-    Attributes:
-        input_view: the evaluation view of its images.
-        weights_sha256: of its weights.
-        host: a run from uint8 images (batch, side, side, 3) in host memory to arrays in host memory.
-        device: a run with input and outputs in GPU memory, which waits for its end; None if not available.
-        cuda_graph: whether runs are recorded as a CUDA graph.
-        notes: requests that could not be met.
+    `host` takes uint8 images (batch, side, side, 3) in host memory and returns arrays in host memory; `device` computes
+    with input and outputs in GPU memory and waits for the end, None if not available.
     """
 
-    input_view: EvaluationView
+    input_view: EvaluationView  # of its images
     weights_sha256: str
     host: Callable[[np.ndarray], Mapping[str, np.ndarray]]
     device: Callable[[], None] | None = None
-    cuda_graph: bool = False
-    notes: tuple[str, ...] = ()
+    cuda_graph: bool = False  # whether runs are recorded as a CUDA graph
+    notes: tuple[str, ...] = ()  # requests that could not be met
 
 
 def random_images(view: EvaluationView, batch: int) -> np.ndarray:

@@ -51,9 +51,8 @@ def test_assignment_is_by_all_scores(tmp_path, folders, batch_size, near):
     np.testing.assert_allclose(clusters.scores, scores.max(axis=1), rtol=1e-5)
     best = -np.sort(-scores, axis=0)[:near]
     assert clusters.nearest.shape == (PROTOTYPES, near)
-    np.testing.assert_allclose(
-        np.take_along_axis(scores, clusters.nearest.T, axis=0), best, rtol=1e-4, atol=1e-5
-    )
+    found = np.take_along_axis(scores, clusters.nearest.T, axis=0)
+    np.testing.assert_allclose(found, best, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(clusters.nearest_scores, best.T, rtol=1e-4, atol=1e-5)
 
 
@@ -108,7 +107,5 @@ def test_tables(tmp_path, folders):
 def test_a_model_without_prototypes(tmp_path, folders):
     model = NumpyBackend()
     model.outputs = ("features",)
-    with pytest.raises(
-        UsageError, match=r"need a model with prototypes. Received: model with the outputs features"
-    ):
+    with pytest.raises(UsageError, match=r"with prototypes. Received: model with the outputs features"):
         assign(class_folders(folders), tmp_path, model)
