@@ -13,7 +13,7 @@ import numpy as np
 
 from evaluate.backends.onnx_backend import missing_provider
 from evaluate.benchmark.machine import no_gpu_reason
-from evaluate.benchmark.schema import Kind
+from evaluate.benchmark.schema import Kind, Settings
 from swav_tf.plumbing.errors import UsageError
 from swav_tf.recipe.pretraining import EvaluationView
 
@@ -92,8 +92,9 @@ def random_images(view: EvaluationView, batch: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (batch, view.crop, view.crop, 3), dtype=np.uint8)
 
 
-def open_for_timing(runner: str, path: Path, *, batch: int, threads: int, cuda_graph: bool) -> TimedModel:
-    """Open a model on a runner for one batch size; see `open_model` for `threads`."""
+def open_for_timing(runner: str, path: Path, batch: int, settings: Settings) -> TimedModel:
+    """Open a model on a runner for one batch size."""
+    threads, cuda_graph = settings.threads, settings.cuda_graph
     provider = RUNNERS[runner].provider
     if provider in ("cuda", "tensorrt"):
         return _open_on_gpu(path, provider, batch, cuda_graph)

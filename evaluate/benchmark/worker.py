@@ -114,9 +114,7 @@ def measure_cell(request: Request) -> Answer:
     load, host_before = machine.load(), machine.memory_mib()
     gpu_state = machine.gpu_state if on_gpu else machine.GpuState
     before = gpu_state().memory_mib
-    model = open_for_timing(
-        request.runner, path, batch=request.batch, threads=settings.threads, cuda_graph=settings.cuda_graph
-    )
+    model = open_for_timing(request.runner, path, request.batch, settings)
     images = random_images(model.input_view, request.batch)
     others = machine.OtherProcesses()
     host = time_runs(lambda: model.host(images), settings)
