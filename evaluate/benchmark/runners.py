@@ -112,7 +112,7 @@ def _open_on_gpu(path: Path, provider: str, batch: int, cuda_graph: bool) -> Tim
     """Open ONNX Runtime with bound tensors; if no CUDA graph is possible, without one and with a note."""
     from evaluate.backends.onnx_backend import OnnxBackend
 
-    def opened(*, graph: bool, notes: tuple[str, ...] = ()) -> TimedModel:
+    def opened(*, graph: bool, notes: tuple[str, ...]) -> TimedModel:
         backend = OnnxBackend(path, provider=provider, cuda_graph=graph)
         view, prepare = backend.input_view, backend.metadata.preprocessing.apply
         bound = backend.bound(random_images(view, batch))
@@ -121,12 +121,13 @@ def _open_on_gpu(path: Path, provider: str, batch: int, cuda_graph: bool) -> Tim
         weights = backend.facts.weights_sha256
         return TimedModel(view, weights, lambda i: bound.run_from_host(prepare(i)), bound.run, graph, notes)
 
-    if not cuda_graph:
-        return opened(graph=False)
-    try:
-        return opened(graph=True)
-    except Exception as error:  # ONNX Runtime's errors have no common class but this
-        return opened(graph=False, notes=(f"no CUDA graph: {str(error).splitlines()[0][:200]}",))
+    notes: tuple[str, ...] = ()
+    if cuda_graph:
+        try:
+            return opened(graph=True, notes=())
+        except Exception as error:  # ONNX Runtime's errors have no common class but this
+            notes = (f"no CUDA graph: {str(error).splitlines()[0][:200]}",)
+    return opened(graph=False, notes=notes)  # outside `except`, which would keep the failed session in memory
 
 
 def _open_engine(path: Path, batch: int, cuda_graph: bool) -> TimedModel:
