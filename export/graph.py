@@ -20,7 +20,7 @@ from swav_tf.method.swav import SwAV
 from swav_tf.model.batch_norm import BatchNorm
 from swav_tf.plumbing.errors import UsageError
 from swav_tf.recipe.classifier import FinetuneRecipe, ProbeRecipe
-from swav_tf.recipe.files import kind_of, load_any_recipe
+from swav_tf.recipe.files import load_any_recipe
 from swav_tf.recipe.pretraining import Recipe
 from swav_tf.runs.checkpoint import Checkpoint, CheckpointError, CheckpointStore
 from swav_tf.runs.folder import check_copy
@@ -92,7 +92,7 @@ def load_trained(run_dir: Path, *, step: int | None = None) -> TrainedModel:
     if not (run_dir / "config.yaml").exists():
         raise UsageError(f"RUN must be a run folder, with config.yaml and checkpoints/. Received: {run_dir}.")
     recipe = load_any_recipe(run_dir / "config.yaml")
-    kind = kind_of(recipe)
+    kind = recipe.kind
     store = CheckpointStore(run_dir / "checkpoints", kind=kind)
     steps = store.steps()
     if not steps:

@@ -34,9 +34,9 @@ def list_recipes(report: Report) -> None:
       swav-tf config list
       swav-tf config list --json
     """
-    from swav_tf.recipe.files import bundled_recipes, recipe_kind
+    from swav_tf.recipe.files import bundled_recipes, load_any_recipe
 
-    recipes = {name: (recipe_kind(name), summary) for name, summary in bundled_recipes().items()}
+    recipes = {name: (load_any_recipe(name).kind, summary) for name, summary in bundled_recipes().items()}
     width = max(map(len, recipes))
     report.show(
         {name: {"kind": kind, "summary": summary} for name, (kind, summary) in recipes.items()},

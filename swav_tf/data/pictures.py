@@ -56,12 +56,7 @@ def shortened(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, wid
 
 
 def contact_sheet(
-    source: ImageSource,
-    recipe: Recipe,
-    *,
-    rows: int,
-    epoch: int = 0,
-    height: int = 192,
+    source: ImageSource, recipe: Recipe, *, rows: int, epoch: int = 0, height: int = 192
 ) -> PillowImage.Image:
     """Draw one row for each image: the image, then its crops, the groups' sizes in proportion.
 

@@ -27,8 +27,7 @@ class SGDSettings(Section):
     weight_decay: float = Field(0.0, ge=0, description="added to the gradient, times the weight")
     decay: Literal["cosine", "steps"] = Field(
         "cosine",
-        description="cosine: rate x (1 + cos(pi epoch / epochs)) / 2; steps: rate x decay_factor at each of "
-        "decay_epochs",
+        description="cosine: rate x (1 + cos(pi epoch / epochs)) / 2; steps: x decay_factor at decay_epochs",
     )
     decay_epochs: tuple[int, ...] = Field((), description="epochs (from 0) that lower the rate, for steps")
     decay_factor: float = Field(0.2, gt=0, le=1, description="multiplies the rate, for steps")
@@ -58,10 +57,8 @@ class ProbeOptimizer(SGDSettings):
 class FinetuneOptimizer(SGDSettings):
     """The optimizer of fine-tuning."""
 
-    backbone_learning_rate: float = Field(..., gt=0, description="rate of the backbone in the first epoch")
-    classifier_learning_rate: float = Field(
-        ..., gt=0, description="rate of the classifier in the first epoch"
-    )
+    backbone_learning_rate: float = Field(..., gt=0, description="the backbone's rate in the first epoch")
+    classifier_learning_rate: float = Field(..., gt=0, description="the classifier's rate in the first epoch")
 
 
 class Cached(Section):
@@ -72,9 +69,7 @@ class Cached(Section):
         min_length=1,
         description="L2 penalties to choose from: half the factor of the squared weights, added to the mean loss",
     )
-    held_out_share: float = Field(
-        0.2, gt=0, lt=1, description="share of the features to choose the penalty on (0 to 1)"
-    )
+    held_out_share: float = Field(0.2, gt=0, lt=1, description="share of features to choose it on (0 to 1)")
     max_iterations: int = Field(500, ge=1, description="iterations of L-BFGS for each penalty, at most")
 
 
@@ -83,9 +78,7 @@ class ClassifierMonitor(Section):
 
     log_every_steps: int = Field(10, ge=1, description="steps between lines of metrics.jsonl and TensorBoard")
     tensorboard: bool = Field(True, description="write TensorBoard event files")
-    validate_every_epochs: int = Field(
-        1, ge=1, description="epochs between validations; the last is always validated"
-    )
+    validate_every_epochs: int = Field(1, ge=1, description="epochs between validations, and after the last")
 
 
 class ClassifierRecipe(Section):
@@ -93,13 +86,13 @@ class ClassifierRecipe(Section):
 
     kind: Literal["probe", "finetune"] = Field(..., description="what is trained: the classifier, or all")
     name: str = Field(..., min_length=1, description="name of the recipe, for logs and reports")
-    data: Data = Field(default_factory=Data, description="training and validation images, both labeled")
+    data: Data = Field(Data(), description="training and validation images, both labeled")
     subset: str | None = Field(None, description="file with the names of the images to train on; null: all")
-    crop: TrainingCrop = Field(default_factory=TrainingCrop, description="the crop of a training image")
-    optimizer: SGDSettings = Field(..., description="SGD and its schedule")
+    crop: TrainingCrop = Field(TrainingCrop(), description="the crop of a training image")
+    optimizer: ProbeOptimizer | FinetuneOptimizer = Field(..., description="SGD and its schedule")
     train: Train = Field(..., description="how long, how large, on what")
-    checkpoint: Checkpoints = Field(default_factory=Checkpoints, description="when state is saved")
-    monitor: ClassifierMonitor = Field(default_factory=ClassifierMonitor, description="metrics")
+    checkpoint: Checkpoints = Field(Checkpoints(), description="when state is saved")
+    monitor: ClassifierMonitor = Field(ClassifierMonitor(), description="metrics")
 
     @field_validator("data")
     @classmethod
@@ -112,10 +105,8 @@ class ClassifierRecipe(Section):
     def _refuse_decay_beyond_the_run(cls, train: Train, info: ValidationInfo) -> Train:
         epochs = info.data["optimizer"].decay_epochs if "optimizer" in info.data else ()
         if list(epochs) != sorted({epoch for epoch in epochs if 0 < epoch < train.epochs}):
-            message = (
-                f"must rise and lie between 1 and the last epoch, {train.epochs - 1}; got {list(epochs)}"
-            )
-            refuse([Remark("optimizer.decay_epochs", message, "Change it or train.epochs")])
+            must = f"must rise and lie between 1 and the last epoch, {train.epochs - 1}; got {list(epochs)}"
+            refuse([Remark("optimizer.decay_epochs", must, "Change it or train.epochs")])
         return train
 
     @property
@@ -137,7 +128,9 @@ class ClassifierRecipe(Section):
     @property
     def learning_rates(self) -> tuple[float | None, float]:
         """The rates of backbone (None: it is frozen) and classifier in the first epoch."""
-        raise NotImplementedError
+        if isinstance(self.optimizer, ProbeOptimizer):
+            return None, self.optimizer.learning_rate
+        return self.optimizer.backbone_learning_rate, self.optimizer.classifier_learning_rate
 
 
 class ProbeRecipe(ClassifierRecipe):
@@ -145,12 +138,7 @@ class ProbeRecipe(ClassifierRecipe):
 
     kind: Literal["probe"] = Field("probe", description="the classifier alone is trained")
     optimizer: ProbeOptimizer = Field(..., description="SGD and its schedule")
-    cached: Cached = Field(default_factory=Cached, description="the probe on features computed once")
-
-    @property
-    def learning_rates(self) -> tuple[float | None, float]:
-        """The rates: None for the frozen backbone, and that of the classifier."""
-        return None, self.optimizer.learning_rate
+    cached: Cached = Field(Cached(), description="the probe on features computed once")
 
 
 class FinetuneRecipe(ClassifierRecipe):
@@ -158,11 +146,6 @@ class FinetuneRecipe(ClassifierRecipe):
 
     kind: Literal["finetune"] = Field("finetune", description="backbone and classifier are trained")
     optimizer: FinetuneOptimizer = Field(..., description="SGD and its schedule")
-
-    @property
-    def learning_rates(self) -> tuple[float | None, float]:
-        """The rates of backbone and classifier in the first epoch."""
-        return self.optimizer.backbone_learning_rate, self.optimizer.classifier_learning_rate
 
 
 def _impossible_labels(data: Data) -> Iterator[Remark]:

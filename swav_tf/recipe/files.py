@@ -31,12 +31,7 @@ AnyRecipe = Recipe | ProbeRecipe | FinetuneRecipe
 Wanted = TypeVar("Wanted", Recipe, ProbeRecipe, FinetuneRecipe)
 
 # `kind:` in a recipe; a recipe without it is for pretraining.
-PRETRAIN = "pretrain"
-KINDS: dict[str, type[Recipe] | type[ProbeRecipe] | type[FinetuneRecipe]] = {
-    PRETRAIN: Recipe,
-    "probe": ProbeRecipe,
-    "finetune": FinetuneRecipe,
-}
+KINDS: dict[str, type[AnyRecipe]] = {"pretrain": Recipe, "probe": ProbeRecipe, "finetune": FinetuneRecipe}
 
 
 def load_recipe(file_or_name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -54,27 +49,20 @@ def load_recipe(file_or_name: str | Path, overrides: Sequence[str] = ()) -> Reci
 
 
 def load_recipe_of(wanted: type[Wanted], file_or_name: str | Path, overrides: Sequence[str] = ()) -> Wanted:
-    """Do the same for a recipe of the given kind.
-
-    Raises:
-        RecipeError: it is of another kind, or lists every error of file and overrides.
-    """
+    """Do the same for a recipe of the given kind; another kind is an error."""
     recipe = load_any_recipe(file_or_name, overrides)
     if not isinstance(recipe, wanted):
         [kind] = [name for name, known in KINDS.items() if known is wanted]
+        names = bundled_recipes()
         raise RecipeError(
-            f"a recipe of kind {kind} is needed here. Received: {file_or_name}, of kind {kind_of(recipe)}. "
-            f"Of kind {kind} are: {', '.join(name for name in bundled_recipes() if recipe_kind(name) == kind)}."
+            f"a recipe of kind {kind} is needed here. Received: {file_or_name}, of kind {recipe.kind}. "
+            f"Of kind {kind} are: {', '.join(name for name in names if load_any_recipe(name).kind == kind)}."
         )
     return recipe
 
 
 def load_any_recipe(file_or_name: str | Path, overrides: Sequence[str] = ()) -> AnyRecipe:
-    """Do the same for a recipe of any kind.
-
-    Raises:
-        RecipeError: lists every error of file and overrides.
-    """
+    """Do the same for a recipe of any kind."""
     text, label = _read(file_or_name)
     try:
         values = _plain_data(text)
@@ -82,10 +70,8 @@ def load_any_recipe(file_or_name: str | Path, overrides: Sequence[str] = ()) -> 
         raise _error(label, [str(unreadable)]) from unreadable
     if not isinstance(values, dict):
         raise _error(label, [f"must be a mapping of settings, such as `name: my_run`; got {shown(values)}"])
-    errors = [
-        f"override '{override}': {error}" for override in overrides if (error := _apply(override, values))
-    ]
-    kind = values.get("kind", PRETRAIN)
+    errors = [f"override '{item}': {error}" for item in overrides if (error := _apply(item, values))]
+    kind = values.get("kind", "pretrain")
     if kind not in ("probe", "finetune") and "kind" in values:
         raise _error(label, [*errors, f"kind: must be 'probe' or 'finetune', or left out, got {shown(kind)}"])
     try:
@@ -96,16 +82,6 @@ def load_any_recipe(file_or_name: str | Path, overrides: Sequence[str] = ()) -> 
     if errors:
         raise _error(label, errors)
     return recipe
-
-
-def kind_of(recipe: AnyRecipe) -> str:
-    """Return `pretrain`, `probe` or `finetune`."""
-    return PRETRAIN if isinstance(recipe, Recipe) else recipe.kind
-
-
-def recipe_kind(file_or_name: str | Path) -> str:
-    """Return what a recipe file is for: `pretrain`, `probe` or `finetune`."""
-    return kind_of(load_any_recipe(file_or_name))
 
 
 def save_recipe(recipe: AnyRecipe, path: Path) -> None:
@@ -165,19 +141,15 @@ def _error(label: str, errors: Sequence[str]) -> RecipeError:
 
 
 def _apply(override: str, values: dict[str, Any]) -> str | None:
-    """Set one `path=value` in place; return what is wrong with it."""
+    """Set one `path=value` in place, adding missing sections; return what is wrong with it."""
     path, equals, text = override.partition("=")
     keys = path.strip().split(".")
     if not equals or not all(keys):
         return "must be PATH=VALUE, for example train.epochs=10"
     try:
-        return _set(values, keys, _plain_data(text))
+        value = _plain_data(text)
     except ValueError as error:
         return str(error)
-
-
-def _set(values: dict[str, Any], keys: list[str], value: Any) -> str | None:
-    """Set the value at `keys`, adding missing sections; return what prevents it."""
     place: Any = values
     for depth, key in enumerate(keys):
         where = dotted(keys[:depth])

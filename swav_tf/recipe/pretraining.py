@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
@@ -37,30 +37,21 @@ class Data(Section):
     label_key: str = Field("image/class/label", description="TFRecord feature with the integer label")
     max_bad_share: Probability = Field(
         0.01,
-        description="share of unreadable images above which the run stops (0 to 1); each worker compares those it "
-        "met with the number of all images",
+        description="share of all images above which unreadable ones stop the run (0 to 1); counted per worker",
     )
     threads: int = Field(0, ge=0, description="threads that decode and crop, per worker; 0: one per core")
-    processes: int = Field(
-        0,
-        ge=0,
-        description="processes that make crops in place of threads, per worker, to use more cores; 0: none",
-    )
+    processes: int = Field(0, ge=0, description="processes that crop instead of threads, per worker; 0: none")
     prefetch_batches: int = Field(4, ge=1, description="batches prepared ahead of the device, per worker")
-    evaluation: EvaluationView = Field(
-        default_factory=EvaluationView, description="the view for k-NN and features"
-    )
+    evaluation: EvaluationView = Field(EvaluationView(), description="the view for k-NN and features")
 
     @model_validator(mode="before")
     @classmethod
     def _drop_service(cls, values: Any) -> Any:
         """Load runs of earlier versions, which had a setting `service`; it never changed the crops."""
-        if isinstance(values, dict) and "service" in values:
-            if values["service"] is not None:
-                log.warning(
-                    "data.service was removed: this machine makes the crops. Set data.processes to its cores."
-                )
-            return {name: value for name, value in values.items() if name != "service"}
+        if isinstance(values, dict) and values.pop("service", None) is not None:
+            log.warning(
+                "data.service was removed: this machine makes the crops. Set data.processes to its cores."
+            )
         return values
 
     def impossible(self) -> Iterator[Remark]:
@@ -110,15 +101,11 @@ class Augment(Section):
 
     aspect_ratio: Range = Field((3 / 4, 4 / 3), description="least and greatest width / height, log-uniform")
     flip_probability: Probability = Field(0.5, description="share of crops mirrored left to right (0 to 1)")
-    jitter: ColorJitter = Field(default_factory=ColorJitter, description="color jitter")
+    jitter: ColorJitter = Field(ColorJitter(), description="color jitter")
     grayscale_probability: Probability = Field(0.2, description="share of crops made gray (0 to 1)")
-    blur: Blur = Field(default_factory=Blur, description="Gaussian blur")
-    mean: tuple[float, float, float] = Field(
-        (0.485, 0.456, 0.406), description="channel means of [0, 1] images"
-    )
-    std: tuple[Positive, Positive, Positive] = Field(
-        (0.228, 0.224, 0.225), description="channel standard deviations"
-    )
+    blur: Blur = Field(Blur(), description="Gaussian blur")
+    mean: tuple[float, float, float] = Field((0.485, 0.456, 0.406), description="channel means (0 to 1)")
+    std: tuple[Positive, Positive, Positive] = Field((0.228, 0.224, 0.225), description="channel deviations")
 
 
 class Backbone(Section):
@@ -127,13 +114,10 @@ class Backbone(Section):
     library: Literal["swav_tf", "keras_cv"] = Field("swav_tf", description="library that defines the network")
     name: str = Field(
         "resnet50",
-        description="swav_tf: resnet18, resnet34, resnet50, resnet18_32px, resnet_small; "
-        "keras_cv: a backbone class",
+        description=f"swav_tf: {', '.join(BACKBONES)}; keras_cv: a backbone class",
     )
     width: int = Field(1, ge=1, le=8, description="multiplies the channels of every stage (swav_tf only)")
-    preset: str | None = Field(
-        None, description="keras_cv preset (downloads weights); null: built from arguments"
-    )
+    preset: str | None = Field(None, description="keras_cv preset (downloads weights); null: use arguments")
     arguments: dict[str, Any] = Field(default_factory=dict, description="arguments of the keras_cv class")
 
     def impossible(self) -> Iterator[Remark]:
@@ -176,11 +160,11 @@ class BatchNorm(Section):
 class Model(Section):
     """Backbone, projection head and prototypes."""
 
-    backbone: Backbone = Field(default_factory=Backbone, description="the network that computes the features")
+    backbone: Backbone = Field(Backbone(), description="the network that computes the features")
     head_hidden: int = Field(2048, ge=1, description="units of the head's hidden layer")
     projection_dim: int = Field(128, ge=2, description="length of a projection")
     prototypes: int = Field(3000, ge=2, description="number of prototypes, K")
-    batch_norm: BatchNorm = Field(default_factory=BatchNorm, description="batch normalization")
+    batch_norm: BatchNorm = Field(BatchNorm(), description="batch normalization")
 
 
 class Queue(Section):
@@ -196,10 +180,8 @@ class Method(Section):
     temperature: float = Field(0.1, gt=0, description="divides the scores in the softmax only")
     epsilon: float = Field(0.05, gt=0, description="entropy weight: divides the scores in Sinkhorn only")
     sinkhorn_iterations: int = Field(3, ge=1, le=100, description="alternating normalizations")
-    prototypes_frozen_steps: int = Field(
-        0, ge=0, description="first steps, without updates of the prototypes"
-    )
-    queue: Queue = Field(default_factory=Queue, description="the queue of projections")
+    prototypes_frozen_steps: int = Field(0, ge=0, description="first steps, without prototype updates")
+    queue: Queue = Field(Queue(), description="the queue of projections")
 
 
 class Optimizer(Section):
@@ -234,7 +216,7 @@ class Train(Section):
     worker_timeout_seconds: float = Field(
         60.0,
         ge=0,
-        description="silence of a worker after which the others stop, seconds; 0: leave it to TensorFlow",
+        description="silence of a worker after which the others stop, seconds; 0: only TensorFlow's",
     )
 
     def impossible(self) -> Iterator[Remark]:
@@ -273,9 +255,7 @@ class Monitor(Section):
     log_every_steps: int = Field(10, ge=1, description="steps between lines of metrics.jsonl and TensorBoard")
     tensorboard: bool = Field(True, description="write TensorBoard event files")
     collapse_after_steps: int = Field(
-        500,
-        ge=1,
-        description="steps at a loss of ln K, after the prototypes are unfrozen, until a collapse is reported",
+        500, ge=1, description="steps with unfrozen prototypes at a loss of ln K until a collapse is reported"
     )
     knn_every_epochs: int = Field(0, ge=0, description="epochs between k-NN accuracies on labels; 0: never")
     knn_neighbours: int = Field(20, ge=1, description="neighbours that vote, k")
@@ -286,18 +266,19 @@ class Monitor(Section):
 class Recipe(Section):
     """A complete pretraining run. Defaults are those of the paper where it has them."""
 
+    kind: ClassVar[Literal["pretrain"]] = "pretrain"
     name: str = Field(..., min_length=1, description="name of the recipe, for logs and reports")
-    data: Data = Field(default_factory=Data, description="where the images come from")
+    data: Data = Field(Data(), description="where the images come from")
     crops: tuple[CropGroup, ...] = Field(
         ..., min_length=1, description="groups of crops; the first two crops get codes"
     )
-    augment: Augment = Field(default_factory=Augment, description="random changes of each crop")
-    model: Model = Field(default_factory=Model, description="backbone, head and prototypes")
-    method: Method = Field(default_factory=Method, description="codes and loss")
+    augment: Augment = Field(Augment(), description="random changes of each crop")
+    model: Model = Field(Model(), description="backbone, head and prototypes")
+    method: Method = Field(Method(), description="codes and loss")
     optimizer: Optimizer = Field(..., description="LARS and its schedule")
     train: Train = Field(..., description="how long, how large, on what")
-    checkpoint: Checkpoints = Field(default_factory=Checkpoints, description="when state is saved")
-    monitor: Monitor = Field(default_factory=Monitor, description="metrics and warnings")
+    checkpoint: Checkpoints = Field(Checkpoints(), description="when state is saved")
+    monitor: Monitor = Field(Monitor(), description="metrics and warnings")
 
     @field_validator("crops")
     @classmethod

@@ -20,7 +20,7 @@ from swav_tf.plumbing.errors import UsageError
 from swav_tf.plumbing.files import atomic_write, take_lock
 from swav_tf.plumbing.log import log
 from swav_tf.plumbing.values import nested_diff
-from swav_tf.recipe.files import AnyRecipe, kind_of, load_any_recipe, save_recipe
+from swav_tf.recipe.files import AnyRecipe, load_any_recipe, save_recipe
 from swav_tf.runs.checkpoint import Checkpoint, CheckpointStore
 
 # Settings that may change when a run resumes, so that it can move to another machine. The batch and the order of
@@ -105,12 +105,12 @@ class RunFolder:
         Raises:
             UsageError: the folder contains a run of another kind or with other settings; all of them are listed.
         """
-        path, kind = self.path / "config.yaml", kind_of(recipe)
+        path, kind = self.path / "config.yaml", recipe.kind
         saved = load_any_recipe(path) if path.exists() else None
-        if saved is not None and kind_of(saved) != kind:
+        if saved is not None and saved.kind != kind:
             raise UsageError(
                 f"--run-dir must be a new folder or contain a {kind} run. Received: {self.path}, which contains a "
-                f"{kind_of(saved)} run. Set another --run-dir."
+                f"{saved.kind} run. Set another --run-dir."
             )
         if fresh and saved is not None:
             self._set_aside()

@@ -12,7 +12,7 @@ from swav_tf.data.sources import fingerprint
 from swav_tf.plumbing.errors import UsageError
 from swav_tf.plumbing.files import atomic_write
 from swav_tf.plumbing.values import nested_diff
-from swav_tf.recipe.files import kind_of, load_any_recipe
+from swav_tf.recipe.files import load_any_recipe
 from swav_tf.recipe.pretraining import Model, Recipe
 from swav_tf.runs.checkpoint import sha256_of_facts
 from swav_tf.runs.folder import RunFolder
@@ -132,7 +132,7 @@ def read_pretraining_recipe(run_dir: Path) -> Recipe:
     except UsageError:
         origin = {}  # a damaged model.json is not the problem to report here
     source = origin.get("run") or origin.get("backbone")
-    what = "probe" if kind_of(recipe) == "probe" else "fine-tuned run"
+    what = "probe" if recipe.kind == "probe" else "fine-tuned run"
     raise UsageError(
         f"A pretraining run is needed here. Received: {run_dir}, a {what}. Use the pretraining run it was made from"
         + (f", {source}" if source else "")

@@ -28,7 +28,7 @@ from swav_tf.method.replicated_model import ReplicatedModel
 from swav_tf.plumbing.errors import SwavError
 from swav_tf.plumbing.log import log
 from swav_tf.recipe.advice import check_recipe
-from swav_tf.recipe.files import AnyRecipe, kind_of
+from swav_tf.recipe.files import AnyRecipe
 from swav_tf.recipe.pretraining import Recipe
 from swav_tf.runs.checkpoint import CheckpointStore
 from swav_tf.runs.folder import RunFolder
@@ -133,7 +133,7 @@ class Job:
         self.folder = RunFolder(self.run_dir, writer=team.is_chief)
         self._begin_folder(fresh=fresh)
         keep_last = recipe.checkpoint.keep_last
-        self.store = CheckpointStore(self.folder.checkpoints, kind=kind_of(recipe), keep_last=keep_last)
+        self.store = CheckpointStore(self.folder.checkpoints, kind=recipe.kind, keep_last=keep_last)
         name = "bad_images.txt" if team.is_chief else f"bad_images.worker{team.worker}.txt"
         max_share = recipe.data.max_bad_share
         self.bad_images = BadImages(self.run_dir / name, images=len(source), max_share=max_share)

@@ -1,13 +1,10 @@
-"""Recipes for imported weights, and a linear classifier together with its backbone as the run folder of a probe."""
+"""Recipes for imported weights, and what makes a linear classifier and its backbone the run folder of a probe."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
 
 from swav_tf.data.labels import numbered
 from swav_tf.plumbing.errors import UsageError
@@ -30,25 +27,14 @@ _RECIPES = {
 
 
 def pretraining_recipe(
-    std: tuple[float, float, float] | None,
-    sizes: Sizes,
-    source: Path,
-    *,
-    config: str | None = None,
-    overrides: Sequence[str] = (),
+    found: Weights, sizes: Sizes, source: Path, *, config: str | None = None, overrides: Sequence[str] = ()
 ) -> Recipe:
     """Return a recipe with the model of the weights and the normalization of their images.
 
-    Args:
-        std: channel standard deviations of the images; None: those of the recipe.
-        sizes: of the model, which has a backbone.
-        source: the file's name.
-        config: recipe of all other settings; None: the bundled one of this network.
-        overrides: `path=value`.
+    All other settings are those of `config` or, if it is None, of the bundled recipe for this network.
 
     Raises:
         UsageError: settings contradict the weights; all of them are listed.
-        RecipeError: the recipe has errors.
     """
     model: dict[str, object] = {"model.backbone.library": "swav_tf", "model.backbone.name": sizes.network}
     model |= {"model.backbone.width": sizes.width}
@@ -57,14 +43,16 @@ def pretraining_recipe(
     if sizes.prototypes is not None:
         model |= {"model.prototypes": sizes.prototypes}
     defaults: dict[str, object] = {"name": f"imported {source.name}"}
-    if std is not None:
-        defaults["augment.std"] = list(std)
+    if found.std is not None:
+        defaults["augment.std"] = found.std
     if config is None:
         defaults["train.precision"] = "float32"  # so that features equal the published ones
-    wide = "swav_rn50w4_400ep" if sizes.network == "resnet50" and sizes.width > 2 else "swav_800ep"
-    base = config or _RECIPES.get((sizes.network or "", sizes.width), wide)
+        wide = sizes.network == "resnet50" and sizes.width > 2
+        config = _RECIPES.get(
+            (sizes.network or "", sizes.width), "swav_rn50w4_400ep" if wide else "swav_800ep"
+        )
     settings = [f"{key}={json.dumps(value)}" for key, value in (defaults | model).items()]
-    recipe = load_recipe(base, [*settings, *overrides])
+    recipe = load_recipe(config, [*settings, *overrides])
     loaded = flatten({"model": recipe.model.model_dump()})
     wrong = [
         f"{key}: must be {value}, is {loaded[key]}" for key, value in model.items() if loaded[key] != value
@@ -74,33 +62,23 @@ def pretraining_recipe(
     return recipe
 
 
-@dataclass(frozen=True)
-class ClassifierRun:
-    """The content of a probe's run folder."""
-
-    recipe: ProbeRecipe
-    facts: ModelFacts
-    arrays: dict[str, np.ndarray]  # backbone and classifier, with our names
-    sizes: Sizes
-
-
 def classifier_run(
     found: Weights,
     fitted: Fitted,
     source: Path,
     *,
-    backbone: Path | None = None,
-    classes: Path | None = None,
-    config: str | None = None,
-    overrides: Sequence[str] = (),
-) -> ClassifierRun:
-    """Combine the classifier in `source` with its backbone, which is in `source` too or in `backbone`.
+    backbone: Path | None,
+    classes: Path | None,
+    config: str | None,
+    overrides: Sequence[str],
+) -> tuple[ProbeRecipe, ModelFacts, Fitted]:
+    """Return recipe, facts and backbone of a run folder for the classifier in `source`.
 
     Args:
         found: the content of `source`.
         fitted: the same, as a complete model.
-        source: the file with the classifier.
-        backbone: run folder of pretraining, or file.
+        source: file with the classifier, perhaps with its backbone.
+        backbone: run folder of pretraining or file, for a classifier without a backbone.
         classes: text file with the name of each class; None: they are numbered from 0.
         config: recipe of a probe; None: the bundled one with the backbone's view of images.
         overrides: `path=value`, for the recipe.
@@ -108,13 +86,13 @@ def classifier_run(
     Raises:
         UsageError: there is no backbone or one too many, or its number of features is not the classifier's; or
             the list of classes does not fit.
-        WeightsError: a file is damaged, or numbers in it are not finite.
-        RecipeError: the recipe has errors.
     """
     base, base_fitted, base_source = _backbone_of(found, fitted, source, backbone)
-    pretrained = _recipe_of(base, base_fitted.sizes, base_source)
-    arrays = fitted.by_own_names(source)
-    needed, given = arrays["classifier/kernel"].shape[0], base_fitted.sizes.feature_dim
+    if base_fitted.sizes.classes is None and (base_source / "config.yaml").is_file():
+        pretrained = load_recipe(base_source / "config.yaml")
+    else:
+        pretrained = pretraining_recipe(base, base_fitted.sizes, base_source)
+    needed, given = fitted.arrays["linear.weight"].shape[1], base_fitted.sizes.feature_dim
     if needed != given:
         raise UsageError(
             f"The classifier must fit the backbone's features. {source} takes {needed}, {base_source} gives "
@@ -122,7 +100,6 @@ def classifier_run(
         )
     origin = {"weights": "imported", "file": source.name, "format": found.format, "sha256": sha256_of(source)}
     if backbone is not None:
-        arrays |= base_fitted.by_own_names(backbone)
         origin |= {"backbone": str(backbone), "backbone_sha256": sha256_of(backbone)}
     facts = ModelFacts(
         model=pretrained.model,
@@ -134,8 +111,13 @@ def classifier_run(
         train_images=0,
         train_sha256="",
     )
-    sizes = Sizes(base_fitted.sizes.network, base_fitted.sizes.width, classes=fitted.sizes.classes)
-    return ClassifierRun(_probe_recipe(pretrained, source, config, overrides), facts, arrays, sizes)
+    settings = [f"name={json.dumps(f'imported {source.name}')}"]
+    if config is None:
+        view = pretrained.data.evaluation
+        settings += [f"data.evaluation={view.model_dump_json()}", f"crop.size={view.crop}"]
+        settings += ["train.precision=float32"]
+    recipe = load_recipe_of(ProbeRecipe, config or "probe", [*settings, *overrides])
+    return recipe, facts, base_fitted
 
 
 def _backbone_of(
@@ -156,27 +138,6 @@ def _backbone_of(
     return base, fit(base, backbone, backbone_only=True), backbone
 
 
-def _recipe_of(base: Weights, sizes: Sizes, source: Path) -> Recipe:
-    """Return the recipe in the backbone's run folder, or one that fits a file."""
-    if sizes.classes is None and (source / "config.yaml").is_file():
-        return load_recipe(source / "config.yaml")
-    return pretraining_recipe(base.std, sizes, source)
-
-
-def _probe_recipe(
-    pretrained: Recipe, source: Path, config: str | None, overrides: Sequence[str]
-) -> ProbeRecipe:
-    settings = [f"name={json.dumps(f'imported {source.name}')}"]
-    if config is None:
-        view = pretrained.data.evaluation
-        settings += [
-            f"data.evaluation={view.model_dump_json()}",
-            f"crop.size={view.crop}",
-            "train.precision=float32",
-        ]
-    return load_recipe_of(ProbeRecipe, config or "probe", [*settings, *overrides])
-
-
 def _class_names(path: Path | None, count: int) -> tuple[str, ...]:
     if path is None:
         return numbered(count)
@@ -184,10 +145,10 @@ def _class_names(path: Path | None, count: int) -> tuple[str, ...]:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"--classes must be a readable text file. Received: {path}: {error}.") from error
-    names = [line.strip() for line in lines if line.strip()]
+    names = tuple(line.strip() for line in lines if line.strip())
     if len(names) != count:
         raise UsageError(
             f"--classes must name each of the classifier's {count:,} classes, one a line, in the order of its "
             f"outputs. Received: {path}, {len(names):,} names."
         )
-    return tuple(names)
+    return names

@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 
 from swav_tf.plumbing.errors import UsageError
-from swav_tf.recipe.files import AnyRecipe, kind_of, save_recipe
+from swav_tf.recipe.files import AnyRecipe, save_recipe
 from swav_tf.runs.checkpoint import IMPORTED, CheckpointStore
 from swav_tf.runs.model_facts import NAME, ModelFacts
 from swav_tf.weights.classifier import classifier_run, pretraining_recipe
@@ -41,11 +41,7 @@ class Description:
 
 
 def describe(source: Path) -> Description:
-    """Return what is in a file or folder of weights.
-
-    Raises:
-        UsageError, WeightsError, CheckpointError: as `open_weights`.
-    """
+    """Return what is in a file or folder of weights."""
     found = open_weights(source)
     try:
         sizes, _, lines = compare(found.arrays)
@@ -101,45 +97,39 @@ def import_weights(
     """
     source, to = Path(source), Path(to)
     as_file, for_classifier = to.suffix == ".safetensors", backbone is not None or classes is not None
-    _check_target(
-        to, as_file, for_classifier=for_classifier, with_recipe=config is not None or bool(overrides)
-    )
+    if to.exists() and (as_file or not to.is_dir() or any(to.iterdir())):
+        raise UsageError(f"--to must be new: nothing is overwritten. Received: {to}, which exists.")
+    if as_file and (config or overrides):
+        raise UsageError("A file has no recipe: give --config and -o only with a run folder.")
+    if as_file and for_classifier:
+        raise UsageError(
+            "--backbone and --classes are for a run folder: a file contains only what FILE does."
+        )
     found = open_weights(source)
     fitted = fit(found, source, backbone_only=backbone_only)
     sizes = fitted.sizes
     if sizes.classes is None and for_classifier:
         raise UsageError(f"--backbone and --classes are for a classifier. {source} has none: {sizes}.")
 
+    arrays = fitted.by_own_names(source)
     origin = {"file": source.name, "format": found.format, "sha256": sha256_of(source)}
+    recipe: AnyRecipe | None = None
     if as_file:
-        _write_own(to, found, fitted.by_own_names(source), origin)
-        return Imported(to, found.format, sizes, fitted.left_out, None)
-    if sizes.classes is None:
-        recipe = pretraining_recipe(found.std, sizes, source, config=config, overrides=overrides)
-        _write_run(to, recipe, fitted.by_own_names(source), origin)
-        return Imported(to, found.format, sizes, fitted.left_out, recipe)
-    run = classifier_run(
-        found,
-        fitted,
-        source,
-        backbone=Path(backbone) if backbone else None,
-        classes=Path(classes) if classes else None,
-        config=config,
-        overrides=overrides,
-    )
-    _write_run(to, run.recipe, run.arrays, origin, run.facts)
-    return Imported(to, found.format, run.sizes, fitted.left_out, run.recipe)
-
-
-def _check_target(to: Path, as_file: bool, *, for_classifier: bool, with_recipe: bool) -> None:
-    if to.exists() and (as_file or not to.is_dir() or any(to.iterdir())):
-        raise UsageError(f"--to must be new: nothing is overwritten. Received: {to}, which exists.")
-    if as_file and with_recipe:
-        raise UsageError("A file has no recipe: give --config and -o only with a run folder.")
-    if as_file and for_classifier:
-        raise UsageError(
-            "--backbone and --classes are for a run folder: a file contains only what FILE does."
+        _write_own(to, found, arrays, origin)
+    elif sizes.classes is None:
+        recipe = pretraining_recipe(found, sizes, source, config=config, overrides=overrides)
+        _write_run(to, recipe, arrays, origin)
+    else:
+        base = Path(backbone) if backbone else None
+        names = Path(classes) if classes else None
+        recipe, facts, used = classifier_run(
+            found, fitted, source, backbone=base, classes=names, config=config, overrides=overrides
         )
+        if base is not None:
+            arrays |= used.by_own_names(base)
+        _write_run(to, recipe, arrays, origin, facts)
+        sizes = Sizes(used.sizes.network, used.sizes.width, classes=sizes.classes)
+    return Imported(to, found.format, sizes, fitted.left_out, recipe)
 
 
 def _write_run(
@@ -153,7 +143,7 @@ def _write_run(
     part = to.with_name(f".{to.name}.part-{os.getpid()}")
     try:
         to.parent.mkdir(parents=True, exist_ok=True)
-        store = CheckpointStore(part / "checkpoints", kind=kind_of(recipe))
+        store = CheckpointStore(part / "checkpoints", kind=recipe.kind)
         parts = sorted({name.partition("/")[0] for name in arrays})
         # What training needs to resume (optimizer, position) is missing, and not made up.
         known = {IMPORTED: {**origin, "parts": parts}, "recipe": recipe.model_dump(mode="json")}
@@ -215,16 +205,15 @@ def export_weights(source: Path | str, to: Path | str, *, names: Names | None = 
     found = open_weights(source)
     fitted = fit(found, source)
     if names == "swav_tf":
-        left_out: tuple[str, ...] = ()
         arrays = fitted.by_own_names(source)
         _write_own(to, found, arrays)
+        return Exported(to, names, len(arrays), fitted.left_out)
+    arrays, left_out = _swav(fitted, source) if names == "swav" else _torchvision(fitted, source)
+    arrays = _with_counters(arrays, found.step)
+    if as_torch_file:
+        write_torch_file(arrays, to)
     else:
-        arrays, left_out = _swav(fitted, source) if names == "swav" else _torchvision(fitted, source)
-        arrays = _with_counters(arrays, found.step)
-        if as_torch_file:
-            write_torch_file(arrays, to)
-        else:
-            write_safetensors(arrays, to, {"format": "pt"})
+        write_safetensors(arrays, to, {"format": "pt"})
     return Exported(to, names, len(arrays), fitted.left_out + left_out)
 
 

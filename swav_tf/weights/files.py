@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 
 from swav_tf.plumbing.errors import UsageError
 from swav_tf.plumbing.files import atomic_write, file_sha256
-from swav_tf.recipe.files import kind_of, load_any_recipe
+from swav_tf.recipe.files import load_any_recipe
 from swav_tf.recipe.pretraining import Recipe
 from swav_tf.runs.checkpoint import ARRAYS, FACTS, CheckpointError, CheckpointStore
 from swav_tf.runs.model_facts import NAME, ModelFacts
@@ -27,15 +27,9 @@ PARTS = ("backbone", "head", "prototypes", "classifier")
 STD_KEY = "std"  # in the metadata of our safetensors files
 
 _DTYPES = {
-    "F16": "float16",
-    "BF16": "bfloat16",
-    "F32": "float32",
-    "F64": "float64",
-    "I64": "int64",
-    "I32": "int32",
-    "U8": "uint8",
-    "BOOL": "bool",
-}
+    "F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64",
+    "I64": "int64", "I32": "int32", "U8": "uint8", "BOOL": "bool",
+}  # fmt: skip
 
 
 def open_weights(path: Path) -> Weights:
@@ -53,11 +47,7 @@ def open_weights(path: Path) -> Weights:
 
 
 def read_tree(path: Path) -> Any:
-    """Return the object in a file, as dictionaries and arrays.
-
-    Raises:
-        WeightsError: it is damaged, unsafe or of an unknown format.
-    """
+    """Return the object in a file, as dictionaries and arrays."""
     if _is_safetensors(path):
         return _read_safetensors(path)[0]
     with path.open("rb") as file:
@@ -80,13 +70,7 @@ def read_tree(path: Path) -> Any:
 
 
 def read_own(path: Path) -> Weights | None:
-    """Return the weights of our own run folder, checkpoint or safetensors file; None if it is from elsewhere.
-
-    The arrays have our own names and layout.
-
-    Raises:
-        UsageError, WeightsError, CheckpointError: as `open_weights`.
-    """
+    """Return the weights of our own folder or file, with our names and layout; None if it is from elsewhere."""
     if not path.exists():
         raise UsageError(f"File or folder of weights not found: {path}.")
     if path.is_dir():
@@ -125,7 +109,7 @@ def _read_folder(path: Path) -> Weights:
             )
     elif (path / "config.yaml").is_file():
         recipe = load_any_recipe(path / "config.yaml")
-        kind = kind_of(recipe)
+        kind = recipe.kind
         std = recipe.augment.std if isinstance(recipe, Recipe) else ModelFacts.read(path / NAME).std
         store = CheckpointStore(path / "checkpoints", kind=kind)
         if not store.steps():
@@ -178,11 +162,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]
 
 
 def write_safetensors(arrays: Mapping[str, np.ndarray], path: Path, metadata: Mapping[str, str]) -> None:
-    """Write a safetensors file, completely or not at all.
-
-    Raises:
-        DataError: the disk is full or read-only.
-    """
+    """Write a safetensors file, completely or not at all."""
     with atomic_write(path) as partial:
         try:
             save_file(dict(arrays), partial, metadata=dict(metadata))

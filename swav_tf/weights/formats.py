@@ -22,33 +22,19 @@ _BACKBONE_NAMES = ("conv1.", "bn1.", "layer1.", "layer2.", "layer3.", "layer4.")
 
 @dataclass(frozen=True)
 class Weights:
-    """Weights of a known format.
+    """Weights of a known format."""
 
-    Attributes:
-        format: in words.
-        arrays: in PyTorch's layout, by the names of the released SwAV without `module.`.
-        left_out: names of tensors that are not part of our model, such as a classifier of 1000 classes.
-        std: channel standard deviations that the images were normalized by; None: unknown.
-        step: optimizer steps that the weights were trained for; 0: unknown.
-    """
-
-    format: str
-    arrays: dict[str, np.ndarray]
-    left_out: tuple[str, ...] = ()
-    std: tuple[float, float, float] | None = IMAGENET_STD
-    step: int = 0
+    format: str  # in words
+    arrays: dict[str, np.ndarray]  # in PyTorch's layout, by the names of the released SwAV without `module.`
+    left_out: tuple[
+        str, ...
+    ] = ()  # tensors that are not part of our model, such as a classifier of 1000 classes
+    std: tuple[float, float, float] | None = IMAGENET_STD  # that the images were normalized by; None: unknown
+    step: int = 0  # optimizer steps that the weights were trained for; 0: unknown
 
 
 def recognize(tree: Any, source: str) -> Weights:
-    """Return the weights in a tree of dictionaries and arrays.
-
-    Args:
-        tree: the object that a file contains.
-        source: the file's name, for messages.
-
-    Raises:
-        WeightsError: it has no known format.
-    """
+    """Return the weights in the dictionaries and arrays of the file `source`."""
     state, nested = _state_of(tree, source)
     if all(name.startswith("module.") for name in state):
         state = {name.removeprefix("module."): array for name, array in state.items()}

@@ -22,22 +22,11 @@ _AXES = {4: (2, 3, 1, 0), 2: (1, 0), 1: (0,)}  # from PyTorch's layout to ours, 
 
 @dataclass(frozen=True)
 class Slot:
-    """One tensor of a network.
+    """One tensor of a network."""
 
-    Attributes:
-        torch: PyTorch's name, as in the released files without `module.`.
-        own: our name, as in a checkpoint.
-        shape: in PyTorch's layout.
-    """
-
-    torch: str
-    own: str
-    shape: tuple[int, ...]
-
-    @property
-    def own_shape(self) -> tuple[int, ...]:
-        """The shape in our layout."""
-        return tuple(self.shape[axis] for axis in _AXES[len(self.shape)])
+    torch: str  # PyTorch's name, as in the released files without `module.`
+    own: str  # our name, as in a checkpoint
+    shape: tuple[int, ...]  # in PyTorch's layout
 
 
 def to_torch(array: np.ndarray) -> np.ndarray:
@@ -47,21 +36,13 @@ def to_torch(array: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Sizes:
-    """The sizes of a model; None: it has no such part.
+    """The sizes of a model; None: it has no such part."""
 
-    Attributes:
-        network: a key of ARCHITECTURES.
-        width: multiplies the network's channels.
-        head: units of the hidden layer, length of a projection.
-        prototypes: K.
-        classes: of a linear classifier.
-    """
-
-    network: str | None
+    network: str | None  # a key of ARCHITECTURES
     width: int = 1
-    head: tuple[int, int] | None = None
+    head: tuple[int, int] | None = None  # units of the hidden layer, length of a projection
     prototypes: int | None = None
-    classes: int | None = None
+    classes: int | None = None  # of a linear classifier
 
     @property
     def feature_dim(self) -> int | None:
@@ -198,12 +179,7 @@ def _float32(array: np.ndarray) -> np.ndarray:
 
 
 def fit(weights: Weights, source: Path, *, backbone_only: bool = False) -> Fitted:
-    """Return the tensors as a complete model.
-
-    Args:
-        weights: the content of a file.
-        source: its name, for messages.
-        backbone_only: use only the backbone, whatever else is present or missing.
+    """Return the tensors in the file `source` as a complete model, or with `backbone_only` its backbone.
 
     Raises:
         WeightsError: tensors are missing, left over or misshapen; all of them are listed.
@@ -224,11 +200,7 @@ def fit(weights: Weights, source: Path, *, backbone_only: bool = False) -> Fitte
 
 
 def compare(arrays: Mapping[str, np.ndarray]) -> tuple[Sizes, tuple[Slot, ...], list[str]]:
-    """Return the model that the shapes imply, its tensors, and all differences, one line each.
-
-    Raises:
-        WeightsError: they are no network that is known here.
-    """
+    """Return the model that the shapes imply, its tensors, and all differences, one line each."""
     sizes = _sizes_of(arrays)
     matrix = arrays.get("linear.weight")
     # A classifier without a backbone implies the number of features.
@@ -255,22 +227,17 @@ def _sizes_of(arrays: Mapping[str, np.ndarray]) -> Sizes:
             (max(1, arrays[name].shape[0]) for name in candidates if name in arrays and arrays[name].ndim), 1
         )
 
-    head = None
+    network, width, head, prototypes, classes = _network_of(arrays), 1, None, None, None
+    if network is not None:
+        width = max(1, size("bn1.weight", "conv1.weight") // STEM_CHANNELS)
     if any(name.startswith("projection_head.") for name in arrays):
-        head = (
-            size("projection_head.0.bias", "projection_head.1.weight", "projection_head.0.weight"),
-            size("projection_head.3.bias", "projection_head.3.weight"),
-        )
-    network = _network_of(arrays)
-    return Sizes(
-        network=network,
-        width=max(1, size("bn1.weight", "conv1.weight") // STEM_CHANNELS) if network else 1,
-        head=head,
-        prototypes=size("prototypes.weight") if "prototypes.weight" in arrays or head else None,
-        classes=size("linear.bias", "linear.weight")
-        if arrays.keys() & {"linear.weight", "linear.bias"}
-        else None,
-    )
+        hidden = size("projection_head.0.bias", "projection_head.1.weight", "projection_head.0.weight")
+        head = hidden, size("projection_head.3.bias", "projection_head.3.weight")
+    if head is not None or "prototypes.weight" in arrays:
+        prototypes = size("prototypes.weight")
+    if "linear.weight" in arrays or "linear.bias" in arrays:
+        classes = size("linear.bias", "linear.weight")
+    return Sizes(network, width, head, prototypes, classes)
 
 
 def _network_of(arrays: Mapping[str, np.ndarray]) -> str | None:

@@ -65,11 +65,7 @@ class PickledArray:
 
     @property
     def array(self) -> np.ndarray:
-        """The array.
-
-        Raises:
-            WeightsError: the pickle never set it.
-        """
+        """The array."""
         if self._array is None:
             raise WeightsError("An array in the pickle has no content.")
         return self._array
@@ -89,7 +85,7 @@ class _NumpyType:
 
     def __init__(self, code: Any, *_: Any) -> None:
         if code not in _NUMPY_TYPES:
-            raise pickle.UnpicklingError(f"it holds an array of type {str(code)[:20]!r}, not of numbers")
+            raise pickle.UnpicklingError(f"it contains an array of type {str(code)[:20]!r}, not of numbers")
         self.name = _NUMPY_TYPES[code]
 
     def __setstate__(self, state: Any) -> None:
@@ -107,11 +103,7 @@ def from_bytes(data: bytes, dtype: str) -> np.ndarray:
 
 
 def whole_numbers(values: Any) -> tuple[int, ...]:
-    """Return sizes or strides from a pickle.
-
-    Raises:
-        UnpicklingError: they are not a short list of whole numbers from 0.
-    """
+    """Return sizes or strides from a pickle; UnpicklingError unless it is a short list of whole numbers from 0."""
     if not isinstance(values, (tuple, list)) or len(values) > 32:
         raise pickle.UnpicklingError("a tensor's shape is not a list of sizes")
     if any(type(value) is not int or value < 0 for value in values):
@@ -150,9 +142,9 @@ class _Reader(pickle.Unpickler):
         name = f"{'builtins' if module == '__builtin__' else module}.{name}"  # Python 2's name
         if name not in self._allowed:
             raise WeightsError(
-                f"{self._source} is refused: it asks for {name}, and a file of weights may hold only arrays, numbers "
-                "and names. Nothing in it was run. If you trust it, load it where it was made and save only its "
-                "state dictionary."
+                f"{self._source} is refused: it asks for {name}, and a file of weights may contain only arrays, "
+                "numbers and names. Nothing in it was run. If you trust it, load it where it was made and save only "
+                "its state dictionary."
             )
         return self._allowed[name]
 

@@ -30,17 +30,10 @@ LEGACY_START = b"\x80\x02\x8a\x0a" + LEGACY_MAGIC.to_bytes(10, "little")
 LEGACY_PROTOCOL = 1001
 
 _STORAGES = {
-    "FloatStorage": "float32",
-    "HalfStorage": "float16",
-    "BFloat16Storage": "bfloat16",
-    "DoubleStorage": "float64",
-    "LongStorage": "int64",
-    "IntStorage": "int32",
-    "ShortStorage": "int16",
-    "CharStorage": "int8",
-    "ByteStorage": "uint8",
-    "BoolStorage": "bool",
-}
+    "FloatStorage": "float32", "HalfStorage": "float16", "BFloat16Storage": "bfloat16", "DoubleStorage": "float64",
+    "LongStorage": "int64", "IntStorage": "int32", "ShortStorage": "int16", "CharStorage": "int8",
+    "ByteStorage": "uint8", "BoolStorage": "bool",
+}  # fmt: skip
 _BYTES = {dtype: 2 if dtype == "bfloat16" else np.dtype(dtype).itemsize for dtype in _STORAGES.values()}
 
 
@@ -108,11 +101,7 @@ def _read_tree(file: IO[bytes], path: Path, load: Callable[[str, str, int], np.n
 
 
 def read_torch_zip(path: Path) -> Any:
-    """Return the object in a file of PyTorch 1.6 or later; its tensors are `PickledArray`s.
-
-    Raises:
-        WeightsError: it is no such file, is damaged, or asks for anything but tensors and plain data.
-    """
+    """Return the object in a file of PyTorch 1.6 or later; its tensors are `PickledArray`s."""
     try:
         archive = zipfile.ZipFile(path)
     except (zipfile.BadZipFile, OSError, ValueError, struct.error) as error:
@@ -154,9 +143,6 @@ def read_torch_legacy(path: Path) -> Any:
 
     Such a file has five pickles (magic number, protocol, machine, the object, the keys of the storages), then each
     storage: its length as 8 bytes, and its numbers.
-
-    Raises:
-        WeightsError: it is no such file, is damaged, or asks for anything but tensors and plain data.
     """
     storages: dict[str, tuple[str, np.ndarray]] = {}  # filled once the object is read
     room = path.stat().st_size
@@ -198,11 +184,7 @@ def read_torch_legacy(path: Path) -> Any:
 
 
 def write_torch_file(tensors: Mapping[str, np.ndarray], path: Path) -> None:
-    """Save float32 and int64 arrays under their names, completely or not at all. Equal arrays give equal files.
-
-    Raises:
-        DataError: the disk is full or read-only.
-    """
+    """Save float32 and int64 arrays under their names, completely or not at all. Equal arrays give equal files."""
     with atomic_write(path) as partial, partial.open("wb") as file, zipfile.ZipFile(file, "w") as archive:
         _add(archive, file, "data.pkl", _describe(tensors))
         _add(archive, file, "byteorder", b"little")

@@ -13,7 +13,6 @@ from swav_tf.recipe.files import (
     load_recipe,
     load_recipe_of,
     recipe_header,
-    recipe_kind,
 )
 
 IMAGENET_IMAGES = 1_281_167
@@ -83,7 +82,7 @@ def test_the_bundle_is_the_tables_and_the_presets() -> None:
     assert set(bundled_recipes()) == TABLE.keys() | CLASSIFIERS.keys() | PRESETS
     for name in bundled_recipes():
         kind = name.partition("_")[0]
-        assert recipe_kind(name) == (kind if kind in ("probe", "finetune") else "pretrain")
+        assert load_any_recipe(name).kind == (kind if kind in ("probe", "finetune") else "pretrain")
 
 
 # Bug caught: a cell of the published table that is another number.

@@ -33,7 +33,8 @@ def imported(state, tmp_path_factory):
 def test_our_names_are_those_of_the_keras_model(network):
     model = build_swav(tiny_recipe(model__backbone={"name": network}))
     wanted = slots(Sizes(network, head=(24, 16), prototypes=12))
-    assert {slot.own: slot.own_shape for slot in wanted} == {
+    turned = {4: (2, 3, 1, 0), 2: (1, 0), 1: (0,)}  # from PyTorch's layout to Keras', by number of axes
+    assert {slot.own: tuple(slot.shape[axis] for axis in turned[len(slot.shape)]) for slot in wanted} == {
         name: tuple(variable.shape) for name, variable in named_variables(model).items()
     }
 
