@@ -66,7 +66,7 @@ def prepare(folder: Path) -> None:
     draw = np.random.default_rng(0)
     for _ in range(WARM_UP_BATCHES):  # else activations grow from block to block
         batch = tf.constant(views[draw.choice(len(views), 16, replace=False)])
-        model.backbone(model.normalise(batch), training=True)
+        model.backbone(model.normalize(batch), training=True)
     run = folder / "run"
     CheckpointStore(run / "checkpoints", kind="pretrain").write(0, capture(model, batch_size=16), {})
     save_recipe(recipe, run / "config.yaml")
@@ -86,7 +86,7 @@ def keras_predict(run: Path, views: np.ndarray) -> Callable[[], np.ndarray]:
     from swav_tf.training.build import load_swav
 
     model, _ = load_swav(run)
-    normalized = model.normalise(views).numpy()
+    normalized = model.normalize(views).numpy()
     return lambda: model.backbone.predict(normalized, batch_size=len(views), verbose=0)
 
 

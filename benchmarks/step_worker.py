@@ -159,7 +159,7 @@ class SupervisedStep(Step):
         def step() -> tf.Tensor:
             variables = [*(v.value for v in trainable), kernel]
             with tf.GradientTape() as tape:
-                logits = model.backbone(model.normalise(images), training=True) @ kernel
+                logits = model.backbone(model.normalize(images), training=True) @ kernel
                 logits = tf.cast(logits, tf.float32)
                 loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits))
             for variable, gradient in zip(variables, tape.gradient(loss, variables), strict=True):

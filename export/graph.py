@@ -190,7 +190,7 @@ def _forward(
     heads = _heads(trained) if set(names) != {"features"} else lambda features: {}
 
     def forward(images: Any) -> dict[str, Any]:
-        normalized = trained.model.normalise(images) if graph_input == "uint8" else images
+        normalized = trained.model.normalize(images) if graph_input == "uint8" else images
         features = trained.backbone(normalized, training=False)
         found = {"features": features, **heads(features)}
         # An output that another node reads needs a node of its own to carry the name.

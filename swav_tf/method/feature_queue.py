@@ -1,4 +1,4 @@
-"""The queue of past projections that helps small batches to balanced codes (paper, section 4.1)."""
+"""The queue of past projections that balances the codes of small batches (paper, section 4.1)."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from swav_tf.model.replicas import per_replica_variable
 class FeatureQueue(tf.Module):
     """One queue of projections per assign crop, newest first, zeros at creation.
 
-    Every replica has a queue of its own. It begins to fill at `from_step` and takes
-    part in the codes once its oldest slot is filled.
+    Every replica has its own queue. It starts to fill at `from_step` and joins the codes once its oldest slot is
+    filled.
 
     Args:
-        length: projections a crop and replica, >= 1.
+        length: projections per crop and replica, >= 1.
         projection_dim: length of a projection.
-        from_step: first optimiser step that is pushed.
+        from_step: first optimizer step whose projections are pushed.
         assign_crops: number of crops that have codes.
     """
 
@@ -30,11 +30,11 @@ class FeatureQueue(tf.Module):
         self.pushed = per_replica_variable(tf.zeros([], tf.int64), "pushed")  # projections pushed so far
 
     def in_use(self) -> tf.Tensor:
-        """1.0 once the oldest slot is filled, else 0.0."""
+        """Return 1.0 once the oldest slot is filled, else 0.0."""
         return tf.cast(self.pushed >= self.length, tf.float32)
 
     def push(self, projections: tf.Tensor, *, step: tf.Tensor, wanted: tf.Tensor) -> None:
-        """Puts (assign_crops, B, D) projections in front; the oldest B fall out.
+        """Insert (assign_crops, B, D) projections in front; the oldest B drop out.
 
         Nothing changes before `from_step`, or when `wanted` (a scalar bool) is false:
         one non-finite batch must not stay in the queue for an epoch.

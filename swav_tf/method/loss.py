@@ -6,7 +6,7 @@ import tensorflow as tf
 
 
 def swapped_prediction_loss(scores: tf.Tensor, codes: tf.Tensor, *, temperature: float) -> tf.Tensor:
-    """Mean cross-entropy between each assign crop's codes and all other crops' predictions.
+    """Return the mean cross-entropy between each assign crop's codes and all other crops' predictions.
 
     loss = 1/A sum_i 1/(V-1) sum_{v != i} mean_b ( - sum_k q_i log softmax(scores_v / temperature) )
 
@@ -16,7 +16,7 @@ def swapped_prediction_loss(scores: tf.Tensor, codes: tf.Tensor, *, temperature:
         temperature: > 0, in the softmax only.
 
     Returns:
-        A float32 scalar; ln K when predictions know nothing of the codes.
+        A float32 scalar; ln K when predictions are independent of the codes.
     """
     crop_count, assign_count = scores.shape[0], codes.shape[0]
     log_p = tf.nn.log_softmax(tf.cast(scores, tf.float32) / temperature)

@@ -14,10 +14,10 @@ class LossScale(tf.Module):
 
     It is halved after a step with a non-finite gradient and doubled after `growth_steps` finite
     ones in a row. The caller decides 'finite?' on the summed gradients, so that all replicas
-    decide alike: a test of one replica's own gradients lets their weights drift apart.
+    agree: a test of each replica's own gradients would let their weights drift apart.
 
     Args:
-        enabled: with false the factor is 1 and stays 1 (float32, bfloat16).
+        enabled: if false the factor stays 1 (float32, bfloat16).
     """
 
     def __init__(self, *, enabled: bool, initial: float = 2.0**15, growth_steps: int = 2000) -> None:
@@ -28,7 +28,7 @@ class LossScale(tf.Module):
         self.finite_steps = mirrored_variable(tf.constant(0, tf.int64), "finite_steps")
 
     def updates(self, finite: tf.Tensor) -> list[tuple[tf.Variable, Any, tuple[Any, ...]]]:
-        """The updates that a step owes, for `update_on_all_replicas`."""
+        """Return the updates of a step, for `update_on_all_replicas`."""
         if not self.enabled:
             return []
         return [(self.factor, self._update, (self.finite_steps, finite))]

@@ -8,8 +8,8 @@ import tensorflow as tf
 
 
 def norms(tensors: Sequence[tf.Tensor]) -> tf.Tensor:
-    """The Euclidean norm of each float32 tensor, as one vector; not finite where an element is not.
+    """Return the Euclidean norm of each float32 tensor, as one vector; not finite where an element is not.
 
-    One operation a tensor reads it, and the rest is done for all: on a GPU each small one costs its launch.
+    Each tensor is read by one operation, and the rest is vectorized: on a GPU each small operation costs a launch.
     """
     return tf.sqrt(2.0 * tf.stack([tf.nn.l2_loss(tensor) for tensor in tensors]))

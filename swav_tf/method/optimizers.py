@@ -16,12 +16,11 @@ from swav_tf.recipe.classifier import SGDSettings
 class MomentumOptimizer(keras.optimizers.Optimizer):
     """v <- momentum v + a g + b p; p <- p - rate v. The learning rate is outside the momentum buffer.
 
-    Works in any Keras model; the models here call `updates`, which can leave out a variable or a
-    whole step without a branch. A subclass says what `factors` a and b each variable has.
+    Works in any Keras model; the models here call `updates`, which can skip a variable or a complete step without
+    a branch. A subclass defines the `factors` a and b of each variable.
 
-    A network has a hundred small tensors for one large, and on a GPU each operation on a small one costs
-    its launch: what is one number a variable is computed as a vector over all of them, and the rest is
-    one fused operation.
+    A network has a hundred small tensors for each large one, and on a GPU each operation on a small one costs a
+    launch. So the factors of all variables are computed as vectors, and the rest is one fused operation per variable.
     """
 
     def __init__(self, learning_rate: Any, *, momentum: float, weight_decay: float, **kwargs: Any) -> None:
@@ -33,24 +32,24 @@ class MomentumOptimizer(keras.optimizers.Optimizer):
     def factors(
         self, parameters: Sequence[tf.Tensor], gradients: Sequence[tf.Tensor]
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """What each gradient and each parameter is multiplied by: two float32 vectors, one number a variable."""
+        """Return the factors of each gradient and of each parameter: two float32 vectors over the variables."""
         raise NotImplementedError
 
     def rate_of_each(self) -> tf.Tensor:
-        """The learning rate of each variable in the order of `build`, float32."""
+        """Return the learning rate of each variable in the order of `build`, float32."""
         return tf.fill([len(self.momentums)], tf.cast(self.learning_rate, tf.float32))
 
     def build(self, variables: Sequence[keras.Variable]) -> None:
-        """Makes one momentum buffer a variable."""
+        """Create one momentum buffer per variable."""
         if self.built:
             return
         super().build(variables)
         self.momentums = [self.add_variable_from_reference(v, name="momentum") for v in variables]
 
     def update_step(self, gradient: tf.Tensor, variable: keras.Variable, learning_rate: tf.Tensor) -> None:
-        """One variable's update, as Keras' own `apply` calls it."""
+        """Update one variable, as Keras' own `apply` calls it."""
         index = self._get_variable_index(variable)
-        # Keras hands in the TensorFlow variable itself when it updates each device's copy.
+        # Keras passes the TensorFlow variable itself when it updates each device's copy.
         value = variable.value if isinstance(variable, keras.Variable) else variable
         [of_gradient], [of_parameter] = map(tf.unstack, self.factors([value], [gradient]))
         rate, momentum = self.rate_of_each()[index], tf.constant(self.momentum)
@@ -62,14 +61,14 @@ class MomentumOptimizer(keras.optimizers.Optimizer):
         variables: Sequence[keras.Variable],
         applied: Sequence[tf.Tensor],
     ) -> list[tuple[tf.Variable, Any, tuple[Any, ...]]]:
-        """One step, for `update_on_all_replicas`, on gradients that are equal on all replicas.
+        """Return one step, for `update_on_all_replicas`, on gradients that are equal on all replicas.
 
         A variable whose scalar bool in `applied` is false keeps its value and its momentum,
         as if it had no gradient. `iterations` counts every step.
         """
         parameters = [tf.convert_to_tensor(variable) for variable in variables]
         wanted = tf.stack(applied)
-        # v <- 1 v + 0 g + 0 p; p <- p - 0 v: what is not wanted stays as it is.
+        # v <- 1 v + 0 g + 0 p; p <- p - 0 v: skipped variables keep their values.
         zeros, ones = tf.zeros(wanted.shape), tf.ones(wanted.shape)
         of_each = [
             tf.unstack(tf.where(wanted, numbers, otherwise))
@@ -88,7 +87,7 @@ class MomentumOptimizer(keras.optimizers.Optimizer):
         return [*steps, (self.iterations.value, lambda iterations: iterations.assign_add(1), ())]
 
     def get_config(self) -> dict[str, Any]:
-        """What Keras needs to make this optimiser again."""
+        """Return what Keras needs to rebuild this optimizer."""
         config = super().get_config()
         config.update(momentum=self.momentum, weight_decay=self.coupled_weight_decay)
         return config
@@ -103,7 +102,7 @@ def _update(
     rate: tf.Tensor,
     momentum: tf.Tensor,
 ) -> None:
-    # 0 * NaN is NaN, and this product's is 0. Two terms only: TensorFlow adds three in an order of its own.
+    # 0 * NaN is NaN, but this product is 0. Two terms only: TensorFlow adds three in varying order.
     direction = tf.math.multiply_no_nan(gradient, of_gradient) + of_parameter * variable
     tf.raw_ops.ResourceApplyMomentum(
         var=variable.handle, accum=accumulated.handle, lr=rate, grad=direction, momentum=momentum
@@ -113,13 +112,13 @@ def _update(
 def lars_factors(
     parameter_norms: tf.Tensor, gradient_norms: tf.Tensor, *, weight_decay: float, trust_coefficient: float
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """What to multiply each gradient and each parameter by, from the norms of all tensors; vectors like them.
+    """Return the factors of the gradients and of the parameters, from the norms of all tensors; vectors like them.
 
     (g + wd p) trust ||p|| / (||g|| + wd ||p|| + 1e-8) if both norms are positive, else g
     unchanged: no decay, no scaling.
     """
-    # One reduction and not two additions: TensorFlow would rewrite these into one AddN, which adds in an order
-    # that depends on who else still holds its inputs, and runs would part in the last bit.
+    # One reduction instead of two additions: TensorFlow would rewrite these into one AddN, whose order depends on
+    # which inputs are still in use, and runs would differ in the last bit.
     terms = [gradient_norms, weight_decay * parameter_norms, tf.fill(tf.shape(parameter_norms), 1e-8)]
     ratios = trust_coefficient * parameter_norms / tf.reduce_sum(tf.stack(terms), axis=0)
     scaled = (parameter_norms > 0) & (gradient_norms > 0)
@@ -147,7 +146,7 @@ class LARS(MomentumOptimizer):
     def factors(
         self, parameters: Sequence[tf.Tensor], gradients: Sequence[tf.Tensor]
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Of the gradients the trust ratios, of the parameters these times the weight decay."""
+        """Return the trust ratios for gradients, and these times the weight decay for parameters."""
         return lars_factors(
             norms(parameters),
             norms(gradients),
@@ -156,12 +155,12 @@ class LARS(MomentumOptimizer):
         )
 
     def get_config(self) -> dict[str, Any]:
-        """What Keras needs to make this optimiser again."""
+        """Return what Keras needs to rebuild this optimizer."""
         return {**super().get_config(), "trust_coefficient": self.trust_coefficient}
 
 
 def epoch_shares(settings: SGDSettings, *, epochs: int) -> list[float]:
-    """What the first epoch's learning rate is multiplied by in each epoch (docs/algorithm.md, "Linear probe").
+    """Return each epoch's factor of the initial learning rate (docs/algorithm.md, "Linear probe").
 
     cosine: (1 + cos(pi epoch / epochs)) / 2, which would reach 0 in the epoch after the last.
     steps: decay_factor to the number of decay_epochs that have begun.
@@ -176,29 +175,29 @@ def epoch_shares(settings: SGDSettings, *, epochs: int) -> list[float]:
 
 @keras.saving.register_keras_serializable("swav_tf")
 class EpochSchedule(keras.optimizers.schedules.LearningRateSchedule):
-    """A share of the learning rate for each epoch, the same in all of its steps."""
+    """A factor of the learning rate for each epoch, equal in all of its steps."""
 
     def __init__(self, shares: Sequence[float], *, steps_per_epoch: int) -> None:
         super().__init__()
         self.shares, self.steps_per_epoch = list(shares), steps_per_epoch
 
     def __call__(self, step: Any) -> tf.Tensor:
-        """The share of a step (from 0) as a float32 scalar; past the end that of the last epoch."""
+        """Return the factor of a step (from 0) as a float32 scalar; past the end that of the last epoch."""
         epoch = tf.minimum(tf.cast(step, tf.int64) // self.steps_per_epoch, len(self.shares) - 1)
         return tf.gather(tf.constant(self.shares, tf.float32), epoch)
 
     def get_config(self) -> dict[str, Any]:
-        """What Keras needs to make this schedule again."""
+        """Return what Keras needs to rebuild this schedule."""
         return {"shares": self.shares, "steps_per_epoch": self.steps_per_epoch}
 
 
 @keras.saving.register_keras_serializable("swav_tf")
 class SGD(MomentumOptimizer):
-    """v <- momentum v + (g + weight_decay p); p <- p - share rate v, each variable with a rate of its own.
+    """v <- momentum v + (g + weight_decay p); p <- p - share rate v, each variable with its own rate.
 
     Args:
-        share: what all rates are multiplied by: a number, or a schedule.
-        rates: one for each variable, in the order of `build`.
+        share: factor of all rates: a number, or a schedule.
+        rates: one per variable, in the order of `build`.
         momentum, weight_decay: of all variables.
     """
 
@@ -218,15 +217,15 @@ class SGD(MomentumOptimizer):
     def factors(
         self, parameters: Sequence[tf.Tensor], gradients: Sequence[tf.Tensor]
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Of the gradients 1, of the parameters the weight decay."""
+        """Return 1 for gradients, and the weight decay for parameters."""
         return tf.ones([len(parameters)]), tf.fill([len(parameters)], self.coupled_weight_decay)
 
     def rate_of_each(self) -> tf.Tensor:
-        """Each variable's own rate, times the share of now."""
+        """Return each variable's own rate times the current share."""
         return tf.cast(self.learning_rate, tf.float32) * tf.constant(self.rates, tf.float32)
 
     def get_config(self) -> dict[str, Any]:
-        """What Keras needs to make this optimiser again."""
+        """Return what Keras needs to rebuild this optimizer."""
         config = super().get_config()
         config["share"] = config.pop("learning_rate")
         return {**config, "rates": self.rates}

@@ -1,4 +1,4 @@
-"""What every model that is trained here shares: steps on replicas, sums before decisions, wishes between workers."""
+"""The base of all trained models: steps on replicas, sums before decisions, requests between workers."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ TrainFunction = Callable[[Iterator[Any]], dict[str, float]]
 class ReplicatedModel(keras.Model):
     """A backbone and what is trained on it; a step sums over replicas first and decides on the sum.
 
-    A subclass makes its other weights, calls `finish_init`, and writes `make_train_function`.
+    A subclass creates its other weights, calls `finish_init`, and defines `make_train_function`.
 
     Args:
         name: of the model.
-        backbone: normalised images (n, size, size, 3) to features (n, F).
+        backbone: normalized images (n, size, size, 3) to features (n, F).
         mean, std: of the three channels of images in [0, 1].
         loss_scale: factor on the loss, for half precision.
-        accumulation_steps: parts that a batch comes in, one after the other.
+        accumulation_steps: parts of a batch, which come one after the other.
     """
 
     parts: ClassVar[tuple[str, ...]]  # attributes that hold the weights: their names in a checkpoint
@@ -48,14 +48,14 @@ class ReplicatedModel(keras.Model):
         self.loss_scale = loss_scale
         self.accumulation_steps = accumulation_steps
         self.queue: FeatureQueue | None = None
-        # What this worker wants after the step, and what all workers agreed on: any one's wish counts.
-        self.wishes = np.zeros(2, np.float32)  # stop, write a checkpoint
+        # What this worker requests after the step, and what all workers agreed on: a request of any worker counts.
+        self.requests = np.zeros(2, np.float32)  # stop, write a checkpoint
         self.agreed = np.zeros(2, bool)
         self.train_function: TrainFunction | None = None
         self.batches_in_use: Iterator[Any] | None = None
 
     def finish_init(self) -> None:
-        """Makes what depends on the weights; the last thing that a subclass does in its own."""
+        """Create what depends on the weights; a subclass calls it at the end of its own `__init__`."""
         self.built = True
         if self.accumulation_steps > 1:
             self.gradient_sums = [
@@ -67,11 +67,11 @@ class ReplicatedModel(keras.Model):
 
     @tf.function(reduce_retracing=True)
     def features(self, images: tf.Tensor) -> tf.Tensor:
-        """Features (n, F), float32, of uint8 images (n, size, size, 3), in inference mode."""
-        return tf.cast(self.backbone(self.normalise(images), training=False), tf.float32)
+        """Return features (n, F), float32, of uint8 images (n, size, size, 3), in inference mode."""
+        return tf.cast(self.backbone(self.normalize(images), training=False), tf.float32)
 
-    def normalise(self, images: tf.Tensor) -> tf.Tensor:
-        """uint8 images to what the backbone takes: (x / 255 - mean) / std."""
+    def normalize(self, images: tf.Tensor) -> tf.Tensor:
+        """Convert uint8 images to the backbone's input: (x / 255 - mean) / std."""
         images = (tf.cast(images, tf.float32) / 255.0 - self.mean) / self.std
         return tf.cast(images, self.backbone.compute_dtype)
 
@@ -87,7 +87,7 @@ class ReplicatedModel(keras.Model):
     def _mean_gradients(
         self, gradients: Sequence[tf.Tensor]
     ) -> tuple[list[tf.Tensor], tf.Tensor, dict[str, tf.Tensor]]:
-        """The whole batch's gradients, whether they are finite, and what is logged of them."""
+        """Return the complete batch's gradients, whether they are finite, and their metrics."""
         divisor = self.loss_scale.factor * float(replica_count() * self.accumulation_steps)
         gradients = [gradient / divisor for gradient in sum_over_replicas(gradients)]
         norm = tf.norm(norms(gradients))
@@ -104,7 +104,7 @@ class ReplicatedModel(keras.Model):
             total.assign_add(gradient)
 
     def _take_sums(self) -> list[tf.Tensor]:
-        """The gradients of all parts of the batch; the sums start at zero again."""
+        """Return the gradients of all parts of the batch, and reset the sums."""
         gradients = [tf.identity(total.read_value()) for total in self.gradient_sums]
         with tf.control_dependencies(gradients):
             for total in self.gradient_sums:
@@ -114,33 +114,33 @@ class ReplicatedModel(keras.Model):
     # === What Keras' `fit` calls ===
 
     def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
-        """Nothing to build. Keras would draw a batch for it and average its uint8 images over replicas."""
+        """Skip the build, for which Keras would draw a batch and average its uint8 images over replicas."""
 
     def _next(self, iterator: Iterator[Any]) -> Any:
-        """The next batch. The iterator is held: it must not go while Python calls of its data set run."""
+        """Return the next batch; keep the iterator alive while Python calls of its data set run."""
         self.batches_in_use = iterator
         return next(iterator)
 
     def on_replicas(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """A function that every replica computes, each of its own arguments; traced once."""
+        """Return a traced function that every replica computes from its own arguments."""
         strategy = self.distribute_strategy
 
         def run(*arguments: Any) -> Any:
             return strategy.run(function, args=arguments)
 
-        # TensorFlow warns of one function that is traced again and again; these are several.
+        # Otherwise TensorFlow takes these for one function that is traced too often, and warns.
         run.__code__ = run.__code__.replace(co_name=function.__name__)
         return tf.function(run, reduce_retracing=True)
 
     def _to_host(self, logs: dict[str, Any]) -> dict[str, float]:
-        """A step's measures; what the workers agreed on is kept in `agreed`."""
-        # Summed over replicas already: any replica's are everyone's.
+        """Return a step's metrics, and keep in `agreed` what the workers agreed on."""
+        # Summed over replicas already, so all replicas have the same.
         local = {
             key: self.distribute_strategy.experimental_local_results(v)[0].numpy() for key, v in logs.items()
         }
-        self.agreed = local.pop("wishes") > 0
+        self.agreed = local.pop("requests") > 0
         self._keep(local)
         return {key: float(value) for key, value in local.items()}
 
     def _keep(self, local: dict[str, np.ndarray]) -> None:
-        """Takes out of a step's measures what is no single number."""
+        """Remove from a step's metrics those that are not single numbers."""

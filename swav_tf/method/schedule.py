@@ -28,7 +28,7 @@ class WarmupCosine(keras.optimizers.schedules.LearningRateSchedule):
 
     @classmethod
     def of(cls, settings: Optimizer, *, epochs: int, steps_per_epoch: int) -> WarmupCosine:
-        """The schedule of a recipe."""
+        """Return the schedule of a recipe."""
         return cls(
             peak=settings.peak_learning_rate,
             final=settings.final_learning_rate,
@@ -38,7 +38,7 @@ class WarmupCosine(keras.optimizers.schedules.LearningRateSchedule):
         )
 
     def __call__(self, step: Any) -> tf.Tensor:
-        """The rate of a step (from 0) as a float32 scalar."""
+        """Return the rate of a step (from 0) as a float32 scalar."""
         step = tf.cast(step, tf.float32)
         # A warm-up of one step has only its start, as linspace(start, peak, 1) has.
         warmup = self.start + (self.peak - self.start) * step / max(self.warmup_steps - 1, 1)
@@ -48,7 +48,7 @@ class WarmupCosine(keras.optimizers.schedules.LearningRateSchedule):
         return tf.where(step < self.warmup_steps, warmup, cosine)
 
     def get_config(self) -> dict[str, Any]:
-        """What Keras needs to make this schedule again."""
+        """Return what Keras needs to rebuild this schedule."""
         return {
             "peak": self.peak,
             "final": self.final,

@@ -1,6 +1,6 @@
 """Codes by the Sinkhorn-Knopp algorithm (paper, section 3.1, equations 3 to 5).
 
-Q = exp(scores / epsilon) is scaled by turns so that every prototype has the same
+Q = exp(scores / epsilon) is scaled alternately so that every prototype has the same
 total over all samples of all replicas, and every sample the same total. Scaling
 rows and columns only multiplies Q by diag(u) on one side and diag(v) on the
 other, so Q itself is computed once and u and v are matrix-vector products.
@@ -23,16 +23,16 @@ def sinkhorn(
     iterations: int,
     row_weights: tf.Tensor | None = None,
 ) -> tf.Tensor:
-    """Codes of the samples of this replica, balanced over the samples of all replicas.
+    """Return codes of the samples of this replica, balanced over the samples of all replicas.
 
     Args:
         scores: (C, B, K) cosines in [-1, 1] of B samples and K prototypes, for C assign
-            crops that are balanced each by itself but share their collectives. Any float
+            crops that are balanced separately but share their collectives. Any float
             dtype; everything is computed in float32.
-        epsilon: entropy weight, > 0; any size (small ones go through logarithms).
+        epsilon: entropy weight, > 0; small values are computed in logarithms.
         iterations: rounds of (prototypes, then samples), >= 1. One all-reduce each.
         row_weights: (B,) 1 for the samples that take part, 0 for those that do not
-            (a queue that is not full yet). Their codes are still given.
+            (a queue that is not full yet). Their codes are still returned.
 
     Returns:
         (C, B, K) float32 codes; each sample's sum to 1. No gradient flows through them.

@@ -26,18 +26,18 @@ Crops = Sequence[tf.Tensor]
 class SwAV(ReplicatedModel):
     """Backbone, head and prototypes, trained by swapped prediction.
 
-    Use `build_swav` to make one from a recipe. `fit` trains it with any Keras callbacks on
-    batches of crops; `train_on_crops` does one step on crops that the caller hands in.
+    Use `build_swav` to build one from a recipe. `fit` trains it with any Keras callbacks on
+    batches of crops; `train_on_crops` does one step on given crops.
 
     Args:
-        backbone: normalised images (n, size, size, 3) to features (n, F).
+        backbone: normalized images (n, size, size, 3) to features (n, F).
         head: features (n, F) to projections (n, D).
-        prototypes: normalised projections to scores.
+        prototypes: normalized projections to scores.
         method: temperature, epsilon, Sinkhorn iterations, frozen steps.
         mean, std: of the three channels of images in [0, 1].
         queue: past projections that join the batch when codes are computed, or None.
         loss_scale: factor on the loss, for half precision.
-        accumulation_steps: parts that a batch comes in, one after the other.
+        accumulation_steps: parts of a batch, which come one after the other.
     """
 
     parts = ("backbone", "head", "prototypes")
@@ -75,7 +75,7 @@ class SwAV(ReplicatedModel):
     # === Forward ===
 
     def call(self, crops: Crops, training: bool = False) -> tuple[tf.Tensor, tf.Tensor]:
-        """Projections (V, B, D), of length 1, and scores (V, B, K), both float32."""
+        """Return projections (V, B, D), of length 1, and scores (V, B, K), both float32."""
         batch = tf.shape(crops[0])[0]
         features = self.features_of_crops(crops, training=training)
         projections, scores = self.project(features, training=training)
@@ -84,28 +84,28 @@ class SwAV(ReplicatedModel):
         return projections, tf.reshape(scores, [crop_count, batch, scores.shape[-1]])
 
     def features_of_crops(self, crops: Crops, training: bool = False) -> tf.Tensor:
-        """Features (V * B, F), crop by crop."""
-        # All crops of one size go through the backbone at once: its BN statistics are per size.
-        groups = [self.backbone(self.normalise(_by_crop(group)), training=training) for group in crops]
+        """Return features (V * B, F), crop by crop."""
+        # All crops of one size go through the backbone together: its BN statistics are per size.
+        groups = [self.backbone(self.normalize(_by_crop(group)), training=training) for group in crops]
         return tf.concat(groups, axis=0)
 
     def project(self, features: tf.Tensor, training: bool = False) -> tuple[tf.Tensor, tf.Tensor]:
-        """Projections (n, D), of length 1, and scores (n, K) of features (n, F); float32."""
+        """Return projections (n, D), of length 1, and scores (n, K) of features (n, F); float32."""
         projections = tf.cast(self.head(features, training=training), tf.float32)
         projections = tf.math.l2_normalize(projections, axis=-1, epsilon=1e-24)
         return projections, self.prototypes(projections)
 
     def codes(self, projections: tf.Tensor, scores: tf.Tensor) -> tf.Tensor:
-        """Codes (2, B, K) of the assign crops, balanced with the queue and over all replicas.
+        """Return codes (2, B, K) of the assign crops, balanced with the queue and over all replicas.
 
         Args:
-            projections: (>= 2, B, D), only their number of samples is looked at.
+            projections: (>= 2, B, D); only B is used.
             scores: (>= 2, B, K).
         """
         scores = scores[:ASSIGN_CROPS]
         row_weights = None
         if self.queue is not None:
-            # Past projections, scored by the prototypes of now, stand before the batch.
+            # Past projections, scored by the current prototypes, precede the batch.
             scores = tf.concat([self.prototypes(self.queue.projections.read_value()), scores], axis=1)
             in_use = tf.fill([self.queue.length], self.queue.in_use())
             row_weights = tf.concat([in_use, tf.ones(tf.shape(projections)[1:2])], axis=0)
@@ -119,19 +119,19 @@ class SwAV(ReplicatedModel):
 
     # === One step, as one replica sees it ===
 
-    def train_step(self, crops: Crops, wishes: tf.Tensor | None = None) -> dict[str, tf.Tensor]:
-        """One optimiser step on this replica's share of a whole batch."""
-        self.normalise_prototypes()
+    def train_step(self, crops: Crops, requests: tf.Tensor | None = None) -> dict[str, tf.Tensor]:
+        """Do one optimizer step on this replica's share of a complete batch."""
+        self.normalize_prototypes()
         with tf.GradientTape() as tape:
             projections, scores = self(crops, training=True)
             codes = self.codes(projections, scores)
             loss = swapped_prediction_loss(scores, codes, temperature=self.method.temperature)
             scaled = loss * self.loss_scale.factor
         gradients = self._gradients(tape, scaled)
-        return self._update(gradients, loss, projections[:ASSIGN_CROPS], codes, wishes)
+        return self._update(gradients, loss, projections[:ASSIGN_CROPS], codes, requests)
 
-    def normalise_prototypes(self) -> None:
-        """Makes each prototype a unit vector, in place and without a gradient."""
+    def normalize_prototypes(self) -> None:
+        """Normalize each prototype to length 1, in place and without a gradient."""
         update_on_all_replicas(
             [(self.prototypes.kernel.value, lambda w: w.assign(tf.math.l2_normalize(w, axis=0)), ())]
         )
@@ -142,16 +142,16 @@ class SwAV(ReplicatedModel):
         loss: tf.Tensor,
         projections: tf.Tensor,
         codes: tf.Tensor,
-        wishes: tf.Tensor | None,
+        requests: tf.Tensor | None,
     ) -> dict[str, tf.Tensor]:
-        """Sums over replicas, then decides once for all of them, then updates."""
+        """Sum over replicas, then decide once for all of them, then update."""
         step = self.optimizer.iterations.value
         rate = tf.cast(self.optimizer.learning_rate, tf.float32)
         gradients, finite, of_gradients = self._mean_gradients(gradients)
 
         if self.queue is not None:
             self.queue.push(projections, step=step, wanted=finite)
-        logs = self._diagnostics(loss, projections, codes, wishes) | {"learning_rate": rate} | of_gradients
+        logs = self._diagnostics(loss, projections, codes, requests) | {"learning_rate": rate} | of_gradients
         thawed = step >= self.method.prototypes_frozen_steps
         frozen_kernel = self.prototypes.kernel
         applied = [
@@ -165,31 +165,31 @@ class SwAV(ReplicatedModel):
         return logs
 
     def _diagnostics(
-        self, loss: tf.Tensor, projections: tf.Tensor, codes: tf.Tensor, wishes: tf.Tensor | None
+        self, loss: tf.Tensor, projections: tf.Tensor, codes: tf.Tensor, requests: tf.Tensor | None
     ) -> dict[str, tf.Tensor]:
-        """What tells learning from collapse, over the whole batch, in one all-reduce."""
+        """Return metrics of the complete batch that show learning or collapse, in one all-reduce."""
         entropy = -tf.reduce_mean(tf.reduce_sum(tf.math.xlogy(codes, codes), axis=-1))
         mean_projection = tf.reduce_mean(projections, axis=[0, 1])
         best = tf.reshape(tf.argmax(codes, axis=-1), [-1])
         assignments = tf.math.unsorted_segment_sum(tf.ones_like(best, tf.float32), best, codes.shape[-1])
-        wishes = tf.zeros([2]) if wishes is None else wishes
-        loss, entropy, mean_projection, assignments, wishes = sum_over_replicas(
-            [loss, entropy, mean_projection, assignments, wishes]
+        requests = tf.zeros([2]) if requests is None else requests
+        loss, entropy, mean_projection, assignments, requests = sum_over_replicas(
+            [loss, entropy, mean_projection, assignments, requests]
         )
         replicas = float(replica_count())
         return {
             "loss": loss / replicas,
             "code_entropy": entropy / replicas,
-            # The total variance of unit vectors: 0 when all projections are one, near 1 when spread out.
+            # The total variance of unit vectors: 0 if all projections are equal, near 1 if they are spread out.
             "projection_spread": 1.0 - tf.reduce_sum(tf.square(mean_projection / replicas)),
             "assignments": assignments,
-            "wishes": wishes,
+            "requests": requests,
         }
 
-    # === The same step in parts: two looks at the data, so that codes are of the whole batch ===
+    # === The same step in parts: two passes over the data, so that codes cover the complete batch ===
 
-    def _look(self, crops: Crops) -> tuple[tf.Tensor, tf.Tensor]:
-        """Assign crops' projections and scores, and no trace in the running averages."""
+    def _first_pass(self, crops: Crops) -> tuple[tf.Tensor, tf.Tensor]:
+        """Return the assign crops' projections and scores, and leave the running averages unchanged."""
         averages = [variable.value for variable in self.non_trainable_variables]
         before = [tf.identity(average) for average in averages]
         projections, scores = self(crops, training=True)
@@ -218,46 +218,46 @@ class SwAV(ReplicatedModel):
         losses: Sequence[tf.Tensor],
         projections: tf.Tensor,
         codes: Sequence[tf.Tensor],
-        wishes: tf.Tensor | None,
+        requests: tf.Tensor | None,
     ) -> dict[str, tf.Tensor]:
         return self._update(
             self._take_sums(),
-            tf.reduce_mean(tf.stack(losses)),  # not add_n: its order is not always the same
+            tf.reduce_mean(tf.stack(losses)),  # not add_n, whose order varies
             projections,
             tf.concat(codes, axis=1),
-            wishes,
+            requests,
         )
 
     # === What Keras' `fit` calls ===
 
     def make_train_function(self, force: bool = False) -> TrainFunction:
-        """One step from an iterator of batches.
+        """Return a function that does one step from an iterator of batches.
 
-        Not Keras' own: that one fails on scalars under MultiWorkerMirroredStrategy, and knows
-        nothing of accumulation under a strategy.
+        Keras' own fails on scalars under MultiWorkerMirroredStrategy, and does not support
+        accumulation under a strategy.
         """
         if self.train_function is not None and not force:
             return self.train_function
         step = self.on_replicas(self.train_step)
-        begin = self.on_replicas(self.normalise_prototypes)
-        look, assign = self.on_replicas(self._look), self.on_replicas(self._codes_of_parts)
+        begin = self.on_replicas(self.normalize_prototypes)
+        first_pass, assign = self.on_replicas(self._first_pass), self.on_replicas(self._codes_of_parts)
         accumulate, finish = self.on_replicas(self._accumulate), self.on_replicas(self._finish)
 
         def train_function(iterator: Iterator[Crops]) -> dict[str, float]:
-            wishes = tf.constant(self.wishes)
+            requests = tf.constant(self.requests)
             if self.accumulation_steps == 1:
-                return self._to_host(step(self._next(iterator), wishes))
+                return self._to_host(step(self._next(iterator), requests))
             parts = [self._next(iterator) for _ in range(self.accumulation_steps)]
             begin()
-            projections, codes = assign([look(part) for part in parts])
+            projections, codes = assign([first_pass(part) for part in parts])
             losses = [accumulate(part, part_codes) for part, part_codes in zip(parts, codes, strict=True)]
-            return self._to_host(finish(losses, projections, codes, wishes))
+            return self._to_host(finish(losses, projections, codes, requests))
 
         self.train_function = train_function
         return train_function
 
     def train_on_crops(self, crops: Crops) -> dict[str, float]:
-        """One optimiser step on one batch of crops; returns the step's measures.
+        """Do one optimizer step on one batch of crops, and return its metrics.
 
         Args:
             crops: for each group a uint8 array (B, count, size, size, 3); crop j of row b must
@@ -271,6 +271,6 @@ class SwAV(ReplicatedModel):
 
 
 def _by_crop(group: tf.Tensor) -> tf.Tensor:
-    """(B, count, size, size, 3) to (count * B, size, size, 3), crop by crop."""
+    """Reshape (B, count, size, size, 3) to (count * B, size, size, 3), crop by crop."""
     shape = group.shape
     return tf.reshape(tf.transpose(group, [1, 0, 2, 3, 4]), [-1, *shape[2:]])

@@ -1,4 +1,4 @@
-"""What tells one ResNet from another, as numbers. No TensorFlow: plans count with them too."""
+"""The differences between ResNets, as numbers. No TensorFlow."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Architecture:
-    """What tells one ResNet from another."""
+    """The blocks, widths and stem of a ResNet."""
 
     block: Literal["basic", "bottleneck"]
     depths: tuple[int, ...]  # blocks of each stage

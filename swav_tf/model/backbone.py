@@ -1,4 +1,4 @@
-"""The backbone that a recipe names: our ResNets, or any of KerasCV's classes."""
+"""The backbone that a recipe names: a native ResNet, or any of KerasCV's classes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from swav_tf.recipe.pretraining import Model
 
 
 def build_backbone(settings: Model) -> keras.Model:
-    """Normalised images (n, height, width, 3) to pooled features (n, F), under the current dtype policy.
+    """Build a model from normalized images (n, height, width, 3) to pooled features (n, F).
 
     Raises:
         RecipeError: the library has no such backbone, or refuses the arguments.
@@ -22,7 +22,7 @@ def build_backbone(settings: Model) -> keras.Model:
 
 
 def _keras_cv_backbone(settings: Model) -> keras.Model:
-    import keras_cv  # late: takes seconds, and few recipes want it
+    import keras_cv  # late: takes seconds, and few recipes need it
 
     wanted = settings.backbone
     names = sorted(name for name in dir(keras_cv.models) if name.endswith("Backbone") and name != "Backbone")
@@ -31,7 +31,7 @@ def _keras_cv_backbone(settings: Model) -> keras.Model:
             f"model.backbone.name must be a backbone class of KerasCV: {', '.join(names)}. Received: {wanted.name!r}."
         )
     backbone_class = getattr(keras_cv.models, wanted.name)
-    # The images come normalised; a second rescaling inside the network would undo that.
+    # The images are normalized already; rescaling inside the network would undo that.
     arguments = {"include_rescaling": False, "input_shape": (None, None, 3), **wanted.arguments}
     try:
         preset = wanted.preset

@@ -1,4 +1,4 @@
-"""Batch normalisation by fused kernels, with one all-reduce each way over several replicas."""
+"""Batch normalization by fused kernels, with one all-reduce each way over several replicas."""
 
 from __future__ import annotations
 
@@ -8,82 +8,93 @@ import keras
 import tensorflow as tf
 
 from swav_tf.model.replicas import replica_count, sum_over_replicas
+from swav_tf.recipe.pretraining import BatchNorm as Settings
 
 
 @keras.saving.register_keras_serializable("swav_tf")
 class BatchNorm(keras.layers.Layer):
-    """Batch normalisation over all axes but the last (channels).
+    """Batch normalization over all axes but the last (channels).
 
     Statistics and running averages are float32 whatever the dtype policy. The weights have
     Keras' names, shapes and meaning (`gamma`, `beta`, `moving_mean`, `moving_variance`).
 
     Args:
-        synchronised: in training, take the statistics over the samples of all replicas.
-        momentum: share of the old running average that is kept each step.
+        synchronized: in training, take the statistics over the samples of all replicas.
+        momentum: share of the running average that each step keeps.
         epsilon: added to the variance.
     """
 
     def __init__(
-        self, *, synchronised: bool = False, momentum: float = 0.9, epsilon: float = 1e-5, **kwargs: Any
+        self, *, synchronized: bool = False, momentum: float = 0.9, epsilon: float = 1e-5, **kwargs: Any
     ) -> None:
         super().__init__(**kwargs)
-        self.synchronised = synchronised
+        self.synchronized = synchronized
         self.momentum = momentum
         self.epsilon = epsilon
 
+    @classmethod
+    def of(cls, settings: Settings, name: str) -> BatchNorm:
+        """Return the layer that a recipe describes."""
+        return cls(
+            synchronized=settings.synchronised,
+            momentum=settings.momentum,
+            epsilon=settings.epsilon,
+            name=name,
+        )
+
     def build(self, input_shape: tuple[int | None, ...]) -> None:
-        """Makes the four vectors of length channels."""
+        """Create the four vectors of length channels."""
         shape = (input_shape[-1],)
         vector: dict[str, Any] = {"shape": shape, "dtype": "float32", "autocast": False}
         self.gamma = self.add_weight(name="gamma", initializer="ones", **vector)
         self.beta = self.add_weight(name="beta", initializer="zeros", **vector)
-        # Unsynchronised replicas each move their own running averages; the first one's are saved.
+        # Replicas that are not synchronized update their own running averages; the first one's are saved.
         self.moving_mean = self.add_weight(name="moving_mean", initializer="zeros", trainable=False, **vector)
         self.moving_variance = self.add_weight(
             name="moving_variance", initializer="ones", trainable=False, **vector
         )
 
     def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """Normalises (..., channels); same shape and dtype."""
+        """Normalize (..., channels); same shape and dtype."""
         gamma, beta = tf.convert_to_tensor(self.gamma), tf.convert_to_tensor(self.beta)
         if not (training and self.trainable):
             mean, variance = (
                 tf.convert_to_tensor(self.moving_mean),
                 tf.convert_to_tensor(self.moving_variance),
             )
-            return _normalise_by(mean, variance, inputs, gamma, beta, self.epsilon)
-        if self.synchronised and replica_count() > 1:
-            outputs, mean, variance = _synchronised(inputs, gamma, beta, self.epsilon)
+            return _normalize_by(mean, variance, inputs, gamma, beta, self.epsilon)
+        if self.synchronized and replica_count() > 1:
+            outputs, mean, variance = _synchronized(inputs, gamma, beta, self.epsilon)
         else:
-            variance, own = _normalise_by_own(inputs, gamma, beta, self.epsilon)
+            variance, own = _normalize_by_own(inputs, gamma, beta, self.epsilon)
             outputs, mean = _shaped(own.y, like=inputs), own.batch_mean
         self._move(self.moving_mean, mean)
         self._move(self.moving_variance, variance)
         return outputs
 
     def _move(self, average: keras.Variable, value: tf.Tensor) -> None:
-        # One overflow in half precision must not stay in the running average for ever.
+        # One overflow in half precision must not stay in the running average.
         old = tf.convert_to_tensor(average)
         new = self.momentum * old + (1.0 - self.momentum) * value
         average.assign(tf.where(tf.math.is_finite(new), new, old))
 
     def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
-        """The input's shape."""
+        """Return the input's shape."""
         return input_shape
 
     def get_config(self) -> dict[str, Any]:
-        """What Keras needs to make this layer again."""
+        """Return what Keras needs to rebuild this layer."""
         config = super().get_config()
-        config.update(synchronised=self.synchronised, momentum=self.momentum, epsilon=self.epsilon)
+        config.update(synchronized=self.synchronized, momentum=self.momentum, epsilon=self.epsilon)
         return config
 
 
-def _normalise_by_own(
+def _normalize_by_own(
     x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, epsilon: float
 ) -> tuple[tf.Tensor, Any]:
-    """TensorFlow's one kernel of training: the biased variance of this replica's x, and all that it gives."""
+    """Run TensorFlow's training kernel; return the biased variance of this replica's x, and all outputs."""
     images, empty = _as_images(x), tf.zeros([0])
-    # The raw op, since tf.nn's wrapper raises epsilon to 1.001e-5 without a word.
+    # The raw op, since tf.nn's wrapper silently raises epsilon to 1.001e-5.
     own = tf.raw_ops.FusedBatchNormV3(
         x=images, scale=gamma, offset=beta, mean=empty, variance=empty, epsilon=epsilon, is_training=True
     )
@@ -91,10 +102,10 @@ def _normalise_by_own(
     return own.batch_variance * ((count - 1.0) / count), own
 
 
-def _normalise_by(
+def _normalize_by(
     mean: tf.Tensor, variance: tf.Tensor, x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, epsilon: float
 ) -> tf.Tensor:
-    """TensorFlow's one kernel of inference: x normalised by a given mean and variance."""
+    """Run TensorFlow's inference kernel: normalize x by a given mean and variance."""
     images = tf.raw_ops.FusedBatchNormV3(
         x=_as_images(x), scale=gamma, offset=beta, mean=mean, variance=variance, epsilon=epsilon,
         is_training=False,
@@ -102,24 +113,24 @@ def _normalise_by(
     return _shaped(images.y, like=x)
 
 
-def _synchronised(
+def _synchronized(
     x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, epsilon: float
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Statistics over all replicas: one all-reduce forward, one backward.
+    """Normalize by statistics over all replicas: one all-reduce forward, one backward.
 
     The loss of the step is the mean of the replicas' losses, so each replica's gradient of x
     needs the sums of all of them, while those of gamma and beta stay local: they are summed
     with all other gradients at the end of the step.
 
-    All that touches x is TensorFlow's fused kernels, which read half precision and compute in float32:
-    written out, it would be some thirty passes over x in memory, on a GPU longer than the convolutions.
-    The kernels normalise by this replica's own statistics; what makes them everyone's is a few numbers a channel.
+    Only TensorFlow's fused kernels touch x. They read half precision and compute in float32. Written out, it would
+    take some thirty passes over x in memory, longer on a GPU than the convolutions. The kernels normalize by this
+    replica's own statistics; a few numbers per channel correct them to those of all replicas.
     """
 
     @tf.custom_gradient
-    def normalise(x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor) -> Any:
+    def normalize(x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor) -> Any:
         own_count = tf.cast(tf.size(x) // tf.shape(x)[-1], tf.float32)
-        own_variance, own = _normalise_by_own(x, gamma, beta, epsilon)
+        own_variance, own = _normalize_by_own(x, gamma, beta, epsilon)
         own_mean = own.batch_mean
         sums = [own_mean * own_count, (own_variance + tf.square(own_mean)) * own_count, own_count]
         totals, squares, count = sum_over_replicas(sums)
@@ -127,9 +138,9 @@ def _synchronised(
         variance = tf.maximum(squares / count - tf.square(mean), 0.0)
 
         def gradient(dy: tf.Tensor, *_: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-            # With s the standardised x, and the sums of dy and of dy s over all samples, it is
+            # With s the standardized x, and the sums of dy and of dy s over all samples, it is
             #     gamma / deviation * (dy - (sum dy + s * sum dy s) / count).
-            # The kernel gives the same of its own s, which is slope * s + shift, its own sums and count.
+            # The kernel computes the same from its own s, which is slope * s + shift, its own sums and count.
             inverse, own_inverse = tf.math.rsqrt(variance + epsilon), tf.math.rsqrt(own_variance + epsilon)
             slope, shift = own_inverse / inverse, (mean - own_mean) * own_inverse
             kernel = tf.raw_ops.FusedBatchNormGradV3(
@@ -143,18 +154,18 @@ def _synchronised(
             of_s = slope * own_sum / own_count - all_dy_s / count
             constant = (sum_dy + shift * own_sum) / own_count - all_dy / count
             scale = gamma * inverse
-            difference = _normalise_by(mean, variance, x, scale * of_s, scale * constant, epsilon)
+            difference = _normalize_by(mean, variance, x, scale * of_s, scale * constant, epsilon)
             return _shaped(kernel.x_backprop, like=x) + difference, sum_dy_s, sum_dy
 
-        outputs = _normalise_by(mean, variance, x, gamma, beta, epsilon)
+        outputs = _normalize_by(mean, variance, x, gamma, beta, epsilon)
         return (outputs, mean, variance), gradient
 
-    outputs, mean, variance = normalise(x, gamma, beta)
+    outputs, mean, variance = normalize(x, gamma, beta)
     return outputs, tf.stop_gradient(mean), tf.stop_gradient(variance)
 
 
 def _as_images(x: tf.Tensor) -> tf.Tensor:
-    """What the fused kernels take: (samples, height, width, channels)."""
+    """Reshape to the layout of the fused kernels: (samples, height, width, channels)."""
     return x if x.shape.rank == 4 else tf.reshape(x, [-1, 1, 1, x.shape[-1]])
 
 

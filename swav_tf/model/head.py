@@ -17,7 +17,7 @@ def _uniform_by_fan_in(fan_in: int) -> keras.initializers.Initializer:
 
 
 def build_head(settings: Model, *, feature_dim: int) -> keras.Model:
-    """Features (n, F) to projections (n, D) before they are normalised: Dense, BN, ReLU, Dense."""
+    """Build a model from features (n, F) to projections (n, D) before normalization: Dense, BN, ReLU, Dense."""
     layers = keras.layers
     hidden = settings.head_hidden
     inputs = keras.Input((feature_dim,), name="features")
@@ -27,10 +27,7 @@ def build_head(settings: Model, *, feature_dim: int) -> keras.Model:
         bias_initializer=_uniform_by_fan_in(feature_dim),
         name="hidden",
     )(inputs)
-    norm = settings.batch_norm
-    x = BatchNorm(
-        synchronised=norm.synchronised, momentum=norm.momentum, epsilon=norm.epsilon, name="hidden_bn"
-    )(x)
+    x = BatchNorm.of(settings.batch_norm, "hidden_bn")(x)
     x = layers.ReLU(name="hidden_relu")(x)
     x = layers.Dense(
         settings.projection_dim,
@@ -53,7 +50,7 @@ class Prototypes(keras.layers.Layer):
         self.count = count
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
-        """Makes the (D, K) kernel, one prototype a column, already normalised."""
+        """Create the (D, K) kernel, one normalized prototype per column."""
         dim = input_shape[-1]
         if dim is None:
             raise ValueError(f"projections must have a known length. Received shape: {input_shape}.")
@@ -65,13 +62,13 @@ class Prototypes(keras.layers.Layer):
         )
 
     def call(self, projections: tf.Tensor) -> tf.Tensor:
-        """Scores (..., K) of normalised projections (..., D)."""
+        """Return scores (..., K) of normalized projections (..., D)."""
         return tf.matmul(tf.cast(projections, tf.float32), tf.convert_to_tensor(self.kernel))
 
     def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
-        """(..., D) to (..., K)."""
+        """Return (..., K) for (..., D)."""
         return (*input_shape[:-1], self.count)
 
     def get_config(self) -> dict[str, Any]:
-        """What Keras needs to make this layer again."""
+        """Return what Keras needs to rebuild this layer."""
         return {**super().get_config(), "count": self.count}

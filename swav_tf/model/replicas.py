@@ -1,8 +1,7 @@
-"""What the replicas of a `tf.distribute` strategy do together.
+"""Collective operations of the replicas of a `tf.distribute` strategy.
 
-Every function here is called in replica context (inside `strategy.run`, or with
-no strategy at all: then there is one replica and nothing to exchange). None is
-called under a `tf.cond`: a collective that only some replicas reach hangs the rest.
+Call them in replica context: inside `strategy.run`, or without a strategy, with one replica. Never call them under a
+`tf.cond`: a collective that only some replicas reach hangs the others.
 """
 
 from __future__ import annotations
@@ -14,15 +13,14 @@ import tensorflow as tf
 
 
 def replica_count() -> int:
-    """Replicas over all workers."""
+    """Return the number of replicas over all workers."""
     return int(tf.distribute.get_strategy().num_replicas_in_sync)
 
 
 def sum_over_replicas(tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
-    """Sums float32 tensors over all replicas, all of them in ONE all-reduce.
+    """Sum float32 tensors over all replicas, all of them in ONE all-reduce.
 
-    The tensors travel as one flat vector: a collective costs its latency, not its
-    size, until it is large, and the count of collectives then is exact.
+    The tensors are sent as one flat vector: unless it is large, a collective costs its latency, not its size.
     """
     tensors = [tf.convert_to_tensor(tensor) for tensor in tensors]
     if replica_count() == 1:
@@ -35,7 +33,7 @@ def sum_over_replicas(tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
 
 
 def gather_from_replicas(tensor: tf.Tensor) -> tf.Tensor:
-    """Stacks a tensor of equal shape from all replicas: (replicas, *shape)."""
+    """Stack a tensor of equal shape from all replicas: (replicas, *shape)."""
     stacked = tf.convert_to_tensor(tensor)[tf.newaxis]
     if replica_count() == 1:
         return stacked
@@ -45,7 +43,7 @@ def gather_from_replicas(tensor: tf.Tensor) -> tf.Tensor:
 def update_on_all_replicas(
     updates: Sequence[tuple[tf.Variable, Callable[..., Any], tuple[Any, ...]]],
 ) -> None:
-    """Runs `update(variable, *arguments)` on each device's copy of each mirrored variable.
+    """Run `update(variable, *arguments)` on each device's copy of each mirrored variable.
 
     The arguments must be equal on all replicas (sum them first), or the copies drift apart.
     """
@@ -61,7 +59,7 @@ def update_on_all_replicas(
 
 
 def per_replica_variable(initial_value: tf.Tensor, name: str) -> tf.Variable:
-    """A variable of which each replica has, reads and writes its own."""
+    """Create a variable of which each replica reads and writes its own copy."""
     return tf.Variable(
         initial_value,
         trainable=False,
@@ -72,5 +70,5 @@ def per_replica_variable(initial_value: tf.Tensor, name: str) -> tf.Variable:
 
 
 def mirrored_variable(initial_value: tf.Tensor, name: str) -> tf.Variable:
-    """A variable that is equal on all replicas; write it with `update_on_all_replicas`."""
+    """Create a variable that is equal on all replicas; write it with `update_on_all_replicas`."""
     return tf.Variable(initial_value, trainable=False, name=name)

@@ -19,7 +19,7 @@ from swav_tf.runs.checkpoint import CheckpointStore
 from swav_tf.training.position import Position
 from swav_tf.training.state import capture
 
-STOP, WRITE = 0, 1  # indices of ReplicatedModel.wishes
+STOP, WRITE = 0, 1  # indices of ReplicatedModel.requests
 
 
 class StoppedBySignal(SwavError):
@@ -74,7 +74,7 @@ class Checkpointing(keras.callbacks.Callback):
         """Request a checkpoint when the time has come."""
         overdue = time.monotonic() - self.written_at > 60 * self.recipe.checkpoint.every_minutes
         if self.is_chief and overdue:
-            self.model.wishes[WRITE] = 1
+            self.model.requests[WRITE] = 1
 
     def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
         """Write if a worker requested it, or at the end of an epoch to keep."""
@@ -93,7 +93,7 @@ class Checkpointing(keras.callbacks.Callback):
 
     def write(self, *, keep: bool = False) -> None:
         """Write now. All workers must call this at the same step."""
-        self.model.wishes[WRITE] = 0
+        self.model.requests[WRITE] = 0
         arrays = capture(self.model, batch_size=self.recipe.train.batch_size)
         if self.is_chief:
             facts = {
@@ -118,10 +118,10 @@ class Checkpointing(keras.callbacks.Callback):
             if number == signal.SIGINT and self.signal_number == signal.SIGINT:
                 raise KeyboardInterrupt
             self.signal_number = number
-            self.model.wishes[STOP] = 1
+            self.model.requests[STOP] = 1
 
         def write(number: int, frame: FrameType | None) -> None:
-            self.model.wishes[WRITE] = 1
+            self.model.requests[WRITE] = 1
 
         handlers = {signal.SIGTERM: stop, signal.SIGINT: stop, signal.SIGUSR1: write}
         before = {number: signal.signal(number, handler) for number, handler in handlers.items()}

@@ -61,7 +61,7 @@ class Classifier(ReplicatedModel):
 
     def call(self, images: tf.Tensor, training: bool = False) -> tf.Tensor:
         """Return logits (n, C), float32, of uint8 images (n, size, size, 3)."""
-        features = self.backbone(self.normalise(images), training=training and not self.frozen)
+        features = self.backbone(self.normalize(images), training=training and not self.frozen)
         if self.frozen:
             features = tf.stop_gradient(features)
         return self.classifier(tf.cast(features, tf.float32))
@@ -74,17 +74,17 @@ class Classifier(ReplicatedModel):
     # === One step, as one replica sees it ===
 
     def train_step(
-        self, crops: tf.Tensor, labels: tf.Tensor, wishes: tf.Tensor | None = None
+        self, crops: tf.Tensor, labels: tf.Tensor, requests: tf.Tensor | None = None
     ) -> dict[str, tf.Tensor]:
         """Make one optimizer step on this replica's share of a batch.
 
         Args:
             crops: uint8 (b, 1, size, size, 3), as from multi-crop.
             labels: classes, int64 (b,).
-            wishes: of this worker.
+            requests: of this worker.
         """
         gradients, measures = self._learn(crops, labels)
-        return self._update(gradients, measures, wishes)
+        return self._update(gradients, measures, requests)
 
     def _learn(self, crops: tf.Tensor, labels: tf.Tensor) -> tuple[list[tf.Tensor], tf.Tensor]:
         """Return the gradients of the scaled loss, and this share's (loss, top-1 accuracy)."""
@@ -97,18 +97,18 @@ class Classifier(ReplicatedModel):
         return self._gradients(tape, scaled), tf.stack([loss, tf.reduce_mean(correct)])
 
     def _update(
-        self, gradients: Sequence[tf.Tensor], measures: tf.Tensor, wishes: tf.Tensor | None
+        self, gradients: Sequence[tf.Tensor], measures: tf.Tensor, requests: tf.Tensor | None
     ) -> dict[str, tf.Tensor]:
         """Sum over replicas, decide once for all of them, then update."""
         gradients, finite, logs = self._mean_gradients(gradients)
-        wishes = tf.zeros([2]) if wishes is None else wishes
-        measures, wishes = sum_over_replicas([measures, wishes])
+        requests = tf.zeros([2]) if requests is None else requests
+        measures, requests = sum_over_replicas([measures, requests])
         rates = self.optimizer.rate_of_each()
         logs |= {
             "loss": measures[0] / float(replica_count()),
             "top1": measures[1] / float(replica_count()),
             "learning_rate": rates[-1],  # the classifier's variables come last
-            "wishes": wishes,
+            "requests": requests,
         }
         if not self.frozen:
             logs["backbone_learning_rate"] = rates[0]
@@ -124,8 +124,8 @@ class Classifier(ReplicatedModel):
         self._add_to_sums(gradients)
         return measures
 
-    def _finish(self, measures: Sequence[tf.Tensor], wishes: tf.Tensor) -> dict[str, tf.Tensor]:
-        return self._update(self._take_sums(), tf.reduce_mean(tf.stack(measures), axis=0), wishes)
+    def _finish(self, measures: Sequence[tf.Tensor], requests: tf.Tensor) -> dict[str, tf.Tensor]:
+        return self._update(self._take_sums(), tf.reduce_mean(tf.stack(measures), axis=0), requests)
 
     # === What Keras' `fit` calls ===
 
@@ -137,11 +137,11 @@ class Classifier(ReplicatedModel):
         accumulate, finish = self.on_replicas(self._accumulate), self.on_replicas(self._finish)
 
         def train_function(iterator: Iterator[Any]) -> dict[str, float]:
-            wishes = tf.constant(self.wishes)
+            requests = tf.constant(self.requests)
             if self.accumulation_steps == 1:
-                return self._to_host(step(*self._next(iterator), wishes))
+                return self._to_host(step(*self._next(iterator), requests))
             measures = [accumulate(*self._next(iterator)) for _ in range(self.accumulation_steps)]
-            return self._to_host(finish(measures, wishes))
+            return self._to_host(finish(measures, requests))
 
         self.train_function = train_function
         return train_function

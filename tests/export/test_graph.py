@@ -127,7 +127,7 @@ def stand_in(backbone):
     backbone.layers = []
     swav = SimpleNamespace(
         backbone=backbone,
-        normalise=lambda images: tf.cast(images, tf.float32),
+        normalize=lambda images: tf.cast(images, tf.float32),
     )
     return TrainedModel(swav, tiny_recipe(), 0, "0" * 64)
 

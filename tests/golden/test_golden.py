@@ -142,7 +142,7 @@ def test_run_gives_its_features(unpacked, command, tmp_path):
     wanted = read_features(GOLDEN / "features.npz")
     digits = swav_tf.open_source(recipe.data.model_copy(update={"split": "test"}))
     images = np.stack([digits.read(i) for i in range(len(wanted["labels"]))])
-    found = np.asarray(model.backbone(model.normalise(images), training=False))
+    found = np.asarray(model.backbone(model.normalize(images), training=False))
     # Digits are drawn by OpenCV: some pixels differ by a level on another CPU.
     assert np.linalg.norm(found - wanted["features"]) <= 5e-3 * np.linalg.norm(wanted["features"])
     command(

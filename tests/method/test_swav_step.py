@@ -217,7 +217,7 @@ def test_images_are_normalised_by_the_recipe():
     model = build_swav(tiny_recipe())
     image = np.random.default_rng(0).integers(0, 256, (1, 4, 4, 3), dtype=np.uint8)
     expected = (image / 255.0 - [0.485, 0.456, 0.406]) / [0.228, 0.224, 0.225]
-    np.testing.assert_allclose(model.normalise(tf.constant(image)), expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(model.normalize(tf.constant(image)), expected, rtol=1e-5, atol=1e-6)
 
 
 class OverflowOnSecondReplica(keras.layers.Layer):

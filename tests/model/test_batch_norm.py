@@ -43,10 +43,10 @@ def test_equals_keras_in_training_and_inference(tensors):
 # Bugs caught: statistics of one replica; a gradient that forgets the other replicas.
 def test_synchronised_replicas_equal_one(mirrored, tensors):
     x, dy = tensors
-    alone = BatchNorm(synchronised=True)
+    alone = BatchNorm(synchronized=True)
     expected = steps(alone, x, dy)
     with mirrored.scope():
-        shared = BatchNorm(synchronised=True)
+        shared = BatchNorm(synchronized=True)
         shared.build(x.shape)
     y, dx, d_gamma, d_beta = run_on_shares(mirrored, lambda x, dy: steps(shared, x, dy), x, dy)
     np.testing.assert_allclose(np.concatenate(y), expected[0], rtol=1e-4, atol=1e-5)
@@ -80,7 +80,7 @@ def test_synchronised_replicas_equal_the_formula(mirrored, tensors, dtype, toler
     )
     gamma, beta = np.linspace(-1.5, 2.0, 4), np.linspace(0.5, -1.0, 4)
     with mirrored.scope():
-        layer = BatchNorm(synchronised=True, dtype=dtype)
+        layer = BatchNorm(synchronized=True, dtype=dtype)
         layer.build(x.shape)
         layer.gamma.assign(gamma)
         layer.beta.assign(beta)
@@ -95,7 +95,7 @@ def test_synchronised_replicas_equal_the_formula(mirrored, tensors, dtype, toler
 def test_unsynchronised_replicas_keep_to_themselves(mirrored, tensors):
     x, dy = tensors
     with mirrored.scope():
-        layer = BatchNorm(synchronised=False)
+        layer = BatchNorm(synchronized=False)
         layer.build(x.shape)
     y, *_ = run_on_shares(mirrored, lambda x, dy: steps(layer, x, dy), x, dy)
     half = len(x) // 2

@@ -107,4 +107,4 @@ class StopAfter(keras.callbacks.Callback):
     def on_train_batch_end(self, batch, logs=None):
         self.left -= 1
         if self.left == 0:
-            self.model.wishes[0] = 1
+            self.model.requests[0] = 1
