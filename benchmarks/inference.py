@@ -29,7 +29,6 @@ from evaluate.images import open_images
 
 PHOTOS = 128
 WARM_UP_BATCHES = 8
-LAST_GAMMA = 0.2
 READY = "ready"
 
 
@@ -58,10 +57,9 @@ def prepare(folder: Path) -> None:
     )  # fmt: skip
     model = build_swav(recipe)
     for name, variable in named_variables(model).items():
-        if name.endswith(
-            "_bn3/gamma"
-        ):  # as small as training makes them: errors do not grow from block to block
-            variable.assign(np.full(variable.shape, LAST_GAMMA, np.float32))
+        if name.endswith("_bn3/gamma"):
+            # As small as training makes them: errors do not grow from block to block.
+            variable.assign(np.full(variable.shape, 0.2, np.float32))
     views = np.stack([evaluation_view(decode(file), recipe.data.evaluation) for file in files[:32]])
     draw = np.random.default_rng(0)
     for _ in range(WARM_UP_BATCHES):  # else activations grow from block to block

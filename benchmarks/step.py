@@ -72,7 +72,9 @@ class Row:
     target: str
     a: Side
     b: Side
-    measure: Callable[[Side, Side, int, int], dict[str, Any]]
+    measure: Callable[
+        [Side, Side, int, int], dict[str, Any]
+    ]  # of both sides, the batch and the number of pairs
     left_out: str = ""  # why it cannot be measured here, if it cannot
 
 

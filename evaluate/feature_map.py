@@ -38,11 +38,11 @@ def map_features(file: FeatureFile, *, method: str, limit: int, seed: int = 0) -
         SwavError: UMAP is not installed.
     """
     total, width = file.features.shape
-    least = PERPLEXITY + 2 if method == "tsne" else 3
-    if min(total, limit) < least or width < 2:
+    shown, least = min(total, limit), PERPLEXITY + 2 if method == "tsne" else 3
+    if shown < least or width < 2:
         raise UsageError(
-            f"A {METHODS[method]} map needs at least {least} images of 2 features. Received: {min(total, limit)} "
-            f"images of {width} features, from {file.path}."
+            f"A {METHODS[method]} map needs at least {least} images of 2 features. Received: {shown} images of {width} "
+            f"features, from {file.path}."
         )
     rows = np.arange(total)
     if total > limit:
@@ -57,8 +57,7 @@ def map_features(file: FeatureFile, *, method: str, limit: int, seed: int = 0) -
     pca = PCA(2 if method == "pca" else min(REDUCED, *features.shape), random_state=seed)
     reduced = pca.fit_transform(features)
     if method == "pca":
-        first, second = pca.explained_variance_ratio_.tolist()
-        return FeatureMap(reduced, rows, (first, second))
+        return FeatureMap(reduced, rows, tuple(pca.explained_variance_ratio_.tolist()))
     if method == "tsne":
         from sklearn.manifold import TSNE
 

@@ -109,9 +109,6 @@ def _check(known: FeatureFile, asked: FeatureFile, neighbours: Sequence[int]) ->
             "The images that vote and those that are classified must be different ones. Received: "
             f"{known.path} and {asked.path}, both of the same images, so that each image finds itself."
         )
-    for k in neighbours:
-        if not 1 <= k <= len(known):
-            raise UsageError(
-                f"k must be from 1 to the number of images that vote, {len(known)} in "
-                f"{known.path}. Received: {k}."
-            )
+    if wrong := [k for k in neighbours if not 1 <= k <= len(known)]:
+        most = f"the number of images that vote, {len(known)} in {known.path}"
+        raise UsageError(f"k must be from 1 to {most}. Received: {wrong[0]}.")

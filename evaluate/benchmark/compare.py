@@ -70,14 +70,12 @@ def compare_benchmarks(a: Benchmark, b: Benchmark) -> Comparison:
 
     Cells match by model, runner, precision and batch. If each benchmark has one model, its name is ignored.
     """
-    one_each = not a.several_models and not b.several_models
+    several = a.several_models or b.several_models
     in_a, in_b = (
-        {("" if one_each else cell.model, *cell.key[1:]): cell for cell in each.cells} for each in (a, b)
+        {f"{cell.model if several else ''} {cell.label}".strip(): cell for cell in each.cells}
+        for each in (a, b)
     )
-    cells = [
-        _compared(f"{key[0]} {key[1]}:{key[2]}:{key[3]}".strip(), in_a.get(key), in_b.get(key))
-        for key in dict.fromkeys([*in_a, *in_b])
-    ]
+    cells = [_compared(name, in_a.get(name), in_b.get(name)) for name in dict.fromkeys([*in_a, *in_b])]
     cells = [cell for cell in cells if cell.a is not None or cell.b is not None]
     machine = _differing(_machine_facts(a), _machine_facts(b))
     others = _differing(_other_facts(a), _other_facts(b))

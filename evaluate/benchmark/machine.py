@@ -103,21 +103,13 @@ def peak_memory_mib() -> float | None:
     return None
 
 
-class OtherProcesses:
-    """The share of the CPU that other processes use from now on."""
-
-    def __init__(self) -> None:
-        self._before = _cpu_seconds()
-
-    def share(self) -> float | None:
-        """Return the share of all cores, 0 to 1; None if no time has passed."""
-        total, busy, own = (
-            after - before for after, before in zip(_cpu_seconds(), self._before, strict=True)
-        )
-        return min(1.0, max(0.0, (busy - own) / total)) if total > 0 else None
+def others_cpu_share(before: tuple[float, float, float]) -> float | None:
+    """Return the share of all cores (0 to 1) used by other processes since `before`, a result of `cpu_seconds`."""
+    total, busy, own = (now - then for now, then in zip(cpu_seconds(), before, strict=True))
+    return min(1.0, max(0.0, (busy - own) / total)) if total > 0 else None
 
 
-def _cpu_seconds() -> tuple[float, float, float]:
+def cpu_seconds() -> tuple[float, float, float]:
     """Return the seconds of all cores since boot: total, busy, and used by this process."""
     times = psutil.cpu_times()._asdict()
     total = sum(seconds for name, seconds in times.items() if not name.startswith("guest"))  # part of `user`

@@ -116,7 +116,7 @@ def measure_cell(request: Request) -> Answer:
     before = gpu_state().memory_mib
     model = open_for_timing(request.runner, path, request.batch, settings)
     images = random_images(model.input_view, request.batch)
-    others = machine.OtherProcesses()
+    cpu_before = machine.cpu_seconds()
     host = time_runs(lambda: model.host(images), settings)
     device = None if model.device is None else time_runs(model.device, settings)
     gpu = gpu_state()
@@ -127,7 +127,7 @@ def measure_cell(request: Request) -> Answer:
         cuda_graph=model.cuda_graph,
         gpu_clock_mhz=gpu.clock_mhz,
         gpu_throttling=gpu.throttling,
-        others_cpu_share=others.share(),
+        others_cpu_share=machine.others_cpu_share(cpu_before),
         host_peak_mib=machine.peak_memory_mib(),
         host_before_mib=host_before,
         gpu_mib=None if before is None or gpu.memory_mib is None else max(0.0, gpu.memory_mib - before),
