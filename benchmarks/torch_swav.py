@@ -70,7 +70,7 @@ class FeaturesOfBytes(ResNet50):
     """uint8 (n, side, side, 3) to features, as our exported graph."""
 
     def __init__(self, weights: str, *, mean: Sequence[float], std: Sequence[float]) -> None:
-        """Load the backbone's weights from a file by `swav-tf weights export`."""
+        """Load the backbone's weights from a file from `swav-tf weights export`."""
         super().__init__()
         state = torch.load(weights, weights_only=True)
         missing, _ = self.load_state_dict(

@@ -1,6 +1,6 @@
 """Feature files: .npz, .npy and .parquet.
 
-.npz      one file, read into memory. For up to some 100,000 images.
+.npz      one file, read into memory. For up to about 100,000 images.
 .npy      a plain array (N, F) that can be memory-mapped, so that k-NN needs no memory for it; next to it
           NAME.npy.csv (name, label, class and source index of each row) and NAME.npy.json (facts).
 .parquet  one file, a row per image, for data frames and databases; the facts are in the schema's metadata under
@@ -75,7 +75,7 @@ def check_format(path: Path) -> None:
 
 
 def read_feature_file(path: Path | str) -> FeatureFile:
-    """Open a feature file, or a .npz with `features` (and `labels`, `names`) or .npy of rows by another tool.
+    """Open a feature file, or a .npz with `features` (and `labels`, `names`) or .npy of rows from another tool.
 
     Raises:
         UsageError: the file does not exist, or has another ending.
@@ -138,7 +138,7 @@ def _write_npz(file: FeatureFile) -> None:
 def _read_npy(path: Path) -> FeatureFile:
     features = np.load(path, mmap_mode="r", allow_pickle=False)
     table = companion(path, ".csv")
-    if not table.exists():  # an array by another tool
+    if not table.exists():  # an array from another tool
         n = len(features)
         return FeatureFile(path, features, np.full(n, -1), np.arange(n), [str(i) for i in range(n)])
     with table.open(encoding="utf-8", newline="") as text:

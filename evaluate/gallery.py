@@ -142,7 +142,7 @@ def _tiles(figures: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _card(row: dict[str, Any], clusters: Clusters, images: ImageSet, view: EvaluationView) -> dict[str, Any]:
-    """Return what is shown of a prototype: lines of text, pictures and captions."""
+    """Return the text, pictures and captions that represent a prototype."""
     near, scores = clusters.nearest[row["prototype"]], clusters.nearest_scores[row["prototype"]]
     captions, pictures = [], []
     for index, label, score in zip(clusters.index[near], clusters.labels[near], scores, strict=True):

@@ -73,7 +73,7 @@ def images_of(file: FeatureFile, like: Data, data: str | None = None) -> ImageSe
     source = file.facts.get("source")
     if not source:
         raise UsageError(
-            f"{file.path} must specify the source of its images, as files by `swav-tf features` do."
+            f"{file.path} must specify the source of its images, as files from `swav-tf features` do."
         )
     path = data if data is not None and source["kind"] != "digits" else source["path"]
     images = open_images(path, like=like, kind=source["kind"], split=source["split"])

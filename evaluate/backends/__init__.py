@@ -15,7 +15,7 @@ def is_run_folder(model: Path | str) -> bool:
 
 
 def open_model(model: Path | str, *, provider: str | None = None, threads: int = 0) -> Backend:
-    """Open a run folder (its newest checkpoint) or a file by `swav-tf export`. Only run folders load TensorFlow.
+    """Open a run folder (its newest checkpoint) or a file from `swav-tf export`. Only run folders load TensorFlow.
 
     For ONNX files only: `provider` is `cpu` (the default), `cuda` or `tensorrt`, without fallback to another; `threads`
     compute one batch on a CPU, 0 for one per core.

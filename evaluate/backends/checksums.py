@@ -41,7 +41,7 @@ def read_checksums(folder: Path) -> dict[str, Checksum]:
     except (OSError, ValueError, AttributeError) as error:
         reason = "unexpected values" if isinstance(error, (ValidationError, AttributeError)) else error
         raise DataError(
-            f"{path} must be JSON by `swav-tf export` or `swav-tf verify` with the checksums of the files. "
+            f"{path} must be JSON from `swav-tf export` or `swav-tf verify` with the checksums of the files. "
             f"Received: {reason}. Export again, or remove it and run `swav-tf verify`."
         ) from error
 

@@ -168,11 +168,11 @@ class BoundRun:
 
 
 class OnnxBackend(Backend):
-    """A file by `swav-tf export`; its metadata specify its preprocessing. For the arguments see `open_session`.
+    """A file from `swav-tf export`, whose metadata specify its preprocessing. For the arguments see `open_session`.
 
     Raises:
         UsageError: the provider is not available here.
-        DataError: the file is damaged, changed since its export, or not by `swav-tf export`.
+        DataError: the file is damaged, changed since its export, or not from `swav-tf export`.
     """
 
     def __init__(

@@ -115,7 +115,7 @@ def read_metadata(properties: Mapping[str, str], path: str) -> OnnxMetadata:
     """Read the facts from a file's `metadata_props`; DataError if they are missing, damaged or of another version."""
     if KEY not in properties:
         raise DataError(
-            f"An ONNX file must be by `swav-tf export`, whose metadata specify the preprocessing. Received: {path}, "
+            f"An ONNX file must be from `swav-tf export`, whose metadata specify the preprocessing. Received: {path}, "
             f"without the metadata `{KEY}`."
         )
     try:

@@ -17,12 +17,12 @@ from swav_tf.plumbing.files import file_sha256
 
 
 def find_models(paths: Sequence[Path]) -> list[Model]:
-    """Return the models in folders by `swav-tf export`, single files and run folders."""
+    """Return the models in folders from `swav-tf export`, single files and run folders."""
     found: dict[Path, Model] = {}
     for path in paths:
         if not path.exists():
             raise UsageError(
-                f"MODEL not found: {path}. Give a folder or file by `swav-tf export`, or a run folder."
+                f"MODEL not found: {path}. Give a folder or file from `swav-tf export`, or a run folder."
             )
         if is_run_folder(path):
             found[path.resolve()] = _run_folder(path)

@@ -33,7 +33,7 @@ def test_every_byte_counts(path):
         OnnxBackend(path)
 
 
-# Bugs caught: files by other tools or older exports that can no longer be used; a record of another file.
+# Bugs caught: files from other tools or older exports that can no longer be used; a record of another file.
 @pytest.mark.parametrize(
     "document",
     [
@@ -56,7 +56,7 @@ def test_without_a_record_a_file_is_run(path, document):
 def test_an_unreadable_record(path, text):
     (path.parent / PARITY).write_bytes(text.encode("latin-1"))
     for read in (lambda: read_checksums(path.parent), lambda: OnnxBackend(path)):
-        with pytest.raises(DataError, match=r"parity.json must be JSON by .*Export again, or remove it"):
+        with pytest.raises(DataError, match=r"parity.json must be JSON from .*Export again, or remove it"):
             read()
 
 
