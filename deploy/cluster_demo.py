@@ -1,6 +1,6 @@
-"""Two worker processes train on the digits, one of them is killed, both are started again: `make cluster-demo`.
+"""Train on the digits with two workers, kill one, and start both again: `make cluster-demo`.
 
-It trains twice, undisturbed and disturbed, and compares. Some minutes on two CPU cores, nothing but loopback.
+Trains twice, undisturbed and disturbed, and compares. Takes some minutes on two CPU cores; uses only loopback.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from rich.table import Table
 from swav_tf.runs.checkpoint import Checkpoint, CheckpointStore
 from swav_tf.training.rendezvous import free_port
 
-LOST = 75  # what a worker ends with that has lost another one
+LOST = 75  # exit code of a worker that has lost another one
 SETTINGS = (
     "checkpoint.every_minutes=0.05",
     "monitor.log_every_steps=1",
@@ -40,7 +40,7 @@ console = Console(highlight=False, soft_wrap=True)
 
 
 class Worker:
-    """One process, whose lines are shown as they come."""
+    """One process, whose output is printed as it comes."""
 
     def __init__(self, rank: int, master: str, run: Path, epochs: int) -> None:
         self.rank = rank
@@ -64,39 +64,39 @@ class Worker:
                 console.print(f"  [dim]worker {self.rank} │[/]", escape(line.rstrip()))
 
     def wait(self) -> int:
-        """The exit code."""
+        """Return the exit code."""
         code = self.process.wait(timeout=600)
         self._reader.join(timeout=10)
         return code
 
 
 def start(run: Path, epochs: int) -> list[Worker]:
-    """Both workers, which meet at a free port."""
+    """Start both workers, which meet at a free port."""
     master = f"127.0.0.1:{free_port()}"
     return [Worker(rank, master, run, epochs) for rank in range(2)]
 
 
 def finish(workers: list[Worker]) -> None:
-    """Waits for a good end of all."""
+    """Wait until all end without an error."""
     for worker in workers:
         if code := worker.wait():
-            raise SystemExit(f"worker {worker.rank} ended with {code}; its lines above say why")
+            raise SystemExit(f"worker {worker.rank} ended with {code}; see its output above")
 
 
 def steps_done(run: Path) -> int:
-    """The last step in metrics.jsonl."""
+    """Return the last step in metrics.jsonl."""
     metrics = run / "metrics.jsonl"
     lines = metrics.read_text().splitlines(keepends=True) if metrics.exists() else []
     return max((json.loads(line)["step"] for line in lines if line.endswith("\n")), default=0)
 
 
 def disturb(workers: list[Worker], run: Path, half: int, how: str) -> None:
-    """Kills or stops worker 1 when half is done and a checkpoint is there, and shows what worker 0 makes of it."""
+    """Kill or stop worker 1 when half is done and a checkpoint exists, and check that worker 0 notices."""
     store = CheckpointStore(run / "checkpoints", kind="pretrain")
     while steps_done(run) < half or not store.steps():
         time.sleep(0.05)
         if any(worker.process.poll() is not None for worker in workers):
-            raise SystemExit("a worker ended too early; its lines above say why")
+            raise SystemExit("a worker ended too early; see its output above")
     survivor, victim = workers
     victim.process.send_signal(HOW[how])
     began = time.monotonic()
@@ -115,24 +115,24 @@ def disturb(workers: list[Worker], run: Path, half: int, how: str) -> None:
 
 
 def figures(run: Path) -> tuple[dict[str, Any], Checkpoint]:
-    """The summary and the last checkpoint of a run."""
+    """Return the summary and the last checkpoint of a run."""
     checkpoint, _ = CheckpointStore(run / "checkpoints", kind="pretrain").newest()
     assert checkpoint is not None
     return json.loads((run / "summary.json").read_text()), checkpoint
 
 
 def compare(undisturbed: Path, disturbed: Path) -> bool:
-    """Prints both runs' figures; whether the disturbed one went on, and ended with the same weights.
+    """Print both runs' figures; return whether the disturbed one resumed and ended with the same weights.
 
-    The sum of two workers' numbers does not depend on their order: the weights must be the same bits.
+    The sum of two workers' numbers does not depend on their order, so the weights must be equal bit for bit.
     """
     (one, first), (other, second) = figures(undisturbed), figures(disturbed)
     table = Table(title="Trained by two workers")
-    for column in ("", "undisturbed", "killed and started again"):
+    for column in ("", "undisturbed", "killed and restarted"):
         table.add_column(column, justify="left" if not column else "right")
     for title, key, form in (
         ("steps", "steps", "d"),
-        ("went on from step", "resumed_from_step", "s"),
+        ("resumed from step", "resumed_from_step", "s"),
         ("loss of the last epoch", "loss_last", ".6f"),
         ("20-NN accuracy", "knn_top1", ".4f"),
         ("prototypes in use", "prototypes_used", "d"),
@@ -142,19 +142,19 @@ def compare(undisturbed: Path, disturbed: Path) -> bool:
             title, *("-" if v is None else format(str(v) if form == "s" else v, form) for v in values)
         )
     console.print(table)
-    went_on = bool(other["resumed_from_step"])
-    if not went_on:
-        console.print("The killed run began anew: it should have gone on from a checkpoint.")
+    resumed = bool(other["resumed_from_step"])
+    if not resumed:
+        console.print("The killed run started over: it should have resumed from a checkpoint.")
     if first.arrays.keys() != second.arrays.keys():
-        console.print(f"Only one of them has: {', '.join(first.arrays.keys() ^ second.arrays.keys())}.")
+        console.print(f"Only one of them contains: {', '.join(first.arrays.keys() ^ second.arrays.keys())}.")
         return False
     different = [name for name, array in first.arrays.items() if not _same_bits(array, second.arrays[name])]
     console.print(
         f"{len(different)} of {len(first.arrays)} arrays of the last checkpoints differ: {', '.join(different[:3])}."
         if different
-        else "Every weight is the same, bit for bit."
+        else "Every weight is equal, bit for bit."
     )
-    return went_on and not different
+    return resumed and not different
 
 
 def _same_bits(one: np.ndarray, other: np.ndarray) -> bool:
@@ -162,7 +162,7 @@ def _same_bits(one: np.ndarray, other: np.ndarray) -> bool:
 
 
 def main() -> None:
-    """Runs the demo."""
+    """Run the demo."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -181,16 +181,16 @@ def main() -> None:
         half = figures(undisturbed)[0]["steps"] // 2
         console.print(f"\n[bold]2. The same again; worker 1 gets {HOW[options.how].name} half-way[/]")
         disturb(start(disturbed, options.epochs), disturbed, half, options.how)
-        console.print("\n[bold]3. The same command again on both: the run goes on[/]")
+        console.print("\n[bold]3. The same command again on both: the run resumes[/]")
         finish(start(disturbed, options.epochs))
         console.print()
         same = compare(undisturbed, disturbed)
-        console.print(f"{time.monotonic() - began:.0f} s in all.")
+        console.print(f"{time.monotonic() - began:.0f} s in total.")
     finally:
         if options.keep is None:
             shutil.rmtree(folder, ignore_errors=True)
     if not same:
-        raise SystemExit("The killed run should have gone on, and ended with the same weights.")
+        raise SystemExit("The killed run should have resumed and ended with the same weights.")
 
 
 if __name__ == "__main__":

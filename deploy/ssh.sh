@@ -1,18 +1,20 @@
 #!/usr/bin/env bash
-# Trains on machines that ssh reaches, one worker each. Ctrl-C stops all at one step with a checkpoint.
+# Train on machines that ssh reaches, one worker each. Ctrl-C stops all at one step with a checkpoint.
 #
 #   deploy/ssh.sh HOSTS swav-tf pretrain /data/ILSVRC2012/train -c passl_4nodes --run-dir /shared/runs/first
 #
-# HOSTS has one `host` or `user@host` a line; # begins a comment. The first is machine 0, which all others must reach by
-# that name. Each needs swav-tf at the same path, keys instead of passwords, and the shared run folder. Each line of
-# output begins with the worker's number. Settings: SWAV_TF_PORT, where the machines meet; SWAV_TF_DIR, the folder the
-# command runs in (here: the current one). Each machine makes its crops by one process a core, unless the command says
-# data.processes itself. A recipe's own value is overruled.
+# HOSTS has one `host` or `user@host` per line; # begins a comment. The first is machine 0, which all others must reach
+# by that name. Each needs swav-tf at the same path, keys instead of passwords, and the shared run folder. Each line of
+# output begins with the worker's number.
+#
+# Settings: SWAV_TF_PORT, where the machines meet; SWAV_TF_DIR, the folder the command runs in (default: the current
+# one). Each machine makes its crops in one process per core, which overrides the recipe's data.processes, unless the
+# command sets it.
 
 set -uo pipefail
 
 if [[ $# -lt 2 || ! -r $1 ]]; then
-    echo "usage: $0 HOSTS swav-tf pretrain ... --run-dir SHARED_FOLDER   (HOSTS: a file, one host a line)" >&2
+    echo "usage: $0 HOSTS swav-tf pretrain ... --run-dir SHARED_FOLDER   (HOSTS: a file, one host per line)" >&2
     exit 2
 fi
 mapfile -t hosts < <(sed -e 's/#.*//' -e 's/[[:space:]]//g' -e '/^$/d' "$1")
@@ -27,24 +29,24 @@ first=${hosts[0]##*@}
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 
-# Every ssh reads from one pipe that only this script holds open. When it closes, by Ctrl-C or because this script
+# Every ssh reads from one pipe that only this script keeps open. When it closes, by Ctrl-C or because this script
 # dies, each machine sees the end of its input and asks its worker to stop.
 mkfifo "$folder/alive"
 exec 9<>"$folder/alive"
 
 quote() { printf '%q ' "$@"; }
 
-# Crops by processes: one Python alone makes some 1,000 images/s however many cores it has. `nproc` is the machine's.
-# shellcheck disable=SC2016 # it is asked there
+# One Python process makes some 1,000 images/s on any number of cores.
+# shellcheck disable=SC2016 # nproc runs on each machine
 processes='-o data.processes=$(nproc)'
 [[ $* == *data.processes=* ]] && processes=
-# Behind the subcommand: the command's own options come last, and count.
+# Insert it after the subcommand: of two values of a setting, the last one counts.
 behind=$#
 for ((word = $#; word > 0; word--)); do
     [[ ${!word} =~ ^(pretrain|probe|finetune)$ ]] && behind=$word
 done
 
-# Job control gives each ssh a process group of its own: Ctrl-C is for this script alone.
+# Job control gives each ssh its own process group: only this script receives Ctrl-C.
 set -m
 workers=()
 for rank in "${!hosts[@]}"; do
@@ -63,7 +65,7 @@ done
 
 # shellcheck disable=SC2329 # the trap calls it
 stop() {
-    trap '' INT TERM # once is enough
+    trap '' INT TERM # only once
     echo "stopping all at one step ..." >&2
     exec 9>&-
 }
@@ -71,7 +73,7 @@ trap stop INT TERM
 
 worst=0
 for rank in "${!workers[@]}"; do
-    # `wait` also returns when a signal came, and then has to be asked again.
+    # `wait` also returns at a signal, and must then be repeated.
     while :; do
         wait "${workers[$rank]}"
         code=$?

@@ -1,4 +1,4 @@
-"""What the demo of two workers says of two runs; the demo itself takes minutes and is run by hand."""
+"""The comparison of the demo of two workers; the demo itself takes minutes and is run by hand."""
 
 import importlib.util
 import json
@@ -27,22 +27,22 @@ def run(folder, weights, resumed_from_step):
     return folder
 
 
-# Bugs caught: a demo that says 'the same' of whatever came out; one that passes at a small difference, though sums of two
+# Bugs caught: a demo that always reports equal weights; one that passes at a small difference, though sums of two
 # workers commute; one that trained the same weights a second time from the beginning.
 @pytest.mark.parametrize(
-    ("weights", "resumed_from_step", "same", "said"),
+    ("weights", "resumed_from_step", "same", "message"),
     [
-        ([1.0, 2.0], 43, True, "Every weight is the same, bit for bit."),
+        ([1.0, 2.0], 43, True, "Every weight is equal, bit for bit."),
         ([1.0, 2.001], 43, False, "1 of 1 arrays of the last checkpoints differ: w."),
         ([1.0], 43, False, "1 of 1 arrays of the last checkpoints differ: w."),
-        ([1.0, 2.0], None, False, "The killed run began anew"),
+        ([1.0, 2.0], None, False, "The killed run started over"),
     ],
 )
-def test_two_runs_are_compared(demo, tmp_path, capsys, weights, resumed_from_step, same, said):
+def test_two_runs_are_compared(demo, tmp_path, capsys, weights, resumed_from_step, same, message):
     one, other = run(tmp_path / "a", [1.0, 2.0], None), run(tmp_path / "b", weights, resumed_from_step)
     assert demo.compare(one, other) == same
     output = capsys.readouterr().out
-    assert said in output
+    assert message in output
     assert str(resumed_from_step or "-") in output
 
 

@@ -1,4 +1,4 @@
-"""The manifests hold to the published types, and to the command line that they call."""
+"""The manifests match the published types and the command line that they call."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ TYPES = {"string": str, "integer": int, "boolean": bool}
 
 
 def wrong(value, allowed, path):
-    """What of a value the types do not allow, as `path: why`."""
+    """Return what the types do not allow, as `path: why`."""
     if isinstance(allowed, str):
         return [] if type(value) is TYPES[allowed] else [f"{path}: {value!r} is no {allowed}"]
     if isinstance(allowed, list) and allowed[0] == "one of":
@@ -48,7 +48,7 @@ def documents():
     ]
 
 
-# Bugs caught: a misspelt or misplaced field, which the cluster refuses or, worse, drops; a number where a text must be.
+# Bugs caught: a misspelt or misplaced field, which the cluster refuses or, worse, drops; a number instead of text.
 @pytest.mark.parametrize("document", documents())
 def test_only_fields_that_exist(document):
     assert not wrong(document, FIELDS[document["kind"]], document["kind"])
@@ -95,8 +95,8 @@ def test_the_documents_belong_together(job):
     assert arguments[1].startswith(mounts["images"] + "/")
 
 
-# Bugs caught: an option or recipe that this command line does not have; a batch that the GPUs cannot share; crops by threads of
-# one Python, or by more processes than there are cores.
+# Bugs caught: an unknown option or recipe; a batch that the GPUs cannot share; crops in threads, or in more processes
+# than cores.
 def test_the_arguments_are_the_command_lines(job):
     trainer = job["TrainJob"]["spec"]["trainer"]
     assert trainer["command"] == ["swav-tf"]
@@ -118,8 +118,8 @@ def test_the_arguments_are_the_command_lines(job):
     assert recipe.data.processes == int(trainer["resourcesPerNode"]["requests"]["cpu"])
 
 
-# Bug caught: a run that is given up though it could go on, or that fails for ever in circles.
-def test_codes_that_can_go_on_restart(job):
+# Bug caught: a run that is given up though it could resume, or that restarts and fails forever.
+def test_resumable_codes_restart(job):
     spec = job["TrainingRuntime"]["spec"]["template"]["spec"]
     policy = spec["replicatedJobs"][0]["template"]["spec"]["podFailurePolicy"]["rules"]
     for_good = {code for rule in policy for code in rule["onExitCodes"]["values"]}

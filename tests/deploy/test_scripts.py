@@ -1,4 +1,4 @@
-"""The launch scripts, with srun, scontrol and ssh played by small scripts."""
+"""The launch scripts with fakes of srun, scontrol and ssh."""
 
 import os
 import shutil
@@ -30,10 +30,10 @@ def test_shellcheck_finds_nothing(script):
 
 
 @pytest.fixture
-def played(tmp_path):
-    """Makes commands that scripts play; returns their environment."""
+def fakes(tmp_path):
+    """Make fake commands of scripts; return their environment."""
 
-    def play(**commands):
+    def make(**commands):
         (tmp_path / "bin").mkdir()
         for name, text in commands.items():
             path = tmp_path / "bin" / name.replace("_", "-")
@@ -41,11 +41,11 @@ def played(tmp_path):
             path.chmod(0o755)
         return {**os.environ, "PATH": f"{tmp_path}/bin:{os.environ['PATH']}", "SLURM_JOB_ID": "4211"}
 
-    return play
+    return make
 
 
-# Bugs caught: a preempted run that stays away; a wrong recipe that is put back into the queue for ever, also one that crashes
-# or needs more memory each time; a crash on one node, whose code hides the others' 75, that stays away.
+# Bugs caught: a preempted run that is not requeued; a wrong recipe that is requeued forever, also one that crashes or
+# runs out of memory each time; a crash on one node, whose code hides the others' 75, that is not requeued.
 @pytest.mark.parametrize(
     ("code", "restarts", "minutes", "requeued"),
     [
@@ -61,15 +61,15 @@ def played(tmp_path):
         (134, 100, 99, False),
     ],
 )
-def test_slurm_puts_back_what_can_go_on(tmp_path, played, code, restarts, minutes, requeued):
-    environment = played(srun=f"exit {code}\n", scontrol=f'echo "$@" > {tmp_path}/scontrol\n')
+def test_slurm_requeues_what_can_resume(tmp_path, fakes, code, restarts, minutes, requeued):
+    environment = fakes(srun=f"exit {code}\n", scontrol=f'echo "$@" > {tmp_path}/scontrol\n')
     done = subprocess.run(
         [DEPLOY / "slurm.sbatch", "pretrain", "my images", "-c", "passl_4nodes"],
         env=environment
         | {
             "SLURM_RESTART_COUNT": str(restarts),
             "SLURM_CPUS_PER_TASK": "64",
-            "SECONDS": str(60 * minutes),  # bash counts on from there
+            "SECONDS": str(60 * minutes),  # bash counts from there
         },
     )
     assert done.returncode == code
@@ -78,11 +78,11 @@ def test_slurm_puts_back_what_can_go_on(tmp_path, played, code, restarts, minute
         assert (tmp_path / "scontrol").read_text() == "requeue 4211\n"
 
 
-# Bugs caught: an srun that kills the chief while it writes the checkpoint; one that waits for a hung worker until the time
-# limit; workers with one core each (Slurm >= 22.05); crops by threads of one Python on 64 cores, or not as the user said,
-# in whichever form of the option.
+# Bugs caught: an srun that kills the chief while it writes the checkpoint; one that waits for a hung worker until the
+# time limit; workers with one core each (Slurm >= 22.05); a user's data.processes that is overridden, in any form of
+# the option.
 @pytest.mark.parametrize(
-    ("said", "added"),
+    ("option", "added"),
     [
         ([], ["-o", "data.processes=64"]),
         (["-o", "data.processes=8"], []),
@@ -91,9 +91,9 @@ def test_slurm_puts_back_what_can_go_on(tmp_path, played, code, restarts, minute
         (["--override=data.processes=8"], []),
     ],
 )
-def test_slurm_starts_the_workers(tmp_path, played, said, added):
-    environment = played(srun=f'printf "%s\n" "$@" > {tmp_path}/srun\n')
-    words = ["my images", "-c", "passl_4nodes", *said]
+def test_slurm_starts_the_workers(tmp_path, fakes, option, added):
+    environment = fakes(srun=f'printf "%s\n" "$@" > {tmp_path}/srun\n')
+    words = ["my images", "-c", "passl_4nodes", *option]
     subprocess.run(
         [DEPLOY / "slurm.sbatch", "pretrain", *words],
         env=environment | {"SLURM_CPUS_PER_TASK": "64"},
@@ -105,8 +105,8 @@ def test_slurm_starts_the_workers(tmp_path, played, said, added):
     ]
 
 
-def test_slurm_must_know_the_cores(tmp_path, played):
-    environment = played(srun=f"touch {tmp_path}/srun\n")
+def test_slurm_must_know_the_cores(tmp_path, fakes):
+    environment = fakes(srun=f"touch {tmp_path}/srun\n")
     environment.pop("SLURM_CPUS_PER_TASK", None)
     done = subprocess.run(
         [DEPLOY / "slurm.sbatch", "pretrain"], env=environment, capture_output=True, text=True
@@ -127,9 +127,9 @@ while :; do sleep 0.05; done
 
 
 @pytest.fixture
-def machines(tmp_path, played):
+def machines(tmp_path, fakes):
     cores = "[[ $HOST == *gpu01 ]] && echo 12 || echo 24\n"
-    environment = played(ssh=SSH, swav_tf=WORKER.format(folder=tmp_path), nproc=cores)
+    environment = fakes(ssh=SSH, swav_tf=WORKER.format(folder=tmp_path), nproc=cores)
 
     def start(hosts, *words, command=("swav-tf", "pretrain", "my images"), **more):
         (tmp_path / "hosts").write_text(hosts)
@@ -141,7 +141,7 @@ def machines(tmp_path, played):
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
-            # A shell cannot trap what was ignored when it began, as Ctrl-C is where tests run in the background.
+            # A shell cannot trap what was ignored at its start, as Ctrl-C is when tests run in the background.
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
 
@@ -152,10 +152,10 @@ def calls(tmp_path):
     return sorted((tmp_path / "called").read_text().splitlines()) if (tmp_path / "called").exists() else []
 
 
-# Bugs caught: ranks that are mixed up; a user name in the master's address; a path with a space that falls apart; crops by
-# threads of one Python, by as many processes as this machine has cores, or not as the user said, in whichever form.
+# Bugs caught: ranks that are mixed up; a user name in the master's address; a path with a space that is split; as many
+# crop processes as this machine has cores; a user's data.processes that is overridden, in any form of the option.
 @pytest.mark.parametrize(
-    ("said", "processes"),
+    ("option", "processes"),
     [
         ("", "-o data.processes={} "),
         (" -o data.processes=3", ""),
@@ -164,14 +164,14 @@ def calls(tmp_path):
         (" --override=data.processes=3", ""),
     ],
 )
-def test_ssh_starts_each_machine_with_its_rank(tmp_path, machines, said, processes):
-    process = machines("# ours\nann@gpu01\n\ngpu02  # the second\n", *said.split(), QUICK="1")
+def test_ssh_starts_each_machine_with_its_rank(tmp_path, machines, option, processes):
+    process = machines("# a comment\nann@gpu01\n\ngpu02  # the second\n", *option.split(), QUICK="1")
     process.communicate(timeout=60)
     assert process.returncode == 0
     one, two = (processes.format(cores) for cores in (12, 24))
     assert calls(tmp_path) == [
-        f"ann@gpu01: pretrain {one}my images{said} --nodes 2 --node-rank 0 --master gpu01:9000",
-        f"gpu02: pretrain {two}my images{said} --nodes 2 --node-rank 1 --master gpu01:9000",
+        f"ann@gpu01: pretrain {one}my images{option} --nodes 2 --node-rank 0 --master gpu01:9000",
+        f"gpu02: pretrain {two}my images{option} --nodes 2 --node-rank 1 --master gpu01:9000",
     ]
 
 
@@ -181,10 +181,10 @@ def test_ssh_starts_each_machine_with_its_rank(tmp_path, machines, said, process
     [
         (["env", "A=1", "swav-tf", "probe", "my probe"], "probe -o data.processes=24 my probe"),
         (["swav-tf", "finetune", "probe"], "finetune -o data.processes=24 probe"),
-        (["swav-tf", "-x", "y"], "-x y -o data.processes=24"),  # who knows where its subcommand is
+        (["swav-tf", "-x", "y"], "-x y -o data.processes=24"),  # without a known subcommand, at the end
     ],
 )
-def test_the_processes_come_behind_the_subcommand(tmp_path, machines, words, called):
+def test_the_processes_follow_the_subcommand(tmp_path, machines, words, called):
     process = machines("gpu02\n", command=words, QUICK="1")
     process.communicate(timeout=60)
     assert calls(tmp_path) == [f"gpu02: {called} --nodes 1 --node-rank 0 --master gpu02:9000"]
@@ -207,7 +207,7 @@ def test_ctrl_c_stops_all(tmp_path, machines):
     assert "worker 1 (gpu02) ended with 143" in errors
 
 
-# Bug caught: one machine's failure that goes by unseen, or that ends as if all were well.
+# Bug caught: one machine's failure that is not reported, or ends with exit code 0.
 def test_a_machine_that_fails_is_named(machines):
     process = machines("gpu01\nbad02\n", QUICK="1")
     output, errors = process.communicate(timeout=60)
@@ -217,7 +217,7 @@ def test_a_machine_that_fails_is_named(machines):
 
 
 @pytest.mark.parametrize("arguments", [[], ["/nowhere", "swav-tf"]])
-def test_ssh_tells_how_it_is_used(arguments):
+def test_ssh_prints_its_usage(arguments):
     done = subprocess.run([DEPLOY / "ssh.sh", *arguments], capture_output=True, text=True)
     assert done.returncode == 2
     assert "usage:" in done.stderr
