@@ -58,7 +58,7 @@ bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks
 
 faults: $(INSTALLED)
-	$(BIN)/python -m faults
+	$(BIN)/python -m pytest tests/faults -m faults --numprocesses 2 --dist worksteal
 
 # On a GPU machine: training, then exported files; each writes a JSON file to bring back.
 gpu: gpu-training gpu-inference

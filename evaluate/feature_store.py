@@ -20,7 +20,7 @@ import numpy as np
 from evaluate.feature_file import companion
 from swav_tf.data.views import ViewedImage
 from swav_tf.plumbing.errors import DataError, UsageError
-from swav_tf.plumbing.files import atomic_write, take_lock
+from swav_tf.plumbing.files import atomic_write, remove_leftovers, take_lock
 from swav_tf.plumbing.log import log
 from swav_tf.plumbing.values import nested_diff
 
@@ -138,6 +138,8 @@ def _locked(output: Path) -> Iterator[Path]:
                 f"Only one process may write {output}. Received: another one is running. Wait for it, or give "
                 "another --output."
             )
+        for ending in ("", ".csv", ".json", ".unreadable.csv"):
+            remove_leftovers(companion(output, ending))
         yield folder
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = ("benchmarks", "cli", "configs", "evaluate", "export", "faults", "swav_tf")
+PACKAGES = ("benchmarks", "cli", "configs", "evaluate", "export", "swav_tf")
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("deploy/*.md")])
 
 
