@@ -10,7 +10,7 @@ tf.data; those of threads and processes wall time. Normalization is left out eve
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -92,14 +92,13 @@ def data_set(files: list[bytes], *, batches: int, augment: Augment = AUGMENT, **
     )  # fmt: skip
 
 
-def ours_in_tf(
-    files: list[bytes], *, threads: int, batches: int, augment: Augment = AUGMENT
-) -> Callable[[], None]:
-    def work() -> None:
-        for _ in data_set(files, batches=batches, augment=augment, threads=threads):
-            pass
+def run_through(data: Iterable[object]) -> None:
+    for _ in data:
+        pass
 
-    return work
+
+def ours_in_tf(files: list[bytes], **settings: Any) -> Callable[[], None]:
+    return lambda: run_through(data_set(files, **settings))
 
 
 class Stopwatch:
@@ -160,13 +159,7 @@ def layers_in_tf(files: list[bytes], library: str, *, batches: int) -> Callable[
     options.threading.max_intra_op_parallelism = 1
     data = tf.data.Dataset.from_tensor_slices(files).repeat(batches)
     data = data.map(crops, num_parallel_calls=1).batch(IMAGES).map(augment, num_parallel_calls=1)
-    data = data.with_options(options)
-
-    def work() -> None:
-        for _ in data:
-            pass
-
-    return work
+    return partial(run_through, data.with_options(options))
 
 
 def color_layers(library: str) -> list[Callable[..., object]]:

@@ -38,13 +38,13 @@ def percentile_ms(samples: Sequence[float], percentile: float) -> float | None:
     return float(np.percentile(np.asarray(samples, np.float64), percentile))
 
 
-def block_means(samples: Sequence[float], *, blocks: int = BLOCKS) -> list[float]:
-    """Return the means of consecutive blocks of almost equal length.
+def block_means(samples: Sequence[float]) -> list[float]:
+    """Return the means of BLOCKS consecutive blocks of almost equal length.
 
     Consecutive runs are correlated: a busy second slows many of them. Means of blocks are nearly independent.
     """
     values = np.asarray(samples, np.float64)
-    return [float(block.mean()) for block in np.array_split(values, min(blocks, len(values)))]
+    return [float(block.mean()) for block in np.array_split(values, min(BLOCKS, len(values)))]
 
 
 def relative_error(rounds: Sequence[Sequence[float]], *, between: float) -> float:

@@ -37,7 +37,7 @@ def test_a_percentile_takes_ten_samples_beyond_it(percentile, needed) -> None:
 
 def test_blocks_are_consecutive_and_contain_every_run() -> None:
     samples = list(np.random.default_rng(0).normal(10, 1, 103))
-    blocks = block_means(samples, blocks=20)
+    blocks = block_means(samples)
     assert len(blocks) == 20
     assert blocks[0] == pytest.approx(np.mean(samples[:6]))  # 103 = 3 of 6 and 17 of 5
     assert blocks[-1] == pytest.approx(np.mean(samples[-5:]))
