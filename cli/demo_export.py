@@ -108,16 +108,17 @@ def export_and_measure(
     from evaluate.benchmark.plan import plan_cells
     from evaluate.benchmark.run import run_benchmark
     from evaluate.benchmark.schema import Settings, write_benchmark
+    from export.reference import Views
     from export.run import export_run
     from export.settings import ExportSettings
-    from export.verify import Labeled, verify
+    from export.verify import verify
 
     started = time.perf_counter()
     folder = run_dir / FOLDER
     log.info("exporting ONNX in float32 and int8, each compared with Keras")
     export_run(run_dir, folder, ExportSettings(precisions=("fp32", "int8")))
     files = [folder / "model-fp32.onnx", folder / "model-int8-cpu.onnx"]
-    verify(files, labeled=Labeled(test_images, test_labels))
+    verify(files, labeled=Views(test_images, test_labels))
     models = find_models([*files, run_dir])
     planned = plan_cells(models, runners=("ort-cpu",), precisions=None, batches=BATCHES)
     if keras:

@@ -81,7 +81,6 @@ def export_settings(graph: dict[str, Any], kinds: tuple[str, ...]) -> ExportSett
     settings = ExportSettings(
         size=size if isinstance(size, int) else None, dynamic_size=size == "dynamic", **given
     )
-    settings.check()
     if "tensorrt" in kinds and "int8" in settings.precisions and settings.target != "tensorrt":
         raise click.UsageError("--to tensorrt needs int8 for TensorRT: omit --target.")
     return settings
@@ -113,7 +112,7 @@ def engine_settings(engine: dict[str, Any]) -> EngineSettings:
     from export.settings import PROFILE, EngineSettings, default_cache
 
     given = {name: value for name, value in engine.items() if value is not None}
-    settings = EngineSettings(
+    return EngineSettings(
         profile=Batches(**dict(zip(("min", "opt", "max"), given["batch"], strict=True)))
         if "batch" in given
         else PROFILE,
@@ -124,8 +123,6 @@ def engine_settings(engine: dict[str, Any]) -> EngineSettings:
         module_name=MODULES[given["tensorrt"]] if "tensorrt" in given else None,  # type: ignore[arg-type]
         cache=given.get("engine_cache") or default_cache(),
     )
-    settings.check()
-    return settings
 
 
 graph_options = option_group("graph", dict, *GRAPH)

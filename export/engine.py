@@ -1,23 +1,27 @@
-"""From exported ONNX files to TensorRT engines: built or cached, proven, and compared if there is a GPU."""
+"""Build TensorRT engines from exported ONNX files with Polygraphy: cached, proven, and compared if there is a GPU."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+from evaluate.backends.checksums import check_unchanged, check_weights
 from evaluate.backends.engine_file import (
     FORMAT,
     EngineFacts,
+    Proof,
+    ProofSource,
     differences,
     read_engine,
     sidecar_of,
     write_engine,
 )
-from evaluate.backends.onnx_metadata import Precision
+from evaluate.backends.onnx_metadata import OnnxMetadata, Precision, read_metadata
 from evaluate.backends.tensorrt_backend import TensorrtBackend
 from evaluate.backends.tensorrt_module import (
     INSTALL,
@@ -25,11 +29,12 @@ from evaluate.backends.tensorrt_module import (
     ModuleName,
     NoGpuError,
     TensorRT,
+    TensorrtLog,
     find_tensorrt,
-    gpu_or_none,
+    load_engine,
     the_gpu,
 )
-from export.engine_build import EngineSource, build_plan, read_source
+from export.engine_proof import from_inspector, from_listing, prove
 from export.parity import GATES, Parity, compare, run_all
 from export.reference import REFERENCE, Reference, read_reference
 from export.settings import EngineSettings
@@ -40,46 +45,18 @@ from swav_tf.plumbing.log import log
 
 
 @dataclass(frozen=True)
-class Built:
-    """An engine in the cache.
-
-    Attributes:
-        plan: its path.
-        data: its bytes.
-        facts: its facts.
-        from_cache: it was not built now.
-    """
-
-    plan: Path
-    data: bytes
-    facts: EngineFacts
-    from_cache: bool
-
-
-@dataclass(frozen=True)
-class ExportedEngine:
-    """One exported engine.
-
-    Attributes:
-        path: of the engine.
-        precision: of its backbone, proven.
-        bytes: its size.
-        facts: its facts.
-        from_cache: it was not built now.
-        parity: the comparison with Keras; None: it was not run.
-        not_compared: the reason for that, or "".
-    """
+class Engine:
+    """A built engine."""
 
     path: Path
-    precision: Precision
-    bytes: int
+    data: bytes
     facts: EngineFacts
-    from_cache: bool
-    parity: Parity | None
-    not_compared: str = ""
+    from_cache: bool  # it was not built now
+    parity: Parity | None = None  # the comparison with Keras; None: it was not run
+    not_compared: str = ""  # the reason for that
 
 
-def export_engines(files: Sequence[Path], output: Path, settings: EngineSettings) -> list[ExportedEngine]:
+def export_engines(files: Sequence[Path], output: Path, settings: EngineSettings) -> list[Engine]:
     """Write the engine of each ONNX file, with its facts, into a folder.
 
     Args:
@@ -107,33 +84,23 @@ def export_engines(files: Sequence[Path], output: Path, settings: EngineSettings
                 shutil.copyfile(source, partial)
         plan = output / f"{path.stem}.plan"
         write_engine(plan, built.data, built.facts)
-        precision = built.facts.metadata(plan).precision
-        exported.append(
-            ExportedEngine(plan, precision, len(built.data), built.facts, built.from_cache, parity, reason)
-        )
+        exported.append(replace(built, path=plan, parity=parity, not_compared=reason))
     return exported
 
 
-def _compared(built: Built, reference: Reference | None) -> tuple[Parity | None, str]:
+def _compared(built: Engine, reference: Reference | None) -> tuple[Parity | None, str]:
     """Return the comparison of the engine in the cache with Keras, or None and the reason."""
     if built.facts.gpu is None:
         return None, "built for GPUs of Ampere and newer; not run, features not compared here: no GPU"
     if reference is None:
         return None, f"features not compared: no {REFERENCE} next to the ONNX file"
-    backend = TensorrtBackend(built.plan)
+    backend = TensorrtBackend(built.path)
     outputs = run_all(backend, reference.images, batch_size=built.facts.profile.max)
     return compare(reference, outputs, gate=GATES[backend.metadata.precision]), ""
 
 
-def build_engine(path: Path, settings: EngineSettings) -> Built:
-    """Return the engine of an exported ONNX file, from the cache if an undamaged one exists.
-
-    Raises:
-        UsageError: TensorRT or the GPU is missing, or TensorRT lacks an option.
-        DataError: a file is damaged, or the disk is full.
-        ExportError: TensorRT cannot build the engine, or built it in another precision.
-    """
-    settings.check()
+def build_engine(path: Path, settings: EngineSettings) -> Engine:
+    """Return the engine of an exported ONNX file, from the cache if an undamaged one exists."""
     tensorrt, gpu = builder_here(settings.module_name)
     _check_options(tensorrt, settings)
     source = read_source(path)
@@ -142,7 +109,9 @@ def build_engine(path: Path, settings: EngineSettings) -> Built:
     if (cached := _cached(plan, tensorrt, gpu)) is not None:
         return cached
     log.info("%s: build by %s for %s", path.name, tensorrt, gpu or "GPUs of Ampere and newer")
-    data, proof = build_plan(source, tensorrt, gpu, settings)
+    data, convolutions, listing = _build(source, tensorrt, settings)
+    in_float = (source.metadata.quantisation or {}).get("float32_convolutions", ())
+    expected = {name: "fp32" if name in in_float else source.metadata.precision for name in convolutions}
     facts = EngineFacts(
         key=key,
         plan_sha256=hashlib.sha256(data).hexdigest(),
@@ -153,32 +122,73 @@ def build_engine(path: Path, settings: EngineSettings) -> Built:
         onnx_sha256=source.sha256,
         profile=settings.profile,
         options=settings.options,
-        proof=proof,
+        proof=_prove(data, listing, expected, tensorrt, gpu),
         properties=source.properties,
     )
     write_engine(plan, data, facts)
-    return Built(plan, data, facts, from_cache=False)
+    return Engine(plan, data, facts, from_cache=False)
 
 
 def builder_here(module_name: ModuleName | None) -> tuple[TensorRT, Gpu | None]:
-    """Return the builder and its GPU; None: it builds for every GPU from Ampere on (TensorRT-RTX).
-
-    Raises:
-        UsageError: TensorRT is missing, or it is not TensorRT-RTX and there is no GPU.
-    """
+    """Return the builder and its GPU; None: it builds for every GPU from Ampere on (TensorRT-RTX)."""
     tensorrt = find_tensorrt(module_name)
-    if tensorrt.is_rtx:
-        return tensorrt, gpu_or_none()
     try:
         return tensorrt, the_gpu()
     except NoGpuError as error:
+        if tensorrt.is_rtx:
+            return tensorrt, None
         raise NoGpuError(
             f"TensorRT builds an engine on the GPU that will run it. {error} "
             f"(TensorRT-RTX builds without one: {INSTALL['tensorrt_rtx']}, then --tensorrt rtx.)"
         ) from error
 
 
-def engine_key(source: EngineSource, tensorrt: TensorRT, gpu: Gpu | None, settings: EngineSettings) -> str:
+def _check_options(tensorrt: TensorRT, settings: EngineSettings) -> None:
+    """Raise UsageError for options that TensorRT-RTX lacks."""
+    requested = {
+        "--version-compatible": settings.options.version_compatible,
+        "--hardware-compatible (all its engines are)": settings.options.hardware_compatible,
+        "--timing-cache": settings.timing_cache is not None,
+    }
+    refused = [option for option, given in requested.items() if given]
+    if tensorrt.is_rtx and refused:
+        raise UsageError(f"{tensorrt} does not have {', '.join(refused)}. Leave it out.")
+
+
+@dataclass(frozen=True)
+class OnnxSource:
+    """An exported ONNX file."""
+
+    path: Path
+    sha256: str  # of its content, which contains that of weights in a second file
+    properties: dict[str, str]  # its `metadata_props`
+    metadata: OnnxMetadata  # the facts in them
+
+
+def read_source(path: Path) -> OnnxSource:
+    """Check an exported ONNX file and read its metadata."""
+    import onnx
+
+    if not path.is_file():
+        raise UsageError(f"File not found: {path}. An engine is built from an exported ONNX file.")
+    checksum = check_unchanged(path)
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except Exception as error:  # protobuf's errors have no common class but this
+        raise DataError(f"{path} cannot be read as an ONNX file: {error}.") from error
+    properties = {entry.key: entry.value for entry in model.metadata_props}
+    metadata = read_metadata(properties, str(path))
+    check_weights(path, metadata.weights_file)
+    quantization = metadata.quantisation
+    if quantization is not None and quantization.get("target") != "tensorrt":
+        raise UsageError(
+            f"TensorRT needs an int8 graph of its own. Received: {path}, a graph for CPUs. Export one: "
+            "swav-tf export RUN --precision int8 --target tensorrt --output DIR"
+        )
+    return OnnxSource(path, checksum.sha256, properties, metadata)
+
+
+def engine_key(source: OnnxSource, tensorrt: TensorRT, gpu: Gpu | None, settings: EngineSettings) -> str:
     """Return the SHA-256 of everything that determines an engine."""
     facts = {
         "format": FORMAT,
@@ -192,7 +202,7 @@ def engine_key(source: EngineSource, tensorrt: TensorRT, gpu: Gpu | None, settin
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
-def _cached(plan: Path, tensorrt: TensorRT, gpu: Gpu | None) -> Built | None:
+def _cached(plan: Path, tensorrt: TensorRT, gpu: Gpu | None) -> Engine | None:
     """Return the engine KEY.plan of the cache; None if it does not exist, is damaged or of another key."""
     if not plan.exists() and not sidecar_of(plan).exists():
         return None
@@ -206,16 +216,87 @@ def _cached(plan: Path, tensorrt: TensorRT, gpu: Gpu | None) -> Built | None:
         log.warning("The cached engine %s is not used: %s.", plan, "; ".join(wrong))
         return None
     log.info("%s: from the cache, %s", facts.onnx, plan)
-    return Built(plan, data, facts, from_cache=True)
+    return Engine(plan, data, facts, from_cache=True)
 
 
-def _check_options(tensorrt: TensorRT, settings: EngineSettings) -> None:
-    """Raise UsageError for options that TensorRT-RTX lacks."""
-    requested = {
-        "--version-compatible": settings.options.version_compatible,
-        "--hardware-compatible (all its engines are)": settings.options.hardware_compatible,
-        "--timing-cache": settings.timing_cache is not None,
-    }
-    refused = [option for option, given in requested.items() if given]
-    if tensorrt.is_rtx and refused:
-        raise UsageError(f"{tensorrt} does not have {', '.join(refused)}. Leave it out.")
+def _build(source: OnnxSource, tensorrt: TensorRT, settings: EngineSettings) -> tuple[bytes, list[str], str]:
+    """Return an engine, the names of the graph's convolutions, and the list of layers that the builder logs."""
+    from polygraphy.backend.trt import EngineBytesFromNetwork, NetworkFromOnnxPath
+    from polygraphy.exception import PolygraphyException
+
+    timings = settings.timing_cache
+    with TensorrtLog() as messages:
+        try:
+            # TensorRT 11 has only strongly typed networks; 10 would choose precisions itself without it.
+            network = NetworkFromOnnxPath(str(source.path), strongly_typed=True)()
+        except PolygraphyException as error:
+            raise ExportError(
+                f"{source.path} is not a graph that {tensorrt} takes: {messages.reason()}"
+            ) from error
+        try:
+            if timings is not None:
+                timings.parent.mkdir(parents=True, exist_ok=True)
+            config = configure(tensorrt, source.metadata.preprocessing.crop, settings)
+            data = bytes(EngineBytesFromNetwork(network, config, None if timings is None else str(timings))())
+        except PolygraphyException as error:
+            raise ExportError(f"{tensorrt} cannot build {source.path.name}: {messages.reason()}.") from error
+        except OSError as error:
+            raise DataError(f"--timing-cache {timings} cannot be used: {error}.") from error
+    kind = tensorrt.module.LayerType.CONVOLUTION
+    return data, [layer.name for layer in network[1] if layer.type == kind], messages.layers
+
+
+def configure(tensorrt: TensorRT, crop: int, settings: EngineSettings) -> Callable[[Any, Any], Any]:
+    """Return the function from builder and network to the configuration, which Polygraphy takes.
+
+    The batch may vary; the side of the images is `crop`, even if the graph takes any.
+    """
+    from polygraphy.backend.trt import CreateConfig, Profile
+
+    trt, options, batches = tensorrt.module, settings.options, settings.profile
+    memory = {}
+    if options.workspace_gib is not None:
+        memory[trt.MemoryPoolType.WORKSPACE] = int(options.workspace_gib * 2**30)
+
+    def configured(builder: Any, network: Any) -> Any:
+        images = network.get_input(0)
+        sides = [crop if side == -1 else side for side in tuple(images.shape)[1:]]
+        shapes = ((batch, *sides) for batch in (batches.min, batches.opt, batches.max))
+        config = CreateConfig(
+            tf32=False,  # TensorRT's default would make an fp32 engine miss its gate
+            profiles=[Profile().add(images.name, *shapes)],
+            profiling_verbosity=trt.ProfilingVerbosity.DETAILED,  # for the proof; it costs no time at run time
+            memory_pool_limits=memory,
+            builder_optimization_level=options.builder_level,
+            version_compatible=options.version_compatible,
+            hardware_compatibility_level=(
+                trt.HardwareCompatibilityLevel.AMPERE_PLUS if options.hardware_compatible else None
+            ),
+        )(builder, network)
+        if settings.timing_cache is not None and settings.timing_cache.exists():
+            use_timings(config, settings.timing_cache)
+        return config
+
+    return configured
+
+
+def use_timings(config: Any, path: Path) -> None:
+    """Give a configuration the timings in a file; Polygraphy would also take those of another GPU."""
+    cache = config.create_timing_cache(path.read_bytes())
+    if cache is None or not config.set_timing_cache(cache, False):
+        raise DataError(
+            f"--timing-cache must be a file by this TensorRT on this GPU, or a new one. Received: {path}, which is "
+            "damaged or of another GPU or version. Give another name."
+        )
+
+
+def _prove(
+    data: bytes, listing: str, expected: Mapping[str, Precision], tensorrt: TensorRT, gpu: Gpu | None
+) -> Proof:
+    """Prove the precision of an engine: by itself on a GPU, else by the builder's list of its layers."""
+    if gpu is None:
+        listed_by: ProofSource = "the builder's list of layers"
+        return prove(from_listing(listing), expected, source=listed_by, builder=str(tensorrt))
+    inspector = load_engine(tensorrt, data, "The new engine").create_engine_inspector()
+    information = inspector.get_engine_information(tensorrt.module.LayerInformationFormat.JSON)
+    return prove(from_inspector(information), expected, source="engine inspector", builder=str(tensorrt))

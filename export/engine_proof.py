@@ -30,29 +30,16 @@ LISTED: Final = 5  # wrong convolutions in a message
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer of an engine.
+    """One layer of an engine."""
 
-    Attributes:
-        name: its own.
-        kind: of its kernel.
-        nodes: of the ONNX graph that it computes.
-        reads: data type of its first input, or "" without one.
-        weights: data type of its largest constant, or "" without one.
-    """
-
-    name: str
-    kind: str
-    nodes: frozenset[str]
-    reads: str
-    weights: str
+    kind: str  # of its kernel
+    nodes: frozenset[str]  # of the ONNX graph that it computes
+    reads: str  # data type of its first input, or "" without one
+    weights: str  # data type of its largest constant, or "" without one
 
 
 def from_inspector(text: str) -> list[Layer]:
-    """Read the layers in the engine inspector's JSON.
-
-    Raises:
-        ExportError: the engine was built without detailed profiling verbosity.
-    """
+    """Read the layers in the engine inspector's JSON."""
     layers = json.loads(text)["Layers"]
     if any(isinstance(layer, str) for layer in layers):  # names only
         raise ExportError(
@@ -66,7 +53,6 @@ def from_listing(text: str) -> list[Layer]:
     """Read the layers in the list that a builder logs at its end, for machines that cannot load the engine."""
     return [
         Layer(
-            name=line.removeprefix("Name: ").partition(", LayerType: ")[0],
             kind=_between(line, "LayerType: ", ","),
             nodes=_nodes(line.partition("Metadata: ")[2]),
             reads=_type(next(iter(_tensors(line, "Inputs")), "")),
@@ -80,17 +66,7 @@ def from_listing(text: str) -> list[Layer]:
 def prove(
     layers: Iterable[Layer], convolutions: Mapping[str, Precision], *, source: ProofSource, builder: str
 ) -> Proof:
-    """Compare every convolution of the network with the layers that compute it.
-
-    Args:
-        layers: of the engine.
-        convolutions: the precision of each by name of its node in the ONNX graph.
-        source: of the layers.
-        builder: of the engine, for messages.
-
-    Raises:
-        ExportError: a convolution is computed in another precision, or in none that the list shows.
-    """
+    """Compare every convolution of the ONNX graph (its precision by name) with the layers that compute it."""
     by_node: dict[str, list[Layer]] = {}
     for layer in layers:
         if CONVOLVES.search(layer.kind):
@@ -113,19 +89,6 @@ def prove(
     return Proof(source=source, convolutions=dict(counts))
 
 
-def expected(
-    names: Sequence[str], precision: Precision, in_float: Sequence[str] = ()
-) -> dict[str, Precision]:
-    """Return the precision that each convolution must have.
-
-    Args:
-        names: of the graph's convolutions.
-        precision: of the file.
-        in_float: names of those that int8 left in float32 to meet its gate.
-    """
-    return {name: "fp32" if name in in_float else precision for name in names}
-
-
 def _from_json(layer: Mapping[str, Any]) -> Layer:
     inputs: Sequence[Mapping[str, Any]] = layer.get("Inputs", [])
     constants: Sequence[Mapping[str, Any]] = layer.get("Constants", [])
@@ -133,7 +96,6 @@ def _from_json(layer: Mapping[str, Any]) -> Layer:
     if constants and not weights:
         weights = _written(max(constants, key=lambda constant: math.prod(constant.get("Dimensions", []))))
     return Layer(
-        name=layer["Name"],
         kind=layer.get("LayerType", ""),
         nodes=_nodes(layer.get("Metadata", "")),
         reads=_type(_written(inputs[0])) if inputs else "",

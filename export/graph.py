@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import keras
 import numpy as np
@@ -22,7 +22,7 @@ from swav_tf.plumbing.errors import UsageError
 from swav_tf.recipe.classifier import FinetuneRecipe, ProbeRecipe
 from swav_tf.recipe.files import load_any_recipe
 from swav_tf.recipe.pretraining import Recipe
-from swav_tf.runs.checkpoint import Checkpoint, CheckpointError, CheckpointStore
+from swav_tf.runs.checkpoint import CheckpointError, CheckpointStore
 from swav_tf.runs.folder import check_copy
 from swav_tf.runs.model_facts import ModelFacts
 from swav_tf.training.build import build_swav, parts_of
@@ -30,31 +30,19 @@ from swav_tf.training.classifier import Classifier
 from swav_tf.training.classifier_folder import build_classifier
 from swav_tf.training.state import named_variables
 
+BATCH: Final = 32  # images that Keras computes at once
+
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """A checkpoint of a run, computing in float32.
-
-    Attributes:
-        model: the pretrained model, or the classifier of a probe or fine-tuning.
-        recipe: of its training.
-        step: optimizer steps of its training.
-        weights_sha256: of the checkpoint's weights.
-        class_names: of a classifier's logits; empty for pretraining.
-        backbone_only: head and prototypes are random, since only a backbone was imported.
-    """
+    """A checkpoint of a run, computing in float32."""
 
     model: SwAV | Classifier
     recipe: Recipe | ProbeRecipe | FinetuneRecipe
-    step: int
-    weights_sha256: str
-    class_names: tuple[str, ...] = ()
-    backbone_only: bool = False
-
-    @property
-    def backbone(self) -> keras.Model:
-        """Return the network from normalized images to features."""
-        return self.model.backbone
+    step: int  # optimizer steps of its training
+    weights_sha256: str  # of the checkpoint
+    class_names: tuple[str, ...] = ()  # of a classifier's logits
+    backbone_only: bool = False  # head and prototypes are random, since only a backbone was imported
 
     @property
     def output_names(self) -> tuple[str, ...]:
@@ -63,11 +51,11 @@ class TrainedModel:
             return ("features", "logits")
         return ("features",) if self.backbone_only else ("features", "projections", "scores")
 
-    def outputs(self, images: np.ndarray, *, batch_size: int = 32) -> dict[str, np.ndarray]:
+    def outputs(self, images: np.ndarray) -> dict[str, np.ndarray]:
         """Compute all outputs for uint8 images (n, size, size, 3) in Keras, float32."""
         found: dict[str, list[np.ndarray]] = {name: [] for name in self.output_names}
-        for start in range(0, len(images), batch_size):
-            features = self.model.features(tf.constant(images[start : start + batch_size]))
+        for start in range(0, len(images), BATCH):
+            features = self.model.features(tf.constant(images[start : start + BATCH]))
             values = [features]
             if isinstance(self.model, Classifier):
                 values.append(self.model.classifier(features))
@@ -79,16 +67,7 @@ class TrainedModel:
 
 
 def load_trained(run_dir: Path, *, step: int | None = None) -> TrainedModel:
-    """Load a checkpoint to compute in float32, whatever precision it was trained in.
-
-    Args:
-        run_dir: folder of `swav-tf pretrain`, `probe`, `finetune` or `weights import`.
-        step: of the checkpoint; None: the newest.
-
-    Raises:
-        UsageError: the folder has no run or no such checkpoint, or config.yaml was changed.
-        CheckpointError: the checkpoint is damaged or does not fit the recipe.
-    """
+    """Load a checkpoint to compute in float32, whatever precision it was trained in."""
     if not (run_dir / "config.yaml").exists():
         raise UsageError(f"RUN must be a run folder, with config.yaml and checkpoints/. Received: {run_dir}.")
     recipe = load_any_recipe(run_dir / "config.yaml")
@@ -115,36 +94,22 @@ def load_trained(run_dir: Path, *, step: int | None = None) -> TrainedModel:
         facts = ModelFacts.read(run_dir / "model.json")
         class_names = facts.class_names
         model = build_classifier(to_run, facts, len(class_names))
-    _assign(model, checkpoint, backbone_only=backbone_only)
+    for name, variable in named_variables(model).items():
+        if backbone_only and not name.startswith("backbone/"):
+            continue
+        array = checkpoint.arrays.get(name)
+        if array is None or array.shape != tuple(variable.shape):
+            raise CheckpointError(f"{checkpoint.path} does not fit its recipe at {name}.")
+        variable.assign(array)
     return TrainedModel(
         model, recipe, checkpoint.step, checkpoint.facts["sha256"], class_names, backbone_only
     )
 
 
-def _assign(model: SwAV | Classifier, checkpoint: Checkpoint, *, backbone_only: bool) -> None:
-    arrays = checkpoint.arrays
-    for name, variable in named_variables(model).items():
-        if backbone_only and not name.startswith("backbone/"):
-            continue
-        if name not in arrays or arrays[name].shape != tuple(variable.shape):
-            raise CheckpointError(f"{checkpoint.path} does not fit its recipe at {name}.")
-        variable.assign(arrays[name])
-
-
 def build_graph(
     trained: TrainedModel, *, outputs: Sequence[str], size: int | None, graph_input: Input
 ) -> onnx.ModelProto:
-    """Convert a model to an ONNX graph in float32.
-
-    Args:
-        trained: the model.
-        outputs: of the model's `output_names`, in the order requested.
-        size: side of the images, pixels; None for any.
-        graph_input: uint8 (batch, size, size, 3), or normalized float32 (batch, 3, size, size).
-
-    Raises:
-        ExportError: an operation has no counterpart in ONNX.
-    """
+    """Convert a model to an ONNX graph in float32 with these outputs, in order, for images of any size if None."""
     import tf2onnx  # after TensorFlow, which it needs
 
     # Otherwise it silently skips optimizations that fail, and copies the graph before each of them.
@@ -172,7 +137,7 @@ def build_graph(
 
 def _kernels(trained: TrainedModel, outputs: Sequence[str]) -> list[keras.Variable]:
     """Return the large weights: convolutions before a BatchNorm of `swav_tf.model`, and the heads."""
-    layers = trained.backbone.layers
+    layers = trained.model.backbone.layers
     native = any(isinstance(layer, BatchNorm) for layer in layers)
     found = [layer.kernel for layer in layers if native and isinstance(layer, keras.layers.Conv2D)]
     if set(outputs) == {"features"}:
@@ -191,7 +156,7 @@ def _forward(
 
     def forward(images: Any) -> dict[str, Any]:
         normalized = trained.model.normalize(images) if graph_input == "uint8" else images
-        features = trained.backbone(normalized, training=False)
+        features = trained.model.backbone(normalized, training=False)
         found = {"features": features, **heads(features)}
         # An output that another node reads needs a node of its own to carry the name.
         return {name: tf.identity(found[name], name) for name in names}

@@ -1,10 +1,9 @@
-"""Check, edit and save ONNX models."""
+"""Check and save ONNX models of any size."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import onnx
@@ -18,20 +17,14 @@ LARGE_BYTES: Final = 1024  # larger weights move to the second file
 ALIGNMENT: Final = 4096  # so that they can be memory-mapped
 
 
-def save_model(model: onnx.ModelProto, facts: OnnxMetadata, path: Path) -> None:
-    """Write a graph and its metadata; weights beyond 2 GiB go to a second file, PATH.data.
-
-    Args:
-        model: its metadata are replaced.
-        facts: the new metadata.
-        path: in a staging folder (see `filled_folder`).
-    """
+def save_model(model: onnx.ModelProto, metadata: OnnxMetadata, path: Path) -> None:
+    """Write a graph with new metadata into a staging folder; weights beyond 2 GiB go to a second file, PATH.data."""
     if weight_bytes(model) > ONE_FILE_BYTES:
         data = path.with_name(f"{path.name}.data")
         model = _with_weights_in(data, model)
         weights = WeightsFile(name=data.name, sha256=file_sha256(data))
-        facts = facts.model_copy(update={"weights_file": weights})
-    helper.set_model_props(model, facts.as_properties())
+        metadata = metadata.model_copy(update={"weights_file": weights})
+    helper.set_model_props(model, metadata.as_properties())
     path.write_bytes(model.SerializeToString())
 
 
@@ -41,12 +34,7 @@ def check(model: onnx.ModelProto) -> None:
 
 
 def without_weights(model: onnx.ModelProto, *, as_inputs: bool) -> onnx.ModelProto:
-    """Return a copy without its large weights.
-
-    Args:
-        model: the graph to copy.
-        as_inputs: turn them into inputs of the same type and shape, so that the graph stays valid.
-    """
+    """Return a copy without its large weights, with inputs in their place if the graph is to stay valid."""
     bare = onnx.ModelProto()
     for field, value in model.ListFields():
         if field.name != "graph":
@@ -66,25 +54,6 @@ def without_weights(model: onnx.ModelProto, *, as_inputs: bool) -> onnx.ModelPro
 def weight_bytes(model: onnx.ModelProto) -> int:
     """Return the size of all weights in bytes."""
     return sum(map(_bytes, model.graph.initializer))
-
-
-def attribute(node: onnx.NodeProto, name: str) -> Any:
-    """Return the value of a node's attribute, None if it is ONNX's default."""
-    found = [helper.get_attribute_value(entry) for entry in node.attribute if entry.name == name]
-    return found[0] if found else None
-
-
-def keep(items: Any, wanted: Callable[[Any], bool]) -> None:
-    """Filter a protobuf's list in place; a copy of the weights may not fit in memory."""
-    for index in reversed(range(len(items))):
-        if not wanted(items[index]):
-            del items[index]
-
-
-def keep_read_weights(graph: onnx.GraphProto) -> None:
-    """Remove the weights that no node reads."""
-    read = {name for node in graph.node for name in node.input}
-    keep(graph.initializer, lambda tensor: tensor.name in read)
 
 
 def _with_weights_in(path: Path, model: onnx.ModelProto) -> onnx.ModelProto:

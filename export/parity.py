@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 
 from evaluate.backends.backend import Backend
+from evaluate.backends.checksums import CHECKSUMS, Checksum
 from evaluate.backends.onnx_metadata import Precision
 from evaluate.linear import fit_ridge
 from export.reference import Reference
@@ -18,26 +20,17 @@ OVERLAP: Final = 10  # nearest images that are compared
 KNN: Final = 20
 KNN_TEMPERATURE: Final = 0.07
 PROBE_IMAGES: Final = 10  # a class, on average, that a probe needs
-CONSTANT: Final = (
-    1e-6  # outputs that differ from image to image by a smaller share of their length are constant
-)
+CONSTANT: Final = 1e-6  # outputs are constant if their differences are a smaller share of their length
 
 
 @dataclass(frozen=True)
 class Gate:
-    """The limits of a precision; None: no limit.
+    """The limits of a precision; None: no limit."""
 
-    Attributes:
-        relative_error: largest L2 norm of the difference over that of the reference, of each output.
-        cosine: smallest cosine of an image's features with the reference's.
-        knn_drop_points: largest loss of k-NN accuracy, percentage points.
-        random_images: apply it to images of random pixels too.
-    """
-
-    relative_error: float | None
-    cosine: float | None
-    knn_drop_points: float | None
-    random_images: bool
+    relative_error: float | None  # of each output
+    cosine: float | None  # smallest, of an image's features with the reference's
+    knn_drop_points: float | None  # percentage points
+    random_images: bool  # whether it applies to images of random pixels too
 
 
 GATES: Final[Mapping[Precision, Gate]] = {
@@ -50,42 +43,29 @@ GATES: Final[Mapping[Precision, Gate]] = {
 
 @dataclass(frozen=True)
 class Parity:
-    """The result of a comparison; its fields are the keys of parity.json.
+    """The result of a comparison; its fields are the keys of parity.json."""
 
-    Attributes:
-        images: number of compared images.
-        real_images: those that are not random pixels.
-        relative_error: by output; L2 norm of the difference over that of the reference, over all images.
-        cosine_min: smallest cosine of an image's features with the reference's.
-        cosine_median: median of these cosines.
-        neighbour_overlap: share (0 to 1) of the 10 nearest images that are the same; None for too few images.
-        cluster_agreement: share of images with the same prototype; None without scores.
-        knn_images: number of labeled images for k-NN; 0: no k-NN.
-        knn_reference: k-NN top-1 (0 to 1) of the reference, each image classified by the others.
-        knn: the same of the file.
-        class_agreement: share of images with the same most probable class; None without logits.
-        probe_images: number of labeled images that the probe is tested on; 0: too few for a probe.
-        probe_reference: top-1 (0 to 1) of a linear classifier fitted on the reference's features of the other
-            half of the labeled images.
-        probe: top-1 of the same classifier on the file's features.
-        failures: the limits that are not met; empty: passed.
-    """
-
-    images: int
-    real_images: int
+    images: int  # compared
+    real_images: int  # those that are not random pixels
+    # By output: L2 norm of the difference over that of the reference, over all images.
     relative_error: dict[str, float] = field(default_factory=dict)
-    cosine_min: float | None = None
+    cosine_min: float | None = None  # of an image's features with the reference's
     cosine_median: float | None = None
-    neighbour_overlap: float | None = None
-    cluster_agreement: float | None = None
+    neighbour_overlap: float | None = (
+        None  # share of the 10 nearest images that are the same; None: too few images
+    )
+    cluster_agreement: float | None = None  # share of images with the same prototype; None without scores
+    # k-NN top-1 (0 to 1), each labeled image classified by the others: on the reference, on the file.
     knn_images: int = 0
     knn_reference: float | None = None
     knn: float | None = None
-    class_agreement: float | None = None
-    probe_images: int = 0
+    class_agreement: float | None = None  # share of images with the same class; None without logits
+    # Top-1 (0 to 1) of a linear classifier that is fitted on the reference's features of one half of the labeled
+    # images, and tested on those of the other half: the reference's, the file's.
+    probe_images: int = 0  # that it is tested on; 0: too few for a probe
     probe_reference: float | None = None
     probe: float | None = None
-    failures: tuple[str, ...] = ()
+    failures: tuple[str, ...] = ()  # the limits that are not met
 
     @property
     def passed(self) -> bool:
@@ -116,24 +96,17 @@ def _drop_points(reference: float | None, found: float | None) -> float | None:
     return None if reference is None or found is None else 100 * (reference - found)
 
 
-@dataclass(frozen=True)
-class LabeledFeatures:
-    """Features of labeled images by the reference and by the file, for k-NN and probe.
-
-    Attributes:
-        labels: (n,), all >= 0.
-        reference: (n, F).
-        found: (n, F).
-    """
+class LabeledFeatures(NamedTuple):
+    """Labels (n,) >= 0 of images, and their features (n, F) by the reference and by the file."""
 
     labels: np.ndarray
     reference: np.ndarray
     found: np.ndarray
 
 
-def run_all(runner: Backend, images: np.ndarray, *, batch_size: int = 32) -> dict[str, np.ndarray]:
+def run_all(backend: Backend, images: np.ndarray, *, batch_size: int = 32) -> dict[str, np.ndarray]:
     """Compute all outputs for uint8 images (n, crop, crop, 3), a batch at a time."""
-    parts = [runner.run(images[start : start + batch_size]) for start in range(0, len(images), batch_size)]
+    parts = [backend.run(images[start : start + batch_size]) for start in range(0, len(images), batch_size)]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
@@ -144,13 +117,10 @@ def compare(
     gate: Gate,
     labeled: LabeledFeatures | None = None,
 ) -> Parity:
-    """Compare a file's outputs with the reference's.
+    """Compare a file's outputs for the reference's images with Keras'.
 
-    Args:
-        reference: images and Keras' outputs.
-        outputs: the file's for the same images, by name.
-        gate: the limits of its precision.
-        labeled: features for k-NN and probe; None: of the reference's real images, if all of them have labels.
+    k-NN and probe take the features in `labeled`, by default those of the reference's real images, if all of
+    these have labels.
     """
     real = reference.real
     counted = real if real.any() and not gate.random_images else np.full_like(real, True)
@@ -210,9 +180,7 @@ def _of_labeled(labeled: LabeledFeatures | None) -> dict[str, Any]:
 
 def _agreement(found: Mapping[str, np.ndarray], keras: Mapping[str, np.ndarray], name: str) -> float | None:
     """Return the share of images whose largest value is at the same place."""
-    if name not in keras:
-        return None
-    return float(np.mean(found[name].argmax(axis=1) == keras[name].argmax(axis=1)))
+    return None if name not in keras else float(np.mean(found[name].argmax(1) == keras[name].argmax(1)))
 
 
 def leave_one_out(features: np.ndarray, labels: np.ndarray) -> float:
@@ -246,17 +214,16 @@ def _unusable(reference: Reference, outputs: Mapping[str, np.ndarray]) -> Sequen
 
 
 def _beyond(parity: Parity, gate: Gate) -> Sequence[str]:
+    """Return the limits that are not met; a figure that is not a number meets none."""
     failures = []
     for name, error in parity.relative_error.items():
         if gate.relative_error is not None and not error <= gate.relative_error:
             failures.append(
                 f"relative error of `{name}` must be <= {gate.relative_error:g}, but is {error:.3g}"
             )
-    if gate.cosine is not None and parity.cosine_min is not None and not parity.cosine_min >= gate.cosine:
-        failures.append(
-            f"cosine of every image must be >= {gate.cosine:g}, but the least is {parity.cosine_min:.6f}"
-        )
-    drop = parity.knn_drop_points
+    cosine, drop = parity.cosine_min, parity.knn_drop_points
+    if gate.cosine is not None and cosine is not None and not cosine >= gate.cosine:
+        failures.append(f"cosine of every image must be >= {gate.cosine:g}, but the least is {cosine:.6f}")
     if gate.knn_drop_points is not None and drop is not None and not drop <= gate.knn_drop_points:
         failures.append(f"k-NN accuracy may drop by {gate.knn_drop_points:g} points, but drops by {drop:.2f}")
     return failures
@@ -275,3 +242,26 @@ def _overlap(a: np.ndarray, b: np.ndarray) -> float:
         len({*x} & {*y} - {row}) for row, (x, y) in enumerate(zip(near.tolist(), other.tolist(), strict=True))
     ]
     return float(np.mean(shared)) / OVERLAP
+
+
+def parity_text(
+    reference: Reference,
+    results: Mapping[str, tuple[Precision | None, Parity]],
+    checksums: Mapping[str, Checksum],
+) -> str:
+    """Return the content of parity.json: the figures, and the checksums of ONNX files."""
+    document = {
+        "passed": bool(results) and all(parity.passed for _, parity in results.values()),
+        "reference": {
+            "weights_sha256": reference.weights_sha256,
+            "view": reference.view.model_dump(),
+            "images": len(reference.images),
+            **reference.facts,
+        },
+        "files": {
+            name: {"precision": precision, **parity.as_dict()}
+            for name, (precision, parity) in results.items()
+        },
+        CHECKSUMS: {name: checksum.model_dump() for name, checksum in sorted(checksums.items())},
+    }
+    return json.dumps(document, indent=2) + "\n"

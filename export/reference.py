@@ -1,11 +1,12 @@
-"""Images and Keras' features of them, to compare exported files with."""
+"""Draw images and keep them with Keras' outputs in reference.npz, to compare exported files with."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import zipfile
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,37 +14,25 @@ import numpy as np
 
 from evaluate.backends.onnx_metadata import dataset_name
 from evaluate.images import ImageSet
-from swav_tf.data.views import UnreadableImages, view_images
+from swav_tf.data.views import UnreadableImages, ViewedImage, view_images
 from swav_tf.plumbing.errors import DataError, UsageError
 from swav_tf.recipe.pretraining import EvaluationView
 
 REFERENCE: Final = "reference.npz"
-RANDOM_IMAGES: Final = 16  # of random pixels, in addition to the real ones
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """Images drawn at random, as the model sees them.
+class Views:
+    """Images as the model sees them."""
 
-    Attributes:
-        views: uint8 (n, crop, crop, 3).
-        labels: (n,) classes, -1 for none.
-        facts: number, seed, SHA-256 of their names (one a line) and source; empty without images.
-    """
-
-    views: np.ndarray
-    labels: np.ndarray
-    facts: dict[str, Any]
-
-
-def no_images(view: EvaluationView) -> Drawn:
-    """Return a draw without images."""
-    return Drawn(np.empty((0, view.crop, view.crop, 3), np.uint8), np.empty(0, np.int64), {})
+    images: np.ndarray  # uint8 (n, crop, crop, 3)
+    labels: np.ndarray  # (n,), -1 for none
+    facts: dict[str, Any] = field(default_factory=dict)  # of the draw
 
 
 def draw_images(
     images: ImageSet, counts: tuple[int, int], view: EvaluationView, *, seed: int, max_bad_share: float
-) -> tuple[Drawn, Drawn]:
+) -> tuple[Views, Views]:
     """Draw twice, with no image in common; skip unreadable images.
 
     If there are too few images, both draws get the same share of their count.
@@ -54,19 +43,16 @@ def draw_images(
         view: resizing and cropping.
         seed: of the draw.
         max_bad_share: largest share (0 to 1) of unreadable images.
-
-    Raises:
-        DataError: fewer than 2 images for a draw, or too many are unreadable.
     """
-    order = np.random.default_rng(seed).permutation(len(images.source)).tolist()
+    order = np.random.default_rng(seed).permutation(len(images.source))
     total = sum(counts)
     unreadable = UnreadableImages(min(total, len(order)), max_bad_share, Path("no list is written"))
-    seen = []
+    seen: list[ViewedImage] = []
     for image in view_images(images.source, order, view, ahead=64):
         if image.view is None:
             unreadable.add(image)
             continue
-        seen.append((image.view, image.label, image.name))
+        seen.append(image)
         if len(seen) == total:
             break
     first = min(counts[0], len(seen) * counts[0] // total)
@@ -74,57 +60,45 @@ def draw_images(
     if any(wanted and len(draw) < 2 for wanted, draw in zip(counts, draws, strict=True)):
         where = images.settings.path or images.settings.kind
         raise DataError(
-            f"There must be at least 2 readable images to compare, and 2 others to calibrate int8. "
+            "There must be at least 2 readable images to compare, and 2 others to calibrate int8. "
             f"Received: {len(seen)} in {where}."
         )
     # The path on this machine stays private.
-    source = {**images.facts(), "path": dataset_name(images.settings)}
-    one, other = (_drawn(draw, view, {"seed": seed, "source": source}) for draw in draws)
-    return one, other
+    facts = {"seed": seed, "source": {**images.facts(), "path": dataset_name(images.settings)}}
+    return _drawn(draws[0], view, facts), _drawn(draws[1], view, facts)
 
 
-def random_pixels(view: EvaluationView, *, seed: int) -> np.ndarray:
-    """Return images unlike any photograph, uint8 (16, crop, crop, 3)."""
-    draw = np.random.default_rng(seed)
-    return draw.integers(0, 256, (RANDOM_IMAGES, view.crop, view.crop, 3), dtype=np.uint8)
+def no_images(view: EvaluationView) -> Views:
+    """Return a draw without images."""
+    return Views(np.empty((0, view.crop, view.crop, 3), np.uint8), np.empty(0, np.int64))
 
 
-def _drawn(seen: list[tuple[np.ndarray, int, str]], view: EvaluationView, facts: dict[str, Any]) -> Drawn:
-    if not seen:
+def _drawn(draw: Sequence[ViewedImage], view: EvaluationView, facts: dict[str, Any]) -> Views:
+    if not draw:
         return no_images(view)
-    names = hashlib.sha256("".join(f"{name}\n" for _, _, name in seen).encode())
-    return Drawn(
-        np.array([shown for shown, _, _ in seen], np.uint8),
-        np.array([label for _, label, _ in seen], np.int64),
-        {"images": len(seen), "names_sha256": names.hexdigest(), **facts},
+    names = hashlib.sha256("".join(f"{image.name}\n" for image in draw).encode())
+    return Views(
+        np.array([image.view for image in draw], np.uint8),
+        np.array([image.label for image in draw], np.int64),
+        {"images": len(draw), "names_sha256": names.hexdigest(), **facts},
     )
 
 
 @dataclass(frozen=True)
 class Reference:
-    """N images and Keras' outputs, the real images first.
+    """N images, the real ones first, and Keras' outputs."""
 
-    Attributes:
-        images: uint8 (N, crop, crop, 3), as the model sees them.
-        labels: (N,) classes, -1 for none.
-        real: (N,) False for random pixels.
-        outputs: Keras' float32 outputs by name, (N, ...).
-        weights_sha256: of the model's weights.
-        view: how the images were made.
-        facts: source, step and recipe, for people.
-    """
-
-    images: np.ndarray
-    labels: np.ndarray
-    real: np.ndarray
-    outputs: dict[str, np.ndarray]
-    weights_sha256: str
+    images: np.ndarray  # uint8 (N, crop, crop, 3), as the model sees them
+    labels: np.ndarray  # (N,), -1 for none
+    real: np.ndarray  # (N,), False for random pixels
+    outputs: dict[str, np.ndarray]  # float32 (N, ...)
+    weights_sha256: str  # of the model
     view: EvaluationView
-    facts: dict[str, Any]
+    facts: dict[str, Any]  # source, step and recipe, for people
 
 
 def write_reference(path: Path, reference: Reference) -> None:
-    """Write a .npz file, in a staging folder (see `filled_folder`)."""
+    """Write a .npz file in a staging folder."""
     facts = {
         **reference.facts,
         "weights_sha256": reference.weights_sha256,
@@ -142,35 +116,24 @@ def write_reference(path: Path, reference: Reference) -> None:
 
 
 def read_reference(path: Path) -> Reference:
-    """Read a reference.
-
-    Raises:
-        UsageError: the file does not exist.
-        DataError: it is damaged.
-    """
+    """Read a reference."""
     if not path.is_file():
         raise UsageError(f"Reference not found: {path}. `swav-tf export` writes it next to its files.")
     try:
         with np.load(path, allow_pickle=False) as file:
+            images, labels, real = file["images"], file["labels"], file["real"]
             facts = json.loads(str(file["facts"]))
             outputs = {name: file[name] for name in facts.pop("outputs")}
-            reference = Reference(
-                file["images"],
-                file["labels"],
-                file["real"],
-                outputs,
-                facts.pop("weights_sha256"),
-                EvaluationView(**facts.pop("view")),
-                facts,
-            )
+            view = EvaluationView(**facts.pop("view"))
+            reference = Reference(images, labels, real, outputs, facts.pop("weights_sha256"), view, facts)
     except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
         raise DataError(
             f"{path} must be a reference written by `swav-tf export`; it cannot be read: {error}"
         ) from error
-    lengths = {len(array) for array in (reference.labels, reference.real, *outputs.values())}
-    if not len(reference.images) or lengths != {len(reference.images)} or "features" not in outputs:
+    lengths = {len(array) for array in (labels, real, *outputs.values())}
+    if not len(images) or lengths != {len(images)} or "features" not in outputs:
         raise DataError(
-            f"{path} must contain images, and features for each. Received: {len(reference.images)} images, "
+            f"{path} must contain images, and features for each. Received: {len(images)} images, "
             f"outputs {', '.join(outputs) or 'none'}."
         )
     return reference

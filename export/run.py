@@ -3,44 +3,64 @@
 from __future__ import annotations
 
 import gc
+import platform
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+import onnx
 
 from evaluate.backends.checksums import PARITY, Checksum, read_checksums
 from evaluate.backends.onnx_backend import OnnxBackend
-from evaluate.backends.onnx_metadata import Precision
-from export.fp16 import to_fp16
+from evaluate.backends.onnx_metadata import (
+    OnnxMetadata,
+    Precision,
+    Preprocessing,
+    dataset_name,
+    public_data,
+)
+from evaluate.images import open_images
+from export import onnx_file
 from export.int8 import save_int8
-from export.onnx_file import save_model
-from export.parity import GATES, Parity, compare, run_all
-from export.reference import REFERENCE, write_reference
+from export.onnx_file import save_model, weight_bytes
+from export.parity import GATES, Parity, compare, parity_text, run_all
+from export.precision import to_fp16
+from export.reference import REFERENCE, Reference, Views, draw_images, no_images, write_reference
 from export.settings import ExportSettings
-from export.source import ExportSource, from_keras
 from export.staging import ExportError, filled_folder
-from export.verify import parity_text
-from swav_tf.plumbing.errors import DataError
+from swav_tf.plumbing.errors import DataError, UsageError
 from swav_tf.plumbing.log import log
+from swav_tf.plumbing.system import version_of
+from swav_tf.recipe.pretraining import EvaluationView
+
+if TYPE_CHECKING:
+    from export.graph import TrainedModel
+
+RANDOM_IMAGES: Final = 16  # of random pixels, compared in addition to the real ones
+TOOLS: Final = ("swav-tf", "tensorflow", "keras", "tf2onnx", "onnx", "onnxruntime", "numpy")
 
 
 @dataclass(frozen=True)
 class Exported:
-    """One exported file.
-
-    Attributes:
-        path: of the graph.
-        precision: of its backbone.
-        bytes: size of the graph and its weights.
-        parity: the comparison with Keras.
-        checksum: of the graph, which contains that of its weights.
-        float32_convolutions: int8 only: names of those that stayed in float32 to meet the gate.
-    """
+    """One exported file."""
 
     path: Path
     precision: Precision
-    bytes: int
+    bytes: int  # of the graph and its weights
     parity: Parity
-    checksum: Checksum
-    float32_convolutions: tuple[str, ...] = ()
+    checksum: Checksum  # of the graph, which contains that of its weights
+    float32_convolutions: tuple[str, ...] = ()  # of int8, to meet its gate
+
+
+@dataclass(frozen=True)
+class Source:
+    """What all files of an export are made of."""
+
+    graph: onnx.ModelProto  # float32
+    metadata: OnnxMetadata
+    reference: Reference
+    calibration: Views  # empty without int8
 
 
 def export_run(run_dir: Path, output: Path, settings: ExportSettings) -> list[Exported]:
@@ -54,11 +74,10 @@ def export_run(run_dir: Path, output: Path, settings: ExportSettings) -> list[Ex
     Raises:
         UsageError: the model lacks an output or checkpoint, or is too large for int8.
         DataError: too few readable images.
-        ExportError: a file misses its gate, or the disk is full.
+        ExportError: an operation does not exist in ONNX, a file misses its gate, or the disk is full.
         CheckpointError: the checkpoint is damaged.
     """
-    settings.check()
-    source = from_keras(run_dir, settings)
+    source = _convert(run_dir, settings)
     gc.collect()  # Keras' model has reference cycles, and is as large as the graph
     checksums = _earlier_checksums(output)
     with filled_folder(output) as folder:
@@ -71,26 +90,121 @@ def export_run(run_dir: Path, output: Path, settings: ExportSettings) -> list[Ex
     return [replace(file, path=output / file.path.name) for file in exported]
 
 
-def _export_one(
-    source: ExportSource, precision: Precision, folder: Path, settings: ExportSettings
-) -> Exported:
+def _convert(run_dir: Path, settings: ExportSettings) -> Source:
+    """Load the run in Keras, compute the reference and convert the graph."""
+    from export.graph import build_graph, load_trained
+
+    trained = load_trained(run_dir, step=settings.step)
+    outputs = _outputs(trained, settings.outputs)
+    view = trained.recipe.data.evaluation
+    if settings.size is not None:  # the same share of the image
+        view = EvaluationView(resize=round(settings.size * view.resize / view.crop), crop=settings.size)
+    compared, calibration = _draw(trained, settings, view)
+    reference = _reference(trained, outputs, view, compared, settings.seed)
+    log.info("graph in float32")
+    size = None if settings.dynamic_size else view.crop
+    graph = build_graph(trained, outputs=outputs, size=size, graph_input=settings.graph_input)
+    if "int8" in settings.precisions and weight_bytes(graph) > onnx_file.ONE_FILE_BYTES:
+        raise UsageError(
+            f"int8 is made from a float32 graph of {onnx_file.ONE_FILE_BYTES / 2**30:.2f} GiB at most. Received: "
+            f"{weight_bytes(graph) / 2**30:.2f} GiB. Give --precision fp32,fp16."
+        )
+    return Source(graph, _metadata(trained, settings, outputs, view), reference, calibration)
+
+
+def _outputs(trained: TrainedModel, requested: tuple[str, ...]) -> tuple[str, ...]:
+    available = trained.output_names
+    if not requested:
+        return available if "logits" in available else ("features",)
+    if missing := [name for name in requested if name not in available]:
+        raise UsageError(
+            f"--outputs of this model must be of {', '.join(available)}. Received: {', '.join(missing)}. Logits come "
+            "from the folder of a probe or fine-tuning run, projections and scores from that of pretraining."
+        )
+    return requested
+
+
+def _draw(trained: TrainedModel, settings: ExportSettings, view: EvaluationView) -> tuple[Views, Views]:
+    """Draw images to compare and to calibrate on. Without any, fp32 and fp16 are compared on random pixels only."""
+    data = trained.recipe.data
+    given = (settings.data, settings.kind, settings.split) != (None, None, None)
+    try:
+        images = open_images(settings.data, like=data, kind=settings.kind, split=settings.split)
+    except (UsageError, DataError) as error:
+        if given or "int8" in settings.precisions:
+            raise type(error)(f"--calibration: {error}") from error
+        log.info("No real images are compared, random pixels only: %s Give some with --calibration.", error)
+        return no_images(view), no_images(view)
+    counts = settings.reference_images, settings.calibration_images if "int8" in settings.precisions else 0
+    return draw_images(images, counts, view, seed=settings.seed, max_bad_share=data.max_bad_share)
+
+
+def _reference(
+    trained: TrainedModel, names: tuple[str, ...], view: EvaluationView, compared: Views, seed: int
+) -> Reference:
+    pixels = (RANDOM_IMAGES, view.crop, view.crop, 3)
+    noise = np.random.default_rng(seed).integers(0, 256, pixels, dtype=np.uint8)
+    log.info("Keras: %d images and %d of random pixels", len(compared.images), len(noise))
+    images = np.concatenate([compared.images, noise])
+    outputs = trained.outputs(images)
+    return Reference(
+        images=images,
+        labels=np.concatenate([compared.labels, np.full(len(noise), -1, np.int64)]),
+        real=np.arange(len(images)) < len(compared.images),
+        outputs={name: outputs[name] for name in names},
+        weights_sha256=trained.weights_sha256,
+        view=view,
+        facts={"step": trained.step, "recipe": trained.recipe.name, "real": compared.facts or None},
+    )
+
+
+def _metadata(
+    trained: TrainedModel, settings: ExportSettings, outputs: tuple[str, ...], view: EvaluationView
+) -> OnnxMetadata:
+    recipe, inside = trained.recipe, settings.graph_input == "uint8"
+    tools = {tool: version_of(tool, f"{tool}-gpu", f"{tool}-cpu") for tool in TOOLS}
+    return OnnxMetadata(
+        precision="fp32",
+        preprocessing=Preprocessing(
+            resize=view.resize,
+            crop=view.crop,
+            mean=_three(trained.model.mean),
+            std=_three(trained.model.std),
+            layout="NHWC" if inside else "NCHW",
+            inside=inside,
+        ),
+        recipe=recipe.name,
+        step=trained.step,
+        data=public_data(recipe.data),
+        dataset=dataset_name(recipe.data),
+        weights_sha256=trained.weights_sha256,
+        class_names=trained.class_names if "logits" in outputs else (),
+        versions={"python": platform.python_version(), **tools},
+    )
+
+
+def _three(values: np.ndarray) -> tuple[float, float, float]:
+    """Return float32 values in their shortest decimals, as the recipe has them."""
+    red, green, blue = (float(str(value)) for value in values)
+    return red, green, blue
+
+
+def _export_one(source: Source, precision: Precision, folder: Path, settings: ExportSettings) -> Exported:
     suffix = f"-{settings.target}" if precision == "int8" else ""
     path = folder / f"model-{precision}{suffix}.onnx"
-    facts = source.facts.model_copy(update={"precision": precision})
+    metadata = source.metadata.model_copy(update={"precision": precision})
     log.info("%s: %s", precision, path.name)
     kept: list[str] = []
-    if precision == "fp32":
-        save_model(source.graph, facts, path)
-    elif precision == "fp16":
-        save_model(to_fp16(source.graph), facts, path)
+    if precision == "int8":
+        kept = save_int8(source.graph, metadata, path, settings, source.calibration)
     else:
-        kept = save_int8(source.graph, facts, path, settings, source.calibration)
-    runner = OnnxBackend(path)
-    parity = compare(source.reference, run_all(runner, source.reference.images), gate=GATES[precision])
+        save_model(to_fp16(source.graph) if precision == "fp16" else source.graph, metadata, path)
+    backend = OnnxBackend(path)
+    parity = compare(source.reference, run_all(backend, source.reference.images), gate=GATES[precision])
     if not parity.passed:
         raise ExportError(f"{precision} does not compute what Keras computes: {'; '.join(parity.failures)}.")
     size = sum(part.stat().st_size for part in folder.glob(f"{path.name}*"))
-    return Exported(path, precision, size, parity, runner.checksum, tuple(kept))
+    return Exported(path, precision, size, parity, backend.checksum, tuple(kept))
 
 
 def _earlier_checksums(output: Path) -> dict[str, Checksum]:

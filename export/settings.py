@@ -23,40 +23,32 @@ PROFILE: Final = Batches(min=1, opt=8, max=32)
 class ExportSettings:
     """What to export, and on which images to check and calibrate it.
 
-    Attributes:
-        precisions: one file is written for each.
-        outputs: of OUTPUTS, in order, with `features`; empty: `features`, and `logits` of a classifier.
-        graph_input: uint8 (batch, size, size, 3), or normalized float32 (batch, 3, size, size).
-        size: side of the images, pixels; None: the recipe's evaluation view.
-        dynamic_size: let the graph take images of any size; parity is measured at `size`.
-        step: of the checkpoint; None: the newest.
-        data, kind, split: images to compare and to calibrate on; None: the training images.
-        reference_images: number of images to compare.
-        calibration_images: number of different images to calibrate int8 on.
-        target: where int8 will run; the graphs differ.
-        calibration: how int8 finds the ranges of activations.
-        percentile: share of the activations inside the range, percent; for calibration `percentile`.
-        seed: of the draw of images.
+    Raises:
+        UsageError: precisions or outputs are unknown, repeated or incomplete.
     """
 
-    precisions: tuple[Precision, ...] = ("fp32",)
-    outputs: tuple[str, ...] = ()
-    graph_input: Input = "uint8"
-    size: int | None = None
-    dynamic_size: bool = False
-    step: int | None = None
+    precisions: tuple[Precision, ...] = ("fp32",)  # one file for each
+    outputs: tuple[
+        str, ...
+    ] = ()  # in order, with `features`; empty: `features`, and `logits` of a classifier
+    graph_input: Input = "uint8"  # (batch, size, size, 3), or normalized float32 (batch, 3, size, size)
+    size: int | None = None  # side of the images, pixels; None: the recipe's evaluation view
+    dynamic_size: bool = False  # let the graph take images of any size; parity is measured at `size`
+    step: int | None = None  # of the checkpoint; None: the newest
+    # Images to compare and to calibrate on; None: the training images.
     data: str | None = None
     kind: str | None = None
     split: str | None = None
     reference_images: int = 512
-    calibration_images: int = 256
-    target: Target = "cpu"
-    calibration: Method = "minmax"
-    percentile: float = 99.99
-    seed: int = 0
+    calibration_images: int = 256  # different ones, for int8
+    target: Target = "cpu"  # where int8 will run; the graphs differ
+    calibration: Method = "minmax"  # how int8 finds the ranges of activations
+    percentile: float = (
+        99.99  # share of the activations inside the range, percent; for calibration `percentile`
+    )
+    seed: int = 0  # of the draw of images
 
-    def check(self) -> None:
-        """Raise UsageError if precisions or outputs are unknown, repeated or incomplete."""
+    def __post_init__(self) -> None:
         known = set(self.outputs) <= set(OUTPUTS) and len(set(self.outputs)) == len(self.outputs)
         if not known or (self.outputs and "features" not in self.outputs):
             raise UsageError(
@@ -80,22 +72,17 @@ def default_cache() -> Path:
 class EngineSettings:
     """How to build engines.
 
-    Attributes:
-        profile: images at once.
-        options: of the builder.
-        timing_cache: file with timings of kernels, read and extended; None: none.
-        module_name: TensorRT or TensorRT-RTX; None: TensorRT-RTX if it is the only one installed.
-        cache: folder of built engines.
+    Raises:
+        UsageError: a value is out of range.
     """
 
-    profile: Batches = PROFILE
+    profile: Batches = PROFILE  # images at once
     options: BuilderOptions = field(default_factory=BuilderOptions)
-    timing_cache: Path | None = None
-    module_name: ModuleName | None = None
-    cache: Path = field(default_factory=default_cache)
+    timing_cache: Path | None = None  # file with timings of kernels, read and extended
+    module_name: ModuleName | None = None  # None: TensorRT-RTX if it is the only one installed
+    cache: Path = field(default_factory=default_cache)  # folder of built engines
 
-    def check(self) -> None:
-        """Raise UsageError if a value is out of range."""
+    def __post_init__(self) -> None:
         profile, options = self.profile, self.options
         if not profile.min <= profile.opt <= profile.max:
             raise UsageError(

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from export.onnx_file import attribute, check, keep, keep_read_weights
+from export.onnx_file import check, without_weights
 from export.staging import ExportError
 
 OPSET: Final = 17  # 18 loses GlobalAveragePool and keeps a Transpose
@@ -19,15 +18,7 @@ KERNEL_LAYOUT: Final = [3, 2, 0, 1]  # (height, width, in, out) to (out, in, hei
 
 
 def tidied(model: onnx.ModelProto, *, outputs: Sequence[str]) -> onnx.ModelProto:
-    """Clean the converter's graph in place: inputs, outputs, names of dimensions, versions.
-
-    Args:
-        model: the converter's.
-        outputs: names of the outputs, in the order requested.
-
-    Raises:
-        ExportError: an operation does not exist in ONNX, or the graph reads more than `images`.
-    """
+    """Clean the converter's graph in place: inputs, outputs in this order, names of dimensions, versions."""
     graph = model.graph
     _check_operators(graph)
     _keep_one_input(graph, "images")
@@ -46,11 +37,6 @@ def tidied(model: onnx.ModelProto, *, outputs: Sequence[str]) -> onnx.ModelProto
     model.producer_name = "swav-tf"
     check(model)
     return model
-
-
-def operators(model: onnx.ModelProto) -> Counter[str]:
-    """Count the nodes by operator."""
-    return Counter(node.op_type for node in model.graph.node)
 
 
 def _check_operators(graph: onnx.GraphProto) -> None:
@@ -72,9 +58,7 @@ def _keep_one_input(graph: onnx.GraphProto, name: str) -> None:
         raise ExportError(
             f"The graph must read `{name}` and no other input. Received also: {', '.join(lost)}."
         )
-    kept = [value for value in graph.input if value.name == name]
-    del graph.input[:]
-    graph.input.extend(kept)
+    keep(graph.input, lambda value: value.name == name)
 
 
 def _pool_in_place(graph: onnx.GraphProto) -> None:
@@ -87,21 +71,18 @@ def _pool_in_place(graph: onnx.GraphProto) -> None:
         for node in graph.node
         if node.op_type == "Transpose" and list(attribute(node, "perm") or ()) == [0, 2, 3, 1]
     }
-    for index, node in enumerate(list(graph.node)):
+    for index, node in enumerate(graph.node):
         if node.op_type != "ReduceMean" or node.input[0] not in transposes:
             continue
         if list(attribute(node, "axes") or ()) != [1, 2] or attribute(node, "keepdims") != 0:
             continue
         transpose, pooled = transposes[node.input[0]], f"{node.name}_pooled"
+        pool = helper.make_node("GlobalAveragePool", [transpose.input[0]], [pooled], name=pooled)
+        flatten = helper.make_node("Flatten", [pooled], [node.output[0]], name=f"{node.name}_flat", axis=1)
         graph.node.remove(node)
-        graph.node.insert(
-            index, helper.make_node("GlobalAveragePool", [transpose.input[0]], [pooled], name=pooled)
-        )
-        graph.node.insert(
-            index + 1,
-            helper.make_node("Flatten", [pooled], [node.output[0]], name=f"{node.name}_flat", axis=1),
-        )
-        if not any(transpose.output[0] in other.input for other in graph.node):
+        graph.node.insert(index, pool)
+        graph.node.insert(index + 1, flatten)
+        if not _readers(graph, transpose.output[0]):
             graph.node.remove(transpose)
         return
 
@@ -144,6 +125,7 @@ def fold_kernels(model: onnx.ModelProto, kernels: Mapping[str, tuple[str, Callab
         ExportError: the graph has another form.
     """
     graph = model.graph
+    _drop_identity_reshapes(model)
     values = {tensor.name: tensor for tensor in graph.initializer}
     readers: dict[str, list[onnx.NodeProto]] = {}
     for node in graph.node:
@@ -182,6 +164,20 @@ def fold_kernels(model: onnx.ModelProto, kernels: Mapping[str, tuple[str, Callab
     keep_read_weights(graph)
 
 
+def _drop_identity_reshapes(model: onnx.ModelProto) -> None:
+    """Remove reshapes after convolutions that change nothing: the converter's transposes of 1x1 images."""
+    graph = model.graph
+    inferred = onnx.shape_inference.infer_shapes(without_weights(model, as_inputs=True)).graph.value_info
+    shapes = {value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim] for value in inferred}
+    for node in list(graph.node):
+        target = _constant(graph, node.input[1]) if node.op_type == "Reshape" else None
+        if target is None or len(target) != 4 or list(target[1:]) != shapes.get(node.input[0], [])[1:]:
+            continue
+        for reader in _readers(graph, node.output[0]):
+            reader.input[list(reader.input).index(node.output[0])] = node.input[0]
+        graph.node.remove(node)
+
+
 def _add_weight(graph: onnx.GraphProto, name: str, value: np.ndarray) -> None:
     tensor = graph.initializer.add()  # in place: `append` would copy it
     tensor.name, tensor.data_type = name, TensorProto.FLOAT
@@ -199,7 +195,7 @@ def _only_reader(readers: Mapping[str, list[onnx.NodeProto]], name: str, kind: s
 def _unknown_form(name: str) -> ExportError:
     return ExportError(
         f"`{name}` must pass one Transpose and one Conv into one BatchNormalization. tf2onnx built a different "
-        "graph. Install the version of tf2onnx in constraints.txt."
+        "graph. Leave out --size, and install the version of tf2onnx in constraints.txt."
     )
 
 
@@ -262,26 +258,24 @@ def _replace_normalization(graph: onnx.GraphProto, chain: Sequence[onnx.NodeProt
 
 def _pad_in_the_pool(graph: onnx.GraphProto) -> None:
     """Move zero padding after a ReLU into the pool: a zero is never greater than what a ReLU returns."""
+    producers = {output: node for node in graph.node for output in node.output}
     for pool in [node for node in graph.node if node.op_type == "MaxPool"]:
-        pad = _producer(graph, pool.input[0])
+        pad = producers.get(pool.input[0])
         if pad is None or pad.op_type != "Pad" or _single_reader(graph, pad.output[0]) != pool:
             continue
-        relu = _producer(graph, pad.input[0])
+        relu = producers.get(pad.input[0])
         pads = _zero_pads(graph, pad)
         if relu is None or relu.op_type != "Relu" or pads is None or pads[[0, 1, 4, 5]].any():
             continue
-        top, left, bottom, right = margins = [int(pads[place]) for place in (2, 3, 6, 7)]
-        plain = not any(attribute(pool, "pads") or ()) and attribute(pool, "auto_pad") in (
-            None,
-            b"NOTSET",
-            b"VALID",
-        )
+        margins = [int(pads[place]) for place in (2, 3, 6, 7)]  # top, left, bottom, right
+        padded = any(attribute(pool, "pads") or ()) or attribute(pool, "auto_pad") not in (
+            None, b"NOTSET", b"VALID",
+        )  # fmt: skip
         sides = [*attribute(pool, "kernel_shape")] * 2
-        if not plain or not all(0 <= margin < side for margin, side in zip(margins, sides, strict=True)):
+        if padded or not all(0 <= margin < side for margin, side in zip(margins, sides, strict=True)):
             continue
-        kept = [entry for entry in pool.attribute if entry.name not in ("pads", "auto_pad")]
-        del pool.attribute[:]
-        pool.attribute.extend([*kept, helper.make_attribute("pads", [top, left, bottom, right])])
+        keep(pool.attribute, lambda entry: entry.name not in ("pads", "auto_pad"))
+        pool.attribute.append(helper.make_attribute("pads", margins))
         pool.input[0] = pad.input[0]
         graph.node.remove(pad)
 
@@ -297,18 +291,36 @@ def _zero_pads(graph: onnx.GraphProto, pad: onnx.NodeProto) -> np.ndarray | None
     return pads
 
 
+def _readers(graph: onnx.GraphProto, name: str) -> list[onnx.NodeProto]:
+    return [node for node in graph.node if name in node.input]
+
+
 def _single_reader(graph: onnx.GraphProto, name: str) -> onnx.NodeProto | None:
     """Return the only node that reads a tensor, None if there are more or it is an output of the graph."""
-    readers = [node for node in graph.node if name in node.input]
+    readers = _readers(graph, name)
     is_output = any(output.name == name for output in graph.output)
     return readers[0] if len(readers) == 1 and not is_output else None
-
-
-def _producer(graph: onnx.GraphProto, name: str) -> onnx.NodeProto | None:
-    return next((node for node in graph.node if name in node.output), None)
 
 
 def _constant(graph: onnx.GraphProto, name: str) -> np.ndarray | None:
     """Return a weight in float64, None if the tensor is computed."""
     tensor = next((tensor for tensor in graph.initializer if tensor.name == name), None)
     return None if tensor is None else numpy_helper.to_array(tensor).astype(np.float64)
+
+
+def attribute(node: onnx.NodeProto, name: str) -> Any:
+    """Return the value of a node's attribute, None if it is ONNX's default."""
+    return next((helper.get_attribute_value(entry) for entry in node.attribute if entry.name == name), None)
+
+
+def keep(items: Any, wanted: Callable[[Any], bool]) -> None:
+    """Filter a protobuf's list in place; a copy of the weights may not fit in memory."""
+    for index in reversed(range(len(items))):
+        if not wanted(items[index]):
+            del items[index]
+
+
+def keep_read_weights(graph: onnx.GraphProto) -> None:
+    """Remove the weights that no node reads."""
+    read = {name for node in graph.node for name in node.input}
+    keep(graph.initializer, lambda tensor: tensor.name in read)

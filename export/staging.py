@@ -63,18 +63,17 @@ def _publish(folder: Path, target: Path) -> None:
 def staging_folder(target: Path) -> Iterator[Path]:
     """Yield a new folder in `target` that is removed at the end; remove those that killed exports left.
 
-    A living process holds a lock on its folder, which ends with the process. On a file system without
-    locks, leftovers stay.
+    A living process holds a lock on its folder. On a file system without locks, leftovers stay.
     """
     target.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as lock:
-        with _locked(target, wait=True):  # a folder is no leftover between its creation and its lock
+        with _locked(target, fcntl.LOCK_EX):  # a folder is no leftover between its creation and its lock
             for leftover in target.glob(f"{PREFIX}*/"):
-                with _locked(leftover, wait=False) as unused:
+                with _locked(leftover, fcntl.LOCK_EX | fcntl.LOCK_NB) as unused:
                     if unused:
                         shutil.rmtree(leftover, ignore_errors=True)
             folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=target))
-            lock.enter_context(_locked(folder, wait=False))
+            lock.enter_context(_locked(folder, fcntl.LOCK_EX | fcntl.LOCK_NB))
         try:
             yield folder
         finally:
@@ -82,15 +81,15 @@ def staging_folder(target: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _locked(folder: Path, *, wait: bool) -> Iterator[bool]:
+def _locked(folder: Path, operation: int) -> Iterator[bool]:
     """Lock a folder; yield False if another process holds it or the file system has no locks."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
+        locked = True
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, operation)
         except OSError:
-            yield False
-        else:
-            yield True
+            locked = False
+        yield locked
     finally:
         os.close(descriptor)

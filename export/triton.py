@@ -27,27 +27,18 @@ TYPES: Final = {"tensor(uint8)": "TYPE_UINT8", "tensor(float)": "TYPE_FP32"}
 
 @dataclass(frozen=True)
 class ServedModel:
-    """One model of a repository.
+    """One model of a repository."""
 
-    Attributes:
-        name: of its folder, which clients request.
-        source: the ONNX file or engine.
-        weights: the second file of a large graph, or None.
-        tensors: inputs and outputs, as lines of config.pbtxt.
-        batches: numbers of images that run at once without waiting for more; the last is the largest allowed.
-        kind: processor that runs it, Triton's KIND_AUTO, KIND_CPU or KIND_GPU.
-        comments: lines for people.
-        labels: names of the classes of `logits`.
-    """
-
-    name: str
-    source: Path
-    weights: Path | None
-    tensors: tuple[str, ...]
-    batches: tuple[int, ...]
-    kind: str
-    comments: tuple[str, ...]
-    labels: tuple[str, ...]
+    name: str  # of its folder, which clients request
+    source: Path  # the ONNX file or engine
+    weights: Path | None  # the second file of a large graph
+    tensors: tuple[str, ...]  # inputs and outputs, as lines of config.pbtxt
+    batches: tuple[
+        int, ...
+    ]  # numbers of images that run at once without waiting for more; the last is the largest
+    kind: str  # processor that runs it: Triton's KIND_AUTO, KIND_CPU or KIND_GPU
+    comments: tuple[str, ...]  # lines for people
+    labels: tuple[str, ...]  # names of the classes of `logits`
 
     @property
     def is_engine(self) -> bool:
@@ -73,17 +64,15 @@ def write_repository(folder: Path, files: Sequence[Path]) -> list[Path]:
     models = [_served_engine(path) if path.suffix in SUFFIXES else _served_onnx(path) for path in files]
     with filled_folder(folder) as part:
         for model in models:
-            target = part / model.name
-            (target / VERSION).mkdir(parents=True)
-            shutil.copyfile(
-                model.source, target / VERSION / ("model.plan" if model.is_engine else "model.onnx")
-            )
+            version = part / model.name / VERSION
+            version.mkdir(parents=True)
+            shutil.copyfile(model.source, version / ("model.plan" if model.is_engine else "model.onnx"))
             if model.weights is not None:  # under its own name, which the graph refers to
-                shutil.copyfile(model.weights, target / VERSION / model.weights.name)
+                shutil.copyfile(model.weights, version / model.weights.name)
             if model.labels:
                 labels = "".join(f"{label}\n" for label in model.labels)
-                (target / LABELS).write_text(labels, encoding="utf-8")
-            (target / "config.pbtxt").write_text(_config_text(model), encoding="utf-8")
+                (part / model.name / LABELS).write_text(labels, encoding="utf-8")
+            (part / model.name / "config.pbtxt").write_text(_config_text(model), encoding="utf-8")
     return [folder / model.name for model in models]
 
 

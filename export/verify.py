@@ -2,46 +2,24 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-
-from evaluate.backends.checksums import CHECKSUMS, PARITY, Checksum, read_checksums
+from evaluate.backends.checksums import PARITY, read_checksums
 from evaluate.backends.engine_file import SUFFIXES
 from evaluate.backends.onnx_backend import OnnxBackend
 from evaluate.backends.onnx_metadata import Precision
 from evaluate.backends.tensorrt_backend import TensorrtBackend
-from export.parity import GATES, LabeledFeatures, Parity, compare, run_all
-from export.reference import REFERENCE, Reference, read_reference
+from export.parity import GATES, LabeledFeatures, Parity, compare, parity_text, run_all
+from export.reference import REFERENCE, Reference, Views, read_reference
 from swav_tf.plumbing.errors import DataError, UsageError
 from swav_tf.plumbing.files import atomic_write
 
-ArtifactRunner = OnnxBackend | TensorrtBackend
-
-
-@dataclass(frozen=True)
-class Labeled:
-    """Labeled images, as the model sees them.
-
-    Attributes:
-        views: uint8 (n, crop, crop, 3).
-        labels: (n,), all >= 0.
-    """
-
-    views: np.ndarray
-    labels: np.ndarray
+Artifact = OnnxBackend | TensorrtBackend
 
 
 def find_artifacts(paths: Sequence[Path]) -> list[Path]:
-    """Return the ONNX files and engines in folders and among files.
-
-    Raises:
-        UsageError: a path does not exist, or the files are none or of several folders.
-    """
+    """Return the ONNX files and engines in folders and among files."""
     found: list[Path] = []
     for path in paths:
         if not path.exists():
@@ -69,7 +47,7 @@ def verify(
     provider: str = "cpu",
     threads: int = 0,
     batch_size: int = 32,
-    labeled: Labeled | None = None,
+    labeled: Views | None = None,
 ) -> dict[str, tuple[Precision | None, Parity]]:
     """Run files on the reference's images and write parity.json next to them.
 
@@ -90,27 +68,29 @@ def verify(
     """
     folder = artifacts[0].parent
     reference, checksums = read_reference(folder / REFERENCE), read_checksums(folder)
-    runners: dict[str, ArtifactRunner] = {}
+    backends: dict[str, Artifact] = {}
     results: dict[str, tuple[Precision | None, Parity]] = {
         path.name: (None, Parity(0, 0)) for path in artifacts
     }
     for path in artifacts:
         try:
-            runners[path.name] = _open(path, provider, threads)
+            backends[path.name] = _open(path, provider, threads)
         except DataError as error:
             results[path.name] = (None, Parity(0, 0, failures=(str(error),)))
-    on_labeled = {} if labeled is None else _labeled_features(runners, labeled, batch_size)
-    for name, runner in runners.items():
-        parity = _compare_one(reference, runner, batch_size, on_labeled.get(name))
-        results[name] = (runner.metadata.precision, parity)
-        if isinstance(runner, OnnxBackend) and parity.passed:
-            checksums.setdefault(name, runner.checksum)  # a recorded one was checked when the file was opened
+    on_labeled = {} if labeled is None else _labeled_features(backends, labeled, batch_size)
+    for name, backend in backends.items():
+        parity = _compare_one(reference, backend, batch_size, on_labeled.get(name))
+        results[name] = (backend.metadata.precision, parity)
+        if isinstance(backend, OnnxBackend) and parity.passed:
+            checksums.setdefault(
+                name, backend.checksum
+            )  # a recorded one was checked when the file was opened
     with atomic_write(folder / PARITY) as partial:
         partial.write_text(parity_text(reference, results, checksums), encoding="utf-8")
     return results
 
 
-def _open(path: Path, provider: str, threads: int) -> ArtifactRunner:
+def _open(path: Path, provider: str, threads: int) -> Artifact:
     """Open a file. An engine for another machine is one that fails, as a damaged file is."""
     if path.suffix not in SUFFIXES:
         return OnnxBackend(path, provider=provider, threads=threads)
@@ -121,61 +101,38 @@ def _open(path: Path, provider: str, threads: int) -> ArtifactRunner:
 
 
 def _compare_one(
-    reference: Reference, runner: ArtifactRunner, batch_size: int, labeled: LabeledFeatures | None
+    reference: Reference, backend: Artifact, batch_size: int, labeled: LabeledFeatures | None
 ) -> Parity:
     failures = []
-    if runner.facts.weights_sha256 != reference.weights_sha256:
+    if backend.facts.weights_sha256 != reference.weights_sha256:
         failures.append(
-            f"its weights are {runner.facts.weights_sha256[:12]}..., the reference's "
+            f"its weights are {backend.facts.weights_sha256[:12]}..., the reference's "
             f"{reference.weights_sha256[:12]}...: another model, or another step of the training"
         )
-    if runner.input_view != reference.view:
-        failures.append(f"its images are {runner.input_view}, the reference's {reference.view}")
+    if backend.input_view != reference.view:
+        failures.append(f"its images are {backend.input_view}, the reference's {reference.view}")
     if failures:
         return Parity(0, 0, failures=tuple(failures))
     try:
-        outputs = run_all(runner, reference.images, batch_size=batch_size)
+        outputs = run_all(backend, reference.images, batch_size=batch_size)
     except DataError as error:  # ONNX Runtime opens some graphs that it cannot compute
         return Parity(0, 0, failures=(str(error),))
-    return compare(reference, outputs, gate=GATES[runner.metadata.precision], labeled=labeled)
+    return compare(reference, outputs, gate=GATES[backend.metadata.precision], labeled=labeled)
 
 
 def _labeled_features(
-    runners: Mapping[str, ArtifactRunner], labeled: Labeled, batch_size: int
+    backends: Mapping[str, Artifact], labeled: Views, batch_size: int
 ) -> dict[str, LabeledFeatures]:
     features = {
-        name: run_all(runner, labeled.views, batch_size=batch_size)["features"]
-        for name, runner in runners.items()
+        name: run_all(backend, labeled.images, batch_size=batch_size)["features"]
+        for name, backend in backends.items()
     }
-    exact = [name for name, runner in runners.items() if runner.metadata.precision == "fp32"]
+    exact = [name for name, backend in backends.items() if backend.metadata.precision == "fp32"]
     if not exact:
         raise UsageError(
             "--labelled compares the files with the fp32 file, which must be among them. Received: "
-            f"{', '.join(runners) or 'none that can be run'}."
+            f"{', '.join(backends) or 'none that can be run'}."
         )
     return {
         name: LabeledFeatures(labeled.labels, features[exact[0]], found) for name, found in features.items()
     }
-
-
-def parity_text(
-    reference: Reference,
-    results: Mapping[str, tuple[Precision | None, Parity]],
-    checksums: Mapping[str, Checksum],
-) -> str:
-    """Return the content of parity.json: the figures, and the checksums of ONNX files."""
-    document: dict[str, Any] = {
-        "passed": bool(results) and all(parity.passed for _, parity in results.values()),
-        "reference": {
-            "weights_sha256": reference.weights_sha256,
-            "view": reference.view.model_dump(),
-            "images": len(reference.images),
-            **reference.facts,
-        },
-        "files": {
-            name: {"precision": precision, **parity.as_dict()}
-            for name, (precision, parity) in results.items()
-        },
-        CHECKSUMS: {name: checksum.model_dump() for name, checksum in sorted(checksums.items())},
-    }
-    return json.dumps(document, indent=2) + "\n"

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from cli.main import swav_tf
+from export.run import _metadata
 from export.settings import ExportSettings
-from export.source import _metadata
 from swav_tf.data.folders import ClassFolders
 from swav_tf.data.sharding import write_shards
 from swav_tf.plumbing.system import version_of
@@ -45,7 +45,7 @@ def test_a_source_tree_will_do(not_installed, tmp_path):
 
     model = SimpleNamespace(mean=np.float32([0.5] * 3), std=np.float32([0.2] * 3))
     trained = SimpleNamespace(recipe=recipe, model=model, step=3, weights_sha256="0" * 64, class_names=())
-    versions = _metadata(trained, ExportSettings(), recipe.data.evaluation).versions
+    versions = _metadata(trained, ExportSettings(), (), recipe.data.evaluation).versions
     assert versions["swav-tf"] == "unknown"
     assert versions["onnxruntime"] == "1.2.3"
 

@@ -13,7 +13,7 @@ from cli.options import Report, names, output_option, report_options
 from cli.quiet import load_tensorflow_quietly
 
 if TYPE_CHECKING:
-    from export.engine import ExportedEngine
+    from export.engine import Engine
     from export.run import Exported
 
 
@@ -68,7 +68,7 @@ def command(
     else:
         exported = _export(context, run, output, kinds, graph, engine)
         files = [file.path for file in exported]
-    engines: list[ExportedEngine] = []
+    engines: list[Engine] = []
     if "tensorrt" in kinds:
         from export.engine import export_engines
 
@@ -119,7 +119,7 @@ def _refuse(context: click.Context, parameters: tuple[str, ...], reason: str) ->
 
 
 def _document(
-    output: Path, exported: list[Exported], engines: list[ExportedEngine], served: list[Path]
+    output: Path, exported: list[Exported], engines: list[Engine], served: list[Path]
 ) -> dict[str, Any]:
     return {
         "output": str(output),
@@ -134,8 +134,8 @@ def _document(
         },
         "engines": {
             built.path.name: {
-                "precision": built.precision,
-                "bytes": built.bytes,
+                "precision": built.facts.metadata(built.path).precision,
+                "bytes": len(built.data),
                 "builder": built.facts.builder,
                 "gpu": None if built.facts.gpu is None else built.facts.gpu.model_dump(),
                 "from_cache": built.from_cache,
@@ -150,7 +150,7 @@ def _document(
     }
 
 
-def _print(exported: list[Exported], engines: list[ExportedEngine], served: list[Path]) -> None:
+def _print(exported: list[Exported], engines: list[Engine], served: list[Path]) -> None:
     from cli.tables.parity import print_parity
 
     compared = {built.path.name: built.parity for built in engines if built.parity is not None}
@@ -163,8 +163,7 @@ def _print(exported: list[Exported], engines: list[ExportedEngine], served: list
         proof = built.facts.proof
         counts = ", ".join(f"{count} convolutions in {name}" for name, count in proof.convolutions.items())
         note = f"; {built.not_compared}" if built.not_compared else ""
-        click.echo(
-            f"{built.path}: {built.bytes / 2**20:.1f} MiB by {built.facts.builder}, {counts} by {proof.source}{note}"
-        )
+        size = f"{len(built.data) / 2**20:.1f} MiB"
+        click.echo(f"{built.path}: {size} by {built.facts.builder}, {counts} by {proof.source}{note}")
     for path in served:
         click.echo(f"{path}: for tritonserver --model-repository {path.parent}")

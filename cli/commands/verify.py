@@ -11,7 +11,7 @@ import click
 from cli.options import KINDS, Report, batch_option, json_options, provider_option, threads_option
 
 if TYPE_CHECKING:
-    from export.verify import Labeled
+    from export.reference import Views
 
 
 @click.command()
@@ -73,11 +73,10 @@ def command(
     return 0 if all(parity.passed for _, parity in results.values()) else 1
 
 
-def _labelled(artifacts: list[Path], data: str, kind: str | None, split: str | None, count: int) -> Labeled:
+def _labelled(artifacts: list[Path], data: str, kind: str | None, split: str | None, count: int) -> Views:
     from evaluate.backends.onnx_backend import OnnxBackend
     from evaluate.images import open_images
     from export.reference import draw_images
-    from export.verify import Labeled
     from swav_tf.plumbing.errors import DataError, UsageError
 
     exported = [path for path in artifacts if path.suffix == ".onnx"]
@@ -93,4 +92,4 @@ def _labelled(artifacts: list[Path], data: str, kind: str | None, split: str | N
     )
     if (drawn.labels < 0).any():
         raise DataError(f"--labelled must be images with classes (--kind class_folders). Received: {data}.")
-    return Labeled(drawn.views, drawn.labels)
+    return drawn

@@ -38,66 +38,39 @@ class Batches(_Facts):
 
 
 class BuilderOptions(_Facts):
-    """Options of the builder.
+    """Options of the builder."""
 
-    Attributes:
-        workspace_gib: largest scratch memory of a layer, GiB; None: all memory.
-        builder_level: 0 (builds quickly) to 5 (searches longest for fast kernels); None: TensorRT's default.
-        version_compatible: later versions of TensorRT of the same major version may run the engine.
-        hardware_compatible: every GPU of Ampere and newer may run it.
-    """
-
-    workspace_gib: float | None = None
-    builder_level: int | None = None
-    version_compatible: bool = False
-    hardware_compatible: bool = False
+    workspace_gib: float | None = None  # largest scratch memory of a layer; None: all memory
+    builder_level: int | None = None  # 0 (builds quickly) to 5 (searches longest); None: TensorRT's default
+    version_compatible: bool = False  # later TensorRT of the same major version may run the engine
+    hardware_compatible: bool = False  # every GPU of Ampere and newer may run it
 
 
 ProofSource = Literal["engine inspector", "the builder's list of layers"]
 
 
 class Proof(_Facts):
-    """The precision in which the engine convolves.
-
-    Attributes:
-        source: of the list of layers.
-        convolutions: their number by data type.
-    """
+    """The precision in which the engine convolves."""
 
     source: ProofSource
-    convolutions: dict[str, int]
+    convolutions: dict[str, int]  # their number by data type
 
 
 class EngineFacts(_Facts):
-    """The content of the JSON file.
-
-    Attributes:
-        format: of these facts.
-        key: of the cache, SHA-256 of everything that determines the engine.
-        plan_sha256: of the engine's bytes.
-        module: that built it.
-        version: of that module.
-        gpu: that it was built on; None: built without one (TensorRT-RTX).
-        onnx: name of the file that it was built from.
-        onnx_sha256: of that file.
-        profile: images at once.
-        options: of the builder.
-        proof: of the precision.
-        properties: the ONNX file's `metadata_props`.
-    """
+    """The content of the JSON file."""
 
     format: Literal[1] = FORMAT
-    key: str
+    key: str  # of the cache, SHA-256 of everything that determines the engine
     plan_sha256: str
-    module: ModuleName
-    version: str
-    gpu: Gpu | None
-    onnx: str
+    module: ModuleName  # that built it
+    version: str  # of that module
+    gpu: Gpu | None  # that it was built on; None: built without one (TensorRT-RTX)
+    onnx: str  # name of the file that it was built from
     onnx_sha256: str
     profile: Batches
     options: BuilderOptions
     proof: Proof
-    properties: dict[str, str]
+    properties: dict[str, str]  # the ONNX file's `metadata_props`
 
     @property
     def builder(self) -> str:
@@ -105,11 +78,7 @@ class EngineFacts(_Facts):
         return f"{NAMES[self.module]} {self.version}"
 
     def metadata(self, path: Path) -> OnnxMetadata:
-        """Return the metadata of the exported ONNX file.
-
-        Raises:
-            DataError: it was not written by `swav-tf export`.
-        """
+        """Return the metadata of the exported ONNX file; `path` is for error messages."""
         return read_metadata(self.properties, str(path))
 
 
@@ -119,12 +88,7 @@ def sidecar_of(plan: Path) -> Path:
 
 
 def read_facts(plan: Path) -> EngineFacts:
-    """Read the facts of an engine.
-
-    Raises:
-        UsageError: the engine or its facts do not exist.
-        DataError: the facts are damaged or of another version.
-    """
+    """Read the facts of an engine."""
     sidecar = sidecar_of(plan)
     for path in (plan, sidecar):
         if not path.is_file():
@@ -142,12 +106,7 @@ def read_facts(plan: Path) -> EngineFacts:
 
 
 def read_engine(plan: Path) -> tuple[bytes, EngineFacts]:
-    """Read an engine and its facts.
-
-    Raises:
-        UsageError: one of the files does not exist.
-        DataError: one of them is damaged, or they do not belong together.
-    """
+    """Read an engine and its facts."""
     facts = read_facts(plan)
     try:
         data = plan.read_bytes()
@@ -174,13 +133,7 @@ def write_engine(plan: Path, data: bytes, facts: EngineFacts) -> None:
 
 
 def differences(facts: EngineFacts, tensorrt: TensorRT, gpu: Gpu | None) -> list[str]:
-    """Return the reasons why an engine does not fit this machine.
-
-    Args:
-        facts: of the engine.
-        tensorrt: the installed one.
-        gpu: the present one; None: only TensorRT is compared.
-    """
+    """Return the reasons why an engine does not fit this machine; without a GPU only TensorRT is compared."""
     found = []
     if facts.module != tensorrt.module_name or not _version_fits(facts, tensorrt.version):
         found.append(f"it was built by {facts.builder}, here is {tensorrt}")

@@ -173,11 +173,8 @@ class _Graph:
     """Work that is recorded once and started by a single call; `record` queues it on the stream."""
 
     def __init__(self, record: Callable[[], None], stream: Any, runtime: Any) -> None:
-        self._record, self._runtime, self._stream = (
-            record,
-            runtime,
-            stream,
-        )  # `record` keeps the context alive
+        self._record = record  # it keeps the context alive
+        self._runtime, self._stream = runtime, stream
         # Thread-local: what other threads do with the GPU meanwhile is allowed.
         mode = runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         cuda_call(runtime.cudaStreamBeginCapture, stream, mode)

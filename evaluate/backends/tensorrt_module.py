@@ -6,8 +6,8 @@ import importlib
 import importlib.util
 import logging
 import sys
+from contextlib import ExitStack
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any, Final, Literal, Self
 
 from swav_tf.plumbing.errors import DataError, UsageError
@@ -28,17 +28,11 @@ class NoGpuError(UsageError):
 
 
 class Gpu(Section):
-    """The facts of a GPU that an engine depends on.
-
-    Attributes:
-        name: by the driver.
-        compute_capability: major.minor.
-        driver: its version.
-    """
+    """The facts of a GPU that an engine depends on."""
 
     name: str
-    compute_capability: str
-    driver: str
+    compute_capability: str  # major.minor
+    driver: str  # its version
 
     def __str__(self) -> str:
         return f"{self.name} (compute capability {self.compute_capability}, driver {self.driver})"
@@ -46,13 +40,7 @@ class Gpu(Section):
 
 @dataclass(frozen=True)
 class TensorRT:
-    """TensorRT or TensorRT-RTX, two products with nearly the same interface.
-
-    Attributes:
-        module: the Python module.
-        module_name: its name.
-        version: its version.
-    """
+    """TensorRT or TensorRT-RTX, two products with nearly the same interface."""
 
     module: Any
     module_name: ModuleName
@@ -68,11 +56,7 @@ class TensorRT:
 
 
 def find_tensorrt(module_name: ModuleName | None = None) -> TensorRT:
-    """Import TensorRT and configure Polygraphy for it; without a name TensorRT-RTX only if it is the only one.
-
-    Raises:
-        UsageError: it is not installed, too old, or the other one is already in use in this process.
-    """
+    """Import TensorRT and configure Polygraphy for it; without a name TensorRT-RTX only if it is the only one."""
     if module_name is None:
         only_rtx = importlib.util.find_spec("tensorrt") is None and importlib.util.find_spec("tensorrt_rtx")
         module_name = "tensorrt_rtx" if only_rtx else "tensorrt"
@@ -102,11 +86,7 @@ def find_tensorrt(module_name: ModuleName | None = None) -> TensorRT:
 
 
 def the_gpu() -> Gpu:
-    """Return the GPU that CUDA uses.
-
-    Raises:
-        NoGpuError: there is none, or the package cuda-python is missing.
-    """
+    """Return the GPU that CUDA uses."""
     try:
         from cuda.bindings import runtime
     except ImportError as error:
@@ -131,20 +111,8 @@ def the_gpu() -> Gpu:
     )
 
 
-def gpu_or_none() -> Gpu | None:
-    """Return the GPU, None without one."""
-    try:
-        return the_gpu()
-    except NoGpuError:
-        return None
-
-
 def cuda_call(function: Any, *arguments: Any) -> Any:
-    """Call CUDA and return its result without the status.
-
-    Raises:
-        DataError: the status is an error, such as full memory.
-    """
+    """Call CUDA and return its result without the status."""
     status, *results = function(*arguments)
     if int(status):
         raise DataError(
@@ -154,16 +122,11 @@ def cuda_call(function: Any, *arguments: Any) -> Any:
 
 
 class TensorrtLog(logging.Handler):
-    """Collect, as a context, the errors of TensorRT and the list of layers that a builder logs at its end.
-
-    Attributes:
-        errors: one line each.
-        layers: the list, or "".
-    """
+    """Collect, as a context, the errors of TensorRT and the list of layers that a builder logs at its end."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.errors: list[str] = []
+        self.errors: list[str] = []  # one line each
         self.layers = ""
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -181,31 +144,22 @@ class TensorrtLog(logging.Handler):
     def __enter__(self) -> Self:
         from polygraphy.logger import G_LOGGER
 
-        self._verbosity = G_LOGGER.verbosity(G_LOGGER.EXTRA_VERBOSE)
-        self._verbosity.__enter__()
-        logger = logging.getLogger("Polygraphy")
-        self._before = logger.level, logger.propagate
+        logger, self._end = logging.getLogger("Polygraphy"), ExitStack()
+        self._end.enter_context(G_LOGGER.verbosity(G_LOGGER.EXTRA_VERBOSE))
+        self._end.callback(setattr, logger, "propagate", logger.propagate)
+        self._end.callback(logger.setLevel, logger.level)
+        self._end.callback(logger.removeHandler, self)
         logger.setLevel(1)
         logger.propagate = False
         logger.addHandler(self)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        logger = logging.getLogger("Polygraphy")
-        logger.removeHandler(self)
-        logger.setLevel(self._before[0])
-        logger.propagate = self._before[1]
-        self._verbosity.__exit__(kind, error, trace)
+    def __exit__(self, *error: object) -> None:
+        self._end.close()
 
 
 def load_engine(tensorrt: TensorRT, data: bytes, what: str) -> Any:
-    """Load an engine, whose facts fit this machine, into the GPU.
-
-    Raises:
-        DataError: TensorRT refuses it.
-    """
+    """Load an engine, whose facts fit this machine, into the GPU."""
     from polygraphy.backend.trt import EngineFromBytes
     from polygraphy.exception import PolygraphyException
 

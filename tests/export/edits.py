@@ -1,6 +1,7 @@
 """Exported files as a bad disk leaves them, and with changes made on purpose."""
 
 import json
+from collections import Counter
 
 import onnx
 
@@ -29,3 +30,8 @@ def edit_facts(model, **facts):
     """Change metadata of a model in place."""
     [entry] = [entry for entry in model.metadata_props if entry.key == KEY]
     entry.value = json.dumps({**json.loads(entry.value), **facts})
+
+
+def operators(model):
+    """Count the nodes by operator."""
+    return Counter(node.op_type for node in model.graph.node)

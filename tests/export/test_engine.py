@@ -18,11 +18,10 @@ from cli.main import swav_tf
 from evaluate.backends.engine_file import Batches, BuilderOptions, read_engine, sidecar_of, write_engine
 from evaluate.backends.onnx_metadata import read_metadata
 from evaluate.backends.tensorrt_module import Gpu, NoGpuError, TensorrtLog, find_tensorrt
-from export.engine import build_engine, engine_key
-from export.engine_build import configure, read_source, use_timings
+from export.engine import build_engine, configure, engine_key, read_source, use_timings
 from export.int8 import calibrate, quantize_within
-from export.int8_tensorrt import to_int8_tensorrt
 from export.onnx_file import save_model
+from export.precision import to_int8_tensorrt
 from export.settings import EngineSettings
 from export.staging import ExportError
 from export.verify import verify
@@ -37,7 +36,7 @@ GPU = Gpu(name="NVIDIA L4", compute_capability="8.9", driver="570.10")
 @pytest.fixture(autouse=True)
 def no_gpu(monkeypatch):
     """As on a machine without a GPU."""
-    monkeypatch.setattr(engine, "gpu_or_none", lambda: None)
+    monkeypatch.setitem(sys.modules, "cuda", None)
 
 
 @pytest.fixture
@@ -58,7 +57,7 @@ def test_precision_is_proven(everything, int8, settings, logged, name, kind):
     assert built.facts.proof.source == "the builder's list of layers"
     assert "TensorRT-RTX" in logged[0]
     assert built.data[:4] == b"vtrt"  # TensorRT-RTX's own first bytes
-    assert read_engine(built.plan) == (built.data, built.facts)
+    assert read_engine(built.path) == (built.data, built.facts)
     assert built.facts.metadata(path).precision == name[:4]
     again = build_engine(path, settings)
     assert (built.from_cache, again.from_cache) == (False, True)
@@ -143,7 +142,7 @@ def test_profile(everything, settings, monkeypatch):
 def test_a_foreign_timing_cache(tmp_path):
     (tmp_path / "timings").write_bytes(b"of another GPU")
     config = SimpleNamespace(create_timing_cache=bytes, set_timing_cache=lambda cache, ignore_mismatch: False)
-    with pytest.raises(DataError, match="of another or damaged"):
+    with pytest.raises(DataError, match="damaged or of another GPU"):
         use_timings(config, tmp_path / "timings")
 
 
@@ -202,7 +201,6 @@ def test_settings_that_are_refused(everything, settings, changes, message):
 def test_tensorrt_without_a_gpu(everything, settings, monkeypatch):
     tensorrt = dataclasses.replace(find_tensorrt("tensorrt_rtx"), module_name="tensorrt")
     monkeypatch.setattr(engine, "find_tensorrt", lambda name: tensorrt)
-    monkeypatch.setitem(sys.modules, "cuda", None)
     message = r"on the GPU that will run it.*pip install 'swav-tf\[tensorrt\]'.*--tensorrt rtx"
     with pytest.raises(NoGpuError, match=message):
         build_engine(everything / "model-fp16.onnx", settings)
@@ -251,7 +249,7 @@ def replace_fact(old, new):
 )
 def test_a_mismatch_is_logged_and_rebuilt(everything, settings, logged, spoil, message):
     path = everything / "model-fp16.onnx"
-    spoil(build_engine(path, settings).plan)
+    spoil(build_engine(path, settings).path)
     assert not build_engine(path, settings).from_cache
     [line] = [line for line in logged if "is not used" in line]
     assert re.search(message, line)
@@ -341,7 +339,7 @@ def test_export_of_a_run(tmp_path, capsys, monkeypatch):
 # Bug caught: a folder with an engine, although its features are wrong.
 def test_an_engine_that_misses_its_gate_is_not_written(everything, tmp_path, settings, monkeypatch):
     built = build_engine(everything / "model-fp16.onnx", settings)
-    write_engine(built.plan, built.data, built.facts.model_copy(update={"gpu": GPU}))  # as if built on a GPU
+    write_engine(built.path, built.data, built.facts.model_copy(update={"gpu": GPU}))  # as if built on a GPU
 
     class Backend:
         def __init__(self, plan):

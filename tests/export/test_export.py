@@ -94,15 +94,15 @@ def test_draws():
     view = open_model(tiny_run()).input_view
     draws = [draw_images(images, (30, 20), view, seed=4, max_bad_share=0) for _ in range(2)]
     first, second = draws[0]
-    assert (len(first.views), len(second.views)) == (30, 20)
-    assert not {view.tobytes() for view in first.views} & {view.tobytes() for view in second.views}
+    assert (len(first.images), len(second.images)) == (30, 20)
+    assert not {view.tobytes() for view in first.images} & {view.tobytes() for view in second.images}
     names = [draw.facts["names_sha256"] for draw in (first, draws[1][0], second)]
     assert names[0] == names[1] != names[2]
     where = {
         shown.view.tobytes(): shown.label
         for shown in view_images(images.source, range(len(images.source)), view)
     }
-    assert [where[shown.tobytes()] for shown in first.views] == first.labels.tolist()
+    assert [where[shown.tobytes()] for shown in first.images] == first.labels.tolist()
 
 
 # Bugs caught: options that do not reach the export, JSON among other lines, a size that changes the share that is cut.

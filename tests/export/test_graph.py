@@ -9,9 +9,10 @@ import pytest
 import tensorflow as tf
 
 from export.graph import TrainedModel, build_graph
-from export.simplify import backbone_nodes, fold_kernels, operators, tidied
+from export.simplify import backbone_nodes, fold_kernels, tidied
 from export.staging import ExportError
 from swav_tf.training.build import build_swav
+from tests.export.edits import operators
 from tests.swav_models import tiny_recipe
 
 ALL = ["scores", "features", "projections"]  # neither Keras' order nor the alphabet's

@@ -6,10 +6,10 @@ import pytest
 from onnx import TensorProto, numpy_helper
 from onnxruntime.quantization.calibrate import TensorData
 
-from export.fp16 import to_fp16
-from export.int8 import calibrate, quantize_within, to_int8
-from export.simplify import operators
+from export.int8 import calibrate, quantize_within
+from export.precision import to_fp16, to_int8
 from export.staging import ExportError
+from tests.export.edits import operators
 
 
 @pytest.fixture(scope="session")

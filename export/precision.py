@@ -1,0 +1,207 @@
+"""Lower the precision of a float32 graph's backbone: fp16, and int8 for CPUs and for TensorRT."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from copy import deepcopy
+from typing import Any, Final
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from export.onnx_file import check, without_weights
+from export.simplify import backbone_nodes, keep_read_weights
+from export.staging import ExportError
+
+MAX_HALF: Final = float(np.finfo(np.float16).max)
+# The operators that ONNX Runtime computes in int8 on a CPU. Pooling to features is left out: they are read in float32.
+QUANTIZED: Final = ("Conv", "Relu", "Add", "MaxPool", "AveragePool", "Concat", "Pad")
+LARGEST: Final = 127  # of int8, both ways
+
+
+def to_fp16(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return the graph with its backbone in float16; inputs, outputs, head and prototypes stay float32.
+
+    There is one cast at each border. (ONNX Runtime's converter puts two between any two nodes that it is
+    configured to leave alone, so that these lose their precision all the same.)
+    """
+    types = _types(model)
+    weights = {tensor.name: tensor for tensor in model.graph.initializer}
+    names = set(backbone_nodes(model))
+    inside = {output for node in model.graph.node if node.name in names for output in node.output}
+    used_outside = {output.name for output in model.graph.output}
+    used_outside |= {name for node in model.graph.node if node.name not in names for name in node.input}
+
+    nodes: list[onnx.NodeProto] = []
+    half_weights: dict[str, onnx.TensorProto] = {}
+    cast_down: set[str] = set()
+    for original in model.graph.node:
+        node = deepcopy(original)
+        nodes.append(node)
+        if node.name not in names:
+            continue
+        for place, name in enumerate(node.input):
+            if types.get(name) != TensorProto.FLOAT:
+                continue
+            if name in weights:
+                half_weights.setdefault(name, _half(weights[name]))
+            elif name not in inside and name not in cast_down:
+                cast_down.add(name)
+                nodes.insert(len(nodes) - 1, _cast(name, _half_name(name), TensorProto.FLOAT16))
+            node.input[place] = _half_name(name)
+        for attribute in node.attribute:
+            if node.op_type == "Cast" and attribute.name == "to" and attribute.i == TensorProto.FLOAT:
+                attribute.i = TensorProto.FLOAT16
+        for place, name in enumerate(node.output):
+            if types.get(name) != TensorProto.FLOAT:
+                continue
+            node.output[place] = _half_name(name)
+            if name in used_outside:
+                nodes.append(_cast(_half_name(name), name, TensorProto.FLOAT))
+
+    half = without_weights(model, as_inputs=False)
+    del half.graph.node[:], half.graph.initializer[:]
+    half.graph.node.extend(nodes)
+    read = {name for node in nodes for name in node.input}  # copying only these saves memory
+    half.graph.initializer.extend(tensor for name, tensor in weights.items() if name in read)
+    half.graph.initializer.extend(half_weights.values())
+    check(half)  # also finds types that do not fit
+    return half
+
+
+def _types(model: onnx.ModelProto) -> dict[str, int]:
+    graph = onnx.shape_inference.infer_shapes(without_weights(model, as_inputs=True)).graph
+    values = [*graph.input, *graph.value_info, *graph.output]
+    return {value.name: value.type.tensor_type.elem_type for value in values} | {
+        tensor.name: tensor.data_type for tensor in graph.initializer
+    }
+
+
+def _half(tensor: onnx.TensorProto) -> onnx.TensorProto:
+    values = numpy_helper.to_array(tensor)
+    largest = float(np.abs(values).max(initial=0))
+    if largest > MAX_HALF:
+        raise ExportError(
+            f"Weights must be within {MAX_HALF:g} for fp16. Received: {largest:g} in {tensor.name}."
+        )
+    return numpy_helper.from_array(values.astype(np.float16), _half_name(tensor.name))
+
+
+def _cast(source: str, target: str, to: int) -> onnx.NodeProto:
+    return helper.make_node("Cast", [source], [target], name=f"{target}_cast", to=to)
+
+
+def _half_name(name: str) -> str:
+    return f"{name}_fp16"
+
+
+def to_int8(model: onnx.ModelProto, ranges: Any, *, in_float: Sequence[str] = ()) -> onnx.ModelProto:
+    """Return the graph with its backbone in int8 for a CPU, without the nodes `in_float`.
+
+    Nodes are between QDQ pairs: activations U8, weights S8 with a scale for each channel.
+    """
+    from onnxruntime.quantization import QuantType
+    from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+
+    quantizer = QDQQuantizer(
+        onnx.shape_inference.infer_shapes(model),
+        per_channel=True,
+        reduce_range=False,
+        weight_qType=QuantType.QInt8,
+        activation_qType=QuantType.QUInt8,
+        tensors_range=ranges,
+        nodes_to_quantize=[name for name in backbone_nodes(model) if name not in in_float],
+        nodes_to_exclude=[],
+        op_types_to_quantize=list(QUANTIZED),
+        extra_options={},
+    )
+    quantizer.quantize_model()
+    quantizer.model.topological_sort()
+    quantized: onnx.ModelProto = quantizer.model.model
+    del quantized.graph.value_info[:]
+    onnx.checker.check_model(quantized, full_check=True)
+    return quantized
+
+
+def to_int8_tensorrt(model: onnx.ModelProto, ranges: Any, *, in_float: Sequence[str] = ()) -> onnx.ModelProto:
+    """Return the graph with its backbone's convolutions in int8 for TensorRT, without the nodes `in_float`.
+
+    TensorRT refuses zero points other than 0, takes biases in float32, and fuses a convolution with the sum of a
+    residual block only if the *other* operand is quantized. So the QDQ pairs are not where they are for a CPU:
+    every convolution and the shortcut of every residual sum read one; weights are stored in int8 with a scale
+    for each output channel.
+    """
+    chosen = set(backbone_nodes(model)).difference(in_float)
+    weights = {tensor.name: tensor for tensor in model.graph.initializer}
+    convolutions = {  # their places, by output
+        node.output[0]: place
+        for place, node in enumerate(model.graph.node)
+        if node.op_type == "Conv" and node.name in chosen
+    }
+    pairs = _Pairs(ranges)
+    for original in model.graph.node:
+        node = deepcopy(original)
+        if node.name in chosen and node.op_type == "Conv":
+            node.input[0] = pairs.around(node.input[0])
+            node.input[1] = pairs.of_weights(weights[node.input[1]])
+        elif node.name in chosen and node.op_type == "Add" and convolutions.keys() & set(node.input):
+            last = max(node.input, key=lambda name: convolutions.get(name, -1))
+            place = 1 - list(node.input).index(last)
+            node.input[place] = pairs.around(node.input[place])
+        pairs.nodes.append(node)
+
+    quantized = deepcopy(model)
+    del quantized.graph.node[:]
+    quantized.graph.node.extend(pairs.nodes)
+    quantized.graph.initializer.extend(pairs.constants)
+    keep_read_weights(quantized.graph)
+    onnx.checker.check_model(quantized, full_check=True)
+    return quantized
+
+
+class _Pairs:
+    """Nodes of a new graph in order, and constants, with one QDQ pair for each tensor."""
+
+    def __init__(self, ranges: Any) -> None:
+        self._data = ranges.data
+        self._done: dict[str, str] = {}
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants: list[onnx.TensorProto] = []
+
+    def around(self, name: str) -> str:
+        """Append the pair of an activation and return its output."""
+        if name not in self._done:
+            low, high = (float(np.ravel(end)[0]) for end in self._data[name].range_value)
+            largest = max(abs(low), abs(high))
+            scale = self._scale(name, np.float32(largest / LARGEST if largest else 1.0))
+            stored = self._add("QuantizeLinear", [name, *scale], f"{name}_quantised")
+            self._done[name] = self._add("DequantizeLinear", [stored, *scale], f"{name}_dequantised")
+        return self._done[name]
+
+    def of_weights(self, tensor: onnx.TensorProto) -> str:
+        """Store weights (output channels, ...) in int8, append their DequantizeLinear and return its output."""
+        if tensor.name not in self._done:
+            values = numpy_helper.to_array(tensor)
+            largest = np.abs(values).reshape(len(values), -1).max(axis=1)
+            scales = (np.where(largest > 0, largest, LARGEST) / LARGEST).astype(np.float32)
+            rounded = np.rint(values / scales.reshape(-1, *[1] * (values.ndim - 1)))
+            integers, stored = rounded.clip(-LARGEST, LARGEST).astype(np.int8), f"{tensor.name}_int8"
+            self.constants.append(numpy_helper.from_array(integers, stored))
+            scale, output = self._scale(tensor.name, scales), f"{tensor.name}_dequantised"
+            self._done[tensor.name] = self._add("DequantizeLinear", [stored, *scale], output, axis=0)
+        return self._done[tensor.name]
+
+    def _scale(self, name: str, scale: np.ndarray | np.float32) -> tuple[str, str]:
+        scales = np.asarray(scale, np.float32)
+        self.constants += [
+            numpy_helper.from_array(scales, f"{name}_scale"),
+            numpy_helper.from_array(np.zeros(scales.shape, np.int8), f"{name}_zero"),
+        ]
+        return f"{name}_scale", f"{name}_zero"
+
+    def _add(self, operator: str, inputs: Sequence[str], output: str, axis: int | None = None) -> str:
+        # An axis of None is left out.
+        node = helper.make_node(operator, inputs, [output], name=f"{output}_{operator}", axis=axis)
+        self.nodes.append(node)
+        return output
