@@ -13,13 +13,7 @@ import onnx
 
 from evaluate.backends.checksums import PARITY, Checksum, read_checksums
 from evaluate.backends.onnx_backend import OnnxBackend
-from evaluate.backends.onnx_metadata import (
-    OnnxMetadata,
-    Precision,
-    Preprocessing,
-    dataset_name,
-    public_data,
-)
+from evaluate.backends.onnx_metadata import OnnxMetadata, Precision, Preprocessing, dataset_name, public_data
 from evaluate.images import open_images
 from export import onnx_file
 from export.int8 import save_int8

@@ -113,10 +113,7 @@ def test_int8_that_nothing_makes_good_is_refused(graph, images):
 # Bugs caught: zero points that TensorRT refuses, one scale for all channels, int32 biases, a residual sum whose
 # shortcut is not quantized, weights that are not those of the network.
 def test_int8_for_tensorrt(everything, int8):
-    exact, model = (
-        onnx.load(everything / "model-fp32.onnx"),
-        onnx.load(int8 / "model-int8-tensorrt.onnx"),
-    )
+    exact, model = (onnx.load(everything / "model-fp32.onnx"), onnx.load(int8 / "model-int8-tensorrt.onnx"))
     values = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     maker = {output: node for node in model.graph.node for output in node.output}
     weights = {
