@@ -60,7 +60,7 @@ def export_engines(files: Sequence[Path], output: Path, settings: EngineSettings
     """Write the engine of each ONNX file, with its facts, into a folder.
 
     Args:
-        files: by `swav-tf export`; engines are compared with the reference next to them.
+        files: ONNX files from `swav-tf export`; engines are compared with the reference next to them.
         output: the folder; engines of these names are replaced.
         settings: of the builder.
 
@@ -211,7 +211,7 @@ def _cached(plan: Path, tensorrt: TensorRT, gpu: Gpu | None) -> Engine | None:
     except (DataError, UsageError) as error:
         log.warning("The cached engine is not used: %s", error)
         return None
-    wrong = differences(facts, tensorrt, gpu) + ([] if facts.key == plan.stem else ["its key is another"])
+    wrong = differences(facts, tensorrt, gpu) + ([] if facts.key == plan.stem else ["its key differs"])
     if wrong:
         log.warning("The cached engine %s is not used: %s.", plan, "; ".join(wrong))
         return None
@@ -285,8 +285,8 @@ def use_timings(config: Any, path: Path) -> None:
     cache = config.create_timing_cache(path.read_bytes())
     if cache is None or not config.set_timing_cache(cache, False):
         raise DataError(
-            f"--timing-cache must be a file by this TensorRT on this GPU, or a new one. Received: {path}, which is "
-            "damaged or of another GPU or version. Give another name."
+            "--timing-cache must be written by this TensorRT on this GPU, or be a new file. "
+            f"Received: {path}, which is damaged or of another GPU or version. Give another name."
         )
 
 

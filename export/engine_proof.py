@@ -44,7 +44,7 @@ def from_inspector(text: str) -> list[Layer]:
     if any(isinstance(layer, str) for layer in layers):  # names only
         raise ExportError(
             "The engine must be built with detailed profiling verbosity to prove its precision. Received: one with "
-            "the names of its layers only. Build it by `swav-tf export`."
+            "the names of its layers only. Build it with `swav-tf export`."
         )
     return [_from_json(layer) for layer in layers]
 

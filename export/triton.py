@@ -51,7 +51,7 @@ def write_repository(folder: Path, files: Sequence[Path]) -> list[Path]:
 
     Args:
         folder: the repository; models of the same names are replaced.
-        files: ONNX files by `swav-tf export`, and engines next to the ONNX file that they were built from.
+        files: ONNX files from `swav-tf export`, and engines next to the ONNX file that they were built from.
 
     Returns:
         The models' folders.

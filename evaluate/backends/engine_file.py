@@ -136,14 +136,14 @@ def differences(facts: EngineFacts, tensorrt: TensorRT, gpu: Gpu | None) -> list
     """Return the reasons why an engine does not fit this machine; without a GPU only TensorRT is compared."""
     found = []
     if facts.module != tensorrt.module_name or not _version_fits(facts, tensorrt.version):
-        found.append(f"it was built by {facts.builder}, here is {tensorrt}")
+        found.append(f"it was built by {facts.builder}, but this machine has {tensorrt}")
     if gpu is None:
         return found
     if tensorrt.is_rtx or facts.options.hardware_compatible:
         if tuple(map(int, gpu.compute_capability.split("."))) < AMPERE:
-            found.append(f"it is for GPUs of compute capability 8.0 and newer, here is {gpu}")
+            found.append(f"it is for GPUs of compute capability 8.0 and newer, but this machine has {gpu}")
     elif facts.gpu != gpu:
-        found.append(f"it was built on {facts.gpu or 'no GPU'}, here is {gpu}")
+        found.append(f"it was built on {facts.gpu or 'no GPU'}, but this machine has {gpu}")
     return found
 
 

@@ -1,6 +1,6 @@
-"""Run engines by `swav-tf export --to tensorrt` with TensorRT, by CUDA graphs.
+"""Run engines from `swav-tf export --to tensorrt` with TensorRT and CUDA graphs.
 
-Written by the documentation of TensorRT 10.12 to 11 and CUDA, not yet run on a GPU; see docs/tensorrt.md.
+Written from the documentation of TensorRT 10.12 to 11 and CUDA; not yet run on a GPU; see docs/tensorrt.md.
 """
 
 from __future__ import annotations

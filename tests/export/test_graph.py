@@ -50,7 +50,7 @@ def check_like_keras(source, model, outputs, *, size, graph_input="uint8"):
 
 
 # Bugs caught: batch normalization left in the graph, pooling as a reduction, a transpose, names of the converter, a batch
-# of fixed size, a version that runtimes refuse. (tests/golden has ResNet-50.) Images of 32 pixels are 1x1 in the last stage, where the converter's transposes become reshapes.
+# of fixed size, a version that runtimes refuse, images that are 1x1 in the last stage. (tests/golden has ResNet-50.)
 @pytest.mark.parametrize("size", [64, 32])
 def test_a_resnet_with_float_input(size):
     source = trained(name="resnet18")

@@ -1,5 +1,7 @@
 """The figures of a comparison and the gates: oracles in plain NumPy."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -16,14 +18,15 @@ def reference():
     draw = np.random.default_rng(0)
     labels = np.arange(N) % 3
     labels[-10:] = -1
-    features = (np.eye(3)[np.arange(N) % 3].repeat(4, axis=1) + draw.normal(0, 0.3, (N, 12))).astype(
-        np.float32
-    )
+    features = np.eye(3)[np.arange(N) % 3].repeat(4, axis=1) + draw.normal(0, 0.3, (N, 12))
     return Reference(
         images=np.zeros((N, 8, 8, 3), np.uint8),
         labels=labels,
         real=np.arange(N) < 50,
-        outputs={"features": features, "scores": draw.normal(size=(N, 5)).astype(np.float32)},
+        outputs={
+            "features": features.astype(np.float32),
+            "scores": draw.normal(size=(N, 5)).astype(np.float32),
+        },
         weights_sha256="a" * 64,
         view=EvaluationView(resize=8, crop=8),
         facts={},
@@ -69,27 +72,20 @@ def test_figures(reference):
 
 # Bug caught: a gate that lets through what it must refuse.
 @pytest.mark.parametrize(
-    ("precision", "noise", "passes"),
-    [
-        ("fp32", 1e-6, True),
-        ("fp32", 1e-4, False),
-        ("fp16", 1e-3, True),
-        ("fp16", 3e-2, False),
-        ("int8", 3e-2, True),
-        ("int8", 0.3, False),
-    ],
+    ("precision", "passing", "failing"), [("fp32", 1e-6, 1e-4), ("fp16", 1e-3, 3e-2), ("int8", 3e-2, 0.3)]
 )
-def test_gates(reference, precision, noise, passes):
-    draw = np.random.default_rng(2)
-    features = reference.outputs["features"] + draw.normal(0, noise, (N, 12)).astype(np.float32)
-    assert compare(reference, like(reference, features=features), gate=GATES[precision]).passed is passes
+def test_gates(reference, precision, passing, failing):
+    for noise in (passing, failing):
+        draw = np.random.default_rng(2).normal(0, noise, (N, 12)).astype(np.float32)
+        outputs = like(reference, features=reference.outputs["features"] + draw)
+        assert compare(reference, outputs, gate=GATES[precision]).passed is (noise == passing)
 
 
 # Bug caught: features within the cosine gate whose neighbours are of other classes.
 def test_the_knn_gate(reference):
     spoilt = reference.outputs["features"].copy()
     spoilt[:50] = spoilt[:50].mean(axis=0) + 0.05 * spoilt[:50][np.random.default_rng(0).permutation(50)]
-    near = Reference(**{**vars(reference), "outputs": {"features": reference.outputs["features"] + 30}})
+    near = replace(reference, outputs={"features": reference.outputs["features"] + 30})
     parity = compare(near, {"features": spoilt + 30}, gate=GATES["int8"])
     assert parity.cosine_min > 0.99
     assert parity.knn_drop_points > 20
@@ -99,12 +95,9 @@ def test_the_knn_gate(reference):
 # Bugs caught: a probe fitted on the images that it is tested on, on the artifact's own features, or on images whose
 # classes are not those of the test; figures from two images a class.
 def test_the_probe(reference):
-    draw = np.random.default_rng(3)
-    labels = np.repeat(np.arange(50) % 3, 1)
-    noise = draw.normal(size=(50, 200)).astype(
-        np.float32
-    )  # more features than images: all can be learnt by heart
-    unrelated = Reference(**{**vars(reference), "outputs": {"features": np.vstack([noise, noise[:10]])}})
+    # More features than images: all can be learned by heart.
+    noise = np.random.default_rng(3).normal(size=(50, 200)).astype(np.float32)
+    unrelated = replace(reference, outputs={"features": np.vstack([noise, noise[:10]])})
     parity = compare(unrelated, unrelated.outputs, gate=GATES["fp32"])
     assert parity.probe_images == 25
     assert parity.probe == parity.probe_reference < 0.7
@@ -117,14 +110,12 @@ def test_the_probe(reference):
         swapped[:, :8], 4, axis=1
     )  # class 0 looks like class 1: a new probe would not mind
     changed = compare(reference, like(reference, features=swapped), gate=GATES["int8"])
-    right = np.mean(labels == 2)
     assert changed.probe_reference == parity.probe_reference
-    assert changed.probe == pytest.approx(right, abs=0.15)
-    assert changed.as_dict()["probe_drop_points"] == pytest.approx(
-        100 * (changed.probe_reference - changed.probe)
-    )
+    assert changed.probe == pytest.approx(np.mean(np.arange(50) % 3 == 2), abs=0.15)
+    drop = 100 * (changed.probe_reference - changed.probe)
+    assert changed.as_dict()["probe_drop_points"] == pytest.approx(drop)
 
-    few = Reference(**{**vars(reference), "labels": np.where(reference.real, np.arange(N) % 12, -1)})
+    few = replace(reference, labels=np.where(reference.real, np.arange(N) % 12, -1))
     parity = compare(few, few.outputs, gate=GATES["fp32"])
     assert (parity.probe_images, parity.probe, parity.probe_drop_points) == (0, None, None)
 
@@ -152,15 +143,8 @@ def test_useless_outputs(reference, spoil, message):
 @pytest.mark.parametrize("count", [0, 1])
 def test_nothing_to_compare(reference, count):
     few = {name: values[:count] for name, values in reference.outputs.items()}
-    small = Reference(
-        reference.images[:count],
-        reference.labels[:count],
-        reference.real[:count],
-        few,
-        "a",
-        reference.view,
-        {},
-    )
+    images, labels, real = reference.images[:count], reference.labels[:count], reference.real[:count]
+    small = replace(reference, images=images, labels=labels, real=real, outputs=few)
     parity = compare(small, few, gate=GATES["fp32"])
     assert any("at least 2 images" in failure for failure in parity.failures)
 

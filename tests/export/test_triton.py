@@ -20,7 +20,7 @@ from evaluate.backends.tensorrt_module import Gpu
 from export.staging import ExportError
 from export.triton import write_repository
 from swav_tf.plumbing.errors import DataError, UsageError
-from tests.export.edits import flip_a_weight
+from tests.export.edits import edit, edit_facts, flip_a_weight
 from tests.tiny_run import tiny_run
 
 
@@ -57,16 +57,9 @@ def read_config(folder):
 # Bugs caught: a field that Triton does not know or that is of another type, names, types or sizes other than the graph's
 # (the batch among them), files where Triton does not look, int8 for CPUs put on a GPU, a comment that is wrong when used.
 def test_a_repository(tmp_path, capsys):
-    arguments = [
-        "export",
-        str(tiny_run()),
-        "--output",
-        str(tmp_path / "out"),
-        "--triton",
-        str(tmp_path / "served"),
-    ]
-    arguments += ["--precision", "fp32,fp16,int8", "--outputs", "features,scores", "--reference-images", "80"]
-    assert run_and_report(swav_tf, [*arguments, "--calibration-images", "48", "--json"]) == 0
+    words = "--precision fp32,fp16,int8 --outputs features,scores --reference-images 80 --calibration-images 48 --json"
+    folders = ["--output", str(tmp_path / "out"), "--triton", str(tmp_path / "served")]
+    assert run_and_report(swav_tf, ["export", str(tiny_run()), *folders, *words.split()]) == 0
     found = json.loads(capsys.readouterr().out)["triton"]
     assert [Path(path).name for path in found] == ["tiny-fp32", "tiny-fp16", "tiny-int8-cpu"]
     kinds = []
@@ -149,17 +142,16 @@ def test_damaged_files_are_not_served(exported, tmp_path):
 
 # Bug caught: class numbers without names, or class names of features that have none.
 def test_labels(exported, tmp_path):
-    path = exported / "model-fp32.onnx"
-    model = onnx.load(path)
-    [scores] = [output for output in model.graph.output if output.name == "scores"]
-    for node in model.graph.node:
-        node.output[:] = ["logits" if name == "scores" else name for name in node.output]
-    scores.name = "logits"
-    [entry] = [entry for entry in model.metadata_props if entry.key == "swav_tf"]
     names = [f"class {number}" for number in range(12)]
-    entry.value = json.dumps({**json.loads(entry.value), "class_names": names})
-    onnx.save(model, path)
-    (exported / "parity.json").unlink()
+
+    def as_logits(model):
+        [scores] = [output for output in model.graph.output if output.name == "scores"]
+        for node in model.graph.node:
+            node.output[:] = ["logits" if name == "scores" else name for name in node.output]
+        scores.name = "logits"
+        edit_facts(model, class_names=names)
+
+    path = edit(exported / "model-fp32.onnx", as_logits)
     [folder] = write_repository(tmp_path / "served", [path])
     config, _ = read_config(folder)
     assert [output.label_filename for output in config.output] == ["", "", "labels.txt"]

@@ -1,4 +1,4 @@
-"""Engines on disk, refused where they do not belong; the packages and the GPU. No engine is run: there is no GPU."""
+"""Engines on disk, refused where they do not belong; the packages and the GPU. No engine is run."""
 
 import hashlib
 import json
@@ -89,7 +89,6 @@ def test_facts_of_earlier_versions(plan):
     ("spoil", "error", "message"),
     [
         (lambda plan: plan.write_bytes(PLAN[:-1] + b"x"), DataError, "damaged or another engine"),
-        (lambda plan: plan.write_bytes(PLAN[:-1]), DataError, "damaged or another engine"),
         (lambda plan: sidecar_of(plan).write_text("{"), DataError, "Build the engine again"),
         (lambda plan: sidecar_of(plan).write_text('{"format": 2}'), DataError, "facts of format 1"),
         (lambda plan: sidecar_of(plan).unlink(), UsageError, "not found: .*model.plan.json"),
@@ -124,19 +123,24 @@ def test_a_full_disk_leaves_the_old_engine(plan, limit):
     [
         ({}, here(), GPU, None),
         ({}, here(), None, None),  # nothing to compare with
-        ({}, here(), OTHER, "it was built on NVIDIA A10 .*8.6.*here is NVIDIA L4"),
+        ({}, here(), OTHER, "it was built on NVIDIA A10 .*8.6.*this machine has NVIDIA L4"),
         ({}, here(), NEWER_DRIVER, "driver 570.10.*driver 580.1"),
-        ({}, here("10.13.2.7"), GPU, "built by TensorRT 10.13.2.6, here is TensorRT 10.13.2.7"),
+        ({}, here("10.13.2.7"), GPU, "built by TensorRT 10.13.2.6, but this machine has TensorRT 10.13.2.7"),
         (VERSIONS, here("10.16.0.1"), GPU, None),
-        (VERSIONS, here("10.12.0.1"), GPU, "here is TensorRT 10.12.0.1"),  # older than the engine
-        (VERSIONS, here("11.0.0.1"), GPU, "here is TensorRT 11.0.0.1"),
+        (VERSIONS, here("10.12.0.1"), GPU, "this machine has TensorRT 10.12.0.1"),  # older than the engine
+        (VERSIONS, here("11.0.0.1"), GPU, "this machine has TensorRT 11.0.0.1"),
         (HARDWARE, here(), OTHER, None),
-        (HARDWARE, here(), TURING, "compute capability 8.0 and newer, here is NVIDIA T4"),
-        ({}, here("1.7.1.116", "tensorrt_rtx"), GPU, "built by TensorRT 10.13.2.6, here is TensorRT-RTX"),
+        (HARDWARE, here(), TURING, "compute capability 8.0 and newer, but this machine has NVIDIA T4"),
+        (
+            {},
+            here("1.7.1.116", "tensorrt_rtx"),
+            GPU,
+            "built by TensorRT 10.13.2.6, but this machine has TensorRT-RTX",
+        ),
         (RTX, here("1.7.1.116", "tensorrt_rtx"), OTHER, None),  # built without a GPU, for all of them
-        (RTX, here("1.7.1.116", "tensorrt_rtx"), TURING, "here is NVIDIA T4"),
+        (RTX, here("1.7.1.116", "tensorrt_rtx"), TURING, "this machine has NVIDIA T4"),
         (RTX, here("1.8.0.1", "tensorrt_rtx"), GPU, "built by TensorRT-RTX 1.7.1.116"),
-        (RTX, here(), GPU, "built by TensorRT-RTX 1.7.1.116, here is TensorRT 10.13"),
+        (RTX, here(), GPU, "built by TensorRT-RTX 1.7.1.116, but this machine has TensorRT 10.13"),
     ],
 )
 def test_engines_of_other_machines(plan, changes, tensorrt, gpu, message):
@@ -184,7 +188,7 @@ class Status(int):
     name = "cudaErrorNoDevice"
 
 
-# Bugs caught: facts of another GPU than the one that CUDA uses; a traceback where there is none.
+# Bugs caught: facts of another GPU than the one that CUDA uses; a traceback without one.
 def test_the_gpu(monkeypatch):
     facts = {3: SimpleNamespace(name=b"NVIDIA L4\0\0", major=8, minor=9)}
     runtime = SimpleNamespace(
