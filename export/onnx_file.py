@@ -36,12 +36,14 @@ def check(model: onnx.ModelProto) -> None:
 def without_weights(model: onnx.ModelProto, *, as_inputs: bool) -> onnx.ModelProto:
     """Return a copy without its large weights, with inputs in their place if the graph is to stay valid."""
     bare = onnx.ModelProto()
-    for field, value in model.ListFields():
-        if field.name != "graph":
-            _copy(bare, field.name, value)
-    for field, value in model.graph.ListFields():
-        if field.name != "initializer":
-            _copy(bare.graph, field.name, value)
+    for source, target, skipped in ((model, bare, "graph"), (model.graph, bare.graph, "initializer")):
+        for field, value in source.ListFields():
+            if field.name == skipped:
+                continue
+            if isinstance(value, (str, bytes, int, float)):
+                setattr(target, field.name, value)
+            else:
+                getattr(target, field.name).MergeFrom(value)
     for tensor in model.graph.initializer:
         if _bytes(tensor) < LARGE_BYTES:
             bare.graph.initializer.append(tensor)
@@ -79,12 +81,3 @@ def _with_weights_in(path: Path, model: onnx.ModelProto) -> onnx.ModelProto:
 
 def _bytes(tensor: TensorProto) -> int:
     return int(np.prod(tensor.dims)) * helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
-
-
-def _copy(target: object, name: str, value: object) -> None:
-    if isinstance(value, (str, bytes, int, float)):
-        setattr(target, name, value)
-    elif hasattr(value, "extend"):
-        getattr(target, name).extend(value)
-    else:
-        getattr(target, name).CopyFrom(value)

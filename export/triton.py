@@ -33,9 +33,8 @@ class ServedModel:
     source: Path  # the ONNX file or engine
     weights: Path | None  # the second file of a large graph
     tensors: tuple[str, ...]  # inputs and outputs, as lines of config.pbtxt
-    batches: tuple[
-        int, ...
-    ]  # numbers of images that run at once without waiting for more; the last is the largest
+    # Numbers of images that run at once without waiting for more; the last is the largest allowed.
+    batches: tuple[int, ...]
     kind: str  # processor that runs it: Triton's KIND_AUTO, KIND_CPU or KIND_GPU
     comments: tuple[str, ...]  # lines for people
     labels: tuple[str, ...]  # names of the classes of `logits`

@@ -1,6 +1,5 @@
 """`verify`, damaged files, and everything that runs from an exported file without TensorFlow."""
 
-import errno
 import json
 import subprocess
 import sys
@@ -215,21 +214,6 @@ def test_damaged_files_without_a_record(exported, spoil, capsys):
         open_model(path)
     assert run_and_report(swav_tf, ["verify", str(exported)]) == 1
     assert "model-fp32.onnx cannot run in" in " ".join(capsys.readouterr().out.split())
-
-
-# Bugs caught: a traceback on a full disk, and half of the figures in place of the old ones.
-def test_a_full_disk(exported, monkeypatch, capsys):
-    before = (exported / "parity.json").read_bytes()
-
-    def full(descriptor):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr("swav_tf.plumbing.files.os.fsync", full)
-    assert run_and_report(swav_tf, ["verify", str(exported / "model-fp32.onnx")]) == 1
-    error = " ".join(capsys.readouterr().err.split())
-    assert "parity.json could not be written: No space left on device" in error
-    assert (exported / "parity.json").read_bytes() == before
-    assert not list(exported.glob(".*part*"))
 
 
 # Bugs caught: another processor than requested, without an error; images prepared by guess, or of another size.
