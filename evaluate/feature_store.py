@@ -20,7 +20,7 @@ import numpy as np
 from evaluate.feature_file import companion
 from swav_tf.data.views import ViewedImage
 from swav_tf.plumbing.errors import DataError, UsageError
-from swav_tf.plumbing.files import atomic_write, remove_leftovers, take_lock
+from swav_tf.plumbing.files import atomic_write, locked_folder, remove_leftovers
 from swav_tf.plumbing.log import log
 from swav_tf.plumbing.values import nested_diff
 
@@ -131,13 +131,7 @@ def _locked(output: Path) -> Iterator[Path]:
     folder = companion(output, ".work")
     with _disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("a")
-    with lock:
-        if not take_lock(lock, folder):
-            raise UsageError(
-                f"Only one process may write {output}. Received: another one is running. Wait for it, or give "
-                "another --output."
-            )
+    with locked_folder(folder):
         for ending in ("", ".csv", ".json", ".unreadable.csv"):
             remove_leftovers(companion(output, ending))
         yield folder

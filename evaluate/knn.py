@@ -29,7 +29,7 @@ def knn_accuracies(
     *,
     neighbours: Sequence[int],
     temperature: float = 0.07,
-    on_progress: Callable[[float], None] | None = None,
+    on_progress: Callable[[float], None] = lambda _: None,
 ) -> dict[int, KnnAccuracy]:
     """Return the k-NN accuracy of `asked` for several k, by one exact search in `known` for the largest.
 

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from swav_tf.plumbing.system import blas_threads_for
+
 
 def linear_accuracy(
     features: np.ndarray, labels: np.ndarray, queries: np.ndarray, query_labels: np.ndarray
@@ -17,7 +19,8 @@ def linear_accuracy(
     from sklearn.linear_model import LogisticRegression
 
     classifier = _standardized(LogisticRegression(max_iter=2000))
-    return float(classifier.fit(features, labels).score(queries, query_labels))
+    with blas_threads_for(features.size * len(np.unique(labels))):
+        return float(classifier.fit(features, labels).score(queries, query_labels))
 
 
 def fit_ridge(features: np.ndarray, labels: np.ndarray, *, penalty: float = 0.01) -> Any:

@@ -14,15 +14,10 @@ SLAB_ROWS = 65_536  # queries in memory during one pass over the features: 512 M
 
 @dataclass(frozen=True)
 class Neighbours:
-    """The k nearest features of each query, nearest first.
+    """The k nearest features of each query, nearest first."""
 
-    Attributes:
-        cosines: (M, k) float32.
-        indices: (M, k) int64, rows of the features.
-    """
-
-    cosines: np.ndarray
-    indices: np.ndarray
+    cosines: np.ndarray  # (M, k) float32
+    indices: np.ndarray  # (M, k) int64, rows of the features
 
 
 def find_neighbours(
@@ -30,7 +25,7 @@ def find_neighbours(
     queries: np.ndarray,
     *,
     k: int,
-    on_progress: Callable[[float], None] | None = None,
+    on_progress: Callable[[float], None] = lambda _: None,
 ) -> Neighbours:
     """Find the k features of highest cosine with each query: exact, in blocks of both.
 
@@ -63,8 +58,7 @@ def find_neighbours(
                 here = slice(slab.start + part.start, slab.start + part.stop)
                 _merge(cosines[here], indices[here], asked[part] @ known.T, block.start)
             done += len(asked) * len(known)
-            if on_progress is not None:
-                on_progress(done / total)
+            on_progress(done / total)
     order = np.argsort(-cosines, axis=1, kind="stable")
     return Neighbours(np.take_along_axis(cosines, order, axis=1), np.take_along_axis(indices, order, axis=1))
 
@@ -72,13 +66,8 @@ def find_neighbours(
 def vote(cosines: np.ndarray, labels: np.ndarray, *, classes: int, temperature: float) -> np.ndarray:
     """Return the votes for each class, (M, classes): every neighbor's label counts exp(cosine / temperature).
 
-    They are scaled so that the vote of each query's nearest neighbor is 1.
-
-    Args:
-        cosines: (M, k) of the neighbors.
-        labels: (M, k) of the neighbors, 0 to classes - 1.
-        classes: number of classes.
-        temperature: > 0; large values make all votes equal.
+    They are scaled so that the vote of each query's nearest neighbor is 1. Cosines and labels of the neighbors are
+    (M, k); large temperatures make all votes equal.
     """
     # Subtracting the highest cosine changes no ratio of votes and prevents overflow.
     weights = np.exp((cosines - cosines.max(axis=1, keepdims=True)).astype(np.float64) / temperature)
@@ -98,13 +87,7 @@ def knn_accuracy(
 ) -> float:
     """Return the share of queries (0 to 1) whose label an exact k-NN vote predicts; see `vote`.
 
-    Args:
-        features: (N, F), any scale, with labels (N,), integers >= 0.
-        labels: of the features.
-        queries: (M, F) with query_labels (M,).
-        query_labels: of the queries.
-        k: neighbors, 1 <= k <= N.
-        temperature: > 0; large values make all votes equal.
+    Features are (N, F), of any scale, queries (M, F); labels are integers >= 0.
 
     Raises:
         ValueError: k or the shapes do not match, or a feature is not finite.

@@ -102,33 +102,40 @@ def training_batches(
 ) -> tf.data.Dataset:
     """Return the crops of one worker for the optimizer steps `start_step` to `total_steps` - 1.
 
-    Worker w of W takes the w-th of W equal parts of each step's images, in elements of
-    `replica_batch_size`. An image that cannot be read is replaced by the next one in the
-    epoch's order that can, with random numbers of its own.
+    Worker w of W takes the w-th of W equal parts of each step's images. An image that cannot be read is replaced by
+    the next one in the epoch's order that can, with random numbers of its own.
 
     Args:
-        recipe: crops, augmentation, batch size, seed, prefetch, threads and processes.
+        recipe: all settings.
         source: the training images, the same on every worker.
         steps_per_epoch: times the batch size at most len(source).
         start_step: first step, from 0.
         total_steps: steps of the complete run.
         workers: number of workers, W.
-        worker: number of this worker, from 0.
+        worker: number of this worker, w, from 0.
         replica_batch_size: images of one element.
-        bad_images: counts unreadable images, and ends the run if there are too many.
+        bad_images: counts unreadable images; its `fatal`, if set, is why the data set failed.
         labelled: append the classes.
 
     Returns:
-        Data set of tuples: per crop group a uint8 (replica_batch_size, count, size, size, 3),
-        of static shape, then with `labelled` the classes, int64 (replica_batch_size,).
-        When it fails, `bad_images.fatal` is the error to show if it is set.
+        Data set of tuples of static shape: per crop group a uint8 (replica_batch_size, count, size, size, 3), with
+        `labelled` also the classes, int64 (replica_batch_size,).
 
     Raises:
         ValueError: the batch size is not divisible so, or an epoch has too few images.
         DataError: the recipe's processes do not start.
     """
     batch_size = recipe.train.batch_size
-    _check_sizes(batch_size, workers, replica_batch_size, steps_per_epoch, len(source))
+    if batch_size % workers or batch_size // workers % replica_batch_size:
+        raise ValueError(
+            "The batch size must be a multiple of workers x replica_batch_size. Received: "
+            f"{batch_size}, {workers} and {replica_batch_size}."
+        )
+    if steps_per_epoch * batch_size > len(source):
+        raise ValueError(
+            f"An epoch reads each image at most once. Received: {steps_per_epoch} steps of {batch_size} from "
+            f"{len(source)} images."
+        )
     share = batch_size // workers
     crops = CropsByPosition(recipe, source, images_per_epoch=steps_per_epoch * batch_size, labelled=labelled)
     make, end, chunk, parallel = _maker(recipe.data, crops, replica_batch_size, bad_images)
@@ -151,19 +158,6 @@ def training_batches(
 def _joined(chunks: tf.Tensor) -> tf.Tensor:
     """Reshape (chunks, images, ...) to (chunks * images, ...)."""
     return tf.reshape(chunks, (chunks.shape[0] * chunks.shape[1], *chunks.shape[2:]))
-
-
-def _check_sizes(batch_size: int, workers: int, part: int, steps_per_epoch: int, images: int) -> None:
-    if batch_size % workers or batch_size // workers % part:
-        raise ValueError(
-            f"The batch size must be a multiple of workers x replica_batch_size. Received: {batch_size}, {workers} and "
-            f"{part}."
-        )
-    if steps_per_epoch * batch_size > images:
-        raise ValueError(
-            f"An epoch reads each image at most once. Received: {steps_per_epoch} steps of {batch_size} from "
-            f"{images} images."
-        )
 
 
 def _maker(
@@ -201,9 +195,8 @@ def evaluation_batches(
 ) -> tf.data.Dataset:
     """Return the evaluation views of the given images, in that order, uint8 (b, crop, crop, 3).
 
-    Every b is `batch_size` except the last, which is the remainder. The index -1 gives a black
-    image, for filling up a batch. An image that cannot be read is an error: without it, labels
-    and features would no longer match.
+    The last b may be smaller than `batch_size`. The index -1 gives a black image, to fill up a batch. An image that
+    cannot be read is an error: without it, labels and features would not match.
     """
 
     def view_of(index: int) -> list[npt.NDArray[Any]] | None:

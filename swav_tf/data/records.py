@@ -79,22 +79,40 @@ def decode_example(data: bytes) -> dict[str, Values]:
         MalformedExample: the bytes are not such a message.
     """
     found: dict[str, Values] = {}
-    for features in _fields(memoryview(data), 1):
-        for entry in _fields(features, 1):
-            name = b"".join(map(_as_bytes, _fields(entry, 1))).decode("utf-8", "replace")
+    for features in _messages(memoryview(data), 1):
+        for entry in _messages(features, 1):
+            name = b"".join(_messages(entry, 1)).decode("utf-8", "replace")
             found[name] = []
-            for feature in _fields(entry, 2):
-                for values in _fields(feature, 1):
-                    found[name] = [_as_bytes(value) for value in _fields(values, 1)]
-                for values in _fields(feature, 3):
-                    found[name] = [signed for value in _fields(values, 1) for signed in _integers(value)]
+            for feature in _messages(entry, 2):
+                for values in _messages(feature, 1):
+                    found[name] = [bytes(value) for value in _messages(values, 1)]
+                for values in _messages(feature, 3):
+                    numbers = [number for value in _fields(values, 1) for number in _integers(value)]
+                    found[name] = [number - 2**64 if number >= 2**63 else number for number in numbers]
     return found
 
 
-def _fields(message: memoryview | int, number: int) -> Iterator[memoryview | int]:
+def _messages(message: memoryview, number: int) -> Iterator[memoryview]:
+    """Yield the values of one field of a message, which must be bytes."""
+    for value in _fields(message, number):
+        if isinstance(value, int):
+            raise MalformedExample("an integer in place of bytes")
+        yield value
+
+
+def _integers(value: memoryview | int) -> Iterator[int]:
+    """Yield the unsigned integers of a field: one, or several packed into its bytes."""
+    if isinstance(value, int):
+        yield value
+        return
+    position = 0
+    while position < len(value):
+        number, position = _varint(value, position)
+        yield number
+
+
+def _fields(message: memoryview, number: int) -> Iterator[memoryview | int]:
     """Yield the values of one field of a message: integers, or views of bytes."""
-    if isinstance(message, int):
-        raise MalformedExample("an integer in place of a message")
     position = 0
     while position < len(message):
         key, position = _varint(message, position)
@@ -123,20 +141,3 @@ def _varint(message: memoryview, position: int) -> tuple[int, int]:
         if byte < 0x80:
             return value % 2**64, position + shift + 1
     raise MalformedExample("an integer without an end")
-
-
-def _integers(value: memoryview | int) -> Iterator[int]:
-    """Yield the signed integers of a field: one, or several packed into its bytes."""
-    packed = memoryview(b"") if isinstance(value, int) else value
-    values, position = [value] if isinstance(value, int) else [], 0
-    while position < len(packed):
-        one, position = _varint(packed, position)
-        values.append(one)
-    for one in values:
-        yield one - 2**64 if one >= 2**63 else one
-
-
-def _as_bytes(value: memoryview | int) -> bytes:
-    if isinstance(value, int):
-        raise MalformedExample("an integer in place of bytes")
-    return bytes(value)

@@ -36,16 +36,9 @@ _PLAIN_NAME: Final = re.compile(r"(?!\.+$)[A-Za-z0-9._-]+")
 
 @dataclass(frozen=True)
 class Shard:
-    """One file of records.
+    """One file of records."""
 
-    Attributes:
-        name: file name in the folder of the index.
-        examples: number of records.
-        bytes: size of the file.
-        sha256: of the file, in hexadecimal.
-    """
-
-    name: str
+    name: str  # in the folder of the index
     examples: int
     bytes: int
     sha256: str
@@ -53,26 +46,17 @@ class Shard:
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """The content of the three files.
+    """The content of the three files."""
 
-    Attributes:
-        folder: folder of index and shards.
-        kind: how the packed images were found, class_folders or images.
-        class_names: in the order of the labels.
-        shards: in the order of the images.
-        source: `images`, `bytes`, `names_sha256`, `sizes_sha256` and `times_sha256` (of the last changes) of the
-            packed images; no times if an early version packed them.
-        records: int64 (images, 3): offset, length, class.
-        names: the result of `pack_names`.
-    """
-
-    folder: str
-    kind: str
-    class_names: tuple[str, ...]
-    shards: tuple[Shard, ...]
+    folder: str  # of index and shards
+    kind: str  # how the packed images were found: class_folders or images
+    class_names: tuple[str, ...]  # in the order of the labels
+    shards: tuple[Shard, ...]  # in the order of the images
+    # Of the packed images: images, bytes, names_sha256, sizes_sha256 and, unless an early version packed them,
+    # times_sha256 (of the last changes).
     source: dict[str, Any]
-    records: npt.NDArray[np.int64]
-    names: bytes
+    records: npt.NDArray[np.int64]  # (images, 3): offset, length, class
+    names: bytes  # the result of `pack_names`
 
     def path(self, shard: Shard) -> str:
         """Return the path of a shard."""
@@ -110,8 +94,6 @@ def index_files(index: ShardIndex, *, tool: str) -> dict[str, bytes]:
 
 def read_index(folder: str) -> ShardIndex:
     """Read an index. Check its files' checksums, the shards' sizes, and that every record lies in its shard.
-
-    `swav-tf data check` also reads the shards' bytes.
 
     Raises:
         DataError: something is missing or damaged, or lies outside of the folder.
@@ -178,8 +160,7 @@ def _check_file(index: ShardIndex, shard: Shard) -> None:
         real = os.path.realpath(path)
         if os.path.dirname(real) != os.path.realpath(index.folder):
             raise DataError(
-                f"The shards of an index must lie in its folder; {path} is a link to {printable(real)}. Copy the file "
-                "to its place."
+                f"The shards of an index must lie in its folder; {path} is a link to {printable(real)}. Copy the file."
             )
     try:
         size = storage.facts(path).size

@@ -16,6 +16,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -30,9 +31,7 @@ from swav_tf.data.shard_index import (
     IMAGE_KEY,
     INDEX,
     LABEL_KEY,
-    NAMES,
     PLAN,
-    RECORDS,
     Shard,
     ShardIndex,
     index_files,
@@ -40,11 +39,14 @@ from swav_tf.data.shard_index import (
     read_index,
     shard_damage,
 )
+from swav_tf.data.sources import fingerprint
 from swav_tf.plumbing.errors import DataError, UsageError
-from swav_tf.plumbing.files import atomic_write, atomic_writes, file_sha256, take_lock
+from swav_tf.plumbing.files import atomic_write, atomic_writes, file_sha256, locked_folder
 from swav_tf.plumbing.log import log
 from swav_tf.plumbing.names import name_bytes, printable
 from swav_tf.plumbing.system import available_cores, version_of
+
+Int64s = npt.NDArray[np.int64]
 
 MIB: Final = 1 << 20
 DEFAULT_SHARD_MIB: Final = 256
@@ -81,12 +83,12 @@ def write_shards(
     Where all is packed, the shards are read once and compared with their index.
 
     Args:
-        source: the opened folder.
+        source: the images.
         output: folder on this machine: new, empty, or with an earlier packing of the same images.
         shards: number of shards; None: by `shard_mib`.
         shard_mib: approximate size of a shard, MiB.
         threads: shards written at once; 0: one for each core.
-        fresh: start over; shards of an earlier packing in `output` are removed.
+        fresh: remove the shards of an earlier packing first.
         on_progress: called with the number of packed images.
 
     Raises:
@@ -124,27 +126,14 @@ def locked(output: Path) -> Iterator[None]:
     Raises:
         UsageError: it contains something else, another process writes it, or it cannot be written or locked.
     """
-    if output.is_dir():
-        names = os.listdir(output)
-        others = [name for name in names if not name.startswith(".")]
-        if others and not {INDEX, PLAN} & set(names):
-            raise UsageError(
-                f"The folder of the shards must be new or empty. Received: {output}, with {len(others)} entries, among "
-                f"them {printable(min(others))}. Choose another one."
-            )
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        lock = (output / ".lock").open("a")
-    except OSError as error:
+    names = os.listdir(output) if output.is_dir() else []
+    others = [name for name in names if not name.startswith(".")]
+    if others and not {INDEX, PLAN} & set(names):
         raise UsageError(
-            f"The folder of the shards must be writable. Received: {output} ({error})."
-        ) from error
-    with lock:
-        if not take_lock(lock, output):
-            raise UsageError(
-                f"Only one process may write shards into {output}, and one does now. Wait for it, or choose another "
-                "folder."
-            )
+            f"The folder of the shards must be new or empty. Received: {output}, with {len(others)} entries, among "
+            f"them {printable(min(others))}. Choose another one."
+        )
+    with locked_folder(output):
         yield
 
 
@@ -152,12 +141,7 @@ class _Packing:
     """The shards of one call."""
 
     def __init__(
-        self,
-        source: ClassFolders | ImageFolder,
-        output: Path,
-        sizes: npt.NDArray[np.int64],
-        times: npt.NDArray[np.int64],
-        count: int,
+        self, source: ClassFolders | ImageFolder, output: Path, sizes: Int64s, times: Int64s, count: int
     ) -> None:
         self.source, self.output, self.sizes, self.times = source, output, sizes, times
         bounds = [len(source) * number // count for number in range(count + 1)]
@@ -176,19 +160,18 @@ class _Packing:
             before = json.loads((self.output / PLAN).read_bytes())["inputs"]
         except (OSError, ValueError, KeyError, TypeError):
             before = {}
-
-        def is_kept(name: str) -> bool:
-            return before.get(name) == plan[name] and self._is_intact(name)
-
+        same = [name for name in plan if before.get(name) == plan[name]]
         with ThreadPoolExecutor(threads) as pool:
-            kept = {name for name, intact in zip(plan, pool.map(is_kept, plan), strict=True) if intact}
+            kept = {
+                name for name, intact in zip(same, pool.map(self._is_intact, same), strict=True) if intact
+            }
         for path in list(self.output.iterdir()):
             if _OWN.fullmatch(path.name) and path.name not in {PLAN, *kept}:
                 path.unlink()
         if before and not kept:
             log.warning(f"No shard in {self.output} is of these images and settings: all are packed again.")
-        with atomic_write(self.output / PLAN) as partial:
-            partial.write_text(json.dumps({"inputs": plan}))
+        with atomic_write(self.output / PLAN) as part:
+            part.write_text(json.dumps({"inputs": plan}))
         self.missing = [name for name in plan if name not in kept]
         self.done = sum(len(self.runs[name]) for name in kept)
         return len(kept)
@@ -207,7 +190,7 @@ class _Packing:
     def run(self, threads: int, on_progress: Callable[[int], None]) -> None:
         """Write the missing shards."""
         on_progress(self.done)
-        with ThreadPoolExecutor(threads, thread_name_prefix="shard") as pool:
+        with ThreadPoolExecutor(threads) as pool:
             futures: set[Future[None]] = {pool.submit(self._write, name) for name in self.missing}
             try:
                 while futures:
@@ -240,9 +223,9 @@ class _Packing:
     def _write(self, name: str) -> None:
         import tensorflow as tf
 
-        with atomic_write(self.output / name) as partial:
+        with atomic_write(self.output / name) as part:
             try:
-                with tf.io.TFRecordWriter(str(partial)) as writer:
+                with tf.io.TFRecordWriter(str(part)) as writer:
                     for index in self.runs[name]:
                         if self._stop.is_set():
                             raise DataError("another shard failed")
@@ -283,9 +266,7 @@ class _Packing:
         return serialized
 
 
-def _facts_of(
-    source: ClassFolders | ImageFolder,
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], dict[str, Any]]:
+def _facts_of(source: ClassFolders | ImageFolder) -> tuple[Int64s, Int64s, dict[str, Any]]:
     """Return sizes and times of the images, and the facts by which an index identifies them."""
     found = np.empty((len(source), 2), "<i8")
     try:
@@ -297,18 +278,14 @@ def _facts_of(
     except OSError as error:
         raise DataError(f"The size of an image cannot be read: {error}. Repair or remove it.") from error
     sizes, times = np.ascontiguousarray(found.T)
-    names = pack_names(source.image_name(index) for index in range(len(source)))
-    return (
-        sizes,
-        times,
-        {
-            "images": len(source),
-            "bytes": int(sizes.sum()),
-            "names_sha256": hashlib.sha256(names).hexdigest(),
-            "sizes_sha256": hashlib.sha256(sizes.tobytes()).hexdigest(),
-            "times_sha256": hashlib.sha256(times.tobytes()).hexdigest(),
-        },
-    )
+    facts = {
+        "images": len(source),
+        "bytes": int(sizes.sum()),
+        "names_sha256": fingerprint(source)["names_sha256"],
+        "sizes_sha256": hashlib.sha256(sizes.tobytes()).hexdigest(),
+        "times_sha256": hashlib.sha256(times.tobytes()).hexdigest(),
+    }
+    return sizes, times, facts
 
 
 def _already_packed(output: Path, kind: str, facts: dict[str, Any], shards: int | None) -> ShardIndex:
@@ -335,7 +312,7 @@ def _already_packed(output: Path, kind: str, facts: dict[str, Any], shards: int 
 def _check_shards(index: ShardIndex, threads: int, on_progress: Callable[[int], None]) -> None:
     bad, done = [], 0
     with ThreadPoolExecutor(threads) as pool:
-        damages = pool.map(lambda shard: shard_damage(index, shard), index.shards)
+        damages = pool.map(partial(shard_damage, index), index.shards)
         for shard, damage in zip(index.shards, damages, strict=True):
             if damage is not None:
                 bad.append(f"{shard.name} ({damage})")
@@ -356,10 +333,11 @@ def _write_index(packing: _Packing, facts: dict[str, Any], threads: int) -> None
     tables = [record_table(str(path)) for path in paths]
     labels = np.array([source.label(index) for index in range(len(source))], np.int64)
     with ThreadPoolExecutor(threads) as pool:
-        shards = tuple(
-            Shard(path.name, len(table), path.stat().st_size, sha256)
-            for path, table, sha256 in zip(paths, tables, pool.map(file_sha256, paths), strict=True)
-        )
+        sums = list(pool.map(file_sha256, paths))
+    shards = tuple(
+        Shard(path.name, len(table), path.stat().st_size, sha256)
+        for path, table, sha256 in zip(paths, tables, sums, strict=True)
+    )
     index = ShardIndex(
         folder=str(output),
         kind=source.kind,
@@ -370,9 +348,9 @@ def _write_index(packing: _Packing, facts: dict[str, Any], threads: int) -> None
         names=pack_names(source.image_name(index) for index in range(len(source))),
     )
     contents = index_files(index, tool=f"swav-tf {version_of('swav-tf')}")
-    with atomic_writes(*(output / name for name in (RECORDS, NAMES, INDEX))) as partials:
-        for partial, name in zip(partials, (RECORDS, NAMES, INDEX), strict=True):
-            partial.write_bytes(contents[name])
+    with atomic_writes(*(output / name for name in contents)) as parts:
+        for part, data in zip(parts, contents.values(), strict=True):
+            part.write_bytes(data)
     (output / PLAN).unlink()
 
 

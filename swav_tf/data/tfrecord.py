@@ -26,20 +26,17 @@ def open_shards(path: str, *, image_key: str = IMAGE_KEY, label_key: str = LABEL
         raise DataError(
             f"The shards in {folder} are not complete. Repeat the command swav-tf data shard that was interrupted."
         )
-    if has_index(folder):
-        index = read_index(folder)
-        shards = [index.path(shard) for shard in index.shards]
-        return TFRecordSource(shards, image_key=image_key, label_key=label_key, index=index)
-    return TFRecordSource(find_shards(path), image_key=image_key, label_key=label_key)
+    index = read_index(folder) if has_index(folder) else None
+    shards = _find_shards(folder) if index is None else [index.path(shard) for shard in index.shards]
+    return TFRecordSource(shards, image_key=image_key, label_key=label_key, index=index)
 
 
-def find_shards(path: str) -> list[str]:
+def _find_shards(pattern: str) -> list[str]:
     """Return the sorted shards that match a pattern, or of a folder the files with `tfrecord` or `-of-` in their names.
 
     Raises:
         DataError: no shard exists.
     """
-    pattern = storage.local_or_remote(path)
     if storage.is_folder(pattern):
         names = [name for name in storage.names_in(pattern) if "tfrecord" in name or "-of-" in name]
         found = [storage.join(pattern, name) for name in names if not name.startswith(".")]
@@ -49,7 +46,7 @@ def find_shards(path: str) -> list[str]:
     if not shards:
         raise DataError(
             "data.path must be a folder of TFRecord shards, with 'tfrecord' or '-of-' in their names, or a pattern. No "
-            f"file matches {path}."
+            f"file matches {pattern}."
         )
     return shards
 
@@ -86,19 +83,18 @@ class TFRecordSource:
             records, counts = index.records[:, :2], [shard.examples for shard in index.shards]
         self._records: Any = np.insert(records, 0, np.repeat(np.arange(len(counts)), counts), axis=1)
         if not len(self._records):
-            raise DataError(
-                f"TFRecord shards must contain images; the {len(self._shards)} given have no record."
-            )
+            raise DataError(f"TFRecord shards need images; the {len(self._shards)} given have no record.")
         try:
             features = self._features(0)
         except OSError as error:
+            path = self._shards[0]
             raise DataError(
-                f"TFRecord shard {self._shards[0]}, first record: {error}. Copy or write it again."
+                f"TFRecord shard {path}, first record: {error}. Copy or write it again."
             ) from error
         if image_key not in features:
             raise DataError(
-                f"data.image_key must name the feature with the encoded image; {image_key!r} is not "
-                f"one of those in {self._shards[0]}: {', '.join(sorted(features))}."
+                f"data.image_key must name the feature with the encoded image; {image_key!r} is not one of those in "
+                f"{self._shards[0]}: {', '.join(sorted(features))}."
             )
 
     def __len__(self) -> int:

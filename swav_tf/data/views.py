@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +16,7 @@ from swav_tf.data.sources import ImageSource, read_image
 from swav_tf.plumbing.errors import DataError
 from swav_tf.plumbing.files import atomic_write
 from swav_tf.plumbing.names import printable
+from swav_tf.plumbing.parallel import map_ahead
 from swav_tf.plumbing.system import available_cores
 from swav_tf.recipe.pretraining import EvaluationView
 
@@ -55,6 +54,7 @@ def view_images(
     """
 
     def read(index: int) -> ViewedImage:
+        index = int(index)  # may be NumPy's
         name = printable(source.image_name(index))
         try:
             shown = evaluation_view(read_image(source, index), view)
@@ -62,18 +62,7 @@ def view_images(
         except (UndecodableImage, OSError) as error:
             return ViewedImage(index, name, -1, None, printable(str(error)))
 
-    with ThreadPoolExecutor(threads or available_cores(), thread_name_prefix="decode") as pool:
-        waiting: deque[Future[ViewedImage]] = deque()
-        try:
-            for index in indices:
-                waiting.append(pool.submit(read, int(index)))
-                if len(waiting) > ahead:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:  # the consumer may have stopped early
-            for future in waiting:
-                future.cancel()
+    return map_ahead(read, indices, threads=threads or available_cores(), ahead=ahead)
 
 
 def refuse(image: ViewedImage) -> None:

@@ -58,10 +58,8 @@ def cpu_seconds() -> float:
 class CropProcesses:
     """Crops from other processes, bit for bit those that this process would make.
 
-    Processes that are killed or hang are replaced with a warning, and end the run if that does not help.
-
-    Attributes:
-        calls: number of concurrent calls of `get` that keeps all processes busy.
+    Processes that are killed or hang are replaced with a warning, and end the run if that does not help. `calls`
+    concurrent calls of `get` keep all of them busy.
     """
 
     def __init__(
@@ -79,7 +77,7 @@ class CropProcesses:
             count: number of processes, >= 1.
             crops: what they make.
             chunk: images that are made together.
-            make: returns crop groups and class of a position, made in this process where another process cannot.
+            make: makes crop groups and class of a position in this process, where another one cannot.
             good: called for each image that a process could read.
 
         Raises:
@@ -149,9 +147,8 @@ class CropProcesses:
             return any(wait([future], timeout=1).done for _ in range(seconds))
 
         while not is_done(PATIENCE_SECONDS):
-            for (
-                position
-            ) in positions:  # a slow disk holds up this process, too, and is no reason to kill others
+            # A slow disk holds up this process, too, and is no reason to kill others.
+            for position in positions:
                 self._make(position)
             if not is_done(_GRACE_SECONDS):
                 pids = ", ".join(str(process.pid) for process in self._processes)

@@ -11,7 +11,6 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
 
 from swav_tf.plumbing.errors import DataError, UsageError
 
@@ -89,27 +88,39 @@ def sync_to_disk(path: Path) -> None:
             raise
 
 
-def take_lock(file: IO[Any], folder: Path) -> bool:
-    """Lock a file that is open for writing until it is closed or the process dies; False if another process holds it.
-
-    Args:
-        file: the lock file.
-        folder: what the lock protects, for the error message.
+@contextmanager
+def locked_folder(folder: Path) -> Iterator[None]:
+    """Create a folder and lock it for this process; the system releases the lock when the process dies.
 
     Raises:
-        UsageError: the file system does not support locks.
+        UsageError: another process holds the lock, the folder is not writable, or its file system has no locks.
     """
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:  # the only error that means: held by another process
-        return False
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("a+")
     except OSError as error:
-        raise UsageError(
-            f"{folder} must be on a file system with locks, which keep two processes from writing it at once. "
-            f"flock failed: {error.strerror or error}. Mount it with locks (Lustre: option flock; NFS: with its lock "
-            "service, or option local_lock=flock if only one machine writes there), or choose another file system."
-        ) from error
-    return True
+        raise UsageError(f"A writable folder is needed. Received: {folder} ({error}).") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:  # the only error that means: held by another process
+            lock.seek(0)
+            raise UsageError(
+                f"Only one process may write {folder}. Received: process {lock.read().strip() or 'unknown'} is "
+                "writing it. Wait for it, stop it, or choose another place."
+            ) from None
+        except OSError as error:
+            raise UsageError(
+                f"{folder} must be on a file system with locks, which keep two processes from writing it at once. "
+                f"flock failed: {error.strerror or error}. Mount it with locks (Lustre: option flock; NFS: with its "
+                "lock service, or option local_lock=flock if only one machine writes there), or choose another file "
+                "system."
+            ) from error
+        with contextlib.suppress(OSError):  # the process ID is only for the message above
+            lock.truncate(0)
+            lock.write(str(os.getpid()))
+            lock.flush()
+        yield
 
 
 def file_sha256(path: Path | str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -13,7 +13,7 @@ Result = TypeVar("Result")
 
 def map_ahead(
     function: Callable[[Item], Result], items: Iterable[Item], *, threads: int, ahead: int = 256
-) -> Iterator[Result]:
+) -> Generator[Result, None, None]:
     """Yield the result of each item in order, at most `ahead` of them computed before they are asked for.
 
     `ThreadPoolExecutor.map` submits all items at once, at about 2 KB each.

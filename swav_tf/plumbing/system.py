@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import AbstractContextManager
 from importlib import metadata
 from pathlib import Path
 from typing import Final
@@ -36,6 +37,16 @@ def lacks_bfloat16() -> bool:
 def available_cores() -> int:
     """Return the cores this process may use; a container or job scheduler may grant fewer than exist."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def blas_threads_for(multiplications: float) -> AbstractContextManager[object]:
+    """Limit small products of matrices to one thread: more are no faster, and on a busy machine 100 times slower."""
+    from threadpoolctl import threadpool_limits
+
+    limits: AbstractContextManager[object] = threadpool_limits(
+        1 if multiplications < 1e8 else None, user_api="blas"
+    )
+    return limits
 
 
 def version_of(package: str, *others: str) -> str:

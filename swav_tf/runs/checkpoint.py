@@ -52,7 +52,7 @@ class CheckpointStore:
 
     Args:
         folder: created by the first write.
-        kind: "pretrain", "probe" or "finetune"; checkpoints of another kind are never loaded.
+        kind: "pretrain", "probe" or "finetune"; others are never loaded.
         keep_last: number of newest checkpoints to keep; those written with `keep=True` are kept for good.
     """
 
@@ -159,11 +159,8 @@ class CheckpointStore:
             except CheckpointError as error:
                 problems.append(str(error))
         if problems:
-            raise CheckpointError(
-                "No checkpoint is intact:\n  "
-                + "\n  ".join(problems)
-                + "\nStart over with --fresh (the old files are kept), or restore one from a backup."
-            )
+            remedy = "Start over with --fresh (the old files are kept), or restore one from a backup."
+            raise CheckpointError("\n  ".join(["No checkpoint is intact:", *problems]) + f"\n{remedy}")
         return None, []
 
     def latest(self) -> Checkpoint | None:
@@ -174,11 +171,11 @@ class CheckpointStore:
         """
         checkpoint, problems = self.newest()
         if checkpoint is not None and problems:
-            raise CheckpointError(
-                "\n".join(problems)
-                + f"\nThe newest intact checkpoint is of step {checkpoint.step}. To use it, move the damaged ones "
-                "away; training that resumes in this folder uses it automatically."
+            remedy = (
+                f"The newest intact checkpoint is of step {checkpoint.step}. To use it, move the damaged ones away; "
+                "training that resumes in this folder uses it automatically."
             )
+            raise CheckpointError("\n".join([*problems, remedy]))
         return checkpoint
 
     def _remove(self, path: Path) -> None:

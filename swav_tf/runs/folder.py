@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from pydantic import ValidationError
 
 from swav_tf.plumbing.errors import UsageError
-from swav_tf.plumbing.files import atomic_write, take_lock
+from swav_tf.plumbing.files import atomic_write, locked_folder
 from swav_tf.plumbing.log import log
 from swav_tf.plumbing.values import nested_diff
 from swav_tf.recipe.files import AnyRecipe, load_any_recipe, save_recipe
@@ -49,7 +48,7 @@ FREE_TO_CHANGE = (
 class RunFolder:
     """The folder of a run, locked while used as a context manager by the process that writes it.
 
-    The operating system releases the lock when that process dies. Only the chief (`writer`) changes anything.
+    Only the chief (`writer`) changes anything.
 
     Raises:
         UsageError: another process is writing this folder, or its file system has no locks.
@@ -60,41 +59,18 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self.tensorboard = path / "tensorboard"
         self.metrics = path / "metrics.jsonl"
-        self._lock: TextIO | None = None
+        self._lock = contextlib.ExitStack()
 
     def __enter__(self) -> RunFolder:
-        if not self.writer:
-            return self
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            lock = (self.path / ".lock").open("a+")
-        except OSError as error:
-            raise UsageError(
-                f"--run-dir must be a writable folder. Received: {self.path} ({error})."
-            ) from error
-        with contextlib.ExitStack() as on_failure:
-            on_failure.enter_context(lock)
-            if not take_lock(lock, self.path):
-                lock.seek(0)
-                owner = lock.read().strip() or "unknown"
-                raise UsageError(
-                    f"Only one process may write a run folder. Received: {self.path}, which process {owner} is "
-                    "writing. Wait for it, stop it, or set another --run-dir."
-                )
-            on_failure.pop_all()
-        lock.truncate(0)
-        lock.write(str(os.getpid()))
-        lock.flush()
-        self._lock = lock
-        for leftover in self.path.glob(".part-????????-*"):  # of a killed process
-            with contextlib.suppress(OSError):
-                leftover.unlink(missing_ok=True)
+        if self.writer:
+            self._lock.enter_context(locked_folder(self.path))
+            for leftover in self.path.glob(".part-????????-*"):  # of a killed process
+                with contextlib.suppress(OSError):
+                    leftover.unlink(missing_ok=True)
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
+        self._lock.close()
 
     def begin(self, recipe: AnyRecipe, *, fresh: bool = False) -> None:
         """Write config.yaml, provided that the run in the folder, if any, has these settings.
@@ -119,11 +95,8 @@ class RunFolder:
         if newest is not None and "recipe" in newest[1]:
             _check_settings(newest[1]["recipe"], recipe, source=newest[0])
             if saved is not None and (changed := changes(saved.model_dump(mode="json"), recipe)):
-                log.warning(
-                    "%s was edited or damaged. It is rewritten to match the run's checkpoints and this command:\n%s",
-                    path,
-                    "\n".join(changed),
-                )
+                text = "%s was edited or damaged. It is rewritten to match the run's checkpoints and this command:\n%s"
+                log.warning(text, path, "\n".join(changed))
         # Before its first checkpoint a run has nothing that other settings could spoil.
         elif saved is not None and self.checkpoints.is_dir():
             _check_settings(saved.model_dump(mode="json"), recipe, source=path)
@@ -178,16 +151,12 @@ def changes(before: Mapping[str, Any], recipe: AnyRecipe, *, free: bool = False)
 
 
 def check_copy(path: Path, recipe: AnyRecipe, checkpoint: Checkpoint) -> None:
-    """Compare config.yaml, which has no checksum, with the recipe in a checkpoint of the same run.
-
-    Args:
-        path: config.yaml.
-        recipe: its content.
-        checkpoint: imports by earlier versions contain no recipe and are not compared.
+    """Compare the recipe in config.yaml (`path`), which has no checksum, with that in a checkpoint of the same run.
 
     Raises:
         UsageError: settings differ that must not change; all of them are listed.
     """
+    # Imports by earlier versions contain no recipe.
     if "recipe" in checkpoint.facts and (changed := changes(checkpoint.facts["recipe"], recipe)):
         raise UsageError(
             f"{path} must contain the recipe that the run was trained with. It was edited or damaged, and differs "

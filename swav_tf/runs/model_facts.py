@@ -23,26 +23,16 @@ NAME = "model.json"
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """The content of model.json.
+    """The content of model.json."""
 
-    Attributes:
-        model: architecture of the backbone.
-        mean, std: per channel, of images in [0, 1].
-        class_names: in the order of the classifier's outputs.
-        how: `sgd`, `cached features` or `imported`.
-        origin: where the initial weights of the backbone came from.
-        train_images: number of training images; 0 if unknown.
-        train_sha256: checksum of their names; empty if unknown.
-    """
-
-    model: Model
-    mean: tuple[float, float, float]
+    model: Model  # the backbone
+    mean: tuple[float, float, float]  # per channel, of images in [0, 1]
     std: tuple[float, float, float]
-    class_names: tuple[str, ...]
-    how: str
-    origin: dict[str, Any]
-    train_images: int
-    train_sha256: str
+    class_names: tuple[str, ...]  # in the order of the classifier's outputs
+    how: str  # BY_SGD, BY_CACHE or BY_IMPORT
+    origin: dict[str, Any]  # where the initial weights of the backbone came from
+    train_images: int  # 0 if unknown
+    train_sha256: str  # of their names; empty if unknown
 
     @classmethod
     def of(cls, pretrained: Recipe, origin: dict[str, Any], data: LabelledData, how: str) -> ModelFacts:
@@ -122,7 +112,6 @@ def read_pretraining_recipe(run_dir: Path) -> Recipe:
 
     Raises:
         UsageError: it is a probe or fine-tuned run; the message names the run to use instead.
-        RecipeError: config.yaml is wrong.
     """
     recipe = load_any_recipe(run_dir / "config.yaml")
     if isinstance(recipe, Recipe):

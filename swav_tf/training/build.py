@@ -30,9 +30,7 @@ from swav_tf.training.state import assign_arrays, named_variables
 def build_swav(recipe: Recipe, *, steps_per_epoch: int = 1) -> SwAV:
     """Build a compiled SwAV model with the recipe's seed, under the current strategy.
 
-    Args:
-        recipe: all settings.
-        steps_per_epoch: for the schedule and the start of the queue; not needed to compute features only.
+    `steps_per_epoch` is for the schedule and the start of the queue; to compute features it is not needed.
 
     Raises:
         RecipeError: the backbone does not exist.
@@ -87,12 +85,9 @@ def dtype_policy(name: str) -> Iterator[None]:
 def load_swav(
     run_dir: Path | str, *, step: int | None = None, backbone_only: bool = False
 ) -> tuple[SwAV, Recipe]:
-    """Load the model of a pretraining run or an import, and its recipe.
+    """Load the model of a pretraining run or an import, and its recipe; by default from the newest checkpoint.
 
-    Args:
-        run_dir: folder of the run.
-        step: of the checkpoint; default: the newest.
-        backbone_only: leave head and prototypes at random.
+    With `backbone_only` head and prototypes are random.
 
     Raises:
         UsageError: no such run or checkpoint, a run of another kind, or a backbone without the head requested.
@@ -103,8 +98,7 @@ def load_swav(
     parts = ("backbone",) if backbone_only else model.parts
     if missing := [part for part in parts if part not in parts_of(checkpoint)]:
         raise UsageError(
-            f"{run_dir} was imported from a backbone alone and has no {' and no '.join(missing)}. Use a model that "
-            "has them."
+            f"{run_dir} was imported from a backbone alone and has no {' and no '.join(missing)}. Use a complete model."
         )
     variables = _variables_of(model, parts)
     assign_arrays(variables, checkpoint.arrays, what=f"{checkpoint.path} does not fit its recipe")
@@ -123,7 +117,7 @@ def parts_of(checkpoint: Checkpoint) -> tuple[str, ...]:
 
 
 def read_pretrained(run_dir: Path | str, *, step: int | None = None) -> tuple[Checkpoint, Recipe]:
-    """Read the newest (or one) checkpoint of a pretraining run and its recipe, without building the model.
+    """Read a checkpoint (default: the newest) of a pretraining run and its recipe, without building the model.
 
     Raises:
         UsageError: no such run or checkpoint, a run of another kind, or config.yaml was changed.
@@ -143,9 +137,6 @@ def read_pretrained(run_dir: Path | str, *, step: int | None = None) -> tuple[Ch
     return checkpoint, recipe
 
 
-RECORD = "started_from.json"
-
-
 def init_from(model: SwAV, source: Path | str | None, folder: RunFolder, *, resumed: bool) -> None:
     """Load the weights of another run or an import into a new model; schedule, optimizer and queue start fresh.
 
@@ -158,10 +149,10 @@ def init_from(model: SwAV, source: Path | str | None, folder: RunFolder, *, resu
         resumed: whether the model was restored.
 
     Raises:
-        UsageError: the weights do not fit the recipe's model, or the resumed run was started from others.
+        UsageError: the weights do not fit the model, or the resumed run was started from others.
         CheckpointError: the source's checkpoint is damaged.
     """
-    record = folder.path / RECORD
+    record = folder.path / "started_from.json"
     if source is None:
         if folder.writer and not resumed:
             record.unlink(missing_ok=True)  # of a run that ended before its first checkpoint
@@ -190,9 +181,5 @@ def init_from(model: SwAV, source: Path | str | None, folder: RunFolder, *, resu
         with atomic_write(record) as partial:
             partial.write_text(json.dumps(facts, indent=1) + "\n")
     random = [part for part in model.parts if part not in parts]
-    log.info(
-        "Initialized %s from %s%s.",
-        ", ".join(parts),
-        source,
-        f"; {' and '.join(random)} at random" if random else "",
-    )
+    at_random = f"; {' and '.join(random)} at random" if random else ""
+    log.info("Initialized %s from %s%s.", ", ".join(parts), source, at_random)

@@ -12,7 +12,8 @@ import numpy.typing as npt
 import tensorflow as tf
 
 from swav_tf.plumbing.log import log
-from swav_tf.recipe.classifier import ProbeRecipe
+from swav_tf.plumbing.system import blas_threads_for
+from swav_tf.recipe.classifier import Cached, ProbeRecipe
 from swav_tf.runs.model_facts import BY_CACHE
 from swav_tf.training.classify import ClassifierResult, open_run, run_facts, save_results
 from swav_tf.training.features import extract_features
@@ -21,7 +22,9 @@ from swav_tf.training.state import named_variables
 from swav_tf.training.validation import counts_of, tally
 
 Floats = npt.NDArray[np.float32]
+Floats64 = npt.NDArray[np.float64]
 Labels = npt.NDArray[np.int64]
+_ROWS = 65_536  # features of which the variances are computed at once
 
 
 def probe_cached(
@@ -36,35 +39,31 @@ def probe_cached(
     """Fit logistic regression to features of the evaluation view, on one device of one process.
 
     The penalty is chosen on a held-out part of the TRAINING images, then all of them are used. Crops, optimizer and
-    epochs of the recipe are ignored. Training features stay in memory, twice: 21 GB for ImageNet with 2048.
-
-    Args:
-        recipe: images, view, seed, precision and `cached`.
-        model: run folder of the pretraining; with `from_scratch` a recipe is enough.
-        run_dir: folder of this run.
-        from_scratch: initialize the backbone at random, for comparison.
-        fresh: start over; the earlier run is moved into `previous-N/`.
-        quiet: log only warnings.
+    epochs of the recipe are ignored. Training features stay in memory (10.5 GB for ImageNet with 2048), and the solver
+    needs about as much again for logits and their gradients. See `train_classifier` for the arguments.
 
     Raises:
         RecipeError, DataError, UsageError: before anything is built.
     """
     with open_job(recipe, run_dir, quiet=quiet, one_device=True) as job:
-        start, data = open_run(
-            job, recipe, model, how=BY_CACHE, from_scratch=from_scratch, fresh=fresh, in_steps=False
-        )
-        classifier = start.build(recipe, class_count=len(data.class_names))
+        start, data = open_run(job, recipe, model, how=BY_CACHE, from_scratch=from_scratch, fresh=fresh)
+        classes = len(data.class_names)
+        classifier = start.build(recipe, class_count=classes)
         log.info("Computing features.")
-        known = extract_features(classifier, data.train, range(len(data.train)), recipe.data)
+        order, held_out = held_out_first(len(data.train), recipe)
+        features, labels = (
+            extract_features(classifier, data.train, order, recipe.data),
+            data.train_labels[order],
+        )
         queries = extract_features(classifier, data.validation, range(len(data.validation)), recipe.data)
         seconds_features = round(time.perf_counter() - job.started, 2)
 
-        held_out = choose_penalty(known, data.train_labels, recipe)
-        penalty = best_penalty(held_out)
-        _log_choice(held_out, penalty)
-        classes, iterations = len(data.class_names), recipe.cached.max_iterations
-        [(_, *weights)] = fit_path(known, data.train_labels, classes, [penalty], iterations)
-        classifier.classifier.set_weights(weights)
+        mean, scale = standardize(features)
+        accuracies = choose_penalty(features, labels, held_out, recipe.cached)
+        penalty = best_penalty(accuracies)
+        _log_choice(accuracies, penalty)
+        [(_, kernel, bias)] = fit_path(features, labels, classes, [penalty], recipe.cached.max_iterations)
+        classifier.classifier.set_weights(for_raw_features(kernel, bias, mean, scale))
         arrays = {name: variable.numpy() for name, variable in named_variables(classifier).items()}
         job.store.write(0, arrays, {"how": BY_CACHE, "recipe": recipe.model_dump(mode="json")})
 
@@ -75,62 +74,86 @@ def probe_cached(
             **run_facts(recipe, start, data, BY_CACHE),
             last=counts.as_dict(),
             penalty=penalty,
-            held_out_top1={f"{value:g}": accuracy for value, accuracy in held_out.items()},
+            held_out_top1={f"{value:g}": accuracy for value, accuracy in accuracies.items()},
             seconds_features=seconds_features,
         )
         return ClassifierResult(model=classifier, run_dir=job.run_dir, summary=summary)
 
 
+def held_out_first(count: int, recipe: ProbeRecipe) -> tuple[npt.NDArray[np.int64], int]:
+    """Return the numbers of all images, first those on which the penalty is chosen, and the number of these."""
+    order = np.random.default_rng(recipe.train.seed).permutation(count)
+    held_out = min(max(1, round(recipe.cached.held_out_share * count)), count - 1)
+    return np.concatenate([np.sort(order[:held_out]), np.sort(order[held_out:])]), held_out
+
+
+def standardize(features: Floats) -> tuple[Floats64, Floats64]:
+    """Standardize features (n, F) in place; return the mean and scale that they had, (F,)."""
+    from sklearn.preprocessing import StandardScaler
+
+    scaler = StandardScaler()
+    for start in range(0, len(features), _ROWS):  # scikit-learn computes variances on a float64 copy
+        scaler.partial_fit(features[start : start + _ROWS])
+    features -= scaler.mean_
+    features /= scaler.scale_
+    return scaler.mean_, scaler.scale_
+
+
+def for_raw_features(
+    kernel: Floats64, bias: Floats64, mean: Floats64, scale: Floats64
+) -> tuple[Floats, Floats]:
+    """Return kernel and bias for features as they were before they were standardized."""
+    kernel = kernel / scale[:, np.newaxis]
+    return kernel.astype(np.float32), (bias - mean @ kernel).astype(np.float32)
+
+
 def fit_path(
     features: Floats, labels: Labels, class_count: int, penalties: Sequence[float], max_iterations: int
-) -> Iterator[tuple[float, Floats, Floats]]:
+) -> Iterator[tuple[float, Floats64, Floats64]]:
     """Yield (penalty, kernel (F, C), bias (C,)) from the strongest penalty to the weakest.
 
-    Each minimizes mean cross-entropy + penalty / 2 x the sum of squared weights of the standardized features; the
-    bias has no penalty. Each fit starts from the previous one. Kernel and bias apply to features as they are.
+    Each minimizes mean cross-entropy + penalty / 2 x the sum of squared weights on standardized features; the bias has
+    no penalty. Each fit starts from the previous one.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
-    from sklearn.preprocessing import StandardScaler
-    from threadpoolctl import threadpool_limits
 
-    # Small products do not gain from threads, and on a busy machine become a hundred times slower.
-    blas_threads = 1 if features.size * class_count < 1e8 else None
-    scaler = StandardScaler()
-    standardized = scaler.fit_transform(features)
     present = np.unique(labels)
     solver = LogisticRegression(warm_start=True, max_iter=max_iterations, tol=1e-6)
     for penalty in sorted(penalties, reverse=True):
         # scikit-learn fits two classes with one weight vector, the difference of both: half the penalty.
         strength = penalty * len(labels) / (2 if len(present) == 2 else 1)
         solver.set_params(C=1 / strength if strength else np.inf)
-        with warnings.catch_warnings(), threadpool_limits(blas_threads, user_api="blas"):
+        with warnings.catch_warnings(), blas_threads_for(features.size * class_count):
             warnings.simplefilter("ignore", ConvergenceWarning)  # the number of iterations is a setting
-            solver.fit(standardized, labels)
-        weights, bias = solver.coef_.T / scaler.scale_[:, np.newaxis], solver.intercept_
+            solver.fit(features, labels)
+        weights, intercept = solver.coef_.T, solver.intercept_
         if len(present) == 2:
-            weights, bias = np.hstack([-weights / 2, weights / 2]), np.concatenate([-bias / 2, bias / 2])
+            weights = np.hstack([-weights / 2, weights / 2])
+            intercept = np.concatenate([-intercept / 2, intercept / 2])
         kernel = np.zeros((features.shape[1], class_count))
         kernel[:, present] = weights
-        full_bias = np.full(class_count, bias.min() - 10.0)  # classes without training images
-        full_bias[present] = bias
-        full_bias -= scaler.mean_ @ kernel
-        yield penalty, kernel.astype(np.float32), full_bias.astype(np.float32)
+        bias = np.full(class_count, intercept.min() - 10.0)  # classes without training images
+        bias[present] = intercept
+        yield penalty, kernel, bias
 
 
-def choose_penalty(features: Floats, labels: Labels, recipe: ProbeRecipe) -> dict[float, float]:
-    """Return the top-1 accuracy (0 to 1) of each penalty on a held-out part of these images."""
-    settings = recipe.cached
-    order = np.random.default_rng(recipe.train.seed).permutation(len(labels))
-    cut = min(max(1, round(settings.held_out_share * len(labels))), len(labels) - 1)
-    held_out, known = np.sort(order[:cut]), np.sort(order[cut:])
-    path = fit_path(
-        features[known], labels[known], 1 + int(labels.max()), settings.penalties, settings.max_iterations
-    )
-    return {
-        penalty: float(np.mean((features[held_out] @ kernel + bias).argmax(axis=1) == labels[held_out]))
-        for penalty, kernel, bias in path
-    }
+def choose_penalty(features: Floats, labels: Labels, held_out: int, settings: Cached) -> dict[float, float]:
+    """Return the top-1 accuracy (0 to 1) of each penalty on the first `held_out` images, fitted to the others.
+
+    Args:
+        features: of all images, standardized.
+        labels: of all images.
+        held_out: number of images that are not fitted.
+        settings: penalties and iterations.
+    """
+    classes, iterations = 1 + int(labels.max()), settings.max_iterations
+    path = fit_path(features[held_out:], labels[held_out:], classes, settings.penalties, iterations)
+    accuracies = {}
+    for penalty, kernel, bias in path:
+        found = (features[:held_out] @ kernel.astype(np.float32) + bias).argmax(axis=1)
+        accuracies[penalty] = float(np.mean(found == labels[:held_out]))
+    return accuracies
 
 
 def best_penalty(accuracies: dict[float, float]) -> float:

@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from swav_tf.data.sources import ImageSource
+from swav_tf.data.sources import ImageSource, open_source
 from swav_tf.knn import knn_accuracy
 from swav_tf.method.swav import SwAV
 from swav_tf.plumbing.errors import DataError
@@ -22,12 +22,10 @@ from swav_tf.recipe.files import AnyRecipe
 from swav_tf.recipe.pretraining import Recipe
 from swav_tf.runs.folder import RunFolder
 from swav_tf.training.features import extract_features
-from swav_tf.training.position import Position
+from swav_tf.training.position import Logs, Position
 
 if TYPE_CHECKING:
     from swav_tf.training.job import Job
-
-Logs = dict[str, float] | None
 
 
 class MetricsLog(keras.callbacks.Callback):
@@ -56,16 +54,17 @@ class MetricsLog(keras.callbacks.Callback):
     def on_train_batch_end(self, batch: int, logs: Logs = None) -> None:
         """Write the line of a step, and that of an epoch."""
         position = self.position
+        pretraining = position.usage.size > 0
         if position.step % self.recipe.monitor.log_every_steps == 0:
             (then, step), self._mark = self._mark, (time.perf_counter(), position.step)
             images = (position.step - step) * self.recipe.train.batch_size
             speed = {"images_per_second": images / max(self._mark[0] - then, 1e-9)}
-            used = _prototypes_used(self.model.assignments) if position.usage.size else {}
+            used = _prototypes_used(self.model.assignments) if pretraining else {}
             self.write("step", {**(logs or {}), **used, **speed})
         if position.at_epoch_end:
-            used = _prototypes_used(position.usage) if position.usage.size else {}
+            used = _prototypes_used(position.usage) if pretraining else {}
             self.write("epoch", {**position.means(), **used})
-            if self._board is not None and used:
+            if self._board is not None and pretraining:
                 with self._board.as_default(step=position.step):
                     tf.summary.histogram("epoch/samples_of_a_prototype", position.usage)
 
@@ -94,9 +93,8 @@ class MetricsLog(keras.callbacks.Callback):
 
     def close(self) -> None:
         """Close the files."""
-        for file in (self._file, self._board):
-            if file is not None:
-                file.close()
+        for file in filter(None, (self._file, self._board)):
+            file.close()
 
 
 def _prototypes_used(samples: np.ndarray) -> dict[str, int]:
@@ -118,11 +116,7 @@ def _discard_later_steps(board: tf.summary.SummaryWriter, step: int) -> None:
 class ProgressBar(keras.callbacks.Callback):
     """Show epoch, loss, learning rate, images/s and the remaining time: a bar on a terminal, else log lines.
 
-    Args:
-        recipe: of the run.
-        position: of the run.
-        chance: name and value of the loss of an untrained model, shown for comparison.
-        line_seconds: least time between two log lines.
+    Next to the loss it shows that of an untrained model, `chance`. Log lines are at least `line_seconds` apart.
     """
 
     def __init__(
@@ -150,9 +144,8 @@ class ProgressBar(keras.callbacks.Callback):
         if self.position.step == self._first_step + 1:
             self._began = time.perf_counter()
         if self._task is None and console().is_terminal:
-            self._task = self._bar.add_task(
-                "", total=self.position.total_steps, completed=self.position.step, epoch="", figures=""
-            )
+            total, done = self.position.total_steps, self.position.step
+            self._task = self._bar.add_task("", total=total, completed=done, epoch="", figures="")
             self._bar.start()
 
     def on_train_batch_end(self, batch: int, logs: Logs = None) -> None:
@@ -173,14 +166,7 @@ class ProgressBar(keras.callbacks.Callback):
             self._logged = now
             remaining = seconds / timed * (position.total_steps - position.step) if timed > 0 else None
             clock = "-:--" if remaining is None else timedelta(seconds=round(remaining))
-            log.info(
-                "epoch %s  step %s/%s  %s  %s left",
-                epoch,
-                position.step,
-                position.total_steps,
-                figures,
-                clock,
-            )
+            log.info(f"epoch {epoch}  step {position.step}/{position.total_steps}  {figures}  {clock} left")
 
     def close(self) -> None:
         """Remove the bar."""
@@ -243,20 +229,19 @@ class KNNEvaluator(keras.callbacks.Callback):
 
     model: SwAV
 
-    def __init__(self, job: Job, source: ImageSource, validation: ImageSource | None) -> None:
+    def __init__(self, job: Job, recipe: Recipe, source: ImageSource) -> None:
         super().__init__()
-        recipe = job.recipe
-        assert isinstance(recipe, Recipe)
-        self.recipe, self.job = recipe, job
-        self.source, self.query_source = source, validation or source
+        self.job, self.recipe = job, recipe
+        self.source = self.query_source = source
         limit, draw = recipe.monitor.knn_images, np.random.default_rng(recipe.train.seed)
         chosen = draw.permutation(len(source))[:limit]
-        if validation is None:
+        if recipe.data.validation_path or recipe.data.validation_split:
+            self.query_source = open_source(recipe.data, validation=True)
+            self.known = np.sort(chosen)
+            self.queries = np.sort(draw.permutation(len(self.query_source))[:limit])
+        else:
             cut = len(chosen) // 5
             self.queries, self.known = np.sort(chosen[:cut]), np.sort(chosen[cut:])
-        else:
-            self.known = np.sort(chosen)
-            self.queries = np.sort(draw.permutation(len(validation))[:limit])
         self.labels = np.array([source.label(int(i)) for i in self.known])
         self.query_labels = np.array([self.query_source.label(int(i)) for i in self.queries])
         if min(self.labels.min(initial=0), self.query_labels.min(initial=0)) < 0:
@@ -275,13 +260,9 @@ class KNNEvaluator(keras.callbacks.Callback):
         queries = extract_features(self.model, self.query_source, self.queries, self.recipe.data)
         accuracy = None  # if features are not finite; `StopWhenDiverged` decides whether that ends the run
         if np.isfinite(known).all() and np.isfinite(queries).all():
+            k, temperature = min(monitor.knn_neighbours, len(known)), monitor.knn_temperature
             accuracy = knn_accuracy(
-                known,
-                self.labels,
-                queries,
-                self.query_labels,
-                k=min(monitor.knn_neighbours, len(known)),
-                temperature=monitor.knn_temperature,
+                known, self.labels, queries, self.query_labels, k=k, temperature=temperature
             )
         position.validation["knn_top1"] = accuracy
         self.job.metrics.write("knn", {"knn_top1": accuracy})

@@ -5,19 +5,20 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING
 
 import keras
 
 from swav_tf.method.replicated_model import ReplicatedModel
 from swav_tf.plumbing.errors import SwavError
-from swav_tf.recipe.files import AnyRecipe
-from swav_tf.runs.checkpoint import CheckpointStore
-from swav_tf.training.position import Position
+from swav_tf.training.position import Logs
 from swav_tf.training.state import capture
+
+if TYPE_CHECKING:
+    from swav_tf.training.job import Job
 
 STOP, WRITE = 0, 1  # indices of ReplicatedModel.requests
 
@@ -43,40 +44,24 @@ class Checkpointing(keras.callbacks.Callback):
 
     SIGTERM and SIGINT stop the run after the current step, SIGUSR1 only writes a checkpoint. A signal to any
     worker counts: the request is summed with the step's gradients, so all workers act at the same step.
-
-    Args:
-        store: where checkpoints go.
-        recipe: of the run.
-        position: of the run.
-        images: fingerprint of the training images, saved in each checkpoint.
-        is_chief: whether this worker writes.
     """
 
     model: ReplicatedModel
 
-    def __init__(
-        self,
-        store: CheckpointStore,
-        recipe: AnyRecipe,
-        position: Position,
-        *,
-        images: Mapping[str, Any],
-        is_chief: bool,
-    ) -> None:
+    def __init__(self, job: Job) -> None:
         super().__init__()
-        self.store, self.recipe, self.position = store, recipe, position
-        self.images, self.is_chief = images, is_chief
+        self.job, self.recipe, self.position = job, job.recipe, job.position
         self.written_at = time.monotonic()
         self.last_written: int | None = None
         self.signal_number = 0
 
-    def on_train_batch_begin(self, batch: int, logs: dict[str, float] | None = None) -> None:
+    def on_train_batch_begin(self, batch: int, logs: Logs = None) -> None:
         """Request a checkpoint when the time has come."""
         overdue = time.monotonic() - self.written_at > 60 * self.recipe.checkpoint.every_minutes
-        if self.is_chief and overdue:
+        if self.job.team.is_chief and overdue:
             self.model.requests[WRITE] = 1
 
-    def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
+    def on_train_batch_end(self, batch: int, logs: Logs = None) -> None:
         """Write if a worker requested it, or at the end of an epoch to keep."""
         position, every = self.position, self.recipe.checkpoint.keep_every_epochs
         stop, requested = self.model.agreed
@@ -86,7 +71,7 @@ class Checkpointing(keras.callbacks.Callback):
         if stop:
             raise StoppedBySignal(self.signal_number, position.step)
 
-    def on_train_end(self, logs: dict[str, float] | None = None) -> None:
+    def on_train_end(self, logs: Logs = None) -> None:
         """Write if a callback ended the run before its last step."""
         if self.last_written != self.position.step:
             self.write()
@@ -95,14 +80,14 @@ class Checkpointing(keras.callbacks.Callback):
         """Write now. All workers must call this at the same step."""
         self.model.requests[WRITE] = 0
         arrays = capture(self.model, batch_size=self.recipe.train.batch_size)
-        if self.is_chief:
+        if self.job.team.is_chief:
             facts = {
                 "position": self.position.to_json(),
                 "recipe": self.recipe.model_dump(mode="json"),
-                "images": dict(self.images),
-                "replicas": self.model.distribute_strategy.num_replicas_in_sync,
+                "images": self.job.images,
+                "replicas": self.job.team.replicas,
             }
-            self.store.write(self.position.step, arrays, facts, keep=keep)
+            self.job.store.write(self.position.step, arrays, facts, keep=keep)
         self.last_written = self.position.step
         self.written_at = time.monotonic()
 
@@ -135,21 +120,20 @@ class Checkpointing(keras.callbacks.Callback):
 class StopWhenDiverged(keras.callbacks.Callback):
     """End a run whose loss or gradients stay non-finite; such steps change no weight."""
 
-    def __init__(self, recipe: AnyRecipe, position: Position, store: CheckpointStore) -> None:
+    def __init__(self, job: Job) -> None:
         super().__init__()
-        self.recipe, self.position, self.store = recipe, position, store
-        self.in_a_row = 0
+        self.job, self.in_a_row = job, 0
 
-    def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
+    def on_train_batch_end(self, batch: int, logs: Logs = None) -> None:
         """Count non-finite steps in a row."""
-        logs, train = logs or {}, self.recipe.train
+        logs, train, store = logs or {}, self.job.recipe.train, self.job.store
         self.in_a_row = 0 if logs["finite"] else self.in_a_row + 1
         if self.in_a_row >= train.max_non_finite_steps:
-            steps = self.store.steps()
+            steps = store.steps()
             raise Diverged(
                 f"Loss or gradients were not finite in {self.in_a_row} steps in a row, up to step "
-                f"{self.position.step} (precision {train.precision}, loss scale {logs['loss_scale']:g}). Last good "
-                f"checkpoint: {self.store.path(steps[-1]) if steps else 'none'}.\nRemedies, in this order: a lower "
+                f"{self.job.position.step} (precision {train.precision}, loss scale {logs['loss_scale']:g}). Last good "
+                f"checkpoint: {store.path(steps[-1]) if steps else 'none'}.\nRemedies, in this order: a lower "
                 "learning rate in optimizer, a longer warm-up, train.precision=float32 or mixed_bfloat16, each with "
                 "another --run-dir; look for broken images with `swav-tf crops`."
             )

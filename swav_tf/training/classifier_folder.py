@@ -26,17 +26,11 @@ from swav_tf.training.state import assign_arrays, named_variables, named_variabl
 
 @dataclass(frozen=True)
 class Start:
-    """The backbone that a classifier is trained on.
+    """The backbone that a classifier is trained on."""
 
-    Attributes:
-        recipe: of the pretraining run: architecture, mean and std of images.
-        weights: arrays by name, or None for a random initialization.
-        origin: where the weights came from, for summaries.
-    """
-
-    recipe: Recipe
-    weights: Mapping[str, np.ndarray] | None
-    origin: dict[str, Any]
+    recipe: Recipe  # of the pretraining: architecture, mean and std of images
+    weights: Mapping[str, np.ndarray] | None  # arrays by name; None: random
+    origin: dict[str, Any]  # where the weights came from, for summaries
 
     def build(self, recipe: ProbeRecipe | FinetuneRecipe, *, class_count: int) -> Classifier:
         """Build a classifier on this backbone, under the current strategy; it is not compiled.
@@ -52,11 +46,7 @@ class Start:
 
 
 def start_from(model: Path | str, *, from_scratch: bool = False) -> Start:
-    """Read the backbone of a pretraining run, or with `from_scratch` its architecture alone.
-
-    Args:
-        model: run folder; with `from_scratch` also a recipe's file or name.
-        from_scratch: initialize the weights at random.
+    """Read the backbone of a pretraining run, or with `from_scratch` only the architecture, also of a recipe.
 
     Raises:
         UsageError: no such run, or it has no checkpoint.
@@ -83,10 +73,7 @@ def build_classifier(
 ) -> Classifier:
     """Build a classifier with the recipe's seed, under the current strategy; it is not compiled.
 
-    Args:
-        recipe: what is frozen, precision and seed.
-        architecture: the backbone and the normalization of its images.
-        class_count: number of classes.
+    `architecture` contains the backbone and the normalization of its images.
     """
     keras.utils.set_random_seed(recipe.train.seed)
     model = architecture.model
@@ -119,9 +106,7 @@ def load_classifier(run_dir: Path | str) -> tuple[Classifier, ProbeRecipe | Fine
         raise UsageError(f"{wanted}, without config.yaml.")
     recipe = load_any_recipe(run_dir / "config.yaml")
     if isinstance(recipe, Recipe):
-        raise UsageError(
-            f"{wanted}, a pretraining run without classes. Its probes are often in folders below it."
-        )
+        raise UsageError(f"{wanted}, a pretraining run. Its probes are often in folders below it.")
     facts = ModelFacts.read(run_dir / "model.json")
     checkpoint = CheckpointStore(run_dir / "checkpoints", kind=recipe.kind).latest()
     if checkpoint is None:

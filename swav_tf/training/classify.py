@@ -6,7 +6,6 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -71,18 +70,20 @@ def train_classifier(
     with open_job(recipe, run_dir, cluster, quiet=quiet) as job:
         start, data = open_run(job, recipe, model, how=BY_SGD, from_scratch=from_scratch, fresh=fresh)
         position, classes = job.position, len(data.class_names)
-        classifier = job.build(partial(_build, start, recipe, classes, position.steps_per_epoch))
+
+        def build() -> Classifier:
+            classifier = start.build(recipe, class_count=classes)
+            compile_classifier(classifier, recipe, position.steps_per_epoch)
+            return classifier
+
+        classifier = job.build(build)
+        images, labels = data.validation, data.validation_labels
+        batch_size = min(job.replica_batch_size, LARGEST_VALIDATION_BATCH)
         validation = Validation(
-            classifier,
-            data.validation,
-            data.validation_labels,
-            recipe.data,
-            replica_batch_size=min(job.replica_batch_size, LARGEST_VALIDATION_BATCH),
-            team=job.team,
+            classifier, images, labels, recipe.data, replica_batch_size=batch_size, team=job.team
         )
-        validate = Validate(
-            validation, position, job.metrics, every_epochs=recipe.monitor.validate_every_epochs
-        )
+        every = recipe.monitor.validate_every_epochs
+        validate = Validate(validation, position, job.metrics, every_epochs=every)
         chance = ("ln classes", math.log(classes))
         job.fit(classifier, [validate, *callbacks], averaged=AVERAGED, chance=chance)
         counts = validate.counts or validation.measure()  # measure again if the run was complete already
@@ -101,14 +102,6 @@ def train_classifier(
 probe = finetune = train_classifier
 
 
-def _build(
-    start: Start, recipe: ProbeRecipe | FinetuneRecipe, class_count: int, steps_per_epoch: int
-) -> Classifier:
-    classifier = start.build(recipe, class_count=class_count)
-    compile_classifier(classifier, recipe, steps_per_epoch)
-    return classifier
-
-
 def open_run(
     job: Job,
     recipe: ProbeRecipe | FinetuneRecipe,
@@ -117,7 +110,6 @@ def open_run(
     how: str,
     from_scratch: bool,
     fresh: bool,
-    in_steps: bool = True,
 ) -> tuple[Start, LabelledData]:
     """Read the backbone, open the images and the run folder, and write model.json.
 
@@ -129,7 +121,7 @@ def open_run(
     job.open(
         data.train,
         fresh=fresh,
-        in_steps=in_steps,
+        in_steps=how == BY_SGD,
         train_labels_sha256=hashlib.sha256(data.train_labels.tobytes()).hexdigest(),
         validation_images=fingerprint(data.validation),
         validation_labels_sha256=hashlib.sha256(data.validation_labels.tobytes()).hexdigest(),
@@ -173,10 +165,9 @@ def compile_classifier(model: Classifier, recipe: ProbeRecipe | FinetuneRecipe, 
     backbone_rate, classifier_rate = recipe.learning_rates
     own = {id(variable) for variable in model.classifier.trainable_variables}
     rates = [classifier_rate if id(v) in own else backbone_rate for v in model.trainable_variables]
+    shares = epoch_shares(recipe.optimizer, epochs=recipe.train.epochs)
     optimizer = SGD(
-        EpochSchedule(
-            epoch_shares(recipe.optimizer, epochs=recipe.train.epochs), steps_per_epoch=steps_per_epoch
-        ),
+        EpochSchedule(shares, steps_per_epoch=steps_per_epoch),
         rates=[rate for rate in rates if rate is not None],
         momentum=recipe.optimizer.momentum,
         weight_decay=recipe.optimizer.weight_decay,

@@ -64,12 +64,7 @@ def open_job(
 ) -> Iterator[Job]:
     """Connect the workers for a training job, and explain its failures.
 
-    Args:
-        recipe: all settings.
-        run_dir: folder of the run.
-        cluster: address of this worker, if there are several.
-        quiet: show no progress and log only warnings.
-        one_device: ignore the recipe's strategy and use one device of this process.
+    With `quiet` there is no progress and only warnings are logged. `one_device` overrides the recipe's strategy.
     """
     started, level = time.perf_counter(), log.level
     train = recipe.train.model_copy(update={"strategy": "one_device"}) if one_device else recipe.train
@@ -115,7 +110,7 @@ class Job:
         Args:
             source: the training images.
             fresh: move an earlier run in the folder aside.
-            in_steps: whether the run trains in batches of the recipe's size.
+            in_steps: the run trains in batches of the recipe's size.
             **consistent: further JSON values that must be equal on all workers.
 
         Raises:
@@ -148,9 +143,9 @@ class Job:
                 self.folder.begin(self.recipe, fresh=fresh)
             except SwavError as error:
                 failure = error
-        failed = failure is not None
+        failed = float(failure is not None)
         if team.workers > 1:
-            failed = any(mean_over_workers(self.strategy, [float(failed)]))
+            [failed] = mean_over_workers(self.strategy, [failed])
         if failed:
             raise failure or WorkerEnded
         if not team.is_chief:
@@ -202,20 +197,17 @@ class Job:
         Args:
             model: compiled.
             callbacks: called after the position is updated and before a checkpoint is written.
-            averaged: the step metrics to average over an epoch.
+            averaged: step metrics to average over an epoch.
             chance: name and value of the loss of an untrained model.
         """
-        recipe, position, team = self.recipe, self.position, self.team
         log.info(self._description())
-        progress = ProgressBar(recipe, position, chance=chance)
-        checkpointing = Checkpointing(
-            self.store, recipe, position, images=self.images, is_chief=team.is_chief
-        )
+        progress = ProgressBar(self.recipe, self.position, chance=chance)
+        checkpointing = Checkpointing(self)
         checkpointing.set_model(model)
-        watching = [UpdatePosition(position, averaged)]
-        if team.is_chief:
+        watching = [UpdatePosition(self.position, averaged)]
+        if self.team.is_chief:
             watching += [self.metrics] if self.quiet else [self.metrics, progress]
-        watching += [*callbacks, StopWhenDiverged(recipe, position, self.store), checkpointing]
+        watching += [*callbacks, StopWhenDiverged(self), checkpointing]
         try:
             with checkpointing.handling_signals():
                 self._fit_epochs(model, watching)
@@ -244,9 +236,9 @@ class Job:
 
     def _batches(self) -> tf.data.Dataset:
         """Return this worker's batches from the current step to the end of the run."""
-        recipe, team, position = self.recipe, self.team, self.position
+        team, position = self.team, self.position
         return training_batches(
-            recipe,
+            self.recipe,
             self.source,
             steps_per_epoch=position.steps_per_epoch,
             start_step=position.step,
@@ -255,7 +247,7 @@ class Job:
             worker=team.worker,
             replica_batch_size=self.replica_batch_size,
             bad_images=self.bad_images,
-            labelled=not isinstance(recipe, Recipe),
+            labelled=not isinstance(self.recipe, Recipe),
         )
 
     @property

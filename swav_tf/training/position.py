@@ -9,6 +9,8 @@ from typing import Any
 import keras
 import numpy as np
 
+Logs = dict[str, float] | None  # what Keras passes to callbacks: the metrics of a step
+
 
 @dataclass
 class Position:
@@ -25,9 +27,8 @@ class Position:
     last_loss: float | None = None  # mean of the last complete epoch
     sums: dict[str, float] = field(default_factory=dict)  # over the current epoch
     finite_steps: int = 0  # in the current epoch
-    usage: np.ndarray = field(
-        default_factory=lambda: np.zeros(0, np.int64)
-    )  # samples per prototype, this epoch
+    # Samples per prototype in the current epoch.
+    usage: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     validation: dict[str, Any] = field(default_factory=dict)  # latest figures of the evaluations
 
     @property
@@ -61,18 +62,13 @@ class Position:
 
 
 class UpdatePosition(keras.callbacks.Callback):
-    """Advance the position after each step; must be the first callback.
-
-    Args:
-        position: the position to advance.
-        averaged: the step metrics to average over an epoch, among them "loss".
-    """
+    """Advance the position after each step, and sum up the `averaged` metrics; must be the first callback."""
 
     def __init__(self, position: Position, averaged: Sequence[str]) -> None:
         super().__init__()
         self.position, self.averaged = position, averaged
 
-    def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
+    def on_train_batch_end(self, batch: int, logs: Logs = None) -> None:
         """Count one step."""
         position, logs = self.position, logs or {}
         if position.step % position.steps_per_epoch == 0:

@@ -14,7 +14,7 @@ import keras
 import numpy as np
 
 from swav_tf.data.pictures import contact_sheet
-from swav_tf.data.sources import ImageSource, open_source
+from swav_tf.data.sources import open_source
 from swav_tf.method.swav import SwAV
 from swav_tf.plumbing.errors import DataError
 from swav_tf.plumbing.log import log
@@ -31,19 +31,12 @@ AVERAGED = ("loss", "code_entropy", "projection_spread", "gradient_norm")
 
 @dataclass(frozen=True)
 class PretrainResult:
-    """A completed run.
-
-    Attributes:
-        model: with its last weights.
-        run_dir: folder of the run.
-        summary: content of summary.json.
-        is_chief: whether this process wrote the folder; the other workers of a cluster did not.
-    """
+    """A completed run: the trained model and the content of summary.json."""
 
     model: SwAV
     run_dir: Path
     summary: dict[str, Any]
-    is_chief: bool = True
+    is_chief: bool = True  # this process wrote the folder
 
 
 def pretrain(
@@ -75,7 +68,7 @@ def pretrain(
     with open_job(recipe, run_dir, cluster, quiet=quiet) as job:
         source = open_source(recipe.data)
         # Every worker opens the images of the k-NN evaluation: what is wrong with them ends all at once.
-        evaluators = _knn_evaluators(job, source)
+        evaluators = [KNNEvaluator(job, recipe, source)] if recipe.monitor.knn_every_epochs else []
         initial = read_pretrained(weights)[0].facts["sha256"] if weights and job.team.workers > 1 else None
         job.open(source, fresh=fresh, weights=initial)
         job.position.usage = np.zeros(recipe.model.prototypes, np.int64)
@@ -89,13 +82,13 @@ def pretrain(
         crops = " + ".join(f"{group.count} x {group.size} px" for group in recipe.crops)
         log.info(f"{recipe.name}: {len(source):,} images, {crops}, {recipe.model.prototypes} prototypes")
         ln_k = math.log(recipe.model.prototypes)
-        on_chief = [CropsPicture(job), CollapseWarning(recipe, job.position), *evaluators]
-        job.fit(
-            model,
-            [*(on_chief if job.team.is_chief else []), *callbacks],
-            averaged=AVERAGED,
-            chance=("ln K", ln_k),
-        )
+        on_chief = [
+            keras.callbacks.LambdaCallback(on_train_begin=lambda logs: _show_crops(job, recipe)),
+            CollapseWarning(recipe, job.position),
+            *evaluators,
+        ]
+        watching = [*(on_chief if job.team.is_chief else []), *callbacks]
+        job.fit(model, watching, averaged=AVERAGED, chance=("ln K", ln_k))
         summary = job.finish(
             loss_first=job.position.first_loss,
             loss_last=job.position.last_loss,
@@ -108,28 +101,9 @@ def pretrain(
         return PretrainResult(model, job.run_dir, summary, job.team.is_chief)
 
 
-def _knn_evaluators(job: Job, source: ImageSource) -> list[KNNEvaluator]:
-    """Return the k-NN evaluation if the recipe requests one."""
-    recipe = job.recipe
-    assert isinstance(recipe, Recipe)
-    if not recipe.monitor.knn_every_epochs:
-        return []
-    has_validation = recipe.data.validation_path or recipe.data.validation_split
-    return [KNNEvaluator(job, source, open_source(recipe.data, validation=True) if has_validation else None)]
-
-
-class CropsPicture(keras.callbacks.Callback):
+def _show_crops(job: Job, recipe: Recipe) -> None:
     """Show the crops of some images in TensorBoard when a run starts."""
-
-    def __init__(self, job: Job) -> None:
-        super().__init__()
-        self.job = job
-
-    def on_train_begin(self, logs: dict[str, float] | None = None) -> None:
-        """Draw the crops."""
-        job, recipe = self.job, self.job.recipe
-        if job.position.step == 0 and recipe.monitor.tensorboard and isinstance(recipe, Recipe):
-            with suppress(DataError):  # the training itself reports broken images
-                job.metrics.image(
-                    "crops", np.asarray(contact_sheet(job.source, recipe, rows=6).convert("RGB"))
-                )
+    if job.position.step == 0 and recipe.monitor.tensorboard:
+        with suppress(DataError):  # the training itself reports broken images
+            sheet = contact_sheet(job.source, recipe, rows=6)
+            job.metrics.image("crops", np.asarray(sheet.convert("RGB")))

@@ -46,11 +46,8 @@ def log_config_changes(
     log.info("Resuming from step %s (%s).", checkpoint.step, checkpoint.path)
     if replicas != team.replicas:
         log.info(
-            "The run moves from %s to %s replica(s): the batch of %s stays, %s images each.",
-            replicas,
-            team.replicas,
-            batch_size,
-            batch_size // team.replicas,
+            f"The run moves from {replicas} to {team.replicas} replica(s): the batch of {batch_size} stays, "
+            f"{batch_size // team.replicas} images each."
         )
     if changed := changes(before, recipe, free=True):
         log.info("Settings changed since the checkpoint:\n%s", "\n".join(changed))
@@ -58,9 +55,7 @@ def log_config_changes(
     now = _batch_norm_images(recipe.model_dump(mode="json"), team.replicas)
     if model.backbone.trainable and then != now:
         log.warning(
-            "Batch-norm statistics now cover %s images instead of %s; results will differ slightly.",
-            now,
-            then,
+            f"Batch-norm statistics now cover {now} images instead of {then}; results will differ slightly."
         )
 
 

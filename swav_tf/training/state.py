@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import keras
 import numpy as np
@@ -16,10 +17,8 @@ from swav_tf.runs.checkpoint import CheckpointError
 
 def named_variables(model: ReplicatedModel) -> dict[str, keras.Variable]:
     """Return the variables by name: part of the model, then Keras' path."""
-    named: dict[str, keras.Variable] = {}
-    for part in model.parts:
-        named |= named_variables_of(part, getattr(model, part))
-    return named
+    parts = (named_variables_of(part, getattr(model, part)) for part in model.parts)
+    return {name: variable for part in parts for name, variable in part.items()}
 
 
 def named_variables_of(part: str, layer: keras.layers.Layer) -> dict[str, keras.Variable]:
@@ -42,17 +41,11 @@ def assign_arrays(
     remedy: str = "",
     error: type[SwavError] = CheckpointError,
 ) -> None:
-    """Assign arrays to variables by name.
-
-    Args:
-        variables: all must have an array.
-        arrays: may contain others.
-        what: first line of the error message.
-        remedy: its last line.
-        error: its class.
+    """Assign arrays to variables by name; there may be more arrays.
 
     Raises:
-        SwavError: arrays are missing or have another shape; nothing is assigned.
+        SwavError: arrays are missing or have another shape; nothing is assigned. It is an `error` whose message
+            begins with `what` and ends with `remedy`.
     """
     wrong = [
         f"{name}: must be {tuple(variable.shape)}, is {arrays[name].shape if name in arrays else 'missing'}"
@@ -65,16 +58,25 @@ def assign_arrays(
         variable.assign(arrays[name])
 
 
+def _momentums(model: ReplicatedModel) -> dict[str, keras.Variable]:
+    names = {id(variable): name for name, variable in named_variables(model).items()}
+    pairs = zip(model.trainable_variables, model.optimizer.momentums, strict=True)
+    return {f"momentum/{names[id(variable)]}": momentum for variable, momentum in pairs}
+
+
+def _scalars(model: ReplicatedModel) -> dict[str, Any]:
+    return {
+        "optimizer/iterations": model.optimizer.iterations,
+        "loss_scale/factor": model.loss_scale.factor,
+        "loss_scale/finite_steps": model.loss_scale.finite_steps,
+    }
+
+
 def capture(model: ReplicatedModel, *, batch_size: int) -> dict[str, np.ndarray]:
     """Return the complete state as arrays. All workers must call this: the queues of all replicas are gathered."""
-    weights = named_variables(model)
-    arrays = {name: variable.numpy() for name, variable in weights.items()}
-    names = {id(variable): name for name, variable in weights.items()}
-    for variable, momentum in zip(model.trainable_variables, model.optimizer.momentums, strict=True):
-        arrays[f"momentum/{names[id(variable)]}"] = momentum.numpy()
-    arrays["optimizer/iterations"] = np.int64(model.optimizer.iterations.numpy()).reshape(1)
-    arrays["loss_scale/factor"] = model.loss_scale.factor.numpy().reshape(1)
-    arrays["loss_scale/finite_steps"] = model.loss_scale.finite_steps.numpy().reshape(1)
+    variables = named_variables(model) | _momentums(model)
+    arrays = {name: variable.numpy() for name, variable in variables.items()}
+    arrays |= {name: scalar.numpy().reshape(1) for name, scalar in _scalars(model).items()}
     if model.queue is not None:
         arrays["queue/projections"], arrays["queue/pushed"] = _gather_queues(model, batch_size)
     return arrays
@@ -86,17 +88,9 @@ def restore(model: ReplicatedModel, arrays: Mapping[str, np.ndarray], *, batch_s
     Raises:
         CheckpointError: arrays are missing, superfluous, or have another shape; nothing is restored.
     """
-    weights = named_variables(model)
-    names = {id(variable): name for name, variable in weights.items()}
-    targets = dict(weights)
-    for variable, momentum in zip(model.trainable_variables, model.optimizer.momentums, strict=True):
-        targets[f"momentum/{names[id(variable)]}"] = momentum
-    scalars = {
-        "optimizer/iterations": model.optimizer.iterations,
-        "loss_scale/factor": model.loss_scale.factor,
-        "loss_scale/finite_steps": model.loss_scale.finite_steps,
-    }
-    shapes = {name: tuple(target.shape) for name, target in targets.items()} | dict.fromkeys(scalars, (1,))
+    variables, scalars = named_variables(model) | _momentums(model), _scalars(model)
+    shapes = {name: tuple(variable.shape) for name, variable in variables.items()}
+    shapes |= dict.fromkeys(scalars, (1,))
     if model.queue is not None:
         crops, length, dim = model.queue.projections.shape
         shapes["queue/projections"] = (crops, length * model.distribute_strategy.num_replicas_in_sync, dim)
@@ -108,10 +102,10 @@ def restore(model: ReplicatedModel, arrays: Mapping[str, np.ndarray], *, batch_s
         if found.get(name) != shapes.get(name)
     ]:
         raise CheckpointError("\n  ".join(["The checkpoint does not fit the recipe:", *wrong]))
-    for name, target in targets.items():
-        target.assign(arrays[name])
-    for name, target in scalars.items():
-        target.assign(arrays[name][0])
+    for name, variable in variables.items():
+        variable.assign(arrays[name])
+    for name, scalar in scalars.items():
+        scalar.assign(arrays[name][0])
     if model.queue is not None:
         _scatter_queues(model, arrays["queue/projections"], int(arrays["queue/pushed"][0]), batch_size)
 

@@ -22,7 +22,7 @@ from swav_tf.training.callbacks import MetricsLog
 from swav_tf.training.classifier import Classifier
 from swav_tf.training.cluster import Topology, topology
 from swav_tf.training.failures import explained_failures
-from swav_tf.training.position import Position
+from swav_tf.training.position import Logs, Position
 
 TOP = 5
 _PADDING = -1  # label of an image that fills up a batch
@@ -30,17 +30,11 @@ _PADDING = -1  # label of an image that fills up a batch
 
 @dataclass(frozen=True)
 class Counts:
-    """The predictions of a classifier on labeled images.
+    """The predictions of a classifier on labeled images of C classes."""
 
-    Attributes:
-        confusion: (C, C), images by true class (row) and predicted class (column).
-        top5: (C,), images by true class that is among the five most probable ones.
-        loss: mean cross-entropy.
-    """
-
-    confusion: npt.NDArray[np.int64]
-    top5: npt.NDArray[np.int64]
-    loss: float
+    confusion: npt.NDArray[np.int64]  # (C, C), images by true class (row) and predicted class (column)
+    top5: npt.NDArray[np.int64]  # (C,), images by true class that is among the five most probable ones
+    loss: float  # mean cross-entropy
 
     @property
     def images(self) -> npt.NDArray[np.int64]:
@@ -65,11 +59,7 @@ class Counts:
 def tally(logits: tf.Tensor, labels: tf.Tensor) -> list[tf.Tensor]:
     """Return confusion (C, C), top-5 hits (C,), sum of losses () and number of non-finite rows (), float32.
 
-    Of equal logits the first class wins. Rows with label -1 do not count.
-
-    Args:
-        logits: (n, C), float32.
-        labels: (n,), int64.
+    Logits are float32 (n, C), labels int64 (n,). Of equal logits the first class wins. Rows with label -1 do not count.
     """
     class_count = logits.shape[-1]
     counts = tf.cast(labels >= 0, tf.float32)
@@ -131,9 +121,8 @@ class Validation:
     ) -> None:
         self.model, self.settings, self.source = model, settings, source
         self.batch_size = replica_batch_size
-        rounds = -(-len(source) // (replica_batch_size * team.replicas))
-        share = rounds * replica_batch_size * team.replicas // team.workers
-        self.rounds = rounds
+        self.rounds = -(-len(source) // (replica_batch_size * team.replicas))
+        share = self.rounds * replica_batch_size * team.replicas // team.workers
         # Padded so that all replicas have the same number of batches: a collective waits for all of them.
         indices = np.full(share * team.workers, _PADDING, np.int64)
         indices[: len(source)] = np.arange(len(source))
@@ -162,13 +151,8 @@ class Validation:
         return counts_of(sums)
 
     def _batches(self) -> tf.data.Dataset:
-        views = evaluation_batches(
-            self.source,
-            self.indices,
-            self.settings.evaluation,
-            batch_size=self.batch_size,
-            threads=self.settings.threads,
-        )
+        view, threads = self.settings.evaluation, self.settings.threads
+        views = evaluation_batches(self.source, self.indices, view, self.batch_size, threads)
         labels = tf.data.Dataset.from_tensor_slices(self.labels).batch(self.batch_size)
         return tf.data.Dataset.zip((views, labels)).with_options(views.options())
 
@@ -186,14 +170,10 @@ class Validation:
 
 
 class Validate(keras.callbacks.Callback):
-    """Validate at the end of epochs, on all workers, and keep the last and best figures in the position.
+    """Validate every `every_epochs` epochs and at the end, on all workers.
 
-    Args:
-        validation: measures.
-        position: gets `validation`: `last` and `best`, each with epoch (from 1), top1, top5 and loss. The best
-            epoch is the first with the highest top-1.
-        metrics: for a line per validation.
-        every_epochs: epochs between two validations; the last epoch is always validated.
+    `position.validation` gets `last` and `best`, each with epoch (from 1), top1, top5 and loss. The best epoch is the
+    first with the highest top-1.
     """
 
     def __init__(
@@ -204,7 +184,7 @@ class Validate(keras.callbacks.Callback):
         self.every_epochs = every_epochs
         self.counts: Counts | None = None  # of the last validation
 
-    def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
+    def on_train_batch_end(self, batch: int, logs: Logs = None) -> None:
         """Measure when an epoch that is due ends."""
         position = self.position
         due = (position.epoch + 1) % self.every_epochs == 0 or position.at_end
@@ -227,14 +207,9 @@ def measure(
     *,
     batch_size: int = 128,
 ) -> tuple[Counts, tuple[str, ...]]:
-    """Measure a trained classifier on labeled images; return the counts and the names of the classes.
+    """Measure a classifier, as `load_classifier` returns it; return the counts and the names of the classes.
 
-    Args:
-        classifier: as `load_classifier` returns it. If an import has unnamed classes, those of the images name
-            them, in order.
-        source: the images.
-        settings: view and threads.
-        batch_size: number of images per batch.
+    The unnamed classes of an import get the names of the images' classes, in order.
 
     Raises:
         DataError: the images have no labels or other classes, or one cannot be read.

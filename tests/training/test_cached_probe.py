@@ -1,9 +1,16 @@
 import numpy as np
 import pytest
 
-from swav_tf.recipe.classifier import ProbeRecipe
+from swav_tf.recipe.classifier import Cached, ProbeRecipe
 from swav_tf.training import cached_probe
-from swav_tf.training.cached_probe import best_penalty, choose_penalty, fit_path, probe_cached
+from swav_tf.training.cached_probe import (
+    best_penalty,
+    choose_penalty,
+    fit_path,
+    for_raw_features,
+    probe_cached,
+    standardize,
+)
 from tests.classifiers import tiny_classifier_recipe
 from tests.training.test_classify import accuracy_of
 
@@ -14,6 +21,14 @@ def problem(count=400, features=6, classes=4, seed=0):
     labels = draw.integers(0, classes, count)
     x = (centers[labels] + draw.normal(size=(count, features))) * draw.uniform(0.1, 9, features) + 5
     return x.astype(np.float32), labels
+
+
+def fit(features, labels, classes, penalties, iterations):
+    """Return penalty, kernel and bias for the raw features of each fit."""
+    standardized = features.copy()
+    mean, scale = standardize(standardized)
+    found = fit_path(standardized, labels, classes, penalties, iterations)
+    return [(penalty, *for_raw_features(kernel, bias, mean, scale)) for penalty, kernel, bias in found]
 
 
 def gradient(features, labels, kernel, bias, penalty):
@@ -30,9 +45,10 @@ def gradient(features, labels, kernel, bias, penalty):
 # Bugs caught: a penalty that is scaled by the number of images or classes or reaches the bias; features standardized in
 # the fit and not in the classifier; two classes with another penalty than many.
 @pytest.mark.parametrize("classes", [2, 4])
-def test_the_fit_is_a_minimum(classes):
+def test_the_fit_is_a_minimum(classes, monkeypatch):
+    monkeypatch.setattr(cached_probe, "_ROWS", 150)
     features, labels = problem(classes=classes)
-    found = list(fit_path(features, labels, classes, [1e-3, 1e-1], 2000))
+    found = fit(features, labels, classes, [1e-3, 1e-1], 2000)
     assert [penalty for penalty, _, _ in found] == [1e-1, 1e-3]
     for penalty, kernel, bias in found:
         for slope in gradient(features, labels, kernel, bias, penalty):
@@ -43,7 +59,7 @@ def test_the_fit_is_a_minimum(classes):
 def test_constant_features_and_absent_classes():
     features, labels = problem(classes=3)
     features[:, 2] = 7.0
-    [(_, kernel, bias)] = fit_path(features, labels + 1, 5, [1e-2], 200)
+    [(_, kernel, bias)] = fit(features, labels + 1, 5, [1e-2], 200)
     assert np.isfinite(kernel).all()
     assert not kernel[2].any()
     assert ((features @ kernel + bias).argmax(axis=1) == labels + 1).mean() > 0.8
@@ -53,8 +69,8 @@ def test_constant_features_and_absent_classes():
 def test_the_penalty_is_chosen_on_held_out_images():
     draw = np.random.default_rng(1)
     noise, labels = draw.normal(size=(60, 200)).astype(np.float32), draw.integers(0, 2, 60)
-    recipe = tiny_classifier_recipe(ProbeRecipe, cached__penalties=(1e-4, 10.0), cached__held_out_share=0.5)
-    assert max(choose_penalty(noise, labels, recipe).values()) < 0.85  # memorized it would be 1
+    settings = Cached(penalties=(1e-4, 10.0))
+    assert max(choose_penalty(noise, labels, 30, settings).values()) < 0.85  # memorized it would be 1
     assert best_penalty({1e-3: 0.9, 0.1: 0.9, 1.0: 0.8}) == 0.1
 
 
@@ -63,13 +79,13 @@ def test_a_cached_probe_uses_the_validation_labels_only_at_the_end(tmp_path, pre
     recipe = tiny_classifier_recipe(ProbeRecipe, cached__penalties=(0.1, 1e-3))
     seen = []
 
-    def choose(features, labels, recipe):
-        seen.append((features.shape, len(labels)))
-        return choose_penalty(features, labels, recipe)
+    def choose(features, labels, held_out, settings):
+        seen.append((features.shape, len(labels), held_out))
+        return choose_penalty(features, labels, held_out, settings)
 
     monkeypatch.setattr(cached_probe, "choose_penalty", choose)
     summary = probe_cached(recipe, model=pretrained, run_dir=tmp_path, quiet=True).summary
-    assert seen == [((1437, 128), 1437)]
+    assert seen == [((1437, 128), 1437, 287)]
     assert set(summary["held_out_top1"]) == {"0.1", "0.001"}
     assert summary["last"]["top1"] == pytest.approx(accuracy_of(tmp_path, recipe))
     assert (tmp_path / "confusion.csv").exists()
