@@ -19,21 +19,18 @@ class BadImages:
     """
 
     def __init__(self, path: Path | None, *, images: int, max_share: float) -> None:
-        """Create a tally. Images that `path` lists already, from an earlier part of the run, are counted.
+        """Count the images that `path` lists already, from an earlier part of the run.
 
         Args:
             path: the list; None: only count.
             images: number of images of the source.
             max_share: share of them that may be bad, 0 to 1. Unless it is 0, one bad image is always allowed.
         """
-        self.path = path
-        self.images = images
-        self.max_share = max_share
+        self.path, self.images, self.max_share = path, images, max_share
         self.allowed = max(1, int(max_share * images)) if max_share > 0 else 0
         self.fatal: DataError | None = None
         self._lock = threading.Lock()
-        self._tried = 0
-        self._tried_bad = 0
+        self._tried = self._tried_bad = 0
         self._names: set[str] = set()
         if path is not None and path.exists():
             lines = path.read_text(encoding="utf-8", errors="replace").splitlines()

@@ -7,6 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,27 +30,19 @@ class Spread(NamedTuple):
 
 @dataclass
 class DataReport:
-    """What a check found.
-
-    Attributes:
-        images: number of images.
-        classes: images of each class by name, or by number if classes have no names. Empty without labels.
-        unlabelled: images without a class.
-        corrupt: name and reason of each image that cannot be read.
-        widths, heights, sizes: pixels, pixels and bytes of each readable image.
-        duplicates: groups of names with the same bytes; None if they were not searched.
-        bad_shards: name and reason of each shard whose checksum differs from the index; None without an index.
-    """
+    """What a check found."""
 
     images: int
-    classes: dict[str, int] = field(default_factory=dict)
+    classes: dict[str, int] = field(
+        default_factory=dict
+    )  # images by class name, or number; empty without labels
     unlabelled: int = 0
-    corrupt: dict[str, str] = field(default_factory=dict)
-    widths: list[int] = field(default_factory=list)
+    corrupt: dict[str, str] = field(default_factory=dict)  # name and reason of each unreadable image
+    widths: list[int] = field(default_factory=list)  # of each readable image, pixels
     heights: list[int] = field(default_factory=list)
-    sizes: list[int] = field(default_factory=list)
-    duplicates: list[list[str]] | None = None
-    bad_shards: dict[str, str] | None = None
+    sizes: list[int] = field(default_factory=list)  # bytes
+    duplicates: list[list[str]] | None = None  # groups of names with the same bytes; None: not searched
+    bad_shards: dict[str, str] | None = None  # name and reason of each damaged shard; None without an index
 
     @property
     def corrupt_share(self) -> float:
@@ -109,10 +102,6 @@ def check_data(
         duplicates: find images with the same bytes.
         on_progress: called with the number of images done.
     """
-
-    def look(index: int) -> _Finding:
-        return _look(source, index, hashed=duplicates)
-
     report = DataReport(len(source))
     same: dict[bytes, list[str]] = defaultdict(list)
     labels: Counter[int] = Counter()
@@ -120,8 +109,9 @@ def check_data(
     shards = {} if index is None else _by_end(index)
     damages: dict[str, Future[str | None]] = {}
     with ThreadPoolExecutor(1, thread_name_prefix="checksum") as pool:
-        found = map_ahead(look, range(len(source)), threads=threads or available_cores())
-        for number, finding in enumerate(found, start=1):
+        look = partial(_look, source, duplicates)
+        findings = map_ahead(look, range(len(source)), threads=threads or available_cores())
+        for number, finding in enumerate(findings, start=1):
             labels[finding.label] += 1
             if finding.reason is not None:
                 report.corrupt[finding.name] = finding.reason
@@ -148,7 +138,7 @@ def check_data(
     return report
 
 
-def _look(source: ImageSource, index: int, *, hashed: bool) -> _Finding:
+def _look(source: ImageSource, hashed: bool, index: int) -> _Finding:
     name, label, digest = printable(source.image_name(index)), -1, b""
     try:
         label = source.label(index)

@@ -26,14 +26,7 @@ class Digits:
     class_names = tuple(str(digit) for digit in range(10))
 
     def __init__(self, split: str) -> None:
-        """Load a split.
-
-        Args:
-            split: "train" or "test".
-
-        Raises:
-            DataError: the split is unknown, or scikit-learn is not installed.
-        """
+        """Load `train` or `test`."""
         if split not in ("train", "test"):
             raise DataError(f"The split of the digits must be train or test; received {split!r}.")
         try:

@@ -1,4 +1,4 @@
-"""Images that are files below a folder: unlabelled, or with one folder for each class."""
+"""Images that are files below a folder: unlabeled, or with one folder for each class."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class _Files:
 
 
 class ImageFolder(_Files):
-    """All images below a folder at any depth, unlabelled; a folder's files come before its folders, by name."""
+    """All images below a folder at any depth, unlabeled; a folder's files come before its folders, by name."""
 
     kind: Final = "images"
     class_names: tuple[str, ...] = ()

@@ -16,19 +16,13 @@ from swav_tf.recipe.classifier import ClassifierRecipe
 
 @dataclass(frozen=True)
 class LabelledData:
-    """Training and validation images with one numbering of classes.
+    """Training and validation images with one numbering of classes."""
 
-    Attributes:
-        train, validation: the images; `train` may be a subset.
-        train_labels, validation_labels: their classes, from 0.
-        class_names: of all classes, also of those without images in the subset; printable.
-    """
-
-    train: ImageSource
+    train: ImageSource  # may be a subset
     train_labels: npt.NDArray[np.int64]
     validation: ImageSource
     validation_labels: npt.NDArray[np.int64]
-    class_names: tuple[str, ...]
+    class_names: tuple[str, ...]  # of all classes, also of those without images in the subset; printable
 
 
 def open_labelled(recipe: ClassifierRecipe) -> LabelledData:
@@ -56,11 +50,9 @@ def printable_names(class_names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def labels_among(class_names: tuple[str, ...], validation: ImageSource) -> npt.NDArray[np.int64]:
-    """Return the labels of validation images, checked against the classes of a classifier.
+    """Return the labels of validation images, checked against the classes of a classifier's outputs.
 
-    Args:
-        class_names: of the classifier's outputs.
-        validation: the images; if they do not name their classes, only the numbers are checked.
+    Only the numbers are checked if the images do not name their classes.
 
     Raises:
         DataError: labels are missing, or of other classes.
@@ -94,16 +86,13 @@ def _labels(source: ImageSource, what: str) -> npt.NDArray[np.int64]:
 
 
 def _differences(train: tuple[str, ...], validation: tuple[str, ...]) -> str:
-    differences = [
-        f"{len(only):,} only among the {what} images: {first_of(sorted(only))}"
-        for what, only in (
-            ("training", set(train) - set(validation)),
-            ("validation", set(validation) - set(train)),
-        )
-        if only
+    only = {"training": set(train) - set(validation), "validation": set(validation) - set(train)}
+    lines = [
+        f"{len(names):,} only among the {what} images: {first_of(sorted(names))}"
+        for what, names in only.items()
+        if names
     ]
     return (
-        f"Training and validation images must have the same classes. Received: {len(train):,} and {len(validation):,}; "
-        + ("; ".join(differences) or "the same names in another order")
-        + "."
+        "Training and validation images must have the same classes. "
+        f"Received: {len(train):,} and {len(validation):,}; {'; '.join(lines) or 'the same names in another order'}."
     )

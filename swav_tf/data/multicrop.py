@@ -132,23 +132,15 @@ def render(image: ops.Image, crop: Crop, out: ops.Image) -> None:
         ops.ADJUSTMENTS[index](out, amount, out)
     if crop.grayscale:
         ops.grayscale(out, out)
-    if crop.blur_sigma is not None and crop.blur_sigma > 0:
+    if crop.blur_sigma is not None:
         ops.gaussian_blur(out, crop.blur_sigma, out)
 
 
 class MultiCrop:
     """Cut one image into its crops (docs/algorithm.md, "Crops"); the device normalizes them."""
 
-    def __init__(self, crops: tuple[CropGroup, ...], augment: Augment, *, colour: bool = True) -> None:
-        """Create the transform; with `colour=False` crops are only cut and flipped, with the same boxes."""
-        self.groups = crops
-        if not colour:
-            off = {"probability": 0.0}
-            jitter, blur = augment.jitter.model_copy(update=off), augment.blur.model_copy(update=off)
-            augment = augment.model_copy(
-                update={"jitter": jitter, "blur": blur, "grayscale_probability": 0.0}
-            )
-        self.augment = augment
+    def __init__(self, crops: tuple[CropGroup, ...], augment: Augment) -> None:
+        self.groups, self.augment = crops, augment
         self.crop_count = sum(group.count for group in crops)
 
     def __call__(

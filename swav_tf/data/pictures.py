@@ -61,13 +61,7 @@ def contact_sheet(
     """Draw one row for each image: the image, then its crops, the groups' sizes in proportion.
 
     The images are the first readable ones in the order of `epoch`, with the crops that a run takes in that epoch.
-
-    Args:
-        source: images to show.
-        recipe: gives crops, augmentation and seed.
-        rows: number of images, at least 1; fewer if the source has fewer.
-        epoch: from 0.
-        height: of a row and of the largest crop, pixels.
+    `height` is that of a row and of the largest crop, pixels.
 
     Raises:
         DataError: no image can be read.
@@ -110,11 +104,7 @@ def image_sheet(source: ImageSource, *, count: int = 48, side: int = 128) -> Pil
 def _readable(
     source: ImageSource, count: int, *, seed: int, epoch: int, max_unreadable: int = _MAX_UNREADABLE
 ) -> Iterator[tuple[int, Image]]:
-    """Yield the first `count` readable images in the epoch's order, or fewer after too many unreadable ones.
-
-    Raises:
-        DataError: there is none.
-    """
+    """Yield the first `count` readable images in the epoch's order, or fewer after too many unreadable ones."""
     reasons: list[str] = []
     found = 0
     for index in epoch_order(len(source), seed=seed, epoch=epoch).tolist():

@@ -60,7 +60,7 @@ def fingerprint(source: ImageSource) -> dict[str, Any]:
 
 
 def open_source(data: Data, *, validation: bool = False) -> ImageSource:
-    """Open the images of a recipe's `data` section, or with `validation` its labelled validation images.
+    """Open the images of a recipe's `data` section, or with `validation` its labeled validation images.
 
     Raises:
         DataError: the images are missing, or not of the kind in `data.kind`.
@@ -75,11 +75,9 @@ def open_source(data: Data, *, validation: bool = False) -> ImageSource:
             return Digits(split)
         from swav_tf.data.tfds import open_tfds
 
-        return open_tfds(
-            _required(data.path, "data.path", "the name of a TensorFlow Datasets data set"), split
-        )
+        return open_tfds(_required(data.path, "data.path", "the name of a TFDS data set"), split)
     if validation:
-        path = _required(data.validation_path, "data.validation_path", "labelled images to validate on")
+        path = _required(data.validation_path, "data.validation_path", "labeled images to validate on")
     else:
         path = _required(data.path, "data.path", "the folder of the images")
     if data.kind == "tfrecord":

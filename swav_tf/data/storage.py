@@ -67,9 +67,7 @@ def matching(pattern: str) -> list[str]:
         return sorted(glob.glob(pattern))
     with _remote(pattern) as (files, inner):
         text, chain, archive = pattern.partition("::")
-        prefix = text.removesuffix(
-            inner.lstrip("/")
-        )  # scheme and host, which fsspec leaves out of what it finds
+        prefix = text.removesuffix(inner.lstrip("/"))  # scheme and host, which fsspec leaves out
         return sorted(f"{prefix}{path.lstrip('/')}{chain}{archive}" for path in files.glob(inner))
 
 
@@ -79,12 +77,12 @@ def remote_files_below(folder: str) -> list[str]:
         found = files.find(inner)
         files.invalidate_cache()  # the client library would keep a dictionary for each file
     names = [path[len(inner.rstrip("/")) :].lstrip("/") for path in found]
-    return sorted(names, key=_visiting_order)
 
+    def visiting_order(name: str) -> list[tuple[bool, str]]:
+        *folders, file = name.split("/")
+        return [*((True, folder) for folder in folders), (False, file)]
 
-def _visiting_order(name: str) -> list[tuple[bool, str]]:
-    *folders, file = name.split("/")
-    return [*((True, folder) for folder in folders), (False, file)]
+    return sorted(names, key=visiting_order)
 
 
 def facts(path: str) -> FileFacts:

@@ -13,8 +13,6 @@ from swav_tf.data.augment import Image
 from swav_tf.data.sources import ImageSource
 from swav_tf.plumbing.errors import DataError
 
-_SHOWN = 20
-
 
 class Subset:
     """The images of a source at some indices, in their order, with the classes of the source."""
@@ -40,12 +38,7 @@ class Subset:
 
 
 def draw_subset(source: ImageSource, *, share: float, seed: int) -> list[str]:
-    """Return the names of a random share of each class's images, in the order of the source.
-
-    Args:
-        source: labelled images.
-        share: of each class's images, 0 to 1; at least one image of each.
-        seed: of the draw.
+    """Return the names of a random share (0 to 1) of each class's images, at least one, in the source's order.
 
     Raises:
         DataError: images have no class, or a name that a list cannot contain.
@@ -100,20 +93,14 @@ def read_subset(path: Path | str, source: ImageSource) -> Subset:
             source.image_name(i) for i, times in chosen.items() if i is not None and times > 1
         ],
     }
-    complaints = [
-        f"{len(found):,} of {len(names):,} {what}: {first_of(found)}"
-        for what, found in wrong.items()
-        if found
-    ]
-    if complaints:
-        raise DataError(
-            f"Each line of {path} must name one image, by its path below the folder or its file name.\n  "
-            + "\n  ".join(complaints)
-        )
+    lines = [f"  {len(n):,} of {len(names):,} {what}: {first_of(n)}" for what, n in wrong.items() if n]
+    if lines:
+        must = f"Each line of {path} must name one image, by its path below the folder or its file name."
+        raise DataError("\n".join([must, *lines]))
     return Subset(source, sorted(index for index in chosen if index is not None))
 
 
 def first_of(names: Iterable[str]) -> str:
     """Return the first 20 names of a list for a message."""
     found = list(names)
-    return ", ".join(found[:_SHOWN]) + (" ..." if len(found) > _SHOWN else "")
+    return ", ".join(found[:20]) + (" ..." if len(found) > 20 else "")

@@ -12,14 +12,9 @@ from swav_tf.plumbing.errors import DataError
 
 
 def open_tfds(name: str, split: str) -> ImageSource:
-    """Open a split of a data set, which is downloaded and prepared as ArrayRecord if necessary.
+    """Open a split, such as `train[:10%]`, of a data set; it is downloaded and prepared as ArrayRecord if necessary.
 
-    Args:
-        name: of the data set, or the folder of a prepared one (ArrayRecord or TFRecord).
-        split: such as `train` or `train[:10%]`.
-
-    Raises:
-        DataError: the data set or split is unknown, or has no images.
+    `name` is that of the data set, or the folder of a prepared one (ArrayRecord or TFRecord).
     """
     try:
         import tensorflow_datasets as tfds

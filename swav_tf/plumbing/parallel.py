@@ -18,7 +18,7 @@ def map_ahead(
 
     `ThreadPoolExecutor.map` submits all items at once, at about 2 KB each.
     """
-    with ThreadPoolExecutor(threads, thread_name_prefix=function.__name__) as pool:
+    with ThreadPoolExecutor(threads) as pool:
         waiting: deque[Future[Result]] = deque()
         try:
             for item in items:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
-import math
+import re
 import typing
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -15,10 +15,26 @@ from pydantic_core import ErrorDetails
 
 from swav_tf.recipe.section import Section
 
+_NUMBER_OR_BOOL = re.compile(r"true|false|[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
+
 
 def describe_settings(recipe: type[Section]) -> dict[str, dict[str, str]]:
     """Return {path: type with bounds, default and meaning, in words}; `N` in a path is a list index."""
-    return {path: _describe(info) for path, info in _settings(recipe)}
+    signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
+    found = {}
+    for path, info in _settings(recipe):
+        bounds = [
+            f"{sign} {getattr(bound, name)}"
+            for bound in info.metadata
+            for name, sign in signs.items()
+            if hasattr(bound, name)
+        ]
+        default = "must be set"
+        if not info.is_required():
+            default = f"default {json.dumps(info.get_default(call_default_factory=True))}"
+        kind = " ".join([_type_name(info.annotation), *bounds])
+        found[path] = {"type": kind, "default": default, "meaning": str(info.description)}
+    return found
 
 
 def explain_errors(invalid: ValidationError, recipe: type[Section]) -> list[str]:
@@ -63,24 +79,6 @@ def _settings(section: type[Section], prefix: str = "") -> Iterator[tuple[str, F
             yield from _settings(below, f"{prefix}{name}.{index}")
 
 
-def _describe(info: FieldInfo) -> dict[str, str]:
-    signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
-    bounds = [
-        f"{sign} {getattr(bound, name)}"
-        for bound in info.metadata
-        for name, sign in signs.items()
-        if hasattr(bound, name)
-    ]
-    default = "must be set"
-    if not info.is_required():
-        default = f"default {json.dumps(info.get_default(call_default_factory=True))}"
-    return {
-        "type": " ".join([_type_name(info.annotation), *bounds]),
-        "default": default,
-        "meaning": str(info.description),
-    }
-
-
 def _type_name(annotation: Any) -> str:
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is typing.Literal:
@@ -94,12 +92,13 @@ def _type_name(annotation: Any) -> str:
 
 def _explain(error: ErrorDetails, recipe: type[Section]) -> str:
     keys, kind, received = error["loc"], error["type"], error["input"]
+    _, meaning = _follow(keys, recipe)
     if kind == "impossible":
         return str(error["ctx"]["remark"])
     if kind == "extra_forbidden":
         return f"{dotted(keys)}: no such setting (value {shown(received)}).{_nearest_setting(keys, recipe)}"
     if kind == "missing" and not isinstance(keys[-1], int):
-        return f"{dotted(keys)}: must be set{_meaning(keys, recipe)}"
+        return f"{dotted(keys)}: must be set{meaning}"
     if kind == "missing":
         keys, must = keys[:-1], f"must have {int(keys[-1]) + 1} values"
     elif kind == "too_short":
@@ -109,31 +108,23 @@ def _explain(error: ErrorDetails, recipe: type[Section]) -> str:
     else:
         must = error["msg"].replace("Input should be", "must be")
         must = must.replace("a valid array", "a list").replace("an object", "a mapping")
-    return f"{dotted(keys)}: {must}, got {shown(received)}{_hint(kind, received)}{_meaning(keys, recipe)}"
+    return f"{dotted(keys)}: {must}, got {shown(received)}{_hint(kind, received)}{meaning}"
 
 
 def _hint(kind: str, received: Any) -> str:
     if kind == "string_type" and isinstance(received, int | float):
         return f"; write it in quotes: '{received}'"
-    if kind in ("int_type", "float_type", "bool_type") and _needs_no_quotes(received):
-        return "; write it without quotes"
+    if kind in ("int_type", "float_type", "bool_type") and isinstance(received, str):
+        return "; write it without quotes" if _NUMBER_OR_BOOL.fullmatch(received) else ""
     if kind in ("int_from_float", "int_type") and isinstance(received, float) and received.is_integer():
         return f"; write {int(received)}"
     return ""
 
 
-def _needs_no_quotes(value: Any) -> bool:
-    try:
-        return isinstance(value, str) and (value in ("true", "false") or math.isfinite(float(value)))
-    except ValueError:
-        return False
-
-
 def _nearest_setting(keys: Sequence[Any], recipe: type[Section]) -> str:
     """Return which setting was probably meant: one of the same section, else one of that name elsewhere."""
-    section = _section_at(keys[:-1], recipe)
-    if section is None:
-        return ""
+    section, _ = _follow(keys[:-1], recipe)
+    assert section is not None  # only sections refuse unknown keys
     word = str(keys[-1])
     near = [dotted([*keys[:-1], name]) for name in difflib.get_close_matches(word, section.model_fields, n=1)]
     near += [path for path, _ in _settings(recipe) if path.rpartition(".")[2] == word]
@@ -142,19 +133,17 @@ def _nearest_setting(keys: Sequence[Any], recipe: type[Section]) -> str:
     return f" {'Settings here' if len(keys) > 1 else 'Sections'}: {', '.join(section.model_fields)}."
 
 
-def _section_at(keys: Sequence[Any], recipe: type[Section]) -> type[Section] | None:
-    section: type[Section] | None = recipe
+def _follow(keys: Sequence[Any], recipe: type[Section]) -> tuple[type[Section] | None, str]:
+    """Return the section at `keys`, if it is one, and ` (description)` of the innermost known setting on the way."""
+    section, meaning = recipe, ""
     for key in keys:
-        if not isinstance(key, int):
-            info = section.model_fields.get(key) if section is not None else None
-            section = section_of(info.annotation) if info is not None else None
-    return section
-
-
-def _meaning(keys: Sequence[Any], recipe: type[Section]) -> str:
-    """Return ` (description)` of the setting at `keys`, or of the innermost known one around it."""
-    for end in range(len(keys), 0, -1):
-        parent = _section_at(keys[: end - 1], recipe)
-        if parent is not None and keys[end - 1] in parent.model_fields:
-            return f" ({parent.model_fields[keys[end - 1]].description})"
-    return ""
+        if isinstance(key, int):
+            continue
+        info = section.model_fields.get(key)
+        if info is None:
+            return None, meaning
+        meaning, below = f" ({info.description})", section_of(info.annotation)
+        if below is None:
+            return None, meaning
+        section = below
+    return section, meaning
