@@ -71,11 +71,10 @@ def load_trained(run_dir: Path, *, step: int | None = None) -> TrainedModel:
     if not (run_dir / "config.yaml").exists():
         raise UsageError(f"RUN must be a run folder, with config.yaml and checkpoints/. Received: {run_dir}.")
     recipe = load_any_recipe(run_dir / "config.yaml")
-    kind = recipe.kind
-    store = CheckpointStore(run_dir / "checkpoints", kind=kind)
+    store = CheckpointStore(run_dir / "checkpoints", kind=recipe.kind)
     steps = store.steps()
     if not steps:
-        raise UsageError(f"{run_dir} has no checkpoint yet. `swav-tf {kind}` writes one.")
+        raise UsageError(f"{run_dir} has no checkpoint yet. `swav-tf {recipe.kind}` writes one.")
     if step is not None and step not in steps:
         raise UsageError(f"{run_dir} has checkpoints of steps {steps}. Received: step {step}.")
     # A damaged newest checkpoint is an error: an older one would pass for the newest.
@@ -109,7 +108,10 @@ def load_trained(run_dir: Path, *, step: int | None = None) -> TrainedModel:
 def build_graph(
     trained: TrainedModel, *, outputs: Sequence[str], size: int | None, graph_input: Input
 ) -> onnx.ModelProto:
-    """Convert a model to an ONNX graph in float32 with these outputs, in order, for images of any size if None."""
+    """Convert a model to an ONNX graph in float32 with these outputs, in this order.
+
+    Its input is uint8 (batch, size, size, 3) or normalized float32 (batch, 3, size, size); a size of None is any.
+    """
     import tf2onnx  # after TensorFlow, which it needs
 
     # Otherwise it silently skips optimizations that fail, and copies the graph before each of them.

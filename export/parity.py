@@ -27,17 +27,17 @@ CONSTANT: Final = 1e-6  # outputs are constant if their differences are a smalle
 class Gate:
     """The limits of a precision; None: no limit."""
 
-    relative_error: float | None  # of each output
-    cosine: float | None  # smallest, of an image's features with the reference's
-    knn_drop_points: float | None  # percentage points
-    random_images: bool  # whether it applies to images of random pixels too
+    relative_error: float | None = None  # of each output
+    cosine: float | None = None  # smallest, of an image's features with the reference's
+    knn_drop_points: float | None = None  # percentage points
+    random_images: bool = True  # whether it applies to images of random pixels too
 
 
 GATES: Final[Mapping[Precision, Gate]] = {
-    "fp32": Gate(relative_error=1e-5, cosine=None, knn_drop_points=None, random_images=True),
-    "fp16": Gate(relative_error=None, cosine=0.9999, knn_drop_points=None, random_images=True),
+    "fp32": Gate(relative_error=1e-5),
+    "fp16": Gate(cosine=0.9999),
     # It is calibrated on real images: random pixels are outside of its ranges by design.
-    "int8": Gate(relative_error=None, cosine=0.99, knn_drop_points=0.5, random_images=False),
+    "int8": Gate(cosine=0.99, knn_drop_points=0.5, random_images=False),
 }
 
 
@@ -51,9 +51,7 @@ class Parity:
     relative_error: dict[str, float] = field(default_factory=dict)
     cosine_min: float | None = None  # of an image's features with the reference's
     cosine_median: float | None = None
-    neighbour_overlap: float | None = (
-        None  # share of the 10 nearest images that are the same; None: too few images
-    )
+    neighbour_overlap: float | None = None  # share of the 10 nearest images that are the same
     cluster_agreement: float | None = None  # share of images with the same prototype; None without scores
     # k-NN top-1 (0 to 1), each labeled image classified by the others: on the reference, on the file.
     knn_images: int = 0

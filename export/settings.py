@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final, Literal, get_args
 
 from evaluate.backends.engine_file import Batches, BuilderOptions
 from evaluate.backends.onnx_metadata import Input, Precision
@@ -15,7 +15,7 @@ from swav_tf.plumbing.errors import UsageError
 Target = Literal["cpu", "tensorrt"]
 Method = Literal["minmax", "entropy", "percentile"]
 OUTPUTS: Final = ("features", "projections", "scores", "logits")
-PRECISIONS: Final = ("fp32", "fp16", "int8")
+PRECISIONS: Final = get_args(Precision)
 PROFILE: Final = Batches(min=1, opt=8, max=32)
 
 
@@ -28,9 +28,8 @@ class ExportSettings:
     """
 
     precisions: tuple[Precision, ...] = ("fp32",)  # one file for each
-    outputs: tuple[
-        str, ...
-    ] = ()  # in order, with `features`; empty: `features`, and `logits` of a classifier
+    # In order, with `features`; empty: `features`, and `logits` of a classifier.
+    outputs: tuple[str, ...] = ()
     graph_input: Input = "uint8"  # (batch, size, size, 3), or normalized float32 (batch, 3, size, size)
     size: int | None = None  # side of the images, pixels; None: the recipe's evaluation view
     dynamic_size: bool = False  # let the graph take images of any size; parity is measured at `size`
@@ -43,9 +42,7 @@ class ExportSettings:
     calibration_images: int = 256  # different ones, for int8
     target: Target = "cpu"  # where int8 will run; the graphs differ
     calibration: Method = "minmax"  # how int8 finds the ranges of activations
-    percentile: float = (
-        99.99  # share of the activations inside the range, percent; for calibration `percentile`
-    )
+    percentile: float = 99.99  # of the activations inside the range; for calibration `percentile`
     seed: int = 0  # of the draw of images
 
     def __post_init__(self) -> None:

@@ -1,5 +1,7 @@
 """Half precision and int8: what is in lower precision, what is not, and the sweep."""
 
+from copy import deepcopy
+
 import numpy as np
 import onnx
 import pytest
@@ -38,18 +40,15 @@ def test_fp16_is_fp16(graph):
     assert weight_types(half, "Conv") == {TensorProto.FLOAT16}
     assert weight_types(half, "MatMul") == {TensorProto.FLOAT}
     assert operators(half)["Cast"] == operators(graph)["Cast"] + 2  # into the backbone and out of it
-    assert [v.type.tensor_type.elem_type for v in [*half.graph.input, *half.graph.output]] == [
-        TensorProto.UINT8,
-        *[TensorProto.FLOAT] * 3,
-    ]
+    types = [value.type.tensor_type.elem_type for value in [*half.graph.input, *half.graph.output]]
+    assert types == [TensorProto.UINT8, *[TensorProto.FLOAT] * 3]
     assert weight_types(graph, "Conv") == {TensorProto.FLOAT}  # the original is untouched
 
 
 # Bug caught: a weight that becomes infinite without a word.
 def test_fp16_refuses_weights_beyond_its_range(graph):
-    model = onnx.ModelProto()
-    model.CopyFrom(graph)
-    [name] = [node.input[1] for node in model.graph.node if node.op_type == "Conv"][:1]
+    model = deepcopy(graph)
+    name = next(node.input[1] for node in model.graph.node if node.op_type == "Conv")
     [tensor] = [tensor for tensor in model.graph.initializer if tensor.name == name]
     tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(1e8), name))
     with pytest.raises(ExportError, match="within 65504 for fp16"):
