@@ -97,14 +97,7 @@ def import_weights(
     """
     source, to = Path(source), Path(to)
     as_file, for_classifier = to.suffix == ".safetensors", backbone is not None or classes is not None
-    if to.exists() and (as_file or not to.is_dir() or any(to.iterdir())):
-        raise UsageError(f"--to must be new: nothing is overwritten. Received: {to}, which exists.")
-    if as_file and (config or overrides):
-        raise UsageError("A file has no recipe: give --config and -o only with a run folder.")
-    if as_file and for_classifier:
-        raise UsageError(
-            "--backbone and --classes are for a run folder: a file contains only what FILE does."
-        )
+    _check_target(to, as_file, for_classifier, with_recipe=config is not None or bool(overrides))
     found = open_weights(source)
     fitted = fit(found, source, backbone_only=backbone_only)
     sizes = fitted.sizes
@@ -130,6 +123,17 @@ def import_weights(
         _write_run(to, recipe, arrays, origin, facts)
         sizes = Sizes(used.sizes.network, used.sizes.width, classes=sizes.classes)
     return Imported(to, found.format, sizes, fitted.left_out, recipe)
+
+
+def _check_target(to: Path, as_file: bool, for_classifier: bool, *, with_recipe: bool) -> None:
+    if to.exists() and (as_file or not to.is_dir() or any(to.iterdir())):
+        raise UsageError(f"--to must be new: nothing is overwritten. Received: {to}, which exists.")
+    if as_file and with_recipe:
+        raise UsageError("A file has no recipe: give --config and -o only with a run folder.")
+    if as_file and for_classifier:
+        raise UsageError(
+            "--backbone and --classes are for a run folder: a file contains only what FILE does."
+        )
 
 
 def _write_run(

@@ -127,7 +127,7 @@ def _dense(torch: str, own: str, outputs: int, inputs: int) -> Iterator[Slot]:
 
 
 def as_torch(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Return our arrays with PyTorch's names and layout; arrays without a name in PyTorch keep theirs."""
+    """Return our arrays with PyTorch's names and layout; the others stay as they are."""
     models = [*map(Sizes, ARCHITECTURES), Sizes(None, head=(0, 0), prototypes=0, classes=0)]
     known = {slot.own: slot for sizes in models for slot in slots(sizes)}
     found = {}

@@ -103,7 +103,7 @@ def from_bytes(data: bytes, dtype: str) -> np.ndarray:
 
 
 def whole_numbers(values: Any) -> tuple[int, ...]:
-    """Return sizes or strides from a pickle; UnpicklingError unless it is a short list of whole numbers from 0."""
+    """Return sizes or strides from a pickle; UnpicklingError unless they are few integers of at least 0."""
     if not isinstance(values, (tuple, list)) or len(values) > 32:
         raise pickle.UnpicklingError("a tensor's shape is not a list of sizes")
     if any(type(value) is not int or value < 0 for value in values):
