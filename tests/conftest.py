@@ -1,7 +1,10 @@
-"""Settings that must stand before any test imports TensorFlow, Keras or matplotlib."""
+"""Settings that must be made before any test imports TensorFlow, Keras or matplotlib; fixtures of all tests."""
 
+import ctypes
+import gc
 import logging
 import os
+import sys
 
 import pytest
 
@@ -11,6 +14,19 @@ from tests.ports import reserve_port
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ["KERAS_BACKEND"] = "tensorflow"
 os.environ["MPLBACKEND"] = "Agg"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def memory_released():
+    """Release the models and graphs of a test file, which would add up to gigabytes over all files."""
+    yield
+    if "keras" in sys.modules:
+        import keras
+
+        keras.backend.clear_session()
+    gc.collect()
+    if sys.platform == "linux":
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 @pytest.fixture
