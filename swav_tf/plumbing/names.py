@@ -1,10 +1,10 @@
-"""File names as text: Linux allows any bytes in them, people and JSON want one line of characters. No TensorFlow."""
+"""File names as text: Linux allows any bytes in them, people and JSON need one line of characters."""
 
 from __future__ import annotations
 
 
 def printable(name: str) -> str:
-    r"""A name on one line, in characters that can be shown; others are written as escapes.
+    r"""Return a name on one line, with characters that cannot be shown as escapes.
 
     Newlines, control characters (a terminal would obey them) and bytes that are no UTF-8, which
     Python keeps as surrogates, come out as `\n`, `\x1b` and `\xe9`.
@@ -22,5 +22,5 @@ def _escape(character: str) -> str:
 
 
 def name_bytes(name: str) -> bytes:
-    """The bytes that the name has on disk."""
+    """Return the bytes of a name on disk."""
     return name.encode("utf-8", "surrogateescape")
