@@ -1,32 +1,30 @@
-"""`swav-tf benchmark` and `swav-tf compare`, as a person or a CI job calls them."""
+"""`benchmark` and `compare`."""
 
 import json
-from pathlib import Path
 
 import pytest
 
-from cli.errors import run_and_report
-from cli.main import swav_tf
 from evaluate.benchmark.schema import read_benchmark
-from tests.cli.command_line import TENSORFLOW, Run, Told, run_without
+from tests.cli.command_line import TENSORFLOW, run_without, succeed
 from tests.evaluate.exported import make_exported
 
-QUICK = ["--seconds", "0.02", "--runs", "5", "--threads", "1", "--quiet"]
-AGAIN = [*QUICK, "--batch", "1,4", "--runner", "ort-cpu,keras", "--resume"]
+QUICK = "--seconds 0.02 --runs 5 --threads 1 --quiet"
+AGAIN = f"{QUICK} --batch 1,4 --runner ort-cpu,keras --resume"
+
+pytestmark = pytest.mark.multiprocess
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An export and its benchmark, a.json and a.html, with the cells of one runner skipped."""
+def folder(tmp_path_factory):
+    """Return an export and its benchmark, a.json and a.html, in which the cells of one runner are skipped."""
     folder = make_exported(tmp_path_factory.mktemp("models") / "tiny")
-    arguments = ["benchmark", str(folder), *QUICK, "--batch", "4,1", "--runner", "ort-cpu,keras"]
-    arguments += ["--json", str(folder / "a.json"), "--html", str(folder / "a.html")]
-    assert run_and_report(swav_tf, arguments) == 0
+    options = f"--batch 4,1 --runner ort-cpu,keras --json {folder}/a.json --html {folder}/a.html"
+    succeed(f"benchmark {folder} {QUICK} {options}")
     return folder
 
 
-# Bugs caught: options that do not arrive; a table without a cell; JSON that differs from the table.
-def test_benchmark(folder: Path, told: Told) -> None:
+# Bugs caught: options without effect; a table that lacks a cell; JSON that differs from the table.
+def test_benchmark(folder, output):
     benchmark = read_benchmark(folder / "a.json")
     assert (benchmark.settings.runs, benchmark.settings.threads) == (5, 1)
     assert [(c.runner, c.precision, c.batch, c.status) for c in benchmark.cells] == [
@@ -34,20 +32,16 @@ def test_benchmark(folder: Path, told: Told) -> None:
         *(("keras", "fp32", batch, "skipped") for batch in (1, 4)),
     ]
     assert "Keras runs run folders" in (folder / "a.html").read_text()
-    printed = told("benchmark", folder / "model-fp32.onnx", *QUICK, "--batch", "2", "--json", "-")
-    [cell] = json.loads(printed)["cells"]
+    [cell] = json.loads(output(f"benchmark {folder}/model-fp32.onnx {QUICK} --batch 2 --json -"))["cells"]
     assert (cell["runner"], cell["batch"], cell["status"]) == ("ort-cpu", 2, "ok")
     left = folder / ".part-0123abcd-a.json"  # by a process that was killed
     left.write_text("{")
-    table = told("benchmark", folder, *AGAIN, "--json", folder / "a.json")
+    table = output(f"benchmark {folder} {AGAIN} --json {folder}/a.json")
     assert not left.exists()
     assert read_benchmark(folder / "a.json").cells == benchmark.cells
     assert sum(line.split()[:1] == ["ort-cpu"] for line in table.splitlines()) == 4
     assert "skipped (Keras runs run folders, and none was given): keras fp32, 2 cells" in table
-
-
-def test_the_schema_is_printed(told: Told) -> None:
-    assert "images_per_second" in json.loads(told("benchmark", "--schema"))["$defs"]["Timing"]["properties"]
+    assert "images_per_second" in json.loads(output("benchmark --schema"))["$defs"]["Timing"]["properties"]
 
 
 # Bugs caught: a gate that accepts a slow or a missing cell, or refuses a fast one.
@@ -62,21 +56,21 @@ def test_the_schema_is_printed(told: Told) -> None:
         ("ort-cpu:fp32:1=fast", 2, "RUNNER:PRECISION:BATCH"),
     ],
 )
-def test_fail_below(limit: str, code: int, part: str, folder: Path, run: Run) -> None:
-    left = run("benchmark", folder, *AGAIN, "--json", folder / "a.json", "--fail-below", limit)
-    assert left.code == code
-    assert part in left.err
+def test_fail_below(limit, code, part, folder, run):
+    result = run(f"benchmark {folder} {AGAIN} --json {folder}/a.json --fail-below {limit}")
+    assert result.code == code
+    assert part in result.err
 
 
-def test_a_failed_cell_is_exit_code_1(tmp_path: Path, run: Run) -> None:
+def test_a_failed_cell_is_exit_code_1(tmp_path, run):
     wrong = make_exported(tmp_path / "wrong", ("fp32",), wrong=True)
-    left = run("benchmark", wrong, *QUICK, "--batch", "1")
-    assert left.code == 1
-    assert "failed (its features are not the model's" in left.out
+    result = run(f"benchmark {wrong} {QUICK} --batch 1")
+    assert result.code == 1
+    assert "failed (its features are not the model's" in result.out
 
 
-def scaled(path: Path, factor: float, **machine: object) -> Path:
-    """A copy of a benchmark that is `factor` times as fast, on a quiet machine."""
+def scaled(path, factor, **machine):
+    """Write a copy of a benchmark, `factor` times as fast, with little noise."""
     document = json.loads(path.read_text())
     for cell in document["cells"]:
         if cell["host"]:
@@ -89,62 +83,54 @@ def scaled(path: Path, factor: float, **machine: object) -> Path:
     return copy
 
 
-def test_compare(folder: Path, run: Run, told: Told) -> None:
+def test_compare(folder, run, output):
     a, slower, nearly = (scaled(folder / "a.json", factor) for factor in (1.0, 0.5, 0.93))
-    out = told("compare", a, slower)
-    assert out.count("slower") == 5
-    assert "Verdict: of 4 cells B is faster in 0, slower in 4" in out
-    left = run("compare", a, slower, "--fail-below", "0.95", "--json")
-    document = json.loads(left.out)
-    assert (left.code, len(document["below"])) == (1, 4)
+    assert "Verdict: of 4 cells B is faster in 0, slower in 4" in output(f"compare {a} {slower}")
+    result = run(f"compare {a} {slower} --fail-below 0.95 --json")
+    document = json.loads(result.out)
+    assert (result.code, len(document["below"])) == (1, 4)
     assert document["cells"][0]["ratio"] == pytest.approx(0.5)
-    out = told("compare", a, nearly, "--fail-below", "0.95")
-    assert "not surely below 0.95, accepted: ort-cpu:fp32:1" in out
+    printed = output(f"compare {a} {nearly} --fail-below 0.95")
+    assert "not surely below 0.95, accepted: ort-cpu:fp32:1" in printed
 
 
 # Bug caught: a gate across two machines, which proves nothing.
-def test_compare_of_two_machines(folder: Path, run: Run) -> None:
+def test_compare_of_two_machines(folder, run, refused):
     a, other = scaled(folder / "a.json", 1.0), scaled(folder / "a.json", 0.5, cpu="Other")
-    code, _, err = run("compare", a, other, "--fail-below", "0.9")
-    assert code == 2
-    assert "B Other" in err
-    code, out, _ = run("compare", a, other, "--fail-below", "0.9", "--any-machine")
-    assert code == 1
-    assert "differs: CPU" in out
+    refused(f"compare {a} {other} --fail-below 0.9", 2, "B Other")
+    result = run(f"compare {a} {other} --fail-below 0.9 --any-machine")
+    assert result.code == 1
+    assert "differs: CPU" in result.out
 
 
 # Bugs caught: a traceback, the wrong exit code, or an hour of measuring before the error.
 @pytest.mark.parametrize(
-    ("arguments", "part"),
+    ("line", "part"),
     [
-        (["benchmark"], "Missing argument 'MODEL...'"),
-        (["benchmark", "gone"], "not found"),
-        (["benchmark", "FOLDER", "--runner", "ort"], "--runner must be one of"),
-        (["benchmark", "FOLDER", "--precision", "fp8"], "--precision must be one of"),
-        (["benchmark", "FOLDER", "--batch", "0"], "whole numbers >= 1"),
-        (["benchmark", "FOLDER", "--seconds", "0"], "x>0"),
-        (["benchmark", "FOLDER", "--resume"], "--json FILE"),
-        (["benchmark", "FOLDER", "--seconds", "9", "--max-seconds", "3"], "at least --seconds"),
-        (["benchmark", "FOLDER", "--html", "FOLDER/a.json/x.html"], "writable folder"),
-        (["compare", "gone.json", "gone.json"], "not found"),
+        ("benchmark", "Missing argument 'MODEL...'"),
+        ("benchmark gone", "not found"),
+        ("benchmark FOLDER --runner ort", "--runner must be one of"),
+        ("benchmark FOLDER --precision fp8", "--precision must be one of"),
+        ("benchmark FOLDER --batch 0", "whole numbers >= 1"),
+        ("benchmark FOLDER --seconds 0", "x>0"),
+        ("benchmark FOLDER --resume", "--json FILE"),
+        ("benchmark FOLDER --seconds 9 --max-seconds 3", "at least --seconds"),
+        ("benchmark FOLDER --html FOLDER/a.json/x.html", "writable folder"),
+        ("compare gone.json gone.json", "not found"),
     ],
 )
-def test_usage_errors(arguments: list[str], part: str, folder: Path, run: Run) -> None:
-    left = run(*(word.replace("FOLDER", str(folder)) for word in arguments))
-    assert (left.code, left.out) == (2, "")
-    assert part in left.err
+def test_refusals(line, part, folder, refused):
+    refused(line.replace("FOLDER", str(folder)), 2, part)
 
 
-# Bug caught: a server with the extra `onnx` alone that is asked for TensorFlow, `onnx` or matplotlib.
-@pytest.mark.multiprocess
-def test_with_the_extra_onnx_alone(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+# Bug caught: a server with the extra `onnx` alone that needs TensorFlow, `onnx` or matplotlib.
+def test_with_the_extra_onnx_alone(folder, tmp_path, monkeypatch):
     blocked, file = [*TENSORFLOW, "tf2onnx", "onnx", "matplotlib"], tmp_path / "b.json"
     for name in blocked:  # for the processes that measure
         (tmp_path / f"{name}.py").write_text("raise ImportError('blocked')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    for command in (["benchmark", folder, *QUICK, "--batch", "1", "--json", file], ["compare", file, file]):
-        assert run_without(blocked, *command).code == 0
+    measure = f"benchmark {folder} {QUICK} --batch 1 --json {file}"
+    result = run_without(blocked, measure, f"compare {file} {file}", f"{measure} --html {tmp_path}/b.html")
+    assert result.code == 2
+    assert "pip install 'swav-tf[report]'" in result.err
     assert {cell.status for cell in read_benchmark(file).cells} == {"ok"}
-    left = run_without(blocked, "benchmark", folder, *QUICK, "--html", tmp_path / "b.html")
-    assert left.code == 2
-    assert "pip install 'swav-tf[report]'" in left.err

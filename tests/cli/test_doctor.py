@@ -1,101 +1,101 @@
+"""`doctor`, and the extras that messages recommend."""
+
 import json
 import re
 import sys
 import tomllib
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from cli import extras, installation
 from cli.installation import examine, find_clashes
-from tests.cli.command_line import ROOT, Run
+from tests.cli.command_line import ROOT
 
 
-def install_fake(folder: Path, distribution: str, package: str) -> None:
-    """What pip leaves behind of a distribution with one package."""
-    (folder / package).mkdir()
-    (folder / package / "__init__.py").write_text("")
-    info = folder / f"{distribution.replace('-', '_')}-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.0\n")
-    (info / "RECORD").write_text(f"{package}/__init__.py,,\n{info.name}/METADATA,,\n{info.name}/RECORD,,\n")
+@pytest.fixture
+def install_fake(tmp_path, monkeypatch):
+    """Install a distribution `other-tools` with one package, as pip would."""
+
+    def install(package):
+        info = tmp_path / "other_tools-1.0.dist-info"
+        for folder in (tmp_path / package, info):
+            folder.mkdir()
+        (tmp_path / package / "__init__.py").touch()
+        (info / "METADATA").write_text("Metadata-Version: 2.1\nName: other-tools\nVersion: 1.0\n")
+        (info / "RECORD").write_text(
+            f"{package}/__init__.py,,\n{info.name}/METADATA,,\n{info.name}/RECORD,,\n"
+        )
+        monkeypatch.syspath_prepend(tmp_path)
+
+    return install
 
 
-@pytest.mark.parametrize("name", ["cli", "configs", "evaluate", "export", "swav_tf"])
-def test_another_owner_of_our_name_is_found(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("name", ["cli", "configs", "evaluate", "export", "swav_tf", "evaluation"])
+def test_clashes(name, install_fake, run):
     before = find_clashes()
-    install_fake(tmp_path, "other-tools", name)
-    monkeypatch.syspath_prepend(tmp_path)
-    [clash] = [clash for clash in find_clashes() if clash not in before]
+    install_fake(name)
+    new = [clash for clash in find_clashes() if clash not in before]
+    if name == "evaluation":  # not an import name of swav-tf
+        assert new == []
+        return
+    [clash] = new
     assert (clash.name, clash.others) == (name, ["other-tools"])
-    assert f"`import {name}` belongs to both swav-tf and other-tools" in str(clash)
-    assert "Install swav-tf in a separate environment." in str(clash)
+    result = run("doctor")
+    assert result.code == 1
+    assert f"Problem: `import {name}` belongs to both swav-tf and other-tools" in result.out
+    assert "Install swav-tf in a separate environment." in result.out
 
 
-def test_other_names_are_no_clash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = find_clashes()
-    install_fake(tmp_path, "other-tools", "evaluation")
-    monkeypatch.syspath_prepend(tmp_path)
-    assert find_clashes() == before
-
-
-def test_a_clash_is_a_failure_and_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Run) -> None:
-    install_fake(tmp_path, "other-tools", "evaluate")
-    monkeypatch.syspath_prepend(tmp_path)
-    left = run("doctor")
-    assert left.code == 1
-    assert "Problem: `import evaluate` belongs to both swav-tf and other-tools" in left.out
-
-
-def test_missing_extras_are_told_with_the_command(monkeypatch: pytest.MonkeyPatch, run: Run) -> None:
-    monkeypatch.setitem(extras.EXTRAS, "moon", ("not_a_module_at_all", "json"))
-    assert "Extra 'moon' lacks not_a_module_at_all: pip install 'swav-tf[moon]'" in run("doctor").out
-
-
-def test_the_report_has_what_a_bug_report_needs(run: Run) -> None:
+def test_findings(run, monkeypatch):
     report = examine()
     assert report.python == ".".join(map(str, sys.version_info[:3]))
     assert report.cores >= 1
     assert report.memory_gib > 0.1
     assert report.versions["numpy"] == np.__version__
-    assert report.gpus is None  # TensorFlow was not asked for
-    assert json.loads(run("doctor", "--json").out) == report.as_dict()
+    assert report.gpus is None  # without --gpu
+    assert json.loads(run("doctor --json").out) == report.as_dict()
+    monkeypatch.setitem(extras.EXTRAS, "moon", ("not_a_module_at_all", "json"))
+    assert "Extra 'moon' lacks not_a_module_at_all: pip install 'swav-tf[moon]'" in run("doctor").out
+    assert "GPUs  " in run("doctor --gpu").out
 
 
-def test_every_extra_names_modules_of_its_own() -> None:
-    modules = [module for extra in extras.EXTRAS.values() for module in extra]
-    assert len(modules) == len(set(modules))
-    assert extras.extra_of("tensorflow.python.eager") == "train"
-    assert extras.extra_of("tensorflow_datasets") == "train"
-    assert extras.extra_of("tensorflowx") is None
-    assert extras.extra_of(None) is None
-    assert extras.extra_of("onnx", ["export", "runs/demo", "--output", "x"]) == "export"
-    assert extras.extra_of("onnx", ["export", "x.onnx", "--to", "tensorrt"]) == "tensorrt"
-    assert "swav-tf" in installation.PACKAGES
+@pytest.mark.parametrize(
+    ("module", "arguments", "extra"),
+    [
+        ("tensorflow.python.eager", [], "train"),
+        ("tensorflow_datasets", [], "train"),
+        ("tensorflowx", [], None),
+        (None, [], None),
+        ("onnx", ["export", "runs/demo", "--output", "x"], "export"),
+        ("onnx", ["export", "x.onnx", "--to", "tensorrt"], "tensorrt"),
+    ],
+)
+def test_extra_of(module, arguments, extra):
+    assert extras.extra_of(module, arguments) == extra
 
 
-# Bug caught: a message that names an extra that there is not, which pip takes with no more than a warning.
-def test_extras_that_messages_name_are_those_of_the_package() -> None:
+# Bug caught: a message that names an extra which does not exist; pip only warns about it.
+def test_messages_name_extras_of_the_package():
     with (ROOT / "pyproject.toml").open("rb") as file:
         offered = tomllib.load(file)["project"]["optional-dependencies"]
-    assert set(extras.EXTRAS) <= set(offered)
-    told = {
+    named = {
         extra
         for folder in ("cli", "evaluate", "export", "swav_tf")
         for path in (ROOT / folder).rglob("*.py")
         for words in re.findall(r"swav-tf\\*\[([a-z,-]+)\]", path.read_text(encoding="utf-8"))
         for extra in words.split(",")
     }
-    assert told <= set(offered)
-    assert {"train", "onnx-gpu", "report", "tensorrt"} <= told
+    assert {"train", "onnx-gpu", "report", "tensorrt"} <= named <= set(offered)
+    assert set(extras.EXTRAS) <= set(offered)
+    modules = [module for extra in extras.EXTRAS.values() for module in extra]
+    assert len(modules) == len(set(modules))
+    assert "swav-tf" in installation.PACKAGES
 
 
-# Bug caught: a GPU that ONNX Runtime never uses, of which nobody is told.
+# Bug caught: a GPU that ONNX Runtime never uses, without a message.
 @pytest.mark.parametrize(
-    ("cpu", "gpu", "has_gpu", "told"),
+    ("cpu", "gpu", "has_gpu", "end"),
     [
         (None, None, False, None),
         ("1.26", None, False, None),
@@ -106,8 +106,6 @@ def test_extras_that_messages_name_are_those_of_the_package() -> None:
         ("1.26", "1.26", False, "onnxruntime onnxruntime-gpu, then pip install 'swav-tf[onnx]'"),
     ],
 )
-def test_what_keeps_onnxruntime_from_the_gpu(
-    cpu: str | None, gpu: str | None, has_gpu: bool, told: str | None
-) -> None:
+def test_onnxruntime_and_the_gpu(cpu, gpu, has_gpu, end):
     remark = extras.onnxruntime_remark({"onnxruntime": cpu, "onnxruntime-gpu": gpu}, has_gpu=has_gpu)
-    assert remark is None if told is None else remark is not None and remark.endswith(told)
+    assert remark is None if end is None else remark.endswith(end)

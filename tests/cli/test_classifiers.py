@@ -1,0 +1,132 @@
+"""`predict` and `validate`, with the classifier of a short `probe`."""
+
+import csv
+import json
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cli import prediction
+from swav_tf.data.decode import evaluation_view
+from swav_tf.plumbing.errors import DataError
+from swav_tf.training.classifier_folder import load_classifier
+from swav_tf.weights.convert import import_weights
+from swav_tf.weights.layout import Sizes, slots
+from swav_tf.weights.torch_files import write_torch_file
+from tests.cli.command_line import write_noise
+
+
+@pytest.fixture
+def images(tmp_path):
+    """Write three images and a file that is not an image."""
+    folder = write_noise(tmp_path / "images", ["a.png", "below/b.png", "c.png"])
+    (folder / "broken.jpg").write_bytes(b"no picture")
+    return folder
+
+
+def write_classes(folder, names):
+    """Write one image of each class."""
+    for number, name in enumerate(names):
+        (folder / name).mkdir(parents=True)
+        Image.fromarray(np.full((20, 20, 3), 20 * number, np.uint8)).save(folder / name / "a.png")
+    return folder
+
+
+# Bugs caught: predictions under the wrong name after an unreadable file, logits instead of probabilities, an
+# unreadable file that stops the others or goes unmentioned, class names in another order.
+@pytest.mark.parametrize("batch", [2, 128])
+def test_predict(batch, probe, images, tmp_path, run, output):
+    line = f"predict {probe} {images} --quiet --batch {batch} --output {tmp_path}"
+    result = run(f"{line}/out.json")
+    assert result.code == 1
+    assert "3 images, 1 unreadable" in result.out
+    found = {item["file"]: item for item in json.loads((tmp_path / "out.json").read_text())}
+    assert list(found) == ["a.png", "broken.jpg", "c.png", "below/b.png"]
+    assert "not one of the formats" in found["broken.jpg"]["error"]
+
+    model, recipe, facts = load_classifier(probe)
+    for name in ("a.png", "below/b.png", "c.png"):
+        view = evaluation_view(np.array(Image.open(images / name)), recipe.data.evaluation)
+        logits = model(view[None], training=False).numpy()[0].astype(np.float64)
+        probabilities = np.exp(logits) / np.exp(logits).sum()
+        order = np.argsort(-probabilities)[:5]
+        assert [place["class"] for place in found[name]["top"]] == [facts.class_names[i] for i in order]
+        listed = [place["probability"] for place in found[name]["top"]]
+        np.testing.assert_allclose(listed, probabilities[order], rtol=1e-4)
+
+    (images / "broken.jpg").unlink()
+    assert json.loads(output(f"{line}/new/out.csv --json"))["images"] == 3
+    with (tmp_path / "new" / "out.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["file"] for row in rows] == ["a.png", "c.png", "below/b.png"]
+    assert [row["class_1"] for row in rows] == [found[row["file"]]["top"][0]["class"] for row in rows]
+    assert all(row["error"] == "" for row in rows)
+
+
+# Bug caught: half a file of predictions, or a traceback, when the disk is full.
+def test_predictions_on_a_full_disk(tmp_path, monkeypatch):
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    for name in ("x.csv", "x.json"):
+        with pytest.raises(DataError, match=r"could not be written.*No space left.*another place"):
+            prediction.write_predictions(
+                tmp_path / "new" / name, [prediction.Prediction("a.png", ("cat",), (1.0,))]
+            )
+    assert list((tmp_path / "new").iterdir()) == []
+
+
+# Bugs caught: another view, other images or other weights than those of the run's own validation.
+def test_validate_repeats_the_runs_figures(probe, tmp_path, output):
+    found = json.loads(output(f"validate {probe} --json --batch 100 --output {tmp_path}/results"))
+    last = json.loads((probe / "summary.json").read_text())["last"]
+    assert (found["images"], found["top1"], found["top5"]) == (360, last["top1"], last["top5"])
+    assert found["loss"] == pytest.approx(last["loss"], rel=1e-5)
+    assert (tmp_path / "results" / "per_class.csv").read_text() == (probe / "per_class.csv").read_text()
+
+
+# Bugs caught: a traceback; labels by folder number where the classes differ; an unreadable image that changes the
+# figure; a measurement before the output is checked.
+@pytest.mark.parametrize(
+    ("line", "code", "part"),
+    [
+        ("predict m . --output x.txt", 2, "--output must end in .csv or .json"),
+        ("predict EMPTY IMAGES --output x.csv", 2, "without config.yaml"),
+        ("predict MODEL IMAGES --output x.csv", 2, "a pretraining run"),
+        ("predict PROBE gone --output x.csv", 1, "gone. Check the path"),
+        ("validate EMPTY", 2, "without config.yaml"),
+        ("validate PROBE --output PROBE/config.yaml", 2, "--output must be a folder"),
+        ("validate PROBE PETS --kind class_folders", 1, "2 only among the validation images: cat, dog"),
+        ("validate PROBE DIGITS --kind class_folders", 1, "0/b.png cannot be read"),
+    ],
+)
+def test_refusals(line, code, part, model, probe, images, tmp_path, monkeypatch, refused):
+    (tmp_path / "empty").mkdir()
+    pets = write_classes(tmp_path / "pets", ["cat", "dog"])
+    digits = write_classes(tmp_path / "digits", list("0123456789"))
+    (digits / "0" / "b.png").write_bytes(b"no picture")
+    places = {"EMPTY": tmp_path / "empty", "IMAGES": images, "MODEL": model, "PROBE": probe, "PETS": pets}
+    for name, place in {**places, "DIGITS": digits}.items():
+        line = line.replace(name, str(place))
+    monkeypatch.chdir(tmp_path)
+    refused(line, code, part)
+    assert not (tmp_path / "x.csv").exists()
+
+
+# Bug caught: an imported classifier without names that cannot be measured on folders with names.
+def test_an_import_without_class_names_takes_those_of_the_images(tmp_path, output):
+    draw = np.random.default_rng(0)
+    shapes = {slot.torch: slot.shape for slot in slots(Sizes("resnet_small"))}
+    state = {name: draw.uniform(0.1, 0.5, shape).astype(np.float32) for name, shape in shapes.items()}
+    write_torch_file(state, tmp_path / "backbone.pth")
+    bias = np.array([0, 9, 0], np.float32)
+    linear = {"linear.weight": np.zeros((3, 128), np.float32), "linear.bias": bias}
+    write_torch_file(linear, tmp_path / "linear.pth")
+    import_weights(tmp_path / "linear.pth", tmp_path / "run", backbone=tmp_path / "backbone.pth")
+    folder = write_classes(tmp_path / "val", ["ant", "bee", "cow"])
+    output(f"validate {tmp_path}/run {folder} --output {tmp_path}/results")
+    rows = list(csv.reader((tmp_path / "results" / "per_class.csv").read_text().splitlines()))
+    assert rows[1:] == [["ant", "1", "0.0", "1.0"], ["bee", "1", "1.0", "1.0"], ["cow", "1", "0.0", "1.0"]]

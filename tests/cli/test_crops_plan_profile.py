@@ -1,0 +1,91 @@
+"""`crops`, `plan` and `profile`."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cli.tables.profile import print_profile
+from swav_tf.training.profile.measure import Profile, Timing
+from swav_tf.training.profile.memory import Peak
+from swav_tf.training.profile.parts import Part
+from swav_tf.training.profile.verdict import Verdict
+from tests.cli.command_line import write_noise
+
+
+# Bugs caught: --rows, --epoch or an override without effect; crops that differ from call to call.
+def test_crops(tmp_path, output):
+    def sheet(arguments=""):
+        path = tmp_path / "new" / "sheet.png"
+        assert f"{path}: " in output(f"crops -c demo --output {path} {arguments}")
+        return np.asarray(Image.open(path))
+
+    first = sheet()
+    assert first.std() > 10
+    assert sheet("--rows 3").shape[0] < first.shape[0]
+    np.testing.assert_array_equal(first, sheet())
+    assert (first != sheet("--epoch 1")).any()
+    assert (first != sheet("-o train.seed=32")).any()
+
+
+def test_crops_of_a_folder(tmp_path, output):
+    write_noise(tmp_path, [f"{number}.jpg" for number in range(4)], height=60, width=80)
+    line = f"crops {tmp_path} -c one_gpu -o data.kind=images --rows 2 --output {tmp_path}/sheet.png"
+    assert "2 images with 8 crops each" in output(line)
+
+
+def test_plan(monkeypatch, output):
+    monkeypatch.setenv("COLUMNS", "100")
+    printed = output("plan swav_800ep --gpus 32 --gpu a100")
+    for words in ("32 x A100 80 GB in 4 machines", "12.68 GMAC", "219 collectives", "GPU hours", "assumptions:"):
+        assert words in printed
+    lines = printed.splitlines()
+    assert len(lines) <= 42  # one screen
+    assert max(map(len, lines)) <= 100
+    plan = json.loads(output("plan one_gpu --gpu h100 --images-per-second 1000 --json"))
+    assert [pace["name"] for pace in plan["paces"]] == ["as measured"]
+    assert plan["memory"]["fits"]
+    assert plan["cost"]["step_flops"] == pytest.approx(75.57e9, rel=1e-3)
+    assert plan["assumptions"]
+
+
+def test_profile(tmp_path, monkeypatch, run):
+    monkeypatch.chdir(tmp_path)
+    result = run("profile -c demo -o train.batch_size=128 --steps 2 --no-memory --json")
+    assert (result.code, result.err) == (0, "")
+    found = json.loads(result.out)
+    assert found["verdict"]["bound"] in ("input", "device")
+    assert found["input_cpu_ms"] > 0
+    assert list(tmp_path.iterdir()) == []  # no run folder
+
+
+def test_the_table_of_a_profile(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    print_profile(
+        Profile(
+            recipe="mine", source="photos/", images=1000, steps=300, devices="GPU", replicas=2, batch_size=100,
+            accumulation_steps=1, precision="mixed_float16", cores=8, threads=8, processes=0,
+            input_images_per_second=400.0, input_cpu_ms=2.5, step=Timing(100, 90, 0.01),
+            loop=Timing(250, 900, 0.02), wait_ms=150.0, host_ms=5.0,
+            parts=(Part("forward, backbone", 30.0), Part("update", 10.0)), part_images=50,
+            communication_ms=25.0, tflops=3.2, memory=Peak(12_300.0, 0.0, True), hours=50.0,
+            load=9.0, verdict=Verdict("input", 0.6, "input bound: it waits."),
+        )
+    )  # fmt: skip
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1] == "input bound: it waits."
+    assert len(lines) <= 30
+    assert max(map(len, lines)) <= 100
+    for words in (
+        ("mine", "2 GPUs", "8 cores", "photos/"),
+        ("input alone", "250.0", "400.0", "400 images per CPU second"),
+        ("loop", "250.0", "400.0", "3.2 TFLOP/s"),
+        ("waiting for crops", "150.0", "60 %"),
+        ("communication", "25.0", "10 %"),
+        ("forward, backbone", "30.0", "75 %"),
+        ("busy", "load 9.0"),
+        ("12.30 GB",),
+        ("300 steps", "50.0 hours"),
+    ):
+        assert any(all(word in line for word in words) for line in lines), words

@@ -1,0 +1,159 @@
+"""`features`, `knn`, `clusters`, `similar` and `plot`."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cli import progress
+from evaluate.feature_file import read_feature_file
+from tests.cli.command_line import TENSORFLOW, run_without, write_noise
+
+
+# Bugs caught: options that do not reach the extraction, JSON among other lines.
+def test_features(model, tmp_path, output):
+    file = tmp_path / "new" / "x.parquet"
+    line = f"features digits --split test --model {model} --output {file}"
+    result = json.loads(output(f"{line} --batch 64 --threads 2 --json"))
+    assert (result["output"], result["images"], result["unreadable"]) == (str(file), 360, 0)
+    assert result["images_per_second"] > 0
+    assert len(read_feature_file(file).names) == 360
+    again = output(line)
+    assert f"{file}: 360 images x {result['feature_dim']} features\n360 of the images had been" in again
+
+
+# Bugs caught: unreadable images that fail the command, or that shift names and labels of the others.
+def test_features_of_a_folder_with_an_unreadable_image(model, tmp_path, output, refused):
+    images = write_noise(tmp_path / "images", [f"{'ab'[number % 2]}/{number}.jpg" for number in range(12)])
+    (images / "a" / "0.jpg").write_bytes(b"no image")
+    line = f"features {images} --model {model} --output {tmp_path / 'x.npz'} --quiet"
+    refused(line, 2, "--kind class_folders")
+    line += " --kind class_folders"
+    refused(f"{line} --max-bad-share 0", 1, "unreadable, 0 of 12")
+    assert "1 unreadable images are left out" in output(line)
+    with np.load(tmp_path / "x.npz") as file:
+        assert file["features"].shape[0] == 11
+        assert sorted(file["labels"].tolist()) == [0] * 5 + [1] * 6
+
+
+# Bugs caught: train and test swapped, another k or temperature than requested.
+def test_knn(files, output):
+    line = f"knn {files}/train.npy {files}/test.npz"
+    result = json.loads(output(f"{line} -k 50,5 --temperature 0.5 --json"))
+    assert (result["train_images"], result["test_images"], result["temperature"]) == (1437, 360, 0.5)
+    assert list(result["knn"]) == ["5", "50"]
+    assert 0.4 < result["knn"]["5"]["top1"] <= result["knn"]["5"]["top5"] <= 1
+    table = output(line)
+    assert "360 images, with 1,437 reference images" in table
+    assert [line.split()[1] for line in table.splitlines() if "%" in line] == ["10", "20", "100", "200"]
+
+
+# Bug caught: a missing file, or a table that lists only the prototypes shown.
+def test_clusters(model, tmp_path, output):
+    line = f"clusters digits --split test --model {model} --output {tmp_path}/c"
+    assert "of 12 prototypes used" in output(f"{line} --prototypes 3 --nearest 4")
+    names = {path.name for path in (tmp_path / "c").iterdir()}
+    assert names == {"index.html", "sheet.png", "clusters.json", "usage.csv", "assignments.csv"}
+    document = json.loads((tmp_path / "c" / "clusters.json").read_text())
+    assert sum(row["images"] for row in document["usage"]) == document["images"] == 360
+    assert len(document["usage"]) == 12
+    assert json.loads(output(f"{line} --json"))["usage"] == document["usage"]
+
+
+# Bug caught: neighbours of another image.
+def test_similar(model, files, tmp_path, output):
+    line = f"similar {files}/digit.png --features {files}/test.npz --model {model} -k 3 --output {tmp_path}/x.png"
+    near = json.loads(output(f"{line} --json"))["similar"]
+    assert (near[0]["index"], len(near)) == (17, 3)
+    assert near[0]["cosine"] == pytest.approx(1, abs=1e-5)
+    assert near[0]["name"] in output(line)
+    assert np.asarray(Image.open(tmp_path / "x.png")).std() > 20
+
+
+# Bug caught: --method or --limit without effect.
+def test_plot(files, tmp_path, output):
+    picture = tmp_path / "x.png"
+    line = f"plot {files}/test.npz --output {picture} --limit 50"
+    assert output(line) == f"{picture}: 50 of 360 images\n"
+    first = picture.read_bytes()
+    output(f"{line} --method tsne")
+    assert picture.read_bytes() != first
+
+
+# Bugs caught: a traceback, the wrong exit code, a file that is written in spite of the error.
+@pytest.mark.parametrize(
+    ("line", "code", "part"),
+    [
+        ("features digits --model nowhere --output x.npz", 2, "nowhere, which does not exist"),
+        ("features digits --model FILES --output x.npz", 2, "a folder without config.yaml"),
+        ("features digits --model model.onnx --output x.npz", 2, "which does not exist"),
+        ("features digits --model MODEL --output x.csv", 2, "must end in .npz, .npy or .parquet"),
+        ("features digits --model MODEL", 2, "Missing option '--output'"),
+        ("features FILES --kind folder --model MODEL --output x.npz", 2, "is not one of"),
+        ("features empty --kind images --model MODEL --output x.npz", 1, "is empty"),
+        ("features gone --kind images --model MODEL --output x.npz", 1, "gone. Check the path"),
+        (
+            "features digits --model MODEL --output FILES/train.npy --split test",
+            2,
+            "made with other settings",
+        ),
+        ("knn gone.npz FILES/test.npz", 2, "Feature file not found"),
+        ("knn FILES/digit.png FILES/test.npz", 2, "must end in"),
+        ("knn FILES/train.npy FILES/narrow.npz", 2, "of the same width"),
+        ("knn FILES/train.npy FILES/unlabelled.npz", 1, "needs labels"),
+        ("knn FILES/train.npy FILES/text.npz", 1, "It cannot be read"),
+        ("knn FILES/test.npz FILES/test.npz", 2, "must be different ones"),
+        ("knn FILES/train.npy FILES/test.npz -k 2000", 2, "Received: 2000"),
+        ("knn FILES/train.npy FILES/test.npz -k 0", 2, "whole numbers >= 1"),
+        ("knn FILES/train.npy FILES/test.npz -k '5;6'", 2, "whole numbers >= 1"),
+        ("knn FILES/train.npy FILES/test.npz --temperature 0", 2, "'--temperature'"),
+        ("clusters digits --model FILES --output c", 2, "a folder without config.yaml"),
+        ("clusters digits --model MODEL --output FILES/test.npz", 2, "--output must be a folder"),
+        ("similar gone.png --features FILES/test.npz --model MODEL", 2, "No such file"),
+        ("similar FILES/test.npz --features FILES/test.npz --model MODEL", 1, "must be an image"),
+        ("similar FILES/digit.png --features FILES/narrow.npz --model MODEL", 2, "must be of the same model"),
+        ("similar FILES/digit.png --features FILES/test.npz --model MODEL --output x", 2, "A picture must"),
+        ("plot FILES/test.npz --output x.txt", 2, "A picture must end in"),
+        ("plot gone.npz", 2, "Feature file not found"),
+    ],
+)
+def test_refusals(line, code, part, model, files, tmp_path, monkeypatch, refused):
+    np.savez(files / "narrow.npz", features=np.ones((9, 3), np.float32), labels=np.zeros(9, np.int64))
+    with np.load(files / "test.npz") as file:
+        np.savez(files / "unlabelled.npz", features=file["features"])
+    (files / "text.npz").write_text("text")
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path)
+    refused(line.replace("MODEL", str(model)).replace("FILES", str(files)), code, part)
+    assert {path.name for path in tmp_path.iterdir()} == {"empty"}
+
+
+# Bug caught: hours of work before the message that the output cannot be written.
+def test_parquet_needs_its_package(monkeypatch, refused):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    monkeypatch.delitem(sys.modules, "pyarrow.parquet", raising=False)
+    refused("features digits --model nowhere --output x.parquet", 1, "pip install 'swav-tf[train]'")
+
+
+# Bug caught: a speed that counts the images of an earlier call, or a log without progress.
+def test_progress_in_a_log(monkeypatch, capsys):
+    monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
+    clock = iter([0.0, 1.0, 3.0])
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: next(clock))
+    with progress.image_progress(1000, "features", quiet=False) as done:
+        done(400)
+        done(700)
+    assert capsys.readouterr().err == "features 700/1,000  100 images/s  0:00:03 left\n"
+
+
+# Bug caught: a command on feature files that needs TensorFlow, which a server does not have.
+@pytest.mark.multiprocess
+def test_feature_files_need_no_tensorflow(files, tmp_path):
+    lines = (
+        f"knn {files}/train.npy {files}/test.npz --json",
+        f"plot {files}/test.npz --output {tmp_path}/x.png",
+    )
+    result = run_without(TENSORFLOW, *lines)
+    assert result.code == 0, result.err

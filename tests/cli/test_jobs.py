@@ -1,0 +1,204 @@
+"""What `pretrain`, `probe`, `finetune` and `demo` pass to the library, and a short run of each for real."""
+
+import importlib
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import click
+import pytest
+
+from cli.main import swav_tf
+from swav_tf.recipe.files import load_any_recipe, load_recipe
+from swav_tf.training.rendezvous import ClusterAddress
+from tests.cli.command_line import ROOT, write_noise
+from tests.cli.conftest import SHORT
+
+SUMMARY = {"loss_first": 4.5, "loss_last": 1.5, "ln_k": 3.9, "steps": 1234, "seconds": 83.4}
+JOBS = {
+    "pretrain": "swav_tf.training.pretrain",
+    "probe": "swav_tf.training.classify",
+    "finetune": "swav_tf.training.classify",
+    "probe_cached": "swav_tf.training.cached_probe",
+}
+CLUSTER = "--nodes 2 --node-rank 1 --master host:2222"
+ADDRESS = ClusterAddress(nodes=2, node_rank=1, master="host:2222")
+USUAL = {"cluster": None, "fresh": False, "quiet": False}
+PRETRAIN = {"job": "pretrain", "weights": None, **USUAL}
+CLASSIFY = {"model": "m", "from_scratch": False, **USUAL}
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Replace the jobs by ones that record their arguments."""
+    made = []
+
+    def replace(name):
+        def job(recipe, **arguments):
+            made.append({"job": name, "recipe": recipe, **arguments})
+            cluster = arguments.get("cluster")
+            return SimpleNamespace(summary=SUMMARY, is_chief=cluster is None or cluster.node_rank == 0)
+
+        monkeypatch.setattr(importlib.import_module(JOBS[name]), name, job)
+
+    for name in JOBS:
+        replace(name)
+    return made
+
+
+# Bugs caught: an option that is parsed and dropped, or reaches another parameter; arguments in the wrong order; a
+# default folder that two kinds of probe share.
+@pytest.mark.parametrize(
+    ("line", "recipe", "arguments"),
+    [
+        ("pretrain -c demo", ("demo", []), PRETRAIN | {"run_dir": "runs/demo"}),
+        (
+            f"pretrain 'a/\"ü\": {{1}}' -c one_gpu -o train.epochs=99 -o data.path=x --run-dir r --fresh --weights . --quiet {CLUSTER}",
+            ("one_gpu", ["train.epochs=99", 'data.path="a/\\"ü\\": {1}"']),  # the argument wins over the override
+            PRETRAIN | {"run_dir": "r", "fresh": True, "weights": Path("."), "quiet": True, "cluster": ADDRESS},
+        ),
+        ("probe -c probe_digits --model m", ("probe_digits", []), CLASSIFY | {"job": "probe", "run_dir": "m/probe_digits"}),
+        (
+            "probe -c probe_digits --model m --from-scratch",
+            ("probe_digits", []),
+            CLASSIFY | {"job": "probe", "run_dir": "runs/probe_digits_from_scratch", "from_scratch": True},
+        ),
+        (
+            "probe cifar10 test -c probe --model m --run-dir r -o data.kind=tfds",
+            ("probe", ["data.kind=tfds", "data.path=cifar10", "data.validation_split=test"]),
+            CLASSIFY | {"job": "probe", "run_dir": "r"},
+        ),
+        (
+            "finetune train val -c finetune_1pct --model m --subset LIST --fresh --json " + CLUSTER,
+            ("finetune_1pct", ["data.path=train", "data.validation_path=val", "subset='LIST'"]),
+            CLASSIFY | {"job": "finetune", "run_dir": "m/finetune_1pct", "fresh": True, "quiet": True, "cluster": ADDRESS},
+        ),
+    ],
+)  # fmt: skip
+def test_arguments(line, recipe, arguments, calls, tmp_path, output):
+    subset = tmp_path / "list: 1.txt"
+    subset.write_text("a.JPEG\n")
+    printed = output(line.replace("LIST", shlex.quote(str(subset))))
+    name, overrides = recipe
+    expected = load_any_recipe(name, [override.replace("LIST", str(subset)) for override in overrides])
+    assert calls == [{**arguments, "recipe": expected, "run_dir": Path(arguments["run_dir"])}]
+    if "--json" in line:
+        assert json.loads(printed) == SUMMARY
+
+
+def test_cached_probe(calls, output):
+    output("probe -c probe_digits --model m --cached")
+    [call] = calls
+    assert (call["job"], call["run_dir"]) == ("probe_cached", Path("m/probe_digits_cached"))
+
+
+def test_demo(monkeypatch, output):
+    calls = []
+    monkeypatch.setattr(
+        "cli.demo.run_demo", lambda **arguments: calls.append(arguments) or {"knn_top1": 0.97}
+    )
+    output("demo")
+    assert json.loads(output("demo --seed 7 --run-dir x --no-export --json")) == {"knn_top1": 0.97}
+    assert calls == [
+        {"run_dir": Path("runs/demo"), "seed": 31, "export": True, "quiet": False},
+        {"run_dir": Path("x"), "seed": 7, "export": False, "quiet": True},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("line", "part"),
+    [
+        ("pretrain -c demo -o train.accumulation_steps=5", "cannot be split"),
+        ("probe -c probe_digits", "Missing option '--model'"),
+        ("probe -c demo --model m", "a recipe of kind probe is needed here"),
+        ("finetune -c probe --model m", "a recipe of kind finetune is needed here"),
+        ("probe -c probe --model m", "does not specify where the training images are"),
+        ("probe t -c probe --model m", "does not specify where the validation images are"),
+        ("probe t v -c probe_digits --model m", "digits are bundled and take no VALIDATION"),
+        ("probe t -c probe_digits --model m", "data.path: the digits are bundled"),
+        ("finetune -c finetune_digits --model m --subset no.txt", "'no.txt' does not exist"),
+        (f"probe -c probe_digits --model m --cached {CLUSTER}", "--cached runs on one machine"),
+    ],
+)
+def test_refusals(line, part, calls, refused):
+    refused(line, 2, part)
+    assert calls == []
+
+
+# Bugs caught: commands that do not parse or that name another folder; a summary where only JSON is expected.
+@pytest.mark.parametrize(
+    ("arguments", "probe"),
+    [
+        ("-c demo --run-dir 'my run'", "swav-tf probe --model 'my run' -c probe_digits"),
+        ("photos -c one_gpu --run-dir r", "swav-tf probe photos VALIDATION --model r -c probe"),
+        (
+            "photos -c one_gpu --run-dir r -o data.kind=images -o monitor.knn_every_epochs=0",
+            "swav-tf probe TRAIN VALIDATION --model r -c probe",
+        ),
+    ],
+)
+def test_next_commands(arguments, probe, calls, run):
+    result = run(f"pretrain {arguments}")
+    assert (result.code, result.out) == (0, "")
+    done, heading, *commands = result.err.splitlines()
+    assert done == f"Done in 0:01:23: {calls[0]['run_dir']}, 1,234 steps, loss 4.50 -> 1.50, ln K 3.90"
+    assert heading == "Next:"
+    assert commands[1].strip() == probe
+    for command in commands:
+        name, *words = shlex.split(command)[1:]
+        swav_tf.get_command(click.Context(swav_tf), name).make_context(name, words)
+    for silent in ("--quiet", "--json", CLUSTER):
+        result = run(f"pretrain {arguments} {silent}")
+        assert result.code == 0
+        assert "Next:" not in result.err
+
+
+# === For real ===
+
+
+@pytest.mark.multiprocess
+def test_pretrain(tmp_path):
+    write_noise(tmp_path / "images", [f"{'ab'[index % 2]}/{index}.png" for index in range(16)])
+    overrides = [
+        "data={kind: class_folders}", "train.batch_size=8", "train.epochs=2", "optimizer.warmup_epochs=1",
+        "crops=[{count: 2, size: 16, scale: [0.4, 1]}]", "model.prototypes=8", "method.prototypes_frozen_steps=1",
+        "monitor.tensorboard=false",
+    ]  # fmt: skip
+    words = ["pretrain", "images", "-c", "demo", "--run-dir", "run", "--json"]
+    ended = subprocess.run(
+        [sys.executable, "-m", "cli.main", *words, *(w for value in overrides for w in ("-o", value))],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    summary = json.loads(ended.stdout)
+    assert (summary["steps"], summary["images"]) == (4, 16)
+    assert summary == json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert "cudart_stub" not in ended.stderr  # from TensorFlow's start-up messages
+    assert load_recipe(tmp_path / "run" / "config.yaml") == load_recipe(
+        "demo", [*overrides, "data.path=images"]
+    )
+
+
+# Bug caught: training on all images instead of those of --subset.
+def test_finetune_on_a_subset(model, tmp_path, output):
+    drawn = json.loads(output(f"data subset digits --share 0.1 --output {tmp_path}/list.txt --json"))
+    line = (
+        f"finetune --model {model} -c finetune_digits --subset {tmp_path}/list.txt --run-dir {tmp_path}/run"
+    )
+    summary = json.loads(output(f"{line} --json {SHORT} -o train.batch_size=48"))
+    assert drawn["images"] == summary["images"] == 144
+    assert summary == json.loads((tmp_path / "run" / "summary.json").read_text())
+
+
+def test_probe_with_cached_features(model, tmp_path, output):
+    line = f"probe --model {model} -c probe_digits --cached --run-dir {tmp_path}/run --json"
+    summary = json.loads(output(line))
+    assert summary == json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["last"]["top1"] > 0.5
