@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ClassifierChoice:
-    """A backbone, labelled images and a recipe."""
+    """A backbone, labelled images, a recipe and a run folder."""
 
     train: str | None
     validation: str | None
@@ -37,6 +37,8 @@ class ClassifierChoice:
     overrides: tuple[str, ...]
     subset: Path | None
     from_scratch: bool
+    run_dir: Path | None
+    fresh: bool
 
     def load(self, kind: type[Kind]) -> Kind:
         """Load the recipe and check its settings, before anything large is imported."""
@@ -65,9 +67,15 @@ class ClassifierChoice:
         check_recipe(recipe)  # advice is given by the trainer, which knows the images and devices
         return recipe
 
-    def default_run_dir(self, name: str) -> Path:
-        """Return the folder for a run of this name: inside the model's, or inside runs/ if trained from scratch."""
-        return Path("runs") / f"{name}_from_scratch" if self.from_scratch else Path(self.model) / name
+    def arguments(self, name: str) -> dict[str, Any]:
+        """Return the arguments of the job; its default folder has this name."""
+        folder = Path("runs") / f"{name}_from_scratch" if self.from_scratch else Path(self.model) / name
+        return {
+            "model": self.model,
+            "from_scratch": self.from_scratch,
+            "run_dir": self.run_dir or folder,
+            "fresh": self.fresh,
+        }
 
 
 def classifier_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -81,7 +89,7 @@ def classifier_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "--model",
             required=True,
             metavar="RUN",
-            help="Run folder of `swav-tf pretrain`; its newest checkpoint is used.",
+            help="Folder of a pretraining run; its newest checkpoint is used.",
         ),
         config_option(),
         override_option,
@@ -89,18 +97,18 @@ def classifier_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "--subset",
             type=click.Path(exists=True, dir_okay=False, path_type=Path),
             metavar="FILE",
-            help="Train on the images listed in FILE, one per line, such as n01440764_10026.JPEG.",
+            help="Train only on the images listed in FILE, one name per line, such as n01440764_10026.JPEG.",
         ),
         click.option(
             "--from-scratch",
             is_flag=True,
             help="Initialize the backbone at random, for comparison; --model may then be a recipe.",
         ),
+        run_dir_option(
+            "Folder for checkpoints, metrics and results.",
+            show_default="RUN/<name of the recipe>; with --from-scratch, runs/<name>_from_scratch",
+        ),
+        fresh_option,
     )
-    run_dir = run_dir_option(
-        "Folder for checkpoints, metrics and results.  [default: the recipe's name, inside --model's folder; "
-        "with --from-scratch inside runs/]"
-    )
-    for option in (report_options, cluster_options, fresh_option, run_dir, choice):
-        command = option(command)
-    return command
+    decorated: Callable[..., Any] = choice(cluster_options(report_options(command)))
+    return decorated

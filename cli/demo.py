@@ -47,9 +47,8 @@ def run_demo(*, run_dir: Path, seed: int = 31, export: bool = True, quiet: bool 
     started = time.perf_counter()
     recipe = load_recipe("demo", [f"train.seed={seed}"])
     earlier = RunFolder(run_dir).read_summary()
-    finished = (
-        earlier is not None and "export" in earlier
-    )  # else it was interrupted, perhaps during the evaluation
+    # Otherwise it was interrupted, perhaps during the evaluation.
+    finished = earlier is not None and "export" in earlier
     result = pretrain(recipe, run_dir=run_dir, fresh=finished, quiet=quiet)
 
     log.info("computing features of the test digits")

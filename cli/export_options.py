@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.options import KINDS, names, option_group, option_names, seed_option
+from cli.options import (
+    FILE,
+    FOLDER,
+    KINDS,
+    amount_option,
+    count_option,
+    names,
+    option_group,
+    option_names,
+    seed_option,
+)
 
 if TYPE_CHECKING:
     from export.settings import EngineSettings, ExportSettings
@@ -39,32 +48,34 @@ def _batches(
 
 # Their parameters have the names of fields of ExportSettings, but for --size.
 GRAPH = (
-    click.option("--precision", "precisions", callback=names, metavar="NAME,...", default="fp32", show_default=True,
-                 help="fp32, fp16, int8: arithmetic of the backbone; one file for each."),
+    click.option("--precision", "precisions", callback=names, metavar="NAME,...", default="fp32",
+                 help="Precision of the backbone: fp32, fp16, int8; one file for each."),
     click.option("--target", type=click.Choice(["cpu", "tensorrt"]),
-                 help="Where int8 will run; the graphs differ.  [default: tensorrt with --to tensorrt, else cpu]"),
-    click.option("--input", "graph_input", type=click.Choice(["uint8", "float32"]), default="uint8", show_default=True,
+                 show_default="tensorrt with --to tensorrt, else cpu",
+                 help="Where the int8 file will run; the graphs differ."),
+    click.option("--input", "graph_input", type=click.Choice(["uint8", "float32"]), default="uint8",
                  help="Input of the graph: bytes (n, size, size, 3), or normalized float32 (n, 3, size, size)."),
     click.option("--outputs", callback=names, metavar="NAME,...",
+                 show_default="features, and logits if the model has them",
                  help="features, projections, scores (cosines with the prototypes), logits (of a probe or fine-tuned "
-                 "model).  [default: features, and logits if the model has them]"),
-    click.option("--size", callback=_size, metavar="N",
-                 help="Side of the images, pixels, or `dynamic` for any.  [default: the recipe's evaluation view]"),
-    click.option("--step", type=click.IntRange(min=0), metavar="N",
-                 help="Checkpoint to export.  [default: the newest]"),
-    click.option("--calibration", "data", metavar="DATA",
-                 help="Images to compare with and to calibrate int8 on.  [default: the training images]"),
-    click.option("--kind", type=click.Choice(KINDS), help="How DATA is read.  [default: as the training images]"),
-    click.option("--split", metavar="NAME", help="Split of digits or a TFDS data set.  [default: the training split]"),
-    click.option("--calibration-images", type=click.IntRange(min=2), metavar="N", default=256, show_default=True,
-                 help="Images that int8 is calibrated on."),
+                 "model)."),
+    click.option("--size", callback=_size, metavar="N", show_default="as in the recipe's evaluation view",
+                 help="Side of the images in pixels, or `dynamic` for any size."),
+    count_option("--step", least=0, show_default="the newest", help="Checkpoint to export."),
+    click.option("--calibration", "data", metavar="DATA", show_default="the training images",
+                 help="Images for the comparison with Keras and the calibration of int8."),
+    click.option("--kind", type=click.Choice(KINDS), show_default="as the training images",
+                 help="What DATA is and how it is read."),
+    click.option("--split", metavar="NAME", show_default="the training split",
+                 help="Split of digits or a TFDS data set."),
+    count_option("--calibration-images", least=2, default=256, help="Number of images for the calibration of int8."),
     click.option("--calibration-method", "calibration", type=click.Choice(["minmax", "entropy", "percentile"]),
-                 default="minmax", show_default=True, help="How the range of an activation follows from its values."),
-    click.option("--percentile", type=click.FloatRange(50, 100), metavar="X",
-                 help="With --calibration-method percentile: percent of the values in the range.  [default: 99.99]"),
-    click.option("--reference-images", type=click.IntRange(min=2), metavar="N", default=512, show_default=True,
-                 help="Further images, for the comparison; kept in reference.npz."),
-    seed_option("Seed of the draw of images."),
+                 default="minmax", help="How int8 derives the range of an activation from its values."),
+    click.option("--percentile", type=click.FloatRange(50, 100), metavar="X", show_default="99.99",
+                 help="With --calibration-method percentile: percentage of the values inside the range."),
+    count_option("--reference-images", least=2, default=512,
+                 help="Number of other images for the comparison; they are kept in reference.npz."),
+    seed_option("the choice of images"),
 )  # fmt: skip
 GRAPH_NAMES = option_names(*GRAPH)
 
@@ -87,22 +98,23 @@ def export_settings(graph: dict[str, Any], kinds: tuple[str, ...]) -> ExportSett
 
 
 ENGINE = (
-    click.option("--batch", callback=_batches, metavar="MIN,OPT,MAX",
-                 help="Engine: smallest, usual and largest number of images at once.  [default: 1,8,32]"),
-    click.option("--workspace-gib", type=click.FloatRange(0, min_open=True), metavar="GIB",
-                 help="Engine: largest scratch memory of a layer.  [default: all available memory]"),
-    click.option("--builder-level", type=click.IntRange(0, 5), metavar="0..5",
-                 help="Engine: effort to find fast kernels.  [default: TensorRT's]"),
+    click.option("--batch", callback=_batches, metavar="MIN,OPT,MAX", show_default="1,8,32",
+                 help="Engine: smallest, usual and largest batch."),
+    amount_option("--workspace-gib", metavar="GIB", show_default="all available memory",
+                  help="Engine: limit of a layer's scratch memory in GiB."),
+    click.option("--builder-level", type=click.IntRange(0, 5), metavar="0..5", show_default="TensorRT's",
+                 help="Engine: effort of the search for fast kernels."),
     click.option("--version-compatible", is_flag=True, default=None,
-                 help="Engine: later TensorRT of the same major version can run it."),
+                 help="Engine: also runs on later TensorRT releases of the same major version."),
     click.option("--hardware-compatible", is_flag=True, default=None,
-                 help="Engine: every GPU from Ampere on can run it."),
-    click.option("--timing-cache", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
-                 help="Engine: kernel timings, read and extended; they speed up the next build."),
+                 help="Engine: runs on every GPU from Ampere on."),
+    click.option("--timing-cache", type=FILE, metavar="FILE",
+                 help="Engine: kernel timings to read and extend; they speed up the next build."),
     click.option("--tensorrt", type=click.Choice(list(MODULES)),
-                 help="Engine: which TensorRT.  [default: TensorRT, or -RTX if only that is installed]"),
-    click.option("--engine-cache", type=click.Path(path_type=Path, file_okay=False), metavar="DIR",
-                 help="Engine: folder of engines to reuse.  [default: ~/.cache/swav-tf/engines]"),
+                 show_default="TensorRT, or TensorRT-RTX if only that is installed",
+                 help="Engine: build with TensorRT or TensorRT-RTX."),
+    click.option("--engine-cache", type=FOLDER, metavar="DIR", show_default="~/.cache/swav-tf/engines",
+                 help="Engine: folder with engines to reuse."),
 )  # fmt: skip
 
 

@@ -13,9 +13,9 @@ from cli.errors import run_and_report
 
 # In the order in which a project needs them.
 COMMANDS: Final = {
-    "Begin": {
+    "Get started": {
         "demo": "Watch SwAV learn on handwritten digits (minutes, no GPU).",
-        "doctor": "Report versions, machine, missing extras and name clashes.",
+        "doctor": "Report versions, hardware, missing extras and import name conflicts.",
         "config": "List, show and check recipes.",
         "crops": "Draw images and their crops on a contact sheet.",
         "data": "Check images, pack them into shards, draw subsets.",
@@ -24,22 +24,22 @@ COMMANDS: Final = {
         "pretrain": "Train SwAV on images.",
         "probe": "Train a linear classifier on frozen features.",
         "finetune": "Train a pretrained network on labelled images.",
-        "profile": "Measure what bounds a recipe on this machine.",
+        "profile": "Find the bottleneck of a recipe on this machine.",
         "plan": "Estimate hours, memory and network load on other machines.",
     },
     "Use the features": {
-        "features": "Compute features of images into a file.",
+        "features": "Compute features of images and save them in a file.",
         "knn": "Measure the k-NN accuracy of features.",
         "clusters": "Assign images to prototypes and show the nearest images of each.",
         "similar": "Find the images most similar to one image.",
-        "plot": "Draw a 2-d map of features.",
-        "predict": "Write the most probable classes of images.",
-        "validate": "Measure a classifier on labelled images.",
+        "plot": "Draw a 2-D map of features.",
+        "predict": "Predict the classes of images.",
+        "validate": "Measure the accuracy of a classifier.",
     },
     "Deploy": {
-        "weights": "Import, export and identify weights of any SwAV or ResNet-50.",
-        "export": "Write ONNX files and TensorRT engines, compared with Keras.",
-        "verify": "Prove that exported files compute Keras' features.",
+        "weights": "Import, export and identify SwAV and ResNet-50 weights.",
+        "export": "Write ONNX files and TensorRT engines, verified against Keras.",
+        "verify": "Check that exported files reproduce Keras' features.",
         "benchmark": "Measure the speed of exported files.",
         "compare": "Compare two benchmarks.",
     },
@@ -78,14 +78,16 @@ def _show_version(context: click.Context, option: click.Parameter, requested: bo
         context.exit()
 
 
-@click.group(
-    cls=LazyCommands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
-)
-@click.option("--debug", is_flag=True, help="Show the traceback of an error. Goes before the command.")
-@click.option(
+_SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100, "show_default": True}
+_version_option = click.option(
     "--version", is_flag=True, is_eager=True, expose_value=False, callback=_show_version,
     help="Show the version and exit.",
 )  # fmt: skip
+
+
+@click.group(cls=LazyCommands, context_settings=_SETTINGS)
+@click.option("--debug", is_flag=True, help="Show the traceback of an error; goes before the command.")
+@_version_option
 def swav_tf(debug: bool) -> None:
     """SwAV self-supervised pretraining in TensorFlow.
 

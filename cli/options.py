@@ -59,6 +59,24 @@ def option_names(*options: Option) -> tuple[str, ...]:
     return tuple(str(parameter.name) for parameter in command.params)
 
 
+# === Kinds of options ===
+
+PATH = click.Path(path_type=Path)
+FILE = click.Path(path_type=Path, dir_okay=False)
+FOLDER = click.Path(path_type=Path, file_okay=False)
+
+
+def count_option(*names: str, least: int = 1, most: int | None = None, **settings: Any) -> Option:
+    """Return an option for a whole number; `settings` as click takes them."""
+    usual: dict[str, Any] = {"type": click.IntRange(least, most), "metavar": "N"}
+    return click.option(*names, **usual | settings)
+
+
+def amount_option(*names: str, **settings: Any) -> Option:
+    """Return an option for a number greater than 0; `settings` as click takes them."""
+    return click.option(*names, type=click.FloatRange(0, min_open=True), **settings)
+
+
 # === Recipes ===
 
 override_option = click.option(
@@ -67,7 +85,7 @@ override_option = click.option(
     "overrides",
     multiple=True,
     metavar="KEY=VALUE",
-    help="Change one setting, such as train.epochs=10 or crops.0.size=160. May be repeated.",
+    help="Override a setting, such as train.epochs=10 or crops.0.size=160. May be repeated.",
 )
 
 
@@ -76,7 +94,7 @@ def config_option(**settings: Any) -> Option:
     usual: dict[str, Any] = {
         "required": True,
         "metavar": "FILE_OR_NAME",
-        "help": "Recipe: a YAML file, or a name from `swav-tf config list`.",
+        "help": "Recipe: a YAML file or a name from `swav-tf config list`.",
     }
     return click.option("-c", "--config", **usual | settings)
 
@@ -123,7 +141,8 @@ recipe_options = option_group("recipe", RecipeChoice, data_argument, config_opti
 provider_option = click.option(
     "--provider",
     type=click.Choice(["cpu", "cuda", "tensorrt"]),
-    help="Where ONNX Runtime runs an ONNX file. An error if it cannot; there is no fallback.  [default: cpu]",
+    show_default="cpu",
+    help="Execution provider of ONNX Runtime, for ONNX files; there is no fallback to another.",
 )
 
 
@@ -152,7 +171,7 @@ model_options = option_group(
         "--model",
         required=True,
         metavar="MODEL",
-        help="Run folder of `swav-tf pretrain` (its newest checkpoint is used), or a file by `swav-tf export`.",
+        help="Folder of a pretraining run (its newest checkpoint is used), or a file written by `swav-tf export`.",
     ),
     provider_option,
 )
@@ -201,40 +220,23 @@ def image_options(
         ImageChoice,
         click.argument("data", required=required),
         click.option(
-            "--kind",
-            type=click.Choice(kinds),
-            help=f"How DATA is read.  [default: {default}]",
+            "--kind", type=click.Choice(kinds), show_default=default, help="What DATA is and how it is read."
         ),
         click.option(
             "--split",
             metavar="NAME",
-            help=f"Split of digits or a TFDS data set.  [default: {'train' if required else default}]",
+            show_default="train" if required else default,
+            help="Split of digits or a TFDS data set.",
         ),
     )
 
 
-def batch_option(default: int = 128) -> Option:
-    """Return --batch."""
-    return click.option(
-        "--batch",
-        type=click.IntRange(min=1),
-        metavar="N",
-        default=default,
-        show_default=True,
-        help="Images that the model sees at once.",
-    )
+batch_option = count_option("--batch", default=128, help="Images per batch.")
 
 
 def threads_option(meaning: str) -> Option:
     """Return --threads, with what the threads do."""
-    return click.option(
-        "--threads",
-        type=click.IntRange(min=0),
-        metavar="N",
-        default=0,
-        show_default=True,
-        help=f"{meaning}; 0: one per core.",
-    )
+    return count_option("--threads", least=0, default=0, help=f"{meaning}; 0 means one per core.")
 
 
 @dataclass(frozen=True)
@@ -253,13 +255,14 @@ class ReadingChoice:
 reading_options = option_group(
     "reading",
     ReadingChoice,
-    batch_option(),
+    batch_option,
     threads_option("Threads that decode images"),
     click.option(
         "--max-bad-share",
         type=click.FloatRange(0, 1),
         metavar="SHARE",
-        help="Largest share of unreadable images; more is an error.  [default: as in the model's recipe]",
+        show_default="as in the model's recipe",
+        help="Largest acceptable share of unreadable images; above it, the command fails.",
     ),
 )
 
@@ -279,10 +282,8 @@ def _cluster(nodes: int | None, node_rank: int | None, master: str | None) -> Cl
 cluster_options = option_group(
     "cluster",
     _cluster,
-    click.option("--nodes", type=click.IntRange(min=1), metavar="N", help="Machines that train together."),
-    click.option(
-        "--node-rank", type=click.IntRange(min=0), metavar="N", help="This machine's number, from 0."
-    ),
+    count_option("--nodes", help="Number of machines that train together."),
+    count_option("--node-rank", least=0, help="Rank of this machine, starting at 0."),
     click.option("--master", metavar="HOST:PORT", help="Address of machine 0, reachable from all machines."),
 )
 
@@ -290,36 +291,41 @@ cluster_options = option_group(
 
 
 def seed_option(meaning: str, *, default: int = 0) -> Option:
-    """Return --seed, with what it is the seed of."""
-    return click.option(
-        "--seed",
-        type=click.IntRange(0, 2**32 - 1),
-        metavar="N",
-        default=default,
-        show_default=True,
-        help=meaning,
-    )
+    """Return --seed, with what depends on it."""
+    return count_option("--seed", least=0, most=2**32 - 1, default=default, help=f"Random seed of {meaning}.")
 
 
 def run_dir_option(meaning: str, **settings: Any) -> Option:
     """Return --run-dir; `settings` as click takes them."""
-    usual: dict[str, Any] = {
-        "type": click.Path(file_okay=False, path_type=Path),
-        "metavar": "DIR",
-        "help": meaning,
-    }
-    return click.option("--run-dir", **usual | settings)
+    return click.option("--run-dir", type=FOLDER, metavar="DIR", help=meaning, **settings)
 
 
 fresh_option = click.option(
-    "--fresh", is_flag=True, help="Start over; the earlier run is kept in previous-N/.  [default: resume]"
+    "--fresh",
+    is_flag=True,
+    help="Start over; the earlier run is moved to previous-N/.",
+    show_default="resume",
 )
 
 
 def output_option(meaning: str, **settings: Any) -> Option:
     """Return --output; `settings` as click takes them."""
-    usual: dict[str, Any] = {"type": click.Path(path_type=Path), "metavar": "FILE", "help": meaning}
+    usual: dict[str, Any] = {"type": PATH, "metavar": "FILE", "help": meaning}
     return click.option("--output", **usual | settings)
+
+
+def _picture(context: click.Context, option: click.Parameter, path: Path | None) -> Path | None:
+    if path is not None:
+        from swav_tf.data.pictures import check_picture
+
+        check_picture(path)
+    return path
+
+
+def picture_option(name: str = "--output", meaning: str = "Picture to write", **settings: Any) -> Option:
+    """Return an option for a picture, whose extension is checked before the work; `settings` as click takes them."""
+    note = f"{meaning}; the extension determines the format."
+    return click.option(name, type=PATH, metavar="FILE", callback=_picture, help=note, **settings)
 
 
 def make_folder(output: Path) -> None:
@@ -347,9 +353,11 @@ class Report:
 
 
 _json_option = click.option(
-    "--json", "as_json", is_flag=True, help="Print JSON, and nothing else, on stdout."
+    "--json", "as_json", is_flag=True, help="Print the result as JSON, and nothing else on stdout."
 )
-quiet_option = click.option("--quiet", is_flag=True, help="Print warnings and errors only, no progress.")
+quiet_option = click.option(
+    "--quiet", is_flag=True, help="Print only warnings, errors and the result, no progress."
+)
 json_options = option_group("report", lambda as_json: Report(as_json), _json_option)
 report_options = option_group("report", Report, quiet_option, _json_option)
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from cli.quiet import load_tensorflow_quietly
 from swav_tf.data.sources import ImageSource
 from swav_tf.data.views import ViewedImage, stack_views, view_images
 from swav_tf.plumbing.errors import UsageError
@@ -73,6 +74,7 @@ def open_classifier(model: Path, provider: str | None = None) -> ClassifierModel
         return _of_file(model, provider or "cpu")
     if provider is not None:
         raise UsageError(f"--provider is for ONNX files. Received: {model}, which is a run folder.")
+    load_tensorflow_quietly()
     from swav_tf.training.classifier_folder import load_classifier
 
     classifier, recipe, facts = load_classifier(model)

@@ -77,9 +77,8 @@ def _image_bar(total: int, what: str) -> Iterator[Callable[[int], None]]:
             if started:
                 progress.update(task, completed=images)
             else:
-                progress.reset(
-                    task, completed=images
-                )  # done by an earlier call, or while the model was traced
+                # The first images were finished by an earlier call, or while the model was traced.
+                progress.reset(task, completed=images)
                 started = True
 
         yield update

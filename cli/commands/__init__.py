@@ -1,1 +1,1 @@
-"""One short file for each command, imported only when it is asked for."""
+"""One short file for each command, imported only when the command is used."""

@@ -5,20 +5,19 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.options import counts, names, quiet_option, threads_option
+from cli.options import FILE, PATH, amount_option, count_option, counts, names, quiet_option, threads_option
 from cli.progress import cell_progress
 
 if TYPE_CHECKING:
     from evaluate.benchmark.schema import Benchmark, Cell
 
 SETTINGS = ("seconds", "runs", "max_seconds", "rounds", "threads", "cuda_graph")
-_file = click.Path(dir_okay=False, path_type=Path)
 
 
 def _limits(
@@ -29,51 +28,43 @@ def _limits(
     for value, match in zip(values, found, strict=True):
         if match is None:
             raise click.BadParameter(
-                f"must be RUNNER:PRECISION:BATCH=IMAGES_PER_SECOND, as ort-cpu:fp32:32=10. Received: {value}"
+                f"must be RUNNER:PRECISION:BATCH=IMAGES_PER_SECOND, such as ort-cpu:fp32:32=10. Received: {value}"
             )
     return [(match[1], float(match[2])) for match in found if match]
 
 
-def _option(*names: str, at_least: Any = None, **settings: Any) -> Callable[..., Any]:
-    """Return an option; with `at_least`, of a number, which must be greater than 0 if `at_least` is 0."""
-    if at_least is not None:
-        kind = click.IntRange if isinstance(at_least, int) else click.FloatRange
-        settings["type"] = kind(min=at_least, min_open=at_least == 0)
-    return click.option(*names, show_default="default" in settings, **settings)
-
-
 # fmt: off
 @click.command(short_help="Measure images/s and latency of exported files and runs.")
-@click.argument("models", nargs=-1, type=click.Path(path_type=Path), metavar="MODEL...")
-@_option("--runner", "runners", callback=names, metavar="NAME,...",
-         help="ort-cpu, ort-cuda, ort-tensorrt, tensorrt, keras.  [default: all that can run a MODEL here]")
-@_option("--precision", "precisions", callback=names, metavar="NAME,...",
-         help="fp32, fp16, int8.  [default: all that MODEL has]")
-@_option("--batch", "batches", callback=counts, metavar="N,...", default="1,8,32,128", help="Images per call.")
-@_option("--json", "json_file", type=_file, metavar="FILE",
-         help="Write all figures to FILE after each cell, or at the end to stdout if FILE is `-`.")
-@_option("--html", "html_file", type=_file, metavar="FILE",
-         help="Write a report with charts to FILE: one page that needs no network.")
-@_option("--seconds", at_least=0.0, metavar="SECONDS", default=3.0, help="Minimum time spent on a cell.")
-@_option("--runs", at_least=1, metavar="N", default=100, help="Minimum runs of a cell; a p99 needs 1000.")
-@_option("--max-seconds", at_least=0.0, metavar="SECONDS", default=60.0,
-         help="Maximum time spent on a cell; cells with too few runs are marked.")
-@_option("--rounds", at_least=1, metavar="N", default=1,
-         help="Processes per cell, in turn over all cells; several measure how much processes differ.")
+@click.argument("models", nargs=-1, type=PATH, metavar="MODEL...")
+@click.option("--runner", "runners", callback=names, metavar="NAME,...", show_default="all that can run a MODEL here",
+              help="ort-cpu, ort-cuda, ort-tensorrt, tensorrt, keras.")
+@click.option("--precision", "precisions", callback=names, metavar="NAME,...", show_default="all that MODEL has",
+              help="fp32, fp16, int8.")
+@click.option("--batch", "batches", callback=counts, metavar="N,...", default="1,8,32,128", help="Images per batch.")
+@click.option("--json", "json_file", type=FILE, metavar="FILE",
+              help="Write all figures to FILE after each cell, or to stdout at the end if FILE is `-`.")
+@click.option("--html", "html_file", type=FILE, metavar="FILE",
+              help="Write a report with charts to FILE: one page that needs no network.")
+@amount_option("--seconds", metavar="SECONDS", default=3.0, help="Minimum time per cell.")
+@count_option("--runs", default=100, help="Minimum runs per cell; a p99 needs 1000.")
+@amount_option("--max-seconds", metavar="SECONDS", default=60.0,
+               help="Maximum time per cell; cells with too few runs are marked.")
+@count_option("--rounds", default=1,
+              help="Processes per cell, in turn with the other cells; several show the variation between processes.")
 @threads_option("Threads that compute a batch on a CPU")
-@_option("--cuda-graph/--no-cuda-graph", default=True,
-         help="On a GPU, record a run's kernel launches and repeat them as one.")
-@_option("--timeout", at_least=1.0, metavar="SECONDS", default=1800.0,
-         help="A cell whose process takes longer has failed.")
-@_option("--resume", is_flag=True,
-         help="Keep the cells in --json FILE that were measured on the same files and machine.")
-@_option("--fail-below", "limits", callback=_limits, multiple=True, metavar="CELL=X",
-         help="Exit code 1 if a cell is slower than X images/s or was not measured, such as ort-cpu:fp32:32=10. "
-         "May be repeated.")
-@_option("--schema", is_flag=True, help="Print the JSON Schema of --json and exit.")
+@click.option("--cuda-graph/--no-cuda-graph", default=True,
+              help="On a GPU, launch all kernels of a run as one CUDA graph.")
+@click.option("--timeout", type=click.FloatRange(1), metavar="SECONDS", default=1800.0,
+              help="Time limit of a cell's process; a cell that takes longer has failed.")
+@click.option("--resume", is_flag=True,
+              help="Keep the cells in --json FILE that were measured with the same files and machine.")
+@click.option("--fail-below", "limits", callback=_limits, multiple=True, metavar="CELL=X",
+              help="Exit code 1 if a cell is slower than X images/s or was not measured, such as ort-cpu:fp32:32=10. "
+              "May be repeated.")
+@click.option("--schema", is_flag=True, help="Print the JSON Schema of --json and exit.")
 @quiet_option
 def command(schema: bool, quiet: bool, limits: list[tuple[str, float]], **options: Any) -> int:
-    """Measure images/s and latency of MODELs: folders or files of `swav-tf export`, and run folders (for keras).
+    """Measure images/s and latency of MODELs: folders or files written by `swav-tf export`, or run folders (in Keras).
 
     Each cell (model, runner, precision, batch) runs in a fresh process. A cell that cannot run here
     (a GPU runner without a GPU, for example) is skipped, and the reason is shown. Accuracy comes from

@@ -13,6 +13,7 @@ from cli.options import (
     ModelChoice,
     ReadingChoice,
     Report,
+    count_option,
     image_options,
     make_folder,
     model_options,
@@ -34,18 +35,12 @@ HEADINGS = {
 }
 
 
-@click.command()
+@click.command(short_help="Assign images to prototypes and show the nearest images of each.")
 @image_options()
 @model_options
 @output_option("Folder for tables and pictures.", metavar="DIR", required=True)
-@click.option(
-    "--prototypes", type=click.IntRange(min=1), metavar="N", default=60, show_default=True,
-    help="Prototypes to show, the most used ones; the tables list all.",
-)  # fmt: skip
-@click.option(
-    "--nearest", type=click.IntRange(1, 100), metavar="N", default=12, show_default=True,
-    help="Nearest images to show for each prototype.",
-)  # fmt: skip
+@count_option("--prototypes", default=60, help="Prototypes to show, most used first; the tables list all.")
+@count_option("--nearest", most=100, default=12, help="Nearest images to show for each prototype.")
 @reading_options
 @report_options
 def command(
@@ -57,10 +52,10 @@ def command(
     reading: ReadingChoice,
     report: Report,
 ) -> None:
-    """Assign each image in DATA to the prototype with the highest score, and show the nearest images of each.
+    """Assign each image in DATA to the prototype with the highest score, and show each prototype's nearest images.
 
-    Without DATA: the images that the model was trained on. OUTPUT receives index.html (one file, readable offline),
-    sheet.png, clusters.json, usage.csv (one row per prototype) and assignments.csv (one row per image).
+    Without DATA, the images that the model was trained on are used. OUTPUT receives index.html (one file, readable
+    offline), sheet.png, clusters.json, usage.csv (one row per prototype) and assignments.csv (one row per image).
 
     \b
     Examples:

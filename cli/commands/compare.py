@@ -7,26 +7,25 @@ from pathlib import Path
 
 import click
 
-from cli.options import Report, json_options
+from cli.options import PATH, Report, amount_option, json_options
 
 
 @click.command(short_help="Compare two benchmarks, cell by cell.")
-@click.argument("a", type=click.Path(path_type=Path), metavar="A.json")
-@click.argument("b", type=click.Path(path_type=Path), metavar="B.json")
-@click.option(
+@click.argument("a", type=PATH, metavar="A.json")
+@click.argument("b", type=PATH, metavar="B.json")
+@amount_option(
     "--fail-below",
     "least",
-    type=click.FloatRange(min=0, min_open=True),
     metavar="RATIO",
-    help="Exit code 1 if a cell of B is surely slower than RATIO times A's, or missing.",
+    help="Exit code 1 if a cell of B is significantly slower than RATIO times A's, or missing.",
 )
-@click.option("--any-machine", is_flag=True, help="With --fail-below: accept files of different machines.")
+@click.option("--any-machine", is_flag=True, help="With --fail-below: accept files from different machines.")
 @json_options
 def command(a: Path, b: Path, least: float | None, any_machine: bool, report: Report) -> int:
-    """Compare the images/s of two files by `swav-tf benchmark --json`, cell by cell: B over A.
+    """Compare the images/s in two files written by `swav-tf benchmark --json`, cell by cell, as B / A.
 
-    A cell is faster or slower only if the difference exceeds the noise of both at 99 % confidence. With
-    --rounds 3 or more in both benchmarks the noise between processes is measured, otherwise assumed.
+    A cell counts as faster or slower only if the difference exceeds the noise of both at 99 % confidence. With
+    --rounds 3 or more in both benchmarks, the noise between processes is measured, otherwise it is assumed.
 
     \b
     Examples:
@@ -54,7 +53,7 @@ def command(a: Path, b: Path, least: float | None, any_machine: bool, report: Re
         for line in below:
             click.echo(f"too slow: {line}")
         if undecided:
-            click.echo(f"not surely below {least:g}, accepted: {', '.join(undecided)}")
+            click.echo(f"not significantly below {least:g}, accepted: {', '.join(undecided)}")
     if least is not None and not any(cell.ratio is not None for cell in comparison.cells):
         raise UsageError("--fail-below requires a cell that was measured in both benchmarks. Received: none.")
     return 1 if below else 0

@@ -6,7 +6,7 @@ import dataclasses
 
 import click
 
-from cli.options import Report, json_options, override_option
+from cli.options import Report, count_option, json_options, override_option
 
 recipe_argument = click.argument("recipe", metavar="FILE_OR_NAME")
 
@@ -24,10 +24,10 @@ def command() -> None:
     """
 
 
-@command.command("list")
+@command.command("list", short_help="List the bundled recipes.")
 @json_options
 def list_recipes(report: Report) -> None:
-    """List the bundled recipes, each with the command that it is for.
+    """List the bundled recipes, with the command that each is for.
 
     \b
     Examples:
@@ -44,12 +44,12 @@ def list_recipes(report: Report) -> None:
     )
 
 
-@command.command()
+@command.command(short_help="Print a recipe with every setting.")
 @recipe_argument
 @override_option
 @json_options
 def show(recipe: str, overrides: tuple[str, ...], report: Report) -> None:
-    """Print a recipe with every setting, including those left at their defaults.
+    """Print a recipe with every setting, including those at their defaults.
 
     \b
     Examples:
@@ -64,21 +64,16 @@ def show(recipe: str, overrides: tuple[str, ...], report: Report) -> None:
     report.show(loaded.model_dump(mode="json"), [*header, recipe_yaml(loaded).rstrip("\n")])
 
 
-@command.command()
+@command.command(short_help="Report errors in a recipe and settings known to work badly.")
 @recipe_argument
 @override_option
-@click.option(
-    "--images",
-    type=click.IntRange(min=1),
-    metavar="N",
-    help="Training images, to check what is counted in steps.",
-)
-@click.option("--replicas", type=click.IntRange(min=1), metavar="N", help="Devices (GPUs) over all nodes.")
+@count_option("--images", help="Number of training images, to check settings that are counted in steps.")
+@count_option("--replicas", help="Number of devices (GPUs) on all machines.")
 @json_options
 def check(
     recipe: str, overrides: tuple[str, ...], images: int | None, replicas: int | None, report: Report
 ) -> int:
-    """Report all errors of a recipe (exit code 2), or what is known to work badly (exit code 0).
+    """Report all errors in a recipe (exit code 2), or its settings that are known to work badly (exit code 0).
 
     \b
     Examples:
@@ -105,14 +100,13 @@ def check(
     return 0
 
 
-@command.command()
+@command.command(short_help="Explain every setting.")
 @click.option(
-    "--kind", type=click.Choice(("pretrain", "probe", "finetune")), default="pretrain", show_default=True,
-    help="Kind of recipe.",
-)  # fmt: skip
+    "--kind", type=click.Choice(("pretrain", "probe", "finetune")), default="pretrain", help="Kind of recipe."
+)
 @json_options
 def settings(kind: str, report: Report) -> None:
-    """Explain every setting of a kind of recipe: path, type, bounds, default and meaning.
+    """Explain every setting of one kind of recipe: path, type, bounds, default and meaning.
 
     \b
     Examples:

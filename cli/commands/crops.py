@@ -6,34 +6,24 @@ from pathlib import Path
 
 import click
 
-from cli.options import RecipeChoice, output_option, recipe_options
+from cli.options import RecipeChoice, count_option, picture_option, recipe_options
 
 
 @click.command()
 @recipe_options
-@click.option(
-    "--rows", type=click.IntRange(1, 100), metavar="N", default=6, show_default=True, help="Images to show."
-)
-@click.option(
-    "--epoch", type=click.IntRange(min=0), metavar="N", default=0, show_default=True,
-    help="Epoch whose crops are cut, from 0.",
-)  # fmt: skip
-@output_option(
-    "Picture to write; the extension decides the format.", default=Path("crops.png"), show_default=True
-)
+@count_option("--rows", most=100, default=6, help="Number of images.")
+@count_option("--epoch", least=0, default=0, help="Epoch to which the crops belong, starting at 0.")
+@picture_option(default=Path("crops.png"))
 def command(recipe: RecipeChoice, rows: int, epoch: int, output: Path) -> None:
     """Draw a contact sheet: images of DATA, each followed by the crops that training would cut from it.
 
-    DATA is given as to `swav-tf pretrain`; it may be omitted if the recipe names its images.
+    DATA is the same as for `swav-tf pretrain`; it may be omitted if the recipe names its images.
 
     \b
     Examples:
       swav-tf crops -c demo
       swav-tf crops photos/ -c one_gpu -o data.kind=images --rows 10 --epoch 3 --output sheet.png
     """
-    from swav_tf.data.pictures import check_picture
-
-    check_picture(output)
     settings = recipe.load_with_images()
 
     from swav_tf.data.pictures import contact_sheet

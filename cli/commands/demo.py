@@ -14,18 +14,17 @@ from cli.quiet import load_tensorflow_quietly
 @run_dir_option(
     "Folder for checkpoints, metrics, summary, picture, exported files and report.",
     default=Path("runs/demo"),
-    show_default=True,
 )
-@seed_option("Seed of weights, order and crops.", default=31)
+@seed_option("weights, image order and crops", default=31)
 @click.option(
     "--no-export", is_flag=True, help="Stop after the picture: no ONNX files, no benchmark, no report."
 )
 @report_options
 def command(run_dir: Path, seed: int, no_export: bool, report: Report) -> None:
-    """Train on scikit-learn's handwritten digits and measure what was learned, within minutes on a CPU.
+    """Train on scikit-learn's handwritten digits for a few minutes on a CPU, and measure what was learned.
 
-    Then the network is exported in float32 and int8, compared with Keras and timed; demo.html in the run folder
-    shows all of it. That half needs the extra `export`.
+    The network is then exported in float32 and int8, compared with Keras and timed; demo.html in the run folder
+    shows everything. This second part requires the extra `export`.
 
     \b
     Examples:

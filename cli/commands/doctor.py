@@ -8,12 +8,12 @@ from cli.options import Report, json_options
 
 
 @click.command()
-@click.option("--gpu", is_flag=True, help="Also list TensorFlow's GPUs (loads TensorFlow, some seconds).")
+@click.option("--gpu", is_flag=True, help="Also list the GPUs that TensorFlow finds; takes several seconds.")
 @json_options
 def command(gpu: bool, report: Report) -> int:
-    """Report versions, machine, missing extras, and what keeps ONNX Runtime from using a GPU.
+    """Report versions, hardware, missing extras, and why ONNX Runtime cannot use a GPU.
 
-    The exit code is 1 if another package owns one of swav-tf's import names.
+    The exit code is 1 if another installed package provides one of swav-tf's import names.
 
     \b
     Examples:

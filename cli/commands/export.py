@@ -9,7 +9,7 @@ import click
 from click.core import ParameterSource
 
 from cli.export_options import GRAPH_NAMES, engine_options, engine_settings, export_settings, graph_options
-from cli.options import Report, names, output_option, report_options
+from cli.options import FOLDER, PATH, Report, names, output_option, report_options
 from cli.quiet import load_tensorflow_quietly
 
 if TYPE_CHECKING:
@@ -18,17 +18,17 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("run", type=click.Path(path_type=Path))
-@output_option("Folder to write to; files of the same names are replaced.", metavar="DIR", required=True)
+@click.argument("run", type=PATH)
+@output_option("Folder to write to; files of the same name are replaced.", metavar="DIR", required=True)
 @click.option(
-    "--to", "kinds", callback=names, metavar="NAME,...", default="onnx", show_default=True,
-    help="onnx, tensorrt: kinds of files. The ONNX file of an engine is always written.",
+    "--to", "kinds", callback=names, metavar="NAME,...", default="onnx",
+    help="Kinds of files: onnx, tensorrt. For an engine, the ONNX file is always written too.",
 )  # fmt: skip
 @graph_options
 @engine_options
 @click.option(
-    "--triton", type=click.Path(path_type=Path, file_okay=False), metavar="DIR",
-    help="Also write a model repository for NVIDIA Triton: a folder for each file, with config.pbtxt.",
+    "--triton", type=FOLDER, metavar="DIR",
+    help="Also write a model repository for NVIDIA Triton, with a folder and a config.pbtxt for each file.",
 )  # fmt: skip
 @report_options
 @click.pass_context
@@ -44,12 +44,12 @@ def command(
 ) -> None:
     """Write the newest checkpoint of RUN as ONNX files that need no TensorFlow.
 
-    RUN is the folder of `swav-tf pretrain`, or of a probe or fine-tuned run, whose files give logits too. With
-    --to tensorrt it may also be an exported ONNX file, on a GPU server without TensorFlow.
+    RUN is the folder of a pretraining, probe or fine-tuning run; the latter two also give logits. With --to tensorrt,
+    RUN may be an exported ONNX file: a GPU server then needs no TensorFlow.
 
     Each file is checked, run by ONNX Runtime and compared with Keras in float32, on real images and on random pixels.
-    A file that differs too much is an error and is not written. The folder also receives parity.json and
-    reference.npz, with which `swav-tf verify` repeats the comparison elsewhere.
+    If a file differs too much, the command fails and the file is not written. The folder also receives parity.json
+    and reference.npz, with which `swav-tf verify` repeats the comparison elsewhere.
 
     \b
     Examples:

@@ -25,7 +25,7 @@ from cli.progress import image_progress
 @model_options
 @output_option("Feature file to write: .npz, .npy or .parquet.", required=True)
 @reading_options
-@click.option("--fresh", is_flag=True, help="Start over, even if this output exists or is unfinished.")
+@click.option("--fresh", is_flag=True, help="Start over, even if the output exists or is unfinished.")
 @report_options
 def command(
     images: ImageChoice,
@@ -37,11 +37,11 @@ def command(
 ) -> None:
     """Compute the features of the images in DATA: a folder, TFRecord shards, a TFDS name, or `digits`.
 
-    Without DATA: the images that the model was trained on. An interrupted command resumes when it is run again.
-    Unreadable images are left out and listed in OUTPUT.unreadable.csv.
+    Without DATA, the images that the model was trained on are used. An interrupted command resumes when it is run
+    again. Unreadable images are skipped and listed in OUTPUT.unreadable.csv.
 
     \b
-    .npz      one file, read into memory: up to some 100,000 images
+    .npz      one file, read into memory: up to about 100,000 images
     .npy      memory-mapped, for millions; names and labels in OUTPUT.csv, facts in OUTPUT.json
     .parquet  one row per image, for data frames and databases
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -17,13 +16,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @classifier_options
-def command(
-    classifier: ClassifierChoice,
-    run_dir: Path | None,
-    fresh: bool,
-    cluster: ClusterAddress | None,
-    report: Report,
-) -> None:
+def command(classifier: ClassifierChoice, cluster: ClusterAddress | None, report: Report) -> None:
     """Train a pretrained backbone and a classifier on top of it, each with its own learning rate.
 
     TRAIN and VALIDATION are labelled images: folders with one folder per class. They may be omitted if the recipe
@@ -41,13 +34,5 @@ def command(
     load_tensorflow_quietly()
     from swav_tf.training.classify import finetune
 
-    result = finetune(
-        recipe,
-        model=classifier.model,
-        run_dir=run_dir or classifier.default_run_dir(recipe.name),
-        from_scratch=classifier.from_scratch,
-        cluster=cluster,
-        fresh=fresh,
-        quiet=report.quiet,
-    )
-    report.show(result.summary)
+    arguments = classifier.arguments(recipe.name)
+    report.show(finetune(recipe, cluster=cluster, quiet=report.quiet, **arguments).summary)

@@ -6,37 +6,31 @@ from pathlib import Path
 
 import click
 
-from cli.options import Report, counts, report_options
+from cli.options import PATH, Report, amount_option, counts, report_options
 from cli.progress import share_progress
 from cli.tables.plain import print_table
 
 
 @click.command()
-@click.argument("train", type=click.Path(path_type=Path))
-@click.argument("test", type=click.Path(path_type=Path))
+@click.argument("train", type=PATH)
+@click.argument("test", type=PATH)
 @click.option(
     "-k",
     "neighbours",
     callback=counts,
     metavar="N,...",
     default="10,20,100,200",
-    show_default=True,
-    help="Numbers of neighbours that vote.",
+    help="Numbers of neighbours that vote; each gives a row of the result.",
 )
-@click.option(
-    "--temperature",
-    type=click.FloatRange(min=0, min_open=True),
-    metavar="X",
-    default=0.07,
-    show_default=True,
-    help="A neighbour's vote is exp(cosine / X).",
+@amount_option(
+    "--temperature", metavar="X", default=0.07, help="A neighbour's vote has weight exp(cosine / X)."
 )
 @report_options
 def command(train: Path, test: Path, neighbours: tuple[int, ...], temperature: float, report: Report) -> None:
-    """Classify the images of feature file TEST by their nearest neighbours in TRAIN, by cosine.
+    """Classify the images of feature file TEST by their nearest neighbours in TRAIN, by cosine similarity.
 
-    The search is exact. Files that end in .npy stay on disk: 1.28 million features of 2048 and
-    50,000 queries need less than 1 GiB of memory.
+    The search is exact. Files that end in .npy stay on disk: 1.28 million features of 2048 dimensions and 50,000
+    queries need less than 1 GiB of memory.
 
     \b
     Examples:

@@ -6,7 +6,15 @@ import dataclasses
 
 import click
 
-from cli.options import RecipeChoice, Report, json_options, option_group, override_option
+from cli.options import (
+    RecipeChoice,
+    Report,
+    amount_option,
+    count_option,
+    json_options,
+    option_group,
+    override_option,
+)
 from swav_tf.planning.gpus import GPUS, Cluster
 
 
@@ -21,28 +29,20 @@ from swav_tf.planning.gpus import GPUS, Cluster
     "--gpu",
     type=click.Choice(tuple(GPUS)),
     required=True,
-    help="Kind of GPU; a100 has 80 GB, a100-40 has 40.",
+    help="Type of GPU; a100 has 80 GB, a100-40 has 40 GB.",
 )
-@click.option(
-    "--gpus", type=click.IntRange(min=1), metavar="N", default=1, show_default=True,
-    help="GPUs over all machines.",
-)  # fmt: skip
-@click.option(
-    "--gpus-per-node", type=click.IntRange(min=1), metavar="N", default=8, show_default=True,
-    help="GPUs of one machine.",
-)  # fmt: skip
-@click.option(
-    "--link-gbit", type=click.FloatRange(min=0, min_open=True), metavar="GBIT", default=200, show_default=True,
-    help="Network of one machine in each direction, Gbit/s.",
-)  # fmt: skip
-@click.option(
-    "--images", type=click.IntRange(min=1), metavar="N",
-    help="Training images.  [default: ImageNet's 1,281,167]",
-)  # fmt: skip
-@click.option(
-    "--images-per-second", type=click.FloatRange(min=0, min_open=True), metavar="RATE",
-    help="Speed of one GPU, as measured by `swav-tf profile`, instead of an estimate.",
-)  # fmt: skip
+@count_option("--gpus", default=1, help="Total number of GPUs.")
+@count_option("--gpus-per-node", default=8, help="GPUs per machine.")
+@amount_option(
+    "--link-gbit", metavar="GBIT", default=200, help="Network speed of a machine per direction, Gbit/s."
+)
+@count_option("--images", show_default="ImageNet's 1,281,167", help="Number of training images.")
+@amount_option(
+    "--images-per-second",
+    metavar="RATE",
+    show_default="an estimate",
+    help="Speed of one GPU as measured by `swav-tf profile`, images/s.",
+)
 @json_options
 def command(
     recipe: RecipeChoice,
@@ -54,9 +54,9 @@ def command(
     images_per_second: float | None,
     report: Report,
 ) -> None:
-    """Estimate a pretraining run from FLOPs, bytes and links; the assumptions are printed with it.
+    """Estimate duration, memory and network load of a pretraining run, and list the assumptions.
 
-    Nothing is measured and TensorFlow is not needed. For figures of this machine, see `swav-tf profile`.
+    Nothing is measured and TensorFlow is not needed. To measure on this machine, use `swav-tf profile`.
 
     \b
     Examples:

@@ -6,30 +6,24 @@ from pathlib import Path
 
 import click
 
-from cli.options import output_option, seed_option
+from cli.options import PATH, count_option, picture_option, seed_option
 
 
 @click.command()
-@click.argument("features", type=click.Path(path_type=Path))
-@output_option(
-    "Picture to write; the extension decides the format.", default=Path("plot.png"), show_default=True
-)
+@click.argument("features", type=PATH)
+@picture_option(default=Path("plot.png"))
 @click.option(
     "--method",
     type=click.Choice(["pca", "tsne", "umap"]),
     default="pca",
-    show_default=True,
-    help="Projection to 2 dimensions; umap needs the package umap-learn.",
+    help="Projection to 2 dimensions; umap requires the package umap-learn.",
 )
-@click.option(
+@count_option(
     "--limit",
-    type=click.IntRange(min=1),
-    metavar="N",
     default=5000,
-    show_default=True,
-    help="Largest number of images, drawn at random: t-SNE of 5,000 takes about a minute.",
+    help="Draw at most N images, chosen at random; t-SNE of 5,000 takes about a minute.",
 )
-@seed_option("Seed of the draw, of t-SNE and of UMAP.")
+@seed_option("the choice of images, t-SNE and UMAP")
 def command(features: Path, output: Path, method: str, limit: int, seed: int) -> None:
     """Draw a map of the images in a feature file, colored by class.
 
@@ -42,9 +36,7 @@ def command(features: Path, output: Path, method: str, limit: int, seed: int) ->
     """
     from evaluate.feature_file import read_feature_file
     from evaluate.feature_map import draw_map, map_features
-    from swav_tf.data.pictures import check_picture
 
-    check_picture(output)
     file = read_feature_file(features)
     drawn = map_features(file, method=method, limit=limit, seed=seed)
     draw_map(output, file, drawn, method=method)

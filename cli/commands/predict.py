@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from cli.options import (
+    PATH,
     Report,
     batch_option,
     output_option,
@@ -15,24 +16,23 @@ from cli.options import (
     threads_option,
 )
 from cli.progress import image_progress
-from cli.quiet import load_tensorflow_quietly
 
 
 @click.command()
-@click.argument("model", metavar="RUN|FILE.onnx", type=click.Path(path_type=Path))
-@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("model", metavar="RUN|FILE.onnx", type=PATH)
+@click.argument("folder", type=PATH)
 @output_option("File to write: .csv or .json.", required=True)
 @provider_option
-@batch_option()
+@batch_option
 @threads_option("Threads that decode images")
 @report_options
 def command(
     model: Path, folder: Path, output: Path, provider: str | None, batch: int, threads: int, report: Report
 ) -> int:
-    """Classify the images at any depth below FOLDER with the probe or fine-tuned model in RUN, or an exported file.
+    """Classify the images at any depth below FOLDER with a probe, a fine-tuned model or an exported file.
 
-    The five most probable classes of each image are written, with their probabilities. An unreadable image has its
-    error in the file instead, and the exit code is 1. An exported file needs no TensorFlow.
+    The five most probable classes of each image are written with their probabilities. An unreadable image is listed
+    with its error, and the exit code is 1. An exported file needs no TensorFlow.
 
     \b
     Examples:
@@ -45,8 +45,6 @@ def command(
 
     check_output(output)
     images = ImageFolder(folder)
-    if model.suffix != ".onnx" and not model.is_file():
-        load_tensorflow_quietly()
     classifier = open_classifier(model, provider)
     found = []
     with image_progress(len(images), "images", quiet=report.quiet) as done:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cli.options import (
+    PATH,
     RecipeChoice,
     Report,
     cluster_options,
@@ -27,13 +28,14 @@ if TYPE_CHECKING:
 
 @click.command()
 @recipe_options
-@run_dir_option("Folder for checkpoints, metrics and summary.  [default: the recipe's name, inside runs/]")
+@run_dir_option("Folder for checkpoints, metrics and summary.", show_default="runs/<name of the recipe>")
 @fresh_option
 @click.option(
     "--weights",
-    type=click.Path(path_type=Path),
+    type=PATH,
     metavar="RUN",
-    help="Start from the weights of this run folder, trained or imported.  [default: random weights]",
+    show_default="random weights",
+    help="Initialize from the weights of this run folder, trained or imported.",
 )
 @cluster_options
 @report_options
@@ -45,10 +47,10 @@ def command(
     cluster: ClusterAddress | None,
     report: Report,
 ) -> None:
-    """Train SwAV on the images in DATA: a folder, a pattern of TFRecord shards or a TFDS name.
+    """Train SwAV on the images in DATA: a folder, a glob pattern of TFRecord shards or a TFDS name.
 
     DATA may be omitted if the recipe names its images. If the run folder contains a checkpoint, the run resumes from
-    it. To use several machines, start the same command on each: they are found from TF_CONFIG or SLURM, or from
+    it. To use several machines, start the same command on each. Their addresses come from TF_CONFIG, Slurm, or
     --nodes, --node-rank (different on each machine) and --master.
 
     \b

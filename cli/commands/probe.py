@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -20,15 +19,11 @@ if TYPE_CHECKING:
 @click.option(
     "--cached",
     is_flag=True,
-    help="Compute the features once and fit by L-BFGS; the penalty is chosen on held-out training images.",
+    help="Compute the features once and fit logistic regression by L-BFGS, with the penalty chosen on held-out "
+    "training images.",
 )
 def command(
-    classifier: ClassifierChoice,
-    run_dir: Path | None,
-    fresh: bool,
-    cluster: ClusterAddress | None,
-    report: Report,
-    cached: bool,
+    classifier: ClassifierChoice, cluster: ClusterAddress | None, report: Report, cached: bool
 ) -> None:
     """Measure a pretrained backbone by a linear classifier on its frozen features.
 
@@ -47,18 +42,14 @@ def command(
     if cached and cluster is not None:
         raise click.UsageError("--cached runs on one machine: omit --nodes, --node-rank and --master.")
     load_tensorflow_quietly()
-    from swav_tf.training.cached_probe import probe_cached
-    from swav_tf.training.classify import probe
-
-    common: dict[str, Any] = {
-        "model": classifier.model,
-        "from_scratch": classifier.from_scratch,
-        "fresh": fresh,
-    }
     if cached:
-        run_dir = run_dir or classifier.default_run_dir(f"{recipe.name}_cached")
-        result = probe_cached(recipe, run_dir=run_dir, quiet=report.quiet, **common)
+        from swav_tf.training.cached_probe import probe_cached
+
+        arguments = classifier.arguments(f"{recipe.name}_cached")
+        result = probe_cached(recipe, quiet=report.quiet, **arguments)
     else:
-        run_dir = run_dir or classifier.default_run_dir(recipe.name)
-        result = probe(recipe, run_dir=run_dir, cluster=cluster, quiet=report.quiet, **common)
+        from swav_tf.training.classify import probe
+
+        arguments = classifier.arguments(recipe.name)
+        result = probe(recipe, cluster=cluster, quiet=report.quiet, **arguments)
     report.show(result.summary)

@@ -6,35 +6,31 @@ import dataclasses
 
 import click
 
-from cli.options import RecipeChoice, Report, recipe_options, report_options
+from cli.options import RecipeChoice, Report, count_option, recipe_options, report_options
 from cli.quiet import load_tensorflow_quietly
 
 
 @click.command()
 @recipe_options
-@click.option(
-    "--steps", type=click.IntRange(min=2), metavar="N", default=10, show_default=True,
-    help="Steps of each measurement.",
-)  # fmt: skip
-@click.option(
-    "--images", type=click.IntRange(min=1), metavar="N",
-    help="Images of the complete run, if DATA is omitted.  [default: ImageNet's 1,281,167]",
-)  # fmt: skip
-@click.option(
-    "--memory/--no-memory", default=True, show_default=True, help="Measure memory too, in a separate process."
+@count_option("--steps", least=2, default=10, help="Steps per measurement.")
+@count_option(
+    "--images",
+    show_default="ImageNet's 1,281,167",
+    help="Number of training images to assume if DATA is omitted.",
 )
+@click.option("--memory/--no-memory", default=True, help="Also measure memory, in a separate process.")
 @report_options
 def command(recipe: RecipeChoice, steps: int, images: int | None, memory: bool, report: Report) -> None:
-    """Run some steps of a recipe and report what bounds it: input, host, device or communication.
+    """Run a few steps of a recipe and report its bottleneck: input, host, device or communication.
 
-    DATA is given as to `swav-tf pretrain`. Without it, random JPEGs of a typical size replace the images. Nothing is
-    written.
+    DATA is the same as for `swav-tf pretrain`. Without it, random JPEGs of typical size are used. Nothing is written
+    to disk.
 
     \b
     Examples:
       swav-tf profile -c demo
       swav-tf profile ILSVRC2012/train -c one_gpu
-      swav-tf profile -c swav_100ep -o train.batch_size=512 --json      (8 GPUs of the 64)
+      swav-tf profile -c swav_100ep -o train.batch_size=512 --json
     """
     settings = recipe.load()
     if images is not None and (settings.data.path is not None or settings.data.kind == "digits"):

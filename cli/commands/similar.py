@@ -6,32 +6,28 @@ from pathlib import Path
 
 import click
 
-from cli.options import ModelChoice, Report, json_options, model_options, output_option
+from cli.options import PATH, ModelChoice, Report, count_option, json_options, model_options, picture_option
 from cli.tables.plain import print_table
 
 
 @click.command()
-@click.argument("image", type=click.Path(path_type=Path))
+@click.argument("image", type=PATH)
 @click.option(
     "--features",
     required=True,
-    type=click.Path(path_type=Path),
+    type=PATH,
     metavar="FILE",
-    help="Feature file to search, from the same model.",
+    help="Feature file to search, computed with the same model.",
 )
 @model_options
-@output_option(
-    "Picture to write; the extension decides the format.", default=Path("similar.png"), show_default=True
-)
-@click.option(
-    "-k", type=click.IntRange(1, 500), metavar="N", default=12, show_default=True, help="Images to find."
-)
-@click.option("--data", metavar="DATA", help="Where the images of the feature file are, if they have moved.")
+@picture_option(default=Path("similar.png"))
+@count_option("-k", most=500, default=12, help="Number of images to find.")
+@click.option("--data", metavar="DATA", help="Location of the feature file's images, if they have moved.")
 @json_options
 def command(
     image: Path, features: Path, model: ModelChoice, output: Path, k: int, data: str | None, report: Report
 ) -> None:
-    """Find the images of a feature file whose features have the highest cosine with those of IMAGE.
+    """Find the images in a feature file that are most similar to IMAGE, by cosine similarity.
 
     \b
     Examples:
@@ -39,9 +35,7 @@ def command(
       swav-tf similar cat.jpg --features train.npy --model runs/first -k 30 --output cats.png --json
     """
     from evaluate.feature_file import read_feature_file
-    from swav_tf.data.pictures import check_picture
 
-    check_picture(output)
     file = read_feature_file(features)  # before TensorFlow loads
     backend = model.open()
 

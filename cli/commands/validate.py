@@ -22,8 +22,8 @@ from cli.quiet import load_tensorflow_quietly
 @click.command()
 @click.argument("model", metavar="RUN")
 @image_options()
-@output_option("Folder for accuracy by class and the confusion matrix.", metavar="DIR")
-@batch_option()
+@output_option("Folder for the accuracy by class and the confusion matrix.", metavar="DIR")
+@batch_option
 @threads_option("Threads that decode images")
 @json_options
 def command(
@@ -31,8 +31,8 @@ def command(
 ) -> None:
     """Measure the probe or fine-tuned model in RUN on the labelled images in DATA.
 
-    RUN may be an imported classifier. Without DATA: the validation images of its recipe. The images must have the
-    classifier's classes. An unreadable image is an error: leaving it out would change the figure.
+    RUN may be an imported classifier. Without DATA, the validation images of its recipe are used. The images must
+    have the classifier's classes. An unreadable image is an error, since skipping it would change the accuracy.
 
     \b
     Examples:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import click
 
-from cli.options import Report, config_option, json_options, output_option, override_option
+from cli.options import PATH, Report, config_option, json_options, output_option, override_option
 
-file_argument = click.argument("source", metavar="FILE", type=click.Path(path_type=Path))
+file_argument = click.argument("source", metavar="FILE", type=PATH)
 
 
 @click.group()
@@ -60,29 +60,31 @@ def show(source: Path, report: Report) -> None:
 @click.option(
     "--to",
     required=True,
-    type=click.Path(path_type=Path),
+    type=PATH,
     metavar="RUN_OR_FILE",
     help="New run folder, or new file that ends in .safetensors.",
 )
 @config_option(
     required=False,
-    help="Recipe of the run folder.  [default: the bundled one for this network and width, in float32]",
+    show_default="the bundled recipe for this network and width, in float32",
+    help="Recipe of the run folder.",
 )
 @override_option
 @click.option(
-    "--backbone-only", is_flag=True, help="Import only the backbone, whatever else is present or missing."
+    "--backbone-only", is_flag=True, help="Import only the backbone, whatever else the file has or lacks."
 )
 @click.option(
     "--backbone",
-    type=click.Path(path_type=Path),
+    type=PATH,
     metavar="RUN_OR_FILE",
-    help="For a file with a classifier only: the pretraining run or file with the backbone that it was trained on.",
+    help="For a file with only a classifier: the pretraining run or file with the backbone it was trained on.",
 )
 @click.option(
     "--classes",
-    type=click.Path(path_type=Path),
+    type=PATH,
     metavar="LIST",
-    help="For a classifier: text file with the class names, one per line.  [default: numbers from 0]",
+    show_default="numbers from 0",
+    help="For a classifier: text file with the class names, one per line.",
 )
 @json_options
 def import_(
@@ -132,13 +134,14 @@ def import_(
 
 
 @command.command(short_help="Write weights for PyTorch users.")
-@click.argument("source", metavar="RUN_OR_FILE", type=click.Path(path_type=Path))
+@click.argument("source", metavar="RUN_OR_FILE", type=PATH)
 @output_option("New file: .pth.tar, .pth or .pt for PyTorch, or .safetensors.", required=True)
 @click.option(
     "--names",
     type=click.Choice(["swav", "torchvision", "swav_tf"]),
-    help="swav: as in the released SwAV; torchvision: a ResNet with its classifier as fc; swav_tf: native.  "
-    "[default: swav_tf for .safetensors, else swav]",
+    show_default="swav_tf for .safetensors, else swav",
+    help="Tensor names. swav: as in the released SwAV files; torchvision: a ResNet with its classifier as fc; "
+    "swav_tf: native.",
 )
 @json_options
 def export(source: Path, output: Path, names: str | None, report: Report) -> None:

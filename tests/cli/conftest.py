@@ -12,7 +12,7 @@ from swav_tf.data.digits import Digits
 from tests.cli.command_line import Result, succeed
 from tests.tiny_run import tiny_run
 
-SHORT = "-o train.epochs=1 -o train.batch_size=512 -o optimizer.decay=cosine -o monitor.tensorboard=false"
+SHORT = "-o train.epochs=1 -o train.batch_size=512 -o monitor.tensorboard=false"
 
 
 @pytest.fixture

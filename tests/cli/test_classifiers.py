@@ -94,13 +94,13 @@ def test_validate_repeats_the_runs_figures(probe, tmp_path, output):
     ("line", "code", "part"),
     [
         ("predict m . --output x.txt", 2, "--output must end in .csv or .json"),
-        ("predict EMPTY IMAGES --output x.csv", 2, "without config.yaml"),
-        ("predict MODEL IMAGES --output x.csv", 2, "a pretraining run"),
-        ("predict PROBE gone --output x.csv", 1, "gone. Check the path"),
-        ("validate EMPTY", 2, "without config.yaml"),
-        ("validate PROBE --output PROBE/config.yaml", 2, "--output must be a folder"),
-        ("validate PROBE PETS --kind class_folders", 1, "2 only among the validation images: cat, dog"),
-        ("validate PROBE DIGITS --kind class_folders", 1, "0/b.png cannot be read"),
+        ("predict {empty} {images} --output x.csv", 2, "without config.yaml"),
+        ("predict {model} {images} --output x.csv", 2, "a pretraining run"),
+        ("predict {probe} gone --output x.csv", 1, "gone. Check the path"),
+        ("validate {empty}", 2, "without config.yaml"),
+        ("validate {probe} --output {probe}/config.yaml", 2, "--output must be a folder"),
+        ("validate {probe} {pets} --kind class_folders", 1, "2 only among the validation images: cat, dog"),
+        ("validate {probe} {digits} --kind class_folders", 1, "0/b.png cannot be read"),
     ],
 )
 def test_refusals(line, code, part, model, probe, images, tmp_path, monkeypatch, refused):
@@ -108,10 +108,8 @@ def test_refusals(line, code, part, model, probe, images, tmp_path, monkeypatch,
     pets = write_classes(tmp_path / "pets", ["cat", "dog"])
     digits = write_classes(tmp_path / "digits", list("0123456789"))
     (digits / "0" / "b.png").write_bytes(b"no picture")
-    places = {"EMPTY": tmp_path / "empty", "IMAGES": images, "MODEL": model, "PROBE": probe, "PETS": pets}
-    for name, place in {**places, "DIGITS": digits}.items():
-        line = line.replace(name, str(place))
     monkeypatch.chdir(tmp_path)
+    line = line.format(empty="empty", images=images, model=model, probe=probe, pets=pets, digits=digits)
     refused(line, code, part)
     assert not (tmp_path / "x.csv").exists()
 

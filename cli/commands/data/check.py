@@ -6,21 +6,18 @@ from pathlib import Path
 
 import click
 
-from cli.options import ImageChoice, Report, image_options, report_options, threads_option
+from cli.options import ImageChoice, Report, image_options, picture_option, report_options, threads_option
 from cli.progress import image_progress
 
 
 @click.command(short_help="Check every image: readability, size, class.")
-@image_options(required=True, default="guessed from what DATA contains")
+@image_options(required=True, default="guessed from the content of DATA")
 @click.option(
-    "--max-bad-share", type=click.FloatRange(0, 1), metavar="SHARE", default=0.0, show_default=True,
-    help="Largest allowed share of unreadable images; with more, the exit code is 1.",
+    "--max-bad-share", type=click.FloatRange(0, 1), metavar="SHARE", default=0.0,
+    help="Largest acceptable share of unreadable images; above it, the exit code is 1.",
 )  # fmt: skip
 @click.option("--duplicates", is_flag=True, help="Also find images with identical bytes.")
-@click.option(
-    "--sheet", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
-    help="Draw some of the images into this picture; the extension decides the format.",
-)  # fmt: skip
+@picture_option("--sheet", "Write a picture with a sample of the images")
 @threads_option("Threads that read and decode images")
 @report_options
 def command(
@@ -33,7 +30,7 @@ def command(
 ) -> int:
     """Read and decode every image of DATA: a folder, shards, a TFDS name or `digits`.
 
-    Reports counts, classes, sizes and unreadable images; for shards with an index, also wrong checksums. The exit
+    Report counts, classes, sizes and unreadable images; for shards with an index, also wrong checksums. The exit
     code is 1 if too many images are unreadable or a checksum is wrong.
 
     \b
@@ -43,11 +40,9 @@ def command(
       swav-tf data check shards/train
     """
     from swav_tf.data.check import check_data
-    from swav_tf.data.pictures import check_picture, image_sheet
+    from swav_tf.data.pictures import image_sheet
     from swav_tf.plumbing.files import atomic_write
 
-    if sheet is not None:
-        check_picture(sheet)
     source, kind = images.open_source()
     with image_progress(len(source), "checked", quiet=report.quiet) as progress:
         found = check_data(source, threads=threads, duplicates=duplicates, on_progress=progress)

@@ -6,27 +6,21 @@ from pathlib import Path
 
 import click
 
-from cli.options import Report, report_options, threads_option
+from cli.options import FOLDER, Report, count_option, report_options, threads_option
 from cli.progress import image_progress
 
 
 @click.command(short_help="Pack a folder of images into TFRecord shards.")
 @click.argument("data")
-@click.argument("output", type=click.Path(file_okay=False, path_type=Path))
+@click.argument("output", type=FOLDER)
 @click.option(
-    "--kind", type=click.Choice(["class_folders", "images"]), default="class_folders", show_default=True,
+    "--kind", type=click.Choice(["class_folders", "images"]), default="class_folders",
     help="class_folders: DATA/<class>/*.JPEG; images: any images below DATA, unlabelled.",
 )  # fmt: skip
-@click.option(
-    "--shards", type=click.IntRange(min=1), metavar="N",
-    help="Number of shards.  [default: follows from --shard-mib]",
-)  # fmt: skip
-@click.option(
-    "--shard-mib", type=click.IntRange(min=1), metavar="MIB", default=256, show_default=True,
-    help="Approximate size of a shard, MiB.",
-)  # fmt: skip
+@count_option("--shards", show_default="from --shard-mib", help="Number of shards.")
+@count_option("--shard-mib", metavar="MIB", default=256, help="Approximate size of a shard in MiB.")
 @threads_option("Threads that read and pack images")
-@click.option("--fresh", is_flag=True, help="Start over and remove shards of an earlier packing in OUTPUT.")
+@click.option("--fresh", is_flag=True, help="Start over and delete the shards that are already in OUTPUT.")
 @report_options
 def command(
     data: str,
@@ -40,9 +34,9 @@ def command(
 ) -> None:
     """Pack all images below DATA into TFRecord shards in OUTPUT, with the files' bytes unchanged.
 
-    After an interruption, the same command continues with the next shard. The shards' bytes depend only on the images
-    and the number of shards. To read them: -o data.kind=tfrecord. A run that was started on DATA can resume on
-    OUTPUT.
+    After an interruption, run the same command again: finished shards are kept. The bytes of the shards depend only
+    on the images and the number of shards. To train on shards, add -o data.kind=tfrecord. A run that was started on
+    DATA can resume on OUTPUT.
 
     \b
     Examples:

@@ -6,26 +6,24 @@ from pathlib import Path
 
 import click
 
-from cli.options import ImageChoice, Report, image_options, json_options, output_option, seed_option
+from cli.options import FILE, ImageChoice, Report, image_options, json_options, output_option, seed_option
 
 
-@click.command(short_help="List a share of the images, equal for each class.")
+@click.command(short_help="Draw a random share of each class's images.")
 @image_options(
     required=True,
     kinds=("class_folders", "tfrecord", "tfds", "digits"),
-    default="guessed from what DATA contains",
+    default="guessed from the content of DATA",
 )
 @click.option(
     "--share", type=click.FloatRange(0, 1, min_open=True), metavar="SHARE", required=True,
-    help="Share of each class's images, 0 to 1; at least one image is taken.",
+    help="Share of the images of each class, 0 to 1; at least one image per class is drawn.",
 )  # fmt: skip
-@output_option(
-    "List to write, one name per line.", type=click.Path(dir_okay=False, path_type=Path), required=True
-)
-@seed_option("Seed of the draw.")
+@output_option("List to write, one name per line.", type=FILE, required=True)
+@seed_option("the draw")
 @json_options
 def command(images: ImageChoice, share: float, output: Path, seed: int, report: Report) -> None:
-    """Draw a share of the labelled images in DATA, and list their names for `finetune --subset`.
+    """Draw a random share of the labelled images in DATA and list their names, for `finetune --subset`.
 
     \b
     Examples:
