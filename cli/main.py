@@ -15,7 +15,7 @@ from cli.errors import run_and_report
 COMMANDS: Final = {
     "Get started": {
         "demo": "Watch SwAV learn on handwritten digits (minutes, no GPU).",
-        "doctor": "Report versions, hardware, missing extras and import name conflicts.",
+        "doctor": "Report versions, hardware, missing extras and name conflicts.",
         "config": "List, show and check recipes.",
         "crops": "Draw images and their crops on a contact sheet.",
         "data": "Check images, pack them into shards, draw subsets.",

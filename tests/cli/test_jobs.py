@@ -189,10 +189,9 @@ def test_pretrain(tmp_path):
 # Bug caught: training on all images instead of those of --subset.
 def test_finetune_on_a_subset(model, tmp_path, output):
     drawn = json.loads(output(f"data subset digits --share 0.1 --output {tmp_path}/list.txt --json"))
-    line = (
-        f"finetune --model {model} -c finetune_digits --subset {tmp_path}/list.txt --run-dir {tmp_path}/run"
-    )
-    summary = json.loads(output(f"{line} --json {SHORT} -o train.batch_size=48"))
+    line = f"finetune --model {model} -c finetune_digits --subset {tmp_path}/list.txt --json {SHORT}"
+    settings = "-o train.batch_size=48 -o optimizer.decay=cosine -o optimizer.decay_epochs=[]"
+    summary = json.loads(output(f"{line} --run-dir {tmp_path}/run {settings}"))
     assert drawn["images"] == summary["images"] == 144
     assert summary == json.loads((tmp_path / "run" / "summary.json").read_text())
 
