@@ -192,7 +192,7 @@ def test_finetune_on_a_subset(model, tmp_path, output):
     line = f"finetune --model {model} -c finetune_digits --subset {tmp_path}/list.txt --json {SHORT}"
     settings = "-o train.batch_size=48 -o optimizer.decay=cosine -o optimizer.decay_epochs=[]"
     summary = json.loads(output(f"{line} --run-dir {tmp_path}/run {settings}"))
-    assert drawn["images"] == summary["images"] == 144
+    assert drawn["images"] == summary["train_images"] == 144
     assert summary == json.loads((tmp_path / "run" / "summary.json").read_text())
 
 
