@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -100,13 +100,9 @@ def load_swav(
         raise UsageError(
             f"{run_dir} was imported from a backbone alone and has no {' and no '.join(missing)}. Use a complete model."
         )
-    variables = _variables_of(model, parts)
+    variables = named_variables(model, parts)
     assign_arrays(variables, checkpoint.arrays, what=f"{checkpoint.path} does not fit its recipe")
     return model, recipe
-
-
-def _variables_of(model: SwAV, parts: Sequence[str]) -> dict[str, keras.Variable]:
-    return {name: v for name, v in named_variables(model).items() if name.partition("/")[0] in parts}
 
 
 def parts_of(checkpoint: Checkpoint) -> tuple[str, ...]:
@@ -170,7 +166,7 @@ def init_from(model: SwAV, source: Path | str | None, folder: RunFolder, *, resu
         return
     parts = parts_of(checkpoint)
     assign_arrays(
-        _variables_of(model, parts),
+        named_variables(model, parts),
         checkpoint.arrays,
         what=f"The weights of {source} do not fit the recipe's model",
         remedy="Change the recipe's model, or import the backbone alone: swav-tf weights import --backbone-only.",

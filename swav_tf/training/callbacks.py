@@ -42,7 +42,7 @@ class MetricsLog(keras.callbacks.Callback):
         self._board: tf.summary.SummaryWriter | None = None
         self._mark = (0.0, 0)  # time and step of the last line
 
-    def on_train_begin(self, logs: Logs = None) -> None:
+    def on_train_begin(self, logs: Logs | None = None) -> None:
         """Open the files and start the clock."""
         if self._file is None:
             self._file = self.folder.metrics.open("a")
@@ -51,7 +51,7 @@ class MetricsLog(keras.callbacks.Callback):
                 _discard_later_steps(self._board, self.position.step)
         self._mark = (time.perf_counter(), self.position.step)
 
-    def on_train_batch_end(self, batch: int, logs: Logs = None) -> None:
+    def on_train_batch_end(self, batch: int, logs: Logs) -> None:
         """Write the line of a step, and that of an epoch."""
         position = self.position
         pretraining = position.usage.size > 0
@@ -60,7 +60,7 @@ class MetricsLog(keras.callbacks.Callback):
             images = (position.step - step) * self.recipe.train.batch_size
             speed = {"images_per_second": images / max(self._mark[0] - then, 1e-9)}
             used = _prototypes_used(self.model.assignments) if pretraining else {}
-            self.write("step", {**(logs or {}), **used, **speed})
+            self.write("step", {**logs, **used, **speed})
         if position.at_epoch_end:
             used = _prototypes_used(position.usage) if pretraining else {}
             self.write("epoch", {**position.means(), **used})
@@ -139,7 +139,7 @@ class ProgressBar(keras.callbacks.Callback):
             refresh_per_second=4,
         )
 
-    def on_train_batch_begin(self, batch: int, logs: Logs = None) -> None:
+    def on_train_batch_begin(self, batch: int, logs: Logs | None = None) -> None:
         """Start the clock at the second step, since the first one traces the graph."""
         if self.position.step == self._first_step + 1:
             self._began = time.perf_counter()
@@ -148,9 +148,9 @@ class ProgressBar(keras.callbacks.Callback):
             self._task = self._bar.add_task("", total=total, completed=done, epoch="", figures="")
             self._bar.start()
 
-    def on_train_batch_end(self, batch: int, logs: Logs = None) -> None:
+    def on_train_batch_end(self, batch: int, logs: Logs) -> None:
         """Show the step."""
-        position, logs, now = self.position, logs or {}, time.perf_counter()
+        position, now = self.position, time.perf_counter()
         if logs["finite"]:
             self.loss = logs["loss"] if self.loss is None else 0.9 * self.loss + 0.1 * logs["loss"]
         timed = position.step - self._first_step - 1
@@ -164,8 +164,8 @@ class ProgressBar(keras.callbacks.Callback):
             self._bar.update(self._task, completed=position.step, epoch=epoch, figures=figures)
         elif now - self._logged >= self.line_seconds or position.at_end:
             self._logged = now
-            remaining = seconds / timed * (position.total_steps - position.step) if timed > 0 else None
-            clock = "-:--" if remaining is None else timedelta(seconds=round(remaining))
+            remaining = seconds / max(timed, 1) * (position.total_steps - position.step)
+            clock = timedelta(seconds=round(remaining)) if timed > 0 else "-:--"
             log.info(f"epoch {epoch}  step {position.step}/{position.total_steps}  {figures}  {clock} left")
 
     def close(self) -> None:
@@ -199,9 +199,8 @@ class CollapseWarning(keras.callbacks.Callback):
         self.loss: float | None = None
         self.spread = 1.0
 
-    def on_train_batch_end(self, batch: int, logs: Logs = None) -> None:
+    def on_train_batch_end(self, batch: int, logs: Logs) -> None:
         """Check the smoothed loss, once."""
-        logs = logs or {}
         if logs["finite"]:
             self.loss = logs["loss"] if self.loss is None else 0.98 * self.loss + 0.02 * logs["loss"]
             self.spread = logs["projection_spread"]
@@ -250,7 +249,7 @@ class KNNEvaluator(keras.callbacks.Callback):
                 "Set it to 0, or use data.kind=class_folders."
             )
 
-    def on_train_batch_end(self, batch: int, logs: Logs = None) -> None:
+    def on_train_batch_end(self, batch: int, logs: Logs) -> None:
         """Measure when an epoch that is due ends, and at the end of the run."""
         position, monitor = self.job.position, self.recipe.monitor
         due = (position.epoch + 1) % monitor.knn_every_epochs == 0 or position.at_end

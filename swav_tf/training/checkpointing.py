@@ -55,13 +55,13 @@ class Checkpointing(keras.callbacks.Callback):
         self.last_written: int | None = None
         self.signal_number = 0
 
-    def on_train_batch_begin(self, batch: int, logs: Logs = None) -> None:
+    def on_train_batch_begin(self, batch: int, logs: Logs | None = None) -> None:
         """Request a checkpoint when the time has come."""
         overdue = time.monotonic() - self.written_at > 60 * self.recipe.checkpoint.every_minutes
         if self.job.team.is_chief and overdue:
             self.model.requests[WRITE] = 1
 
-    def on_train_batch_end(self, batch: int, logs: Logs = None) -> None:
+    def on_train_batch_end(self, batch: int, logs: Logs) -> None:
         """Write if a worker requested it, or at the end of an epoch to keep."""
         position, every = self.position, self.recipe.checkpoint.keep_every_epochs
         stop, requested = self.model.agreed
@@ -71,7 +71,7 @@ class Checkpointing(keras.callbacks.Callback):
         if stop:
             raise StoppedBySignal(self.signal_number, position.step)
 
-    def on_train_end(self, logs: Logs = None) -> None:
+    def on_train_end(self, logs: Logs | None = None) -> None:
         """Write if a callback ended the run before its last step."""
         if self.last_written != self.position.step:
             self.write()
@@ -124,9 +124,9 @@ class StopWhenDiverged(keras.callbacks.Callback):
         super().__init__()
         self.job, self.in_a_row = job, 0
 
-    def on_train_batch_end(self, batch: int, logs: Logs = None) -> None:
+    def on_train_batch_end(self, batch: int, logs: Logs) -> None:
         """Count non-finite steps in a row."""
-        logs, train, store = logs or {}, self.job.recipe.train, self.job.store
+        train, store = self.job.recipe.train, self.job.store
         self.in_a_row = 0 if logs["finite"] else self.in_a_row + 1
         if self.in_a_row >= train.max_non_finite_steps:
             steps = store.steps()

@@ -73,18 +73,9 @@ class Classifier(ReplicatedModel):
 
     # === One step, as one replica sees it ===
 
-    def train_step(
-        self, crops: tf.Tensor, labels: tf.Tensor, requests: tf.Tensor | None = None
-    ) -> dict[str, tf.Tensor]:
-        """Make one optimizer step on this replica's share of a batch.
-
-        Args:
-            crops: uint8 (b, 1, size, size, 3), as from multi-crop.
-            labels: classes, int64 (b,).
-            requests: of this worker.
-        """
-        gradients, measures = self._learn(crops, labels)
-        return self._update(gradients, measures, requests)
+    def train_step(self, crops: tf.Tensor, labels: tf.Tensor, requests: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Make one optimizer step on this replica's share: crops uint8 (b, 1, size, size, 3), labels int64 (b,)."""
+        return self._update(*self._learn(crops, labels), requests)
 
     def _learn(self, crops: tf.Tensor, labels: tf.Tensor) -> tuple[list[tf.Tensor], tf.Tensor]:
         """Return the gradients of the scaled loss, and this share's (loss, top-1 accuracy)."""
@@ -97,11 +88,10 @@ class Classifier(ReplicatedModel):
         return self._gradients(tape, scaled), tf.stack([loss, tf.reduce_mean(correct)])
 
     def _update(
-        self, gradients: Sequence[tf.Tensor], measures: tf.Tensor, requests: tf.Tensor | None
+        self, gradients: Sequence[tf.Tensor], measures: tf.Tensor, requests: tf.Tensor
     ) -> dict[str, tf.Tensor]:
         """Sum over replicas, decide once for all of them, then update."""
         gradients, finite, logs = self._mean_gradients(gradients)
-        requests = tf.zeros([2]) if requests is None else requests
         measures, requests = sum_over_replicas([measures, requests])
         rates = self.optimizer.rate_of_each()
         logs |= {

@@ -21,7 +21,7 @@ from swav_tf.runs.folder import check_copy
 from swav_tf.runs.model_facts import ModelFacts
 from swav_tf.training.build import dtype_policy, read_pretrained
 from swav_tf.training.classifier import Classifier
-from swav_tf.training.state import assign_arrays, named_variables, named_variables_of
+from swav_tf.training.state import assign_arrays, named_variables
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Start:
         """
         model = build_classifier(recipe, self.recipe, class_count)
         if self.weights is not None:
-            targets = named_variables_of("backbone", model.backbone)
+            targets = named_variables(model, ["backbone"])
             assign_arrays(targets, self.weights, what="The checkpoint does not fit its recipe")
         return model
 

@@ -9,7 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 
-Logs = dict[str, float] | None  # what Keras passes to callbacks: the metrics of a step
+Logs = dict[str, float]  # what Keras passes to callbacks: the metrics of a step
 
 
 @dataclass
@@ -68,9 +68,9 @@ class UpdatePosition(keras.callbacks.Callback):
         super().__init__()
         self.position, self.averaged = position, averaged
 
-    def on_train_batch_end(self, batch: int, logs: Logs = None) -> None:
+    def on_train_batch_end(self, batch: int, logs: Logs) -> None:
         """Count one step."""
-        position, logs = self.position, logs or {}
+        position = self.position
         if position.step % position.steps_per_epoch == 0:
             position.sums, position.finite_steps = {}, 0
             position.usage = np.zeros_like(position.usage)

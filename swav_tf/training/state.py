@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -15,22 +15,20 @@ from swav_tf.plumbing.errors import SwavError
 from swav_tf.runs.checkpoint import CheckpointError
 
 
-def named_variables(model: ReplicatedModel) -> dict[str, keras.Variable]:
-    """Return the variables by name: part of the model, then Keras' path."""
-    parts = (named_variables_of(part, getattr(model, part)) for part in model.parts)
-    return {name: variable for part in parts for name, variable in part.items()}
-
-
-def named_variables_of(part: str, layer: keras.layers.Layer) -> dict[str, keras.Variable]:
-    """Return the variables of one part of a model by name: its weights, and the random seeds of its dropouts."""
-    # A layer's path may start with its model's name, which the part repeats.
-    named = {f"{part}/{v.path.removeprefix(f'{part}/')}": v for v in layer.weights}
-    if len(named) != len(layer.weights):
-        raise AssertionError("two weights share a path")
-    weights = {id(variable) for variable in layer.weights}
-    seeds = [variable for variable in layer.variables if id(variable) not in weights]
-    # By number, since Keras names them by how many this process has created before.
-    return named | {f"{part}/seeds/{number}": variable for number, variable in enumerate(seeds)}
+def named_variables(model: ReplicatedModel, parts: Sequence[str] = ()) -> dict[str, keras.Variable]:
+    """Return the variables of some parts of a model, by default all, by name: the part, then Keras' path."""
+    named: dict[str, keras.Variable] = {}
+    for part in parts or model.parts:
+        layer = getattr(model, part)
+        # A layer's path may start with its model's name, which the part repeats.
+        weights = {f"{part}/{v.path.removeprefix(f'{part}/')}": v for v in layer.weights}
+        if len(weights) != len(layer.weights):
+            raise AssertionError("two weights share a path")
+        known = {id(variable) for variable in layer.weights}
+        seeds = [variable for variable in layer.variables if id(variable) not in known]  # of dropouts
+        # By number, since Keras names them by how many this process has created before.
+        named |= weights | {f"{part}/seeds/{number}": variable for number, variable in enumerate(seeds)}
+    return named
 
 
 def assign_arrays(

@@ -184,7 +184,7 @@ class Validate(keras.callbacks.Callback):
         self.every_epochs = every_epochs
         self.counts: Counts | None = None  # of the last validation
 
-    def on_train_batch_end(self, batch: int, logs: Logs = None) -> None:
+    def on_train_batch_end(self, batch: int, logs: Logs) -> None:
         """Measure when an epoch that is due ends."""
         position = self.position
         due = (position.epoch + 1) % self.every_epochs == 0 or position.at_end

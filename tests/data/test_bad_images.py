@@ -17,15 +17,16 @@ def test_each_image_is_listed_once_also_after_a_resume(tmp_path):
         tally.bad("a b/x.jpg", "truncated")
         tally.good()
     resumed = BadImages(path, images=1000, max_share=0.01)
-    for name in ("a b/x.jpg", "y.jpg", "caf\udce9.jpg"):
+    for name in ("a b/x.jpg", "y.jpg", "caf\udce9.jpg", "\x1b[2J\u2028.jpg"):
         resumed.bad(name, "corrupt\n\tin two lines")
     lines = [
         b"a b/x.jpg\ttruncated",
         b"y.jpg\tcorrupt in two lines",
         rb"caf\xe9.jpg" + b"\tcorrupt in two lines",
+        rb"\x1b[2J\u2028.jpg" + b"\tcorrupt in two lines",
     ]
     assert path.read_bytes().splitlines() == lines
-    assert BadImages(path, images=1000, max_share=0.01).count == 3
+    assert BadImages(path, images=1000, max_share=0.01).count == 4
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 
 from swav_tf.data import sharding
-from swav_tf.data.bad_images import BadImages
 from swav_tf.data.check import check_data
 from swav_tf.data.folders import ClassFolders, ImageFolder
 from swav_tf.data.sharding import write_shards
@@ -139,20 +138,6 @@ def test_the_size_of_shards(images, tmp_path, monkeypatch):
     total = sum(path.stat().st_size for path in images.rglob("*") if path.is_file())
     packed = write_shards(ClassFolders(images), tmp_path / "out", shard_mib=5)
     assert len(packed.index.shards) == round(total / 5000) > 1
-
-
-# Bug caught: a name that breaks a list of lines in two, so that a resumed run counts it again.
-def test_odd_names_in_the_list_of_bad_images(images, tmp_path):
-    source = ClassFolders(images)
-    for _ in range(2):
-        tally = BadImages(tmp_path / "bad.txt", images=100, max_share=1)
-        for i in range(len(source)):
-            tally.bad(source.image_name(i), "a\treason\nof two lines")
-    lines = (tmp_path / "bad.txt").read_text().split("\n")
-    assert len(lines) == 24
-    assert all(line.count("\t") == 1 for line in lines[:-1])
-    assert any(line.startswith(r"n1 with space/caf\xe9.jpg") for line in lines)
-    assert not any("\x1b" in line or "\u2028" in line for line in lines)
 
 
 # === Interruptions ===
