@@ -22,8 +22,8 @@ from swav_tf.plumbing.errors import UsageError
 from swav_tf.recipe.classifier import FinetuneRecipe, ProbeRecipe
 from swav_tf.recipe.files import load_any_recipe
 from swav_tf.recipe.pretraining import Recipe
-from swav_tf.runs.checkpoint import CheckpointError, CheckpointStore
-from swav_tf.runs.folder import check_copy
+from swav_tf.runs.checkpoint import CheckpointError
+from swav_tf.runs.folder import read_checkpoint
 from swav_tf.runs.model_facts import ModelFacts
 from swav_tf.training.build import build_swav, parts_of
 from swav_tf.training.classifier import Classifier
@@ -71,15 +71,7 @@ def load_trained(run_dir: Path, *, step: int | None = None) -> TrainedModel:
     if not (run_dir / "config.yaml").exists():
         raise UsageError(f"RUN must be a run folder, with config.yaml and checkpoints/. Received: {run_dir}.")
     recipe = load_any_recipe(run_dir / "config.yaml")
-    store = CheckpointStore(run_dir / "checkpoints", kind=recipe.kind)
-    steps = store.steps()
-    if not steps:
-        raise UsageError(f"{run_dir} has no checkpoint yet. `swav-tf {recipe.kind}` writes one.")
-    if step is not None and step not in steps:
-        raise UsageError(f"{run_dir} has checkpoints of steps {steps}. Received: step {step}.")
-    # A damaged newest checkpoint is an error: an older one would pass for the newest.
-    checkpoint = store.read(steps[-1] if step is None else step)
-    check_copy(run_dir / "config.yaml", recipe, checkpoint)
+    checkpoint = read_checkpoint(run_dir, recipe, step=step)
     train = recipe.train.model_copy(update={"precision": "float32", "accumulation_steps": 1})
     to_run = recipe.model_copy(update={"train": train})
     class_names: tuple[str, ...] = ()

@@ -126,16 +126,7 @@ def training_batches(
         DataError: the recipe's processes do not start.
     """
     batch_size = recipe.train.batch_size
-    if batch_size % workers or batch_size // workers % replica_batch_size:
-        raise ValueError(
-            "The batch size must be a multiple of workers x replica_batch_size. Received: "
-            f"{batch_size}, {workers} and {replica_batch_size}."
-        )
-    if steps_per_epoch * batch_size > len(source):
-        raise ValueError(
-            f"An epoch reads each image at most once. Received: {steps_per_epoch} steps of {batch_size} from "
-            f"{len(source)} images."
-        )
+    _check_sizes(batch_size, workers, replica_batch_size, steps_per_epoch, len(source))
     share = batch_size // workers
     crops = CropsByPosition(recipe, source, images_per_epoch=steps_per_epoch * batch_size, labelled=labelled)
     make, end, chunk, parallel = _maker(recipe.data, crops, replica_batch_size, bad_images)
@@ -158,6 +149,19 @@ def training_batches(
 def _joined(chunks: tf.Tensor) -> tf.Tensor:
     """Reshape (chunks, images, ...) to (chunks * images, ...)."""
     return tf.reshape(chunks, (chunks.shape[0] * chunks.shape[1], *chunks.shape[2:]))
+
+
+def _check_sizes(batch_size: int, workers: int, part: int, steps_per_epoch: int, images: int) -> None:
+    if batch_size % workers or batch_size // workers % part:
+        raise ValueError(
+            "The batch size must be a multiple of workers x replica_batch_size. Received: "
+            f"{batch_size}, {workers} and {part}."
+        )
+    if steps_per_epoch * batch_size > images:
+        raise ValueError(
+            f"An epoch reads each image at most once. Received: {steps_per_epoch} steps of {batch_size} from "
+            f"{images} images."
+        )
 
 
 def _maker(

@@ -150,20 +150,28 @@ def changes(before: Mapping[str, Any], recipe: AnyRecipe, *, free: bool = False)
     ]
 
 
-def check_copy(path: Path, recipe: AnyRecipe, checkpoint: Checkpoint) -> None:
-    """Compare the recipe in config.yaml (`path`), which has no checksum, with that in a checkpoint of the same run.
+def read_checkpoint(run_dir: Path, recipe: AnyRecipe, *, step: int | None = None) -> Checkpoint:
+    """Read the newest checkpoint of a run, or that of a step, and compare its recipe with that in config.yaml.
 
     Raises:
-        UsageError: settings differ that must not change; all of them are listed.
+        UsageError: no such checkpoint, or config.yaml has settings that must not change; all of them are listed.
+        CheckpointError: it is damaged. An older one would pass for the newest.
     """
+    store = CheckpointStore(run_dir / "checkpoints", kind=recipe.kind)
+    if step is not None and step not in store.steps():
+        raise UsageError(f"{run_dir} has checkpoints of steps {store.steps()}. Received: step {step}.")
+    checkpoint = store.latest() if step is None else store.read(step)
+    if checkpoint is None:
+        raise UsageError(f"{run_dir} has no checkpoint yet. Create one with `swav-tf {recipe.kind}`.")
     # Imports by earlier versions contain no recipe.
     if "recipe" in checkpoint.facts and (changed := changes(checkpoint.facts["recipe"], recipe)):
         raise UsageError(
-            f"{path} must contain the recipe that the run was trained with. It was edited or damaged, and differs "
-            f"from {checkpoint.path}:\n"
+            f"{run_dir}/config.yaml must contain the recipe that the run was trained with. It was edited or damaged, "
+            f"and differs from {checkpoint.path}:\n"
             + "\n".join(changed)
             + "\nRestore these values, or repeat the training command."
         )
+    return checkpoint
 
 
 def _check_settings(before: Mapping[str, Any], recipe: AnyRecipe, *, source: Path) -> None:

@@ -21,8 +21,8 @@ from swav_tf.plumbing.errors import UsageError
 from swav_tf.plumbing.files import atomic_write
 from swav_tf.plumbing.log import log
 from swav_tf.recipe.pretraining import Recipe
-from swav_tf.runs.checkpoint import IMPORTED, Checkpoint, CheckpointStore
-from swav_tf.runs.folder import RunFolder, check_copy
+from swav_tf.runs.checkpoint import IMPORTED, Checkpoint
+from swav_tf.runs.folder import RunFolder, read_checkpoint
 from swav_tf.runs.model_facts import read_pretraining_recipe
 from swav_tf.training.state import assign_arrays, named_variables
 
@@ -123,14 +123,7 @@ def read_pretrained(run_dir: Path | str, *, step: int | None = None) -> tuple[Ch
     if not (run_dir / "config.yaml").exists():
         raise UsageError(f"A run folder must contain config.yaml and checkpoints/. Received: {run_dir}.")
     recipe = read_pretraining_recipe(run_dir)
-    store = CheckpointStore(run_dir / "checkpoints", kind="pretrain")
-    if step is not None and step not in store.steps():
-        raise UsageError(f"{run_dir} has checkpoints of steps {store.steps()}. Received: step {step}.")
-    checkpoint = store.read(step) if step is not None else store.latest()
-    if checkpoint is None:
-        raise UsageError(f"{run_dir} has no checkpoint yet. Create one with `swav-tf pretrain`.")
-    check_copy(run_dir / "config.yaml", recipe, checkpoint)
-    return checkpoint, recipe
+    return read_checkpoint(run_dir, recipe, step=step), recipe
 
 
 def init_from(model: SwAV, source: Path | str | None, folder: RunFolder, *, resumed: bool) -> None:

@@ -16,8 +16,7 @@ from swav_tf.plumbing.errors import UsageError
 from swav_tf.recipe.classifier import FinetuneRecipe, ProbeRecipe
 from swav_tf.recipe.files import load_any_recipe, load_recipe
 from swav_tf.recipe.pretraining import Recipe
-from swav_tf.runs.checkpoint import CheckpointStore
-from swav_tf.runs.folder import check_copy
+from swav_tf.runs.folder import read_checkpoint
 from swav_tf.runs.model_facts import ModelFacts
 from swav_tf.training.build import dtype_policy, read_pretrained
 from swav_tf.training.classifier import Classifier
@@ -108,10 +107,7 @@ def load_classifier(run_dir: Path | str) -> tuple[Classifier, ProbeRecipe | Fine
     if isinstance(recipe, Recipe):
         raise UsageError(f"{wanted}, a pretraining run. Its probes are often in folders below it.")
     facts = ModelFacts.read(run_dir / "model.json")
-    checkpoint = CheckpointStore(run_dir / "checkpoints", kind=recipe.kind).latest()
-    if checkpoint is None:
-        raise UsageError(f"{run_dir} has no checkpoint yet. Create one with `swav-tf {recipe.kind}`.")
-    check_copy(run_dir / "config.yaml", recipe, checkpoint)
+    checkpoint = read_checkpoint(run_dir, recipe)
     model = build_classifier(recipe, facts, len(facts.class_names))
     assign_arrays(
         named_variables(model), checkpoint.arrays, what=f"{checkpoint.path} does not fit model.json"
