@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -18,6 +19,10 @@ from cli.options import (
     report_options,
 )
 from cli.progress import image_progress
+
+if TYPE_CHECKING:
+    from evaluate.backends.backend import ModelIdentity
+    from evaluate.features import Extraction
 
 
 @click.command()
@@ -70,7 +75,11 @@ def command(
             fresh=fresh,
             on_progress=progress,
         )
-    computed = len(opened.source) - result.images_before
+    _show(report, output, result, backend.facts)
+
+
+def _show(report: Report, output: Path, result: Extraction, model: ModelIdentity) -> None:
+    computed = result.images + result.unreadable - result.images_before
     speed = computed / result.seconds if computed else None
     lines = [f"{output}: {result.images:,} images x {result.feature_dim} features"]
     if result.images_before:
@@ -88,6 +97,6 @@ def command(
         "unreadable": result.unreadable,
         "images_before": result.images_before,
         "images_per_second": speed,
-        "model": backend.facts.as_dict(),
+        "model": model.as_dict(),
     }
     report.show(document, lines)
