@@ -256,8 +256,9 @@ def mean_over_workers(strategy: tf.distribute.Strategy, numbers: Sequence[float]
         own = tf.constant(numbers, tf.float64)
         return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, own)
 
-    # A function, since TensorFlow warns of collectives outside of one.
-    totals = tf.function(lambda: strategy.run(total))()
+    # TensorFlow warns of collectives outside of a function, and of one that it traces at every call; a partial function
+    # is new to it each time.
+    totals = tf.function(functools.partial(strategy.run, total))()
     # Each replica of a worker has added its numbers.
     sums = strategy.experimental_local_results(totals)[0].numpy()
     return [float(number) / strategy.num_replicas_in_sync for number in sums]

@@ -29,8 +29,8 @@ def test_loss_equals_the_formula(crops):
     assert float(loss) == pytest.approx(literal_loss(scores, codes, 0.1), rel=1e-5)
 
 
-# Bug caught: a factor lost, so that 'stuck at ln K' would not be at ln K.
-def test_knowing_nothing_costs_ln_k():
+# Bug caught: a lost factor: a collapsed run would not show ln K.
+def test_uniform_predictions_cost_ln_k():
     codes = tf.constant(np.random.default_rng(0).dirichlet(np.ones(7), (2, 4)), tf.float32)
     assert float(swapped_prediction_loss(tf.zeros([8, 4, 7]), codes, temperature=0.1)) == pytest.approx(
         np.log(7)

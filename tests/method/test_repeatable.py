@@ -5,11 +5,11 @@ from tests.graphs import nodes_as_executed
 from tests.swav_models import batches_of_crops, tiny_recipe
 
 
-# Bug caught: a sum of three terms becomes one AddN, which begins with whichever input it may overwrite: in an
-# order that depends on the moment. One step in a dozen then differed in the last bit, and after a few epochs
+# Bug caught: a sum of three terms becomes one AddN, which begins with whichever input it may overwrite, so its
+# order varies. One step in a dozen then differed in the last bit, and after a few epochs
 # two runs of one seed had other weights.
 @pytest.mark.parametrize("parts", [1, 4])
-def test_no_sum_of_a_step_depends_on_the_moment(parts):
+def test_no_sum_of_a_step_varies_in_order(parts):
     recipe = tiny_recipe(method__queue={"length": 32}, train__batch_size=32, train__accumulation_steps=parts)
     model = build_swav(recipe)
     [batch] = batches_of_crops(recipe, 1)

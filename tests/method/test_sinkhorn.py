@@ -15,7 +15,7 @@ def cosines(rng, crops, samples, prototypes, dim=16):
 
 
 def literal_sinkhorn(scores, epsilon, iterations):
-    """The paper's equations 3 to 5 as they stand, one crop (B, K), float64, in logarithms."""
+    """The paper's equations 3 to 5 literally, one crop (B, K), float64, in logarithms."""
     log_q = scores.astype(np.float64).T / epsilon  # K x B, as in the paper
     K, B = log_q.shape
 

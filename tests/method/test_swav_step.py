@@ -25,7 +25,7 @@ from tests.swav_models import (
 def assert_close(one, other, *, relative):
     for name, value in one.items():
         if "head/hidden/bias" in name:
-            continue  # a bias before BN has no gradient but rounding, which LARS makes as long as any other
+            continue  # a bias before BN has a gradient of rounding only, which LARS scales like any other
         error = np.linalg.norm(value - other[name]) / max(np.linalg.norm(value), 1e-6)
         assert error < relative, f"{name}: relative difference {error:.2e}"
 
@@ -43,7 +43,7 @@ def test_two_replicas_equal_one(mirrored, accumulation):
         assert a == pytest.approx(b, rel=2e-4, abs=1e-6)
     expected = capture(one, batch_size=8)
     if accumulation == 2:
-        # A replica pushes its rows of both parts together: another order, which the codes do not depend on.
+        # A replica pushes its rows of both parts together, in another order, which does not affect the codes.
         slots = expected["queue/projections"].reshape(2, 2, 8, -1)
         expected["queue/projections"] = slots[:, :, [0, 1, 4, 5, 2, 3, 6, 7]].reshape(2, 16, -1)
     assert_close(expected, capture(two, batch_size=8), relative=1e-3)
@@ -87,7 +87,7 @@ def test_float16_learns_like_float32():
         assert b["gradient_norm"] == pytest.approx(a["gradient_norm"], rel=0.05)
 
 
-# Bug caught: a loss scale that begins anew after every restart.
+# Bug caught: a loss scale that is reset at every restart.
 def test_the_loss_scale_is_part_of_the_state():
     recipe = tiny_recipe(train__precision="mixed_float16")
     model, again = build_swav(recipe), build_swav(recipe)
@@ -99,7 +99,7 @@ def test_the_loss_scale_is_part_of_the_state():
 
 
 def plain_model(recipe):
-    """A SwAV without batch normalisation: the parts of a batch do not see each other."""
+    """Build a SwAV without batch normalization: the parts of a batch are independent."""
     keras.utils.set_random_seed(0)
     model = SwAV(
         backbone=backbone_without_bn(),
@@ -120,16 +120,16 @@ def plain_model(recipe):
 
 # Bugs caught: codes of a part instead of the batch; a sum of gradients where the mean must be.
 def test_accumulated_parts_equal_the_large_batch():
-    whole, parts = tiny_recipe(), tiny_recipe(train__accumulation_steps=4)
-    batches = batches_of_crops(whole, 3)
-    one, many = plain_model(whole), plain_model(parts)
+    complete, parts = tiny_recipe(), tiny_recipe(train__accumulation_steps=4)
+    batches = batches_of_crops(complete, 3)
+    one, many = plain_model(complete), plain_model(parts)
     for batch in batches:
         a, b = one.train_on_crops(batch), many.train_on_crops(batch)
         assert a == pytest.approx(b, rel=1e-5, abs=1e-6)
     assert_close(capture(one, batch_size=8), capture(many, batch_size=8), relative=1e-5)
 
 
-# Bug caught: two looks at a batch that move the running averages twice.
+# Bug caught: two passes over a batch that update the running averages twice.
 def test_accumulation_moves_running_averages_once_a_part():
     recipe = tiny_recipe(train__accumulation_steps=2)
     [batch] = batches_of_crops(recipe, 1)
@@ -161,7 +161,7 @@ def test_prototypes_are_frozen_for_exactly_so_many_steps():
     assert np.abs(kernels[4] - kernels[0]).max() > 1e-5
 
 
-# Bug caught: prototypes of any length: scores that are no cosines.
+# Bug caught: prototypes of any length: scores that are not cosines.
 def test_prototypes_are_unit_vectors_when_a_step_begins():
     recipe = tiny_recipe()
     model = build_swav(recipe)
@@ -173,7 +173,7 @@ def test_prototypes_are_unit_vectors_when_a_step_begins():
     )
 
 
-# Bug caught: prototypes with a bias, or learnt in half precision.
+# Bug caught: prototypes with a bias, or trained in half precision.
 def test_prototypes_have_no_bias_and_are_float32():
     model = build_swav(tiny_recipe(train__precision="mixed_bfloat16"))
     assert [v.path for v in model.prototypes.weights] == ["prototypes/kernel"]
@@ -213,7 +213,7 @@ def test_row_b_of_every_crop_is_image_b():
 
 
 # Bug caught: std .229, or a scale of [0, 255].
-def test_images_are_normalised_by_the_recipe():
+def test_images_are_normalized_by_the_recipe():
     model = build_swav(tiny_recipe())
     image = np.random.default_rng(0).integers(0, 256, (1, 4, 4, 3), dtype=np.uint8)
     expected = (image / 255.0 - [0.485, 0.456, 0.406]) / [0.228, 0.224, 0.225]
@@ -225,7 +225,7 @@ class OverflowOnSecondReplica(keras.layers.Layer):
 
     def call(self, x):
         context = tf.distribute.get_replica_context()
-        replica = context.replica_id_in_sync_group if context else 0  # Keras looks once without replicas
+        replica = context.replica_id_in_sync_group if context else 0  # Keras builds it once without replicas
         return x * tf.where(tf.equal(replica, 1), math.inf, 1.0)
 
 

@@ -24,24 +24,22 @@ def tensors(request):
     return x, rng.normal(size=request.param).astype(np.float32)
 
 
-# Bugs caught: Bessel's correction in the running variance, an epsilon raised in silence, swapped momentum.
+# Bugs caught: Bessel's correction in the running variance, a silently raised epsilon, swapped momentum.
 def test_equals_keras_in_training_and_inference(tensors):
     x, dy = tensors
-    ours, theirs = (
-        BatchNorm(momentum=0.9, epsilon=1e-5),
-        keras.layers.BatchNormalization(momentum=0.9, epsilon=1e-5),
-    )
+    own = BatchNorm(momentum=0.9, epsilon=1e-5)
+    reference = keras.layers.BatchNormalization(momentum=0.9, epsilon=1e-5)
     for _ in range(3):
-        for a, b in zip(steps(ours, x, dy), steps(theirs, x, dy), strict=True):
+        for a, b in zip(steps(own, x, dy), steps(reference, x, dy), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5)
-    for a, b in zip(ours.weights, theirs.weights, strict=True):
+    for a, b in zip(own.weights, reference.weights, strict=True):
         assert a.path.split("/")[-1] == b.path.split("/")[-1]
         np.testing.assert_allclose(a.numpy(), b.numpy(), rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(ours(x, training=False), theirs(x, training=False), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(own(x, training=False), reference(x, training=False), rtol=1e-4, atol=1e-5)
 
 
 # Bugs caught: statistics of one replica; a gradient that forgets the other replicas.
-def test_synchronised_replicas_equal_one(mirrored, tensors):
+def test_synchronized_replicas_equal_one(mirrored, tensors):
     x, dy = tensors
     alone = BatchNorm(synchronized=True)
     expected = steps(alone, x, dy)
@@ -62,11 +60,11 @@ def literal_batch_norm(x, dy, gamma, beta, epsilon=1e-5):
     x, dy = np.float64(x), np.float64(dy)
     axes = tuple(range(x.ndim - 1))
     deviation = np.sqrt(x.var(axes) + epsilon)
-    standardised = (x - x.mean(axes)) / deviation
-    d_beta, d_gamma = dy.sum(axes), (dy * standardised).sum(axes)
+    standardized = (x - x.mean(axes)) / deviation
+    d_beta, d_gamma = dy.sum(axes), (dy * standardized).sum(axes)
     count = x.size // x.shape[-1]
-    dx = gamma / deviation * (dy - (d_beta + standardised * d_gamma) / count)
-    return standardised * gamma + beta, dx, d_gamma, d_beta
+    dx = gamma / deviation * (dy - (d_beta + standardized * d_gamma) / count)
+    return standardized * gamma + beta, dx, d_gamma, d_beta
 
 
 # Bugs caught: an unbiased variance among the sums of the replicas, gamma or beta left out of the gradient, a
@@ -74,7 +72,7 @@ def literal_batch_norm(x, dy, gamma, beta, epsilon=1e-5):
 @pytest.mark.parametrize(
     ("dtype", "tolerance"), [("float32", 1e-5), ("mixed_float16", 2e-3), ("mixed_bfloat16", 2e-2)]
 )
-def test_synchronised_replicas_equal_the_formula(mirrored, tensors, dtype, tolerance):
+def test_synchronized_replicas_equal_the_formula(mirrored, tensors, dtype, tolerance):
     x, dy = (
         np.asarray(tf.cast(tf.cast(t, keras.DTypePolicy(dtype).compute_dtype), tf.float32)) for t in tensors
     )
@@ -87,12 +85,12 @@ def test_synchronised_replicas_equal_the_formula(mirrored, tensors, dtype, toler
     parts = run_on_shares(mirrored, lambda x, dy: steps(layer, x, dy), x, dy)
     y, dx = (np.concatenate(part).astype(np.float64) for part in parts[:2])
     sums = [np.sum(part, axis=0) for part in parts[2:]]
-    for ours, exact in zip((y, dx, *sums), literal_batch_norm(x, dy, gamma, beta), strict=True):
-        np.testing.assert_allclose(ours, exact, rtol=tolerance, atol=tolerance * np.abs(exact).max())
+    for found, exact in zip((y, dx, *sums), literal_batch_norm(x, dy, gamma, beta), strict=True):
+        np.testing.assert_allclose(found, exact, rtol=tolerance, atol=tolerance * np.abs(exact).max())
 
 
-# Bug caught: the option that is accepted and ignored.
-def test_unsynchronised_replicas_keep_to_themselves(mirrored, tensors):
+# Bug caught: an option that is accepted and ignored.
+def test_replicas_without_synchronization_are_independent(mirrored, tensors):
     x, dy = tensors
     with mirrored.scope():
         layer = BatchNorm(synchronized=False)
@@ -102,7 +100,7 @@ def test_unsynchronised_replicas_keep_to_themselves(mirrored, tensors):
     np.testing.assert_allclose(y[1], BatchNorm()(x[half:], training=True), rtol=1e-4, atol=1e-5)
 
 
-# Bug caught: one overflow that stays in the running averages for ever.
+# Bug caught: one overflow that stays in the running averages.
 def test_a_non_finite_batch_leaves_the_running_averages():
     layer = BatchNorm()
     x = np.ones((4, 3), np.float32)

@@ -39,7 +39,7 @@ def test_parameter_counts_of_wide_networks(width, expected):
 
 
 # Bug caught: a head or prototypes of another size or with a bias too many.
-def test_whole_training_graph_has_the_published_size():
+def test_the_training_graph_has_the_published_size():
     model = build_swav(
         tiny_recipe(
             model__backbone={"name": "resnet50"},
@@ -103,7 +103,7 @@ def test_small_network_equals_a_literal_forward():
 
 
 # Bug caught: fan-in where fan-out is meant, a truncated normal, a zero gamma at the end of a block.
-def test_initialisation():
+def test_initialization():
     keras.utils.set_random_seed(0)
     model = build_resnet("resnet50", batch_norm=BatchNorm())
     for name in ("layer1_0_conv2", "layer4_0_conv3", "layer3_0_downsample_conv"):
@@ -162,8 +162,8 @@ def test_an_unknown_backbone_is_refused_with_the_known_ones(backbone, message):
         build_backbone(Model(backbone=backbone))
 
 
-# Bug caught: no network, no cache: what the preset's download raises is a plain Exception, and it was not foreseen.
-def test_a_preset_that_cannot_be_fetched_is_told_in_words(monkeypatch):
+# Bug caught: a preset's failed download, which raises a plain Exception, as a traceback.
+def test_a_preset_that_cannot_be_downloaded(monkeypatch):
     import keras_cv
 
     def fetch(*arguments, **settings):

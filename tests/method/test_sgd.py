@@ -32,8 +32,8 @@ def test_steps_equal_the_formula_in_float64():
             np.testing.assert_allclose(variable.numpy(), value, rtol=1e-5, atol=1e-6)
 
 
-# Bugs caught: a step of the schedule that comes an epoch early or late; a cosine that reaches 0 within the run.
-def test_shares_are_the_published_schedules():
+# Bugs caught: a decay that comes an epoch early or late; a cosine that reaches 0 within the run.
+def test_shares_equal_the_published_schedules():
     steps = FinetuneOptimizer(
         backbone_learning_rate=0.01, classifier_learning_rate=0.2, decay="steps", decay_epochs=(12, 16)
     )
@@ -48,8 +48,8 @@ def test_shares_are_the_published_schedules():
     assert 0 < cosine[99] < 3e-4
 
 
-# Bug caught: a variable or a step that must be left out and is not.
-def test_what_is_not_applied_changes_nothing():
+# Bug caught: a variable or a step that must be skipped and is not.
+def test_a_skipped_update_changes_nothing():
     variable = keras.Variable(np.ones(3, np.float32))
     optimizer = SGD(1.0, rates=[0.5], weight_decay=0.1)
     optimizer.build([variable])
