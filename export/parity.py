@@ -15,6 +15,7 @@ from evaluate.backends.onnx_metadata import Precision
 from evaluate.linear import fit_ridge
 from export.reference import Reference
 from swav_tf.knn import find_neighbours, vote
+from swav_tf.plumbing.errors import DataError
 
 OVERLAP: Final = 10  # nearest images that are compared
 KNN: Final = 20
@@ -103,9 +104,18 @@ class LabeledFeatures(NamedTuple):
 
 
 def run_all(backend: Backend, images: np.ndarray, *, batch_size: int = 32) -> dict[str, np.ndarray]:
-    """Compute all outputs for uint8 images (n, crop, crop, 3), a batch at a time."""
+    """Compute all outputs for uint8 images (n, crop, crop, 3), a batch at a time.
+
+    Raises:
+        DataError: an output's shape depends on the batch, as in a damaged graph.
+    """
     parts = [backend.run(images[start : start + batch_size]) for start in range(0, len(images), batch_size)]
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    try:
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    except ValueError as error:
+        raise DataError(
+            f"Outputs must have one row for each image in every batch. Received: {error}."
+        ) from error
 
 
 def compare(

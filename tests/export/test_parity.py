@@ -1,12 +1,14 @@
 """The figures of a comparison and the gates: oracles in plain NumPy."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from export.parity import GATES, compare, leave_one_out
+from export.parity import GATES, compare, leave_one_out, run_all
 from export.reference import Reference
+from swav_tf.plumbing.errors import DataError
 from swav_tf.recipe.pretraining import EvaluationView
 
 N = 60
@@ -166,3 +168,10 @@ def test_leave_one_out():
         right += votes.argmax() == labels[i]
     assert 0.3 < right / 50 < 1
     assert leave_one_out(x, labels) == pytest.approx(right / 50)
+
+
+# Bug caught: an altered graph whose output shape depends on the batch ended `verify` with an unexpected error.
+def test_a_shape_that_depends_on_the_batch():
+    backend = SimpleNamespace(run=lambda images: {"features": np.zeros((len(images), len(images)))})
+    with pytest.raises(DataError, match="one row for each image in every batch"):
+        run_all(backend, np.zeros((5, 8, 8, 3), np.uint8), batch_size=3)

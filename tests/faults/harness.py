@@ -31,7 +31,7 @@ MEMORY_BYTES = 6 * 2**30  # of an isolated call
 SCALE = float(os.environ.get("FAULTS_SCALE", "1"))  # below 1: fewer inputs and rounds
 
 _SERVER = multiprocessing.get_context("forkserver")
-_SAID = Path(
+_PRINTED = Path(
     tempfile.mkdtemp(prefix="swav-tf-faults-")
 )  # output of commands; not on a disk that is made full
 _NUMBERS = count()
@@ -61,9 +61,9 @@ class Ended:
     out: str
     err: str
 
-    def check(self) -> None:
-        """Assert what holds for the end of every command."""
-        assert self.code in EXIT_CODES, self
+    def check(self, *codes: int) -> None:
+        """Assert what holds for the end of every command, and that it has one of these exit codes."""
+        assert self.code in (codes or EXIT_CODES), self
         assert not any(mark in self.err for mark in UNEXPECTED), self
         assert not self.code or self.err.strip() or self.out.strip(), (
             f"exit code {self.code} without a message"
@@ -76,10 +76,10 @@ class Command:
     def __init__(
         self, *words: object, environment: Mapping[str, str] = {}, before: Callable[[], None] | None = None
     ) -> None:
-        self.said = _SAID / f"{os.getpid()}-{next(_NUMBERS)}"
+        self.printed = _PRINTED / f"{os.getpid()}-{next(_NUMBERS)}"
         self.began = time.monotonic()
         self._process = _SERVER.Process(
-            target=_be_command, args=([*map(str, words)], self.said, dict(environment), before)
+            target=_be_command, args=([*map(str, words)], self.printed, dict(environment), before)
         )
         self._process.start()
 
@@ -101,7 +101,7 @@ class Command:
             self.kill()
             self._process.join()
         texts = []
-        for path in (self.said.with_suffix(".out"), self.said.with_suffix(".err")):
+        for path in (self.printed.with_suffix(".out"), self.printed.with_suffix(".err")):
             texts.append(path.read_text("utf-8", "replace") if path.exists() else "")
             path.unlink(missing_ok=True)
         assert not hangs, f"hangs: has not ended after {limit_s:.0f} s. {texts[1][-1000:]}"
@@ -111,25 +111,23 @@ class Command:
 def run(*words: object, code: int = 0, limit_s: float = LIMIT_S) -> Ended:
     """Run a command that must end with this exit code."""
     ended = Command(*words).wait(limit_s)
-    ended.check()
-    assert ended.code == code, ended
+    ended.check(code)
     return ended
 
 
 def refused(*words: object) -> Ended:
     """Run a command that must fail with a message."""
     ended = Command(*words).wait()
-    ended.check()
-    assert ended.code in (1, 2), ended
+    ended.check(1, 2)
     return ended
 
 
 def _be_command(
-    words: list[str], said: Path, environment: dict[str, str], before: Callable[[], None] | None
+    words: list[str], printed: Path, environment: dict[str, str], before: Callable[[], None] | None
 ) -> None:
     os.setsid()
     for number, ending in ((1, ".out"), (2, ".err")):
-        opened = os.open(said.with_suffix(ending), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        opened = os.open(printed.with_suffix(ending), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(opened, number)
         os.close(opened)
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -1,9 +1,7 @@
-"""Damaged images: each is decoded or refused with a reason, and a folder of them gives the views of the intact ones."""
+"""Damaged images: each is decoded or refused."""
 
 import io
 from functools import cache
-from pathlib import Path
-from random import Random
 from typing import Any
 
 import numpy as np
@@ -13,11 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from swav_tf.data.decode import MAX_PIXELS, UndecodableImage, decode
-from swav_tf.data.folders import ImageFolder
-from swav_tf.data.views import UnreadableImages, view_batches
-from swav_tf.recipe.pretraining import EvaluationView
-from tests.faults.conftest import Tally
-from tests.faults.harness import DAMAGES, Worker, damage, damages, examples, randoms, rounds
+from tests.faults.harness import damage, damages, examples, randoms
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(1800)]
 
@@ -57,7 +51,7 @@ def originals() -> dict[str, bytes]:
 
 @given(kind=st.sampled_from(sorted(originals())), how=damages, random=randoms)
 @examples(1200)
-def test_damaged_image(worker: Worker, tally: Tally, kind: str, how: str, random: Random) -> None:
+def test_damaged_image(worker, tally, kind, how, random):
     tally("image, decoded alone", worker(decoded, kind, how, damage(originals()[kind], how, random)))
 
 
@@ -75,33 +69,3 @@ def decoded(kind: str, how: str, data: bytes) -> str:
     assert not how.startswith("cut off"), "a truncated file decodes to other pixels"
     assert not kind.startswith("png"), "other pixels, though a PNG has checksums"
     return "other pixels: the format has no checksum"
-
-
-# Bugs caught: rows lost or exchanged behind an unreadable image.
-def test_folder_of_damaged_images(worker: Worker, tally: Tally, tmp_path: Path, random: Random) -> None:
-    for number in rounds(10):
-        folder = tmp_path / str(number)
-        folder.mkdir()
-        for image in range(50):
-            original = originals()[random.choice(sorted(originals()))]
-            (folder / f"{image:03d}-a.jpg").write_bytes(damage(original, random.choice(DAMAGES), random))
-            (folder / f"{image:03d}-b.png").write_bytes(originals()["png"])
-        tally("image, in a folder", "left out and listed", worker(read_folder, folder))
-
-
-def read_folder(folder: Path) -> int:
-    """Return how many images are unreadable, once the others were seen to be in order."""
-    source, unreadable = ImageFolder(folder), UnreadableImages(100, 1.0, folder / "none.csv")
-    view = EvaluationView(resize=32, crop=32)
-    batches = view_batches(source, range(100), view, 16, threads=2, unreadable=unreadable.add)
-    seen = [image for batch in batches for image in batch]
-    bad = []
-    for index in range(0, 100, 2):
-        try:
-            decode(source.read(index))
-        except UndecodableImage:
-            bad.append(index)
-    assert [image.index for image in seen] == [index for index in range(100) if index not in bad]
-    assert sorted(unreadable.reasons) == [f"{index // 2:03d}-a.jpg" for index in bad]
-    assert len({image.view.tobytes() for image in seen if image.name.endswith("-b.png")}) == 1
-    return len(bad)

@@ -18,7 +18,6 @@ from ruamel.yaml import YAML
 from swav_tf.plumbing.errors import UsageError
 from swav_tf.recipe.advice import check_recipe
 from swav_tf.recipe.files import load_any_recipe, save_recipe
-from tests.faults.conftest import Tally
 from tests.faults.harness import damage, damages, examples, randoms
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(1800)]
@@ -75,12 +74,12 @@ recipes = st.sampled_from(sorted(bundled()))
 
 @given(name=recipes, how=damages, random=randoms)
 @examples(400)
-def test_damaged_recipe(tmp_path: Path, tally: Tally, name: str, how: str, random: Random) -> None:
+def test_damaged_recipe(tmp_path, tally, name, how, random):
     tally("recipe", load(tmp_path, damage(bundled()[name].encode(), how, random)))
 
 
 @pytest.mark.parametrize("name", ODD_TEXTS)
-def test_odd_text(tmp_path: Path, tally: Tally, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_odd_text(tmp_path, tally, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     tally("recipe", load(tmp_path, ODD_TEXTS[name].encode("utf-8", "surrogatepass")))
     assert not (tmp_path / "canary").exists()
@@ -88,32 +87,24 @@ def test_odd_text(tmp_path: Path, tally: Tally, monkeypatch: pytest.MonkeyPatch,
 
 @given(name=recipes, random=randoms)
 @examples(300)
-def test_lines_mixed_up(tmp_path: Path, tally: Tally, name: str, random: Random) -> None:
+def test_lines_mixed_up(tmp_path, tally, name, random):
     """Lose, double, move or indent lines, as in an editor's accident."""
     lines = bundled()[name].splitlines()
     places = [index for index, line in enumerate(lines) if line and not line.startswith("#")]
     place, other = random.choice(places), random.choice(places)
-    how = random.choice(("lost", "doubled", "moved", "indented", "commented", "joined"))
-    if how == "lost":
+    line, how = lines[place], random.choice(("lost", "doubled", "moved", "indented"))
+    if how in ("lost", "moved"):
         del lines[place]
-    elif how == "doubled":
-        lines.insert(other, lines[place])
-    elif how == "moved":
-        lines.insert(other, lines.pop(place))
-    elif how == "indented":
-        lines[place] = " " * random.randint(1, 4) + lines[place]
-    elif how == "commented":
-        lines[place] = lines[place].replace(":", " #:", 1)
-    else:
-        lines[place : place + 2] = ["".join(lines[place : place + 2])]
+    if how in ("doubled", "moved"):
+        lines.insert(other, line)
+    if how == "indented":
+        lines[place] = " " * random.randint(1, 4) + line
     tally("recipe", load(tmp_path, "\n".join(lines).encode()))
 
 
 @given(name=recipes, random=randoms, value=st.sampled_from(ODD_VALUES), misspelled=st.booleans())
 @examples(500)
-def test_odd_value(
-    tmp_path: Path, tally: Tally, name: str, random: Random, value: Any, misspelled: bool
-) -> None:
+def test_odd_value(tmp_path, tally, name, random, value, misspelled):
     values = YAML(typ="safe").load(bundled()[name])
     path = some_path(values, random)
     if misspelled and isinstance(path[-1], str):
