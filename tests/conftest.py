@@ -5,6 +5,7 @@ import gc
 import logging
 import os
 import sys
+from collections import Counter
 
 import pytest
 
@@ -14,6 +15,12 @@ from tests.ports import reserve_port
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ["KERAS_BACKEND"] = "tensorflow"
 os.environ["MPLBACKEND"] = "Agg"
+
+
+def pytest_collection_modifyitems(items):
+    """Begin with the files that start most processes: they take longest, and would run alone at the end."""
+    processes = Counter(item.path for item in items if item.get_closest_marker("multiprocess"))
+    items.sort(key=lambda item: -processes[item.path])
 
 
 @pytest.fixture(autouse=True, scope="module")
