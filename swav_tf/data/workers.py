@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import connection
+from multiprocessing.process import BaseProcess
 from multiprocessing.synchronize import Barrier
 from types import ModuleType
 from typing import Any, Final
@@ -180,6 +181,9 @@ class CropProcesses:
             with _quiet_children():
                 ready = [self._executor.submit(_wait_for_all) for _ in range(self._count)]
             self._processes = list(self._executor._processes.values())
+            self._first_lost: list[BaseProcess] = []
+            self._watcher = threading.Thread(target=self._kill_others, args=(self._processes,), daemon=True)
+            self._watcher.start()
             for future in ready:
                 future.result()
         except (OSError, BrokenProcessPool) as error:
@@ -196,14 +200,24 @@ class CropProcesses:
         with self._lock:
             if self._ended or executor is not self._executor:
                 return
-            gone = connection.wait([process.sentinel for process in self._processes], timeout=_END_SECONDS)
-            lost = [process for process in self._processes if process.sentinel in gone]
+            self._watcher.join(_END_SECONDS)
+            lost = self._first_lost
             self._kill()
             while any(process.exitcode is None for process in lost):
                 time.sleep(0.01)  # the executor's thread is about to set it
             self._lost = ", ".join(f"process {p.pid} ({_in_words(p.exitcode or 0)})" for p in lost)
             log.warning(f"data.processes: lost {self._lost}. All are started again; the crops stay the same.")
             self._start()
+
+    def _kill_others(self, processes: list[BaseProcess]) -> None:
+        """Kill all processes once one is lost: the executor waits for them, and they block its SIGTERM.
+
+        From Python 3.12 on it holds a lock meanwhile that `submit` needs, so no caller could do this.
+        """
+        gone = connection.wait([process.sentinel for process in processes])
+        self._first_lost = [process for process in processes if process.sentinel in gone]
+        for process in processes:
+            process.kill()
 
     def _kill(self) -> None:
         for process in self._processes:
