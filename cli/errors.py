@@ -11,7 +11,7 @@ import traceback
 import click
 
 from cli.extras import extra_of
-from swav_tf.plumbing.errors import SwavError
+from swav_tf.plumbing.errors import SwavError, report_of
 
 # What a disk may refuse, and the remedies.
 _DISK = {
@@ -44,7 +44,10 @@ def run_and_report(command: click.Command, arguments: list[str]) -> int:
     except Exception as error:
         if "--debug" in arguments:
             traceback.print_exc()
-        click.echo(f"Error: {message_of(error, arguments)}", err=True)
+        report = (
+            report_of(error) if isinstance(error, SwavError) else f"Error: {message_of(error, arguments)}"
+        )
+        click.echo(report, err=True)
         _discard_stdout()
         return error.exit_code if isinstance(error, SwavError) else 1
 

@@ -223,6 +223,9 @@ def _options(threads: int) -> tf.data.Options:
     options.deterministic = True
     options.threading.private_threadpool_size = threads
     options.threading.max_intra_op_parallelism = 1
+    # Nothing here is left to autotuning. Its thread can miss the wake-up at the end of an iterator, which then waits
+    # for the rest of the thread's period, up to a minute: a worker lived on after a good end.
+    options.autotune.enabled = False
     # Each worker already takes its own share; sharding again would drop images.
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
     return options

@@ -11,6 +11,11 @@ class SwavError(Exception):
     exit_code = 1
 
 
+def report_of(error: SwavError) -> str:
+    """Return the line that reports an error; a stop by a signal (exit codes above 128) was requested and is none."""
+    return str(error) if error.exit_code > 128 else f"Error: {error}"
+
+
 class UsageError(SwavError):
     """Refuse a request that cannot be met as given (exit code 2)."""
 

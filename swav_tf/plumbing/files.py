@@ -8,14 +8,37 @@ import fcntl
 import glob
 import hashlib
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from swav_tf.plumbing.errors import DataError, UsageError
+from swav_tf.plumbing.errors import DataError, SwavError, UsageError
 
 # File systems that cannot sync a folder, and folders that may be written but not read, report one of these.
 _NOT_FOR_FOLDERS = (errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES)
+
+
+def check_writable(path: Path, refusal: type[SwavError] = DataError) -> None:
+    """Check that a file or folder can be written, before the work whose result it is to hold; nothing is left behind.
+
+    Raises:
+        refusal: the nearest existing folder above it takes no file.
+    """
+    folder = path.resolve() if path.is_dir() else path.resolve().parent
+    while not os.path.lexists(folder):
+        folder = folder.parent
+    try:
+        # Permissions alone do not tell: disks are read-only, and the superuser may write anywhere else.
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+        if path.is_file():
+            path.open("ab").close()
+    except OSError as error:
+        raise refusal(
+            f"{path} must be a place that can be written. Received: {folder} ({error.strerror or error}). Obtain "
+            "permission to write there, free some space, or choose another place."
+        ) from error
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from swav_tf.method.replicated_model import ReplicatedModel
 from swav_tf.plumbing.errors import SwavError
 from swav_tf.training.position import Logs
 from swav_tf.training.state import capture
+from swav_tf.training.stopping import leave_closed_terminal, stop_signals
 
 if TYPE_CHECKING:
     from swav_tf.training.job import Job
@@ -42,7 +43,7 @@ class Diverged(SwavError):
 class Checkpointing(keras.callbacks.Callback):
     """Write a checkpoint every few minutes, at epochs to keep, at signals and at the end.
 
-    SIGTERM and SIGINT stop the run after the current step, SIGUSR1 only writes a checkpoint. A signal to any
+    SIGTERM, SIGINT and SIGHUP stop the run after the current step, SIGUSR1 only writes a checkpoint. A signal to any
     worker counts: the request is summed with the step's gradients, so all workers act at the same step.
     """
 
@@ -102,13 +103,14 @@ class Checkpointing(keras.callbacks.Callback):
             # A second Ctrl-C means at once. A second SIGTERM means nothing: schedulers may send several.
             if number == signal.SIGINT and self.signal_number == signal.SIGINT:
                 raise KeyboardInterrupt
+            leave_closed_terminal()
             self.signal_number = number
             self.model.requests[STOP] = 1
 
         def write(number: int, frame: FrameType | None) -> None:
             self.model.requests[WRITE] = 1
 
-        handlers = {signal.SIGTERM: stop, signal.SIGINT: stop, signal.SIGUSR1: write}
+        handlers = {number: stop for number in stop_signals()} | {signal.SIGUSR1: write}
         before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
         try:
             yield

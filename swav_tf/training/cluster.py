@@ -6,6 +6,7 @@ import contextlib
 import functools
 import json
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,11 +17,12 @@ import tensorflow as tf
 from tensorflow.compiler.xla.tsl.protobuf import coordination_config_pb2
 from tensorflow.python.eager import context as tf_context
 
-from swav_tf.plumbing.errors import TransientError, UsageError
+from swav_tf.plumbing.errors import TransientError, UsageError, report_of
 from swav_tf.plumbing.values import nested_diff
 from swav_tf.recipe.files import AnyRecipe
 from swav_tf.recipe.pretraining import Train
 from swav_tf.training.rendezvous import ClusterAddress, meet, slurm_address, slurm_tasks
+from swav_tf.training.stopping import StoppedEarly, stoppable
 
 SEVERAL_DEVICES = (tf.distribute.MirroredStrategy, tf.distribute.MultiWorkerMirroredStrategy)
 START_SECONDS = 60.0  # in which workers that have met must start TensorFlow
@@ -55,16 +57,24 @@ def topology(strategy: tf.distribute.Strategy) -> Topology:
     if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy) or resolver is None:
         kind = "mirrored" if isinstance(strategy, tf.distribute.MirroredStrategy) else "one device"
         return Topology(kind, workers=1, worker=0, replicas=replicas, devices=devices)
+    workers = max(len(worker_addresses(strategy)), 1)
+    return Topology(
+        "multi worker", workers=workers, worker=_own_number(resolver), replicas=replicas, devices=devices
+    )
+
+
+def _own_number(resolver: tf.distribute.cluster_resolver.ClusterResolver) -> int:
     # TF_CONFIG may call worker 0 'chief': it then comes before the workers.
     chiefs = len(resolver.cluster_spec().as_dict().get("chief", []))
-    worker = int(resolver.task_id or 0) + (chiefs if resolver.task_type == "worker" else 0)
-    workers = max(len(worker_addresses(strategy)), 1)
-    return Topology("multi worker", workers=workers, worker=worker, replicas=replicas, devices=devices)
+    return int(resolver.task_id or 0) + (chiefs if resolver.task_type == "worker" else 0)
 
 
 def worker_addresses(strategy: tf.distribute.Strategy) -> list[str]:
     """Return `host:port` of every worker by number."""
-    members = strategy.cluster_resolver.cluster_spec().as_dict()
+    return _workers(strategy.cluster_resolver.cluster_spec().as_dict())
+
+
+def _workers(members: Mapping[str, list[str]]) -> list[str]:
     return [*members.get("chief", []), *members.get("worker", [])]
 
 
@@ -157,7 +167,7 @@ def _multi_worker(
     if cluster is not None:
         # Not through TF_CONFIG, which would be inherited by the processes that this one starts.
         resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
-            tf.train.ClusterSpec({"worker": meet(cluster)}),
+            tf.train.ClusterSpec({"worker": _meet(cluster)}),
             task_type="worker",
             task_id=cluster.node_rank,
             rpc_layer="grpc",
@@ -167,9 +177,11 @@ def _multi_worker(
             "train.strategy=multi_worker needs a description of the cluster: --nodes N --node-rank R "
             "--master host:port, the variable TF_CONFIG, or a SLURM job of several tasks. Received: none."
         )
-    _configure_coordination(
-        resolver.cluster_spec().as_dict(), settings.worker_timeout_seconds, met=cluster is not None
-    )
+    else:
+        own, members = _own_number(resolver), _workers(resolver.cluster_spec().as_dict())
+        if len(members) > 1:  # they then listen at the ports of TF_CONFIG
+            _meet(ClusterAddress(len(members), own, members[0]))
+    _configure_coordination(resolver.cluster_spec().as_dict(), settings.worker_timeout_seconds)
     implementation = tf.distribute.experimental.CommunicationImplementation
     try:
         return tf.distribute.MultiWorkerMirroredStrategy(
@@ -185,19 +197,30 @@ def _multi_worker(
         ) from error
 
 
-def _configure_coordination(jobs: dict[str, list[str]], timeout_seconds: float, *, met: bool) -> None:
+def _meet(cluster: ClusterAddress) -> list[str]:
+    """Meet before TensorFlow starts: it waits without a word, and no signal ends it."""
+    with stoppable(_exit):
+        return meet(cluster)
+
+
+def _exit(stopped: StoppedEarly) -> None:
+    print(report_of(stopped), file=sys.stderr, flush=True)
+    os._exit(stopped.exit_code)  # nothing has to be saved
+
+
+def _configure_coordination(jobs: dict[str, list[str]], timeout_seconds: float) -> None:
     """Let TensorFlow's own heartbeat time out after that of heartbeat.py, which names the lost worker.
 
     TensorFlow's coordination service gives up a worker after 10 s of silence and has no public setting. This is what
-    `MultiWorkerMirroredStrategy` configures by default, with other times. Workers that have `met` existed a moment
-    ago, so the wait for them is short.
+    `MultiWorkerMirroredStrategy` configures by default, with other times. The workers have met a moment ago, so the
+    wait for them is short.
     """
     leader = "chief" if jobs.get("chief") else "worker"
     tf_context.context().configure_coordination_service(
         service_type="standalone",
         service_leader=f"/job:{leader}/replica:0/task:0",
         heartbeat_timeout_in_ms=round(2000 * timeout_seconds),  # 0: TensorFlow's default
-        cluster_register_timeout_in_ms=round(1000 * (max(START_SECONDS, timeout_seconds) if met else 600)),
+        cluster_register_timeout_in_ms=round(1000 * max(START_SECONDS, timeout_seconds)),
         coordinated_jobs=[
             coordination_config_pb2.CoordinatedJob(name=job, num_tasks=len(jobs[job]))
             for job in ("chief", "worker")
@@ -215,11 +238,20 @@ def _tf_config_workers() -> int:
         return 0
     try:
         described = json.loads(text)
-        members = described.get("cluster", {})
-        if members and not {"type", "index"} <= described.get("task", {}).keys():
+        members, task = described.get("cluster", {}), described.get("task", {})
+        if members and not {"type", "index"} <= task.keys():
             raise ValueError("task.type and task.index are missing")
-        return len(members.get("worker", [])) + len(members.get("chief", []))
-    except (ValueError, AttributeError) as error:
+        own = {task["type"]} if members else set()
+        if unknown := sorted((members.keys() | own) - {"chief", "worker"}):
+            raise UsageError(
+                "TF_CONFIG may contain the roles chief and worker: all processes train together, without parameter "
+                f"servers and separate evaluators. Received: {', '.join(map(repr, unknown))}. Start no process for "
+                "other roles, and leave them out."
+            )
+        if members and not 0 <= int(task["index"]) < len(members.get(task["type"], [])):
+            raise ValueError(f"there is no {task['type']} {task['index']}")
+        return len(_workers(members))
+    except (ValueError, AttributeError, TypeError) as error:
         raise UsageError(
             'TF_CONFIG must be JSON such as {"cluster": {"worker": ["host:port", ...]}, '
             f'"task": {{"type": "worker", "index": 0}}}}. Received: {text[:200]!r} ({error}).'

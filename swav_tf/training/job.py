@@ -68,11 +68,13 @@ def open_job(
     """
     started, level = time.perf_counter(), log.level
     train = recipe.train.model_copy(update={"strategy": "one_device"}) if one_device else recipe.train
-    strategy = build_strategy(train, cluster)
-    team = topology(strategy)
-    if quiet or not team.is_chief:
-        log.setLevel(logging.WARNING if team.is_chief else _SILENT)
     try:
+        if quiet:
+            log.setLevel(logging.WARNING)
+        strategy = build_strategy(train, cluster)
+        team = topology(strategy)
+        if not team.is_chief:
+            log.setLevel(_SILENT)
         with watched(strategy, team, train), explained_failures(train, team), ExitStack() as stack:
             yield Job(recipe, Path(run_dir), strategy, team, started, quiet, stack)
     finally:

@@ -12,15 +12,17 @@ import re
 import socket
 import time
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from swav_tf.plumbing.errors import SwavError, TransientError, UsageError
+from swav_tf.plumbing.log import log
 
 # Below the ports that Linux gives to outgoing connections (from 32768).
 FIRST_PORT, PORTS = 20_000, 12_000
 # Any of these gives each task of a node its own GPUs.
 GPUS_BY_TASK = ("SLURM_GPUS_PER_TASK", "SLURM_TRES_PER_TASK", "SLURM_GPU_BIND")
+NOTICE_SECONDS = 3.0  # after which a node that waits logs for whom
 HELLO_SECONDS = 10.0  # in which a node that has connected must introduce itself
 
 
@@ -143,8 +145,11 @@ def _host(address: ClusterAddress, deadline: float) -> list[str]:
     answer: list[str] | dict[str, object] = []
     try:
         with server:
-            while len(workers) < address.nodes:
-                _welcome(server, address, deadline, guests, workers)
+            shown: list[int] = []
+            while missing := [rank for rank in range(address.nodes) if rank not in workers]:
+                if not _welcome(server, address, deadline, guests, workers) and missing != shown:
+                    shown = missing
+                    _announce(missing, guests)
         answer = [workers[rank] for rank in range(address.nodes)]
         return answer
     except SwavError as error:
@@ -166,12 +171,15 @@ def _welcome(
     deadline: float,
     guests: dict[int, socket.socket],
     workers: dict[int, str],
-) -> None:
-    """Accept one node; connections of anything else are closed."""
-    server.settimeout(max(deadline - time.monotonic(), 0.001))
+) -> bool:
+    """Accept one node, or return False if none comes for a while; connections of anything else are closed."""
+    left = deadline - time.monotonic()
+    server.settimeout(max(min(left, NOTICE_SECONDS), 0.001))
     try:
         guest, (host, *_) = server.accept()
     except TimeoutError:
+        if left > NOTICE_SECONDS:
+            return False
         missing = ", ".join(str(rank) for rank in range(address.nodes) if rank not in workers)
         raise TransientError(
             f"All {address.nodes} nodes must start within the time limit. Missing: node rank {missing}. Is the "
@@ -183,7 +191,7 @@ def _welcome(
         rank, port, nodes = int(hello["rank"]), int(hello["port"]), int(hello["nodes"])
     except (OSError, ValueError, KeyError, TypeError):
         guest.close()
-        return
+        return True
     host = host.removeprefix("::ffff:")  # the prefix of IPv4 addresses at a socket for both
     taken = rank in workers and not (rank in guests and _has_left(guests[rank]))
     if nodes != address.nodes or taken or not 0 < rank < address.nodes:
@@ -193,6 +201,19 @@ def _welcome(
             f"Received: rank {rank} of {nodes} from {host}; present: {sorted(workers)}."
         )
     guests[rank], workers[rank] = guest, join_address(host, port)
+    return True
+
+
+def _announce(missing: list[int], guests: Mapping[int, socket.socket]) -> None:
+    """Log who is missing, here and at the nodes that have come."""
+    _log_missing(missing)
+    for guest in guests.values():
+        with contextlib.suppress(OSError):
+            guest.sendall((json.dumps({"missing": missing}) + "\n").encode())
+
+
+def _log_missing(missing: Sequence[int]) -> None:
+    log.info("Waiting for node rank %s to start.", ", ".join(map(str, missing)))
 
 
 def _has_left(guest: socket.socket) -> bool:
@@ -211,16 +232,22 @@ def _has_left(guest: socket.socket) -> bool:
 def _join(address: ClusterAddress, deadline: float) -> list[str]:
     """Send this node's address to node 0, and return the list that it answers."""
     hello = json.dumps({"rank": address.node_rank, "port": free_port(), "nodes": address.nodes}) + "\n"
+    notice: float | None = time.monotonic() + NOTICE_SECONDS
     while True:
         try:
             with socket.create_connection((address.host, address.port), timeout=5.0) as master:
                 master.sendall(hello.encode())
                 master.settimeout(max(deadline - time.monotonic(), 0.001))
-                answer = master.makefile("r").readline()
+                lines = master.makefile("r")
+                while (answer := lines.readline()).startswith('{"missing"'):
+                    _log_missing(json.loads(answer)["missing"])
                 break
         except OSError as error:
             if time.monotonic() > deadline:
                 raise TransientError(f"Node 0 did not answer at {address.master}: {error}.") from error
+            if notice and time.monotonic() > notice:
+                log.info("Waiting for node 0 at %s to start (%s).", address.master, error)
+                notice = None
             time.sleep(0.5)
     who = f"this node (rank {address.node_rank} of {address.nodes})"
     if not answer.endswith("\n"):

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C while one of several workers is not training, and may be waiting for the others. No TensorFlow.
+"""The signals that stop a run, and what they do while one of several workers waits for the others. No TensorFlow.
 
 Python runs a signal handler only between its own instructions, and a worker that waits for another is inside
 TensorFlow, which catches SIGTERM when a cluster starts and does nothing. So a thread receives the signals.
@@ -6,8 +6,11 @@ TensorFlow, which catches SIGTERM when a cluster starts and does nothing. So a t
 
 from __future__ import annotations
 
+import errno
+import os
 import signal
 import socket
+import termios
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,7 +18,22 @@ from types import FrameType
 
 from swav_tf.plumbing.errors import SwavError
 
-STOPS = (signal.SIGTERM, signal.SIGINT)
+STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+def stop_signals() -> list[signal.Signals]:
+    """Return the signals that stop a run: all, but not the SIGHUP of a closed terminal if `nohup` disabled it."""
+    return [n for n in STOPS if n != signal.SIGHUP or signal.getsignal(n) != signal.SIG_IGN]
+
+
+def leave_closed_terminal() -> None:
+    """Discard further output to a terminal that has closed: it refuses every write, which would end the run."""
+    for stream in (1, 2):
+        try:
+            termios.tcgetattr(stream)
+        except termios.error as error:
+            if error.args[0] == errno.EIO:  # other errors: not a terminal
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
 
 
 class StoppedEarly(SwavError):
@@ -35,7 +53,7 @@ class _Stop(BaseException):
 
 @contextmanager
 def stoppable(if_stuck: Callable[[StoppedEarly], None]) -> Iterator[None]:
-    """Let SIGTERM and SIGINT end the block at once, unless other handlers replace these for a while.
+    """Let SIGTERM, SIGINT and SIGHUP end the block at once, unless other handlers replace these for a while.
 
     Args:
         if_stuck: called at the signal, in another thread: it must bring back a main thread that waits in TensorFlow.
@@ -51,6 +69,7 @@ def stoppable(if_stuck: Callable[[StoppedEarly], None]) -> Iterator[None]:
 
     def stop(number: int, frame: FrameType | None) -> None:
         received.append(number)
+        leave_closed_terminal()
         if not stopping.is_set():  # schedulers may send SIGTERM twice
             stopping.set()
             raise _Stop
@@ -64,7 +83,7 @@ def stoppable(if_stuck: Callable[[StoppedEarly], None]) -> Iterator[None]:
 
     reader, writer = socket.socketpair()
     writer.setblocking(False)
-    before = {number: signal.signal(number, stop) for number in STOPS}
+    before = {number: signal.signal(number, stop) for number in stop_signals()}
     # SIGUSR1 requests a checkpoint, and there is nothing to write yet: by default it would end the process.
     before[signal.SIGUSR1] = signal.signal(signal.SIGUSR1, lambda number, frame: None)
     earlier = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)

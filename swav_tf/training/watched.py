@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import tensorflow as tf
 from tensorflow.python.eager import context as tf_context
 
-from swav_tf.plumbing.errors import SwavError, TransientError, UsageError
+from swav_tf.plumbing.errors import SwavError, TransientError, UsageError, report_of
 from swav_tf.recipe.pretraining import Train
 from swav_tf.training.checkpointing import StoppedBySignal
 from swav_tf.training.cluster import Topology, mean_over_workers, worker_addresses
@@ -47,7 +47,7 @@ def watched(strategy: tf.distribute.Strategy, team: Topology, train: Train) -> I
 
     What waits for the others is aborted, so that this process leaves as after any other error; if it does not
     within the same time again, it is killed. All workers must enter together, as soon as there is a strategy.
-    SIGTERM and SIGINT end this worker within seconds, except while `Checkpointing` handles them. Error messages
+    SIGTERM, SIGINT and SIGHUP end this worker within seconds, except while `Checkpointing` handles them. Error messages
     begin with the number of this worker.
 
     Raises:
@@ -130,11 +130,8 @@ class _Watch:
         tf_context.context().abort_collective_ops(tf.errors.UNAVAILABLE, str(error))
         if not self.ended.wait(seconds):
             self._leave(farewell)
-            print(
-                f"Error: worker {self.team.worker} of {self.team.workers}: {error}",
-                file=sys.stderr,
-                flush=True,
-            )
+            error.args = (f"worker {self.team.worker} of {self.team.workers}: {error}",)
+            print(report_of(error), file=sys.stderr, flush=True)
             os._exit(error.exit_code)
 
     def _leave(self, farewell: Loss | None = None) -> None:

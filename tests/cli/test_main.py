@@ -13,6 +13,7 @@ from cli.errors import run_and_report
 from cli.main import SUMMARIES, swav_tf
 from cli.quiet import _stderr_captured
 from swav_tf.plumbing.errors import DataError, RecipeError, SwavError, TransientError
+from swav_tf.training.stopping import StoppedEarly
 from tests.cli.command_line import ROOT, TENSORFLOW, run_without
 
 
@@ -140,6 +141,7 @@ BUG = "This is a bug or an unexpected input. For the traceback, run: swav-tf --d
         (RecipeError("two errors:\n  a\n  b"), 2, "Error: two errors:\n  a\n  b"),
         (TransientError("a worker is lost"), 75, "Error: a worker is lost"),
         (KeyboardInterrupt(), 130, "Interrupted."),
+        (StoppedEarly(15), 143, str(StoppedEarly(15))),  # the user asked for it: no error
         (ZeroDivisionError("zero"), 1, f"Error: ZeroDivisionError: zero\n{BUG}"),
         (ModuleNotFoundError("swav_tf.x", name="swav_tf.x"), 1, f"Error: ModuleNotFoundError: swav_tf.x\n{BUG}"),
         (ModuleNotFoundError("", name="keras_cv.models"), 1,

@@ -57,6 +57,8 @@ def test_shapes_are_static(folder, recipe, source):
         ([2, 3, 16, 16, 3], tf.uint8),
     ]
     assert data.cardinality() == 5 * 2
+    # Its thread can keep an iterator from ending for up to a minute, and with it a worker that is done.
+    assert data.options().autotune.enabled is False
 
 
 # Bugs caught: crops of a row from different images; an order other than epoch_order's; an epoch's images used twice;

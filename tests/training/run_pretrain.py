@@ -50,7 +50,9 @@ if __name__ == "__main__":
     recipe, run_dir, *cluster = sys.argv[1:]
     address = ClusterAddress(int(cluster[0]), int(cluster[1]), cluster[2]) if cluster else None
     try:
-        result = job.pretrain(load_recipe(recipe), run_dir=run_dir, cluster=address, quiet=True)
+        result = job.pretrain(
+            load_recipe(recipe), run_dir=run_dir, cluster=address, quiet=not sys.stderr.isatty()
+        )
         if "SWAV_TF_TEST_WEIGHTS" in os.environ:
             weights = {name: v.numpy() for name, v in named_variables(result.model).items()}
             np.savez(os.environ["SWAV_TF_TEST_WEIGHTS"], **weights)

@@ -170,6 +170,19 @@ def test_a_second_signal_interrupts_nothing(handlers_come_back):
     assert caught.value.exit_code == 143
 
 
+# Bugs caught: a closed terminal that ends a run without a checkpoint; one that ends a run started with `nohup`.
+@pytest.mark.parametrize("nohup", [False, True])
+def test_a_closed_terminal_stops_unless_it_is_ignored(nohup):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN if nohup else signal.SIG_DFL)
+    try:
+        expected = contextlib.nullcontext() if nohup else pytest.raises(StoppedEarly, match="SIGHUP")
+        with expected as caught, stoppable(lambda error: None):
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert nohup or caught.value.exit_code == 129
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 # Bug caught: a signal while the old handlers are put back, which leaves as an unknown exception.
 def test_a_signal_at_the_end_stops_nothing(handlers_come_back, monkeypatch):
     put, late = signal.signal, []

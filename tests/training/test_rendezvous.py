@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from swav_tf.plumbing.errors import SwavError, UsageError
+from swav_tf.training import rendezvous
 from swav_tf.training.rendezvous import ClusterAddress, join_address, meet, slurm_address, slurm_tasks
 
 # Task 2 of `srun --nodes=4 --ntasks-per-node=1 --gpus-per-node=8`, by srun's manual ('OUTPUT ENVIRONMENT VARIABLES').
@@ -160,6 +161,29 @@ def test_a_restarted_node_takes_its_place(port):
             two = pool.submit(meet, ClusterAddress(3, 2, f"127.0.0.1:{port}"), timeout_seconds=30)
             assert zero.result() == two.result() == json.loads(again.makefile("r").readline())
     assert zero.result()[1] == "127.0.0.1:6"
+
+
+# Bug caught: a node that waits for others and shows nothing.
+def test_all_that_wait_log_who_is_missing(port, monkeypatch, logged):
+    monkeypatch.setattr(rendezvous, "NOTICE_SECONDS", 0.05)
+
+    def join(rank):
+        return meet(ClusterAddress(4, rank, f"127.0.0.1:{port}"), timeout_seconds=60)
+
+    def wait_for(text, times):
+        while logged.count(("INFO", text)) < times:
+            time.sleep(0.01)
+
+    with ThreadPoolExecutor(4) as pool:
+        lists = [pool.submit(join, 2)]
+        while not any(text.startswith(f"Waiting for node 0 at 127.0.0.1:{port}") for _, text in logged):
+            time.sleep(0.01)
+        lists.append(pool.submit(join, 0))
+        wait_for("Waiting for node rank 1, 3 to start.", 2)  # node 0, and node 2, which has come
+        lists.append(pool.submit(join, 1))
+        wait_for("Waiting for node rank 3 to start.", 3)
+        lists.append(pool.submit(join, 3))
+        assert len({tuple(found.result()) for found in lists}) == 1
 
 
 def test_an_occupied_port_is_reported():

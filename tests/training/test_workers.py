@@ -1,11 +1,14 @@
 """Several worker processes on loopback."""
 
+import fcntl
 import json
 import os
 import re
 import shutil
 import signal
 import subprocess
+import sys
+import termios
 import time
 
 import cv2
@@ -119,15 +122,30 @@ def test_a_signal_to_one_worker_stops_all_and_the_run_resumes_with_more_or_fewer
     save_recipe(tiny_recipe(**RECIPE), tmp_path / "recipe.yaml")
     run, stopped_at = tmp_path / "run", []
     for workers, step in ((1, 2), (4, 8)):
-        processes = start_cluster(tmp_path, workers) if workers > 1 else [start_alone(tmp_path)]
+        terminal, screen = os.openpty()
+        processes = start_cluster(tmp_path, workers) if workers > 1 else [start_at(screen, tmp_path)]
         wait_for_step(run, step, processes)
-        processes[-1].send_signal(signal.SIGTERM)  # not the chief, if there are several
-        finish(*processes, code=143)
+        os.close(screen)
+        os.close(terminal)  # sends SIGHUP, and refuses every output from here on
+        if workers > 1:
+            processes[-1].send_signal(signal.SIGTERM)  # not the chief
+        finish(*processes, code=143 if workers > 1 else 129)
         stopped_at.append(newest(run).step)
     assert 2 <= stopped_at[0] < stopped_at[1] < 22
     finish(start_alone(tmp_path))
     assert resumed_from(run) == stopped_at[1]
     assert_same_run(alone, newest(run))
+
+
+def start_at(screen, folder):
+    """Start one process at a terminal of its own."""
+    command = [sys.executable, PRETRAIN, folder / "recipe.yaml", folder / "run"]
+    streams = {"stdin": screen, "stdout": screen, "stderr": screen}
+
+    def take():
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+    return subprocess.Popen(command, **streams, start_new_session=True, preexec_fn=take)
 
 
 def start_alone(folder):
