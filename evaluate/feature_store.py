@@ -120,7 +120,12 @@ def refuse_changes(before: dict[str, Any], now: dict[str, Any], what: str) -> No
     changes = nested_diff(before, now)
     changes.pop("model.path", None)  # a run folder may move
     if changes:
-        lines = "\n".join(f"  {key}: was {old!r}, now {new!r}" for key, (old, new) in changes.items())
+        lines = "\n".join(
+            "  image files: other sizes or times of their last change (pictures were replaced, or copied)"
+            if key == "source.contents_sha256"
+            else f"  {key}: was {old!r}, now {new!r}"
+            for key, (old, new) in changes.items()
+        )
         raise UsageError(
             f"{what}:\n{lines}\nGive the old values, another --output, or --fresh to start over."
         )

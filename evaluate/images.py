@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, get_args
 
-from swav_tf.data.sources import ImageSource, fingerprint, open_source
+from swav_tf.data.sources import ImageSource, contents_sha256, fingerprint, open_source
 from swav_tf.plumbing.errors import UsageError
 from swav_tf.recipe.pretraining import Data
 
@@ -20,12 +20,13 @@ class ImageSet:
     settings: Data
 
     def facts(self) -> dict[str, Any]:
-        """Return what identifies these images: their place and their fingerprint."""
+        """Return what identifies these images: place, number, names, and sizes and times of their files."""
         return {
             "kind": self.settings.kind,
             "path": self.settings.path,
             "split": self.settings.split if self.settings.kind in ("digits", "tfds") else None,
             **fingerprint(self.source),
+            "contents_sha256": contents_sha256(self.source),
         }
 
 

@@ -16,8 +16,10 @@ from evaluate.images import ImageSet, open_images
 from evaluate.knn import check_same_model
 from swav_tf.data.augment import Image
 from swav_tf.data.decode import UndecodableImage, decode, evaluation_view
+from swav_tf.data.sources import contents_sha256
 from swav_tf.knn import find_neighbours
 from swav_tf.plumbing.errors import DataError, UsageError
+from swav_tf.plumbing.log import log
 from swav_tf.plumbing.names import printable
 from swav_tf.recipe.pretraining import Data
 
@@ -83,6 +85,11 @@ def images_of(file: FeatureFile, like: Data, data: str | None = None) -> ImageSe
         raise UsageError(
             f"{path} must contain the {source['images']:,} images of {file.path}, by name. Received: {total:,} images "
             "with other names. Specify their place with --data."
+        )
+    if source.get("contents_sha256") not in (None, contents_sha256(images.source)):
+        log.warning(
+            f"Files in {path} have other sizes or times than when {file.path} was made. If pictures were replaced, "
+            "the similar images are those of the old ones: make the features again with `swav-tf features --fresh`."
         )
     return images
 

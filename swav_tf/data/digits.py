@@ -6,6 +6,7 @@ by exp(cosine / 0.07)) of about 0.88, which leaves room for features that ignore
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Final
 
 import cv2
@@ -60,6 +61,10 @@ class Digits:
     def label(self, index: int) -> int:
         """Return the digit in image `index`."""
         return int(self._labels[index])
+
+    def stamps(self) -> Iterator[str]:
+        """Yield nothing: there is one version of the digits."""
+        return iter(())
 
     def image_name(self, index: int) -> str:
         """Return `digits/` and the number in scikit-learn's order."""

@@ -35,6 +35,9 @@ class ImageSource(Protocol):
     def image_name(self, index: int) -> str:
         """Return the name of image `index` for messages: a path relative to the source."""
 
+    def stamps(self) -> Iterator[str]:
+        """Yield size and time, or a tag, of each file that the images are read from."""
+
 
 def read_image(source: ImageSource, index: int) -> Image:
     """Return the pixels of an image of a source, uint8 RGB (height, width, 3).
@@ -57,6 +60,17 @@ def fingerprint(source: ImageSource) -> dict[str, Any]:
     for index in range(len(source)):
         names.update(name_bytes(source.image_name(index)) + b"\0")
     return {"images": len(source), "names_sha256": names.hexdigest()}
+
+
+def contents_sha256(source: ImageSource) -> str:
+    """Return the SHA-256 of size and time of the last change of all files of a source.
+
+    It changes when a picture is replaced by another of the same name, which `fingerprint` does not notice.
+    """
+    digest = hashlib.sha256()
+    for stamp in source.stamps():
+        digest.update(stamp.encode() + b"\0")
+    return digest.hexdigest()
 
 
 def open_source(data: Data, *, validation: bool = False) -> ImageSource:

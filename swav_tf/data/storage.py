@@ -5,12 +5,27 @@ from __future__ import annotations
 import errno
 import glob
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from swav_tf.plumbing.errors import DataError
+from swav_tf.plumbing.parallel import map_ahead
+
+# What fsspec's file systems call the version or the time of a change of a file.
+_CHANGE_KEYS: Final = (
+    "ETag",
+    "etag",
+    "LastModified",
+    "last_modified",
+    "updated",
+    "modified",
+    "mtime",
+    "created",
+    "date_time",
+)
+_AT_ONCE: Final = 1000  # files per task
 
 
 class FileFacts(NamedTuple):
@@ -96,6 +111,36 @@ def facts(path: str) -> FileFacts:
         except NotImplementedError:
             changed = 0
         return FileFacts(int(files.size(inner)), changed)
+
+
+def stamps(root: str, count: int, name: Callable[[int], str]) -> Iterator[str]:
+    """Yield for each file `name(i)` below a folder its size with its time or tag: another once the file is replaced.
+
+    A remote folder is listed once, as a request for each file would take hours.
+    """
+    if is_remote(root):
+        with _remote(root) as (files, inner):
+            listed = files.find(inner, detail=True)
+            files.invalidate_cache()
+        for i in range(count):
+            entry = listed.get(join(inner, name(i)), {})
+            yield f"{entry.get('size')} {[entry[key] for key in _CHANGE_KEYS if key in entry]}"
+        return
+
+    def local(start: int) -> list[str]:
+        return [_local_stamp(join(root, name(i))) for i in range(start, min(start + _AT_ONCE, count))]
+
+    # Threads: a network file system answers slowly, but many requests at a time.
+    for part in map_ahead(local, range(0, count, _AT_ONCE), threads=16):
+        yield from part
+
+
+def _local_stamp(path: str) -> str:
+    try:
+        status = os.stat(path)
+    except OSError as error:  # reading the image will report it
+        return error.strerror
+    return f"{status.st_size} {status.st_mtime_ns}"
 
 
 def read_file(path: str) -> bytes:

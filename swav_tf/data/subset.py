@@ -36,6 +36,10 @@ class Subset:
         """Return its name in the source."""
         return self._source.image_name(int(self._indices[index]))
 
+    def stamps(self) -> Iterator[str]:
+        """Yield those of the complete source."""
+        return self._source.stamps()
+
 
 def draw_subset(source: ImageSource, *, share: float, seed: int) -> list[str]:
     """Return the names of a random share (0 to 1) of each class's images, at least one, in the source's order.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from typing import Any
 
 from swav_tf.data.augment import Image
@@ -96,6 +97,10 @@ class TFDSSource:
     def label(self, index: int) -> int:
         """Return the class of record `index`, -1 if the data set has no labels."""
         return -1 if self._label_key is None else int(self._records[index][self._label_key])
+
+    def stamps(self) -> Iterator[str]:
+        """Yield nothing: a version of a data set does not change."""
+        return iter(())
 
     def image_name(self, index: int) -> str:
         """Return data set, split and number of record `index`."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +129,10 @@ class TFRecordSource:
             return self._names[index]
         shard, offset, _ = self._records[index].tolist()
         return f"{storage.name_of(self._shards[shard])}@{offset}"
+
+    def stamps(self) -> Iterator[str]:
+        """Yield size and time of the last change of each shard."""
+        return (str(storage.facts(shard)) for shard in self._shards)
 
     def _features(self, index: int) -> dict[str, Values]:
         shard, offset, length = self._records[index].tolist()

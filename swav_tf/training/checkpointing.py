@@ -86,6 +86,7 @@ class Checkpointing(keras.callbacks.Callback):
                 "position": self.position.to_json(),
                 "recipe": self.recipe.model_dump(mode="json"),
                 "images": self.job.images,
+                "contents_sha256": self.job.contents_sha256,
                 "replicas": self.job.team.replicas,
             }
             self.job.store.write(self.position.step, arrays, facts, keep=keep)

@@ -23,7 +23,7 @@ import tensorflow as tf
 
 from swav_tf.data.bad_images import BadImages
 from swav_tf.data.loader import ended_after, training_batches
-from swav_tf.data.sources import ImageSource, fingerprint
+from swav_tf.data.sources import ImageSource, contents_sha256, fingerprint
 from swav_tf.method.replicated_model import ReplicatedModel
 from swav_tf.plumbing.errors import SwavError
 from swav_tf.plumbing.log import log
@@ -98,6 +98,7 @@ class Job:
     # Set by `open`.
     source: ImageSource = field(init=False)
     images: dict[str, Any] = field(init=False)  # fingerprint of the training images
+    contents_sha256: str = field(init=False)  # of them; only the chief computes it
     position: Position = field(init=False)
     folder: RunFolder = field(init=False)
     store: CheckpointStore = field(init=False)
@@ -124,6 +125,7 @@ class Job:
         for remark in check_recipe(recipe, replicas=team.replicas, images=images, on_cpu=on_cpu):
             log.warning("%s", remark)
         self.source, self.images = source, fingerprint(source)
+        self.contents_sha256 = contents_sha256(source) if team.is_chief else ""
         steps = len(source) // recipe.train.batch_size
         self.position = Position(steps, recipe.train.epochs * steps)
         check_workers_consistent(self.strategy, team, recipe, images=self.images, **consistent)
@@ -166,7 +168,7 @@ class Job:
         for problem in problems:
             log.warning("%s The one before it is used.", problem)
         if checkpoint is not None:
-            check_resumable(checkpoint, self.images)
+            check_resumable(checkpoint, self.images, self.contents_sha256)
             restore(model, checkpoint.arrays, batch_size=self.recipe.train.batch_size)
             self.position.from_json(checkpoint.facts["position"])
             log_config_changes(checkpoint, model, recipe=self.recipe, team=self.team)

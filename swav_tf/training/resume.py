@@ -14,8 +14,8 @@ from swav_tf.runs.folder import changes
 from swav_tf.training.cluster import Topology
 
 
-def check_resumable(checkpoint: Checkpoint, images: Mapping[str, Any]) -> None:
-    """Check that a checkpoint is of a run on these images.
+def check_resumable(checkpoint: Checkpoint, images: Mapping[str, Any], contents_sha256: str) -> None:
+    """Check that a checkpoint is of a run on these images. Images of other contents are only reported.
 
     Raises:
         UsageError: it is an import, or the run was started with other images.
@@ -34,6 +34,12 @@ def check_resumable(checkpoint: Checkpoint, images: Mapping[str, Any]) -> None:
             f"It was started with {before['images']:,} images. Received: {images['images']:,}"
             f"{' with other names' if same_number else ''}. Use the original images, another --run-dir, or --fresh "
             "(the old run is kept)."
+        )
+    before_sha256 = checkpoint.facts.get("contents_sha256", contents_sha256)  # older versions recorded none
+    if contents_sha256 and contents_sha256 != before_sha256:
+        log.warning(
+            "Image files have other sizes or times than when the run was last saved. It resumes; if pictures were "
+            "replaced, it trains on the new ones from here on."
         )
 
 

@@ -10,7 +10,7 @@ from swav_tf.data import storage
 from swav_tf.data.check import check_data
 from swav_tf.data.folders import ClassFolders, ImageFolder
 from swav_tf.data.sharding import write_shards
-from swav_tf.data.sources import fingerprint, guess_kind, open_source, read_image
+from swav_tf.data.sources import contents_sha256, fingerprint, guess_kind, open_source, read_image
 from swav_tf.plumbing.errors import DataError, UsageError
 from swav_tf.recipe.pretraining import Data
 
@@ -49,6 +49,21 @@ def places(tmp_path_factory, small_photo, encoded):
 
 
 KINDS = [("class_folders", "images"), ("images", "images"), ("tfrecord", "shards"), ("tfrecord", "foreign")]
+
+
+# Bug caught: a replaced picture that goes unnoticed, local or remote.
+def test_the_contents_of_replaced_files_differ(tmp_path):
+    memory = fsspec.filesystem("memory")
+    for root, write in (
+        (str(tmp_path), lambda data: (tmp_path / "a.png").write_bytes(data)),
+        ("memory://replaced", lambda data: memory.pipe_file("/replaced/a.png", data)),
+    ):
+        found = []
+        for data in (b"one", b"three"):
+            write(data)
+            found += [contents_sha256(ImageFolder(root)) for _ in range(2)]
+        assert found[0] == found[1] != found[2] == found[3]
+    memory.rm("/replaced", recursive=True)
 
 
 # Bugs caught: another order than that of the local folder, hidden files, a name cut wrongly, a range from the start.

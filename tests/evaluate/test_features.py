@@ -98,6 +98,17 @@ def test_changed_settings_are_refused(tmp_path, folders):
     assert extract_features(NumpyBackend(path="elsewhere"), images, output, **FOURS).images_before == 8
 
 
+# Bug caught: features of pictures that have been replaced by others of the same names.
+def test_replaced_pictures_are_refused(tmp_path, folders):
+    complete, begun = tmp_path / "x.npz", tmp_path / "y.npz"
+    extract_features(NumpyBackend(), class_folders(folders), complete)
+    interrupt(class_folders(folders), begun)
+    (folders / "cat" / "00.png").write_bytes((folders / "cat" / "01.png").read_bytes())
+    for output in (complete, begun):
+        with pytest.raises(UsageError, match=r"image files: other sizes or times .*\n.*--fresh"):
+            extract_features(NumpyBackend(), class_folders(folders), output, **FOURS)
+
+
 # Bugs caught: a complete file that is computed again or overwritten; a work folder that stays after an interruption at
 # the very end; the shards of an older version that stay unnoticed.
 def test_a_complete_file(tmp_path, folders, caplog, monkeypatch):

@@ -1,7 +1,7 @@
 import pytest
 
 from evaluate.images import open_images
-from swav_tf.data.sources import fingerprint
+from swav_tf.data.sources import contents_sha256, fingerprint
 from swav_tf.plumbing.errors import DataError, UsageError
 from swav_tf.recipe.pretraining import Data
 
@@ -16,6 +16,7 @@ def test_defaults_are_the_models(tmp_path, folders):
     opened = open_images(str(folders), like=digits, kind="images")
     assert (opened.source.label(19), opened.settings.path) == (-1, str(folders))
     facts = {"kind": "images", "path": str(folders), "split": None, **fingerprint(opened.source)}
+    facts["contents_sha256"] = contents_sha256(opened.source)
     assert (opened.facts(), facts["images"]) == (facts, 20)
 
 

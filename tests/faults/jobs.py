@@ -169,7 +169,7 @@ def images(folder: Path, ended: Ended | None = None) -> set[str]:
 
 def shards(folder: Path, ended: Ended | None = None) -> set[str]:
     """Return the finished shards, each as it was written that time."""
-    return {f"{path.name} {path.stat().st_ino}" for path in folder.glob("shards/*.tfrecord")}
+    return {f"{path.name} {path.stat().st_ino}" for path in folder.glob("shards/[!.]*.tfrecord")}
 
 
 def cells(folder: Path, ended: Ended | None = None) -> set[str]:

@@ -22,7 +22,7 @@ from tests.faults.jobs import FEATURES, JOBS, PRETRAIN, TRAINING
 from tests.faults.test_kills import Undisturbed
 from tests.faults.test_recipes import altered
 
-pytestmark = [pytest.mark.faults, pytest.mark.timeout(2400)]
+pytestmark = [pytest.mark.faults, pytest.mark.multiprocess, pytest.mark.timeout(2400)]
 RECIPE, MODEL = "config.yaml", "model.json"
 JOB = replace(TRAINING, settings=(*PRETRAIN, "checkpoint.keep_last=5"))
 

@@ -16,7 +16,7 @@ from cli.main import swav_tf
 from tests.faults.harness import Ended, rounds, run
 from tests.faults.jobs import JOBS, check, overrides
 
-pytestmark = [pytest.mark.faults, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.faults, pytest.mark.multiprocess, pytest.mark.timeout(1800)]
 ROOM, PAGE = 256 * 2**20, 4096
 CANNOT_WRITE = ("ead-only file system", "must be in a writable folder")
 # Commands that write nothing but their output on the terminal.

@@ -25,7 +25,7 @@ from tests.faults.harness import damage, damages, examples, randoms, rounds, run
 from tests.faults.jobs import CLASSIFIER, DAMAGED_IMAGES, JOBS, PRETRAIN, overrides
 from tests.faults.test_kills import Undisturbed, seen, sleep
 
-pytestmark = [pytest.mark.faults, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.faults, pytest.mark.multiprocess, pytest.mark.timeout(1800)]
 DAY_S = 86_400.0
 
 # Bytes that are not UTF-8, and what shells, CSV files and terminals misread.

@@ -16,7 +16,7 @@ from export.verify import verify
 from swav_tf.plumbing.errors import DataError, SwavError
 from tests.faults.harness import DAMAGES, damage, damages, examples, randoms, refused, rounds
 
-pytestmark = [pytest.mark.faults, pytest.mark.timeout(2400)]
+pytestmark = [pytest.mark.faults, pytest.mark.multiprocess, pytest.mark.timeout(2400)]
 NAME = "model-fp32.onnx"
 CHANGES = (
     "noise on weights", "one weight", "a weight NaN", "weights of zeros", "weights swapped", "shape of a weight",

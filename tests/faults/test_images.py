@@ -13,7 +13,7 @@ from PIL import Image
 from swav_tf.data.decode import MAX_PIXELS, UndecodableImage, decode
 from tests.faults.harness import damage, damages, examples, randoms
 
-pytestmark = [pytest.mark.faults, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.faults, pytest.mark.multiprocess, pytest.mark.timeout(1800)]
 
 
 @cache

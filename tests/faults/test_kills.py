@@ -9,7 +9,7 @@ import pytest
 from tests.faults.harness import SCALE, Command, Ended, rounds
 from tests.faults.jobs import JOBS, KILLED, Job, check
 
-pytestmark = [pytest.mark.faults, pytest.mark.timeout(3000)]
+pytestmark = [pytest.mark.faults, pytest.mark.multiprocess, pytest.mark.timeout(3000)]
 MOMENTS = ("start", *["work"] * 5, *["writing"] * 4)
 
 

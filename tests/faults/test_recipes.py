@@ -20,7 +20,7 @@ from swav_tf.recipe.advice import check_recipe
 from swav_tf.recipe.files import load_any_recipe, save_recipe
 from tests.faults.harness import damage, damages, examples, randoms
 
-pytestmark = [pytest.mark.faults, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.faults, pytest.mark.multiprocess, pytest.mark.timeout(1800)]
 
 # Wrong types, edges of numbers, text that is almost something else.
 ODD_VALUES: tuple[Any, ...] = (

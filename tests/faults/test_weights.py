@@ -23,7 +23,7 @@ from swav_tf.weights.layout import fit
 from swav_tf.weights.torch_files import LEGACY_MAGIC, LEGACY_PROTOCOL, write_torch_file
 from tests.faults.harness import damage, damages, examples, randoms
 
-pytestmark = [pytest.mark.faults, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.faults, pytest.mark.multiprocess, pytest.mark.timeout(1800)]
 
 CONTAINERS = ("zip", "legacy", "pickle", "pdparams", "safetensors", "own safetensors")
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import shutil
 
 import cv2
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from swav_tf.plumbing.errors import DataError, RecipeError, UsageError
+from swav_tf.plumbing.log import log
 from swav_tf.runs.checkpoint import CheckpointError
 from swav_tf.training.build import load_swav, read_pretrained
 from swav_tf.training.checkpointing import Diverged, StoppedBySignal
@@ -97,8 +99,10 @@ def recipe_of_images(folder, **changes):
     return tiny_recipe(data__kind="images", data__path=str(folder), **changes)
 
 
-# Bugs caught: state of a batch in parts that is missing from a checkpoint; a run that resumes with other images.
-def test_a_stopped_run_in_parts_equals_an_uninterrupted_one(tmp_path):
+# Bugs caught: state of a batch in parts that is missing from a checkpoint; a run that resumes with other images; pictures
+# that are replaced without a word.
+def test_a_stopped_run_in_parts_equals_an_uninterrupted_one(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(log, "propagate", True)
     write_images(tmp_path / "images", 176)  # 11 steps per epoch
     recipe = recipe_of_images(
         tmp_path / "images",
@@ -114,7 +118,9 @@ def test_a_stopped_run_in_parts_equals_an_uninterrupted_one(tmp_path):
     with pytest.raises(UsageError, match=r"with 176 images\. Received: 176 with other names"):
         pretrain(recipe, run_dir=tmp_path / "run", quiet=True)
     image.with_name("other.png").rename(image)
-    pretrain(recipe, run_dir=tmp_path / "run", quiet=True)
+    os.utime(image, (1, 1))
+    pretrain(recipe, run_dir=tmp_path / "run")
+    assert "Image files have other sizes or times" in caplog.text
     assert_same_bits(newest(tmp_path / "straight"), newest(tmp_path / "run"))
 
 
