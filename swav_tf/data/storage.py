@@ -139,7 +139,7 @@ def _local_stamp(path: str) -> str:
     try:
         status = os.stat(path)
     except OSError as error:  # reading the image will report it
-        return error.strerror
+        return str(error)
     return f"{status.st_size} {status.st_mtime_ns}"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import cv2
@@ -46,6 +47,10 @@ class RandomPhotos:
     def image_name(self, index: int) -> str:
         """Return a name made of the index."""
         return f"random/{index}"
+
+    def stamps(self) -> Iterator[str]:
+        """Yield nothing: they are not files."""
+        return iter(())
 
     def __str__(self) -> str:
         kilobytes = sum(map(len, self._files)) / DIFFERENT / 1000
