@@ -102,8 +102,9 @@ def training_batches(
 ) -> tf.data.Dataset:
     """Return the crops of one worker for the optimizer steps `start_step` to `total_steps` - 1.
 
-    Worker w of W takes the w-th of W equal parts of each step's images. An image that cannot be read is replaced by
-    the next one in the epoch's order that can, with random numbers of its own.
+    Accumulation divides each step's images into equal parts, one after the other, whatever the number of workers;
+    worker w of W takes the w-th of W equal shares of each part. An image that cannot be read is replaced by the next
+    one in the epoch's order that can, with random numbers of its own.
 
     Args:
         recipe: all settings.
@@ -128,13 +129,14 @@ def training_batches(
     batch_size = recipe.train.batch_size
     _check_sizes(batch_size, workers, replica_batch_size, steps_per_epoch, len(source))
     share = batch_size // workers
+    of_part = share // recipe.train.accumulation_steps
     crops = CropsByPosition(recipe, source, images_per_epoch=steps_per_epoch * batch_size, labelled=labelled)
     make, end, chunk, parallel = _maker(recipe.data, crops, replica_batch_size, bad_images)
 
     def chunk_at(number: int) -> list[npt.NDArray[Any]] | None:
         # Places count this worker's images from the first step of the run.
         places = range(number * chunk, (number + 1) * chunk)
-        return make([p // share * batch_size + worker * share + p % share for p in places])
+        return make([p // of_part * of_part * workers + worker * of_part + p % of_part for p in places])
 
     shapes = [(chunk, *shape) for shape in (*crops.shapes, ())]
     mapped = PythonCalls(end).mapped(chunk_at, shapes, [tf.uint8] * len(crops.shapes) + [tf.int64])

@@ -12,6 +12,7 @@ import tensorflow as tf
 from swav_tf.method.feature_queue import FeatureQueue
 from swav_tf.method.loss_scale import LossScale
 from swav_tf.method.norms import norms
+from swav_tf.model.batch_norm import StatisticsOfParts
 from swav_tf.model.replicas import per_replica_variable, replica_count, sum_over_replicas
 
 TrainFunction = Callable[[Iterator[Any]], dict[str, float]]
@@ -47,6 +48,7 @@ class ReplicatedModel(keras.Model):
         self.mean, self.std = np.asarray(mean, np.float32), np.asarray(std, np.float32)
         self.loss_scale = loss_scale
         self.accumulation_steps = accumulation_steps
+        self.statistics = StatisticsOfParts()
         self.queue: FeatureQueue | None = None
         # What this worker requests after the step, and what all workers agreed on: a request of any worker counts.
         self.requests = np.zeros(2, np.float32)  # stop, write a checkpoint

@@ -190,9 +190,11 @@ class SwAV(ReplicatedModel):
 
     def _first_pass(self, crops: Crops) -> tuple[tf.Tensor, tf.Tensor]:
         """Return the assign crops' projections and scores, and leave the running averages unchanged."""
+        # Layers of other libraries move their own averages: put these back.
         averages = [variable.value for variable in self.non_trainable_variables]
         before = [tf.identity(average) for average in averages]
-        projections, scores = self(crops, training=True)
+        with self.statistics.collect():
+            projections, scores = self(crops, training=True)
         with tf.control_dependencies([projections, scores]):
             for average, value in zip(averages, before, strict=True):
                 average.assign(value)
@@ -205,21 +207,24 @@ class SwAV(ReplicatedModel):
         codes = self.codes(projections, tf.concat([part[1] for part in parts], axis=1))
         return projections, tf.split(codes, len(parts), axis=1)
 
-    def _accumulate(self, crops: Crops, codes: tf.Tensor) -> tf.Tensor:
-        with tf.GradientTape() as tape:
+    def _accumulate(self, crops: Crops, codes: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Return the loss of a part and the statistics of its batch normalizations."""
+        with self.statistics.collect() as statistics, tf.GradientTape() as tape:
             _, scores = self(crops, training=True)
             loss = swapped_prediction_loss(scores, codes, temperature=self.method.temperature)
             scaled = loss * self.loss_scale.factor
         self._add_to_sums(self._gradients(tape, scaled))
-        return loss
+        return loss, statistics[0]
 
     def _finish(
         self,
-        losses: Sequence[tf.Tensor],
+        parts: Sequence[tuple[tf.Tensor, tf.Tensor]],
         projections: tf.Tensor,
         codes: Sequence[tf.Tensor],
         requests: tf.Tensor | None,
     ) -> dict[str, tf.Tensor]:
+        losses, statistics = zip(*parts, strict=True)
+        self.statistics.move_averages(statistics)
         return self._update(
             self._take_sums(),
             tf.reduce_mean(tf.stack(losses)),  # not add_n, whose order varies
@@ -250,8 +255,8 @@ class SwAV(ReplicatedModel):
             parts = [self._next(iterator) for _ in range(self.accumulation_steps)]
             begin()
             projections, codes = assign([first_pass(part) for part in parts])
-            losses = [accumulate(part, part_codes) for part, part_codes in zip(parts, codes, strict=True)]
-            return self._to_host(finish(losses, projections, codes, requests))
+            done = [accumulate(part, part_codes) for part, part_codes in zip(parts, codes, strict=True)]
+            return self._to_host(finish(done, projections, codes, requests))
 
         self.train_function = train_function
         return train_function

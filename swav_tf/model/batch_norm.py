@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import keras
@@ -68,9 +71,17 @@ class BatchNorm(keras.layers.Layer):
         else:
             variance, own = _normalize_by_own(inputs, gamma, beta, self.epsilon)
             outputs, mean = _shaped(own.y, like=inputs), own.batch_mean
+        collected = getattr(_collecting, "calls", None)
+        if collected is None:
+            self.move_averages(mean, variance)
+        else:
+            collected.append((self, mean, variance))
+        return outputs
+
+    def move_averages(self, mean: tf.Tensor, variance: tf.Tensor) -> None:
+        """Move the running averages towards the statistics of one batch, each (channels,)."""
         self._move(self.moving_mean, mean)
         self._move(self.moving_variance, variance)
-        return outputs
 
     def _move(self, average: keras.Variable, value: tf.Tensor) -> None:
         # One overflow in half precision must not stay in the running average.
@@ -87,6 +98,51 @@ class BatchNorm(keras.layers.Layer):
         config = super().get_config()
         config.update(synchronized=self.synchronized, momentum=self.momentum, epsilon=self.epsilon)
         return config
+
+
+_collecting = threading.local()  # a strategy traces each replica in a thread of its own
+
+
+class StatisticsOfParts:
+    """Statistics of a batch whose parts come one after the other; running averages move once, at its end."""
+
+    def __init__(self) -> None:
+        self._layers: tuple[BatchNorm, ...] = ()  # in the order of their calls
+
+    @contextmanager
+    def collect(self) -> Iterator[list[tf.Tensor]]:
+        """Keep the running averages inside the block; then append the statistics, (2, channels of all calls)."""
+        calls: list[tuple[BatchNorm, tf.Tensor, tf.Tensor]] = []
+        statistics: list[tf.Tensor] = []
+        _collecting.calls = calls
+        try:
+            yield statistics
+        finally:
+            _collecting.calls = None
+        self._layers = tuple(layer for layer, _, _ in calls)
+        means, variances = [mean for _, mean, _ in calls], [variance for _, _, variance in calls]
+        joined = [tf.concat(vectors, axis=0) for vectors in (means, variances)] if calls else tf.zeros([2, 0])
+        statistics.append(tf.stack(joined))
+
+    def move_averages(self, parts: Sequence[tf.Tensor]) -> None:
+        """Move all running averages once, by what `collect` appended for each part."""
+        mean, variance = statistics_of_whole(tf.stack(parts))
+        sizes = [layer.moving_mean.shape[0] for layer in self._layers]
+        if not sizes:
+            return
+        of_calls = zip(self._layers, tf.split(mean, sizes), tf.split(variance, sizes), strict=True)
+        for layer, own_mean, own_variance in of_calls:
+            layer.move_averages(own_mean, own_variance)
+
+
+def statistics_of_whole(parts: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Return mean and biased variance of a whole from those of its P equal parts, (P, 2, channels).
+
+    With m_p and v_p of part p, the mean is m = mean of m_p, and the variance mean of v_p + mean of (m_p - m)^2.
+    """
+    means, variances = parts[:, 0], parts[:, 1]
+    mean = tf.reduce_mean(means, axis=0)
+    return mean, tf.reduce_mean(variances + tf.square(means - mean), axis=0)
 
 
 def _normalize_by_own(

@@ -109,12 +109,18 @@ class Classifier(ReplicatedModel):
         )
         return logs
 
-    def _accumulate(self, crops: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
-        gradients, measures = self._learn(crops, labels)
+    def _accumulate(self, crops: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Return (loss, top-1 accuracy) of a part and the statistics of its batch normalizations."""
+        with self.statistics.collect() as statistics:
+            gradients, measures = self._learn(crops, labels)
         self._add_to_sums(gradients)
-        return measures
+        return measures, statistics[0]
 
-    def _finish(self, measures: Sequence[tf.Tensor], requests: tf.Tensor) -> dict[str, tf.Tensor]:
+    def _finish(
+        self, parts: Sequence[tuple[tf.Tensor, tf.Tensor]], requests: tf.Tensor
+    ) -> dict[str, tf.Tensor]:
+        measures, statistics = zip(*parts, strict=True)
+        self.statistics.move_averages(statistics)
         return self._update(self._take_sums(), tf.reduce_mean(tf.stack(measures), axis=0), requests)
 
     # === What Keras' `fit` calls ===
@@ -130,8 +136,8 @@ class Classifier(ReplicatedModel):
             requests = tf.constant(self.requests)
             if self.accumulation_steps == 1:
                 return self._to_host(step(*self._next(iterator), requests))
-            measures = [accumulate(*self._next(iterator)) for _ in range(self.accumulation_steps)]
-            return self._to_host(finish(measures, requests))
+            parts = [accumulate(*self._next(iterator)) for _ in range(self.accumulation_steps)]
+            return self._to_host(finish(parts, requests))
 
         self.train_function = train_function
         return train_function

@@ -61,6 +61,25 @@ def test_shapes_are_static(folder, recipe, source):
     assert data.options().autotune.enabled is False
 
 
+# Bug caught: parts of a batch that hold other images with another number of workers, or an undivided batch that changes.
+@pytest.mark.parametrize("accumulation", [1, 2, 4])
+def test_each_part_holds_the_same_images_on_any_number_of_workers(
+    folder, recipe, source, uninterrupted, accumulation
+):
+    settings = recipe(folder)
+    train = settings.train.model_copy(update={"accumulation_steps": accumulation})
+    settings = settings.model_copy(update={"train": train})
+    size = BATCH // accumulation // 2
+    shares = [batches(settings, source, workers=2, worker=w, part=size) for w in range(2)]
+    joined = [tuple(map(np.concatenate, zip(*pair, strict=True))) for pair in zip(*shares, strict=True)]
+    expected = [
+        tuple(group[first : first + 2 * size] for group in batch)
+        for batch in uninterrupted
+        for first in range(0, BATCH, 2 * size)
+    ]
+    assert_same(joined, expected)
+
+
 # Bugs caught: crops of a row from different images; an order other than epoch_order's; an epoch's images used twice;
 # the same crops every epoch or for every seed.
 def test_each_place_holds_the_crops_of_its_image(folder, recipe, source, uninterrupted):

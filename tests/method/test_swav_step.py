@@ -129,20 +129,23 @@ def test_accumulated_parts_equal_the_large_batch():
     assert_close(capture(one, batch_size=8), capture(many, batch_size=8), relative=1e-5)
 
 
-# Bug caught: two passes over a batch that update the running averages twice.
-def test_accumulation_moves_running_averages_once_a_part():
+# Bugs caught: running averages that move once a part, or in the pass for the codes; variances without that of the means.
+def test_accumulation_moves_running_averages_once_a_step():
     recipe = tiny_recipe(train__accumulation_steps=2)
     [batch] = batches_of_crops(recipe, 1)
     model = build_swav(recipe)
     [bn] = [layer for layer in model.head.layers if layer.name == "hidden_bn"]
-    seen = []
+    means, variances = [], []
     for part in ([g[:4] for g in batch], [g[4:] for g in batch]):
         reference = build_swav(recipe)
         reference(tuple(tf.constant(g) for g in part), training=True)
         [reference_bn] = [layer for layer in reference.head.layers if layer.name == "hidden_bn"]
-        seen.append(reference_bn.moving_mean.numpy() / 0.1)
+        means.append(reference_bn.moving_mean.numpy().astype(np.float64) / 0.1)
+        variances.append((reference_bn.moving_variance.numpy().astype(np.float64) - 0.9) / 0.1)
     model.train_on_crops(batch)
-    np.testing.assert_allclose(bn.moving_mean, 0.1 * (0.9 * seen[0] + seen[1]), rtol=1e-3, atol=1e-6)
+    variance = np.mean(variances, axis=0) + np.var(means, axis=0)
+    np.testing.assert_allclose(bn.moving_mean, 0.1 * np.mean(means, axis=0), rtol=1e-3, atol=1e-6)
+    np.testing.assert_allclose(bn.moving_variance, 0.9 + 0.1 * variance, rtol=1e-5)
 
 
 # Bugs caught: prototypes never unfrozen, unfrozen a step early or late, or moved by momentum or decay meanwhile.

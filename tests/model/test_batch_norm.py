@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from swav_tf.model.batch_norm import BatchNorm
+from swav_tf.model.batch_norm import BatchNorm, StatisticsOfParts
 from tests.replicas import run_on_shares
 
 
@@ -130,3 +130,24 @@ def test_inference_changes_nothing():
     layer(np.random.default_rng(0).normal(size=(8, 3)).astype(np.float32), training=True)
     for a, b in zip(before, layer.get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+# Bugs caught: averages that move during the parts; the mean of the parts' variances alone; calls of one layer in another
+# order, or joined.
+def test_parts_move_the_averages_as_the_whole_batch_does():
+    x = np.random.default_rng(0).normal(2.0, 3.0, (2, 12, 5)) + np.arange(12)[:, None]
+    layer, statistics = BatchNorm(momentum=0.9), StatisticsOfParts()
+    layer.build((None, 5))
+    parts = []
+    for part in range(3):
+        with statistics.collect() as found:
+            for group in x:  # two calls a pass, as for two sizes of crops
+                layer(tf.constant(group[part * 4 : part * 4 + 4], tf.float32), training=True)
+        parts += found
+    np.testing.assert_array_equal(layer.moving_mean, np.zeros(5))
+    statistics.move_averages(parts)
+    mean, variance = np.zeros(5), np.ones(5)
+    for group in x:
+        mean, variance = 0.9 * mean + 0.1 * group.mean(0), 0.9 * variance + 0.1 * group.var(0)
+    np.testing.assert_allclose(layer.moving_mean, mean, rtol=1e-5)
+    np.testing.assert_allclose(layer.moving_variance, variance, rtol=1e-5)
