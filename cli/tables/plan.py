@@ -28,12 +28,14 @@ def print_plan(plan: Plan) -> None:
     facts.add_row(
         "arithmetic",
         f"{cost.backbone_macs / 1e9:.2f} GMAC per image forward (head and prototypes {cost.head_macs / 1e9:.2f}), "
-        f"{cost.step_flops / 1e9:.1f} GFLOP per step; {cost.parameters / 1e6:.1f} million parameters",
+        f"{plan.image_flops / 1e9:.1f} GFLOP per image and "
+        f"{_flops(plan.step_flops)} per step; {cost.parameters / 1e6:.1f} million parameters",
     )
     in_parts = f", in {plan.accumulation_steps} parts" if plan.accumulation_steps > 1 else ""
     facts.add_row(
         "memory",
-        f"{memory.total:.1f} of {memory.available:g} GB with {plan.replica_batch} images at once{in_parts}: "
+        f"{memory.total:.1f} of {memory.usable:.1f} usable GB ({memory.available:g} GB) "
+        f"with {plan.replica_batch} images at once{in_parts}: "
         f"activations {memory.activations:.1f}, weights {memory.weights:.1f}, momentum {memory.momentum:.1f}, "
         f"gradients {memory.gradients:.1f}, rest {memory.rest:.1f}; at most about {memory.largest_batch} images fit",
     )
@@ -53,6 +55,10 @@ def print_plan(plan: Plan) -> None:
     console.print("assumptions:")
     for assumption in plan.assumptions:
         console.print(f"  - {assumption}")
+
+
+def _flops(count: float) -> str:
+    return f"{count / 1e12:,.0f} TFLOP" if count >= 1e13 else f"{count / 1e9:,.1f} GFLOP"
 
 
 def _paces(plan: Plan) -> Table:

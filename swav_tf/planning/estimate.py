@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from functools import cache
 
 from swav_tf.planning.gpus import GPUS, Cluster, Gpu
+from swav_tf.planning.images import IMAGENET_IMAGES, image_count, names_data
 from swav_tf.planning.network_cost import PASSES_OF_OUTPUTS, NetworkCost, network_cost
 from swav_tf.plumbing.errors import UsageError
 from swav_tf.recipe.advice import check_recipe
 from swav_tf.recipe.files import load_recipe
 from swav_tf.recipe.pretraining import Recipe
 
-IMAGENET_IMAGES = 1_281_167
 JPEG_BYTES = 110_000  # of a typical ImageNet file
 CPU_MS = 7.0  # to decode and crop 2x224 + 6x96 in one of many threads (docs/performance.md: 3.7 alone)
 DECODE_SHARE = 0.25  # of that, independent of the crops
@@ -48,7 +48,12 @@ class Memory:
     @property
     def fits(self) -> bool:
         """Return whether the total fits."""
-        return self.total <= USABLE * self.available
+        return self.total <= self.usable
+
+    @property
+    def usable(self) -> float:
+        """Return the memory that a run can use, GB."""
+        return USABLE * self.available
 
 
 @dataclass(frozen=True)
@@ -98,6 +103,8 @@ class Plan:
     replica_batch: int  # images on a GPU at once
     accumulation_steps: int
     precision: str
+    image_flops: int  # of one image in a step; with accumulation both of its forward passes
+    step_flops: int  # of all images of a step
     cost: NetworkCost
     memory: Memory
     communication: Communication
@@ -108,14 +115,14 @@ class Plan:
 
 
 def make_plan(
-    recipe: Recipe, cluster: Cluster, *, images: int = IMAGENET_IMAGES, images_per_second: float | None = None
+    recipe: Recipe, cluster: Cluster, *, images: int | None = None, images_per_second: float | None = None
 ) -> Plan:
     """Estimate a complete run.
 
     Args:
         recipe: of a native network.
         cluster: GPUs to train on.
-        images: training images.
+        images: training images; None: those of the recipe, and ImageNet's if it names no data.
         images_per_second: measured speed of one GPU (`swav-tf profile`), including communication; None to
             estimate it.
 
@@ -131,6 +138,8 @@ def make_plan(
         raise UsageError(
             f"{cluster.gpu.name} has no bfloat16 arithmetic. Use -o train.precision=mixed_float16, or another --gpu."
         )
+    imagenet = images is None and not names_data(recipe)
+    images = image_count(recipe) if images is None else images
     check_recipe(recipe, replicas=cluster.gpus, images=images)
     train, cost = recipe.train, network_cost(recipe)
     memory, communication = memory_of(recipe, cost, cluster), communication_of(recipe, cost, cluster)
@@ -150,25 +159,35 @@ def make_plan(
         replica_batch=train.batch_size // cluster.gpus // train.accumulation_steps,
         accumulation_steps=train.accumulation_steps,
         precision=train.precision,
+        image_flops=image_flops(recipe, cost),
+        step_flops=image_flops(recipe, cost) * train.batch_size,
         cost=cost,
         memory=memory,
         communication=communication,
         paces=paces,
         checkpoint_megabytes=4 * (2 * cost.parameters + cost.averages + queue) / 1e6,
         warnings=tuple(_warnings(recipe, cluster, memory, paces[-1])),
-        assumptions=tuple(_assumptions(recipe, cluster, cost, measured=images_per_second is not None)),
+        assumptions=(
+            *(["the recipe names no data: the images of ImageNet, or give --images"] if imagenet else []),
+            *_assumptions(recipe, cluster, cost, measured=images_per_second is not None),
+        ),
     )
 
 
 # === Speed ===
 
 
+def image_flops(recipe: Recipe, cost: NetworkCost) -> int:
+    """Return the FLOPs of one image in a step."""
+    # In parts, each image passes forward twice: first for the codes of the complete batch.
+    return cost.image_flops + (2 * cost.forward_macs if recipe.train.accumulation_steps > 1 else 0)
+
+
 def roofline_seconds(recipe: Recipe, cost: NetworkCost, gpu: Gpu) -> float:
     """Return the time of one image if products ran at their peak and then memory at its own, without overlap."""
     single = recipe.train.precision == "float32"
-    # In parts, each image passes forward twice: first for the codes of the complete batch.
     twice = recipe.train.accumulation_steps > 1
-    flops = cost.step_flops + (2 * cost.forward_macs if twice else 0)
+    flops = image_flops(recipe, cost)
     moved = cost.moved * (1 + (6 / PASSES_OF_OUTPUTS if twice else 0))
     peak = (gpu.single_tflops if single else gpu.half_tflops) * 1e12
     return flops / peak + moved * (4 if single else 2) / (gpu.bandwidth_gb * 1e9)
@@ -319,8 +338,8 @@ def _warnings(recipe: Recipe, cluster: Cluster, memory: Memory, fastest: Pace) -
             else "another GPU, a narrower network or smaller crops: not one image fits"
         )
         found.append(
-            f"{shares // train.accumulation_steps} images do not fit {cluster.gpu.name}: {memory.total:.0f} GB of "
-            f"{USABLE * memory.available:.0f}. Remedy: {remedy}"
+            f"{shares // train.accumulation_steps} images do not fit {cluster.gpu.name}: {memory.total:.1f} of "
+            f"{memory.usable:.1f} usable GB. Remedy: {remedy}"
         )
     if fastest.communication_share > 0.15:
         found.append(
@@ -352,7 +371,7 @@ def _assumptions(recipe: Recipe, cluster: Cluster, cost: NetworkCost, *, measure
             f"batch 256{'' if precision in MEASURED_IMAGES_PER_SECOND else ' in mixed_float16'}",
         ]
     if cluster.gpus > 1:
-        inside = f"{'NVLink' if gpu.nvlink else 'PCI Express'} {gpu.link_gb / 2:g} GB/s each way in a machine"
+        inside = f"{gpu.link} {gpu.link_gb / 2:g} GB/s each way in a machine"
         between = f", {cluster.link_gbit:g} Gbit/s between machines" if cluster.nodes > 1 else ""
         latency = 1e6 * LATENCY_S["node" if cluster.nodes == 1 else "cluster"]
         found.append(

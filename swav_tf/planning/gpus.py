@@ -17,7 +17,7 @@ class Gpu:
         memory_gb: 10^9 bytes.
         bandwidth_gb: of its memory, 10^9 bytes per second.
         link_gb: to other GPUs of the same machine, both directions together, 10^9 bytes per second.
-        nvlink: whether that link is NVLink; otherwise it is PCI Express.
+        link: kind of that link.
         bfloat16: whether its half-precision units support bfloat16.
     """
 
@@ -27,22 +27,43 @@ class Gpu:
     memory_gb: float
     bandwidth_gb: float
     link_gb: float
-    nvlink: bool = True
+    link: str = "NVLink"
     bfloat16: bool = True
 
 
-# NVIDIA's data sheets of V100 (SXM2), A100 (SXM4), H100 and H200 (SXM5), L4 and T4; for the RTX 4090 the white paper
-# of its architecture (Ada, summing in float32). Without sparsity, which doubles some of their numbers.
+PCIE: Final = "PCI Express"
+
+# The makers' figures: NVIDIA's data sheets of V100 (SXM2), A100 (SXM4), H100, H200 (SXM5), HGX B200, A10G, L4, L40S,
+# T4, RTX A6000; its white papers of GA102 (RTX 30), Ada (RTX 40) and RTX Blackwell (RTX 50), "FP16 Tensor with FP32
+# Accumulate", half of GeForce's better known number; AMD's data sheet of MI300X. Without sparsity, which doubles some.
 GPUS: Final = {
     "v100": Gpu("V100 16 GB", 125, 15.7, 16, 900, 300, bfloat16=False),
     "a100": Gpu("A100 80 GB", 312, 19.5, 80, 2039, 600),
     "a100-40": Gpu("A100 40 GB", 312, 19.5, 40, 1555, 600),
     "h100": Gpu("H100", 989, 67, 80, 3350, 900),
     "h200": Gpu("H200", 989, 67, 141, 4800, 900),
-    "l4": Gpu("L4", 121, 30.3, 24, 300, 64, nvlink=False),
-    "t4": Gpu("T4", 65, 8.1, 16, 300, 32, nvlink=False, bfloat16=False),
-    "rtx4090": Gpu("RTX 4090", 165, 82.6, 24, 1008, 64, nvlink=False),
+    "b200": Gpu("B200", 2250, 75, 180, 8000, 1800),
+    "mi300x": Gpu("MI300X", 1307, 163.4, 192, 5300, 896, link="Infinity Fabric"),
+    "t4": Gpu("T4", 65, 8.1, 16, 300, 32, link=PCIE, bfloat16=False),
+    "l4": Gpu("L4", 121, 30.3, 24, 300, 64, link=PCIE),
+    "a10g": Gpu("A10G", 70, 35, 24, 600, 64, link=PCIE),
+    "l40s": Gpu("L40S", 362, 91.6, 48, 864, 64, link=PCIE),
+    "a6000": Gpu("RTX A6000", 154.8, 38.7, 48, 768, 64, link=PCIE),
+    "rtx3070": Gpu("RTX 3070", 40.6, 20.3, 8, 448, 64, link=PCIE),
+    "rtx3080": Gpu("RTX 3080 10 GB", 59.5, 29.8, 10, 760, 64, link=PCIE),
+    "rtx3090": Gpu("RTX 3090", 71, 35.6, 24, 936, 64, link=PCIE),
+    "rtx4070": Gpu("RTX 4070", 58.3, 29.1, 12, 504, 64, link=PCIE),
+    "rtx4080": Gpu("RTX 4080", 97.5, 48.7, 16, 717, 64, link=PCIE),
+    "rtx4090": Gpu("RTX 4090", 165, 82.6, 24, 1008, 64, link=PCIE),
+    "rtx5070": Gpu("RTX 5070", 61.7, 30.9, 12, 672, 128, link=PCIE),
+    "rtx5080": Gpu("RTX 5080", 112.6, 56.3, 16, 960, 128, link=PCIE),
+    "rtx5090": Gpu("RTX 5090", 209.5, 104.8, 32, 1792, 128, link=PCIE),
 }
+
+
+def own_gpu(*, memory_gb: float, tflops: float, bandwidth_gb: float) -> Gpu:
+    """Return a GPU by its numbers, on PCI Express; `tflops` counts in the precision of the recipe."""
+    return Gpu("own card", tflops, tflops, memory_gb, bandwidth_gb, 64, link=PCIE)
 
 
 @dataclass(frozen=True)

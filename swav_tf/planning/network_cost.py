@@ -132,8 +132,8 @@ class NetworkCost:
         return self.backbone_macs + self.head_macs
 
     @property
-    def step_flops(self) -> int:
-        """Return the FLOPs of forward and backward: each product and its two gradients, two FLOPs each."""
+    def image_flops(self) -> int:
+        """Return the FLOPs of one image forward and backward: each product and its two gradients, two FLOPs each."""
         return 2 * (3 * self.forward_macs - self.first_macs)
 
 

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from swav_tf.planning.estimate import CONTEXT_BYTES, make_plan
-from swav_tf.planning.gpus import GPUS, Cluster
+from swav_tf.planning.gpus import GPUS, Cluster, own_gpu
 from swav_tf.plumbing.errors import RecipeError, UsageError
 from swav_tf.recipe.files import load_recipe
 from swav_tf.training.build import build_swav
@@ -134,3 +134,32 @@ def test_the_input_scales_with_crops_and_machines():
     small = plan(gpus=64, overrides=["crops=[{count: 2, size: 224, scale: [0.14, 1.0]}]"]).paces[0]
     assert small.node_cpu_cores / small.node_images_per_second < 7e-3
     assert dataclasses.asdict(many)  # plain values: the JSON of the command
+
+
+# Bug caught: ImageNet's images for a recipe with data of its own.
+def test_images_are_those_of_the_recipe():
+    found = plan("demo", gpus=1)
+    assert found.images == 1437
+    assert found.steps == 1437 // found.batch_size * found.epochs
+    with pytest.raises(UsageError, match="--images N"):
+        plan("small_images", gpus=1)
+    assert plan("small_images", gpus=1, images=50_000).images == 50_000
+    assert "names no data" in plan().assumptions[0]
+
+
+# Bugs caught: figures with sparsity, or with sums in float16; bytes for gigabytes.
+@pytest.mark.parametrize("name", GPUS)
+def test_cards_are_plausible(name):
+    gpu = GPUS[name]
+    dense_share = gpu.half_tflops / gpu.single_tflops
+    assert dense_share == pytest.approx(2, rel=0.02) or 3.9 < dense_share < 31
+    if name.startswith("rtx"):
+        assert dense_share == pytest.approx(2, rel=0.02)
+    assert 8 <= gpu.memory_gb <= 192
+    assert 300 <= gpu.bandwidth_gb <= 8000
+
+
+def test_an_own_card_equals_the_named_one():
+    card = own_gpu(memory_gb=24, tflops=165, bandwidth_gb=1008)
+    own = make_plan(load_recipe("one_gpu", []), Cluster(card, 1, 8, 200.0))
+    assert own.paces == plan("one_gpu", gpu="rtx4090", gpus=1).paces

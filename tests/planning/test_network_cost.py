@@ -50,7 +50,7 @@ def test_products_equal_those_that_tensorflow_traces(traced):
     recipe, _, forward, step = traced
     cost = network_cost(recipe)
     assert cost.forward_macs == macs_of(forward) / 2
-    assert cost.step_flops / 2 == macs_of(step) / 2  # Sinkhorn's own are BatchMatMul: 6 K of a sample
+    assert cost.image_flops / 2 == macs_of(step) / 2  # Sinkhorn's own are BatchMatMul: 6 K of a sample
 
 
 def test_parameters_and_normalizations_are_the_models(traced):
@@ -67,7 +67,7 @@ def test_parameters_and_normalizations_are_the_models(traced):
 def test_the_cost_of_the_papers_crops():
     cost = network_cost(load_recipe("swav_100ep"))
     assert cost.backbone_macs / 1e9 == pytest.approx(12.68, abs=0.005)
-    backbone_flops = cost.step_flops - 6 * cost.head_macs
+    backbone_flops = cost.image_flops - 6 * cost.head_macs
     assert backbone_flops / 1e9 == pytest.approx(75.3, abs=0.05)
     assert cost.head_macs / cost.backbone_macs == pytest.approx(0.0031, abs=0.0001)
     # One 224-pixel image of ResNet-50 is 4.09 GMAC; its 25.6 million parameters without the classifier's.

@@ -17,7 +17,8 @@ from swav_tf.data.bad_images import BadImages
 from swav_tf.data.loader import ended_after, made_ahead, training_batches
 from swav_tf.data.sources import ImageSource, open_source
 from swav_tf.data.workers import cpu_seconds
-from swav_tf.planning.estimate import IMAGENET_IMAGES
+from swav_tf.planning.estimate import image_flops
+from swav_tf.planning.images import IMAGENET_IMAGES
 from swav_tf.planning.network_cost import network_cost
 from swav_tf.plumbing.errors import UsageError
 from swav_tf.plumbing.log import log
@@ -310,8 +311,8 @@ def _communication_ms(step_ms: float, alone_ms: float, team: Topology) -> float:
 
 
 def _tflops(recipe: Recipe, loop_ms: float) -> float | None:
-    """Return TFLOP/s of forward and backward in the loop; the extra forward pass of parts is not counted."""
+    """Return TFLOP/s of forward and backward in the loop, with the second forward pass of parts."""
     try:
-        return network_cost(recipe).step_flops * recipe.train.batch_size / loop_ms / 1e9
+        return image_flops(recipe, network_cost(recipe)) * recipe.train.batch_size / loop_ms / 1e9
     except UsageError:
         return None
