@@ -72,6 +72,12 @@ def count_option(*names: str, least: int = 1, most: int | None = None, **setting
     return click.option(*names, **usual | settings)
 
 
+def is_default(parameter: str) -> bool:
+    """Return whether the user left a parameter of the running command at its default, which may then adapt."""
+    source = click.get_current_context().get_parameter_source(parameter)
+    return source is click.core.ParameterSource.DEFAULT
+
+
 def amount_option(*names: str, **settings: Any) -> Option:
     """Return an option for a number greater than 0; `settings` as click takes them."""
     return click.option(*names, type=click.FloatRange(0, min_open=True), **settings)

@@ -111,19 +111,39 @@ def write_feature_file(file: FeatureFile) -> None:
     _FORMATS[file.path.suffix][1](file)
 
 
+def _classes_of(labels: np.ndarray) -> tuple[np.ndarray, dict[str, list[str]]]:
+    """Return labels as numbers, -1 for none, and the fact `class_names` if they are names.
+
+    Raises:
+        ValueError: labels are no whole numbers and no text.
+    """
+    if labels.dtype.kind in "SU":
+        texts = np.char.strip(labels.astype(str))
+        try:
+            return texts.astype(np.int64), {}
+        except ValueError:
+            names = np.unique(texts[texts != ""])
+            return np.where(texts == "", -1, np.searchsorted(names, texts)), {"class_names": names.tolist()}
+    numbers = labels.astype(np.int64) if labels.dtype.kind in "biuf" else None
+    if numbers is None or (numbers != labels).any():
+        raise ValueError(f"labels must be whole numbers or text, one for each image; they are {labels.dtype}")
+    return numbers, {}
+
+
 def _read_npz(path: Path) -> FeatureFile:
     with np.load(path, allow_pickle=False) as file:
         if "features" not in file:
             raise ValueError(f"it has {', '.join(file.files) or 'nothing'}, but no `features`")
         features = file["features"]
         n = len(features)
+        labels, names = _classes_of(file["labels"] if "labels" in file else np.full(n, -1))
         return FeatureFile(
             path,
             features,
-            file["labels"].astype(np.int64) if "labels" in file else np.full(n, -1),
+            labels,
             file["index"] if "index" in file else np.arange(n),
             file["names"].tolist() if "names" in file else [str(i) for i in range(n)],
-            json.loads(str(file["facts"])) if "facts" in file else {},
+            (json.loads(str(file["facts"])) if "facts" in file else {}) | names,
         )
 
 
@@ -141,11 +161,12 @@ def _read_npy(path: Path) -> FeatureFile:
     if not table.exists():  # an array from another tool
         n = len(features)
         return FeatureFile(path, features, np.full(n, -1), np.arange(n), [str(i) for i in range(n)])
-    with table.open(encoding="utf-8", newline="") as text:
-        rows = [(row["name"], int(row["label"]), int(row["index"])) for row in csv.DictReader(text)]
-    names, labels, index = zip(*rows, strict=True) if rows else ((), (), ())
-    facts = json.loads(companion(path, ".json").read_text(encoding="utf-8"))
-    return FeatureFile(path, features, np.array(labels, np.int64), np.array(index, np.int64), names, facts)
+    with table.open(encoding="utf-8-sig", newline="") as text:
+        rows = [(row["name"], row["label"], int(row["index"])) for row in csv.DictReader(text)]
+    names, texts, index = zip(*rows, strict=True) if rows else ((), (), ())
+    labels, classes = _classes_of(np.array(texts, str))
+    facts = json.loads(companion(path, ".json").read_text(encoding="utf-8-sig")) | classes
+    return FeatureFile(path, features, labels, np.array(index, np.int64), names, facts)
 
 
 def _write_npy(file: FeatureFile) -> None:

@@ -9,8 +9,11 @@ from typing import Any, Final
 import numpy as np
 
 from evaluate.feature_file import FeatureFile
+from swav_tf.data.labels import renumbered
+from swav_tf.data.subset import first_of
 from swav_tf.knn import find_neighbours, vote
 from swav_tf.plumbing.errors import DataError, UsageError
+from swav_tf.plumbing.log import log
 
 QUERIES: Final = 1024  # queries whose votes for all classes are in memory at once
 
@@ -40,15 +43,16 @@ def knn_accuracies(
         DataError: labels are missing or features are not finite.
     """
     _check(known, asked, neighbours)
+    truths = _truths(known, asked)
     try:
         found = find_neighbours(known.features, asked.features, k=max(neighbours), on_progress=on_progress)
     except ValueError as error:  # shapes and k are checked, the values are not
         raise DataError(f"{known.path} and {asked.path}: {error}") from error
-    classes = 1 + int(max(known.labels.max(), asked.labels.max()))
+    classes = 1 + int(max(known.labels.max(), truths.max()))
     ranks = {k: np.empty(len(asked), np.int64) for k in neighbours}
     for start in range(0, len(asked), QUERIES):
         here = slice(start, start + QUERIES)
-        near, truth = known.labels[found.indices[here]], asked.labels[here]
+        near, truth = known.labels[found.indices[here]], truths[here]
         for k in neighbours:
             votes = vote(found.cosines[here, :k], near[:, :k], classes=classes, temperature=temperature)
             ranks[k][here] = _ranks(votes, truth)
@@ -82,6 +86,30 @@ def check_same_model(
         )
 
 
+def _truths(known: FeatureFile, asked: FeatureFile) -> np.ndarray:
+    """Return the labels of `asked` in the numbering of `known`; report classes that nobody votes for."""
+    truths = asked.labels
+    if known.class_names or asked.class_names:
+        truths = renumbered(asked.labels, asked.class_names, known.class_names)
+        if (truths < 0).any():
+            extra = sorted({asked.class_name(label) for label in asked.labels[truths < 0].tolist()})
+            raise UsageError(
+                f"The images of {asked.path} must have classes of {known.path}. "
+                f"Received: {len(extra):,} others: {first_of(extra)}."
+            )
+    lost = ~np.isin(truths, known.labels)
+    if lost.all():
+        raise DataError(
+            f"Both files must have the same classes. Received: {known.path} and {asked.path} without a common label."
+        )
+    if lost.any():
+        log.warning(
+            f"{lost.sum():,} of {len(asked):,} images in {asked.path} have classes without an image in {known.path}: "
+            "they count as wrong."
+        )
+    return truths
+
+
 def _check(known: FeatureFile, asked: FeatureFile, neighbours: Sequence[int]) -> None:
     widths = [file.features.shape[1] for file in (known, asked)]
     if widths[0] != widths[1]:
@@ -97,13 +125,6 @@ def _check(known: FeatureFile, asked: FeatureFile, neighbours: Sequence[int]) ->
                 f"k-NN accuracy needs labels. Received: {file.path}, where {unlabelled} of "
                 f"{len(file)} images have none. Make it from class folders (--kind class_folders)."
             )
-    if known.class_names and asked.class_names and known.class_names != asked.class_names:
-        only = sorted(set(known.class_names) ^ set(asked.class_names))
-        raise UsageError(
-            f"Both files must have the same classes. Received: {known.path} with {len(known.class_names)}, "
-            f"{asked.path} with {len(asked.class_names)}; in one of them only: {', '.join(only[:10])}"
-            f"{' ...' if len(only) > 10 else ''}."
-        )
     if known.facts.get("source") and known.facts.get("source") == asked.facts.get("source"):
         raise UsageError(
             "The images that vote and those that are classified must be different ones. Received: "

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from cli.options import PATH, Report, amount_option, counts, report_options
+from cli.options import PATH, Report, amount_option, counts, is_default, report_options
 from cli.progress import share_progress
 from cli.tables.plain import print_table
 
@@ -41,6 +41,11 @@ def command(train: Path, test: Path, neighbours: tuple[int, ...], temperature: f
     from evaluate.knn import knn_accuracies
 
     known, queries = read_feature_file(train), read_feature_file(test)
+    if is_default("neighbours"):
+        fitting = tuple(k for k in neighbours if k <= len(known)) or (len(known),)
+        if fitting != neighbours and not report.quiet:
+            click.echo(f"{train} has {len(known):,} images: k is {', '.join(map(str, fitting))}.", err=True)
+        neighbours = fitting
     with share_progress("neighbours", quiet=report.quiet) as progress:
         accuracies = knn_accuracies(
             known, queries, neighbours=neighbours, temperature=temperature, on_progress=progress

@@ -6,7 +6,16 @@ from pathlib import Path
 
 import click
 
-from cli.options import PATH, ModelChoice, Report, count_option, json_options, model_options, picture_option
+from cli.options import (
+    PATH,
+    ModelChoice,
+    Report,
+    count_option,
+    is_default,
+    json_options,
+    model_options,
+    picture_option,
+)
 from cli.tables.plain import print_table
 
 
@@ -37,6 +46,9 @@ def command(
     from evaluate.feature_file import read_feature_file
 
     file = read_feature_file(features)  # before TensorFlow loads
+    if is_default("k") and k > len(file):
+        k = len(file)
+        click.echo(f"{features} has {k:,} images: all are shown.", err=True)
     backend = model.open()
 
     from evaluate.similar import draw_similar, images_of, query_view, similar_images

@@ -14,6 +14,8 @@ import numpy as np
 from swav_tf.data import storage
 from swav_tf.data.names import PackedNames, pack_names
 from swav_tf.plumbing.errors import DataError
+from swav_tf.plumbing.log import log
+from swav_tf.plumbing.names import printable
 
 EXTENSIONS: Final = (".jpeg", ".jpg", ".png", ".webp", ".bmp")
 
@@ -76,6 +78,8 @@ class ClassFolders(_Files):
                 for name in images:
                     counts[folder] += 1
                     yield name
+                if folder not in counts:
+                    log.warning(f"{root}: folder {printable(folder)} has no image and is no class.")
 
         super().__init__(root, names())
         self.class_names = tuple(counts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy.typing as npt
 from swav_tf.data.sources import ImageSource, open_source
 from swav_tf.data.subset import first_of, read_subset
 from swav_tf.plumbing.errors import DataError
+from swav_tf.plumbing.log import log
 from swav_tf.plumbing.names import printable
 from swav_tf.recipe.classifier import ClassifierRecipe
 
@@ -35,38 +37,92 @@ def open_labelled(recipe: ClassifierRecipe) -> LabelledData:
     train, validation = open_source(recipe.data), open_source(recipe.data, validation=True)
     train_labels = _labels(train, "training")
     names = train.class_names or numbered(1 + int(train_labels.max()))
-    if train.class_names != validation.class_names:
-        raise DataError(_differences(train.class_names, validation.class_names))
+    if train.class_names and not validation.class_names and not _are_numbers(names):
+        raise DataError(_differences(names, ()))
     validation_labels = labels_among(names, validation)
     if recipe.subset is not None:
         train = read_subset(recipe.subset, train)
         train_labels = _labels(train, "training")
+    _report_missing(names, train_labels, "training")
+    if len(np.unique(train_labels)) < 2:
+        raise DataError(
+            f"A classifier needs images of at least two classes. Received: {len(train):,} training images, all of "
+            f"{first_of(names[label] for label in train_labels[:1])}. Add images of others"
+            f"{f' to {recipe.subset}' if recipe.subset else ''}."
+        )
     return LabelledData(train, train_labels, validation, validation_labels, printable_names(names))
 
 
-def printable_names(class_names: tuple[str, ...]) -> tuple[str, ...]:
+def printable_names(class_names: Sequence[str]) -> tuple[str, ...]:
     """Return class names as they are written to files: a folder's name may contain bytes that are not text."""
     return tuple(map(printable, class_names))
 
 
-def labels_among(class_names: tuple[str, ...], validation: ImageSource) -> npt.NDArray[np.int64]:
-    """Return the labels of validation images, checked against the classes of a classifier's outputs.
+def labels_among(class_names: Sequence[str], validation: ImageSource) -> npt.NDArray[np.int64]:
+    """Return the labels of validation images in the numbering of a classifier's outputs; see `renumbered`.
 
-    Only the numbers are checked if the images do not name their classes.
+    Classes without validation images are reported.
 
     Raises:
         DataError: labels are missing, or of other classes.
     """
-    labels = _labels(validation, "validation")
-    if printable_names(validation.class_names) not in ((), printable_names(class_names)):
-        raise DataError(_differences(class_names, validation.class_names))
-    unknown = sorted(set(labels.tolist()) - set(range(len(class_names))))
-    if unknown:
-        raise DataError(
-            f"Validation images must have the classes of the training images, 0 to {len(class_names) - 1}. "
-            f"Received: {first_of(map(str, unknown))}."
-        )
+    labels = renumbered(_labels(validation, "validation"), validation.class_names, class_names)
+    if (labels < 0).any():
+        raise DataError(_differences(class_names, validation.class_names or _numbers_of(validation)))
+    _report_missing(class_names, labels, "validation")
     return labels
+
+
+def renumbered(
+    labels: npt.NDArray[np.int64], own: Sequence[str], names: Sequence[str]
+) -> npt.NDArray[np.int64]:
+    """Return labels that number the classes `own` as numbers of the classes `names`; -1 for classes not among them.
+
+    Classes are matched by name, and names that are numbers by number: `07` is `7`. Labels without names are numbers,
+    which match names that are all numbers; other names leave only the position, which is reported.
+    """
+    if not (own and names) and not _are_numbers(own or names):
+        log.warning(
+            "One list of labels has no names of classes: label 0 is taken for the first name of the other."
+        )
+        return np.where(labels < len(names or own), labels, -1)
+    count = 1 + int(labels.max(initial=-1))
+    own = printable_names(own or numbered(count))
+    names = printable_names(names or numbered(1 + max(map(int, own), default=0)))
+    places = {name: place for place, name in enumerate(map(_key, names))}
+    if len(places) < len(names):  # `1` and `01` are two classes here
+        places = {name: place for place, name in enumerate(names)}
+        own_keys: list[object] = list(own)
+    else:
+        own_keys = list(map(_key, own))
+    table = np.array(
+        [places.get(key, -1) for key in own_keys] + [-1], np.int64
+    )  # the last one is that of label -1
+    if int(labels.max(initial=-1)) >= len(own):
+        raise DataError(
+            f"Labels must be less than the number of classes, {len(own):,}. Received: {labels.max():,}."
+        )
+    return table[labels]
+
+
+def _key(name: str) -> object:
+    return int(name) if name.isdecimal() else name
+
+
+def _are_numbers(names: Sequence[str]) -> bool:
+    return all(name.isdecimal() for name in names)
+
+
+def _numbers_of(source: ImageSource) -> tuple[str, ...]:
+    return tuple(map(str, sorted({source.label(index) for index in range(len(source))})))
+
+
+def _report_missing(names: Sequence[str], labels: npt.NDArray[np.int64], what: str) -> None:
+    missing = [names[place] for place in np.setdiff1d(np.arange(len(names)), labels)]
+    if missing:
+        log.warning(
+            f"{len(missing):,} of {len(names):,} classes have no {what} image: {first_of(printable_names(missing))}."
+        )
 
 
 def numbered(count: int) -> tuple[str, ...]:
@@ -85,14 +141,12 @@ def _labels(source: ImageSource, what: str) -> npt.NDArray[np.int64]:
     return labels
 
 
-def _differences(train: tuple[str, ...], validation: tuple[str, ...]) -> str:
-    only = {"training": set(train) - set(validation), "validation": set(validation) - set(train)}
-    lines = [
-        f"{len(names):,} only among the {what} images: {first_of(sorted(names))}"
-        for what, names in only.items()
-        if names
-    ]
+def _differences(train: Sequence[str], validation: Sequence[str]) -> str:
+    known = set(map(_key, train))
+    extra = [name for name in validation if _key(name) not in known]
+    found = f"{len(extra):,} only among the validation images: {first_of(extra)}" if extra else "no names"
     return (
-        "Training and validation images must have the same classes. "
-        f"Received: {len(train):,} and {len(validation):,}; {'; '.join(lines) or 'the same names in another order'}."
+        "Validation images must have classes of the training images, by name or number. "
+        f"Received: {len(train):,} and {len(validation):,} classes; {found}. "
+        f"The training images have: {first_of(train)}."
     )

@@ -91,7 +91,10 @@ def open_source(data: Data, *, validation: bool = False) -> ImageSource:
 
         return open_tfds(_required(data.path, "data.path", "the name of a TFDS data set"), split)
     if validation:
-        path = _required(data.validation_path, "data.validation_path", "labeled images to validate on")
+        meaning = "labeled images to validate on"
+        if data.validation_split:  # of a recipe whose data.kind was changed
+            meaning += f"; or data.validation_split=null, which data.kind={data.kind} does not use"
+        path = _required(data.validation_path, "data.validation_path", meaning)
     else:
         path = _required(data.path, "data.path", "the folder of the images")
     if data.kind == "tfrecord":

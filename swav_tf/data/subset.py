@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ import numpy.typing as npt
 from swav_tf.data.augment import Image
 from swav_tf.data.sources import ImageSource
 from swav_tf.plumbing.errors import DataError
+from swav_tf.plumbing.files import read_lines
 
 
 class Subset:
@@ -78,15 +79,12 @@ def read_subset(path: Path | str, source: ImageSource) -> Subset:
         DataError: the list cannot be read, is empty, or has names that are missing, ambiguous or repeated;
             up to 20 of each are shown.
     """
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"The list of a subset must be a readable text file: {path}: {error}.") from error
-    names = [line.strip() for line in lines if line.strip()]
+    names = read_lines(path, "The list of a subset")
     if not names:
         raise DataError(f"The list of a subset must name images, one a line. {path} contains no name.")
 
     by_path = {source.image_name(index): index for index in range(len(source))}
+    names = [name if name in by_path else name.replace("\\", "/").removeprefix("./") for name in names]
     last_parts = Counter(name.rpartition("/")[2] for name in by_path)
     by_last_part = {name.rpartition("/")[2]: index for name, index in by_path.items()}
     chosen = Counter(by_path.get(name, by_last_part.get(name)) for name in names)
@@ -100,8 +98,26 @@ def read_subset(path: Path | str, source: ImageSource) -> Subset:
     lines = [f"  {len(n):,} of {len(names):,} {what}: {first_of(n)}" for what, n in wrong.items() if n]
     if lines:
         must = f"Each line of {path} must name one image, by its path below the folder or its file name."
-        raise DataError("\n".join([must, *lines]))
+        raise DataError("\n".join([must, *lines, *_likely_cause(wrong["are not among the images"], by_path)]))
     return Subset(source, sorted(index for index in chosen if index is not None))
+
+
+def _likely_cause(missing: Sequence[str], known: Iterable[str]) -> list[str]:
+    """Return a line on why names are missing, if a change of all of them alike finds some."""
+    known = list(known)
+    changes: dict[str, Callable[[str], str]] = {
+        "differ in upper and lower case": str.lower,
+        "have another folder in front": lambda name: name.rpartition("/")[2],
+        "differ in the ending of the file's name": lambda name: (
+            name.rpartition("/")[2].rpartition(".")[0] or name
+        ),
+    }
+    for cause, change in changes.items():
+        like = {change(name): name for name in known}
+        found = [name for name in missing if change(name) in like]
+        if found:
+            return [f"  {len(found):,} of them {cause}: {found[0]} is perhaps {like[change(found[0])]}."]
+    return [f"  An image's name is, for example, {known[0]}."] if missing else []
 
 
 def first_of(names: Iterable[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import errno
 import fcntl
@@ -17,6 +18,23 @@ from swav_tf.plumbing.errors import DataError, SwavError, UsageError
 
 # File systems that cannot sync a folder, and folders that may be written but not read, report one of these.
 _NOT_FOR_FOLDERS = (errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES)
+
+
+def read_lines(path: Path | str, what: str, refusal: type[SwavError] = DataError) -> list[str]:
+    """Return the lines of a text file that people write, without spaces at their ends; empty lines are left out.
+
+    Editors of other systems end lines by CRLF, put a byte-order mark first, or write UTF-16 after one.
+
+    Raises:
+        refusal: the file cannot be read as text; `what` says what it should be.
+    """
+    try:
+        data = Path(path).read_bytes()
+        wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        lines = data.decode("utf-16" if wide else "utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise refusal(f"{what} must be a readable text file. Received: {path}: {error}.") from error
+    return [line.strip() for line in lines if line.strip()]
 
 
 def check_writable(path: Path, refusal: type[SwavError] = DataError) -> None:

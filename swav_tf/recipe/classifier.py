@@ -162,5 +162,5 @@ def _impossible_labels(data: Data) -> Iterator[Remark]:
         yield Remark(
             f"data.{unused}",
             f"is not used when data.kind is {data.kind}; got {getattr(data, unused)!r}",
-            f"Set data.{used} instead",
+            f"Set data.{unused}=null" if getattr(data, used) is not None else f"Set data.{used} instead",
         )

@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from swav_tf.data.labels import renumbered
 from swav_tf.data.sources import ImageSource, open_source
 from swav_tf.knn import knn_accuracy
 from swav_tf.method.swav import SwAV
@@ -248,6 +249,16 @@ class KNNEvaluator(keras.callbacks.Callback):
                 "monitor.knn_every_epochs needs labeled images. Received: images without labels. "
                 "Set it to 0, or use data.kind=class_folders."
             )
+        if self.query_source is not source:
+            own, names = self.query_source.class_names, source.class_names
+            self.query_labels = (
+                renumbered(self.query_labels, own, names) if own or names else self.query_labels
+            )
+            if unknown := int((self.query_labels < 0).sum()):
+                raise DataError(
+                    "Validation images must have classes of the training images. "
+                    f"Received: {unknown:,} of {len(self.queries):,} with other classes."
+                )
 
     def on_train_batch_end(self, batch: int, logs: Logs) -> None:
         """Measure when an epoch that is due ends, and at the end of the run."""

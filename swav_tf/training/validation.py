@@ -15,6 +15,7 @@ from swav_tf.data.loader import ended_after, evaluation_batches
 from swav_tf.data.sources import ImageSource
 from swav_tf.model.replicas import per_replica_variable, sum_over_replicas
 from swav_tf.plumbing.errors import SwavError
+from swav_tf.plumbing.log import log
 from swav_tf.recipe.classifier import FinetuneRecipe, ProbeRecipe
 from swav_tf.recipe.pretraining import Data
 from swav_tf.runs.model_facts import BY_IMPORT, ModelFacts
@@ -218,7 +219,11 @@ def measure(
     model, recipe, facts = classifier
     names = facts.class_names
     unnamed = facts.how == BY_IMPORT and names == numbered(len(names))
-    if unnamed and len(source.class_names) == len(names):
+    if unnamed and len(source.class_names) == len(names) and not all(map(str.isdecimal, source.class_names)):
+        log.warning(
+            "The imported classifier's classes have no names: its outputs are taken for the images' classes in the "
+            "order of their names. Import it with --classes FILE to match them by name."
+        )
         names = printable_names(source.class_names)
     labels = labels_among(names, source)
     team = topology(model.distribute_strategy)

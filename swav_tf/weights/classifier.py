@@ -8,6 +8,7 @@ from pathlib import Path
 
 from swav_tf.data.labels import numbered
 from swav_tf.plumbing.errors import UsageError
+from swav_tf.plumbing.files import read_lines
 from swav_tf.plumbing.values import flatten
 from swav_tf.recipe.classifier import ProbeRecipe
 from swav_tf.recipe.files import load_recipe, load_recipe_of
@@ -141,11 +142,7 @@ def _backbone_of(
 def _class_names(path: Path | None, count: int) -> tuple[str, ...]:
     if path is None:
         return numbered(count)
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"--classes must be a readable text file. Received: {path}: {error}.") from error
-    names = tuple(line.strip() for line in lines if line.strip())
+    names = tuple(read_lines(path, "--classes", UsageError))
     if len(names) != count:
         raise UsageError(
             f"--classes must name each of the classifier's {count:,} classes, one a line, in the order of its "

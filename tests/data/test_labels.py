@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from swav_tf.data.folders import ClassFolders, ImageFolder
-from swav_tf.data.labels import open_labelled
+from swav_tf.data.labels import open_labelled, renumbered
 from swav_tf.data.sharding import write_shards
 from swav_tf.data.subset import draw_subset, read_subset
 from swav_tf.plumbing.errors import DataError
@@ -49,6 +49,27 @@ def test_images_are_found_by_file_name_or_path(subset):
     assert found.read(2) == b"not decoded here"
 
 
+# Bug caught: an invisible character at the start of a list, paths of another system.
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_lists_of_other_systems_are_read(subset, encoding):
+    found = subset("n01\\x.png\r\nn02_1.JPEG\r\n".encode(encoding))
+    assert [found.image_name(i) for i in range(len(found))] == ["n01/x.png", "n02/n02_1.JPEG"]
+
+
+@pytest.mark.parametrize(
+    ("line", "cause"),
+    [
+        ("N01/n01_1.jpeg", "upper and lower case: N01/n01_1.jpeg is perhaps n01/n01_1.JPEG"),
+        ("n01/n01_1.png", "ending of the file's name: n01/n01_1.png is perhaps n01/n01_1.JPEG"),
+        ("train/n01/n01_1.JPEG", "another folder in front: train/n01/n01_1.JPEG is perhaps n01/n01_1.JPEG"),
+        ("elephant", "is, for example, n01/"),
+    ],
+)
+def test_the_likely_cause_of_missing_names_is_said(subset, line, cause):
+    with pytest.raises(DataError, match=cause):
+        subset(line)
+
+
 # Bugs caught: a wrong list that is used in part, an error that names one line of many.
 def test_all_errors_of_a_list_are_reported(subset):
     missing = "\n".join(f"gone_{i}.JPEG" for i in range(25))
@@ -63,7 +84,7 @@ def test_all_errors_of_a_list_are_reported(subset):
 
 
 @pytest.mark.parametrize(
-    ("content", "message"), [("", "no name"), ("\n \n", "no name"), (b"\xff\xfe", "readable text file")]
+    ("content", "message"), [("", "no name"), ("\n \n", "no name"), (b"\xff\xe9", "readable text file")]
 )
 def test_unusable_lists_are_refused(tmp_path, source, subset, content, message):
     with pytest.raises(DataError, match=message):
@@ -112,13 +133,40 @@ def test_a_subset_is_of_the_training_images(tmp_path, subset):
     assert data.class_names == ("n01", "n02")
 
 
+# Bugs caught: numbers in text order (0, 1, 10, 2), positions instead of names.
+@pytest.mark.parametrize(
+    ("own", "names", "expected"),
+    [
+        (("0", "1", "10", "2"), tuple(map(str, range(11))), [0, 1, 10, 2]),
+        (("00", "07"), tuple(map(str, range(11))), [0, 7]),
+        (("1", "01"), ("01", "1"), [1, 0]),
+        (("dog", "cat"), ("ant", "cat", "dog"), [2, 1]),
+        (("dog", "cow"), ("ant", "cat", "dog"), [2, -1]),
+        ((), ("0", "1", "10", "2"), [0, 1, 3]),
+        (("0", "1", "10", "2"), (), [0, 1, 10, 2]),
+    ],
+)
+def test_classes_are_matched_by_name_and_number(own, names, expected):
+    labels = np.arange(len(expected)) if own else np.array([0, 1, 2])
+    np.testing.assert_array_equal(renumbered(labels, own, names), expected)
+
+
+# Bug caught: a validation set without some classes is refused, or its classes are counted from 0.
+def test_a_validation_set_may_lack_classes(tmp_path, source, caplog):
+    make_folders(tmp_path / "val", n02=["b.png", "c.png"])
+    (tmp_path / "val" / "n01").mkdir()
+    np.testing.assert_array_equal(open_labelled(recipe(tmp_path)).validation_labels, [1, 1])
+    assert "1 of 2 classes have no validation image: n01." in caplog.text
+    assert "folder n01 has no image" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("validation", "message"),
     [
         # Bug caught: classes numbered one way for training and another for validation.
         (
             {"n02": ["a.png"], "n03": ["b.png"]},
-            "1 only among the training images: n01; 1 only among the validation images: n03.",
+            "1 only among the validation images: n03. The training images have: n01, n02.",
         ),
         # Bug caught: a message about the training images where the validation images are missing.
         ({}, "Not found: .*val"),

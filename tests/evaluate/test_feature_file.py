@@ -147,3 +147,15 @@ def test_a_kill_while_files_are_renamed(tmp_path, monkeypatch, renames):
     file = read_feature_file(path)
     np.testing.assert_array_equal(file.features, FEATURES + 1)
     assert file.facts == {"other": 1}
+
+
+# Bugs caught: text labels that fail inside `int()`, fractions that are cut off.
+def test_labels_of_other_tools(tmp_path):
+    rows = np.eye(4, dtype=np.float32)
+    np.savez(tmp_path / "x.npz", features=rows, labels=np.array(["dog", "cat", "", "dog"]))
+    file = read_feature_file(tmp_path / "x.npz")
+    assert file.labels.tolist() == [1, 0, -1, 1]
+    assert file.class_names == ["cat", "dog"]
+    np.savez(tmp_path / "y.npz", features=rows, labels=np.array([0, 1, 1.5, 2]))
+    with pytest.raises(DataError, match="whole numbers or text"):
+        read_feature_file(tmp_path / "y.npz")

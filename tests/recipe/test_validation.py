@@ -48,7 +48,12 @@ IMPOSSIBLE: list[tuple[str, list[str], list[str]]] = [
     ("probe", ["data.evaluation.crop=300"], ["data.evaluation.crop: a center crop of 300 pixels does not fit"]),
     ("probe", ["data.kind=images"], ["data.kind: a classifier needs labels"]),
     ("probe", ["data.validation_split=test"], ["data.validation_split: is not used", "Set data.validation_path"]),
-    ("probe_digits", ["data.validation_path=x"], ["data.validation_path: is not used", "Set data.validation_split"]),
+    (
+        "probe_digits",
+        ["data.kind=class_folders", "data.validation_path=x"],
+        ["data.validation_split: is not used", "Set data.validation_split=null"],
+    ),
+    ("probe_digits", ["data.validation_path=x"], ["data.validation_path: is not used", "Set data.validation_path=null"]),
     ("probe", ["optimizer.decay_epochs=[3]"], ["optimizer.decay_epochs: has no effect"]),
     ("finetune_full", ["optimizer.decay_epochs=[]"], ["optimizer.decay_epochs: must list the epochs"]),
     ("finetune_full", ["optimizer.decay_epochs=[16, 12]"], ["optimizer.decay_epochs: must rise"]),
