@@ -12,8 +12,10 @@ import tensorflow as tf
 from swav_tf.method.feature_queue import FeatureQueue
 from swav_tf.method.loss_scale import LossScale
 from swav_tf.method.norms import norms
+from swav_tf.method.optimizers import MomentumOptimizer
 from swav_tf.model.batch_norm import StatisticsOfParts
 from swav_tf.model.replicas import per_replica_variable, replica_count, sum_over_replicas
+from swav_tf.plumbing.errors import UsageError
 
 TrainFunction = Callable[[Iterator[Any]], dict[str, float]]
 
@@ -114,6 +116,20 @@ class ReplicatedModel(keras.Model):
         return gradients
 
     # === What Keras' `fit` calls ===
+
+    def compile(self, optimizer: Any = "rmsprop", **settings: Any) -> None:
+        """Compile with one of this package's optimizers, whose steps are decided on sums over replicas.
+
+        Raises:
+            UsageError: another optimizer.
+        """
+        if not isinstance(optimizer, MomentumOptimizer):
+            name = optimizer if isinstance(optimizer, str) else type(optimizer).__name__
+            raise UsageError(
+                f"The optimizer must be LARS or SGD of swav_tf.method.optimizers, which can skip a step on all "
+                f"replicas. Received: {name}."
+            )
+        super().compile(optimizer=optimizer, **settings)
 
     def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
         """Skip the build, for which Keras would draw a batch and average its uint8 images over replicas."""

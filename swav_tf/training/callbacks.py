@@ -160,7 +160,7 @@ class ProgressBar(keras.callbacks.Callback):
         loss = "-" if self.loss is None else f"{self.loss:.3f}"
         rate = logs.get("learning_rate", 0.0)
         epoch = f"{position.epoch + 1}/{self.recipe.train.epochs}"
-        figures = f"loss {loss} ({self.chance})  lr {rate:.4g}  {speed} images/s"
+        figures = f"smoothed loss {loss} ({self.chance})  lr {rate:.4g}  {speed} images/s"
         if self._task is not None:
             self._bar.update(self._task, completed=position.step, epoch=epoch, figures=figures)
         elif now - self._logged >= self.line_seconds or position.at_end:
@@ -175,14 +175,31 @@ class ProgressBar(keras.callbacks.Callback):
             self._bar.stop()
 
 
+SMOOTHING = 0.98  # of the loss: it averages over about 50 steps
 SMOOTHING_STEPS = 50  # a smoothed loss over fewer steps is too noisy to judge
-REMEDIES = (
-    "a smaller method.epsilon (0.05 -> 0.03)",
-    "a longer freeze (method.prototypes_frozen_steps: 1 to 3 epochs)",
-    "fewer prototypes (model.prototypes: about ten per class), or a queue",
-    "weaker jitter (augment.jitter.*) and crops that cover more of the image",
-    "another optimizer.peak_learning_rate",
-)
+
+
+def remedies(recipe: Recipe, position: Position) -> list[str]:
+    """Return what to change in this recipe against a collapse, the likeliest help first."""
+    epsilon, frozen = recipe.method.epsilon, recipe.method.prototypes_frozen_steps
+    prototypes, jitter = recipe.model.prototypes, recipe.augment.jitter
+    # Beyond a third of the run too little is left to train the prototypes.
+    longer = min(max(2 * frozen, position.steps_per_epoch), position.total_steps // 3)
+    found = []
+    if epsilon > 0.03:
+        found.append(f"a smaller epsilon: -o method.epsilon=0.03, now {epsilon:g}")
+    if longer > frozen:
+        found.append(f"a longer freeze: -o method.prototypes_frozen_steps={longer}, now {frozen}")
+    if prototypes > 20:
+        found.append(
+            f"fewer prototypes, about ten per class: -o model.prototypes={prototypes // 2}, now {prototypes}"
+        )
+    if not recipe.queue_length:
+        found.append("a queue: method.queue.length")
+    if jitter.probability > 0:
+        found.append("weaker jitter: augment.jitter")
+    found.append(f"another optimizer.peak_learning_rate, now {recipe.optimizer.peak_learning_rate:g}")
+    return found
 
 
 class CollapseWarning(keras.callbacks.Callback):
@@ -190,33 +207,36 @@ class CollapseWarning(keras.callbacks.Callback):
 
     def __init__(self, recipe: Recipe, position: Position) -> None:
         super().__init__()
-        self.position = position
+        self.recipe, self.position = recipe, position
         self.ln_k = math.log(recipe.model.prototypes)
         wait = recipe.method.prototypes_frozen_steps + recipe.monitor.collapse_after_steps
         self.check_at = min(wait, position.total_steps)
         self.least_steps = min(SMOOTHING_STEPS, position.total_steps)
         self.seen = 0
         self.checked = False
-        self.loss: float | None = None
+        self.smoothed = 0.0
         self.spread = 1.0
 
     def on_train_batch_end(self, batch: int, logs: Logs) -> None:
         """Check the smoothed loss, once."""
         if logs["finite"]:
-            self.loss = logs["loss"] if self.loss is None else 0.98 * self.loss + 0.02 * logs["loss"]
+            self.smoothed = SMOOTHING * self.smoothed + (1 - SMOOTHING) * logs["loss"]
             self.spread = logs["projection_spread"]
             self.seen += 1
         step = self.position.step
-        if self.checked or self.loss is None or step < self.check_at or self.seen < self.least_steps:
+        if self.checked or not self.seen or step < self.check_at or self.seen < self.least_steps:
             return
         self.checked = True
+        loss = self.smoothed / (1 - SMOOTHING**self.seen)  # without it the first losses count for too much
         # A model that knows nothing has ln K; 5 % less is more than noise and less than learning.
-        if self.loss > 0.95 * self.ln_k:
-            remedies = "\n  ".join(f"{i}. {text}" for i, text in enumerate(REMEDIES, 1))
+        if loss > 0.95 * self.ln_k:
+            advice = "\n  ".join(
+                f"{i}. {text}" for i, text in enumerate(remedies(self.recipe, self.position), 1)
+            )
             log.warning(
-                f"The loss is {self.loss:.3f} after {step} steps, and ln K is {self.ln_k:.3f}: nothing has been "
+                f"The loss (smoothed) is {loss:.3f} after {step} steps, and ln K is {self.ln_k:.3f}: nothing has been "
                 f"learned yet (projection spread {self.spread:.3f}; 0 is complete collapse). "
-                f"Remedies, in this order:\n  {remedies}"
+                f"Remedies, in this order:\n  {advice}"
             )
 
 

@@ -10,6 +10,7 @@ from swav_tf.method.optimizers import LARS
 from swav_tf.method.sinkhorn import sinkhorn
 from swav_tf.method.swav import SwAV
 from swav_tf.model.head import Prototypes
+from swav_tf.plumbing.errors import UsageError
 from swav_tf.training.build import build_swav, dtype_policy
 from swav_tf.training.state import capture, restore
 from tests.swav_models import (
@@ -300,3 +301,10 @@ def test_fit_trains_with_keras_callbacks():
     logs = [model.train_on_crops(batch) for batch in batches]
     assert seen == pytest.approx([log["loss"] for log in logs], rel=1e-4)
     assert history.history["loss"][0] == pytest.approx(logs[-1]["loss"], rel=1e-4)
+
+
+# Bug caught: an AttributeError in the first step.
+@pytest.mark.parametrize("optimizer", ["adam", keras.optimizers.Adam()])
+def test_another_optimizer_is_refused_at_compile(optimizer):
+    with pytest.raises(UsageError, match=r"must be LARS or SGD.*Received: [aA]dam"):
+        plain_model(tiny_recipe()).compile(optimizer=optimizer)

@@ -8,7 +8,7 @@ from tensorboard.backend.event_processing.plugin_event_accumulator import EventA
 
 from swav_tf.runs.folder import RunFolder
 from swav_tf.training import callbacks
-from swav_tf.training.callbacks import CollapseWarning, MetricsLog, ProgressBar
+from swav_tf.training.callbacks import CollapseWarning, MetricsLog, ProgressBar, remedies
 from swav_tf.training.position import Position
 from tests.swav_models import tiny_recipe
 from tests.training.runs import lines
@@ -29,7 +29,32 @@ def test_collapse_is_warned_about_once(logged, steps, warned_at, last_loss, warn
         callback.on_train_batch_end(0, {"loss": loss, "finite": 1.0, "projection_spread": 0.1})
         found += [position.step] * (len(logged) - len(found))
     assert found == [warned_at] * warnings
-    assert all(level == "WARNING" and "1. a smaller method.epsilon" in text for level, text in logged)
+    assert all(
+        level == "WARNING" and "1. a smaller epsilon: -o method.epsilon=0.03, now 0.05" in text
+        for level, text in logged
+    )
+
+
+# Bug caught: a moving average that starts at the first loss: after 60 steps of learning it is a third of the average.
+def test_a_high_first_loss_raises_no_false_alarm(logged):
+    position = Position(60, 60)
+    callback = CollapseWarning(tiny_recipe(), position)
+    for position.step in range(1, 61):
+        loss = 4 * LN_K if position.step == 1 else 0.85 * LN_K
+        callback.on_train_batch_end(0, {"loss": loss, "finite": 1.0, "projection_spread": 0.5})
+    assert callback.checked
+    assert not logged
+
+
+# Bugs caught: advice that the recipe follows already; a freeze that is longer than the run.
+def test_remedies_follow_from_the_recipe():
+    recipe = tiny_recipe(
+        method__epsilon=0.03, method__prototypes_frozen_steps=20, method__queue={"length": 16}
+    )
+    text = "; ".join(remedies(recipe, Position(30, 60)))
+    assert not any(word in text for word in ("epsilon", "freeze", "queue", "prototypes"))
+    [freeze] = [line for line in remedies(recipe, Position(30, 300)) if "freeze" in line]
+    assert "prototypes_frozen_steps=40, now 20" in freeze
 
 
 def show_steps(**options):
@@ -51,9 +76,9 @@ def test_progress_is_a_bar_on_a_terminal_and_lines_elsewhere(logged, monkeypatch
         show_steps(line_seconds=1000)
         assert bool(output.getvalue()) == terminal
     [(_, line)] = logged
-    assert line.startswith("epoch 2/2  step 20/20  loss 2.000 (ln K 2.485)  lr 0.5  ")
+    assert line.startswith("epoch 2/2  step 20/20  smoothed loss 2.000 (ln K 2.485)  lr 0.5  ")
     assert line.endswith(" images/s  0:00:00 left")
-    for part in ("epoch 2/2", "20/20", "loss 2.000 (ln K 2.485)", "lr 0.5", "images/s"):
+    for part in ("epoch 2/2", "20/20", "smoothed loss 2.000 (ln K 2.485)", "lr 0.5", "images/s"):
         assert part in output.getvalue()
 
 
