@@ -117,6 +117,8 @@ def _classes_of(labels: np.ndarray) -> tuple[np.ndarray, dict[str, list[str]]]:
     Raises:
         ValueError: labels are no whole numbers and no text.
     """
+    if labels.dtype.kind == "O":  # text of Parquet, None where there is none
+        labels = np.array(["" if label is None else label for label in labels.tolist()], str)
     if labels.dtype.kind in "SU":
         texts = np.char.strip(labels.astype(str))
         try:
@@ -193,16 +195,18 @@ def _read_parquet(path: Path) -> FeatureFile:
         raise ValueError(f"it has the columns {', '.join(schema.names)}, but no `features`")
     n, width = sum(file.metadata.num_rows for file in files), schema.field("features").type.list_size
     features = np.empty((n, width), np.float32)
-    labels, index, names, done = np.empty(n, np.int64), np.empty(n, np.int64), [], 0
+    labels, index, names, done = [], np.empty(n, np.int64), [], 0
     for file in files:  # batch by batch: twice the features may not fit into memory
         for batch in file.iter_batches(columns=["features", "label", "index", "name"]):
             here = slice(done, done + batch.num_rows)
             features[here] = batch["features"].flatten().to_numpy().reshape(-1, width)
-            labels[here], index[here] = batch["label"].to_numpy(), batch["index"].to_numpy()
+            labels.append(batch["label"].to_numpy(zero_copy_only=False))
+            index[here] = batch["index"].to_numpy()
             names += batch["name"].to_pylist()
             done += batch.num_rows
-    facts = json.loads((schema.metadata or {}).get(FACTS_KEY, b"{}"))
-    return FeatureFile(path, features, labels, index, names, facts)
+    numbers, classes = _classes_of(np.concatenate(labels))
+    facts = json.loads((schema.metadata or {}).get(FACTS_KEY, b"{}")) | classes
+    return FeatureFile(path, features, numbers, index, names, facts)
 
 
 def _write_parquet(file: FeatureFile) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
+from swav_tf.plumbing.errors import DataError
 from swav_tf.plumbing.log import log
 from swav_tf.plumbing.system import blas_threads_for
 from swav_tf.recipe.classifier import Cached, ProbeRecipe
@@ -48,9 +49,14 @@ def probe_cached(
     with open_job(recipe, run_dir, quiet=quiet, one_device=True) as job:
         start, data = open_run(job, recipe, model, how=BY_CACHE, from_scratch=from_scratch, fresh=fresh)
         classes = len(data.class_names)
+        order, held_out = held_out_first(len(data.train), recipe)
+        if len(np.unique(data.train_labels[order[held_out:]])) < 2:
+            raise DataError(
+                "The cached probe needs training images of at least two classes beside those it holds out. Received: "
+                f"{len(data.train):,} images, {held_out:,} held out. Add images, or leave out --cached."
+            )
         classifier = start.build(recipe, class_count=classes)
         log.info("Computing features.")
-        order, held_out = held_out_first(len(data.train), recipe)
         features, labels = (
             extract_features(classifier, data.train, order, recipe.data),
             data.train_labels[order],

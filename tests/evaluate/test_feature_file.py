@@ -159,3 +159,8 @@ def test_labels_of_other_tools(tmp_path):
     np.savez(tmp_path / "y.npz", features=rows, labels=np.array([0, 1, 1.5, 2]))
     with pytest.raises(DataError, match="whole numbers or text"):
         read_feature_file(tmp_path / "y.npz")
+    table = {"label": ["dog", "cat", None, "dog"], "index": range(4), "name": list("abcd")}
+    columns = {name: pa.array(values) for name, values in table.items()}
+    columns["features"] = pa.FixedSizeListArray.from_arrays(pa.array(rows.ravel()), 4)
+    pq.write_table(pa.table(columns), tmp_path / "z.parquet")
+    assert read_feature_file(tmp_path / "z.parquet").labels.tolist() == [1, 0, -1, 1]
