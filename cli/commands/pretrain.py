@@ -87,7 +87,8 @@ def _closing_words(recipe: Recipe, run_dir: Path, summary: dict[str, Any]) -> st
     return "\n".join(
         [
             f"Done in {took}: {run_dir}, {summary['steps']:,} steps, "
-            f"loss {summary['loss_first']:.2f} -> {summary['loss_last']:.2f}, ln K {summary['ln_k']:.2f}",
+            f"loss {summary['loss_first']:.2f} -> {summary['loss_last']:.2f} (mean of the last epoch), "
+            f"ln K {summary['ln_k']:.2f}",
             "Next:",
             f"  swav-tf features --model {run} --output {shlex.quote(str(run_dir / 'train.npz'))}",
             f"  swav-tf probe {images}--model {run} -c {probe}",

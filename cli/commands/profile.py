@@ -41,7 +41,8 @@ def command(recipe: RecipeChoice, steps: int, images: int | None, memory: bool, 
 
     found = profile(settings, steps=steps, images=images, memory=memory)
     if report.as_json:
-        report.show(dataclasses.asdict(found))
+        document = dataclasses.asdict(found) | {"disturbed": found.disturbed}
+        report.show(document | ({"parts": []} if found.disturbed else {}))
         return
     from cli.tables.profile import print_profile
 

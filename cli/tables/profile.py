@@ -50,13 +50,27 @@ def print_profile(profile: Profile) -> None:
         table.add_row("  communication", "-", "", "not measured for a batch in parts")
     elif p.replicas > 1:
         part("communication", p.communication_ms, p.loop.ms)
+    host_ms = p.host_ms if p.devices == "GPU" else 0.0
+    rest = max(0.0, p.loop.ms - p.wait_ms - host_ms - (p.communication_ms or 0.0))
+    network = min(rest, p.step.ms)
+    part("network", network, p.loop.ms)
+    if rest > network:
+        part("slower than the step alone", rest - network, p.loop.ms)
     table.add_section()
     table.add_row(f"step of {p.part_images} images", "", "", "on one replica, the quickest")
     total = sum(part.ms for part in p.parts) or 1.0
-    for measured in p.parts:
-        part(measured.name, measured.ms, total)
+    if p.disturbed:
+        table.add_row("  parts", "-", "", "not known: the machine was disturbed")
+    else:
+        for measured in p.parts:
+            part(measured.name, measured.ms, total)
     console.print(table)
 
+    if p.disturbed:
+        console.print(
+            "[yellow]warning:[/] the machine was disturbed while this was measured: step, loop and parts contradict "
+            "each other. Repeat it when nothing else runs."
+        )
     if p.load > p.cores / 2:
         console.print(
             f"[yellow]warning:[/] the machine was busy (load {p.load:.1f} on {p.cores} cores): figures are too slow."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar
 
@@ -18,6 +19,13 @@ from swav_tf.model.replicas import per_replica_variable, replica_count, sum_over
 from swav_tf.plumbing.errors import UsageError
 
 TrainFunction = Callable[[Iterator[Any]], dict[str, float]]
+
+
+class EpochSums:
+    """Sums of metrics over the finite steps of an epoch; in an object, since Keras replaces a model's dictionaries."""
+
+    def __init__(self) -> None:
+        self.sums: Counter[str] = Counter()
 
 
 class ReplicatedModel(keras.Model):
@@ -55,6 +63,7 @@ class ReplicatedModel(keras.Model):
         # What this worker requests after the step, and what all workers agreed on: a request of any worker counts.
         self.requests = np.zeros(2, np.float32)  # stop, write a checkpoint
         self.agreed = np.zeros(2, bool)
+        self.epoch = EpochSums()
         self.train_function: TrainFunction | None = None
         self.batches_in_use: Iterator[Any] | None = None
 
@@ -158,7 +167,26 @@ class ReplicatedModel(keras.Model):
         }
         self.agreed = local.pop("requests") > 0
         self._keep(local)
-        return {key: float(value) for key, value in local.items()}
+        figures = {key: float(value) for key, value in local.items()}
+        if figures["finite"]:
+            self.epoch.sums.update(figures)
+        return figures
+
+    def reset_metrics(self) -> None:
+        """Begin an epoch: Keras' `fit` calls this."""
+        super().reset_metrics()
+        self.epoch.sums.clear()
+
+    def _get_metrics_result_or_logs(self, logs: dict[str, float]) -> dict[str, float]:
+        """Return what `fit` reports of an epoch: means over its finite steps; settings as they are at its end."""
+        steps = self.epoch.sums["finite"]
+        if not steps:
+            return logs
+        at_end = ("finite", "loss_scale")
+        return {
+            key: value if key in at_end or key.endswith("learning_rate") else self.epoch.sums[key] / steps
+            for key, value in logs.items()
+        }
 
     def _keep(self, local: dict[str, np.ndarray]) -> None:
         """Remove from a step's metrics those that are not single numbers."""

@@ -144,7 +144,10 @@ def test_next_commands(arguments, probe, calls, run):
     result = run(f"pretrain {arguments}")
     assert (result.code, result.out) == (0, "")
     done, heading, *commands = result.err.splitlines()
-    assert done == f"Done in 0:01:23: {calls[0]['run_dir']}, 1,234 steps, loss 4.50 -> 1.50, ln K 3.90"
+    assert (
+        done
+        == f"Done in 0:01:23: {calls[0]['run_dir']}, 1,234 steps, loss 4.50 -> 1.50 (mean of the last epoch), ln K 3.90"
+    )
     assert heading == "Next:"
     assert commands[1].strip() == probe
     for command in commands:

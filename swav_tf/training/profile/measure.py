@@ -34,6 +34,7 @@ from swav_tf.training.profile.parts import Part, Parts, measure_parts
 from swav_tf.training.profile.verdict import Loop, Verdict, verdict
 
 PART_ROUNDS = 10
+DISTURBED = 1.15  # parts of a step cannot take longer than it, nor a loop less time than its step; and noise
 SLOW_INPUT = 0.3  # an input that takes less of a step's time never makes the step wait
 
 
@@ -102,6 +103,13 @@ class Profile:
     hours: float
     load: float
     verdict: Verdict
+
+    @property
+    def disturbed(self) -> bool:
+        """Return whether other processes slowed some of the measurements: they contradict each other."""
+        one_replica = self.replicas == 1 and self.accumulation_steps == 1
+        parts = sum(part.ms for part in self.parts)
+        return one_replica and (parts > DISTURBED * self.step.ms or self.loop.ms < self.step.ms / DISTURBED)
 
 
 def profile(recipe: Recipe, *, steps: int = 10, images: int | None = None, memory: bool = True) -> Profile:
