@@ -33,6 +33,8 @@ def run_and_report(command: click.Command, arguments: list[str]) -> int:
         sys.stdout.flush()
         return result if isinstance(result, int) else 0
     except click.ClickException as error:
+        if isinstance(error, click.NoSuchOption):
+            error = _with_setting(error)
         error.show()
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
@@ -50,6 +52,31 @@ def run_and_report(command: click.Command, arguments: list[str]) -> int:
         click.echo(report, err=True)
         _discard_stdout()
         return error.exit_code if isinstance(error, SwavError) else 1
+
+
+# What other tools call settings of a recipe, and how the paths of these end.
+_ALIASES = {
+    "amp": ".precision", "arch": "backbone.name", "backbone": "backbone.name", "dtype": ".precision",
+    "learning_rate": "learning_rate", "lr": "learning_rate", "num_workers": "data.threads",
+    "queue": "queue.length", "queue_length": "queue.length", "workers": "data.threads",
+}  # fmt: skip
+
+
+def _with_setting(error: click.NoSuchOption) -> click.NoSuchOption:
+    """Return the error with the setting of the recipe that the unknown option means, if there is one."""
+    if error.ctx is None or "overrides" not in [option.name for option in error.ctx.command.params]:
+        return error
+    from swav_tf.recipe.explain import describe_settings
+    from swav_tf.recipe.files import KINDS
+
+    name = error.option_name.lstrip("-").replace("-", "_")
+    settings = describe_settings(KINDS.get(str(error.ctx.info_name), KINDS["pretrain"]))
+    found = [path for path in settings if path.endswith(_ALIASES.get(name, f".{name}"))]
+    if not found:
+        return error
+    choices = " or ".join(f"-o {path}=..." for path in found[:3])
+    message = f"No such option '{error.option_name}'. It is a setting of the recipe: {choices}"
+    return click.NoSuchOption(error.option_name, message, ctx=error.ctx)
 
 
 def _discard_stdout() -> None:

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cli.options import (
-    FILE,
-    FOLDER,
     KINDS,
+    NEW_FILE,
+    NEW_FOLDER,
     amount_option,
     count_option,
     names,
@@ -108,12 +108,12 @@ ENGINE = (
                  help="Engine: also runs on later TensorRT releases of the same major version."),
     click.option("--hardware-compatible", is_flag=True, default=None,
                  help="Engine: runs on every GPU from Ampere on."),
-    click.option("--timing-cache", type=FILE, metavar="FILE",
+    click.option("--timing-cache", type=NEW_FILE, metavar="FILE",
                  help="Engine: kernel timings to read and extend; they speed up the next build."),
     click.option("--tensorrt", type=click.Choice(list(MODULES)),
                  show_default="TensorRT, or TensorRT-RTX if only that is installed",
                  help="Engine: build with TensorRT or TensorRT-RTX."),
-    click.option("--engine-cache", type=FOLDER, metavar="DIR", show_default="~/.cache/swav-tf/engines",
+    click.option("--engine-cache", type=NEW_FOLDER, metavar="DIR", show_default="~/.cache/swav-tf/engines",
                  help="Engine: folder with engines to reuse."),
 )  # fmt: skip
 

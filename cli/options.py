@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from swav_tf.plumbing.errors import DataError, SwavError, UsageError
+from swav_tf.plumbing.files import check_writable
 from swav_tf.plumbing.log import show_log
 from swav_tf.plumbing.values import comma_list
 
@@ -62,8 +64,27 @@ def option_names(*options: Option) -> tuple[str, ...]:
 # === Kinds of options ===
 
 PATH = click.Path(path_type=Path)
-FILE = click.Path(path_type=Path, dir_okay=False)
 FOLDER = click.Path(path_type=Path, file_okay=False)
+
+
+class Output(click.Path):
+    """A file or folder to write, checked before any work is done for it; `-` is stdout."""
+
+    def __init__(self, refusal: type[SwavError] = DataError, **settings: Any) -> None:
+        super().__init__(path_type=Path, **settings)
+        self.refusal = refusal
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the path."""
+        path = super().convert(value, param, ctx)
+        if str(path) != "-":
+            check_writable(Path(str(path)), self.refusal)
+        return path
+
+
+NEW_PATH = Output()
+NEW_FILE = Output(dir_okay=False)
+NEW_FOLDER = Output(file_okay=False)
 
 
 def count_option(*names: str, least: int = 1, most: int | None = None, **settings: Any) -> Option:
@@ -303,7 +324,8 @@ def seed_option(meaning: str, *, default: int = 0) -> Option:
 
 def run_dir_option(meaning: str, **settings: Any) -> Option:
     """Return --run-dir; `settings` as click takes them."""
-    return click.option("--run-dir", type=FOLDER, metavar="DIR", help=meaning, **settings)
+    kind = Output(UsageError, file_okay=False)
+    return click.option("--run-dir", type=kind, metavar="DIR", help=meaning, **settings)
 
 
 fresh_option = click.option(
@@ -316,7 +338,7 @@ fresh_option = click.option(
 
 def output_option(meaning: str, **settings: Any) -> Option:
     """Return --output; `settings` as click takes them."""
-    usual: dict[str, Any] = {"type": PATH, "metavar": "FILE", "help": meaning}
+    usual: dict[str, Any] = {"type": NEW_PATH, "metavar": "FILE", "help": meaning}
     return click.option("--output", **usual | settings)
 
 
@@ -331,7 +353,7 @@ def _picture(context: click.Context, option: click.Parameter, path: Path | None)
 def picture_option(name: str = "--output", meaning: str = "Picture to write", **settings: Any) -> Option:
     """Return an option for a picture, whose extension is checked before the work; `settings` as click takes them."""
     note = f"{meaning}; the extension determines the format."
-    return click.option(name, type=PATH, metavar="FILE", callback=_picture, help=note, **settings)
+    return click.option(name, type=NEW_PATH, metavar="FILE", callback=_picture, help=note, **settings)
 
 
 def make_folder(output: Path) -> None:

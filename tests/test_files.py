@@ -4,12 +4,13 @@ import contextlib
 import errno
 import os
 import stat
+from pathlib import Path
 
 import pytest
 
 from cli.errors import message_of
 from swav_tf.plumbing.errors import DataError
-from swav_tf.plumbing.files import atomic_write, atomic_writes, remove_leftovers
+from swav_tf.plumbing.files import atomic_write, atomic_writes, check_writable, remove_leftovers
 
 
 def test_a_file_takes_its_name_when_it_is_whole(tmp_path):
@@ -83,6 +84,19 @@ def test_files_that_belong_together(tmp_path):
         for part in parts:
             part.write_bytes(b"new")
     assert [path.read_bytes() for path in sorted(tmp_path.iterdir())] == [b"new", b"new"]
+
+
+# Bugs caught: a result that cannot be written after hours of work; a check that leaves files or folders behind.
+def test_a_place_is_checked_before_the_work(tmp_path):
+    (tmp_path / "there.npz").write_text("kept")
+    for good in ("there.npz", "new.npz", "a/b/new.npz", ".", "a/b"):
+        check_writable(tmp_path / good)
+    assert [path.name for path in tmp_path.iterdir()] == ["there.npz"]
+    assert (tmp_path / "there.npz").read_text() == "kept"
+    (tmp_path / "link").symlink_to("/proc/none")
+    for bad in (Path("/proc/x.npz"), tmp_path / "there.npz" / "x", tmp_path / "link" / "x"):
+        with pytest.raises(DataError, match="must be a place that can be written"):
+            check_writable(bad)
 
 
 # Bug caught: a full or read-only disk that is told as a mistake of the program's.

@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.options import FILE, PATH, amount_option, count_option, counts, names, quiet_option, threads_option
+from cli.options import (
+    NEW_FILE,
+    PATH,
+    amount_option,
+    count_option,
+    counts,
+    names,
+    quiet_option,
+    threads_option,
+)
 from cli.progress import cell_progress
 
 if TYPE_CHECKING:
@@ -41,9 +50,9 @@ def _limits(
 @click.option("--precision", "precisions", callback=names, metavar="NAME,...", show_default="all that MODEL has",
               help="fp32, fp16, int8.")
 @click.option("--batch", "batches", callback=counts, metavar="N,...", default="1,8,32,128", help="Images per batch.")
-@click.option("--json", "json_file", type=FILE, metavar="FILE",
+@click.option("--json", "json_file", type=NEW_FILE, metavar="FILE",
               help="Write all figures to FILE after each cell, or to stdout at the end if FILE is `-`.")
-@click.option("--html", "html_file", type=FILE, metavar="FILE",
+@click.option("--html", "html_file", type=NEW_FILE, metavar="FILE",
               help="Write a report with charts to FILE: one page that needs no network.")
 @amount_option("--seconds", metavar="SECONDS", default=3.0, help="Minimum time per cell.")
 @count_option("--runs", default=100, help="Minimum runs per cell; a p99 needs 1000.")

@@ -9,7 +9,7 @@ import click
 from click.core import ParameterSource
 
 from cli.export_options import GRAPH_NAMES, engine_options, engine_settings, export_settings, graph_options
-from cli.options import FOLDER, PATH, Report, names, output_option, report_options
+from cli.options import NEW_FOLDER, PATH, Report, names, output_option, report_options
 from cli.quiet import load_tensorflow_quietly
 
 if TYPE_CHECKING:
@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("run", type=PATH)
-@output_option("Folder to write to; files of the same name are replaced.", metavar="DIR", required=True)
+@output_option(
+    "Folder to write to; files of the same name are replaced.", type=NEW_FOLDER, metavar="DIR", required=True
+)
 @click.option(
     "--to", "kinds", callback=names, metavar="NAME,...", default="onnx",
     help="Kinds of files: onnx, tensorrt. For an engine, the ONNX file is always written too.",
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
 @graph_options
 @engine_options
 @click.option(
-    "--triton", type=FOLDER, metavar="DIR",
+    "--triton", type=NEW_FOLDER, metavar="DIR",
     help="Also write a model repository for NVIDIA Triton, with a folder and a config.pbtxt for each file.",
 )  # fmt: skip
 @report_options

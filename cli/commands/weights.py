@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from cli.options import PATH, Report, config_option, json_options, output_option, override_option
+from cli.options import NEW_PATH, PATH, Report, config_option, json_options, output_option, override_option
 
 file_argument = click.argument("source", metavar="FILE", type=PATH)
 
@@ -60,7 +60,7 @@ def show(source: Path, report: Report) -> None:
 @click.option(
     "--to",
     required=True,
-    type=PATH,
+    type=NEW_PATH,
     metavar="RUN_OR_FILE",
     help="New run folder, or new file that ends in .safetensors.",
 )

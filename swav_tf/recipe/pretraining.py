@@ -181,7 +181,12 @@ class Method(Section):
     epsilon: float = Field(0.05, gt=0, description="entropy weight: divides the scores in Sinkhorn only")
     sinkhorn_iterations: int = Field(3, ge=1, le=100, description="alternating normalizations")
     prototypes_frozen_steps: int = Field(0, ge=0, description="first steps, without prototype updates")
-    queue: Queue = Field(Queue(), description="the queue of projections")
+    queue: Queue = Field(Queue(), description="the queue of projections; null: no queue")
+
+    @field_validator("queue", mode="before")
+    @classmethod
+    def _null_is_no_queue(cls, value: Any) -> Any:
+        return Queue() if value is None else value
 
 
 class Optimizer(Section):

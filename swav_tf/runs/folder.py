@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from swav_tf.plumbing.errors import UsageError
 from swav_tf.plumbing.files import atomic_write, locked_folder
 from swav_tf.plumbing.log import log
+from swav_tf.plumbing.names import printable
 from swav_tf.plumbing.values import nested_diff
 from swav_tf.recipe.files import AnyRecipe, load_any_recipe, save_recipe
 from swav_tf.runs.checkpoint import Checkpoint, CheckpointStore
@@ -45,13 +46,18 @@ FREE_TO_CHANGE = (
 )
 
 
+# What people keep next to a run before it starts: scripts, logs, notes and recipes.
+JOB_FILES = (".err", ".json", ".log", ".md", ".out", ".sbatch", ".sh", ".txt", ".yaml", ".yml")
+
+
 class RunFolder:
     """The folder of a run, locked while used as a context manager by the process that writes it.
 
     Only the chief (`writer`) changes anything.
 
     Raises:
-        UsageError: another process is writing this folder, or its file system has no locks.
+        UsageError: another process is writing this folder, its file system has no locks, or it contains other files
+            than a run's.
     """
 
     def __init__(self, path: Path, *, writer: bool = True) -> None:
@@ -63,6 +69,7 @@ class RunFolder:
 
     def __enter__(self) -> RunFolder:
         if self.writer:
+            self._refuse_other_files()
             self._lock.enter_context(locked_folder(self.path))
             for leftover in self.path.glob(".part-????????-*"):  # of a killed process
                 with contextlib.suppress(OSError):
@@ -71,6 +78,22 @@ class RunFolder:
 
     def __exit__(self, *_: object) -> None:
         self._lock.close()
+
+    def _refuse_other_files(self) -> None:
+        """Refuse a folder of images or anything else: a run writes and moves files in its folder."""
+        if not self.path.is_dir() or (self.path / "config.yaml").exists() or self.checkpoints.exists():
+            return
+        others = sorted(
+            path.name
+            for path in self.path.iterdir()
+            if not path.name.startswith((".", "previous-")) and path.suffix not in JOB_FILES
+        )
+        if others:
+            raise UsageError(
+                f"--run-dir must be a new or empty folder, or contain a run. Received: {self.path}, which contains "
+                f"{', '.join(map(printable, others[:3]))}{' and more' if len(others) > 3 else ''}. Set another folder, "
+                f"such as {self.path / 'run'}."
+            )
 
     def begin(self, recipe: AnyRecipe, *, fresh: bool = False) -> None:
         """Write config.yaml, provided that the run in the folder, if any, has these settings.

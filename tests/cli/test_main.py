@@ -161,6 +161,26 @@ def test_debug_shows_the_traceback(capsys):
     assert "Traceback (most recent call last)" in capsys.readouterr().err
 
 
+# Bug caught: an export that is computed for minutes, and then cannot be written.
+@pytest.mark.parametrize(
+    ("line", "code"),
+    [
+        ("export nowhere --output BAD", 1),
+        ("features digits --model nowhere --output BAD.npz", 1),
+        ("predict nowhere digits --output BAD.csv", 1),
+        ("plot nowhere.npz --output BAD.png", 1),
+        ("weights import nowhere.pth --to BAD", 1),
+        ("data shard nowhere BAD", 1),
+        ("benchmark nowhere.onnx --html BAD.html", 1),
+        ("pretrain -c demo --run-dir BAD", 2),
+    ],
+)
+def test_outputs_are_checked_first(line, code, refused, tmp_path):
+    (tmp_path / "file").touch()
+    refused(line.replace("BAD", f"{tmp_path}/file/new/x"), code, "must be a place that can be written")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
 @pytest.mark.multiprocess
 def test_a_closed_pipe_is_silent():
     command = [sys.executable, "-m", "cli.main", "config", "settings"]
@@ -190,6 +210,16 @@ def test_the_start_of_tensorflow_is_silent_unless_it_fails(capfd):
     ("line", "code", "part"),
     [
         ("nothing", 2, "No such command 'nothing'"),
+        ("pretain", 2, "No such command 'pretain'. Did you mean 'pretrain'?"),
+        ("train", 2, "No such command 'train'. Did you mean 'pretrain'?"),
+        ("pretrain -c demo --epochs 3", 2, "It is a setting of the recipe: -o train.epochs=..."),
+        ("pretrain -c demo --batch-size 8", 2, "-o train.batch_size=..."),
+        (
+            "finetune -c finetune_digits --lr 1",
+            2,
+            "-o optimizer.backbone_learning_rate=... or -o optimizer.cl",
+        ),
+        ("knn a b --epochs 3", 2, "No such option '--epochs'."),
         ("demo --seed -1", 2, "Invalid value for '--seed'"),
         ("pretrain", 2, "Missing option '-c' / '--config'"),
         ("pretrain -c nothing", 2, "no recipe 'nothing'"),

@@ -223,3 +223,8 @@ def test_numbers_repeated_from_tensorflow_modules() -> None:
 
     assert set(BACKBONES) == set(architectures.ARCHITECTURES)
     assert SMALLEST_PLAIN_EPSILON == sinkhorn.SMALLEST_PLAIN_EPSILON
+
+
+def test_null_turns_the_queue_off():
+    assert load_any_recipe("one_gpu", ["method.queue=null"]).queue_length == 0
+    assert load_any_recipe("one_gpu").queue_length > 0

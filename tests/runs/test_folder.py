@@ -32,6 +32,22 @@ def test_one_writer_at_a_time(tmp_path):
         pass
 
 
+# Bug caught: a run among the user's images, which --fresh would move away.
+def test_a_folder_of_other_files_is_refused(tmp_path):
+    for name in ("b.png", "a.png", "slurm-12.out", "recipe.yaml", ".DS_Store"):
+        (tmp_path / name).touch()
+    with pytest.raises(UsageError, match=r"contains a\.png, b\.png\. Set another"), RunFolder(tmp_path):
+        pass
+    assert not (tmp_path / ".lock").exists()
+    for image in tmp_path.glob("*.png"):
+        image.unlink()
+    with RunFolder(tmp_path) as folder:
+        folder.begin(tiny_recipe())
+    (tmp_path / "a.png").touch()  # such as the demo's picture
+    with RunFolder(tmp_path):
+        pass
+
+
 # Bugs caught: other settings that enter a run; a harmless change that is refused; another kind of run.
 def test_a_run_resumes_with_its_own_settings_only(tmp_path):
     with RunFolder(tmp_path) as folder:

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import click
 
-from cli.options import FOLDER, Report, count_option, report_options, threads_option
+from cli.options import NEW_FOLDER, Report, count_option, report_options, threads_option
 from cli.progress import image_progress
 
 
 @click.command(short_help="Pack a folder of images into TFRecord shards.")
 @click.argument("data")
-@click.argument("output", type=FOLDER)
+@click.argument("output", type=NEW_FOLDER)
 @click.option(
     "--kind", type=click.Choice(["class_folders", "images"]), default="class_folders",
     help="class_folders: DATA/<class>/*.JPEG; images: any images below DATA, unlabelled.",

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from cli.options import FILE, ImageChoice, Report, image_options, json_options, output_option, seed_option
+from cli.options import NEW_FILE, ImageChoice, Report, image_options, json_options, output_option, seed_option
 
 
 @click.command(short_help="Draw a random share of each class's images.")
@@ -19,7 +19,7 @@ from cli.options import FILE, ImageChoice, Report, image_options, json_options, 
     "--share", type=click.FloatRange(0, 1, min_open=True), metavar="SHARE", required=True,
     help="Share of the images of each class, 0 to 1; at least one image per class is drawn.",
 )  # fmt: skip
-@output_option("List to write, one name per line.", type=FILE, required=True)
+@output_option("List to write, one name per line.", type=NEW_FILE, required=True)
 @seed_option("the draw")
 @json_options
 def command(images: ImageChoice, share: float, output: Path, seed: int, report: Report) -> None:
