@@ -11,6 +11,7 @@ from cli.options import (
     NEW_FILE,
     NEW_FOLDER,
     amount_option,
+    best_option,
     count_option,
     names,
     option_group,
@@ -62,6 +63,7 @@ GRAPH = (
     click.option("--size", callback=_size, metavar="N", show_default="as in the recipe's evaluation view",
                  help="Side of the images in pixels, or `dynamic` for any size."),
     count_option("--step", least=0, show_default="the newest", help="Checkpoint to export."),
+    best_option,
     click.option("--calibration", "data", metavar="DATA", show_default="the training images",
                  help="Images for the comparison with Keras and the calibration of int8."),
     click.option("--kind", type=click.Choice(KINDS), show_default="as the training images",
@@ -87,6 +89,8 @@ def export_settings(graph: dict[str, Any], kinds: tuple[str, ...]) -> ExportSett
     given = {name: value for name, value in graph.items() if value is not None and name != "size"}
     if "percentile" in given and given["calibration"] != "percentile":
         raise click.UsageError("--percentile requires --calibration-method percentile.")
+    if given.get("best") and "step" in given:
+        raise click.UsageError("--best and --step name a checkpoint each: give one of them.")
     given.setdefault("target", "tensorrt" if "tensorrt" in kinds else "cpu")
     size = graph["size"]
     settings = ExportSettings(

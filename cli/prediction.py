@@ -17,6 +17,7 @@ from swav_tf.data.views import ViewedImage, stack_views, view_images
 from swav_tf.plumbing.errors import UsageError
 from swav_tf.plumbing.files import atomic_write
 from swav_tf.recipe.pretraining import EvaluationView
+from swav_tf.runs.folder import epoch_in_words
 
 TOP = 5
 ENDINGS = (".csv", ".json")
@@ -52,38 +53,44 @@ class ClassifierModel:
         probabilities: of uint8 images (n, crop, crop, 3): (n, C), 0 to 1.
         class_names: C names.
         view: how its images are resized and cropped.
+        epoch: whose weights these are, in words; empty if unknown.
     """
 
     probabilities: Callable[[np.ndarray], np.ndarray]
     class_names: tuple[str, ...]
     view: EvaluationView
+    epoch: str = ""
 
 
-def open_classifier(model: Path, provider: str | None = None) -> ClassifierModel:
+def open_classifier(model: Path, provider: str | None = None, *, best: bool = False) -> ClassifierModel:
     """Open the classifier of a probe or fine-tuning run, or a file exported from one.
 
     Args:
         model: the folder or file.
         provider: of ONNX Runtime, for a file; None: `cpu`.
+        best: use the best validated epoch of a run, not its newest checkpoint.
 
     Raises:
-        UsageError: it is neither.
+        UsageError: it is neither, or has no best epoch.
         CheckpointError, DataError: the checkpoint or file is damaged.
     """
     if model.is_file() or model.suffix == ".onnx":
+        if best:
+            raise UsageError(f"--best is for run folders. Received: {model}. Give it to `swav-tf export`.")
         return _of_file(model, provider or "cpu")
     if provider is not None:
         raise UsageError(f"--provider is for ONNX files. Received: {model}, which is a run folder.")
     load_tensorflow_quietly()
     from swav_tf.training.classifier_folder import load_classifier
 
-    classifier, recipe, facts = load_classifier(model)
+    classifier, recipe, facts = load_classifier(model, best=best)
 
     def by_keras(images: np.ndarray) -> np.ndarray:
         found: np.ndarray = classifier.probabilities(images).numpy()
         return found
 
-    return ClassifierModel(by_keras, facts.class_names, recipe.data.evaluation)
+    epoch = epoch_in_words(model, recipe, best=best)
+    return ClassifierModel(by_keras, facts.class_names, recipe.data.evaluation, epoch)
 
 
 def _of_file(path: Path, provider: str) -> ClassifierModel:

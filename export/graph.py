@@ -23,7 +23,7 @@ from swav_tf.recipe.classifier import FinetuneRecipe, ProbeRecipe
 from swav_tf.recipe.files import load_any_recipe
 from swav_tf.recipe.pretraining import Recipe
 from swav_tf.runs.checkpoint import CheckpointError
-from swav_tf.runs.folder import read_checkpoint
+from swav_tf.runs.folder import best_step, read_checkpoint
 from swav_tf.runs.model_facts import ModelFacts
 from swav_tf.training.build import build_swav, parts_of
 from swav_tf.training.classifier import Classifier
@@ -66,11 +66,12 @@ class TrainedModel:
         return {name: np.concatenate(parts) for name, parts in found.items()}
 
 
-def load_trained(run_dir: Path, *, step: int | None = None) -> TrainedModel:
-    """Load a checkpoint to compute in float32, whatever precision it was trained in."""
+def load_trained(run_dir: Path, *, step: int | None = None, best: bool = False) -> TrainedModel:
+    """Load a checkpoint to compute in float32, whatever precision it was trained in; see `best_step` for `best`."""
     if not (run_dir / "config.yaml").exists():
         raise UsageError(f"RUN must be a run folder, with config.yaml and checkpoints/. Received: {run_dir}.")
     recipe = load_any_recipe(run_dir / "config.yaml")
+    step = best_step(run_dir) if best else step
     checkpoint = read_checkpoint(run_dir, recipe, step=step)
     train = recipe.train.model_copy(update={"precision": "float32", "accumulation_steps": 1})
     to_run = recipe.model_copy(update={"train": train})

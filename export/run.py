@@ -88,7 +88,7 @@ def _convert(run_dir: Path, settings: ExportSettings) -> Source:
     """Load the run in Keras, compute the reference and convert the graph."""
     from export.graph import build_graph, load_trained
 
-    trained = load_trained(run_dir, step=settings.step)
+    trained = load_trained(run_dir, step=settings.step, best=settings.best)
     outputs = _outputs(trained, settings.outputs)
     view = trained.recipe.data.evaluation
     if settings.size is not None:  # the same share of the image

@@ -34,6 +34,7 @@ class ExportSettings:
     size: int | None = None  # side of the images, pixels; None: the recipe's evaluation view
     dynamic_size: bool = False  # let the graph take images of any size; parity is measured at `size`
     step: int | None = None  # of the checkpoint; None: the newest
+    best: bool = False  # the checkpoint of the best validated epoch instead
     # Images to compare and to calibrate on; None: the training images.
     data: str | None = None
     kind: str | None = None

@@ -10,6 +10,7 @@ from cli.options import (
     PATH,
     Report,
     batch_option,
+    best_option,
     output_option,
     provider_option,
     report_options,
@@ -22,12 +23,20 @@ from cli.progress import image_progress
 @click.argument("model", metavar="RUN|FILE.onnx", type=PATH)
 @click.argument("folder", type=PATH)
 @output_option("File to write: .csv or .json.", required=True)
+@best_option
 @provider_option
 @batch_option
 @threads_option("Threads that decode images")
 @report_options
 def command(
-    model: Path, folder: Path, output: Path, provider: str | None, batch: int, threads: int, report: Report
+    model: Path,
+    folder: Path,
+    output: Path,
+    best: bool,
+    provider: str | None,
+    batch: int,
+    threads: int,
+    report: Report,
 ) -> int:
     """Classify the images at any depth below FOLDER with a probe, a fine-tuned model or an exported file.
 
@@ -45,7 +54,7 @@ def command(
 
     check_output(output)
     images = ImageFolder(folder)
-    classifier = open_classifier(model, provider)
+    classifier = open_classifier(model, provider, best=best)
     found = []
     with image_progress(len(images), "images", quiet=report.quiet) as done:
         for prediction in predict(classifier, images, batch_size=batch, threads=threads):
@@ -55,7 +64,10 @@ def command(
     unreadable = sum(prediction.error is not None for prediction in found)
     readable = len(found) - unreadable
     report.show(
-        {"output": str(output), "images": readable, "unreadable": unreadable},
-        [f"{output}: {readable:,} images{f', {unreadable:,} unreadable' if unreadable else ''}"],
+        {"output": str(output), "images": readable, "unreadable": unreadable, "epoch": classifier.epoch},
+        [
+            f"{output}: {readable:,} images{f', {unreadable:,} unreadable' if unreadable else ''}"
+            + (f"; weights of the {classifier.epoch}" if classifier.epoch else "")
+        ],
     )
     return 1 if unreadable else 0

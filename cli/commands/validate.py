@@ -10,6 +10,7 @@ from cli.options import (
     ImageChoice,
     Report,
     batch_option,
+    best_option,
     image_options,
     json_options,
     make_folder,
@@ -23,11 +24,18 @@ from cli.quiet import load_tensorflow_quietly
 @click.argument("model", metavar="RUN")
 @image_options()
 @output_option("Folder for the accuracy by class and the confusion matrix.", metavar="DIR")
+@best_option
 @batch_option
 @threads_option("Threads that decode images")
 @json_options
 def command(
-    model: str, images: ImageChoice, output: Path | None, batch: int, threads: int, report: Report
+    model: str,
+    images: ImageChoice,
+    output: Path | None,
+    best: bool,
+    batch: int,
+    threads: int,
+    report: Report,
 ) -> None:
     """Measure the probe or fine-tuned model in RUN on the labelled images in DATA.
 
@@ -37,15 +45,18 @@ def command(
     \b
     Examples:
       swav-tf validate runs/demo/probe_digits
+      swav-tf validate runs/demo/finetune_digits --best
       swav-tf validate runs/released_probe ILSVRC2012/val --output runs/released_probe/val
     """
     load_tensorflow_quietly()
     from evaluate.images import open_images
+    from swav_tf.runs.folder import epoch_in_words
     from swav_tf.training.classifier_folder import load_classifier
     from swav_tf.training.results import write_results
     from swav_tf.training.validation import measure
 
-    classifier = load_classifier(model)
+    classifier = load_classifier(model, best=best)
+    epoch = epoch_in_words(Path(model), classifier[1], best=best)
     own = classifier[1].data
     validation = {"path": own.validation_path, "split": own.validation_split or own.split}
     opened = open_images(
@@ -58,10 +69,10 @@ def command(
     figures = found.as_dict()
     number = len(opened.source)
     line = (
-        f"{number:,} images, {len(class_names):,} classes: top-1 {100 * figures['top1']:.2f} %, "
-        f"top-5 {100 * figures['top5']:.2f} %, loss {figures['loss']:.4f}"
+        f"{f'{epoch}: ' if epoch else ''}{number:,} images, {len(class_names):,} classes: "
+        f"top-1 {100 * figures['top1']:.2f} %, top-5 {100 * figures['top5']:.2f} %, loss {figures['loss']:.4f}"
     )
-    report.show({"run": model, "images": number, **figures}, [line])
+    report.show({"run": model, "epoch": epoch, "images": number, **figures}, [line])
     if output is not None:  # after the figures, which are printed even if these cannot be written
         title = f"{model}: top-1 {100 * figures['top1']:.1f} % of {number:,} images"
         write_results(output, found, class_names, title)

@@ -8,7 +8,16 @@ from pathlib import Path
 
 import click
 
-from cli.options import NEW_PATH, PATH, Report, config_option, json_options, output_option, override_option
+from cli.options import (
+    NEW_PATH,
+    PATH,
+    Report,
+    best_option,
+    config_option,
+    json_options,
+    output_option,
+    override_option,
+)
 
 file_argument = click.argument("source", metavar="FILE", type=PATH)
 
@@ -143,8 +152,9 @@ def import_(
     help="Tensor names. swav: as in the released SwAV files; torchvision: a ResNet with its classifier as fc; "
     "swav_tf: native.",
 )
+@best_option
 @json_options
-def export(source: Path, output: Path, names: str | None, report: Report) -> None:
+def export(source: Path, output: Path, names: str | None, best: bool, report: Report) -> None:
     """Write the newest checkpoint of a run, or a file of any known format, as one file.
 
     \b
@@ -156,7 +166,7 @@ def export(source: Path, output: Path, names: str | None, report: Report) -> Non
     from swav_tf.weights.convert import NAMES, export_weights
 
     chosen = next((name for name in NAMES if name == names), None)
-    done = export_weights(source, output, names=chosen)
+    done = export_weights(source, output, names=chosen, best=best)
     report.show(
         {
             "output": str(done.path),

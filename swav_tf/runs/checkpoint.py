@@ -71,9 +71,22 @@ class CheckpointStore:
         return self.folder / f"step-{step:09d}"
 
     def write(
-        self, step: int, arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any], *, keep: bool = False
+        self,
+        step: int,
+        arrays: Mapping[str, np.ndarray],
+        facts: Mapping[str, Any],
+        *,
+        keep: bool = False,
+        best: int | None = None,
     ) -> Path:
         """Write a checkpoint, remove those no longer kept, and return the new one's folder.
+
+        Args:
+            step: optimizer steps done.
+            arrays: by name.
+            facts: JSON values.
+            keep: never remove this checkpoint.
+            best: step of a checkpoint that stays until another one is better.
 
         Raises:
             CheckpointError: the disk is full or read-only; earlier checkpoints are untouched.
@@ -100,7 +113,7 @@ class CheckpointStore:
                 f"The checkpoint of step {step} could not be written to {self.folder}: {error}. "
                 "Free some space or set another --run-dir; earlier checkpoints are untouched."
             ) from error
-        self._prune(step)
+        self._prune(step, best)
         return final
 
     def read(self, step: int) -> Checkpoint:
@@ -185,7 +198,7 @@ class CheckpointStore:
             path.rename(doomed)
             shutil.rmtree(doomed, ignore_errors=True)
 
-    def _prune(self, newest: int) -> None:
+    def _prune(self, newest: int, best: int | None) -> None:
         # Checkpoints after `newest` are damaged ones that the run could not resume from: they do not count.
         for step in [step for step in self.steps() if step <= newest][: -self.keep_last]:
             path = self.path(step)
@@ -193,7 +206,7 @@ class CheckpointStore:
                 keep = json.loads((path / FACTS).read_text()).get("keep", False)
             except (OSError, ValueError):
                 keep = True  # damaged: leave it for the user to look at
-            if not keep:
+            if not keep and step != best:
                 self._remove(path)
         for leftover in self.folder.glob(".part-*"):
             shutil.rmtree(leftover, ignore_errors=True)

@@ -197,6 +197,54 @@ def read_checkpoint(run_dir: Path, recipe: AnyRecipe, *, step: int | None = None
     return checkpoint
 
 
+def best_checkpoint(run_dir: Path) -> Path:
+    """Return the folder of the best epoch's checkpoint in a probe or fine-tuning run.
+
+    Raises:
+        UsageError: there is no such run, it has no epochs, or its version did not keep that checkpoint.
+        CheckpointError: the newest checkpoint is damaged.
+    """
+    config = run_dir / "config.yaml"
+    store = CheckpointStore(
+        run_dir / "checkpoints", kind=load_any_recipe(config).kind if config.exists() else ""
+    )
+    best = _validated(store).get("best")
+    if best is None:
+        raise UsageError(
+            "--best is for runs of `swav-tf finetune` and of `swav-tf probe` by SGD, which are validated after epochs. "
+            f"Received: {run_dir}, which has no validated epoch. Leave out --best."
+        )
+    if best.get("step") not in store.steps():
+        raise UsageError(
+            f"--best needs the checkpoint of the best epoch, {best['epoch']}, and {run_dir} does not contain it: "
+            "earlier versions kept only the last ones. Leave out --best, or train again."
+        )
+    return store.path(best["step"])
+
+
+def best_step(run_dir: Path) -> int:
+    """Return the step of `best_checkpoint`."""
+    return int(best_checkpoint(run_dir).name.removeprefix("step-"))
+
+
+def epoch_in_words(run_dir: Path, recipe: AnyRecipe, *, best: bool) -> str:
+    """Say whose weights the newest or the best are: `last epoch (30)`, `best epoch (21)`; empty without epochs."""
+    store = CheckpointStore(run_dir / "checkpoints", kind=recipe.kind)
+    figures = _validated(store).get("best" if best else "last")
+    if figures is None:
+        return ""
+    if best or figures.get("step", store.steps()[-1]) == store.steps()[-1]:
+        return f"{'best' if best else 'last'} epoch ({figures['epoch']})"
+    return f"step {store.steps()[-1]}"
+
+
+def _validated(store: CheckpointStore) -> dict[str, Any]:
+    """Return the figures of the last and the best validation, empty without one."""
+    steps = store.steps()
+    position = store.facts(steps[-1]).get("position", {}) if steps else {}
+    return dict(position.get("validation", {}))
+
+
 def _check_settings(before: Mapping[str, Any], recipe: AnyRecipe, *, source: Path) -> None:
     if changed := changes(before, recipe):
         raise UsageError(

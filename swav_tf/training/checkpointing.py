@@ -41,7 +41,7 @@ class Diverged(SwavError):
 
 
 class Checkpointing(keras.callbacks.Callback):
-    """Write a checkpoint every few minutes, at epochs to keep, at signals and at the end.
+    """Write a checkpoint every few minutes, at epochs to keep, at the best one, at signals and at the end.
 
     SIGTERM, SIGINT and SIGHUP stop the run after the current step, SIGUSR1 only writes a checkpoint. A signal to any
     worker counts: the request is summed with the step's gradients, so all workers act at the same step.
@@ -63,11 +63,11 @@ class Checkpointing(keras.callbacks.Callback):
             self.model.requests[WRITE] = 1
 
     def on_train_batch_end(self, batch: int, logs: Logs) -> None:
-        """Write if a worker requested it, or at the end of an epoch to keep."""
+        """Write if a worker requested it, or at the end of an epoch to keep or of the best one."""
         position, every = self.position, self.recipe.checkpoint.keep_every_epochs
         stop, requested = self.model.agreed
         keep = bool(every) and position.at_epoch_end and (position.epoch + 1) % every == 0
-        if stop or requested or keep or position.at_end:
+        if stop or requested or keep or position.at_end or position.best_step == position.step:
             self.write(keep=keep)
         if stop:
             raise StoppedBySignal(self.signal_number, position.step)
@@ -89,7 +89,7 @@ class Checkpointing(keras.callbacks.Callback):
                 "contents_sha256": self.job.contents_sha256,
                 "replicas": self.job.team.replicas,
             }
-            self.job.store.write(self.position.step, arrays, facts, keep=keep)
+            self.job.store.write(self.position.step, arrays, facts, keep=keep, best=self.position.best_step)
         self.last_written = self.position.step
         self.written_at = time.monotonic()
 

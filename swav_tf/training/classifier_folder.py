@@ -16,7 +16,7 @@ from swav_tf.plumbing.errors import UsageError
 from swav_tf.recipe.classifier import FinetuneRecipe, ProbeRecipe
 from swav_tf.recipe.files import load_any_recipe, load_recipe
 from swav_tf.recipe.pretraining import Recipe
-from swav_tf.runs.folder import read_checkpoint
+from swav_tf.runs.folder import best_step, read_checkpoint
 from swav_tf.runs.model_facts import ModelFacts
 from swav_tf.training.build import dtype_policy, read_pretrained
 from swav_tf.training.classifier import Classifier
@@ -92,8 +92,12 @@ def build_classifier(
     )
 
 
-def load_classifier(run_dir: Path | str) -> tuple[Classifier, ProbeRecipe | FinetuneRecipe, ModelFacts]:
+def load_classifier(
+    run_dir: Path | str, *, best: bool = False
+) -> tuple[Classifier, ProbeRecipe | FinetuneRecipe, ModelFacts]:
     """Load the model of a probe or fine-tuning run, its recipe and its facts.
+
+    Its weights are the newest, or with `best` those of the epoch with the highest validation accuracy.
 
     Raises:
         UsageError: no such run, it has no checkpoint, or config.yaml or model.json was changed.
@@ -107,7 +111,8 @@ def load_classifier(run_dir: Path | str) -> tuple[Classifier, ProbeRecipe | Fine
     if isinstance(recipe, Recipe):
         raise UsageError(f"{wanted}, a pretraining run. Its probes are often in folders below it.")
     facts = ModelFacts.read(run_dir / "model.json")
-    checkpoint = read_checkpoint(run_dir, recipe)
+    step = best_step(run_dir) if best else None
+    checkpoint = read_checkpoint(run_dir, recipe, step=step)
     model = build_classifier(recipe, facts, len(facts.class_names))
     assign_arrays(
         named_variables(model), checkpoint.arrays, what=f"{checkpoint.path} does not fit model.json"

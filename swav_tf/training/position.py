@@ -46,6 +46,12 @@ class Position:
         """Return whether the run is complete."""
         return self.step == self.total_steps
 
+    @property
+    def best_step(self) -> int | None:
+        """Return the step of the best validation, None without one."""
+        step: int | None = self.validation.get("best", {}).get("step")
+        return step
+
     def means(self) -> dict[str, float]:
         """Return means over the finite steps of the current epoch."""
         return {key: total / max(self.finite_steps, 1) for key, total in self.sums.items()}

@@ -173,8 +173,8 @@ class Validation:
 class Validate(keras.callbacks.Callback):
     """Validate every `every_epochs` epochs and at the end, on all workers.
 
-    `position.validation` gets `last` and `best`, each with epoch (from 1), top1, top5 and loss. The best epoch is the
-    first with the highest top-1.
+    `position.validation` gets `last` and `best`, each with epoch (from 1), step, top1, top5 and loss. The best epoch is
+    the first with the highest top-1; its checkpoint is kept.
     """
 
     def __init__(
@@ -193,7 +193,7 @@ class Validate(keras.callbacks.Callback):
             return
         self.counts = self.validation.measure()
         figures = self.counts.as_dict()
-        last: dict[str, Any] = {"epoch": position.epoch + 1, **figures}
+        last: dict[str, Any] = {"epoch": position.epoch + 1, "step": position.step, **figures}
         best = position.validation.get("best")
         if best is None or last["top1"] > best["top1"]:
             best = last

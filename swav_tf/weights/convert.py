@@ -15,6 +15,7 @@ import numpy as np
 from swav_tf.plumbing.errors import UsageError
 from swav_tf.recipe.files import AnyRecipe, save_recipe
 from swav_tf.runs.checkpoint import IMPORTED, CheckpointStore
+from swav_tf.runs.folder import best_checkpoint
 from swav_tf.runs.model_facts import NAME, ModelFacts
 from swav_tf.weights.classifier import classifier_run, pretraining_recipe
 from swav_tf.weights.files import STD_KEY, open_weights, read_own, sha256_of, write_safetensors
@@ -175,7 +176,9 @@ class Exported:
     left_out: tuple[str, ...]  # names of tensors that this naming has no place for
 
 
-def export_weights(source: Path | str, to: Path | str, *, names: Names | None = None) -> Exported:
+def export_weights(
+    source: Path | str, to: Path | str, *, names: Names | None = None, best: bool = False
+) -> Exported:
     """Write weights as a file for PyTorch (.pth.tar, .pth, .pt) or as .safetensors.
 
     Args:
@@ -184,6 +187,7 @@ def export_weights(source: Path | str, to: Path | str, *, names: Names | None = 
         names: `swav`: as in the released SwAV, with head and prototypes; `torchvision`: a ResNet alone, the
             classifier of a probe or fine-tuning run as `fc`; `swav_tf`: our own names and layout. None:
             `swav_tf` for safetensors, else `swav`.
+        best: use the best validated epoch of a probe or fine-tuning run, not its newest checkpoint.
 
     Raises:
         UsageError: the file exists, has another ending, or the names have no place for the weights.
@@ -202,6 +206,8 @@ def export_weights(source: Path | str, to: Path | str, *, names: Names | None = 
     names = names or ("swav" if as_torch_file else "swav_tf")
     if names == "swav_tf" and as_torch_file:
         raise UsageError("Our own names are only for .safetensors: PyTorch has other layouts.")
+    if best:
+        source = best_checkpoint(source)
     own = read_own(source) if names == "swav_tf" else None
     if own is not None:  # unchanged: it may have a backbone that PyTorch has no names for
         _write_own(to, own, own.arrays)

@@ -86,6 +86,8 @@ def test_validate_repeats_the_runs_figures(probe, tmp_path, output):
     assert (found["images"], found["top1"], found["top5"]) == (360, last["top1"], last["top5"])
     assert found["loss"] == pytest.approx(last["loss"], rel=1e-5)
     assert (tmp_path / "results" / "per_class.csv").read_text() == (probe / "per_class.csv").read_text()
+    best = json.loads((probe / "summary.json").read_text())["best"]
+    assert output(f"validate {probe} --best").startswith(f"best epoch ({best['epoch']}): 360 images")
 
 
 # Bugs caught: a traceback; labels by folder number where the classes differ; an unreadable image that changes the
@@ -98,6 +100,8 @@ def test_validate_repeats_the_runs_figures(probe, tmp_path, output):
         ("predict {model} {images} --output x.csv", 2, "a pretraining run"),
         ("predict {probe} gone --output x.csv", 1, "gone. Check the path"),
         ("validate {empty}", 2, "without config.yaml"),
+        ("predict {probe}/x.onnx {images} --output x.csv --best", 2, "--best is for run folders"),
+        ("weights export {model} --output x.pth --best", 2, "has no validated epoch"),
         ("validate {probe} --output {probe}/config.yaml", 2, "--output must be a folder"),
         ("validate {probe} {pets} --kind class_folders", 1, "2 only among the validation images: cat, dog"),
         ("validate {probe} {digits} --kind class_folders", 1, "0/b.png cannot be read"),

@@ -44,10 +44,15 @@ def test_the_last_and_the_kept_stay(store):
     for step in (9, 10, 99, 100, 101):
         store.write(step, arrays(step), {}, keep=step == 10)
     assert store.steps() == [10, 100, 101]
-    truncate(store.path(101))
+    for step, best in ((102, 101), (103, 101), (104, 101)):
+        store.write(step, arrays(step), {}, best=best)
+    assert store.steps() == [10, 101, 103, 104]
+    store.write(105, arrays(105), {}, best=105)  # better: the one before is not kept
+    assert store.steps() == [10, 104, 105]
+    truncate(store.path(105))
     store.keep_last = 1
-    store.write(100, arrays(100), {})
-    assert store.newest()[0].step == 100
+    store.write(104, arrays(104), {})
+    assert store.newest()[0].step == 104
 
 
 # Bug caught: half a checkpoint under its own name after a kill while it was removed or written again.

@@ -14,6 +14,7 @@ from swav_tf.plumbing.errors import DataError, RecipeError, UsageError
 from swav_tf.recipe.classifier import FinetuneRecipe, ProbeRecipe
 from swav_tf.recipe.files import save_recipe
 from swav_tf.runs.checkpoint import CheckpointError
+from swav_tf.runs.folder import best_checkpoint
 from swav_tf.training.cached_probe import probe_cached
 from swav_tf.training.checkpointing import StoppedBySignal
 from swav_tf.training.classifier_folder import load_classifier
@@ -34,9 +35,9 @@ from tests.training.runs import (
 )
 
 
-def accuracy_of(run_dir, recipe):
+def accuracy_of(run_dir, recipe, *, best=False):
     """Return the top-1 accuracy of the saved model on the test digits, computed here."""
-    model, _, _ = load_classifier(run_dir)
+    model, _, _ = load_classifier(run_dir, best=best)
     digits = Digits("test")
     views = np.stack([evaluation_view(digits.read(i), recipe.data.evaluation) for i in range(360)])
     return np.mean(model.probabilities(views).numpy().argmax(axis=1) == [digits.label(i) for i in range(360)])
@@ -60,7 +61,8 @@ def assert_backbone_is(run_dir, kind, pretrained):
 # that move; a best epoch that is the last, a figure under another's name, a file that is missing; a probe that resumes
 # with another backbone, other images, or as another kind of probe.
 def test_a_probe_leaves_the_backbone_and_a_complete_folder(tmp_path, pretrained):
-    recipe, run = tiny_classifier_recipe(ProbeRecipe, train__epochs=4), tmp_path / "run"
+    recipe = tiny_classifier_recipe(ProbeRecipe, train__epochs=4, checkpoint__keep_last=1)
+    run = tmp_path / "run"
     result = probe(recipe, model=pretrained, run_dir=run, quiet=True)
     assert_backbone_is(run, "probe", pretrained)
     assert (np.abs(newest(run, "probe").arrays["classifier/kernel"]) > 0).all()
@@ -72,6 +74,10 @@ def test_a_probe_leaves_the_backbone_and_a_complete_folder(tmp_path, pretrained)
     assert json.loads((run / "summary.json").read_text()) == summary
     assert (summary["last"]["epoch"], summary["last"]["top1"]) == (4, tops[-1])
     assert (summary["best"]["epoch"], summary["best"]["top1"]) == (1 + int(np.argmax(tops)), max(tops))
+    best = best_checkpoint(run)
+    assert best.name == f"step-{11 * summary['best']['epoch']:09d}"
+    assert {path.name for path in (run / "checkpoints").iterdir()} == {best.name, "step-000000044"}
+    assert accuracy_of(run, recipe, best=True) == pytest.approx(max(tops))
     assert (summary["train_images"], summary["validation_images"]) == (1437, 360)
     assert accuracy_of(run, recipe) == pytest.approx(tops[-1])
     rows = images_by_class(run)
