@@ -152,7 +152,7 @@ class SwAV(ReplicatedModel):
         if self.queue is not None:
             self.queue.push(projections, step=step, wanted=finite)
         logs = self._diagnostics(loss, projections, codes, requests) | {"learning_rate": rate} | of_gradients
-        thawed = step >= self.method.prototypes_frozen_steps
+        thawed = step >= (self.method.prototypes_frozen_steps or 0)
         frozen_kernel = self.prototypes.kernel
         applied = [
             tf.logical_and(finite, thawed) if variable is frozen_kernel else finite

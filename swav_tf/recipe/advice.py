@@ -95,14 +95,14 @@ def _unwise_freeze(recipe: Recipe, images: int | None) -> Iterator[Remark]:
             f"at {method.epsilon:g} SwAV was seen to collapse on small data (the loss stays at ln K)",
             "Try 0.03",
         )
-    if method.prototypes_frozen_steps == 0:
+    if not method.prototypes_frozen_steps and not method.prototypes_frozen_epochs:
         epoch = f" ({images // batch} steps)" if images is not None else ""
         yield Remark(
             "method.prototypes_frozen_steps",
             "SwAV was seen to collapse when the prototypes move from the first step",
             f"Freeze them for about an epoch{epoch}, on small data for three",
         )
-    elif images is not None and method.prototypes_frozen_steps >= images // batch * recipe.train.epochs:
+    elif images is not None and recipe.frozen_steps(images // batch) >= images // batch * recipe.train.epochs:
         yield Remark(
             "method.prototypes_frozen_steps",
             f"the run has {images // batch * recipe.train.epochs} steps, so the prototypes are never trained",

@@ -70,7 +70,9 @@ def load_any_recipe(file_or_name: str | Path, overrides: Sequence[str] = ()) -> 
         raise _error(label, [str(unreadable)]) from unreadable
     if not isinstance(values, dict):
         raise _error(label, [f"must be a mapping of settings, such as `name: my_run`; got {shown(values)}"])
+    values = _inherit(values, label, file_or_name)
     errors = [f"override '{item}': {error}" for item in overrides if (error := _apply(item, values))]
+    _resolve_shares(values)
     kind = values.get("kind", "pretrain")
     if kind not in ("probe", "finetune") and "kind" in values:
         raise _error(label, [*errors, f"kind: must be 'probe' or 'finetune', or left out, got {shown(kind)}"])
@@ -135,6 +137,68 @@ def _read(file_or_name: str | Path) -> tuple[str, str]:
 def _error(label: str, errors: Sequence[str]) -> RecipeError:
     count = "1 error" if len(errors) == 1 else f"{len(errors):,} errors"
     return RecipeError("\n".join([f"{label} has {count}:", *(f"  {error}" for error in errors)]))
+
+
+# === Inheritance and shares of the run ===
+
+
+def _inherit(values: dict[str, Any], label: str, file_or_name: str | Path) -> dict[str, Any]:
+    """Return the settings on top of those of the recipe that `base:` names; lists are replaced, sections merged."""
+    base, seen = values.pop("base", None), [str(file_or_name)]
+    here = Path(file_or_name).parent
+    while base is not None:
+        if not isinstance(base, str):
+            raise _error(label, [f"base: must be a recipe's name or file; got {shown(base)}"])
+        found = here / base if (here / base).is_file() else base
+        if str(found) in seen:
+            raise _error(label, [f"base: recipes inherit from each other: {' -> '.join([*seen, str(found)])}"])
+        seen.append(str(found))
+        try:
+            text, where = _read(found)
+            inherited = _plain_data(text)
+        except (RecipeError, ValueError) as error:
+            raise _error(label, [f"base: {error}"]) from error
+        if not isinstance(inherited, dict):
+            raise _error(label, [f"base: {where} must be a mapping of settings; got {shown(inherited)}"])
+        base, here = inherited.pop("base", None), Path(found).parent
+        values = _merged(inherited, values)
+    return values
+
+
+def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    both = {
+        key: _merged(below[key], value) if isinstance(value, dict) and isinstance(below.get(key), dict) else value
+        for key, value in above.items()
+    }
+    return below | both
+
+
+_SHARE = re.compile(r"(\d+(?:\.\d+)?) ?%")
+
+
+def _resolve_shares(values: dict[str, Any]) -> None:
+    """Turn shares of the run such as `10%` into whole epochs, in place. What is no share is left to validation."""
+    sections = [values.get(name) for name in ("train", "optimizer", "method")]
+    train, optimizer, method = (section if isinstance(section, dict) else {} for section in sections)
+    epochs = train.get("epochs")
+    if not isinstance(epochs, int) or isinstance(epochs, bool):
+        epochs = 1000  # validation reports it; the shares of it are no further errors
+
+    def resolved(length: Any) -> Any:
+        share = _SHARE.fullmatch(length) if isinstance(length, str) else None
+        return length if share is None else round(float(share[1]) / 100 * epochs)
+
+    queue = method.get("queue")
+    for section, name in ((optimizer, "warmup_epochs"), (queue, "from_epoch")):
+        if isinstance(section, dict) and name in section:
+            section[name] = resolved(section[name])
+    decays = optimizer.get("decay_epochs")
+    if isinstance(decays, list) and any(isinstance(item, str) and _SHARE.fullmatch(item) for item in decays):
+        whole = [resolved(item) for item in decays]
+        kept = [item for item in whole if not isinstance(item, int) or 0 < item < epochs]
+        optimizer["decay_epochs"] = list(dict.fromkeys(kept))
+        if not kept:  # one epoch has one rate, whatever the decay
+            optimizer["decay"] = "cosine"
 
 
 # === Overrides ===

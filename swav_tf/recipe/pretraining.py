@@ -171,7 +171,7 @@ class Queue(Section):
     """Past projections that join the batch when codes are computed."""
 
     length: int = Field(0, ge=0, description="projections per assign crop over all replicas; 0: no queue")
-    from_epoch: int = Field(0, ge=0, description="epoch (from 0) in which the queue starts to fill")
+    from_epoch: int = Field(0, ge=0, description="epoch (from 0) in which the queue starts to fill; in a file also a share of the run, 10%")
 
 
 class Method(Section):
@@ -180,7 +180,12 @@ class Method(Section):
     temperature: float = Field(0.1, gt=0, description="divides the scores in the softmax only")
     epsilon: float = Field(0.05, gt=0, description="entropy weight: divides the scores in Sinkhorn only")
     sinkhorn_iterations: int = Field(3, ge=1, le=100, description="alternating normalizations")
-    prototypes_frozen_steps: int = Field(0, ge=0, description="first steps, without prototype updates")
+    prototypes_frozen_steps: int | None = Field(
+        None, ge=0, description="first steps, without prototype updates; null: prototypes_frozen_epochs counts"
+    )
+    prototypes_frozen_epochs: int = Field(
+        0, ge=0, description="the same in epochs, at most a third of the run; 0 if the steps are set"
+    )
     queue: Queue = Field(Queue(), description="the queue of projections; null: no queue")
 
     @field_validator("queue", mode="before")
@@ -188,13 +193,18 @@ class Method(Section):
     def _null_is_no_queue(cls, value: Any) -> Any:
         return Queue() if value is None else value
 
+    @field_validator("prototypes_frozen_epochs")
+    @classmethod
+    def _steps_take_precedence(cls, epochs: int, info: ValidationInfo) -> int:
+        return epochs if info.data.get("prototypes_frozen_steps") is None else 0
+
 
 class Optimizer(Section):
     """LARS and its learning-rate schedule. Nothing rescales the rate by the batch size."""
 
     peak_learning_rate: float = Field(..., gt=0, description="rate at the end of the warm-up")
     final_learning_rate: float = Field(0.0, ge=0, description="rate that the cosine decays to")
-    warmup_epochs: int = Field(0, ge=0, description="epochs of linear warm-up")
+    warmup_epochs: int = Field(0, ge=0, description="epochs of linear warm-up; in a file also a share of the run, 10%")
     warmup_start_learning_rate: float = Field(0.0, ge=0, description="rate of the first warm-up step")
     momentum: float = Field(0.9, ge=0, lt=1, description="momentum")
     weight_decay: float = Field(1e-6, ge=0, description="added to the gradient before the trust ratio")
@@ -311,6 +321,13 @@ class Recipe(Section):
     def crop_count(self) -> int:
         """The number of crops of one image, V."""
         return sum(group.count for group in self.crops)
+
+    def frozen_steps(self, steps_per_epoch: int) -> int:
+        """Return the number of first steps without prototype updates."""
+        if self.method.prototypes_frozen_steps is not None:
+            return self.method.prototypes_frozen_steps
+        third = self.train.epochs * steps_per_epoch // 3
+        return min(self.method.prototypes_frozen_epochs * steps_per_epoch, third)
 
     @property
     def queue_length(self) -> int:

@@ -44,6 +44,8 @@ FREE_TO_CHANGE = (
     "monitor",
     "subset",  # the names in the file are compared, not its path
 )
+# These too if a run gets more epochs: the rates of its remaining steps follow the longer schedule.
+FREE_WITH_MORE_EPOCHS = ("train.epochs", "optimizer.warmup_epochs")
 
 
 # What people keep next to a run before it starts: scripts, logs, notes and recipes.
@@ -166,10 +168,12 @@ def changes(before: Mapping[str, Any], recipe: AnyRecipe, *, free: bool = False)
     # Settings that an earlier version did not know had their defaults.
     with contextlib.suppress(ValidationError):
         before = type(recipe).model_validate_json(json.dumps(before)).model_dump(mode="json")
+    longer = recipe.train.epochs > before["train"]["epochs"]
+    allowed = FREE_TO_CHANGE + (FREE_WITH_MORE_EPOCHS if longer else ())
     return [
         f"  {key}: was {old!r}, now {new!r}"
         for key, (old, new) in nested_diff(before, recipe.model_dump(mode="json")).items()
-        if any(key == name or key.startswith(f"{name}.") for name in FREE_TO_CHANGE) == free
+        if any(key == name or key.startswith(f"{name}.") for name in allowed) == free
     ]
 
 

@@ -52,7 +52,9 @@ def build_swav(recipe: Recipe, *, steps_per_epoch: int = 1) -> SwAV:
         backbone=backbone,
         head=head,
         prototypes=prototypes,
-        method=recipe.method,
+        method=recipe.method.model_copy(
+            update={"prototypes_frozen_steps": recipe.frozen_steps(steps_per_epoch)}
+        ),
         mean=recipe.augment.mean,
         std=recipe.augment.std,
         queue=queue,

@@ -181,7 +181,7 @@ SMOOTHING_STEPS = 50  # a smoothed loss over fewer steps is too noisy to judge
 
 def remedies(recipe: Recipe, position: Position) -> list[str]:
     """Return what to change in this recipe against a collapse, the likeliest help first."""
-    epsilon, frozen = recipe.method.epsilon, recipe.method.prototypes_frozen_steps
+    epsilon, frozen = recipe.method.epsilon, recipe.frozen_steps(position.steps_per_epoch)
     prototypes, jitter = recipe.model.prototypes, recipe.augment.jitter
     # Beyond a third of the run too little is left to train the prototypes.
     longer = min(max(2 * frozen, position.steps_per_epoch), position.total_steps // 3)
@@ -209,7 +209,7 @@ class CollapseWarning(keras.callbacks.Callback):
         super().__init__()
         self.recipe, self.position = recipe, position
         self.ln_k = math.log(recipe.model.prototypes)
-        wait = recipe.method.prototypes_frozen_steps + recipe.monitor.collapse_after_steps
+        wait = recipe.frozen_steps(position.steps_per_epoch) + recipe.monitor.collapse_after_steps
         self.check_at = min(wait, position.total_steps)
         self.least_steps = min(SMOOTHING_STEPS, position.total_steps)
         self.seen = 0

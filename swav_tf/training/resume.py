@@ -57,6 +57,12 @@ def log_config_changes(
         )
     if changed := changes(before, recipe, free=True):
         log.info("Settings changed since the checkpoint:\n%s", "\n".join(changed))
+    if (earlier := before["train"]["epochs"]) < recipe.train.epochs:
+        log.warning(
+            f"The run gets {recipe.train.epochs} epochs instead of {earlier}. The learning rate follows the longer "
+            f"schedule from step {checkpoint.step} on, so it rises at once, and the run differs from one that was "
+            f"started with {recipe.train.epochs} epochs."
+        )
     then = _batch_norm_images(before, replicas)
     now = _batch_norm_images(recipe.model_dump(mode="json"), team.replicas)
     if model.backbone.trainable and then != now:

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from swav_tf.plumbing.errors import RecipeError
 from swav_tf.recipe.advice import check_recipe
 from swav_tf.recipe.classifier import FinetuneRecipe, ProbeRecipe
 from swav_tf.recipe.files import (
@@ -14,6 +15,7 @@ from swav_tf.recipe.files import (
     load_recipe_of,
     recipe_header,
 )
+from swav_tf.recipe.pretraining import Recipe
 
 IMAGENET_IMAGES = 1_281_167
 LARGE, SMALL = (0.14, 1.0), (0.05, 0.14)
@@ -150,7 +152,7 @@ def test_what_published_recipes_share(name: str) -> None:
 def test_presets() -> None:
     for name in ("demo", "small_images"):  # frozen for three epochs
         recipe = load_recipe(name)
-        assert recipe.method.prototypes_frozen_steps == 3 * (IMAGES[name] // recipe.train.batch_size)
+        assert recipe.frozen_steps(IMAGES[name] // recipe.train.batch_size) == 3 * (IMAGES[name] // recipe.train.batch_size)
     paper = load_recipe("swav_200ep_bs256", ["name=one_gpu", "train.accumulation_steps=4"])
     assert load_recipe("one_gpu") == paper
 
@@ -202,3 +204,25 @@ def test_name_header_and_advice(name: str) -> None:
 
 def test_kinds_load_as_their_own_type() -> None:
     assert load_recipe_of(ProbeRecipe, "probe_digits") == load_any_recipe("probe_digits")
+
+
+@pytest.mark.parametrize("name", bundled_recipes())
+@pytest.mark.parametrize("epochs", [1, 2, 7])
+def test_every_recipe_takes_another_number_of_epochs_alone(name, epochs):
+    """Bug caught: a warm-up, a queue or decays of a fixed number of epochs, beyond a short run."""
+    recipe = load_any_recipe(name, [f"train.epochs={epochs}"])
+    if isinstance(recipe, Recipe) and recipe.method.prototypes_frozen_epochs:
+        assert recipe.frozen_steps(30) <= 30 * epochs // 3
+
+
+def test_a_recipe_inherits_from_its_base(tmp_path):
+    """Bug caught: sections replaced instead of merged, or shares of the base's epochs."""
+    path = tmp_path / "mine.yaml"
+    path.write_text("base: small_images\nname: mine\ntrain: {epochs: 40}\nmodel: {prototypes: 64}\n")
+    mine, base = load_any_recipe(path), load_any_recipe("small_images")
+    assert (mine.name, mine.train.epochs, mine.model.prototypes) == ("mine", 40, 64)
+    assert mine.optimizer.warmup_epochs == 2 and base.optimizer.warmup_epochs == 10
+    assert mine.model.backbone == base.model.backbone and mine.train.batch_size == base.train.batch_size
+    path.write_text(f"base: {path.name}\n")
+    with pytest.raises(RecipeError, match="inherit from each other"):
+        load_any_recipe(path)

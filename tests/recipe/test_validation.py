@@ -40,7 +40,7 @@ IMPOSSIBLE: list[tuple[str, list[str], list[str]]] = [
     ("demo", [*CV, "model.backbone.width=2"], ["model.backbone.width:", "got 2 for keras_cv"]),
     ("demo", [*CV, "model.backbone.preset=x", "model.backbone.arguments={a: 1}"], ["model.backbone.preset: a preset fixes"]),
     ("demo", ["train.accumulation_steps=3"], ["train.batch_size: 64 images cannot be split into 3", "Use 63 or 66."]),
-    ("demo", ["train.epochs=1"], ["optimizer.warmup_epochs: a warm-up of 2 epochs is longer than the run of 1"]),
+    ("demo", ["train.epochs=1", "optimizer.warmup_epochs=2"], ["optimizer.warmup_epochs: a warm-up of 2 epochs is longer than the run of 1"]),
     ("demo", ["train.strategy=one_device", "train.logical_cpus=2"], ["train.logical_cpus: makes 2 replicas"]),
     ("demo", ["method.queue.length=63"], ["method.queue.length: 63 is less than one batch of 64"]),
     ("demo", ["method.queue={length: 64, from_epoch: 36}"], ["method.queue.from_epoch: the queue would start in epoch 36", "is 35"]),
@@ -59,7 +59,7 @@ IMPOSSIBLE: list[tuple[str, list[str], list[str]]] = [
     ("finetune_full", ["optimizer.decay_epochs=[16, 12]"], ["optimizer.decay_epochs: must rise"]),
     ("finetune_full", ["optimizer.decay_epochs=[0, 12]"], ["optimizer.decay_epochs: must rise"]),
     ("finetune_full", ["optimizer.decay_epochs=[12, 12]"], ["optimizer.decay_epochs: must rise"]),
-    ("finetune_full", ["train.epochs=16"], ["must rise and lie between 1 and the last epoch, 15; got [12, 16]"]),
+    ("finetune_full", ["train.epochs=16", "optimizer.decay_epochs=[12, 16]"], ["must rise and lie between 1 and the last epoch, 15; got [12, 16]"]),
     ("finetune_full", ["train.accumulation_steps=3"], ["train.batch_size: 256 images cannot be split"]),
 ]  # fmt: skip
 
