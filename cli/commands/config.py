@@ -6,7 +6,7 @@ import dataclasses
 
 import click
 
-from cli.options import Report, count_option, json_options, override_option
+from cli.options import RecipeChoice, Report, count_option, json_options, override_option
 
 recipe_argument = click.argument("recipe", metavar="FILE_OR_NAME")
 
@@ -19,6 +19,7 @@ def command() -> None:
     Examples:
       swav-tf config list
       swav-tf config show demo > mine.yaml
+      swav-tf config auto photos/
       swav-tf config settings
       swav-tf config check mine.yaml -o train.batch_size=128 --images 50000
     """
@@ -62,6 +63,26 @@ def show(recipe: str, overrides: tuple[str, ...], report: Report) -> None:
     # With overrides, the expected figure in the header would no longer be true.
     header = [] if overrides else [recipe_header(recipe)]
     report.show(loaded.model_dump(mode="json"), [*header, recipe_yaml(loaded).rstrip("\n")])
+
+
+@command.command(short_help="Print the recipe chosen for images and this machine.")
+@click.argument("data")
+@override_option
+@json_options
+def auto(data: str, overrides: tuple[str, ...], report: Report) -> None:
+    """Print the recipe that `swav-tf pretrain DATA` would use, with the reasons as comments. Nothing is trained.
+
+    \b
+    Examples:
+      swav-tf config auto photos/
+      swav-tf config auto photos/ -o train.epochs=50 > mine.yaml
+    """
+    from swav_tf.recipe.files import recipe_yaml
+
+    recipe, lines = RecipeChoice(data, "auto", overrides).choose()
+    report.show(
+        recipe.model_dump(mode="json"), [*(f"# {line}" for line in lines), recipe_yaml(recipe).rstrip("\n")]
+    )
 
 
 @command.command(short_help="Report errors in a recipe and settings known to work badly.")

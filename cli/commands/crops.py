@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import click
 
-from cli.options import RecipeChoice, count_option, picture_option, recipe_options
+from cli.options import RecipeChoice, auto_recipe_options, count_option, picture_option
+from swav_tf.plumbing.log import show_log
 
 
 @click.command()
-@recipe_options
+@auto_recipe_options
 @count_option("--rows", most=100, default=6, help="Number of images.")
 @count_option("--epoch", least=0, default=0, help="Epoch to which the crops belong, starting at 0.")
 @picture_option(default=Path("crops.png"))
@@ -22,9 +24,10 @@ def command(recipe: RecipeChoice, rows: int, epoch: int, output: Path) -> None:
     \b
     Examples:
       swav-tf crops -c demo
-      swav-tf crops photos/ -c one_gpu -o data.kind=images --rows 10 --epoch 3 --output sheet.png
+      swav-tf crops photos/ --rows 10 --epoch 3 --output sheet.png
     """
-    settings = recipe.load_with_images()
+    show_log(logging.INFO)
+    settings = recipe.load_for()
 
     from swav_tf.data.pictures import contact_sheet
     from swav_tf.data.sources import open_source

@@ -13,9 +13,9 @@ from cli.options import (
     PATH,
     RecipeChoice,
     Report,
+    auto_recipe_options,
     cluster_options,
     fresh_option,
-    recipe_options,
     report_options,
     run_dir_option,
 )
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@recipe_options
+@auto_recipe_options
 @run_dir_option("Folder for checkpoints, metrics and summary.", show_default="runs/<name of the recipe>")
 @fresh_option
 @click.option(
@@ -49,19 +49,21 @@ def command(
 ) -> None:
     """Train SwAV on the images in DATA: a folder, a glob pattern of TFRecord shards or a TFDS name.
 
-    DATA may be omitted if the recipe names its images. If the run folder contains a checkpoint, the run resumes from
+    Without -c, the recipe is chosen for the images and this machine, logged, and saved in the run folder. DATA may be
+    omitted if the recipe names its images. If the run folder contains a checkpoint, the run resumes from
     it. To use several machines, start the same command on each. Their addresses come from TF_CONFIG, Slurm, or
     --nodes, --node-rank (different on each machine) and --master.
 
     \b
     Examples:
+      swav-tf pretrain photos/
+      swav-tf pretrain photos/ -o train.epochs=50
       swav-tf pretrain ILSVRC2012/train -c one_gpu --run-dir runs/first
-      swav-tf pretrain photos/ -c one_gpu -o data.kind=images -o train.epochs=50
       swav-tf pretrain photos/ -c one_gpu --weights runs/released --run-dir runs/photos
       swav-tf pretrain -c demo --run-dir runs/digits -o train.epochs=2
       swav-tf pretrain ILSVRC2012/train -c passl_4nodes --nodes 4 --node-rank 0 --master 10.0.0.1:2222
     """
-    settings = recipe.load_with_images()
+    settings = recipe.load_for(run_dir, fresh=fresh)
     load_tensorflow_quietly()
     from swav_tf.training.pretrain import pretrain
 

@@ -29,7 +29,9 @@ class SGDSettings(Section):
         "cosine",
         description="cosine: rate x (1 + cos(pi epoch / epochs)) / 2; steps: x decay_factor at decay_epochs",
     )
-    decay_epochs: tuple[int, ...] = Field((), description="epochs (from 0) that lower the rate, for steps; in a file also shares, [60%, 80%]")
+    decay_epochs: tuple[int, ...] = Field(
+        (), description="epochs (from 0) that lower the rate, for steps; or shares, [60%, 80%]"
+    )
     decay_factor: float = Field(0.2, gt=0, le=1, description="multiplies the rate, for steps")
 
     def impossible(self) -> Iterator[Remark]:

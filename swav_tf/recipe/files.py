@@ -70,7 +70,20 @@ def load_any_recipe(file_or_name: str | Path, overrides: Sequence[str] = ()) -> 
         raise _error(label, [str(unreadable)]) from unreadable
     if not isinstance(values, dict):
         raise _error(label, [f"must be a mapping of settings, such as `name: my_run`; got {shown(values)}"])
-    values = _inherit(values, label, file_or_name)
+    return recipe_of(_inherit(values, label, file_or_name), overrides, label=label)
+
+
+def recipe_of(values: dict[str, Any], overrides: Sequence[str] = (), *, label: str = "recipe") -> AnyRecipe:
+    """Validate settings as plain data, after applying overrides.
+
+    Args:
+        values: the settings; they are changed in place.
+        overrides: as for `load_recipe`.
+        label: names the recipe in errors.
+
+    Raises:
+        RecipeError: lists every error.
+    """
     errors = [f"override '{item}': {error}" for item in overrides if (error := _apply(item, values))]
     _resolve_shares(values)
     kind = values.get("kind", "pretrain")
@@ -151,7 +164,9 @@ def _inherit(values: dict[str, Any], label: str, file_or_name: str | Path) -> di
             raise _error(label, [f"base: must be a recipe's name or file; got {shown(base)}"])
         found = here / base if (here / base).is_file() else base
         if str(found) in seen:
-            raise _error(label, [f"base: recipes inherit from each other: {' -> '.join([*seen, str(found)])}"])
+            raise _error(
+                label, [f"base: recipes inherit from each other: {' -> '.join([*seen, str(found)])}"]
+            )
         seen.append(str(found))
         try:
             text, where = _read(found)
@@ -167,7 +182,9 @@ def _inherit(values: dict[str, Any], label: str, file_or_name: str | Path) -> di
 
 def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     both = {
-        key: _merged(below[key], value) if isinstance(value, dict) and isinstance(below.get(key), dict) else value
+        key: _merged(below[key], value)
+        if isinstance(value, dict) and isinstance(below.get(key), dict)
+        else value
         for key, value in above.items()
     }
     return below | both

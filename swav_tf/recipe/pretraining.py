@@ -171,7 +171,11 @@ class Queue(Section):
     """Past projections that join the batch when codes are computed."""
 
     length: int = Field(0, ge=0, description="projections per assign crop over all replicas; 0: no queue")
-    from_epoch: int = Field(0, ge=0, description="epoch (from 0) in which the queue starts to fill; in a file also a share of the run, 10%")
+    from_epoch: int = Field(
+        0,
+        ge=0,
+        description="epoch (from 0) in which the queue starts to fill, or a share, 10%",
+    )
 
 
 class Method(Section):
@@ -181,7 +185,9 @@ class Method(Section):
     epsilon: float = Field(0.05, gt=0, description="entropy weight: divides the scores in Sinkhorn only")
     sinkhorn_iterations: int = Field(3, ge=1, le=100, description="alternating normalizations")
     prototypes_frozen_steps: int | None = Field(
-        None, ge=0, description="first steps, without prototype updates; null: prototypes_frozen_epochs counts"
+        None,
+        ge=0,
+        description="first steps, without prototype updates; null: prototypes_frozen_epochs counts",
     )
     prototypes_frozen_epochs: int = Field(
         0, ge=0, description="the same in epochs, at most a third of the run; 0 if the steps are set"
@@ -204,7 +210,7 @@ class Optimizer(Section):
 
     peak_learning_rate: float = Field(..., gt=0, description="rate at the end of the warm-up")
     final_learning_rate: float = Field(0.0, ge=0, description="rate that the cosine decays to")
-    warmup_epochs: int = Field(0, ge=0, description="epochs of linear warm-up; in a file also a share of the run, 10%")
+    warmup_epochs: int = Field(0, ge=0, description="epochs of linear warm-up; or a share of the run, 10%")
     warmup_start_learning_rate: float = Field(0.0, ge=0, description="rate of the first warm-up step")
     momentum: float = Field(0.9, ge=0, lt=1, description="momentum")
     weight_decay: float = Field(1e-6, ge=0, description="added to the gradient before the trust ratio")

@@ -221,7 +221,7 @@ def test_the_start_of_tensorflow_is_silent_unless_it_fails(capfd):
         ),
         ("knn a b --epochs 3", 2, "No such option '--epochs'."),
         ("demo --seed -1", 2, "Invalid value for '--seed'"),
-        ("pretrain", 2, "Missing option '-c' / '--config'"),
+        ("pretrain", 2, "Give DATA, the images to choose a recipe for"),
         ("pretrain -c nothing", 2, "no recipe 'nothing'"),
         ("pretrain -c one_gpu", 2, "recipe 'one_gpu' does not specify where the images are"),
         ("pretrain photos -c demo", 2, "data.path: the digits are bundled"),

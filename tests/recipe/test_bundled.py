@@ -16,6 +16,7 @@ from swav_tf.recipe.files import (
     recipe_header,
 )
 from swav_tf.recipe.pretraining import Recipe
+from swav_tf.runs.folder import changes
 
 IMAGENET_IMAGES = 1_281_167
 LARGE, SMALL = (0.14, 1.0), (0.05, 0.14)
@@ -73,7 +74,7 @@ CLASSIFIERS: dict[str, tuple[tuple[float | None, float], int, int, str]] = {
     "finetune_1pct_passl": ((0.02, 5.0), 20, 12_811, "55.0"),
     "finetune_full": ((0.01, 0.2), 20, IMAGENET_IMAGES, ""),
 }
-IMAGES = {"demo": 1437, "small_images": 50_000, "probe_digits": 1437, "finetune_digits": 144}
+IMAGES = {"demo": 1437, "photos": 3068, "small_images": 50_000, "probe_digits": 1437, "finetune_digits": 144}
 PRESETS = {"one_gpu", *IMAGES}
 
 published = pytest.mark.parametrize("name", sorted(TABLE))
@@ -152,7 +153,9 @@ def test_what_published_recipes_share(name: str) -> None:
 def test_presets() -> None:
     for name in ("demo", "small_images"):  # frozen for three epochs
         recipe = load_recipe(name)
-        assert recipe.frozen_steps(IMAGES[name] // recipe.train.batch_size) == 3 * (IMAGES[name] // recipe.train.batch_size)
+        assert recipe.frozen_steps(IMAGES[name] // recipe.train.batch_size) == 3 * (
+            IMAGES[name] // recipe.train.batch_size
+        )
     paper = load_recipe("swav_200ep_bs256", ["name=one_gpu", "train.accumulation_steps=4"])
     assert load_recipe("one_gpu") == paper
 
@@ -195,7 +198,7 @@ def test_name_header_and_advice(name: str) -> None:
         assert f"{row.devices} GPUs x {row.batch_per_device} images" in header
     if name != "demo":
         assert f"-c {name}" in header
-        assert "Not run by this project" in header or "digits" in name
+        assert "Not run by this project" in header or "digits" in name or name == "photos"
     images = CLASSIFIERS[name][2] if name in CLASSIFIERS else IMAGES.get(name, IMAGENET_IMAGES)
     advice = check_recipe(recipe, images=images, replicas=row.devices if row else 1)
     # PASSL's queue is not a multiple of its batch.
@@ -221,8 +224,18 @@ def test_a_recipe_inherits_from_its_base(tmp_path):
     path.write_text("base: small_images\nname: mine\ntrain: {epochs: 40}\nmodel: {prototypes: 64}\n")
     mine, base = load_any_recipe(path), load_any_recipe("small_images")
     assert (mine.name, mine.train.epochs, mine.model.prototypes) == ("mine", 40, 64)
-    assert mine.optimizer.warmup_epochs == 2 and base.optimizer.warmup_epochs == 10
-    assert mine.model.backbone == base.model.backbone and mine.train.batch_size == base.train.batch_size
+    assert (mine.optimizer.warmup_epochs, base.optimizer.warmup_epochs) == (2, 10)
+    assert mine.model.backbone == base.model.backbone
+    assert mine.train.batch_size == base.train.batch_size
     path.write_text(f"base: {path.name}\n")
     with pytest.raises(RecipeError, match="inherit from each other"):
         load_any_recipe(path)
+
+
+def test_a_run_may_get_more_epochs_and_not_fewer():
+    """Bug caught: a finished run that cannot be trained longer, or a schedule cut short without a word."""
+    before = load_recipe("demo").model_dump(mode="json")
+    longer, shorter = load_recipe("demo", ["train.epochs=60"]), load_recipe("demo", ["train.epochs=20"])
+    assert changes(before, longer) == []
+    assert len(changes(before, longer, free=True)) == 2  # epochs and the warm-up's share of them
+    assert changes(before, shorter)

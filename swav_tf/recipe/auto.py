@@ -1,0 +1,222 @@
+"""The rules of `-c auto`: from facts about images and machine to a complete recipe, each choice with its reason.
+
+Measured: digits (32 px) and photos (48 px) with `resnet_small`, batch 64, 50 prototypes and LARS at rate 4 on two
+cores. The choices for larger networks follow the paper and are not measured.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from swav_tf.plumbing.errors import DataError
+
+# === Rules: change them here ===
+
+LEAST_IMAGES: Final = 16
+CPU_SECONDS: Final = 900  # of training on a CPU, by the estimate below; 25 % are left for a busy machine
+# Seconds that one core needs for the crops, forward and backward pass of an image; decoding is measured.
+CORE_SECONDS: Final = {32: 0.011, 48: 0.020}
+STEPS: Final = 3000  # of a small network: features of photos still improved at 2,800 steps
+EPOCHS: Final = (10, 200)  # fewest (if the time allows) and most
+GPU_STEPS, GPU_EPOCHS = 20_000, (50, 400)
+# Images up to which a batch is used. At least 20 steps an epoch, so that codes of an image change between its visits.
+BATCHES: Final = ((5_000, 64), (20_000, 128))
+LARGEST_BATCH: Final = 256
+PROTOTYPES_PER_SAMPLE: Final = (
+    0.8  # codes share the batch equally among prototypes: each gets more than one image
+)
+GPU_BYTES_PER_PIXEL: Final = {
+    "resnet18_32px": 4000,
+    "resnet18": 700,
+    "resnet50": 2600,
+}  # activations in half precision
+
+
+@dataclass(frozen=True)
+class ImageFacts:
+    """What a look at a folder of images found."""
+
+    path: str
+    kind: str  # data.kind
+    images: int
+    classes: int  # 0: no labels
+    short_side: int  # median of a sample, pixels
+    gray: bool  # all of the sample
+    decode_seconds: float  # mean of a sample, one core
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a recipe has to fit."""
+
+    cores: int
+    gpu_gb: float = 0.0  # memory of one GPU, 10^9 bytes; 0: no GPU
+    gpus: int = 0
+    bfloat16: bool = False  # the GPU computes in it
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A recipe as plain settings, and what was chosen and why, a line each."""
+
+    settings: dict[str, Any]
+    lines: tuple[str, ...]
+    seconds: float | None  # expected; None: not known for this machine
+
+
+def choose(images: ImageFacts, machine: Machine) -> Choice:
+    """Return the recipe for these images on this machine.
+
+    Raises:
+        DataError: there are too few images to learn from.
+    """
+    if images.images < LEAST_IMAGES:
+        raise DataError(
+            f"At least {LEAST_IMAGES} images are needed to learn features. Received: {images.images} in {images.path}."
+        )
+    large, small, network = _views(images, machine)
+    batch = _batch(images.images)
+    prototypes = max(2, int(PROTOTYPES_PER_SAMPLE * batch))
+    steps = images.images // batch
+    epochs, seconds = _epochs(images, machine, batch=batch, size=large)
+    parts = _parts(batch, machine, network=network, pixels=2 * large**2 + 4 * small**2)
+    scales = ([0.4, 1.0], [0.2, 0.5]) if large <= 32 else ([0.3, 1.0], [0.1, 0.4])
+    jitter = 0.3 if images.gray else 0.4
+    view = {"resize": large if large <= 48 else large * 8 // 7, "crop": large}
+    settings = {
+        "name": f"auto-{Path(images.path).name or 'images'}",
+        "data": {
+            "kind": images.kind,
+            "path": None if images.kind == "digits" else images.path,
+            "evaluation": view,
+        },
+        "crops": [
+            {"count": 2, "size": large, "scale": scales[0]},
+            {"count": 4, "size": small, "scale": scales[1]},
+        ],
+        "augment": {
+            "jitter": {
+                "brightness": jitter,
+                "contrast": jitter,
+                "saturation": 0.0 if images.gray else jitter,
+                "hue": 0.0 if images.gray else 0.1,
+            },
+            "grayscale_probability": 0.0 if images.gray else 0.2,
+            "blur": {"probability": 0.5 if large > 64 else 0.0},
+        },
+        "model": {
+            "backbone": {"name": network},
+            "head_hidden": {"resnet_small": 128, "resnet50": 2048}.get(network, 512),
+            "prototypes": prototypes,
+        },
+        "method": {"epsilon": 0.03, "prototypes_frozen_epochs": 3 if steps < 100 else 1},
+        "optimizer": {
+            "peak_learning_rate": 4.0,
+            "final_learning_rate": 0.004,
+            "warmup_epochs": "10%",
+            "warmup_start_learning_rate": 0.1 if epochs > 5 else 0.0,
+        },
+        "monitor": {"knn_every_epochs": max(1, epochs // 7) if images.classes >= 2 else 0},
+        "train": {
+            "epochs": epochs,
+            "batch_size": batch,
+            "accumulation_steps": parts,
+            "precision": _precision(machine),
+        },
+    }
+    return Choice(settings, tuple(_explain(images, machine, settings, seconds)), seconds)
+
+
+def _views(images: ImageFacts, machine: Machine) -> tuple[int, int, str]:
+    """Return the sizes of large and small crops, and the network for them."""
+    if not machine.gpus:
+        return (32, 20, "resnet_small") if images.short_side <= 40 else (48, 32, "resnet_small")
+    if images.short_side <= 40:
+        return 32, 20, "resnet18_32px"
+    if images.short_side <= 96:
+        return 64, 40, "resnet18_32px"
+    return (160, 64, "resnet18") if images.images < 20_000 else (224, 96, "resnet50")
+
+
+def _batch(images: int) -> int:
+    for most, batch in BATCHES:
+        if images <= most:
+            # A small set gets a batch of at most a quarter of it, a power of 2.
+            return min(batch, 1 << max(2, (images // 4).bit_length() - 1))
+    return LARGEST_BATCH
+
+
+def _epochs(images: ImageFacts, machine: Machine, *, batch: int, size: int) -> tuple[int, float | None]:
+    """Return the number of epochs and the expected seconds."""
+    steps = max(1, images.images // batch)
+    if machine.gpus:
+        fewest, most = GPU_EPOCHS
+        return min(max(GPU_STEPS // steps, fewest), most), None
+    epoch = steps * batch * (CORE_SECONDS[size] + images.decode_seconds) / machine.cores
+    fewest, most = EPOCHS
+    wanted = min(max(STEPS // steps, fewest), most)
+    epochs = max(1, min(wanted, int(CPU_SECONDS / epoch)))
+    return epochs, epochs * epoch
+
+
+def _parts(batch: int, machine: Machine, *, network: str, pixels: int) -> int:
+    """Return the accumulation steps with which a batch fits the GPU."""
+    parts, per_image = 1, GPU_BYTES_PER_PIXEL.get(network, 0) * pixels
+    while machine.gpus and batch // parts > 16 and batch * per_image / parts > 0.7 * machine.gpu_gb * 1e9:
+        parts *= 2
+    return parts
+
+
+def _precision(machine: Machine) -> str:
+    if not machine.gpus:
+        return "float32"
+    return "mixed_bfloat16" if machine.bfloat16 else "mixed_float16"
+
+
+def _explain(
+    images: ImageFacts, machine: Machine, settings: dict[str, Any], seconds: float | None
+) -> list[str]:
+    """Return what was chosen and why, at most 12 lines."""
+    train, (large, small) = settings["train"], settings["crops"]
+    steps = images.images // train["batch_size"]
+    labels = f"{images.classes} classes (used for k-NN only)" if images.classes else "no labels"
+    color = "gray" if images.gray else "color"
+    device = (
+        f"{machine.gpus} GPU(s) of {machine.gpu_gb:.0f} GB" if machine.gpus else f"{machine.cores} CPU cores"
+    )
+    time = (
+        "not known before the first steps"
+        if seconds is None
+        else f"about {max(1, round(seconds / 60))} minutes"
+    )
+    lines = [
+        f"auto: {images.images:,} images, {images.kind}, {labels}, {color}, median short side {images.short_side} px; "
+        f"{device}",
+        f"  {settings['model']['backbone']['name']}, crops 2 x {large['size']} + 4 x {small['size']} px: "
+        + (
+            "a larger network does not finish on a CPU"
+            if not machine.gpus
+            else "by the images' size and number"
+        ),
+        f"  batch {train['batch_size']} in {train['accumulation_steps']} part(s), {train['precision']}: "
+        f"{steps} steps an epoch",
+        f"  {settings['model']['prototypes']} prototypes: each gets more than one image of a batch, so no queue",
+        f"  epsilon 0.03, prototypes frozen {settings['method']['prototypes_frozen_epochs']} epoch(s): "
+        "against collapse on small data",
+        f"  jitter {settings['augment']['jitter']['brightness']}"
+        + (", no changes of color: the images are gray" if images.gray else ", softer than ImageNet's")
+        + "; flips (text or digits: -o augment.flip_probability=0)",
+        f"  {train['epochs']} epochs, {train['epochs'] * steps:,} steps: {time}",
+    ]
+    if not machine.gpus:
+        wanted = min(max(STEPS // max(1, steps), EPOCHS[0]), EPOCHS[1])
+        if train["epochs"] < wanted:
+            slow = images.decode_seconds > CORE_SECONDS[large["size"]]
+            reading = (
+                f"; reading takes {images.decode_seconds * 1e3:.0f} ms an image: store smaller ones" * slow
+            )
+            lines.append(f"  With more time {wanted} epochs are better: -o train.epochs={wanted}{reading}")
+        lines.append("  With a GPU, auto would choose a larger network, larger crops and more epochs.")
+    return lines

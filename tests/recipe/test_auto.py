@@ -1,0 +1,49 @@
+"""The rules of `-c auto` give recipes that work, over kinds of folders and machines."""
+
+import dataclasses
+
+import pytest
+
+from swav_tf.plumbing.errors import DataError
+from swav_tf.recipe.advice import check_recipe
+from swav_tf.recipe.auto import CPU_SECONDS, ImageFacts, Machine, choose
+from swav_tf.recipe.files import recipe_of
+
+PHOTOS = ImageFacts(
+    path="a/photos", kind="images", images=2000, classes=0, short_side=400, gray=False, decode_seconds=0.005
+)
+CPU, GPU = Machine(2), Machine(16, gpu_gb=16, gpus=1, bfloat16=True)
+
+
+@pytest.mark.parametrize("machine", [CPU, GPU])
+@pytest.mark.parametrize("images", [16, 61, 500, 2000, 20_000, 1_300_000])
+@pytest.mark.parametrize("short_side", [8, 64, 4000])
+def test_every_choice_is_a_recipe_without_remarks(machine: Machine, images: int, short_side: int) -> None:
+    """Bug caught: prototypes beyond the batch, a freeze or warm-up beyond the run, a batch beyond the images."""
+    facts = dataclasses.replace(PHOTOS, images=images, short_side=short_side)
+    choice = choose(facts, machine)
+    recipe = recipe_of(dict(choice.settings))
+    remarks = check_recipe(recipe, images=images, replicas=1, on_cpu=not machine.gpus)
+    short = recipe.train.epochs <= 5
+    assert [remark.path for remark in remarks if not short] == []
+    assert recipe.train.batch_size * 4 <= images
+    assert len(choice.lines) <= 12
+
+
+@pytest.mark.parametrize("decode_seconds", [0.0001, 0.02, 0.3])
+def test_two_thousand_images_of_any_size_finish_on_two_cores(decode_seconds: float) -> None:
+    """Bug caught: an expected time that leaves out decoding."""
+    choice = choose(dataclasses.replace(PHOTOS, decode_seconds=decode_seconds), CPU)
+    assert choice.seconds is not None
+    assert choice.seconds <= CPU_SECONDS
+    assert choice.settings["train"]["epochs"] * 2000 * decode_seconds / 2 <= CPU_SECONDS
+
+
+def test_labels_and_gray_images_change_the_recipe() -> None:
+    """Bug caught: a k-NN without labels, or jitter of colors that are not there."""
+    assert choose(PHOTOS, CPU).settings["monitor"]["knn_every_epochs"] == 0
+    gray = choose(dataclasses.replace(PHOTOS, kind="class_folders", classes=3, gray=True), CPU).settings
+    assert gray["monitor"]["knn_every_epochs"] > 0
+    assert gray["augment"]["jitter"]["saturation"] == gray["augment"]["grayscale_probability"] == 0
+    with pytest.raises(DataError, match="At least 16"):
+        choose(dataclasses.replace(PHOTOS, images=15), CPU)
