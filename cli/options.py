@@ -209,7 +209,8 @@ class RecipeChoice:
         recipe = recipe_of(dict(choice.settings), self.overrides, label="recipe 'auto'")
         assert isinstance(recipe, Recipe)
         check_recipe(recipe)
-        return recipe, choice.lines
+        changed = f"  changed by -o: {' '.join(self.overrides)}; the lines above are what auto chose"
+        return recipe, (*choice.lines, *([changed] if self.overrides else []))
 
     def load_with_images(self) -> Recipe:
         """Do the same, and require that the recipe or DATA names the images."""
