@@ -333,11 +333,6 @@ def image_options(
     )
 
 
-best_option = click.option(
-    "--best",
-    is_flag=True,
-    help="Use the weights of the best validated epoch of a probe or fine-tuning run, not those of the last.",
-)
 batch_option = count_option("--batch", default=128, help="Images per batch.")
 
 
