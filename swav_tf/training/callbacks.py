@@ -1,4 +1,4 @@
-"""Keras callbacks that watch a run: metrics, progress, k-NN accuracy, the collapse warning."""
+"""Keras callbacks that watch a run: metrics, progress, the collapse warning."""
 
 from __future__ import annotations
 
@@ -13,20 +13,14 @@ import numpy as np
 import tensorflow as tf
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from swav_tf.data.labels import renumbered
-from swav_tf.data.sources import ImageSource, open_source
-from swav_tf.knn import knn_accuracy
-from swav_tf.method.swav import SwAV
-from swav_tf.plumbing.errors import DataError
 from swav_tf.plumbing.log import console, log
 from swav_tf.recipe.files import AnyRecipe
 from swav_tf.recipe.pretraining import Recipe
 from swav_tf.runs.folder import RunFolder
-from swav_tf.training.features import extract_features
 from swav_tf.training.position import Logs, Position
 
 if TYPE_CHECKING:
-    from swav_tf.training.job import Job
+    pass
 
 
 class MetricsLog(keras.callbacks.Callback):
@@ -238,61 +232,3 @@ class CollapseWarning(keras.callbacks.Callback):
                 f"learned yet (projection spread {self.spread:.3f}; 0 is complete collapse). "
                 f"Remedies, in this order:\n  {advice}"
             )
-
-
-class KNNEvaluator(keras.callbacks.Callback):
-    """Measure k-NN accuracy every `knn_every_epochs` epochs, on the chief while the other workers wait.
-
-    Queries are the validation images, without any a fifth of the training images; at most `knn_images` of either
-    are used, always the same.
-    """
-
-    model: SwAV
-
-    def __init__(self, job: Job, recipe: Recipe, source: ImageSource) -> None:
-        super().__init__()
-        self.job, self.recipe = job, recipe
-        self.source = self.query_source = source
-        limit, draw = recipe.monitor.knn_images, np.random.default_rng(recipe.train.seed)
-        chosen = draw.permutation(len(source))[:limit]
-        if recipe.data.validation_path or recipe.data.validation_split:
-            self.query_source = open_source(recipe.data, validation=True)
-            self.known = np.sort(chosen)
-            self.queries = np.sort(draw.permutation(len(self.query_source))[:limit])
-        else:
-            cut = len(chosen) // 5
-            self.queries, self.known = np.sort(chosen[:cut]), np.sort(chosen[cut:])
-        self.labels = np.array([source.label(int(i)) for i in self.known])
-        self.query_labels = np.array([self.query_source.label(int(i)) for i in self.queries])
-        if min(self.labels.min(initial=0), self.query_labels.min(initial=0)) < 0:
-            raise DataError(
-                "monitor.knn_every_epochs needs labeled images. Received: images without labels. "
-                "Set it to 0, or use data.kind=class_folders."
-            )
-        if self.query_source is not source:
-            own, names = self.query_source.class_names, source.class_names
-            self.query_labels = (
-                renumbered(self.query_labels, own, names) if own or names else self.query_labels
-            )
-            if unknown := int((self.query_labels < 0).sum()):
-                raise DataError(
-                    "Validation images must have classes of the training images. "
-                    f"Received: {unknown:,} of {len(self.queries):,} with other classes."
-                )
-
-    def on_train_batch_end(self, batch: int, logs: Logs) -> None:
-        """Measure when an epoch that is due ends, and at the end of the run."""
-        position, monitor = self.job.position, self.recipe.monitor
-        due = (position.epoch + 1) % monitor.knn_every_epochs == 0 or position.at_end
-        if not (position.at_epoch_end and due):
-            return
-        known = extract_features(self.model, self.source, self.known, self.recipe.data)
-        queries = extract_features(self.model, self.query_source, self.queries, self.recipe.data)
-        accuracy = None  # if features are not finite; `StopWhenDiverged` decides whether that ends the run
-        if np.isfinite(known).all() and np.isfinite(queries).all():
-            k, temperature = min(monitor.knn_neighbours, len(known)), monitor.knn_temperature
-            accuracy = knn_accuracy(
-                known, self.labels, queries, self.query_labels, k=k, temperature=temperature
-            )
-        position.validation["knn_top1"] = accuracy
-        self.job.metrics.write("knn", {"knn_top1": accuracy})

@@ -20,8 +20,9 @@ from swav_tf.plumbing.errors import DataError
 from swav_tf.plumbing.log import log
 from swav_tf.recipe.pretraining import Recipe
 from swav_tf.training.build import build_swav, init_from, read_pretrained
-from swav_tf.training.callbacks import CollapseWarning, KNNEvaluator
+from swav_tf.training.callbacks import CollapseWarning
 from swav_tf.training.job import Job, open_job
+from swav_tf.training.knn_monitor import BASELINES, KNNEvaluator
 from swav_tf.training.rendezvous import ClusterAddress
 
 __all__ = ["ClusterAddress", "PretrainResult", "pretrain"]
@@ -93,7 +94,7 @@ def pretrain(
             loss_first=job.position.first_loss,
             loss_last=job.position.last_loss,
             ln_k=ln_k,
-            knn_top1=job.position.validation.get("knn_top1"),
+            **{key: job.position.validation.get(key) for key in ("knn_top1", *BASELINES)},
             prototypes_used=int(np.count_nonzero(job.position.usage)),
             prototypes=recipe.model.prototypes,
             images=len(source),

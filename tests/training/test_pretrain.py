@@ -40,7 +40,10 @@ def test_a_run_leaves_a_complete_folder(tmp_path):
     assert result.summary["loss_last"] == epochs[1]["loss"]
     assert result.summary["ln_k"] == pytest.approx(math.log(12))
     assert 0 < result.summary["prototypes_used"] == epochs[1]["prototypes_used"] <= 12
-    [knn] = lines(tmp_path, "knn")
+    [knn], [baselines] = lines(tmp_path, "knn"), lines(tmp_path, "knn_baselines")
+    assert baselines["step"] == 0
+    for key in ("knn_top1_initial", "knn_top1_pixels"):
+        assert 0.2 < baselines[key] == result.summary[key] <= 1
     assert 0.2 < knn["knn_top1"] == result.summary["knn_top1"] <= 1
 
     again = pretrain(recipe, run_dir=tmp_path, quiet=True)

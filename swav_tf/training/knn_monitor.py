@@ -1,0 +1,173 @@
+"""k-NN accuracy during pretraining, compared with what costs nothing: the initial weights, and raw pixels.
+
+A falling loss is not learning: features can be worse than those of a random initialization while the loss is far below
+ln K. With labels, the comparison shows it.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, Final
+
+import cv2
+import keras
+import numpy as np
+
+from swav_tf.data.labels import renumbered
+from swav_tf.data.sources import ImageSource, open_source
+from swav_tf.data.views import stack_views, view_batches
+from swav_tf.knn import knn_accuracy
+from swav_tf.method.swav import SwAV
+from swav_tf.plumbing.errors import DataError
+from swav_tf.plumbing.log import log
+from swav_tf.recipe.pretraining import Data, Recipe
+from swav_tf.training.features import extract_features
+from swav_tf.training.position import Logs
+
+if TYPE_CHECKING:
+    from swav_tf.training.job import Job
+
+PIXELS_SIDE: Final = (
+    32  # to which views are reduced as raw pixels: 224 x 224 would need 12 GB for 20,000 images
+)
+EARLY: Final = 0.1  # share of a run after which features are measured in any case
+
+
+class KNNEvaluator(keras.callbacks.Callback):
+    """Measure k-NN accuracy every `knn_every_epochs` epochs, on the chief while the other workers wait.
+
+    Queries are the validation images, without any a fifth of the training images; at most `knn_images` of either
+    are used, always the same.
+    """
+
+    model: SwAV
+
+    def __init__(self, job: Job, recipe: Recipe, source: ImageSource) -> None:
+        super().__init__()
+        self.job, self.recipe = job, recipe
+        self.source = self.query_source = source
+        limit, draw = recipe.monitor.knn_images, np.random.default_rng(recipe.train.seed)
+        chosen = draw.permutation(len(source))[:limit]
+        if recipe.data.validation_path or recipe.data.validation_split:
+            self.query_source = open_source(recipe.data, validation=True)
+            self.known = np.sort(chosen)
+            self.queries = np.sort(draw.permutation(len(self.query_source))[:limit])
+        else:
+            cut = len(chosen) // 5
+            self.queries, self.known = np.sort(chosen[:cut]), np.sort(chosen[cut:])
+        self.labels = np.array([source.label(int(i)) for i in self.known])
+        self.query_labels = np.array([self.query_source.label(int(i)) for i in self.queries])
+        if min(self.labels.min(initial=0), self.query_labels.min(initial=0)) < 0:
+            raise DataError(
+                "monitor.knn_every_epochs needs labeled images. Received: images without labels. "
+                "Set it to 0, or use data.kind=class_folders."
+            )
+        if self.query_source is not source:
+            own, names = self.query_source.class_names, source.class_names
+            self.query_labels = (
+                renumbered(self.query_labels, own, names) if own or names else self.query_labels
+            )
+            if unknown := int((self.query_labels < 0).sum()):
+                raise DataError(
+                    "Validation images must have classes of the training images. "
+                    f"Received: {unknown:,} of {len(self.queries):,} with other classes."
+                )
+
+    def on_train_begin(self, logs: Logs | None = None) -> None:
+        """Measure the initial weights and raw pixels when a run starts."""
+        if self.job.position.step:
+            return  # their figures are in the checkpoint
+        known, queries = (
+            pixel_features(source, indices, self.recipe.data)
+            for source, indices in ((self.source, self.known), (self.query_source, self.queries))
+        )
+        initial, pixels = self._features_accuracy(), self._accuracy(known, queries)
+        self._keep("knn_baselines", knn_top1_initial=initial, knn_top1_pixels=pixels)
+
+    def on_train_batch_end(self, batch: int, logs: Logs) -> None:
+        """Measure when an epoch that is due ends, after a tenth of the run, and at its end."""
+        position, monitor = self.job.position, self.recipe.monitor
+        if not position.at_epoch_end:
+            return
+        epoch, epochs = position.epoch + 1, self.recipe.train.epochs
+        early = epochs * EARLY >= 1 and epoch == math.ceil(EARLY * epochs)
+        if not (epoch % monitor.knn_every_epochs == 0 or early or position.at_end):
+            return
+        self._keep("knn", knn_top1=self._features_accuracy())
+        found, queries = position.validation, len(self.queries)
+        log.info("Epoch %s: %s", epoch, comparison(found))
+        if early and (lost := lost_to(found, queries, ["knn_top1_initial"])):
+            log.warning(
+                f"After a tenth of the run the features are not better than {lost}. If that stays so, the run learns "
+                "nothing useful."
+            )
+        if position.at_end:
+            log.log(*verdict(found, queries))
+
+    def _keep(self, kind: str, **figures: float | None) -> None:
+        self.job.position.validation.update(figures)
+        self.job.metrics.write(kind, figures)
+
+    def _features_accuracy(self) -> float | None:
+        known = extract_features(self.model, self.source, self.known, self.recipe.data)
+        queries = extract_features(self.model, self.query_source, self.queries, self.recipe.data)
+        if not (np.isfinite(known).all() and np.isfinite(queries).all()):
+            return None  # `StopWhenDiverged` decides whether that ends the run
+        return self._accuracy(known, queries)
+
+    def _accuracy(self, known: np.ndarray, queries: np.ndarray) -> float:
+        monitor = self.recipe.monitor
+        k, temperature = min(monitor.knn_neighbours, len(known)), monitor.knn_temperature
+        return knn_accuracy(known, self.labels, queries, self.query_labels, k=k, temperature=temperature)
+
+
+def pixel_features(source: ImageSource, indices: np.ndarray, settings: Data) -> np.ndarray:
+    """Return the evaluation views of images as vectors, float32 (n, s * s * 3), s at most PIXELS_SIDE.
+
+    Raises:
+        DataError: an image cannot be read.
+    """
+    side = min(PIXELS_SIDE, settings.evaluation.crop)
+    rows = [np.empty((0, side * side * 3), np.float32)]
+    for batch in view_batches(source, indices, settings.evaluation, 128, threads=settings.threads):
+        small = [cv2.resize(view, (side, side), interpolation=cv2.INTER_AREA) for view in stack_views(batch)]
+        rows.append(np.stack(small).reshape(len(batch), -1).astype(np.float32))
+    return np.concatenate(rows)
+
+
+BASELINES: Final = {"knn_top1_initial": "the initial weights", "knn_top1_pixels": "raw pixels"}
+
+
+def comparison(found: dict[str, Any]) -> str:
+    """Return the k-NN accuracy next to its baselines, those that were measured."""
+    if found["knn_top1"] is None:
+        return "k-NN: the features are not finite"
+    others = [
+        f"{what} {100 * found[key]:.1f} %" for key, what in BASELINES.items() if found.get(key) is not None
+    ]
+    return f"k-NN {100 * found['knn_top1']:.1f} %" + (f" ({', '.join(others)})" if others else "")
+
+
+def lost_to(found: dict[str, Any], queries: int, baselines: Iterable[str] = BASELINES) -> str:
+    """Return the baselines that the features do not exceed by two standard errors of the difference; "" if none."""
+    top1, lost = found["knn_top1"] or 0.0, []
+    for key in baselines:
+        if (base := found.get(key)) is not None:
+            error = math.sqrt((top1 * (1 - top1) + base * (1 - base)) / queries)
+            lost += [BASELINES[key]] if top1 <= base + 2 * error else []
+    return " and ".join(lost)
+
+
+def verdict(found: dict[str, Any], queries: int) -> tuple[int, str]:
+    """Return level and text of what the k-NN accuracy says about the features at the end of a run."""
+    if "knn_top1_initial" not in found:
+        return logging.INFO, "The k-NN accuracy has no baselines, as an earlier version began this run."
+    by = f"By k-NN on {queries:,} images, the features are"
+    if not (lost := lost_to(found, queries)):
+        return logging.INFO, f"{by} better than {' and '.join(BASELINES.values())}."
+    return logging.WARNING, (
+        f"{by} not clearly better than {lost}, whatever the loss: little was learned that helps to distinguish these "
+        "classes. Train for more epochs or on more images, or start from released weights (--weights)."
+    )

@@ -1,0 +1,55 @@
+"""What the k-NN accuracy says about a run, next to the accuracy of the initial weights and of raw pixels."""
+
+import logging
+
+import numpy as np
+import pytest
+
+from swav_tf.data.folders import ImageFolder
+from swav_tf.recipe.pretraining import Data
+from swav_tf.training.knn_monitor import comparison, lost_to, pixel_features, verdict
+from tests.evaluate.models import make_class_folders
+
+
+# Bugs caught: a difference within the noise of few images that counts as learning, and a clear one that does not.
+@pytest.mark.parametrize(
+    ("initial", "pixels", "queries", "lost"),
+    [
+        (0.30, 0.30, 500, ""),
+        (0.30, 0.45, 500, "raw pixels"),  # the standard error of the difference is 0.031
+        (0.46, 0.45, 500, "the initial weights and raw pixels"),
+        (0.46, 0.45, 50_000, ""),
+        (0.60, 0.30, 50_000, "the initial weights"),
+        (None, 0.30, 500, ""),
+    ],
+)
+def test_features_must_be_clearly_better(initial, pixels, queries, lost):
+    found = {"knn_top1": 0.5, "knn_top1_initial": initial, "knn_top1_pixels": pixels}
+    assert lost_to(found, queries) == lost
+    level, text = verdict(found, queries)
+    assert (level, "not clearly better" in text) == (
+        (logging.WARNING, True) if lost else (logging.INFO, False)
+    )
+    assert comparison(found).startswith("k-NN 50.0 % (")
+
+
+# Bug caught: features that are not finite, taken for learned ones.
+def test_features_that_are_not_finite():
+    found = {"knn_top1": None, "knn_top1_initial": 0.3, "knn_top1_pixels": 0.2}
+    assert verdict(found, 100)[0] == logging.WARNING
+    assert "not finite" in comparison(found)
+
+
+# Bugs caught: pixels of other images, or views so large that they do not fit in memory.
+def test_raw_pixels_are_reduced_views(tmp_path):
+    source = ImageFolder(make_class_folders(tmp_path / "images", each=3))
+    large = pixel_features(
+        source, np.array([4, 1]), Data(kind="images", evaluation={"resize": 64, "crop": 64})
+    )
+    small = pixel_features(
+        source, np.array([4, 1]), Data(kind="images", evaluation={"resize": 16, "crop": 16})
+    )
+    assert (large.shape, small.shape) == ((2, 32 * 32 * 3), (2, 16 * 16 * 3))
+    means = [features.reshape(2, -1, 3).mean(axis=1) for features in (large, small)]
+    np.testing.assert_allclose(*means, atol=6)
+    assert np.abs(means[0][0] - means[0][1]).max() > 0.5
