@@ -63,6 +63,11 @@ def command(
       swav-tf pretrain -c demo --run-dir runs/digits -o train.epochs=2
       swav-tf pretrain ILSVRC2012/train -c passl_4nodes --nodes 4 --node-rank 0 --master 10.0.0.1:2222
     """
+    if cluster is not None and recipe.config == "auto":
+        raise click.UsageError(
+            "Several machines need one recipe, and -c auto chooses one for each. Write it once, "
+            "`swav-tf config auto DATA > FILE.yaml`, and pass -c FILE.yaml on all."
+        )
     settings = recipe.load_for(run_dir, fresh=fresh)
     load_tensorflow_quietly()
     from swav_tf.training.pretrain import pretrain
