@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from cli.closing import after_training_a_classifier
 from cli.options import (
+    Option,
+    Report,
     cluster_options,
-    config_option,
     fresh_option,
     option_group,
     override_option,
@@ -22,6 +23,8 @@ from cli.options import (
 
 if TYPE_CHECKING:
     from swav_tf.recipe.classifier import FinetuneRecipe, ProbeRecipe
+    from swav_tf.recipe.pretraining import Recipe
+    from swav_tf.training.classify import ClassifierResult
 
     Kind = TypeVar("Kind", ProbeRecipe, FinetuneRecipe)
 
@@ -33,7 +36,7 @@ class ClassifierChoice:
     train: str | None
     validation: str | None
     model: str
-    config: str
+    config: str | None  # None: made for the run, see `_settings`
     overrides: tuple[str, ...]
     subset: Path | None
     from_scratch: bool
@@ -45,7 +48,8 @@ class ClassifierChoice:
         from swav_tf.recipe.advice import check_recipe
         from swav_tf.recipe.files import load_recipe_of
 
-        data_kind = load_recipe_of(kind, self.config, self.overrides).data.kind
+        config, overrides = self._settings()
+        data_kind = load_recipe_of(kind, config, overrides).data.kind
         validation_key = {"digits": None, "tfds": "validation_split"}.get(data_kind, "validation_path")
         if self.validation is not None and validation_key is None:
             raise click.UsageError(
@@ -56,7 +60,7 @@ class ClassifierChoice:
             f"data.{validation_key}": self.validation,
             "subset": None if self.subset is None else str(self.subset),
         }
-        recipe = load_recipe_of(kind, self.config, with_values(self.overrides, given))
+        recipe = load_recipe_of(kind, config, with_values(overrides, given))
         if validation_key is not None:
             for key, what in (("path", "training"), (validation_key, "validation")):
                 if getattr(recipe.data, key) is None:
@@ -66,6 +70,36 @@ class ClassifierChoice:
                     )
         check_recipe(recipe)  # advice is given by the trainer, which knows the images and devices
         return recipe
+
+    def _settings(self) -> tuple[str, tuple[str, ...]]:
+        """Return the recipe and its overrides: without -c, `probe` with the images and the view of the pretraining."""
+        if self.config is not None:
+            return self.config, self.overrides
+        data = self._pretraining().data
+        view = data.evaluation
+        if self.train is not None:
+            from swav_tf.data.sources import guess_kind
+
+            kind = data.kind if data.kind in ("tfds", "tfrecord") else guess_kind(self.train)
+            data = data.model_copy(update={"kind": kind, "path": self.train, "validation_path": None})
+            data = data.model_copy(update={"validation_split": None} if kind != "tfds" else {})
+        elif data.kind == "digits" and data.validation_split is None:
+            data = data.model_copy(update={"validation_split": "test"})
+        made = (f"data={data.model_dump_json()}", f"crop.size={view.crop}")
+        return "probe", (*made, *self.overrides)
+
+    def _pretraining(self) -> Recipe:
+        """Return the recipe of --model, a run or, with --from-scratch, also a recipe."""
+        from swav_tf.recipe.files import load_recipe
+        from swav_tf.runs.model_facts import read_pretraining_recipe
+
+        if (Path(self.model) / "config.yaml").exists():
+            return read_pretraining_recipe(Path(self.model))
+        if self.from_scratch:
+            return load_recipe(self.model)
+        raise click.UsageError(
+            f"--model must be the folder of a pretraining run, with config.yaml. Received: {self.model}."
+        )
 
     def arguments(self, name: str) -> dict[str, Any]:
         """Return the arguments of the job; its default folder has this name."""
@@ -78,8 +112,23 @@ class ClassifierChoice:
         }
 
 
-def classifier_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add TRAIN, VALIDATION and the options of both commands."""
+best_option = click.option(
+    "--best",
+    is_flag=True,
+    help="Use the weights of the best validated epoch of a probe or fine-tuning run, not those of the last.",
+)
+
+
+def show_classifier(report: Report, recipe: ProbeRecipe | FinetuneRecipe, result: ClassifierResult) -> None:
+    """Print the summary as JSON, or the closing words."""
+    if report.as_json:
+        report.show(result.summary)
+    elif result.is_chief and not report.quiet:
+        click.echo(after_training_a_classifier(recipe, Path(result.run_dir), result.summary), err=True)
+
+
+def classifier_options(config: Option) -> Option:
+    """Add TRAIN, VALIDATION, -c as given, and the other options of both commands."""
     choice = option_group(
         "classifier",
         ClassifierChoice,
@@ -91,7 +140,7 @@ def classifier_options(command: Callable[..., Any]) -> Callable[..., Any]:
             metavar="RUN",
             help="Folder of a pretraining run; its newest checkpoint is used.",
         ),
-        config_option(),
+        config,
         override_option,
         click.option(
             "--subset",
@@ -110,5 +159,4 @@ def classifier_options(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         fresh_option,
     )
-    decorated: Callable[..., Any] = choice(cluster_options(report_options(command)))
-    return decorated
+    return lambda command: choice(cluster_options(report_options(command)))

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from cli.classifier_options import best_option
 from cli.options import (
     KINDS,
     NEW_FILE,
     NEW_FOLDER,
     amount_option,
-    best_option,
     count_option,
     names,
     option_group,

@@ -209,7 +209,8 @@ class RecipeChoice:
         recipe = recipe_of(dict(choice.settings), self.overrides, label="recipe 'auto'")
         assert isinstance(recipe, Recipe)
         check_recipe(recipe)
-        return recipe, choice.lines
+        changed = f"  changed by -o: {' '.join(self.overrides)}; the lines above are what auto chose"
+        return recipe, (*choice.lines, *([changed] if self.overrides else []))
 
     def load_with_images(self) -> Recipe:
         """Do the same, and require that the recipe or DATA names the images."""
@@ -332,11 +333,6 @@ def image_options(
     )
 
 
-best_option = click.option(
-    "--best",
-    is_flag=True,
-    help="Use the weights of the best validated epoch of a probe or fine-tuning run, not those of the last.",
-)
 batch_option = count_option("--batch", default=128, help="Images per batch.")
 
 

@@ -115,17 +115,22 @@ def discard_store(output: Path) -> None:
             shutil.rmtree(folder)
 
 
+def _in_words(key: str, old: Any, new: Any) -> str:
+    if key != "source.contents_sha256":
+        return f"  {key}: was {old!r}, now {new!r}"
+    if old is None:  # of an earlier version
+        return (
+            "  image files: sizes and times were not recorded, so whether pictures were replaced is unknown"
+        )
+    return "  image files: other sizes or times of their last change (pictures were replaced, or copied)"
+
+
 def refuse_changes(before: dict[str, Any], now: dict[str, Any], what: str) -> None:
     """Raise UsageError if settings differ; the message begins with `what` and lists the differences."""
     changes = nested_diff(before, now)
     changes.pop("model.path", None)  # a run folder may move
     if changes:
-        lines = "\n".join(
-            "  image files: other sizes or times of their last change (pictures were replaced, or copied)"
-            if key == "source.contents_sha256"
-            else f"  {key}: was {old!r}, now {new!r}"
-            for key, (old, new) in changes.items()
-        )
+        lines = "\n".join(_in_words(key, *values) for key, values in changes.items())
         raise UsageError(
             f"{what}:\n{lines}\nGive the old values, another --output, or --fresh to start over."
         )

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cli.classifier_options import ClassifierChoice, classifier_options
-from cli.options import Report
+from cli.classifier_options import ClassifierChoice, classifier_options, show_classifier
+from cli.options import Report, config_option
 from cli.quiet import load_tensorflow_quietly
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@classifier_options
+@classifier_options(config_option())
 def command(classifier: ClassifierChoice, cluster: ClusterAddress | None, report: Report) -> None:
     """Train a pretrained backbone and a classifier on top of it, each with its own learning rate.
 
@@ -35,4 +35,4 @@ def command(classifier: ClassifierChoice, cluster: ClusterAddress | None, report
     from swav_tf.training.classify import finetune
 
     arguments = classifier.arguments(recipe.name)
-    report.show(finetune(recipe, cluster=cluster, quiet=report.quiet, **arguments).summary)
+    show_classifier(report, recipe, finetune(recipe, cluster=cluster, quiet=report.quiet, **arguments))

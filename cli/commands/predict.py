@@ -6,11 +6,11 @@ from pathlib import Path
 
 import click
 
+from cli.classifier_options import best_option
 from cli.options import (
     PATH,
     Report,
     batch_option,
-    best_option,
     output_option,
     provider_option,
     report_options,

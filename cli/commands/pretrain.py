@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import shlex
-from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
+from cli.closing import after_pretraining
 from cli.options import (
     PATH,
     RecipeChoice,
@@ -22,7 +21,6 @@ from cli.options import (
 from cli.quiet import load_tensorflow_quietly
 
 if TYPE_CHECKING:
-    from swav_tf.recipe.pretraining import Recipe
     from swav_tf.training.rendezvous import ClusterAddress
 
 
@@ -79,26 +77,4 @@ def command(
     if report.as_json:
         report.show(result.summary)
     elif result.is_chief and not report.quiet:
-        click.echo(_closing_words(settings, folder, result.summary), err=True)
-
-
-def _closing_words(recipe: Recipe, run_dir: Path, summary: dict[str, Any]) -> str:
-    """Return where the run is, its result, and the next commands, ready to copy except for words in capitals."""
-    took = timedelta(seconds=round(summary["seconds"]))
-    run = shlex.quote(str(run_dir))
-    probe, images = "probe", "TRAIN VALIDATION "
-    if recipe.data.kind == "digits":
-        probe, images = "probe_digits", ""
-    elif recipe.data.kind == "class_folders" and recipe.data.path is not None:
-        images = f"{shlex.quote(recipe.data.path)} VALIDATION "
-    return "\n".join(
-        [
-            f"Done in {took}: {run_dir}, {summary['steps']:,} steps, "
-            f"loss {summary['loss_first']:.2f} -> {summary['loss_last']:.2f} (mean of the last epoch), "
-            f"ln K {summary['ln_k']:.2f}",
-            "Next:",
-            f"  swav-tf features --model {run} --output {shlex.quote(str(run_dir / 'train.npz'))}",
-            f"  swav-tf probe {images}--model {run} -c {probe}",
-            f"  swav-tf export {run} --output {shlex.quote(str(run_dir / 'exported'))}",
-        ]
-    )
+        click.echo(after_pretraining(settings, folder, result.summary), err=True)

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cli.classifier_options import ClassifierChoice, classifier_options
-from cli.options import Report
+from cli.classifier_options import ClassifierChoice, classifier_options, show_classifier
+from cli.options import Report, config_option
 from cli.quiet import load_tensorflow_quietly
 
 if TYPE_CHECKING:
@@ -15,32 +15,44 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@classifier_options
+@classifier_options(
+    config_option(
+        required=False,
+        show_default="the settings of `probe`, with the run's images and their view at evaluation",
+    )
+)
 @click.option(
-    "--cached",
-    is_flag=True,
-    help="Compute the features once and fit logistic regression by L-BFGS, with the penalty chosen on held-out "
-    "training images.",
+    "--cached/--sgd",
+    default=None,
+    show_default="--cached without -c, --sgd with it",
+    help="Cached: compute the features once and fit the converged classifier, logistic regression by L-BFGS, with "
+    "the penalty chosen on held-out training images. SGD: train on crops, the published protocol.",
 )
 def command(
-    classifier: ClassifierChoice, cluster: ClusterAddress | None, report: Report, cached: bool
+    classifier: ClassifierChoice, cluster: ClusterAddress | None, report: Report, cached: bool | None
 ) -> None:
     """Measure a pretrained backbone by a linear classifier on its frozen features.
 
     TRAIN and VALIDATION are labelled images: folders with one folder per class. They may be omitted if the recipe
-    names its images. If the run folder contains a checkpoint, the run resumes from it.
+    or the pretraining names both. Without -c the classifier is fitted until it converges, to features that stay in
+    memory; published figures are of SGD by the recipes `probe*`, which resumes if the run folder has a checkpoint.
 
     \b
     Examples:
+      swav-tf probe --model runs/demo
+      swav-tf probe photos/train photos/val --model runs/photos
       swav-tf probe --model runs/demo -c probe_digits
-      swav-tf probe --model runs/demo -c probe_digits --cached
       swav-tf probe ILSVRC2012/train ILSVRC2012/val --model runs/swav_800ep -c probe --run-dir runs/probe
     """
     from swav_tf.recipe.classifier import ProbeRecipe
 
     recipe = classifier.load(ProbeRecipe)
+    if cached is None:
+        cached = classifier.config is None
     if cached and cluster is not None:
-        raise click.UsageError("--cached runs on one machine: omit --nodes, --node-rank and --master.")
+        raise click.UsageError(
+            "--cached runs on one machine: give --sgd, or omit --nodes, --node-rank and --master."
+        )
     load_tensorflow_quietly()
     if cached:
         from swav_tf.training.cached_probe import probe_cached
@@ -52,4 +64,4 @@ def command(
 
         arguments = classifier.arguments(recipe.name)
         result = probe(recipe, cluster=cluster, quiet=report.quiet, **arguments)
-    report.show(result.summary)
+    show_classifier(report, recipe, result)

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import click
 
+from cli.classifier_options import best_option
 from cli.options import (
     ImageChoice,
     Report,
     batch_option,
-    best_option,
     image_options,
     json_options,
     make_folder,

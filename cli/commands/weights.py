@@ -8,11 +8,11 @@ from pathlib import Path
 
 import click
 
+from cli.classifier_options import best_option
 from cli.options import (
     NEW_PATH,
     PATH,
     Report,
-    best_option,
     config_option,
     json_options,
     output_option,

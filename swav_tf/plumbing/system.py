@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Final
 
 CPUINFO: Final = Path("/proc/cpuinfo")
+MEMINFO: Final = Path("/proc/meminfo")
+CGROUP: Final = Path("/sys/fs/cgroup")
 BFLOAT16_FLAGS: Final = frozenset({"amx_bf16", "avx512_bf16", "bf16", "svebf16"})  # x86 and ARM names
 UNKNOWN: Final = "unknown"
 
@@ -37,6 +39,23 @@ def lacks_bfloat16() -> bool:
 def available_cores() -> int:
     """Return the cores this process may use; a container or job scheduler may grant fewer than exist."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def available_memory() -> int | None:
+    """Return the bytes that this process can still allocate, within its container's limit; None if unknown."""
+    found = []
+    try:
+        lines = dict(line.split(":", 1) for line in MEMINFO.read_text().splitlines())
+        found.append(1024 * int(lines["MemAvailable"].split()[0]))
+    except (OSError, ValueError, KeyError):
+        return None
+    try:
+        limit = int((CGROUP / "memory.max").read_text())
+        used = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
+        found.append(max(0, limit - int(used["anon"])))  # without the page cache, which gives way
+    except (OSError, ValueError, KeyError):
+        pass  # no container, or `max`: no limit
+    return min(found)
 
 
 def blas_threads_for(multiplications: float) -> AbstractContextManager[object]:

@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-from swav_tf.plumbing.errors import DataError
+from swav_tf.plumbing.errors import DataError, UsageError
 from swav_tf.plumbing.log import log
-from swav_tf.plumbing.system import blas_threads_for
+from swav_tf.plumbing.system import available_memory, blas_threads_for
 from swav_tf.recipe.classifier import Cached, ProbeRecipe
 from swav_tf.runs.model_facts import BY_CACHE
 from swav_tf.training.classify import ClassifierResult, open_run, run_facts, save_results
@@ -53,9 +53,10 @@ def probe_cached(
         if len(np.unique(data.train_labels[order[held_out:]])) < 2:
             raise DataError(
                 "The cached probe needs training images of at least two classes beside those it holds out. Received: "
-                f"{len(data.train):,} images, {held_out:,} held out. Add images, or leave out --cached."
+                f"{len(data.train):,} images, {held_out:,} held out. Add images, or give --sgd."
             )
         classifier = start.build(recipe, class_count=classes)
+        _check_memory(len(data.train), len(data.validation), int(classifier.backbone.output_shape[-1]))
         log.info("Computing features.")
         features, labels = (
             extract_features(classifier, data.train, order, recipe.data),
@@ -84,6 +85,16 @@ def probe_cached(
             seconds_features=seconds_features,
         )
         return ClassifierResult(model=classifier, run_dir=job.run_dir, summary=summary)
+
+
+def _check_memory(train: int, validation: int, features: int) -> None:
+    """Raise UsageError if the features, and as much again for the solver, do not fit into memory."""
+    needed, available = 4 * features * (2 * train + validation), available_memory()
+    if available is not None and needed > available:
+        raise UsageError(
+            f"The features must fit into memory: {train:,} images x {features} numbers need {needed / 2**30:.1f} GiB "
+            f"with the solver. Available: {available / 2**30:.1f} GiB. Give --sgd, which trains on crops, or --subset."
+        )
 
 
 def held_out_first(count: int, recipe: ProbeRecipe) -> tuple[npt.NDArray[np.int64], int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 
 from swav_tf.data.labels import LabelledData, open_labelled
 from swav_tf.data.sources import fingerprint
@@ -25,6 +27,7 @@ from swav_tf.training.results import write_results
 from swav_tf.training.validation import Counts, Validate, Validation
 
 AVERAGED = ("loss", "top1", "gradient_norm")
+SMALLEST_FALL = 0.01  # of the loss over a tenth of the run, as a share of ln C, that is reported
 LARGEST_VALIDATION_BATCH = 256  # per replica
 
 
@@ -35,6 +38,7 @@ class ClassifierResult:
     model: Classifier
     run_dir: Path
     summary: dict[str, Any]
+    is_chief: bool = True  # this process wrote the folder
 
 
 def train_classifier(
@@ -89,14 +93,42 @@ def train_classifier(
         counts = validate.counts or validation.measure()  # measure again if the run was complete already
 
         save_results(job, counts, data, title=recipe.name)
+        improving = (
+            still_improving(job.folder.metrics, chance=math.log(classes)) if job.team.is_chief else None
+        )
+        if improving is not None:
+            log.warning("%s", improving)
         summary = job.finish(
             **run_facts(recipe, start, data, BY_SGD),
+            converged=improving is None,
             last=position.validation["last"],
             best=position.validation["best"],
             train_loss_first=position.first_loss,
             train_loss_last=position.last_loss,
         )
-        return ClassifierResult(model=classifier, run_dir=job.run_dir, summary=summary)
+        return ClassifierResult(classifier, job.run_dir, summary, job.team.is_chief)
+
+
+def still_improving(metrics: Path, *, chance: float) -> str | None:
+    """Return a warning if the training loss still fell in the last tenth of the epochs, else None.
+
+    Args:
+        metrics: metrics.jsonl of the complete run.
+        chance: loss of an untrained classifier, ln C.
+    """
+    lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+    losses = [line["loss"] for line in lines if line["kind"] == "epoch"]
+    tenth = max(1, len(losses) // 10)
+    if len(losses) < 2:
+        return None
+    fell = float(np.mean(losses[-2 * tenth : -tenth]) - np.mean(losses[-tenth:]))
+    if fell <= SMALLEST_FALL * chance:
+        return None
+    return (
+        f"The training loss still fell by {fell:.3f} in the last {tenth} of {len(losses)} epochs, so the "
+        "classifier has not converged, and its accuracy is that of a short training. Use more train.epochs. For a "
+        "probe, give --cached or leave out -c and --sgd: that fits the converged classifier."
+    )
 
 
 probe = finetune = train_classifier
@@ -152,9 +184,8 @@ def run_facts(
 
 
 def save_results(job: Job, counts: Counts, data: LabelledData, *, title: str) -> None:
-    """Log the accuracy of the trained classifier, and write it by class."""
+    """Write the accuracy of the trained classifier by class."""
     figures = counts.as_dict()
-    log.info("top-1 %.2f %%, top-5 %.2f %%", 100 * figures["top1"], 100 * figures["top5"])
     if job.team.is_chief:
         title = f"{title}: top-1 {100 * figures['top1']:.1f} % of {len(data.validation):,} images"
         write_results(job.run_dir, counts, data.class_names, title)

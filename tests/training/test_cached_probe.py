@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from swav_tf.plumbing.errors import UsageError
 from swav_tf.recipe.classifier import Cached, ProbeRecipe
 from swav_tf.training import cached_probe
 from swav_tf.training.cached_probe import (
@@ -89,3 +90,12 @@ def test_a_cached_probe_uses_the_validation_labels_only_at_the_end(tmp_path, pre
     assert set(summary["held_out_top1"]) == {"0.1", "0.001"}
     assert summary["last"]["top1"] == pytest.approx(accuracy_of(tmp_path, recipe))
     assert (tmp_path / "confusion.csv").exists()
+
+
+# Bug caught: a machine that swaps or kills the job after hours of computing features.
+def test_features_that_do_not_fit_into_memory_are_refused(tmp_path, pretrained, monkeypatch):
+    monkeypatch.setattr(cached_probe, "available_memory", lambda: 4 * 128 * (2 * 1437 + 360) - 1)
+    monkeypatch.setattr(cached_probe, "extract_features", None)
+    recipe = tiny_classifier_recipe(ProbeRecipe)
+    with pytest.raises(UsageError, match=r"must fit into memory: 1,437 images.*Give --sgd"):
+        probe_cached(recipe, model=pretrained, run_dir=tmp_path, quiet=True)

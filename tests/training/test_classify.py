@@ -18,7 +18,7 @@ from swav_tf.runs.folder import best_checkpoint
 from swav_tf.training.cached_probe import probe_cached
 from swav_tf.training.checkpointing import StoppedBySignal
 from swav_tf.training.classifier_folder import load_classifier
-from swav_tf.training.classify import finetune, probe
+from swav_tf.training.classify import finetune, probe, still_improving
 from tests.classifiers import pretraining_run, tiny_classifier_recipe
 from tests.ports import reserve_port
 from tests.training.runs import (
@@ -103,6 +103,23 @@ def test_a_probe_leaves_the_backbone_and_a_complete_folder(tmp_path, pretrained)
         probe(recipe.model_copy(update={"subset": str(subset)}), **options)
     with pytest.raises(UsageError, match="probe: was sgd, now cached features"):
         probe_cached(recipe, **options)
+
+
+# Bugs caught: a warning for noise, none for a probe that ends early, a mean over the wrong epochs.
+@pytest.mark.parametrize(
+    ("losses", "fell"),
+    [
+        ([2.3 - 0.05 * epoch for epoch in range(20)], "fell by 0.100 in the last 2 of 20 epochs"),
+        ([2.3] + [1.0 + 0.01 * (-1) ** epoch for epoch in range(19)], None),
+        ([2.3, 1.0], "fell by 1.300 in the last 1 of 2 epochs"),
+        ([2.3], None),
+    ],
+)
+def test_training_that_ends_too_early_is_reported(losses, fell, tmp_path):
+    kinds = [{"kind": "validation", "loss": 9.0}, *({"kind": "epoch", "loss": loss} for loss in losses)]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, kinds)))
+    found = still_improving(tmp_path / "metrics.jsonl", chance=np.log(10))
+    assert found is None if fell is None else fell in found
 
 
 # Bugs caught: a probe that resumes from a pretraining checkpoint or moves a pretraining run away; training that begins

@@ -1,0 +1,67 @@
+"""What a training command prints at its end: the time, the result, and the next commands, ready to copy."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from swav_tf.recipe.classifier import ClassifierRecipe
+    from swav_tf.recipe.pretraining import Data, Recipe
+
+Command = Sequence[str | Path]
+
+
+def after_pretraining(recipe: Recipe, run_dir: Path, summary: dict[str, Any]) -> str:
+    """Return the closing words of `pretrain`."""
+    result = (
+        f"{summary['steps']:,} steps, loss {summary['loss_first']:.2f} -> {summary['loss_last']:.2f} "
+        f"(mean of the last epoch), ln K {summary['ln_k']:.2f}"
+    )
+    features: Command = ["features", "--model", run_dir, "--output", run_dir / "train.npz"]
+    probe: Command = ["probe", "--model", run_dir]
+    export: Command = ["export", run_dir, "--output", run_dir / "exported"]
+    if knows_validation_images(recipe.data):
+        return _words(run_dir, summary, result, [features, probe, export])
+    labels = (
+        "To measure the features by labelled images, give two folders with one folder per class:\n"
+        f"  swav-tf probe TRAIN VALIDATION --model {shlex.quote(str(run_dir))}"
+    )
+    return f"{_words(run_dir, summary, result, [features, export])}\n{labels}"
+
+
+def after_training_a_classifier(recipe: ClassifierRecipe, run_dir: Path, summary: dict[str, Any]) -> str:
+    """Return the closing words of `probe` and `finetune`."""
+    results = []
+    for name in ("last", "best"):
+        if figures := summary.get(name):
+            epoch = f"{name} epoch ({figures['epoch']}): " if "epoch" in figures else ""
+            results.append(f"{epoch}top-1 {100 * figures['top1']:.2f} %, top-5 {100 * figures['top5']:.2f} %")
+    commands: list[Command] = [["validate", run_dir]]
+    if "best" in summary and summary["best"] != summary["last"]:
+        commands.append(["validate", run_dir, "--best"])
+    if recipe.data.kind == "class_folders" and recipe.data.validation_path is not None:
+        commands.append(
+            ["predict", run_dir, recipe.data.validation_path, "--output", run_dir / "predictions.csv"]
+        )
+    commands.append(["export", run_dir, "--output", run_dir / "exported"])
+    images = f"{summary['validation_images']:,} validation images"
+    return _words(run_dir, summary, f"{'; '.join(results)} of {images}", commands)
+
+
+def knows_validation_images(data: Data) -> bool:
+    """Return whether settings name labelled images to train a classifier on, and others to validate it."""
+    if data.kind == "digits":
+        return True
+    if data.kind == "tfds":
+        return data.path is not None and data.validation_split is not None
+    return data.kind != "images" and data.path is not None and data.validation_path is not None
+
+
+def _words(run_dir: Path, summary: dict[str, Any], result: str, commands: Sequence[Command]) -> str:
+    took = timedelta(seconds=round(summary["seconds"]))
+    lines = [f"  swav-tf {shlex.join(map(str, command))}" for command in commands]
+    return "\n".join([f"Done in {took}: {run_dir}, {result}", "Next:", *lines])
