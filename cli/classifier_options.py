@@ -101,6 +101,11 @@ class ClassifierChoice:
             f"--model must be the folder of a pretraining run, with config.yaml. Received: {self.model}."
         )
 
+    def sets(self, *keys: str) -> bool:
+        """Return whether -o gives one of these settings, or the section that it is in."""
+        given = [override.partition("=")[0].strip() for override in self.overrides]
+        return any(key == path or key.startswith(f"{path}.") for path in given for key in keys)
+
     def arguments(self, name: str) -> dict[str, Any]:
         """Return the arguments of the job; its default folder has this name."""
         folder = Path("runs") / f"{name}_from_scratch" if self.from_scratch else Path(self.model) / name

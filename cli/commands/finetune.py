@@ -28,11 +28,18 @@ def command(classifier: ClassifierChoice, cluster: ClusterAddress | None, report
       swav-tf finetune --model runs/demo -c finetune_digits --from-scratch
       swav-tf finetune ILSVRC2012/train ILSVRC2012/val --model runs/swav_800ep -c finetune_full
     """
+    from swav_tf.recipe.advice import FEWEST_STEPS
     from swav_tf.recipe.classifier import FinetuneRecipe
 
     recipe = classifier.load(FinetuneRecipe)
+    # Few images need more epochs than the recipe's, unless these were asked for.
+    least_steps = 0 if classifier.sets("train.epochs", "optimizer.decay_epochs") else FEWEST_STEPS
     load_tensorflow_quietly()
     from swav_tf.training.classify import finetune
 
     arguments = classifier.arguments(recipe.name)
-    show_classifier(report, recipe, finetune(recipe, cluster=cluster, quiet=report.quiet, **arguments))
+    show_classifier(
+        report,
+        recipe,
+        finetune(recipe, cluster=cluster, quiet=report.quiet, least_steps=least_steps, **arguments),
+    )

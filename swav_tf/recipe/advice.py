@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from swav_tf.plumbing.errors import RecipeError
 from swav_tf.plumbing.system import lacks_bfloat16
-from swav_tf.recipe.classifier import ClassifierRecipe
+from swav_tf.recipe.classifier import ClassifierRecipe, FinetuneRecipe
 from swav_tf.recipe.pretraining import BatchNorm, Recipe, Train, nearest_multiple
 from swav_tf.recipe.section import Remark
 
@@ -15,6 +15,8 @@ SMALLEST_PLAIN_EPSILON = 0.025  # below it `sinkhorn` computes with logarithms
 
 SMALL_DATA_IMAGES = 10_000  # SwAV collapsed on 1,437 images; the settings for ImageNet have 1,281,167
 SMALL_DATA_PIXELS = 64
+FEWEST_STEPS = 200  # of fine-tuning: the published recipes have 1,000 or more, that of the digits 240
+HIGHEST_RATE = 5.0  # of the classifier, at a batch of 256: fine-tuning with 1 % of ImageNet's labels
 
 
 def check_recipe(
@@ -43,6 +45,8 @@ def check_recipe(
     if isinstance(recipe, Recipe):
         advice += [*_unwise_codes(recipe), *_unwise_freeze(recipe, images), *_unwise_queue(recipe, images)]
         advice += [*_unwise_rates(recipe), *_separate_batch_norm(recipe, replicas)]
+    if isinstance(recipe, FinetuneRecipe):
+        advice += _unwise_fine_tuning(recipe, images)
     return advice + list(_slow_precision(recipe.train, on_cpu))
 
 
@@ -150,6 +154,24 @@ def _unwise_rates(recipe: Recipe) -> Iterator[Remark]:
             "optimizer.warmup_epochs",
             "the warm-up lasts as long as the run, so the rate never decays",
             f"Set it to {epochs // 10}, or train longer",
+        )
+
+
+def _unwise_fine_tuning(recipe: FinetuneRecipe, images: int | None) -> Iterator[Remark]:
+    batch, epochs = recipe.train.batch_size, recipe.train.epochs
+    if images is not None and (steps := images // batch * epochs) < FEWEST_STEPS:
+        yield Remark(
+            "train.epochs",
+            f"{images} images in batches of {batch} make {steps} steps in {epochs} epochs; with 20 steps the accuracy "
+            "was seen to stay at chance",
+            f"Set it to {-(-FEWEST_STEPS // (images // batch))} or more, and optimizer.decay_epochs in proportion",
+        )
+    rate, proportional = recipe.optimizer.classifier_learning_rate, HIGHEST_RATE * batch / 256
+    if rate > 2 * proportional:
+        yield Remark(
+            "optimizer.classifier_learning_rate",
+            f"{rate:g} is high for a batch of {batch}; the highest published rate is {HIGHEST_RATE:g} at 256",
+            f"Set it to {proportional:.2g}, in proportion to the batch",
         )
 
 

@@ -149,6 +149,22 @@ class FinetuneRecipe(ClassifierRecipe):
     kind: Literal["finetune"] = Field("finetune", description="backbone and classifier are trained")
     optimizer: FinetuneOptimizer = Field(..., description="SGD and its schedule")
 
+    def lengthened(self, images: int, *, least_steps: int) -> FinetuneRecipe:
+        """Return the recipe with a multiple of its epochs, all of its schedule, that has at least so many steps."""
+        steps = images // self.train.batch_size * self.train.epochs
+        if steps == 0 or steps >= least_steps:
+            return self
+        factor = -(-least_steps // steps)
+        decay = tuple(factor * epoch for epoch in self.optimizer.decay_epochs)
+        every = factor * self.monitor.validate_every_epochs
+        return self.model_copy(
+            update={
+                "train": self.train.model_copy(update={"epochs": factor * self.train.epochs}),
+                "optimizer": self.optimizer.model_copy(update={"decay_epochs": decay}),
+                "monitor": self.monitor.model_copy(update={"validate_every_epochs": every}),
+            }
+        )
+
 
 def _impossible_labels(data: Data) -> Iterator[Remark]:
     if data.kind == "images":

@@ -25,6 +25,7 @@ from swav_tf.training.validation import counts_of, tally
 Floats = npt.NDArray[np.float32]
 Floats64 = npt.NDArray[np.float64]
 Labels = npt.NDArray[np.int64]
+FEWEST_HELD_OUT = 30  # images on which a penalty is chosen without a warning
 _ROWS = 65_536  # features of which the variances are computed at once
 
 
@@ -47,7 +48,7 @@ def probe_cached(
         RecipeError, DataError, UsageError: before anything is built.
     """
     with open_job(recipe, run_dir, quiet=quiet, one_device=True) as job:
-        start, data = open_run(job, recipe, model, how=BY_CACHE, from_scratch=from_scratch, fresh=fresh)
+        _, start, data = open_run(job, recipe, model, how=BY_CACHE, from_scratch=from_scratch, fresh=fresh)
         classes = len(data.class_names)
         order, held_out = held_out_first(len(data.train), recipe)
         if len(np.unique(data.train_labels[order[held_out:]])) < 2:
@@ -68,7 +69,7 @@ def probe_cached(
         mean, scale = standardize(features)
         accuracies = choose_penalty(features, labels, held_out, recipe.cached)
         penalty = best_penalty(accuracies)
-        _log_choice(accuracies, penalty)
+        _log_choice(accuracies, penalty, held_out)
         [(_, kernel, bias)] = fit_path(features, labels, classes, [penalty], recipe.cached.max_iterations)
         classifier.classifier.set_weights(for_raw_features(kernel, bias, mean, scale))
         arrays = {name: variable.numpy() for name, variable in named_variables(classifier).items()}
@@ -178,11 +179,16 @@ def best_penalty(accuracies: dict[float, float]) -> float:
     return max(accuracies, key=lambda penalty: (accuracies[penalty], penalty))
 
 
-def _log_choice(held_out: dict[float, float], chosen: float) -> None:
-    for penalty, accuracy in held_out.items():
+def _log_choice(accuracies: dict[float, float], chosen: float, held_out: int) -> None:
+    for penalty, accuracy in accuracies.items():
         mark = "  <- chosen" if penalty == chosen else ""
         log.info("penalty %g: held-out top-1 %.2f %%%s", penalty, 100 * accuracy, mark)
-    if len(held_out) > 1 and chosen in (min(held_out), max(held_out)):
+    if len(accuracies) > 1 and held_out < FEWEST_HELD_OUT:
+        log.warning(
+            f"The penalty was chosen on only {held_out} held-out images. Use more images, or set one value in "
+            "cached.penalties."
+        )
+    elif len(accuracies) > 1 and chosen in (min(accuracies), max(accuracies)):
         log.warning(
             "The best of cached.penalties, %g, is at the end of the grid. A better one may lie beyond; add some there.",
             chosen,

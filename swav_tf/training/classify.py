@@ -18,6 +18,7 @@ from swav_tf.data.sources import fingerprint
 from swav_tf.method.optimizers import SGD, EpochSchedule, epoch_shares
 from swav_tf.plumbing.log import log
 from swav_tf.recipe.classifier import FinetuneRecipe, ProbeRecipe
+from swav_tf.recipe.pretraining import Recipe
 from swav_tf.runs.model_facts import BY_SGD, ModelFacts, save_facts
 from swav_tf.training.classifier import Classifier
 from swav_tf.training.classifier_folder import Start, start_from
@@ -27,6 +28,7 @@ from swav_tf.training.results import write_results
 from swav_tf.training.validation import Counts, Validate, Validation
 
 AVERAGED = ("loss", "top1", "gradient_norm")
+FEWEST_LABELS = 5  # a class, for fine-tuning without a remark
 SMALLEST_FALL = 0.01  # of the loss over a tenth of the run, as a share of ln C, that is reported
 LARGEST_VALIDATION_BATCH = 256  # per replica
 
@@ -50,6 +52,7 @@ def train_classifier(
     cluster: ClusterAddress | None = None,
     fresh: bool = False,
     quiet: bool = False,
+    least_steps: int = 0,
     callbacks: Sequence[keras.callbacks.Callback] = (),
 ) -> ClassifierResult:
     """Train a linear classifier on a frozen backbone, or fine-tune both, by the kind of the recipe.
@@ -65,6 +68,7 @@ def train_classifier(
         cluster: address of this worker; not needed with TF_CONFIG or SLURM.
         fresh: start over; the earlier run is moved into `previous-N/`.
         quiet: show no progress and log only warnings.
+        least_steps: lengthen a fine-tuning of fewer steps, which few images make, to a multiple of its epochs.
         callbacks: further Keras callbacks.
 
     Raises:
@@ -72,7 +76,9 @@ def train_classifier(
         SwavError: the run diverged, was stopped, or ran out of memory; checkpoints are kept.
     """
     with open_job(recipe, run_dir, cluster, quiet=quiet) as job:
-        start, data = open_run(job, recipe, model, how=BY_SGD, from_scratch=from_scratch, fresh=fresh)
+        recipe, start, data = open_run(
+            job, recipe, model, how=BY_SGD, from_scratch=from_scratch, fresh=fresh, least_steps=least_steps
+        )
         position, classes = job.position, len(data.class_names)
 
         def build() -> Classifier:
@@ -81,32 +87,44 @@ def train_classifier(
             return classifier
 
         classifier = job.build(build)
-        images, labels = data.validation, data.validation_labels
-        batch_size = min(job.replica_batch_size, LARGEST_VALIDATION_BATCH)
-        validation = Validation(
-            classifier, images, labels, recipe.data, replica_batch_size=batch_size, team=job.team
-        )
-        every = recipe.monitor.validate_every_epochs
-        validate = Validate(validation, position, job.metrics, every_epochs=every)
+        validate = _validate(job, classifier, data)
         chance = ("ln classes", math.log(classes))
         job.fit(classifier, [validate, *callbacks], averaged=AVERAGED, chance=chance)
-        counts = validate.counts or validation.measure()  # measure again if the run was complete already
+        counts = (
+            validate.counts or validate.validation.measure()
+        )  # measure again if the run was complete already
 
         save_results(job, counts, data, title=recipe.name)
-        improving = (
-            still_improving(job.folder.metrics, chance=math.log(classes)) if job.team.is_chief else None
-        )
-        if improving is not None:
-            log.warning("%s", improving)
         summary = job.finish(
             **run_facts(recipe, start, data, BY_SGD),
-            converged=improving is None,
+            converged=_report_convergence(job, classes),
             last=position.validation["last"],
             best=position.validation["best"],
             train_loss_first=position.first_loss,
             train_loss_last=position.last_loss,
         )
         return ClassifierResult(classifier, job.run_dir, summary, job.team.is_chief)
+
+
+def _validate(job: Job, classifier: Classifier, data: LabelledData) -> Validate:
+    batch_size = min(job.replica_batch_size, LARGEST_VALIDATION_BATCH)
+    images, labels, settings = data.validation, data.validation_labels, job.recipe.data
+    validation = Validation(
+        classifier, images, labels, settings, replica_batch_size=batch_size, team=job.team
+    )
+    assert not isinstance(job.recipe, Recipe)
+    every = job.recipe.monitor.validate_every_epochs
+    return Validate(validation, job.position, job.metrics, every_epochs=every)
+
+
+def _report_convergence(job: Job, class_count: int) -> bool:
+    """Return whether the training loss no longer falls; warn if it does. Only the chief knows."""
+    warning = still_improving(job.folder.metrics, chance=math.log(class_count)) if job.team.is_chief else None
+    if warning is not None:
+        probe = job.recipe.kind == "probe"
+        remedy = " Or give --cached: that fits the converged classifier." if probe else ""
+        log.warning("%s", warning + remedy)
+    return warning is None
 
 
 def still_improving(metrics: Path, *, chance: float) -> str | None:
@@ -126,8 +144,7 @@ def still_improving(metrics: Path, *, chance: float) -> str | None:
         return None
     return (
         f"The training loss still fell by {fell:.3f} in the last {tenth} of {len(losses)} epochs, so the "
-        "classifier has not converged, and its accuracy is that of a short training. Use more train.epochs. For a "
-        "probe, give --cached or leave out -c and --sgd: that fits the converged classifier."
+        "classifier has not converged, and its accuracy is that of a short training. Use more train.epochs."
     )
 
 
@@ -142,14 +159,17 @@ def open_run(
     how: str,
     from_scratch: bool,
     fresh: bool,
-) -> tuple[Start, LabelledData]:
-    """Read the backbone, open the images and the run folder, and write model.json.
+    least_steps: int = 0,
+) -> tuple[ProbeRecipe | FinetuneRecipe, Start, LabelledData]:
+    """Read the backbone, open the images and the run folder, and write model.json; return the recipe to train by.
 
     Raises:
         UsageError: workers differ, or the folder contains a run with other settings, weights or images.
     """
     start = start_from(model, from_scratch=from_scratch)
     data = open_labelled(recipe)
+    if isinstance(recipe, FinetuneRecipe):
+        job.recipe = recipe = _for_few_images(recipe, len(data.train), len(data.class_names), least_steps)
     job.open(
         data.train,
         fresh=fresh,
@@ -166,7 +186,24 @@ def open_run(
         f"{recipe.name}: {len(data.train):,} images, {len(data.class_names):,} classes, "
         f"{len(data.validation):,} validation images; backbone: {source}"
     )
-    return start, data
+    return recipe, start, data
+
+
+def _for_few_images(
+    recipe: FinetuneRecipe, images: int, class_count: int, least_steps: int
+) -> FinetuneRecipe:
+    longer = recipe.lengthened(images, least_steps=least_steps)
+    if longer != recipe:
+        log.warning(
+            f"{images:,} images make few steps: the recipe is lengthened from {recipe.train.epochs} to "
+            f"{longer.train.epochs} epochs. To train as it is, give -o train.epochs={recipe.train.epochs}."
+        )
+    if (each := images / class_count) < FEWEST_LABELS:
+        log.warning(
+            f"{images:,} images of {class_count:,} classes are {each:.1f} a class: the accuracy depends on which ones "
+            "they are. Compare it with `swav-tf probe` and --from-scratch on the same --subset."
+        )
+    return longer
 
 
 def run_facts(

@@ -80,7 +80,7 @@ def calls(monkeypatch):
         (
             "finetune train val -c finetune_1pct --model m --subset LIST --fresh --json " + CLUSTER,
             ("finetune_1pct", ["data.path=train", "data.validation_path=val", "subset='LIST'"]),
-            CLASSIFY | {"job": "finetune", "run_dir": "m/finetune_1pct", "fresh": True, "quiet": True, "cluster": ADDRESS},
+            CLASSIFY | {"job": "finetune", "run_dir": "m/finetune_1pct", "fresh": True, "quiet": True, "cluster": ADDRESS, "least_steps": 200},
         ),
     ],
 )  # fmt: skip
@@ -220,13 +220,14 @@ def test_pretrain(tmp_path):
     )
 
 
-# Bug caught: training on all images instead of those of --subset.
+# Bugs caught: training on all images instead of those of --subset; a length that is changed though -o sets it.
 def test_finetune_on_a_subset(model, tmp_path, output):
     drawn = json.loads(output(f"data subset digits --share 0.1 --output {tmp_path}/list.txt --json"))
     line = f"finetune --model {model} -c finetune_digits --subset {tmp_path}/list.txt --json {SHORT}"
     settings = "-o train.batch_size=48 -o optimizer.decay=cosine -o optimizer.decay_epochs=[]"
     summary = json.loads(output(f"{line} --run-dir {tmp_path}/run {settings}"))
     assert drawn["images"] == summary["train_images"] == 144
+    assert summary["epochs"] == 1  # 3 steps, as asked for
     assert summary == json.loads((tmp_path / "run" / "summary.json").read_text())
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from swav_tf.plumbing.errors import RecipeError
 from swav_tf.recipe.advice import SMALLEST_PLAIN_EPSILON, check_recipe
+from swav_tf.recipe.classifier import FinetuneRecipe
 from swav_tf.recipe.files import load_any_recipe
 from swav_tf.recipe.pretraining import BACKBONES
 
@@ -152,6 +153,22 @@ def test_advice(overrides: list[str], facts: dict[str, Any], start: str, remedy:
     [remark] = advice(overrides, **facts)
     assert remark.startswith(start)
     assert remedy in remark
+
+
+def test_advice_for_fine_tuning_with_few_images() -> None:
+    recipe = load_any_recipe("finetune_1pct", ["train.batch_size=20"])
+    assert isinstance(recipe, FinetuneRecipe)
+    steps, rate = check_recipe(recipe, images=20)
+    assert (steps.path, rate.path) == ("train.epochs", "optimizer.classifier_learning_rate")
+    assert "make 20 steps in 20 epochs" in str(steps)
+    assert "Set it to 200 or more" in str(steps)
+    assert "Set it to 0.39" in str(rate)  # 5 x 20 / 256
+
+    longer = recipe.lengthened(33, least_steps=150)  # 20 steps before
+    assert (longer.train.epochs, longer.optimizer.decay_epochs) == (160, (96, 128))
+    assert longer.monitor.validate_every_epochs == 8
+    assert longer.model_validate(longer.model_dump()) == longer
+    assert recipe.lengthened(8 * 20, least_steps=150) == recipe.lengthened(19, least_steps=150) == recipe
 
 
 def test_advice_for_classifiers() -> None:
