@@ -159,13 +159,17 @@ class RecipeChoice:
         """Return the overrides that make a recipe follow DATA of another kind than its own."""
         if self.data is None or not Path(self.data).exists() or _sets(self.overrides, "data.kind"):
             return []
-        from swav_tf.data.sources import guess_kind
+        from swav_tf.data.sources import recognize
         from swav_tf.recipe.files import load_any_recipe
         from swav_tf.recipe.pretraining import Recipe
 
         recipe = load_any_recipe(self.config)
         # A recipe may take class folders for plain images; the other way round there are no labels.
-        if not isinstance(recipe, Recipe) or recipe.data.kind in ("images", kind := guess_kind(self.data)):
+        if not isinstance(recipe, Recipe) or recipe.data.kind == "images":
+            return []
+        found = recognize(self.data)
+        kind = found.kind
+        if recipe.data.kind == kind:
             return []
         changed = [f"data.kind={kind}"]
         if recipe.data.validation_split:
@@ -174,7 +178,9 @@ class RecipeChoice:
         if kind == "images" and recipe.monitor.knn_every_epochs:
             changed.append("monitor.knn_every_epochs=0")
             note = ", without labels and so without k-NN"
-        log.info(f"{self.data} is read as {kind}{note}; recipe '{recipe.name}' has {recipe.data.kind}.")
+        log.info(
+            f"{self.data} is read as {kind} ({found.why}){note}; recipe '{recipe.name}' has {recipe.data.kind}."
+        )
         return changed
 
     def load_for(self, run_dir: Path | None = None, *, fresh: bool = False) -> Recipe:
@@ -297,11 +303,15 @@ class ImageChoice:
 
     def open_source(self) -> tuple[ImageSource, str]:
         """Open DATA where there is no model; return the source and the kind that it was read as."""
-        from swav_tf.data.sources import guess_kind, open_source
+        from swav_tf.data.sources import open_source, recognize
         from swav_tf.recipe.pretraining import Data
 
         assert self.data is not None
-        kind = self.kind or guess_kind(self.data)
+        kind = self.kind
+        if kind is None:
+            found = recognize(self.data)
+            kind = found.kind
+            log.info(f"{self.data} is read as {kind}: {found.why}.")
         path = None if kind == "digits" else self.data
         settings = {"kind": kind, "path": path, "split": self.split or "train"}
         return open_source(Data.model_validate(settings)), kind

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, get_args
 
-from swav_tf.data.sources import ImageSource, contents_sha256, fingerprint, open_source
+from swav_tf.data.sources import ImageSource, contents_sha256, fingerprint, open_source, recognize
 from swav_tf.plumbing.errors import UsageError
+from swav_tf.plumbing.log import log
 from swav_tf.recipe.pretraining import Data
 
 KINDS: tuple[str, ...] = get_args(Data.model_fields["kind"].annotation)
@@ -50,6 +51,11 @@ def open_images(
             f"--kind must be given to read {data}, since the model was trained on the bundled digits: "
             "--kind class_folders (labelled), images (unlabelled), tfrecord or tfds."
         )
+    if kind is None and data is not None and like.kind == "class_folders":
+        found = recognize(data)
+        kind = "images" if found.kind == "images" else like.kind
+        if kind != like.kind:  # reading it as class folders would leave out images
+            log.info(f"{data} is read as {kind}: {found.why}.")
     kind = kind or like.kind
     if data is None and kind != "digits" and (like.path is None or kind != like.kind):
         raise UsageError(f"DATA must name the images. Received: no DATA, kind {kind}.")

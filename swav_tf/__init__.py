@@ -14,6 +14,7 @@ _HOMES = {
     "load_recipe": "swav_tf.recipe.files",
     "Recipe": "swav_tf.recipe.pretraining",
     "open_source": "swav_tf.data.sources",
+    "read_image": "swav_tf.data.sources",
     "MultiCrop": "swav_tf.data.multicrop",
     "sinkhorn": "swav_tf.method.sinkhorn",
     "swapped_prediction_loss": "swav_tf.method.loss",

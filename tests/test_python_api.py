@@ -5,6 +5,7 @@ import sys
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import swav_tf
 
@@ -23,17 +24,21 @@ def test_recipes_need_no_tensorflow():
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
 
 
-# Bug caught: a step on the user's own crops that no longer works as the README shows.
-def test_a_step_on_own_crops():
-    from swav_tf import MultiCrop, build_swav, load_recipe, open_source
+# Bug caught: a step on the user's own crops that no longer works as the README shows, or for digits only.
+@pytest.mark.parametrize("kind", ["digits", "images"])
+def test_a_step_on_own_crops(tmp_path, kind):
+    from swav_tf import MultiCrop, build_swav, load_recipe, open_source, read_image
 
-    recipe = load_recipe("demo", ["train.batch_size=8"])
+    digits = load_recipe("demo", ["train.batch_size=8"])
+    recipe = digits
+    if kind == "images":
+        for i in range(8):
+            Image.fromarray(read_image(open_source(digits.data), i)).save(tmp_path / f"{i}.png")
+        settings = ["data={kind: images}", f"data.path={tmp_path}", "monitor.knn_every_epochs=0"]
+        recipe = load_recipe("demo", ["train.batch_size=8", *settings])
     model = build_swav(recipe, steps_per_epoch=100)
-    images = open_source(recipe.data)
-    multicrop = MultiCrop(recipe.crops, recipe.augment)
-    rows = [multicrop(images.read(i), seed=0, epoch=0, index=i) for i in range(8)]
+    images, multicrop = open_source(recipe.data), MultiCrop(recipe.crops, recipe.augment)
+    rows = [multicrop(read_image(images, i), seed=0, epoch=0, index=i) for i in range(8)]
     crops = [np.stack(group) for group in zip(*rows, strict=True)]
-    measures = model.train_on_crops(crops)
-    assert np.isfinite(measures["loss"])
-    features = model.features(np.stack([images.read(i) for i in range(8)]))
-    assert features.shape == (8, 128)
+    assert np.isfinite(model.train_on_crops(crops)["loss"])
+    assert model.features(np.stack([read_image(images, i) for i in range(8)])).shape == (8, 128)

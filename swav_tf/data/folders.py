@@ -12,6 +12,7 @@ from typing import Final
 import numpy as np
 
 from swav_tf.data import storage
+from swav_tf.data.leftovers import LeftOut, is_system
 from swav_tf.data.names import PackedNames, pack_names
 from swav_tf.plumbing.errors import DataError
 from swav_tf.plumbing.log import log
@@ -23,11 +24,12 @@ EXTENSIONS: Final = (".jpeg", ".jpg", ".png", ".webp", ".bmp")
 class _Files:
     """Image files, each known by its path relative to `root`."""
 
-    def __init__(self, root: str, names: Iterable[str]) -> None:
-        self.root = root
+    def __init__(self, root: str, names: Iterable[str], left_out: LeftOut) -> None:
+        self.root, self.left_out = root, left_out
         self._names = PackedNames(pack_names(names))
         if not len(self._names):
-            raise _no_images(root)
+            raise _no_images(root, left_out)
+        left_out.report(root, len(self._names))
 
     def __len__(self) -> int:
         return len(self._names)
@@ -57,7 +59,11 @@ class ImageFolder(_Files):
 
     def __init__(self, path: str | Path) -> None:
         root = _existing_folder(path)
-        super().__init__(root, _remote_images(root) if storage.is_remote(root) else _walk(root, "", set()))
+        left_out = LeftOut()
+        remote = storage.is_remote(root)
+        super().__init__(
+            root, _remote_images(root, left_out) if remote else _walk(root, "", set(), left_out), left_out
+        )
 
     def label(self, index: int) -> int:
         """Return -1: these images have no labels."""
@@ -72,16 +78,17 @@ class ClassFolders(_Files):
     def __init__(self, path: str | Path) -> None:
         root = _existing_folder(path)
         counts = Counter[str]()  # in the order of the classes
+        left_out = LeftOut()
 
         def names() -> Iterator[str]:
-            for folder, images in _classes(root):
+            for folder, images in _classes(root, left_out):
                 for name in images:
                     counts[folder] += 1
                     yield name
                 if folder not in counts:
                     log.warning(f"{root}: folder {printable(folder)} has no image and is no class.")
 
-        super().__init__(root, names())
+        super().__init__(root, names(), left_out)
         self.class_names = tuple(counts)
         self._labels = np.repeat(np.arange(len(counts)), list(counts.values()))
 
@@ -99,57 +106,84 @@ def _existing_folder(path: str | Path) -> str:
     return folder
 
 
-def _no_images(root: str) -> DataError:
+def has_images(root: str, folder: str) -> bool:
+    """Return whether a local folder in `root` has an image at any depth."""
+    return next(_walk(root, f"{folder}/", set(), LeftOut()), None) is not None
+
+
+def _no_images(root: str, left_out: LeftOut) -> DataError:
     entries = storage.names_in(root)
-    if any(map(_is_image, entries)):
+    if any(map(is_image, entries)):
         return DataError(
             f"data.kind class_folders needs one folder for each class, but the images are directly in {root}. "
             "Set data.kind to images if they have no labels, or move them into class folders."
         )
     found = f"has {len(entries)} entries, but no image at any depth" if entries else "is empty"
-    return DataError(f"{root} must contain images ({', '.join(EXTENSIONS)}, any case). The folder {found}.")
+    more = f"; left out: {left_out}" if left_out else ""
+    return DataError(
+        f"{root} must contain images ({', '.join(EXTENSIONS)}, any case). The folder {found}{more}."
+    )
 
 
-def _is_image(name: str) -> bool:
+def is_image(name: str) -> bool:
     """Return whether a name is that of an image. A Mac leaves a hidden `._x.jpg` for every `x.jpg` it copies."""
-    return name.lower().endswith(EXTENSIONS) and not name.startswith(".")
+    return name.lower().endswith(EXTENSIONS) and not name.startswith(".") and not is_system(name)
 
 
-def _classes(root: str) -> Iterable[tuple[str, Iterable[str]]]:
+def _classes(root: str, left_out: LeftOut) -> Iterable[tuple[str, Iterable[str]]]:
     """Return each folder in `root` with the names of its images, sorted; folders without images too."""
     if storage.is_remote(root):
-        inside = (name for name in _remote_images(root) if "/" in name)
+        inside = (name for name in _remote_images(root, left_out) if _is_inside(name, left_out))
         return groupby(inside, key=lambda name: name.partition("/")[0])
-    _, folders = _entries(root)
-    return ((folder, _walk(root, f"{folder}/", set())) for folder in folders if _is_new(root, folder, set()))
+    files, folders = _entries(root, "", left_out)
+    for name in files:
+        left_out.add_stray(name)
+    return (
+        (folder, _walk(root, f"{folder}/", set(), left_out))
+        for folder in folders
+        if _is_new(root, folder, set())
+    )
 
 
-def _remote_images(root: str) -> list[str]:
-    return [
-        name
-        for name in storage.remote_files_below(root)
-        if _is_image(name.rpartition("/")[2]) and not name.startswith(".") and "/." not in name
-    ]
+def _is_inside(name: str, left_out: LeftOut) -> bool:
+    if "/" not in name:
+        left_out.add_stray(name)
+    return "/" in name
 
 
-def _walk(root: str, prefix: str, seen: set[str]) -> Iterator[str]:
+def _remote_images(root: str, left_out: LeftOut) -> Iterator[str]:
+    """Yield the images below a remote folder."""
+    for name in storage.remote_files_below(root):
+        parts = name.split("/")
+        unwanted = [part for part in parts[:-1] if part.startswith(".") or is_system(part)]
+        if unwanted:
+            left_out.add(unwanted[0], name)
+        elif is_image(parts[-1]):
+            yield name
+        else:
+            left_out.add(parts[-1], name)
+
+
+def _walk(root: str, prefix: str, seen: set[str], left_out: LeftOut) -> Iterator[str]:
     """Yield the images below `root`/`prefix` relative to `root`; `seen` are the targets of links followed so far."""
-    files, folders = _entries(storage.join(root, prefix))
+    files, folders = _entries(root, prefix, left_out)
     for name in files:
         yield prefix + name
     # All links in one folder are decided on before any is followed: their names decide, not what is below them.
     for name in [name for name in folders if _is_new(root, prefix + name, seen)]:
-        yield from _walk(root, f"{prefix}{name}/", seen)
+        yield from _walk(root, f"{prefix}{name}/", seen, left_out)
 
 
-def _entries(folder: str) -> tuple[list[str], list[str]]:
-    """Return the sorted names of the images and of the folders in a folder, hidden ones left out."""
+def _entries(root: str, prefix: str, left_out: LeftOut) -> tuple[list[str], list[str]]:
+    """Return the sorted names of the images and of the folders in a folder, without hidden and system ones."""
     images, folders = [], []
-    with os.scandir(folder) as entries:
+    with os.scandir(storage.join(root, prefix)) as entries:
         for entry in entries:
-            if _is_image(entry.name) and entry.is_file():
+            if is_image(entry.name) and entry.is_file():
                 images.append(entry.name)
-            elif not entry.name.startswith(".") and entry.is_dir():
+            elif entry.name.startswith(".") or is_system(entry.name) or not entry.is_dir():
+                left_out.add(entry.name, prefix + entry.name)
+            else:
                 folders.append(entry.name)
     return sorted(images), sorted(folders)
 

@@ -31,7 +31,13 @@ PLAN: Final = "shards.plan.json"
 FORMAT: Final = "swav-tf shards"
 VERSION: Final = 1
 IMAGE_KEY, LABEL_KEY = "image/encoded", "image/class/label"
+_NUMBERED: Final = re.compile(r"-\d+-of-\d+")
 _PLAIN_NAME: Final = re.compile(r"(?!\.+$)[A-Za-z0-9._-]+")
+
+
+def is_shard(name: str) -> bool:
+    """Return whether a name is that of a TFRecord shard. `bird-of-paradise` is none."""
+    return "tfrecord" in name or _NUMBERED.search(name) is not None
 
 
 @dataclass(frozen=True)

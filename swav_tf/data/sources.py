@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from itertools import islice
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
 from swav_tf.data import storage
 from swav_tf.data.augment import Image
 from swav_tf.data.decode import decode
-from swav_tf.data.folders import EXTENSIONS, ClassFolders, ImageFolder
+from swav_tf.data.folders import ClassFolders, ImageFolder, has_images, is_image
+from swav_tf.data.leftovers import is_system
+from swav_tf.data.shard_index import is_shard
 from swav_tf.plumbing.errors import DataError
-from swav_tf.plumbing.names import name_bytes
+from swav_tf.plumbing.names import name_bytes, printable
 from swav_tf.recipe.pretraining import Data
 
 
@@ -116,22 +120,42 @@ def open_folder(path: str, *, kind: str) -> ClassFolders | ImageFolder:
         return ClassFolders(path) if kind == "class_folders" else ImageFolder(path)
 
 
-def guess_kind(path: str) -> str:
-    """Return the most likely `data.kind` of the images at a path, judged by its content.
+class Found(NamedTuple):
+    """The kind of the images at a path, and why."""
+
+    kind: Literal["class_folders", "images", "tfrecord", "digits"]
+    why: str
+
+
+def recognize(path: str) -> Found:
+    """Recognize the `data.kind` of the images at a path by its content.
+
+    Folders are taken for classes only if that leaves out no image: none is next to them.
 
     Raises:
         DataError: the path cannot be accessed.
     """
     if path == "digits":
-        return path
+        return Found("digits", "bundled")
     with _reachable(path):
         folder = storage.local_or_remote(path)
         if not storage.is_folder(folder):
-            return "tfrecord" if storage.matching(folder) else "class_folders"
-        names = [name for name in storage.names_in(folder) if not name.startswith(".")]
-    if any("tfrecord" in name or "-of-" in name for name in names):
-        return "tfrecord"
-    return "images" if any(name.lower().endswith(EXTENSIONS) for name in names) else "class_folders"
+            shards = bool(storage.matching(folder))
+            return Found("tfrecord", "a pattern of shards") if shards else Found("class_folders", "not found")
+        names = [name for name in storage.names_in(folder) if not (name.startswith(".") or is_system(name))]
+        images = any(map(is_image, names))
+        if not images and any(map(is_shard, names)):
+            return Found("tfrecord", "it contains shards")
+        if storage.is_remote(folder):
+            return Found("images", "images at the top") if images else Found("class_folders", "folders")
+        inside = (name for name in names if os.path.isdir(storage.join(folder, name)))
+        classes = list(islice((name for name in inside if has_images(folder, name)), 2 if not images else 1))
+    if images:
+        why = "images at the top and in folders: all are read" if classes else "images without folders"
+        return Found("images", f"{why}, without labels")
+    if len(classes) == 1:
+        return Found("images", f"one folder with images, {printable(classes[0])}: no classes, no labels")
+    return Found("class_folders", "one folder for each class")
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from typing import Final
 import numpy as np
 
 from swav_tf.data.decode import UndecodableImage
-from swav_tf.data.sources import guess_kind, open_source, read_image
+from swav_tf.data.sources import open_source, read_image, recognize
 from swav_tf.plumbing.errors import DataError
 from swav_tf.plumbing.log import log
 from swav_tf.plumbing.system import available_cores
@@ -32,7 +32,7 @@ def survey(path: str, kind: str | None = None) -> ImageFacts:
     Raises:
         DataError: there are no images, or none of the sample can be decoded.
     """
-    kind = kind or guess_kind(path)
+    kind = kind or recognize(path).kind
     source = open_source(Data(kind=kind, path=None if kind == "digits" else path))
     sides, grays, seconds = [], [], []
     for index in np.unique(np.linspace(0, len(source) - 1, SAMPLE).round().astype(int)):

@@ -4,15 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
 from swav_tf.data import storage
 from swav_tf.data.names import PackedNames
 from swav_tf.data.records import MalformedExample, Values, decode_example, read_record, record_table
-from swav_tf.data.shard_index import IMAGE_KEY, LABEL_KEY, ShardIndex, has_index, is_unfinished, read_index
+from swav_tf.data.shard_index import (
+    IMAGE_KEY,
+    LABEL_KEY,
+    ShardIndex,
+    has_index,
+    is_shard,
+    is_unfinished,
+    read_index,
+)
 from swav_tf.plumbing.errors import DataError
+
+_MAX_DAMAGED: Final = 100  # records in a row from the start, before a source is refused
 
 
 def open_shards(path: str, *, image_key: str = IMAGE_KEY, label_key: str = LABEL_KEY) -> TFRecordSource:
@@ -32,21 +42,21 @@ def open_shards(path: str, *, image_key: str = IMAGE_KEY, label_key: str = LABEL
 
 
 def _find_shards(pattern: str) -> list[str]:
-    """Return the sorted shards that match a pattern, or of a folder the files with `tfrecord` or `-of-` in their names.
+    """Return the sorted shards that match a pattern, or of a folder the files named as shards.
 
     Raises:
         DataError: no shard exists.
     """
     if storage.is_folder(pattern):
-        names = [name for name in storage.names_in(pattern) if "tfrecord" in name or "-of-" in name]
+        names = [name for name in storage.names_in(pattern) if is_shard(name)]
         found = [storage.join(pattern, name) for name in names if not name.startswith(".")]
     else:
         found = storage.matching(pattern)
     shards = [shard for shard in found if not storage.is_folder(shard)]
     if not shards:
         raise DataError(
-            "data.path must be a folder of TFRecord shards, with 'tfrecord' or '-of-' in their names, or a pattern. No "
-            f"file matches {pattern}."
+            "data.path must be a folder of TFRecord shards, with 'tfrecord' or '-00000-of-00010' in their names, or a "
+            f"pattern. No file matches {pattern}."
         )
     return shards
 
@@ -67,7 +77,7 @@ class TFRecordSource:
         """Find the records, in the index if one is given; `slices` selects records of each shard.
 
         Raises:
-            DataError: a shard is truncated or compressed, no record exists, or the first one lacks `image_key`.
+            DataError: a shard is truncated or compressed, no record exists, or the first intact one lacks `image_key`.
         """
         self.index = index
         self.class_names = class_names if index is None else index.class_names
@@ -84,18 +94,26 @@ class TFRecordSource:
         self._records: Any = np.insert(records, 0, np.repeat(np.arange(len(counts)), counts), axis=1)
         if not len(self._records):
             raise DataError(f"TFRecord shards need images; the {len(self._shards)} given have no record.")
-        try:
-            features = self._features(0)
-        except OSError as error:
-            path = self._shards[0]
-            raise DataError(
-                f"TFRecord shard {path}, first record: {error}. Copy or write it again."
-            ) from error
+        features = self._first_features()
         if image_key not in features:
             raise DataError(
                 f"data.image_key must name the feature with the encoded image; {image_key!r} is not one of those in "
                 f"{self._shards[0]}: {', '.join(sorted(features))}."
             )
+
+    def _first_features(self) -> dict[str, Values]:
+        """Return the features of the first intact record: a damaged one is lost alone, when it is read."""
+        tried = min(len(self._records), _MAX_DAMAGED)
+        first: OSError | None = None
+        for index in range(tried):
+            try:
+                return self._features(index)
+            except OSError as error:
+                first = first or error
+        raise DataError(
+            f"TFRecord shard {self._shards[0]}: the first {tried} records are damaged, the first one because: {first}. "
+            "Copy or write it again."
+        ) from first
 
     def __len__(self) -> int:
         return len(self._records)

@@ -83,6 +83,18 @@ def test_images_are_numbered_through_all_shards(shards):
     assert len(opened(shards / "train-0000[12]*")) == 8
 
 
+# Bug caught: twelve images lost because of the first one.
+def test_a_damaged_first_record_is_lost_alone(shards):
+    shard = shards / "train-00000-of-00003"
+    data = bytearray(shard.read_bytes())
+    data[20] ^= 1
+    shard.write_bytes(data)
+    source = opened(shards)
+    with pytest.raises(OSError, match="checksum is wrong"):
+        source.read(0)
+    assert [source.label(i) for i in range(1, 12)] == list(range(1, 12))
+
+
 @pytest.mark.parametrize("cut", [1, 4, 10, 60])
 def test_a_truncated_shard_is_refused(shards, cut):
     # The last records silently missing.

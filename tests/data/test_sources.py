@@ -2,11 +2,12 @@
 
 import os
 
+import fsspec
 import numpy as np
 import pytest
 
 from swav_tf.data.folders import ClassFolders, ImageFolder
-from swav_tf.data.sources import open_source
+from swav_tf.data.sources import open_source, recognize
 from swav_tf.plumbing.errors import DataError
 from swav_tf.recipe.pretraining import Data
 
@@ -50,6 +51,65 @@ def test_names_with_spaces_and_bytes_that_are_not_text(tmp_path):
     make(tmp_path, "a b/c d.jpg", b"caf\xe9.jpg", "日本.jpg")
     source = ImageFolder(tmp_path)
     assert {source.read(i) for i in range(3)} == {b"c d.jpg", b"caf\xe9.jpg", "日本.jpg".encode()}
+
+
+# === What is left out ===
+
+
+# Bugs caught: images next to folders left out, a class for each system folder, flowers taken for shards.
+@pytest.mark.parametrize(
+    ("files", "kind", "names"),
+    [
+        (["a.jpg", "x/b.jpg", "y/c.jpg"], "images", ["a.jpg", "x/b.jpg", "y/c.jpg"]),
+        (["x/b.jpg", "y/z/c.jpg", "notes.txt"], "class_folders", ["x/b.jpg", "y/z/c.jpg"]),
+        (["2024/a.jpg", "empty/notes.txt"], "images", ["2024/a.jpg"]),
+        (["x/a.jpg", "@eaDir/a.jpg/THUMB.jpg", "#recycle/b.jpg", "L.lrdata/c.jpg"], "images", ["x/a.jpg"]),
+        (["lily-of-the-valley/a.jpg", "rose/b.jpg"], "class_folders", ["lily-of-the-valley/a.jpg", "rose/b.jpg"]),
+        (["best-of-2023.jpg"], "images", ["best-of-2023.jpg"]),
+    ],
+)  # fmt: skip
+def test_a_kind_that_leaves_out_no_image_is_recognized(tmp_path, files, kind, names):
+    make(tmp_path, *files)
+    found = recognize(str(tmp_path))
+    assert found.kind == kind
+    assert names_of(KINDS[kind](tmp_path)) == names
+
+
+# Bug caught: files that are left out without a word, and images next to class folders among them.
+def test_what_is_left_out_is_reported(tmp_path, caplog):
+    make(
+        tmp_path,
+        "x/1.jpg",
+        "x/2.jpg",
+        "y/3.jpg",
+        "x/._1.jpg",
+        "x/@eaDir/1.jpg",
+        "y/notes.txt",
+        "y/4.HEIC",
+        "5.jpg",
+    )
+    counts = {
+        "resource forks of macOS": 1, "of the system or an editor": 1, "with extension .txt": 1,
+        "pictures of a format that is not read, .heic": 1,
+    }  # fmt: skip
+    assert ImageFolder(tmp_path).left_out.counts == counts
+    stray = {"images next to the class folders, in none of them": 1}
+    assert ClassFolders(tmp_path).left_out.counts == counts | stray
+    assert ["y/4.HEIC" in record.message for record in caplog.records] == [True, True]
+    assert "in none of them (5.jpg)" in caplog.records[1].message
+    memory = fsspec.filesystem("memory")
+    memory.put(str(tmp_path), "/left_out", recursive=True)
+    try:
+        assert ClassFolders("memory://left_out").left_out.counts == counts | stray
+    finally:
+        memory.rm("/left_out", recursive=True)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_folder_of_which_most_pictures_are_left_out_is_refused(tmp_path, kind):
+    make(tmp_path, "x/1.jpg", "x/2.heic", "x/3.heic")
+    with pytest.raises(DataError, match=r"1 images; left out: 2 pictures .*\.heic \(x/2\.heic"):
+        KINDS[kind](tmp_path)
 
 
 # === Links ===

@@ -10,7 +10,7 @@ from swav_tf.data import storage
 from swav_tf.data.check import check_data
 from swav_tf.data.folders import ClassFolders, ImageFolder
 from swav_tf.data.sharding import write_shards
-from swav_tf.data.sources import contents_sha256, fingerprint, guess_kind, open_source, read_image
+from swav_tf.data.sources import contents_sha256, fingerprint, open_source, read_image, recognize
 from swav_tf.plumbing.errors import DataError, UsageError
 from swav_tf.recipe.pretraining import Data
 
@@ -93,7 +93,7 @@ def test_patterns_and_guesses(places, place):
         "images/b": "images",
     }
     for name, kind in guesses.items():
-        assert guess_kind(path(name)) == kind
+        assert recognize(path(name)).kind == kind
 
 
 def test_remote_images_are_packed_locally(places, tmp_path):
@@ -111,7 +111,7 @@ def test_the_package_of_a_scheme_is_named():
     with pytest.raises(DataError, match=r"absent://bucket/train.*Install no-such-package"):
         open_source(Data(kind="tfrecord", path="absent://bucket/train"))
     with pytest.raises(DataError, match=r"unheard://x.*not known"):
-        guess_kind("unheard://x")
+        recognize("unheard://x")
 
 
 def test_missing_and_forbidden_files(places, monkeypatch):

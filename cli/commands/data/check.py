@@ -40,6 +40,7 @@ def command(
       swav-tf data check shards/train
     """
     from swav_tf.data.check import check_data
+    from swav_tf.data.folders import ClassFolders, ImageFolder
     from swav_tf.data.pictures import image_sheet
     from swav_tf.plumbing.files import atomic_write
 
@@ -51,8 +52,9 @@ def command(
         with atomic_write(sheet) as partial:
             drawn.save(partial)
     data = str(images.data)
+    left_out = dict(source.left_out.counts) if isinstance(source, ClassFolders | ImageFolder) else {}
     if report.as_json:
-        report.show({"data": data, "kind": kind, **found.as_dict()})
+        report.show({"data": data, "kind": kind, **found.as_dict(), "left_out": left_out})
     else:
         from cli.tables.data import print_report
 

@@ -8,13 +8,14 @@ import click
 
 from cli.options import NEW_FOLDER, Report, count_option, report_options, threads_option
 from cli.progress import image_progress
+from swav_tf.plumbing.log import log
 
 
 @click.command(short_help="Pack a folder of images into TFRecord shards.")
 @click.argument("data")
 @click.argument("output", type=NEW_FOLDER)
 @click.option(
-    "--kind", type=click.Choice(["class_folders", "images"]), default="class_folders",
+    "--kind", type=click.Choice(["class_folders", "images"]), show_default="recognized by the content of DATA",
     help="class_folders: DATA/<class>/*.JPEG; images: any images below DATA, unlabelled.",
 )  # fmt: skip
 @count_option("--shards", show_default="from --shard-mib", help="Number of shards.")
@@ -25,7 +26,7 @@ from cli.progress import image_progress
 def command(
     data: str,
     output: Path,
-    kind: str,
+    kind: str | None,
     shards: int | None,
     shard_mib: int,
     threads: int,
@@ -45,9 +46,14 @@ def command(
     """
     from cli.quiet import load_tensorflow_quietly
     from swav_tf.data.sharding import write_shards
-    from swav_tf.data.sources import open_folder
+    from swav_tf.data.sources import open_folder, recognize
 
     load_tensorflow_quietly()  # it writes the records
+    if kind is None:
+        found = recognize(data)
+        # Anything but a folder of images gets the message of the folder's opening.
+        kind = "images" if found.kind == "images" else "class_folders"
+        log.info(f"{data} is read as {kind}: {found.why}.")
     source = open_folder(data, kind=kind)
     with image_progress(len(source), "packed", quiet=report.quiet) as progress:
         packed = write_shards(
@@ -75,6 +81,7 @@ def command(
             "shards": count,
             "bytes": size,
             "kept_shards": packed.kept,
+            "left_out": dict(source.left_out.counts),
         },
         lines,
     )

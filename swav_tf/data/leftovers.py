@@ -1,0 +1,101 @@
+"""Files that are no images of a folder: which they are, and the report that names them.
+
+Hidden files and folders are left out, among them `._` files, .AppleDouble (motioneye-project/motioneye#89),
+.thumbnails (photoprism/photoprism#233), .stversions and .dtrash. The lists below have what does not hide itself, from
+public reports:
+- Synology's @eaDir: immich-app/immich#7980 and pull 12566, darickc/MMM-BackgroundSlideshow#26
+- #recycle: photoprism/photoprism#4921, bpatrik/pigallery2#1137; $RECYCLE.BIN: bpatrik/pigallery2#238
+- QNAP's @Recycle and @Recently-Snapshot: nova-video-player/aos-AVP#1308; #snapshot: immich-app/immich pull 15773
+- System Volume Information: photoview/photoview#475; lost+found: nextcloud/server#52258
+- __MACOSX: fire-eggs/DarkThumbs#36; libraries of Photos and Lightroom: Geektoolkit/Dynaframe3#71
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Final
+
+from swav_tf.plumbing.errors import DataError
+from swav_tf.plumbing.log import log
+from swav_tf.plumbing.names import printable
+
+_SYSTEM: Final = frozenset({
+    "@eadir", "@tmp", "@recycle", "@recently-snapshot", "#recycle", "#snapshot", "~snapshot", "$recycle.bin",
+    "recycler", "system volume information", "lost+found", "__macosx", "network trash folder", "temporary items",
+    "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r",
+})  # fmt: skip
+_SYSTEM_ENDINGS: Final = (".lrdata", ".lrlibrary", ".photoslibrary")
+_UNREAD: Final = frozenset({
+    ".tif", ".tiff", ".gif", ".avif", ".heic", ".heif", ".hif", ".jp2", ".j2k", ".jxl", ".jfif", ".jpe", ".dng", ".cr2",
+    ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".psd", ".exr", ".ppm", ".pgm", ".tga", ".dcm",
+})  # extensions of pictures that are not read  # fmt: skip
+_SHOWN: Final = 2  # examples for each reason
+_reported: set[tuple[str, str]] = set()  # a command opens its images more than once
+
+
+def is_system(name: str) -> bool:
+    """Return whether operating systems, network storage or picture editors give this name to what they leave behind."""
+    lower = name.lower()
+    return lower in _SYSTEM or lower.endswith(_SYSTEM_ENDINGS)
+
+
+class LeftOut:
+    """Files and folders that were not read as images, counted by reason."""
+
+    def __init__(self) -> None:
+        self.counts = Counter[str]()
+        self.pictures = 0  # those among them that are pictures by name
+        self._examples: dict[str, list[str]] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self.counts)
+
+    def __str__(self) -> str:
+        return "; ".join(
+            f"{count:,} {reason} ({', '.join(map(printable, self._examples[reason]))}"
+            f"{', ...' if count > len(self._examples[reason]) else ''})"
+            for reason, count in self.counts.most_common()
+        )
+
+    def add(self, name: str, path: str) -> None:
+        """Count a file or folder; the last part of its path, or the folder that it is in, is the reason."""
+        stem, dot, extension = name.rpartition(".")
+        if name.startswith("._"):
+            reason = "resource forks of macOS"
+        elif name.startswith("."):
+            reason = "hidden"
+        elif is_system(name):
+            reason = "of the system or an editor"
+        elif f".{extension.lower()}" in _UNREAD:
+            reason = f"pictures of a format that is not read, .{extension.lower()}"
+            self.pictures += 1
+        else:
+            reason = f"with extension .{extension.lower()}" if stem and dot else "without extension"
+        self._add(reason, path)
+
+    def add_stray(self, path: str) -> None:
+        """Count an image that is next to the class folders."""
+        self.pictures += 1
+        self._add("images next to the class folders, in none of them", path)
+
+    def _add(self, reason: str, path: str) -> None:
+        self.counts[reason] += 1
+        examples = self._examples.setdefault(reason, [])
+        if len(examples) < _SHOWN:
+            examples.append(path)
+
+    def report(self, root: str, images: int) -> None:
+        """Log what was left out of a folder, once; pictures among it are a warning.
+
+        Raises:
+            DataError: more pictures were left out than read.
+        """
+        text = f"{root}: {images:,} images; left out: {self}."
+        if self.pictures > images:
+            raise DataError(
+                f"Most pictures of a folder must be readable. Received: {text} Convert them to JPEG or PNG, read "
+                "images next to class folders with data.kind=images, or give a folder of the images that are meant."
+            )
+        if self and (root, text) not in _reported:
+            _reported.add((root, text))
+            (log.warning if self.pictures else log.info)("%s", text)
