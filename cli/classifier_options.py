@@ -78,9 +78,9 @@ class ClassifierChoice:
         data = self._pretraining().data
         view = data.evaluation
         if self.train is not None:
-            from swav_tf.data.sources import guess_kind
+            from swav_tf.data.sources import recognize
 
-            kind = data.kind if data.kind in ("tfds", "tfrecord") else guess_kind(self.train)
+            kind = data.kind if data.kind in ("tfds", "tfrecord") else recognize(self.train).kind
             data = data.model_copy(update={"kind": kind, "path": self.train, "validation_path": None})
             data = data.model_copy(update={"validation_split": None} if kind != "tfds" else {})
         elif data.kind == "digits" and data.validation_split is None:
