@@ -5,11 +5,14 @@ from __future__ import annotations
 import errno
 import glob
 import os
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from swav_tf.data.leftovers import is_system
 from swav_tf.plumbing.errors import DataError
 from swav_tf.plumbing.parallel import map_ahead
 
@@ -41,8 +44,26 @@ def is_remote(path: str | Path) -> bool:
 
 
 def local_or_remote(path: str | Path) -> str:
-    """Return the path as text, `~` expanded unless it has a scheme."""
-    return str(path) if is_remote(path) else os.path.expanduser(path)
+    """Return the path as text, `~` expanded unless it has a scheme; for a zip file that of the folder in it."""
+    if is_remote(path):
+        return str(path)
+    local = os.path.expanduser(path)
+    return _folder_in_zip(local) if local.lower().endswith(".zip") and os.path.isfile(local) else local
+
+
+def _folder_in_zip(archive: str) -> str:
+    """Return the path of the folder that a zip file was made of, or of the top if it contains several entries.
+
+    Raises:
+        DataError: the file is not a zip file.
+    """
+    root = f"zip://::{os.path.abspath(archive)}"
+    try:
+        names = [name for name in names_in(root) if not (name.startswith(".") or is_system(name))]
+        inside = join(root, names[0]) if len(names) == 1 else root
+        return inside if is_folder(inside) else root
+    except OSError as error:
+        raise DataError(f"{archive} must be a zip file. {error}. Copy it again.") from error
 
 
 def is_folder(path: str) -> bool:
@@ -189,6 +210,14 @@ def _type(path: str) -> str | None:
         return None
 
 
+@lru_cache(maxsize=4)
+def _open_zip(archive: str, stamp: str, process: int) -> Any:
+    """Open a local zip file once in each process; fsspec would read its directory again for each image."""
+    from fsspec.implementations.zip import ZipFileSystem
+
+    return ZipFileSystem(archive)
+
+
 @contextmanager
 def _remote(path: str) -> Iterator[tuple[Any, str]]:
     """Yield the file system of a path and the path in it; report errors of its client library as OSErrors.
@@ -198,8 +227,18 @@ def _remote(path: str) -> Iterator[tuple[Any, str]]:
     """
     from fsspec.core import url_to_fs
 
+    inner, _, archive = path.partition("::")
+    in_local_zip = inner.startswith("zip://") and "://" not in archive
     try:
-        files, inner = url_to_fs(path)
+        if in_local_zip:
+            files, inner = (
+                _open_zip(archive, _local_stamp(archive), os.getpid()),
+                inner.removeprefix("zip://"),
+            )
+        else:
+            files, inner = url_to_fs(path)
+    except zipfile.BadZipFile as error:
+        raise OSError(f"{archive or path}: {error}") from error
     except ImportError as error:  # the message names the package
         raise DataError(
             f"{path} needs a package that is not installed. {error}, or copy the images to this machine."

@@ -1,6 +1,8 @@
 """Images that fsspec reads are the same as local ones, in an object store (`memory://`) and in an archive (`zip://`)."""
 
+import pickle
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 
 import fsspec
 import numpy as np
@@ -80,6 +82,25 @@ def test_the_same_images_in_the_same_order(places, monkeypatch, place, kind, fol
     report = check_data(there, threads=3)
     assert (report.images, report.corrupt) == (16, {})
     assert report.bad_shards == ({} if folder == "shards" else None)
+
+
+# Bugs caught: the folder that was packed taken for a class, and the one that macOS adds.
+def test_a_zip_file_is_read_as_the_folder_in_it(places, tmp_path):
+    local, archive = places["local"]("images"), tmp_path / "photos.ZIP"
+    with zipfile.ZipFile(archive, "w") as zipped:
+        zipped.writestr("__MACOSX/photos/._00.JPEG", b"x")
+        for name in storage.remote_files_below(f"file://{local}"):
+            zipped.write(f"{local}/{name}", f"photos/{name}")
+    kind = recognize(str(archive)).kind
+    here, there = (open_source(Data(kind=kind, path=path)) for path in (local, str(archive)))
+    assert (kind, fingerprint(there)) == ("class_folders", fingerprint(here))
+    assert there.class_names == here.class_names
+    there = pickle.loads(pickle.dumps(there))  # as crop processes get it
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(there.read, range(16))) == [here.read(i) for i in range(16)]
+    archive.write_bytes(b"no archive")
+    with pytest.raises(DataError, match="must be a zip file"):
+        recognize(str(archive))
 
 
 @pytest.mark.parametrize("place", ["local", "memory", "zip"])
