@@ -307,14 +307,14 @@ class ImageChoice:
         from swav_tf.recipe.pretraining import Data
 
         assert self.data is not None
-        kind = self.kind
-        if kind is None:
-            found = recognize(self.data)
-            kind = found.kind
-            log.info(f"{self.data} is read as {kind}: {found.why}.")
+        found = None if self.kind else recognize(self.data)
+        kind = found.kind if found else str(self.kind)
         path = None if kind == "digits" else self.data
         settings = {"kind": kind, "path": path, "split": self.split or "train"}
-        return open_source(Data.model_validate(settings)), kind
+        source = open_source(Data.model_validate(settings))
+        if found:
+            log.info(f"{self.data} is read as {found.kind}: {found.why}.")
+        return source, kind
 
 
 def image_options(

@@ -153,6 +153,8 @@ def recognize(path: str) -> Found:
     if images:
         why = "images at the top and in folders: all are read" if classes else "images without folders"
         return Found("images", f"{why}, without labels")
+    if not classes:
+        return Found("images", "no image was found")
     if len(classes) == 1:
         return Found("images", f"one folder with images, {printable(classes[0])}: no classes, no labels")
     return Found("class_folders", "one folder for each class")
