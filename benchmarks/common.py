@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from evaluate.benchmark.machine import describe_machine
+from swav_tf.data.decode import DEFAULT, Decoding
 from swav_tf.plumbing.files import atomic_write
 
 T = TypeVar("T")
@@ -146,6 +147,7 @@ class Photos:
     """Files in memory as a source of images; not in a script, whose classes other processes cannot unpickle."""
 
     class_names: tuple[str, ...] = ()
+    decoding: Decoding = DEFAULT
 
     def __init__(self, files: list[bytes]) -> None:
         self.files = files

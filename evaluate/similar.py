@@ -15,7 +15,7 @@ from evaluate.gallery import SheetRow, draw_sheet, scaled, thumbnail
 from evaluate.images import ImageSet, open_images
 from evaluate.knn import check_same_model
 from swav_tf.data.augment import Image
-from swav_tf.data.decode import UndecodableImage, decode, evaluation_view
+from swav_tf.data.decode import Decoding, UndecodableImage, decode, evaluation_view
 from swav_tf.data.sources import contents_sha256
 from swav_tf.knn import find_neighbours
 from swav_tf.plumbing.errors import DataError, UsageError
@@ -30,7 +30,7 @@ COLUMNS: Final = 6
 def query_view(path: Path, model: Backend) -> Image:
     """Read an image file in the model's input view, uint8 (crop, crop, 3)."""
     try:
-        return evaluation_view(decode(path.read_bytes()), model.input_view)
+        return evaluation_view(decode(path.read_bytes(), Decoding.of(model.data)), model.input_view)
     except UndecodableImage as error:
         raise DataError(f"{path} must be an image: {error}") from error
     except OSError as error:

@@ -162,6 +162,7 @@ def _metadata(
         preprocessing=Preprocessing(
             resize=view.resize,
             crop=view.crop,
+            background=recipe.data.background,
             mean=_three(trained.model.mean),
             std=_three(trained.model.std),
             layout="NHWC" if inside else "NCHW",

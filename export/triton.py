@@ -160,7 +160,10 @@ def _name(facts: OnnxMetadata, path: Path) -> str:
 
 def _comments(facts: OnnxMetadata) -> tuple[str, ...]:
     how = facts.preprocessing
-    prepared = f"RGB, short side {how.resize} pixels ({how.interpolation}), center crop {how.crop}"
+    prepared = (
+        f"{how.orientation}, transparent parts over {list(how.background)}, RGB, short side {how.resize} pixels "
+        f"({how.interpolation}), center crop {how.crop}"
+    )
     if not how.inside:
         prepared += f", / 255, minus {list(how.mean)}, over {list(how.std)}, channels first"
     return (

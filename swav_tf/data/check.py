@@ -143,7 +143,7 @@ def _look(source: ImageSource, hashed: bool, index: int) -> _Finding:
     try:
         label = source.label(index)
         data = source.read(index)
-        pixels = data if isinstance(data, np.ndarray) else decode(data)
+        pixels = data if isinstance(data, np.ndarray) else decode(data, source.decoding)
     except (UndecodableImage, OSError) as error:
         return _Finding(name, label, printable(str(error)))
     if hashed:

@@ -1,15 +1,20 @@
 """Encoded image files to pixels, and the view of an image for evaluation.
 
-OpenCV decodes JPEG, Pillow everything else. Alpha is dropped and the colors below it are kept, as with Pillow's
-`convert("RGB")`. EXIF rotation is applied.
+OpenCV decodes JPEG, Pillow everything else. The rules for what RGB of 8 bits cannot express:
+
+EXIF rotation   is applied: images are upright
+alpha           the image is composited over `Decoding.background`
+16 bits         divided by 257; other integers and floats are stretched from their range to 0..255, floats within
+                0..1 from 0..1
+several frames  the first frame or page
 """
 
 from __future__ import annotations
 
 import io
-import struct
 import zlib
-from typing import Final
+from dataclasses import dataclass
+from typing import Any, Final
 
 import cv2
 import numpy as np
@@ -17,68 +22,116 @@ from PIL import Image as PillowImage
 from PIL import ImageOps, UnidentifiedImageError
 
 from swav_tf.data.augment import Image, resize_box
-from swav_tf.recipe.pretraining import EvaluationView
+from swav_tf.data.jpeg import DamagedJpeg, read_structure
+from swav_tf.recipe.pretraining import Data, EvaluationView
 
-MAX_PIXELS: Final = 89_478_485  # Pillow's limit, 256 MiB of RGB, against decompression bombs
-_FORMATS: Final = ("JPEG", "PNG", "WEBP", "BMP")
-_START_OF_SCAN: Final = b"\xff\xda"
-_END_OF_IMAGE: Final = b"\xff\xd9"
-_PNG_SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
+# Formats by Pillow's names, with the extensions of their files. HEIF needs pillow-heif.
+FORMATS: Final = {
+    "JPEG": (".jpeg", ".jpg", ".jpe", ".jfif"),
+    "PNG": (".png",),
+    "WEBP": (".webp",),
+    "BMP": (".bmp", ".dib"),
+    "TIFF": (".tif", ".tiff"),
+    "GIF": (".gif",),
+    "AVIF": (".avif",),
+    "JPEG2000": (".jp2", ".j2k", ".jpx"),
+    "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
+    "HEIF": (".heic", ".heif", ".hif"),
+}
+EXTENSIONS: Final = tuple(extension for extensions in FORMATS.values() for extension in extensions)
+# The first bytes of files that are recognized without an extension.
+_SIGNATURES: Final = (
+    b"\xff\xd8\xff",
+    b"\x89PNG\r\n\x1a\n",
+    b"BM",
+    b"II*\0",
+    b"MM\0*",
+    b"GIF8",
+    b"\0\0\0\x0cjP  ",
+)
+_BRANDS: Final = (b"avif", b"avis", b"heic", b"heix", b"mif1", b"heim", b"heis")  # of ISO media files
+_HEIF: Final = _BRANDS[2:]
+_PILLOWS: Final = [name for name in FORMATS if name != "HEIF"]
+LARGE: Final = (
+    89_478_485  # pixels, 256 MiB of RGB: larger JPEGs are decoded at a half, a quarter or an eighth
+)
+_REDUCED: Final = {
+    2: cv2.IMREAD_REDUCED_COLOR_2,
+    4: cv2.IMREAD_REDUCED_COLOR_4,
+    8: cv2.IMREAD_REDUCED_COLOR_8,
+}
+_PNG_SIGNATURE: Final = _SIGNATURES[1]
+
+# Pillow warns of images above LARGE and refuses those of twice that; `Decoding.max_pixels` is the limit here.
+PillowImage.MAX_IMAGE_PIXELS = None
 
 
 class UndecodableImage(Exception):
     """Report an image file that is corrupt, truncated, of an unknown format, or too large."""
 
 
-def decode(data: bytes) -> Image:
-    """Return the pixels of a JPEG, PNG, WebP or BMP file, uint8 RGB (height, width, 3).
+@dataclass(frozen=True)
+class Decoding:
+    """The settings of a recipe that decoding depends on: data.background and data.max_pixels."""
 
-    The content decides the format, not the name. Only PNG has checksums: damage inside the other formats goes
-    unnoticed if the file is complete.
+    background: tuple[int, int, int] = Data.model_fields["background"].default
+    max_pixels: int = Data.model_fields["max_pixels"].default
+
+    @classmethod
+    def of(cls, data: Data) -> Decoding:
+        """Return those of a recipe."""
+        return cls(data.background, data.max_pixels)
+
+
+DEFAULT: Final = Decoding()
+
+
+def looks_like_an_image(head: bytes) -> bool:
+    """Return whether the first 16 bytes of a file are those of an image, whatever its name."""
+    webp = head.startswith(b"RIFF") and head[8:12] == b"WEBP"
+    return webp or head.startswith(_SIGNATURES) or (head[4:8] == b"ftyp" and head[8:12] in _BRANDS)
+
+
+def decode(data: bytes, settings: Decoding = DEFAULT) -> Image:
+    """Return the pixels of an image file of one of FORMATS, uint8 RGB (height, width, 3).
+
+    The content decides the format, not the name. JPEGs of more than LARGE pixels are returned at a half, a quarter or
+    an eighth of their size. Only PNG has checksums: damage inside the other formats goes unnoticed if the file is
+    complete.
 
     Raises:
-        UndecodableImage: the file is corrupt, truncated, of another format, or has more than MAX_PIXELS pixels.
+        UndecodableImage: the file is corrupt, truncated, of another format, or has too many pixels.
     """
-    if data.startswith(b"\xff\xd8"):
-        if not _jpeg_is_complete(data):
-            raise UndecodableImage("truncated JPEG: the end-of-image marker is missing")
-        _refuse_bomb(*_jpeg_size(data))
-        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
-        if pixels is None:
-            raise UndecodableImage("corrupt JPEG")
-        return pixels
-    return _decode_with_pillow(data)
+    return (
+        _decode_jpeg(data, settings) if data.startswith(b"\xff\xd8") else _decode_with_pillow(data, settings)
+    )
 
 
-def _jpeg_is_complete(data: bytes) -> bool:
-    """Return whether a JPEG has its end marker; OpenCV silently paints missing parts gray.
-
-    A thumbnail in the header has its own end marker, but before the picture's scans, in which both byte pairs
-    can only be markers.
-    """
-    return data.endswith(_END_OF_IMAGE) or data.rfind(_END_OF_IMAGE) > data.rfind(_START_OF_SCAN)
-
-
-def _jpeg_size(data: bytes) -> tuple[int, int]:
-    """Return height and width from a JPEG's frame header (ITU-T T.81, B.2.2)."""
-    position = 2
-    while position + 9 < len(data):
-        if data[position] != 0xFF:
-            break
-        marker = data[position + 1]
-        if marker == 0xFF:  # fill byte
-            position += 1
-            continue
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            height, width = struct.unpack_from(">HH", data, position + 5)
-            return height, width
-        position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
-    raise UndecodableImage("corrupt JPEG: no frame header")
+def _decode_jpeg(data: bytes, settings: Decoding) -> Image:
+    try:
+        height, width = read_structure(data)
+    except DamagedJpeg as error:
+        raise UndecodableImage(str(error)) from error
+    _refuse_bomb(height, width, settings)
+    encoded, part = np.frombuffer(data, np.uint8), 1
+    while height * width > LARGE * part**2 and part < 8:
+        part *= 2
+    if part == 1:
+        pixels = cv2.imdecode(encoded, cv2.IMREAD_COLOR_RGB)
+    else:
+        pixels = cv2.imdecode(encoded, _REDUCED[part])
+        pixels = None if pixels is None else cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB, dst=pixels)
+    if pixels is None:
+        raise UndecodableImage("corrupt JPEG")
+    return pixels
 
 
-def _refuse_bomb(height: int, width: int) -> None:
-    if height * width > MAX_PIXELS:
-        raise UndecodableImage(f"{width} x {height} pixels, more than the limit of {MAX_PIXELS:,}")
+def _refuse_bomb(height: int, width: int, settings: Decoding) -> None:
+    if height * width > settings.max_pixels:
+        raise UndecodableImage(
+            f"{width} x {height} pixels, more than data.max_pixels, {settings.max_pixels:,}. If it is no damage, set "
+            f"-o data.max_pixels={height * width}"
+        )
 
 
 def _png_is_intact(data: bytes) -> bool:
@@ -96,24 +149,59 @@ def _png_is_intact(data: bytes) -> bool:
     return False
 
 
-def _decode_with_pillow(data: bytes) -> Image:
+def _decode_with_pillow(data: bytes, settings: Decoding) -> Image:
     if data.startswith(_PNG_SIGNATURE) and not _png_is_intact(data):
         raise UndecodableImage("corrupt or truncated PNG: a checksum is wrong or the end is missing")
+    heif = data[4:8] == b"ftyp" and data[8:12] in _HEIF
+    if heif:
+        _register_heif()
     try:
-        with PillowImage.open(io.BytesIO(data), formats=_FORMATS) as image:
-            _refuse_bomb(image.height, image.width)
+        with PillowImage.open(io.BytesIO(data), formats=["HEIF"] if heif else _PILLOWS) as image:
+            _refuse_bomb(image.height, image.width, settings)
             image.load()
-            upright = ImageOps.exif_transpose(image)
-            if upright.mode.startswith("I"):  # 16-bit gray, which convert() would clip at 255
-                gray = np.asarray(upright).astype(np.float32) * (255 / 65535)
-                return np.repeat(np.rint(gray).astype(np.uint8)[..., None], 3, axis=2)
-            return np.array(upright.convert("RGB"))
+            return _to_rgb(ImageOps.exif_transpose(image), settings.background)
     except UndecodableImage:
         raise
     except UnidentifiedImageError:
-        raise UndecodableImage(f"not one of the formats {', '.join(_FORMATS)}") from None
+        raise UndecodableImage(f"not one of the formats {', '.join(FORMATS)}") from None
     except Exception as error:  # Pillow's parsers raise many kinds
         raise UndecodableImage(f"{type(error).__name__}: {error}") from error
+
+
+def _register_heif() -> None:
+    try:
+        import pillow_heif
+    except ImportError:
+        raise UndecodableImage('HEIC files need pillow-heif: pip install "swav-tf[heif]"') from None
+    pillow_heif.register_heif_opener()
+
+
+def _to_rgb(image: PillowImage.Image, background: tuple[int, int, int]) -> Image:
+    """Return an image of any of Pillow's modes as uint8 RGB, by the rules at the top of this file."""
+    if image.mode.startswith("I;16"):
+        return _gray(np.asarray(image) / 257)
+    if image.mode in ("I", "F"):
+        return _gray(_stretched(np.asarray(image, np.float64), sixteen_bits=image.format in ("PNG", "PPM")))
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        below = PillowImage.new("RGBA", image.size, (*background, 255))
+        below.alpha_composite(image.convert("RGBA"))
+        image = below
+    return np.array(image.convert("RGB"))
+
+
+def _stretched(values: np.ndarray[Any, Any], *, sixteen_bits: bool) -> np.ndarray[Any, Any]:
+    """Return values scaled to 0..255; NaN and infinities become 0."""
+    if sixteen_bits:  # Pillow reads 16-bit files of these formats as 32-bit integers
+        return values / 257
+    values = np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
+    low, high = float(values.min()), float(values.max())
+    if low >= 0 and high <= 1:
+        low, high = 0.0, 1.0
+    return (values - low) * (255 / max(high - low, 1e-12))
+
+
+def _gray(values: np.ndarray[Any, Any]) -> Image:
+    return np.repeat(np.rint(values).clip(0, 255).astype(np.uint8)[..., None], 3, axis=2)
 
 
 def evaluation_view(image: Image, view: EvaluationView) -> Image:

@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 
 from swav_tf.data.augment import Image
+from swav_tf.data.decode import DEFAULT, Decoding
 from swav_tf.plumbing.errors import DataError
 
 CANVAS: Final = 32
@@ -25,6 +26,7 @@ class Digits:
     """Handwritten digits, uint8 (32, 32, 3) with equal channels, split 1437 train / 360 test."""
 
     class_names = tuple(str(digit) for digit in range(10))
+    decoding: Decoding = DEFAULT
 
     def __init__(self, split: str) -> None:
         """Load `train` or `test`."""

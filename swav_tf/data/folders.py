@@ -12,17 +12,18 @@ from typing import Final
 import numpy as np
 
 from swav_tf.data import storage
+from swav_tf.data.decode import DEFAULT, EXTENSIONS, Decoding
 from swav_tf.data.leftovers import LeftOut, is_system
 from swav_tf.data.names import PackedNames, pack_names
 from swav_tf.plumbing.errors import DataError
 from swav_tf.plumbing.log import log
 from swav_tf.plumbing.names import printable
 
-EXTENSIONS: Final = (".jpeg", ".jpg", ".png", ".webp", ".bmp")
-
 
 class _Files:
     """Image files, each known by its path relative to `root`."""
+
+    decoding: Decoding = DEFAULT
 
     def __init__(self, root: str, names: Iterable[str], left_out: LeftOut) -> None:
         self.root, self.left_out = root, left_out

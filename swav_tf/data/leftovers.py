@@ -26,8 +26,7 @@ _SYSTEM: Final = frozenset({
 })  # fmt: skip
 _SYSTEM_ENDINGS: Final = (".lrdata", ".lrlibrary", ".photoslibrary")
 _UNREAD: Final = frozenset({
-    ".tif", ".tiff", ".gif", ".avif", ".heic", ".heif", ".hif", ".jp2", ".j2k", ".jxl", ".jfif", ".jpe", ".dng", ".cr2",
-    ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".psd", ".exr", ".ppm", ".pgm", ".tga", ".dcm",
+    ".jxl", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".psd", ".exr", ".tga", ".dcm", ".svg",
 })  # extensions of pictures that are not read  # fmt: skip
 _SHOWN: Final = 2  # examples for each reason
 _reported: set[tuple[str, str]] = set()  # a command opens its images more than once

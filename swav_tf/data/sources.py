@@ -13,7 +13,7 @@ import numpy as np
 
 from swav_tf.data import storage
 from swav_tf.data.augment import Image
-from swav_tf.data.decode import decode
+from swav_tf.data.decode import Decoding, decode
 from swav_tf.data.folders import ClassFolders, ImageFolder, has_images, is_image
 from swav_tf.data.leftovers import is_system
 from swav_tf.data.shard_index import is_shard
@@ -26,6 +26,7 @@ class ImageSource(Protocol):
     """Numbered images, read in any order and from any thread."""
 
     class_names: tuple[str, ...]  # empty when the source does not name its classes
+    decoding: Decoding  # how `read_image` decodes its files
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -51,7 +52,7 @@ def read_image(source: ImageSource, index: int) -> Image:
         OSError: the file cannot be read.
     """
     data = source.read(index)
-    return data if isinstance(data, np.ndarray) else decode(data)
+    return data if isinstance(data, np.ndarray) else decode(data, source.decoding)
 
 
 def fingerprint(source: ImageSource) -> dict[str, Any]:
@@ -83,6 +84,12 @@ def open_source(data: Data, *, validation: bool = False) -> ImageSource:
     Raises:
         DataError: the images are missing, or not of the kind in `data.kind`.
     """
+    source = _open(data, validation)
+    source.decoding = Decoding.of(data)
+    return source
+
+
+def _open(data: Data, validation: bool) -> ImageSource:
     if data.kind in ("digits", "tfds"):
         split = data.split
         if validation:

@@ -19,7 +19,7 @@ class Subset:
     """The images of a source at some indices, in their order, with the classes of the source."""
 
     def __init__(self, source: ImageSource, indices: Sequence[int] | npt.NDArray[np.int64]) -> None:
-        self.class_names = source.class_names
+        self.class_names, self.decoding = source.class_names, source.decoding
         self._source, self._indices = source, np.array(indices, np.int64)
 
     def __len__(self) -> int:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from swav_tf.data.augment import Image
+from swav_tf.data.decode import DEFAULT, Decoding
 from swav_tf.data.sources import ImageSource
 from swav_tf.data.tfrecord import TFRecordSource
 from swav_tf.plumbing.errors import DataError
@@ -78,6 +79,8 @@ def _first_feature(builder: Any, kind: type) -> str | None:
 
 class TFDSSource:
     """The records of a TFDS data source."""
+
+    decoding: Decoding = DEFAULT
 
     def __init__(
         self, records: Any, name: str, image_key: str, label_key: str | None, class_names: tuple[str, ...]

@@ -9,6 +9,7 @@ from typing import Any, Final
 import numpy as np
 
 from swav_tf.data import storage
+from swav_tf.data.decode import DEFAULT, Decoding
 from swav_tf.data.names import PackedNames
 from swav_tf.data.records import MalformedExample, Values, decode_example, read_record, record_table
 from swav_tf.data.shard_index import (
@@ -63,6 +64,8 @@ def _find_shards(pattern: str) -> list[str]:
 
 class TFRecordSource:
     """The images of TFRecord shards."""
+
+    decoding: Decoding = DEFAULT
 
     def __init__(
         self,

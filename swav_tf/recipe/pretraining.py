@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from swav_tf.plumbing.log import log
-from swav_tf.recipe.section import AreaRange, Positive, Probability, Range, Remark, Section, refuse
+from swav_tf.recipe.section import AreaRange, Color, Positive, Probability, Range, Remark, Section, refuse
 
 # The networks of `swav_tf.model`, repeated here because recipes must not import TensorFlow. A test compares them.
 BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet18_32px", "resnet_small")
@@ -38,6 +38,12 @@ class Data(Section):
     max_bad_share: Probability = Field(
         0.01,
         description="share of all images above which unreadable ones stop the run (0 to 1); counted per worker",
+    )
+    background: Color = Field((255, 255, 255), description="RGB (0 to 255) under transparent parts of images")
+    max_pixels: int = Field(
+        2**28,
+        ge=1,
+        description="most pixels of an image; more are taken for damage. JPEGs above 2^26 are read smaller",
     )
     threads: int = Field(0, ge=0, description="threads that decode and crop, per worker; 0: one per core")
     processes: int = Field(0, ge=0, description="processes that crop instead of threads, per worker; 0: none")

@@ -4,9 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 
@@ -43,6 +51,15 @@ Positive = Annotated[float, Field(gt=0)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Range = Annotated[tuple[float, float], AfterValidator(_rising)]
 AreaRange = Annotated[tuple[Probability, Probability], AfterValidator(_rising)]
+
+
+def _as_tuple(values: Any) -> Any:
+    # Strict validation takes lists for tuples only in JSON, which `model_validator(mode="before")` turns into objects.
+    return tuple(values) if isinstance(values, list) else values
+
+
+Channel = Annotated[int, Field(ge=0, le=255)]
+Color = Annotated[tuple[Channel, Channel, Channel], BeforeValidator(_as_tuple)]
 
 
 class Section(BaseModel):

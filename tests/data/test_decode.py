@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from swav_tf.data import decode as module
-from swav_tf.data.decode import UndecodableImage, decode, evaluation_view
+from swav_tf.data.decode import Decoding, UndecodableImage, decode, evaluation_view, looks_like_an_image
 from swav_tf.recipe.pretraining import EvaluationView
 
 
@@ -63,9 +63,55 @@ def test_palette_and_alpha(pixels, encoded):
     # Colors premultiplied by alpha or composited.
     data = encoded(Image.fromarray(pixels).quantize(64), "PNG")
     np.testing.assert_array_equal(decode(data), as_pillow(data))
-    alpha = np.full((*pixels.shape[:2], 1), 40, np.uint8)
+    alpha = np.full((*pixels.shape[:2], 1), 51, np.uint8)
+    alpha[:5] = 0
     image = Image.fromarray(np.concatenate([pixels, alpha], 2))
-    np.testing.assert_array_equal(decode(encoded(image, "PNG")), pixels)
+    for background in ((255, 255, 255), (10, 200, 0)):
+        expected = pixels * (alpha / 255.0) + np.array(background) * (1 - alpha / 255.0)
+        for data in (
+            encoded(image, "PNG"),
+            encoded(image, "WEBP", lossless=True, exact=True),
+            encoded(image, "TIFF"),
+        ):
+            assert np.abs(decode(data, Decoding(background)) - expected).max() <= 1
+
+
+def test_a_transparent_color_of_a_palette(encoded, recwarn):
+    # The hidden color below transparent parts; Pillow's warning about palettes.
+    image = Image.fromarray(np.arange(12, dtype=np.uint8).reshape(3, 4), "P")
+    image.putpalette([200, 0, 0] * 6 + [0, 0, 90] * 6)
+    for transparency in (3, bytes([255] * 3 + [0] + [255] * 8)):
+        decoded = decode(encoded(image, "PNG", transparency=transparency))
+        assert decoded[0].tolist() == [[200, 0, 0]] * 3 + [[255, 255, 255]]
+        assert decoded[2].tolist() == [[0, 0, 90]] * 4
+    assert not recwarn.list
+
+
+# Bugs caught: a format that is refused, the last frame for the first, gray or deep files that are clipped.
+def test_other_formats(pixels, encoded, tmp_path):
+    first, other = Image.fromarray(pixels), Image.fromarray(255 - pixels)
+    for format, options, most in (
+        ("TIFF", {}, 0), ("PPM", {}, 0), ("JPEG2000", {"irreversible": False}, 0), ("AVIF", {"quality": 95}, 60),
+        ("TIFF", {"save_all": True, "append_images": [other]}, 0),
+        ("WEBP", {"save_all": True, "append_images": [other], "lossless": True}, 0),
+    ):  # fmt: skip
+        data = encoded(first, format, **options)
+        assert looks_like_an_image(data[:16]) or format == "PPM"
+        assert np.abs(decode(data).astype(int) - pixels).max() <= most, format
+    gif = encoded(first.quantize(64), "GIF", save_all=True, append_images=[other.quantize(64)])
+    np.testing.assert_array_equal(decode(gif), as_pillow(gif))
+    gray = np.random.default_rng(0).integers(0, 65536, (9, 8)).astype(np.uint16)
+    assert np.abs(decode(encoded(Image.fromarray(gray), "TIFF")) - gray[..., None] / 257).max() <= 0.5
+    level = gray.astype(np.float32) / 65535
+    for values in (level, 7 + 100 * (level - level.min()) / np.ptp(level)):
+        low, high = (0, 1) if values.max() <= 1 else (values.min(), values.max())
+        expected = 255 * (values[..., None] - low) / (high - low)
+        assert np.abs(decode(encoded(Image.fromarray(values), "TIFF")) - expected).max() <= 0.51
+
+
+@pytest.mark.parametrize("head", [b"<!DOCTYPE html><", b"\0" * 16, b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n1", b""])
+def test_other_files_do_not_look_like_images(head):
+    assert not looks_like_an_image(head)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -97,10 +143,26 @@ def test_exif_orientation_is_applied(encoded, format, options, orientation):
 
 
 def test_bytes_after_the_end_do_no_harm(pixels, encoded):
-    # Cameras and download tools append them; ImageNet has such files.
-    for format in ("JPEG", "PNG"):
-        data = encoded(pixels, format)
-        np.testing.assert_array_equal(decode(data + b"\0\n made by a camera"), decode(data))
+    # Cameras, phones (the video of a motion photo, a second JPEG) and download tools append them.
+    draw = np.random.default_rng(5)
+    video = b"\0\0\0\x18ftypmp42" + draw.bytes(400_000) + b"\xff\xda" + draw.bytes(9)
+    for format, options in (("JPEG", {}), ("JPEG", {"progressive": True}), ("PNG", {})):
+        data = encoded(pixels, format, **options)
+        for after in (b"\0\n made by a camera", video, encoded(pixels[:20], "JPEG")[:-30], b"\xff\xda\0"):
+            np.testing.assert_array_equal(decode(data + after), decode(data))
+        with pytest.raises(UndecodableImage):
+            decode(data[: len(data) // 2] + bytes(5000))
+
+
+def test_large_jpegs_are_decoded_smaller(pixels, encoded, monkeypatch):
+    # A photo of 108 megapixels refused, or 324 MB of memory for each thread.
+    data = encoded(pixels, "JPEG", quality=95)
+    monkeypatch.setattr(module, "LARGE", pixels.shape[0] * pixels.shape[1] // 5)
+    height, width = pixels.shape[:2]
+    reduced = decode(data)
+    assert reduced.shape == (-(-height // 4), -(-width // 4), 3)
+    expected = cv2.resize(pixels, reduced.shape[1::-1], interpolation=cv2.INTER_AREA)
+    assert np.abs(reduced.astype(int) - expected).mean() < 4
 
 
 # === Damage ===
@@ -151,7 +213,7 @@ def test_damaged_files_are_refused(pixels, encoded, formats, damages):
                 decode(damage(encoded(pixels, format)))
 
 
-def test_bombs_are_refused_before_memory_is_taken(encoded, monkeypatch):
+def test_bombs_are_refused_before_memory_is_taken(encoded):
     # A small file of 60,000 x 60,000 pixels would take 10 GB.
     data = encoded(np.zeros((8, 8, 3), np.uint8), "JPEG")
     at = data.index(b"\xff\xc0") + 5
@@ -163,9 +225,10 @@ def test_bombs_are_refused_before_memory_is_taken(encoded, monkeypatch):
     ):
         with pytest.raises(UndecodableImage, match="pixels"):
             decode(bomb)
-    monkeypatch.setattr(module, "MAX_PIXELS", 63)
-    with pytest.raises(UndecodableImage, match="pixels"):
-        decode(data)
+    with pytest.raises(
+        UndecodableImage, match=r"8 x 8 pixels, more than data.max_pixels, 63. .*max_pixels=64"
+    ):
+        decode(data, Decoding(max_pixels=63))
 
 
 # === Evaluation view ===

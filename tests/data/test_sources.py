@@ -40,7 +40,7 @@ def test_class_folders_are_numbered_by_sorted_name(tmp_path):
 
 def test_images_are_found_at_any_depth_in_order(tmp_path):
     # Resource forks of a Mac, `._x.jpg`, are not images.
-    make(tmp_path, "b/2.bmp", "b/1.JPG", "a.jpeg", "b/c/d/e.png", "c.gif", "._a.jpeg", ".cache/y.jpg")
+    make(tmp_path, "b/2.bmp", "b/1.JPG", "a.jpeg", "b/c/d/e.png", "c.svg", "._a.jpeg", ".cache/y.jpg")
     source = open_source(Data(kind="images", path=str(tmp_path)))
     assert names_of(source) == ["a.jpeg", "b/1.JPG", "b/2.bmp", "b/c/d/e.png"]
     assert source.label(0) == -1
@@ -173,7 +173,7 @@ def test_loops_are_not_walked_however_the_path_is_typed(tmp_path, monkeypatch, k
     [
         (("class_folders", "images", "tfrecord"), (), "nowhere", "nowhere"),
         (("class_folders", "images"), (), "", "is empty"),
-        (("class_folders", "images"), ("sub/a.txt", "b.gif"), "", "2 entries, but no image"),
+        (("class_folders", "images"), ("sub/a.txt", "b.svg"), "", "2 entries, but no image"),
         (("class_folders", "images"), ("a.jpg",), "a.jpg", "is a file"),
         (("class_folders",), ("a.jpg", "b.jpg"), "", r"Set data\.kind to images"),
         (("class_folders", "images", "tfrecord", "tfds"), (), None, r"data\.path must be set"),

@@ -6,6 +6,7 @@ import time
 import numpy as np
 import pytest
 
+from swav_tf.data.decode import DEFAULT
 from swav_tf.data.views import UnreadableImages, view_batches, view_images
 from swav_tf.plumbing.errors import DataError
 from swav_tf.recipe.pretraining import EvaluationView
@@ -17,6 +18,7 @@ class SlowSource:
     """Gray images whose level is their number; later ones are read faster. Image 7 is unreadable."""
 
     class_names = ()
+    decoding = DEFAULT
 
     def __init__(self, count):
         self.count, self.reads, self.lock = count, 0, threading.Lock()

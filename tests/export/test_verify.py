@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from PIL import Image
 
 from cli.errors import run_and_report
 from cli.main import swav_tf
@@ -54,17 +55,22 @@ def test_without_tensorflow(exported, tmp_path):
 # Bug caught: a script in the docs that does not run, or that prepares images in another way.
 @pytest.mark.multiprocess
 def test_the_script_of_the_docs(everything, tmp_path):
-    from swav_tf.data.decode import evaluation_view
+    from swav_tf.data.decode import decode, evaluation_view
 
     script = (ROOT / "docs" / "export.md").read_text().split("```python\n")[1].split("```")[0]
-    images = np.random.default_rng(0).integers(0, 256, (3, 50, 70, 3), dtype=np.uint8)
-    images = images // 4 + np.linspace(0, 190, 70).astype(np.uint8)[:, np.newaxis]
-    np.save(tmp_path / "images.npy", images)
-    arguments = [everything / "model-fp32.onnx", tmp_path / "images.npy", tmp_path / "features.npy"]
-    block_all = BLOCKED + "for name in ('cv2', 'PIL', 'swav_tf', 'evaluate'):\n    sys.modules[name] = None\n"
-    subprocess.run([sys.executable, "-c", block_all + script, *map(str, arguments)], check=True, cwd=tmp_path)
+    draw = np.random.default_rng(0)
+    paths = [tmp_path / name for name in ("photo.jpg", "turned.jpg", "icon.png")]
+    for path, size, turn in zip(paths, ((375, 500), (3000, 4000), (90, 70)), (1, 6, 1), strict=True):
+        coarse = draw.integers(0, 256, (5, 7, 4 if path.suffix == ".png" else 3), dtype=np.uint8)
+        image, exif = Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC), Image.Exif()
+        exif[0x0112] = turn
+        image.save(path, exif=exif)
+    arguments = [everything / "model-fp32.onnx", tmp_path / "features.npy", *paths]
+    block_all = BLOCKED + "for name in ('cv2', 'swav_tf', 'evaluate'):\n    sys.modules[name] = None\n"
+    command = [sys.executable, "-c", block_all + script, *map(str, arguments)]
+    subprocess.run(command, check=True, cwd=tmp_path, timeout=60)  # the work is that of a second
     model = open_model(everything / "model-fp32.onnx")
-    views = np.stack([evaluation_view(image, model.input_view) for image in images])
+    views = np.stack([evaluation_view(decode(path.read_bytes()), model.input_view) for path in paths])
     wanted, found = model.run(views)["features"], np.load(tmp_path / "features.npy")
     assert np.linalg.norm(found - wanted) < 0.05 * np.linalg.norm(wanted)
 

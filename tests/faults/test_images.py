@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from swav_tf.data.decode import MAX_PIXELS, UndecodableImage, decode
+from swav_tf.data.decode import DEFAULT, UndecodableImage, decode
 from tests.faults.harness import damage, damages, examples, randoms
 
 pytestmark = [pytest.mark.faults, pytest.mark.multiprocess, pytest.mark.timeout(1800)]
@@ -63,7 +63,7 @@ def decoded(kind: str, how: str, data: bytes) -> str:
     assert pixels.dtype == np.uint8
     assert pixels.ndim == 3
     assert pixels.shape[2] == 3
-    assert 0 < pixels.shape[0] * pixels.shape[1] <= MAX_PIXELS
+    assert 0 < pixels.shape[0] * pixels.shape[1] <= DEFAULT.max_pixels
     if np.array_equal(pixels, decode(originals()[kind])):
         return "the same pixels"
     assert not how.startswith("cut off"), "a truncated file decodes to other pixels"

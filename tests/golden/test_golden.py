@@ -131,7 +131,7 @@ def test_run_resumes(unpacked, tmp_path):
         for key, tolerance in {"loss": 1e-3, "code_entropy": 5e-3, "gradient_norm": 5e-2}.items():
             assert found[key] == pytest.approx(wanted[key], rel=tolerance)
     wanted = json.loads((GOLDEN / "resumed_summary.json").read_text())
-    assert result.summary.keys() == wanted.keys()
+    assert result.summary.keys() >= wanted.keys()
     assert (result.summary["resumed_from_step"], result.summary["steps"]) == (15, 22)
 
 

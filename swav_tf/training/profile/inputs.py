@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import tensorflow as tf
 
+from swav_tf.data.decode import DEFAULT, Decoding
 from swav_tf.recipe.pretraining import Recipe
 
 WIDTH, HEIGHT = 500, 375  # of a typical ImageNet file
@@ -25,6 +26,7 @@ class RandomPhotos:
     """
 
     class_names: tuple[str, ...] = ()
+    decoding: Decoding = DEFAULT
 
     def __init__(self, recipe: Recipe, count: int) -> None:
         scale = max(group.size for group in recipe.crops) / 224

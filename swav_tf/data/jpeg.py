@@ -1,0 +1,49 @@
+"""The structure of a JPEG file (ITU-T T.81, annex B): its size, and whether it is complete.
+
+OpenCV paints missing parts gray without an error. Searching the bytes for the end-of-image marker does not help: the
+thumbnail in a header has one, and so may a video that a phone appends to its motion photos.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from typing import Final
+
+_END_OF_IMAGE: Final = 0xD9
+_START_OF_SCAN: Final = 0xDA
+_FRAMES: Final = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+# In the data of a scan 0xFF is followed by 0 or by a restart marker; else a segment begins. 0xFF may also fill.
+_MARKER: Final = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])", re.DOTALL)
+
+
+class DamagedJpeg(Exception):
+    """Report a JPEG that is corrupt or truncated."""
+
+
+def read_structure(data: bytes) -> tuple[int, int]:
+    """Return height and width of a JPEG, after a walk over its segments to the end-of-image marker.
+
+    What follows that marker does not matter. Bytes between segments are skipped, as decoders do.
+
+    Raises:
+        DamagedJpeg: the frame header or the end-of-image marker is missing.
+    """
+    size, scanned, position = None, False, 2
+    while (found := _MARKER.search(data, position)) is not None:
+        marker, position = found[1][0], found.end()
+        if marker == _END_OF_IMAGE:
+            break
+        if marker == 0x01:  # a marker without a segment
+            continue
+        if marker in _FRAMES and size is None and position + 7 <= len(data):
+            size = struct.unpack_from(">HH", data, position + 3)
+        scanned = scanned or marker == _START_OF_SCAN
+        position += int.from_bytes(data[position : position + 2], "big")
+        if size is not None and scanned and data.endswith(b"\xff\xd9"):
+            return size  # the scans need no walk
+    if size is None:
+        raise DamagedJpeg("corrupt JPEG: no frame header")
+    if found is None or not scanned:
+        raise DamagedJpeg("truncated JPEG: the end-of-image marker is missing")
+    return size
