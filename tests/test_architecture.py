@@ -82,7 +82,11 @@ def without_settings(source: str) -> str:
                 part
                 for part in node.body
                 if (isinstance(part, ast.AnnAssign) and ast.unparse(part.target) not in settings[node.name])
-                or (isinstance(part, ast.FunctionDef) and "property" in map(ast.unparse, part.decorator_list))
+                or (
+                    isinstance(part, ast.FunctionDef)
+                    and part.name != "impossible"
+                    and [ast.unparse(decorator) for decorator in part.decorator_list] in ([], ["property"])
+                )
                 or isinstance(part, ast.Expr)
             ]
     return ast.unparse(tree)
