@@ -14,6 +14,7 @@ from __future__ import annotations
 import io
 import zlib
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any, Final
 
 import cv2
@@ -38,7 +39,8 @@ FORMATS: Final = {
     "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
     "HEIF": (".heic", ".heif", ".hif"),
 }
-EXTENSIONS: Final = tuple(extension for extensions in FORMATS.values() for extension in extensions)
+_READABLE: Final = [name for name in FORMATS if name != "HEIF" or find_spec("pillow_heif") is not None]
+EXTENSIONS: Final = tuple(extension for name in _READABLE for extension in FORMATS[name])
 # The first bytes of files that are recognized without an extension.
 _SIGNATURES: Final = (
     b"\xff\xd8\xff",

@@ -12,7 +12,7 @@ from typing import Final
 import numpy as np
 
 from swav_tf.data import storage
-from swav_tf.data.decode import DEFAULT, EXTENSIONS, Decoding
+from swav_tf.data.decode import DEFAULT, EXTENSIONS, Decoding, looks_like_an_image
 from swav_tf.data.leftovers import LeftOut, is_system
 from swav_tf.data.names import PackedNames, pack_names
 from swav_tf.plumbing.errors import DataError
@@ -179,14 +179,25 @@ def _entries(root: str, prefix: str, left_out: LeftOut) -> tuple[list[str], list
     """Return the sorted names of the images and of the folders in a folder, without hidden and system ones."""
     images, folders = [], []
     with os.scandir(storage.join(root, prefix)) as entries:
-        for entry in entries:
-            if is_image(entry.name) and entry.is_file():
+        for entry in sorted(entries, key=lambda entry: entry.name):
+            if (is_image(entry.name) or _is_nameless_image(entry)) and entry.is_file():
                 images.append(entry.name)
             elif entry.name.startswith(".") or is_system(entry.name) or not entry.is_dir():
                 left_out.add(entry.name, prefix + entry.name)
             else:
                 folders.append(entry.name)
-    return sorted(images), sorted(folders)
+    return images, folders
+
+
+def _is_nameless_image(entry: os.DirEntry[str]) -> bool:
+    """Return whether a local file without an extension has the content of an image, as downloads and caches do."""
+    if "." in entry.name or is_system(entry.name) or not entry.is_file():
+        return False
+    try:
+        with open(entry.path, "rb") as file:
+            return looks_like_an_image(file.read(16))
+    except OSError:
+        return False
 
 
 def _is_new(root: str, name: str, seen: set[str]) -> bool:

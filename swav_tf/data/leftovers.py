@@ -26,7 +26,8 @@ _SYSTEM: Final = frozenset({
 })  # fmt: skip
 _SYSTEM_ENDINGS: Final = (".lrdata", ".lrlibrary", ".photoslibrary")
 _UNREAD: Final = frozenset({
-    ".jxl", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".psd", ".exr", ".tga", ".dcm", ".svg",
+    ".heic", ".heif", ".hif", ".jxl", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".psd",
+    ".exr", ".tga", ".dcm", ".svg",
 })  # extensions of pictures that are not read  # fmt: skip
 _SHOWN: Final = 2  # examples for each reason
 _reported: set[tuple[str, str]] = set()  # a command opens its images more than once
@@ -67,6 +68,8 @@ class LeftOut:
             reason = "of the system or an editor"
         elif f".{extension.lower()}" in _UNREAD:
             reason = f"pictures of a format that is not read, .{extension.lower()}"
+            if extension.lower() in ("heic", "heif", "hif"):
+                reason = f'.{extension.lower()} pictures, which need `pip install "swav-tf[heif]"`'
             self.pictures += 1
         else:
             reason = f"with extension .{extension.lower()}" if stem and dot else "without extension"

@@ -45,7 +45,7 @@ def test_check(kind, images, tmp_path, run, output):
     assert report["images_per_class"] == {"least": 3, "median": 4, "greatest": 5}
     assert report["height"] == {"least": 20, "median": 24, "greatest": 30}
     assert report["width"] == {"least": 30, "median": 30, "greatest": 30}
-    assert report["corrupt"] == {"dog/no image.jpg": "truncated JPEG: the end-of-image marker is missing"}
+    assert report["corrupt"] == {"dog/no image.jpg": "corrupt JPEG: no frame header"}
     assert report["duplicates"] == [["dog/1.png", "dog/copy.png"]]
     assert report["bad_shards"] == ({} if kind == "tfrecord" else None)
     sheet = np.asarray(Image.open(tmp_path / "sheets" / "s.png"))
