@@ -146,7 +146,7 @@ def _host(address: ClusterAddress, deadline: float) -> list[str]:
     try:
         with server:
             shown: list[int] = []
-            while missing := [rank for rank in range(address.nodes) if rank not in workers]:
+            while missing := _missing(address, guests, workers):
                 if not _welcome(server, address, deadline, guests, workers) and missing != shown:
                     shown = missing
                     _announce(missing, guests)
@@ -165,6 +165,14 @@ def _host(address: ClusterAddress, deadline: float) -> list[str]:
             guest.close()
 
 
+def _missing(address: ClusterAddress, guests: dict[int, socket.socket], workers: dict[int, str]) -> list[int]:
+    """Return the ranks that have not come, or have come and left, as after kill -9: these are forgotten."""
+    for rank in [rank for rank, guest in guests.items() if _has_left(guest)]:
+        guests.pop(rank).close()
+        del workers[rank]
+    return [rank for rank in range(address.nodes) if rank not in workers]
+
+
 def _welcome(
     server: socket.socket,
     address: ClusterAddress,
@@ -180,7 +188,7 @@ def _welcome(
     except TimeoutError:
         if left > NOTICE_SECONDS:
             return False
-        missing = ", ".join(str(rank) for rank in range(address.nodes) if rank not in workers)
+        missing = ", ".join(map(str, _missing(address, guests, workers)))
         raise TransientError(
             f"All {address.nodes} nodes must start within the time limit. Missing: node rank {missing}. Is the "
             f"command running there, with the same --nodes, and can it reach {address.master}?"
@@ -193,7 +201,7 @@ def _welcome(
         guest.close()
         return True
     host = host.removeprefix("::ffff:")  # the prefix of IPv4 addresses at a socket for both
-    taken = rank in workers and not (rank in guests and _has_left(guests[rank]))
+    taken = rank not in _missing(address, guests, workers)
     if nodes != address.nodes or taken or not 0 < rank < address.nodes:
         guests[-1] = guest  # it receives the reason, too
         raise UsageError(
@@ -236,6 +244,9 @@ def _join(address: ClusterAddress, deadline: float) -> list[str]:
     while True:
         try:
             with socket.create_connection((address.host, address.port), timeout=5.0) as master:
+                if master.getsockname() == master.getpeername():
+                    # Linux connects a socket to itself if nobody listens at a port that it takes for its own.
+                    raise ConnectionRefusedError("nobody listens there")
                 master.sendall(hello.encode())
                 master.settimeout(max(deadline - time.monotonic(), 0.001))
                 lines = master.makefile("r")

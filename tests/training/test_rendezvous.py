@@ -2,6 +2,7 @@ import json
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 
@@ -140,8 +141,10 @@ def test_two_nodes_of_one_rank_are_refused(port):
                 one.result()
 
 
-# Bug caught: a node that was started again while others were missing, taken for a second one of its rank.
-def test_a_restarted_node_takes_its_place(port):
+# Bugs caught: a node that was started again while others were missing, taken for a second one of its rank; or counted as
+# present while it is gone, so that the others start without it.
+@pytest.mark.parametrize("last", [1, 2])
+def test_a_restarted_node_takes_its_place(port, last):
     def say_hello(worker_port):
         hello = json.dumps({"rank": 1, "port": worker_port, "nodes": 3}) + "\n"
         while True:
@@ -153,12 +156,15 @@ def test_a_restarted_node_takes_its_place(port):
             node.sendall(hello.encode())
             return node
 
-    # Node 0 accepts connections in the order in which they were made; node 2 comes last.
+    # Node 0 accepts connections in the order in which they were made.
     with ThreadPoolExecutor(2) as pool:
         zero = pool.submit(meet, ClusterAddress(3, 0, f"127.0.0.1:{port}"), timeout_seconds=30)
         say_hello(5).close()
+        meet_two = partial(pool.submit, meet, ClusterAddress(3, 2, f"127.0.0.1:{port}"), timeout_seconds=30)
+        two = meet_two() if last == 1 else None
+        time.sleep(0.3 if two else 0)
         with say_hello(6) as again:
-            two = pool.submit(meet, ClusterAddress(3, 2, f"127.0.0.1:{port}"), timeout_seconds=30)
+            two = two or meet_two()
             assert zero.result() == two.result() == json.loads(again.makefile("r").readline())
     assert zero.result()[1] == "127.0.0.1:6"
 
