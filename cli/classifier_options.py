@@ -15,11 +15,10 @@ from cli.options import (
     cluster_options,
     fresh_option,
     option_group,
-    override_option,
     report_options,
     run_dir_option,
-    with_values,
 )
+from cli.recipe_options import override_option, with_values
 
 if TYPE_CHECKING:
     from swav_tf.recipe.classifier import FinetuneRecipe, ProbeRecipe

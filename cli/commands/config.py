@@ -6,7 +6,8 @@ import dataclasses
 
 import click
 
-from cli.options import RecipeChoice, Report, count_option, json_options, override_option
+from cli.options import Report, count_option, json_options
+from cli.recipe_options import RecipeChoice, override_option
 
 recipe_argument = click.argument("recipe", metavar="FILE_OR_NAME")
 

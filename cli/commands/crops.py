@@ -7,7 +7,8 @@ from pathlib import Path
 
 import click
 
-from cli.options import RecipeChoice, auto_recipe_options, count_option, picture_option
+from cli.options import count_option, picture_option
+from cli.recipe_options import RecipeChoice, auto_recipe_options
 from swav_tf.plumbing.log import show_log
 
 

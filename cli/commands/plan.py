@@ -6,15 +6,8 @@ import dataclasses
 
 import click
 
-from cli.options import (
-    RecipeChoice,
-    Report,
-    amount_option,
-    count_option,
-    json_options,
-    option_group,
-    override_option,
-)
+from cli.options import Report, amount_option, count_option, json_options, option_group
+from cli.recipe_options import RecipeChoice, override_option
 from swav_tf.planning.gpus import GPUS, Cluster, Gpu, own_gpu
 
 

@@ -8,17 +8,9 @@ from typing import TYPE_CHECKING
 import click
 
 from cli.closing import after_pretraining
-from cli.options import (
-    PATH,
-    RecipeChoice,
-    Report,
-    auto_recipe_options,
-    cluster_options,
-    fresh_option,
-    report_options,
-    run_dir_option,
-)
+from cli.options import PATH, Report, cluster_options, fresh_option, report_options, run_dir_option
 from cli.quiet import load_tensorflow_quietly
+from cli.recipe_options import RecipeChoice, auto_recipe_options
 
 if TYPE_CHECKING:
     from swav_tf.training.rendezvous import ClusterAddress

@@ -6,8 +6,9 @@ import dataclasses
 
 import click
 
-from cli.options import RecipeChoice, Report, count_option, recipe_options, report_options
+from cli.options import Report, count_option, report_options
 from cli.quiet import load_tensorflow_quietly
+from cli.recipe_options import RecipeChoice, recipe_options
 
 
 @click.command()

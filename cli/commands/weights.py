@@ -9,15 +9,8 @@ from pathlib import Path
 import click
 
 from cli.classifier_options import best_option
-from cli.options import (
-    NEW_PATH,
-    PATH,
-    Report,
-    config_option,
-    json_options,
-    output_option,
-    override_option,
-)
+from cli.options import NEW_PATH, PATH, Report, json_options, output_option
+from cli.recipe_options import config_option, override_option
 
 file_argument = click.argument("source", metavar="FILE", type=PATH)
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from swav_tf.training.profile.measure import Profile
 
 
 def print_profile(profile: Profile) -> None:
     """Print what bounds the recipe, then the measurements behind it."""
-    from rich import box
     from rich.console import Console
-    from rich.table import Table
 
     console = Console(highlight=False)
     p, batch = profile, profile.batch_size
@@ -23,6 +23,31 @@ def print_profile(profile: Profile) -> None:
     )
     console.print(f"[bold]{p.verdict.sentence}[/]")
 
+    console.print(_table(p))
+
+    if p.disturbed:
+        console.print(
+            "[yellow]warning:[/] the machine was disturbed while this was measured: step, loop and parts contradict "
+            "each other. Repeat it when nothing else runs."
+        )
+    if p.load > p.cores / 2:
+        console.print(
+            f"[yellow]warning:[/] the machine was busy (load {p.load:.1f} on {p.cores} cores): figures are too slow."
+        )
+    if p.memory is not None:
+        peak, before = (f"{megabytes / 1000:.2f} GB" for megabytes in (p.memory.peak_mb, p.memory.before_mb))
+        where = "of the fullest GPU" if p.memory.on_gpu else f"including {before} before a model exists"
+        console.print(f"peak memory: {peak} {where}")
+    console.print(
+        f"complete recipe: {p.steps:,} steps, about [bold]{_duration(p.hours)}[/] without k-NN and checkpoints"
+    )
+
+
+def _table(p: Profile) -> Table:
+    """Return the times of input, step and loop, and what they consist of."""
+    from rich import box
+    from rich.table import Table
+
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("")
     for heading in ("ms a step", "images/s"):
@@ -30,14 +55,14 @@ def print_profile(profile: Profile) -> None:
     table.add_column("")
 
     def row(name: str, ms: float, remark: str = "") -> None:
-        table.add_row(name, f"{ms:,.1f}", f"{1000 * batch / ms:,.1f}" if ms else "", remark)
+        table.add_row(name, f"{ms:,.1f}", f"{1000 * p.batch_size / ms:,.1f}" if ms else "", remark)
 
     def part(name: str, ms: float, total: float) -> None:
         table.add_row(f"  {name}", f"{ms:,.1f}", "", f"{100 * ms / total:.0f} %")
 
     makers = f"{p.processes} process(es)" if p.processes else f"{p.threads} thread(s)"
     rate = f"{makers}; {1000 / p.input_cpu_ms:,.0f} images per CPU second"
-    row("input alone", 1000 * batch / p.input_images_per_second, rate)
+    row("input alone", 1000 * p.batch_size / p.input_images_per_second, rate)
     row("step alone", p.step.ms, f"± {100 * p.step.spread:.0f} %; crops are on the device already")
     tflops = f"; {p.tflops:.3g} TFLOP/s" if p.tflops is not None else ""
     row("loop", p.loop.ms, f"± {100 * p.loop.spread:.0f} %; as in training{tflops}")
@@ -64,24 +89,7 @@ def print_profile(profile: Profile) -> None:
     else:
         for measured in p.parts:
             part(measured.name, measured.ms, total)
-    console.print(table)
-
-    if p.disturbed:
-        console.print(
-            "[yellow]warning:[/] the machine was disturbed while this was measured: step, loop and parts contradict "
-            "each other. Repeat it when nothing else runs."
-        )
-    if p.load > p.cores / 2:
-        console.print(
-            f"[yellow]warning:[/] the machine was busy (load {p.load:.1f} on {p.cores} cores): figures are too slow."
-        )
-    if p.memory is not None:
-        peak, before = (f"{megabytes / 1000:.2f} GB" for megabytes in (p.memory.peak_mb, p.memory.before_mb))
-        where = "of the fullest GPU" if p.memory.on_gpu else f"including {before} before a model exists"
-        console.print(f"peak memory: {peak} {where}")
-    console.print(
-        f"complete recipe: {p.steps:,} steps, about [bold]{_duration(p.hours)}[/] without k-NN and checkpoints"
-    )
+    return table
 
 
 def _duration(hours: float) -> str:
