@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import json
+import os
 import platform
 from dataclasses import dataclass
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 from cli.extras import EXTRAS, onnxruntime_remark
 from cli.quiet import load_tensorflow_quietly
 from evaluate.benchmark.machine import memory_gib, no_gpu_reason
+from swav_tf import USER_BACKEND
 from swav_tf.plumbing.system import available_cores
 
 IMPORT_NAMES = ("cli", "configs", "evaluate", "export", "swav_tf")
@@ -52,6 +56,7 @@ class Installation:
     remark: str | None
     clashes: list[Clash]
     gpus: list[str] | None
+    keras: dict[str, Any]  # the user's settings that swav-tf overrides
 
     def as_dict(self) -> dict[str, Any]:
         """Return the findings as plain data."""
@@ -70,6 +75,10 @@ class Installation:
                 for extra, modules in self.missing_extras.items()
             ),
             *([] if self.remark is None else [f"Remark: {self.remark}"]),
+            *(
+                f"Keras     your {name} is {value}; swav-tf uses its own"
+                for name, value in self.keras.items()
+            ),
             *(f"Problem: {clash}" for clash in self.clashes),
             *([] if self.clashes else ["No other package owns one of swav-tf's import names."]),
         ]
@@ -88,6 +97,7 @@ def examine(*, gpu: bool = False) -> Installation:
         remark=onnxruntime_remark(versions, has_gpu=no_gpu_reason() is None),
         clashes=find_clashes(),
         gpus=_gpus() if gpu else None,
+        keras=_keras_settings(),
     )
 
 
@@ -102,6 +112,25 @@ def find_clashes() -> list[Clash]:
             places = list(spec.submodule_search_locations or []) if spec else []
             clashes.append(Clash(name, others, places[0] if places else None))
     return clashes
+
+
+def _keras_settings() -> dict[str, Any]:
+    """Return the user's settings of Keras that differ from what the networks need, read without loading Keras."""
+    needed = {
+        "backend": "tensorflow",
+        "floatx": "float32",
+        "image_data_format": "channels_last",
+        "epsilon": 1e-7,
+    }
+    file = Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser() / "keras.json"
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        found = {}
+    settings = {name: found[name] for name in needed if name in found}
+    if USER_BACKEND is not None:
+        settings["backend"] = USER_BACKEND
+    return {name: value for name, value in settings.items() if value != needed[name]}
 
 
 def _missing_extras() -> dict[str, list[str]]:

@@ -7,8 +7,9 @@ import importlib
 import os
 from typing import Any
 
-# The user's keras.json may name another backend.
-os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+USER_BACKEND = os.environ.get("KERAS_BACKEND")  # `swav-tf doctor` reports it
+# The shell or keras.json may name another backend.
+os.environ["KERAS_BACKEND"] = "tensorflow"
 
 _HOMES = {
     "load_recipe": "swav_tf.recipe.files",
@@ -39,7 +40,10 @@ __all__ = sorted(_HOMES)
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'swav_tf' has no attribute {name!r}; it has {', '.join(__all__)}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    home = _HOMES[name]
+    if home.startswith(("swav_tf.method", "swav_tf.training")):
+        importlib.import_module("swav_tf.model.startup").start()
+    return getattr(importlib.import_module(home), name)
 
 
 def __dir__() -> list[str]:

@@ -17,6 +17,7 @@ from swav_tf.method.swav import ASSIGN_CROPS, SwAV
 from swav_tf.model.backbone import build_backbone
 from swav_tf.model.head import Prototypes, build_head
 from swav_tf.model.replicas import replica_count
+from swav_tf.model.startup import set_keras
 from swav_tf.plumbing.errors import UsageError
 from swav_tf.plumbing.files import atomic_write
 from swav_tf.plumbing.log import log
@@ -76,6 +77,7 @@ def build_swav(recipe: Recipe, *, steps_per_epoch: int = 1) -> SwAV:
 @contextmanager
 def dtype_policy(name: str) -> Iterator[None]:
     """Set Keras' dtype policy for the layers created inside, then restore the previous one."""
+    set_keras()  # a script may have changed them since
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy(name)
     try:

@@ -11,7 +11,7 @@ import pytest
 from cli import commands
 from cli.errors import run_and_report
 from cli.main import SUMMARIES, swav_tf
-from cli.quiet import _stderr_captured
+from swav_tf.model.startup import stderr_captured
 from swav_tf.plumbing.errors import DataError, RecipeError, SwavError, TransientError
 from swav_tf.training.stopping import StoppedEarly
 from tests.cli.command_line import ROOT, TENSORFLOW, run_without
@@ -191,12 +191,12 @@ def test_a_closed_pipe_is_silent():
 
 
 def test_the_start_of_tensorflow_is_silent_unless_it_fails(capfd):
-    with _stderr_captured():
+    with stderr_captured():
         os.write(2, b"greetings\n")
     assert capfd.readouterr().err == ""
 
     def fail():
-        with _stderr_captured():
+        with stderr_captured():
             os.write(2, b"a library is missing\n")
             raise ImportError
 
