@@ -30,20 +30,24 @@ def read_structure(data: bytes) -> tuple[int, int]:
         DamagedJpeg: the frame header or the end-of-image marker is missing.
     """
     size, scanned, position = None, False, 2
+    # A photo that ends as it should; that of a phone may be followed by a video, whose bytes prove nothing.
+    quick = data.endswith(b"\xff\xd9") and b"ftyp" not in data
     while (found := _MARKER.search(data, position)) is not None:
         marker, position = found[1][0], found.end()
         if marker == _END_OF_IMAGE:
             break
-        if marker == 0x01:  # a marker without a segment
-            continue
+        if marker < 0xC0:
+            if marker == 0x01:  # without a segment, for private use
+                continue
+            break  # reserved: a scan was cut off, and other data follow
         if marker in _FRAMES and size is None and position + 7 <= len(data):
             size = struct.unpack_from(">HH", data, position + 3)
         scanned = scanned or marker == _START_OF_SCAN
         position += int.from_bytes(data[position : position + 2], "big")
-        if size is not None and scanned and data.endswith(b"\xff\xd9"):
+        if size is not None and scanned and quick:
             return size  # the scans need no walk
     if size is None:
         raise DamagedJpeg("corrupt JPEG: no frame header")
-    if found is None or not scanned:
+    if found is None or not scanned or found[1][0] != _END_OF_IMAGE:
         raise DamagedJpeg("truncated JPEG: the end-of-image marker is missing")
     return size

@@ -43,7 +43,7 @@ class Data(Section):
     max_pixels: int = Field(
         2**28,
         ge=1,
-        description="most pixels of an image; more are taken for damage. JPEGs above 2^26 are read smaller",
+        description="most pixels of an image; more are taken for damage. JPEGs above 89 million are read smaller",
     )
     threads: int = Field(0, ge=0, description="threads that decode and crop, per worker; 0: one per core")
     processes: int = Field(0, ge=0, description="processes that crop instead of threads, per worker; 0: none")

@@ -150,8 +150,9 @@ def test_bytes_after_the_end_do_no_harm(pixels, encoded):
         data = encoded(pixels, format, **options)
         for after in (b"\0\n made by a camera", video, encoded(pixels[:20], "JPEG")[:-30], b"\xff\xda\0"):
             np.testing.assert_array_equal(decode(data + after), decode(data))
-        with pytest.raises(UndecodableImage):
-            decode(data[: len(data) // 2] + bytes(5000))
+        for after in (bytes(5000), video, video + b"\xff\xd9"):  # cut off, with a video behind
+            with pytest.raises(UndecodableImage):
+                decode(data[: len(data) // 2] + after)
 
 
 def test_large_jpegs_are_decoded_smaller(pixels, encoded, monkeypatch):
