@@ -103,7 +103,7 @@ def read_subset(path: Path | str, source: ImageSource) -> Subset:
 
 
 def _likely_cause(missing: Sequence[str], known: Iterable[str]) -> list[str]:
-    """Return a line on why names are missing, if a change of all of them alike finds some."""
+    """Return a line on why names are missing, if the same change of all of them finds some."""
     known = list(known)
     changes: dict[str, Callable[[str], str]] = {
         "differ in upper and lower case": str.lower,

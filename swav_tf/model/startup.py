@@ -96,5 +96,5 @@ def stderr_captured() -> Iterator[None]:
 
 
 def _is_no_retracing(record: logging.LogRecord) -> bool:
-    """Return False for the advice on retracing: evaluation traces anew for its last, smaller batch."""
+    """Return False for the advice on retracing: evaluation traces again for its last, smaller batch."""
     return "tf.function retracing" not in record.getMessage()

@@ -47,7 +47,7 @@ def check_writable(path: Path, refusal: type[SwavError] = DataError) -> None:
     while not os.path.lexists(folder):
         folder = folder.parent
     try:
-        # Permissions alone do not tell: disks are read-only, and the superuser may write anywhere else.
+        # Permissions are not enough: disks are read-only, and the superuser may write anywhere else.
         with tempfile.TemporaryFile(dir=folder):
             pass
         if path.is_file():

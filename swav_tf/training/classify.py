@@ -90,10 +90,8 @@ def train_classifier(
         validate = _validate(job, classifier, data)
         chance = ("ln classes", math.log(classes))
         job.fit(classifier, [validate, *callbacks], averaged=AVERAGED, chance=chance)
-        counts = (
-            validate.counts or validate.validation.measure()
-        )  # measure again if the run was complete already
-
+        # Measured again if the run was complete already.
+        counts = validate.counts or validate.validation.measure()
         save_results(job, counts, data, title=recipe.name)
         summary = job.finish(
             **run_facts(recipe, start, data, BY_SGD),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import click
@@ -56,15 +57,8 @@ def command(
         log.info(f"{data} is read as {kind}: {found.why}.")
     source = open_folder(data, kind=kind)
     with image_progress(len(source), "packed", quiet=report.quiet) as progress:
-        packed = write_shards(
-            source,
-            output,
-            shards=shards,
-            shard_mib=shard_mib,
-            threads=threads,
-            fresh=fresh,
-            on_progress=progress,
-        )
+        pack = partial(write_shards, source, output, shards=shards, shard_mib=shard_mib, threads=threads)
+        packed = pack(fresh=fresh, on_progress=progress)
     index = packed.index
     size = sum(shard.bytes for shard in index.shards)
     images, classes, count = len(index.records), len(index.class_names), len(index.shards)
