@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -126,12 +125,8 @@ def _check_options(options: dict[str, Any]) -> None:
     if options["html_file"] is not None:
         check_matplotlib()
     for file in (options["json_file"], options["html_file"]):
-        if file is None or file == Path("-"):
-            continue
-        folder = next(parent for parent in file.absolute().parents if parent.exists())
-        if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-            raise click.UsageError(f"{file} must be in a writable folder. Received: {folder}.")
-        remove_leftovers(file)
+        if file is not None and file != Path("-"):
+            remove_leftovers(file)
 
 
 def _measure(options: dict[str, Any], *, quiet: bool) -> Benchmark:

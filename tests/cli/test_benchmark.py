@@ -115,12 +115,17 @@ def test_compare_of_two_machines(folder, run, refused):
         ("benchmark {folder} --seconds 0", "x>0"),
         ("benchmark {folder} --resume", "--json FILE"),
         ("benchmark {folder} --seconds 9 --max-seconds 3", "at least --seconds"),
-        ("benchmark {folder} --html {folder}/a.json/x.html", "writable folder"),
         ("compare gone.json gone.json", "not found"),
     ],
 )
 def test_refusals(line, part, folder, refused):
     refused(line.format(folder=folder), 2, part)
+
+
+def test_a_report_below_a_file(folder, refused):
+    refused(
+        f"benchmark {folder} --html {folder}/model-fp32.onnx/x.html", 1, "must be a place that can be written"
+    )
 
 
 # Bug caught: a server with the extra `onnx` alone that needs TensorFlow, `onnx` or matplotlib.
