@@ -121,7 +121,8 @@ class RecipeChoice:
             path = "digits"
         if path is None:
             raise click.UsageError("Give DATA, the images to choose a recipe for, or a recipe: -c NAME.")
-        choice = choose(survey(path, kind), this_machine())
+        size = given.get("train.batch_size", "")
+        choice = choose(survey(path, kind), this_machine(), int(size) if size.isdecimal() else None)
         recipe = recipe_of(dict(choice.settings), self.overrides, label="recipe 'auto'")
         assert isinstance(recipe, Recipe)
         check_recipe(recipe)

@@ -66,8 +66,8 @@ class Choice:
     seconds: float | None  # expected; None: not known for this machine
 
 
-def choose(images: ImageFacts, machine: Machine) -> Choice:
-    """Return the recipe for these images on this machine.
+def choose(images: ImageFacts, machine: Machine, batch: int | None = None) -> Choice:
+    """Return the recipe for these images on this machine; what depends on the batch follows a given one.
 
     Raises:
         DataError: there are too few images to learn from.
@@ -77,7 +77,7 @@ def choose(images: ImageFacts, machine: Machine) -> Choice:
             f"At least {LEAST_IMAGES} images are needed to learn features. Received: {images.images} in {images.path}."
         )
     large, small, network = _views(images, machine)
-    batch = _batch(images.images)
+    batch = batch or _batch(images.images)
     prototypes = max(2, int(PROTOTYPES_PER_SAMPLE * batch))
     steps = images.images // batch
     epochs, seconds = _epochs(images, machine, batch=batch, size=large)

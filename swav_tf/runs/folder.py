@@ -21,6 +21,7 @@ from swav_tf.plumbing.log import log
 from swav_tf.plumbing.names import printable
 from swav_tf.plumbing.values import nested_diff
 from swav_tf.recipe.files import AnyRecipe, load_any_recipe, save_recipe
+from swav_tf.recipe.pretraining import Recipe
 from swav_tf.runs.checkpoint import Checkpoint, CheckpointStore
 
 # Settings that may change when a run resumes, so that it can move to another machine. The batch and the order of
@@ -44,6 +45,7 @@ FREE_TO_CHANGE = (
     "monitor",
     "subset",  # the names in the file are compared, not its path
 )
+FREEZE = ("prototypes_frozen_steps", "prototypes_frozen_epochs")  # two forms of one setting
 # These too if a run gets more epochs: the rates of its remaining steps follow the longer schedule.
 FREE_WITH_MORE_EPOCHS = ("train.epochs", "optimizer.warmup_epochs")
 
@@ -118,8 +120,10 @@ class RunFolder:
             saved = None
         newest = CheckpointStore(self.checkpoints, kind=kind).newest_facts()
         if newest is not None and "recipe" in newest[1]:
-            _check_settings(newest[1]["recipe"], recipe, source=newest[0])
-            if saved is not None and (changed := changes(saved.model_dump(mode="json"), recipe)):
+            images = _images(newest[1])
+            _check_settings(newest[1]["recipe"], recipe, source=newest[0], images=images)
+            before = None if saved is None else saved.model_dump(mode="json")
+            if before is not None and (changed := changes(before, recipe, images=images)):
                 text = "%s was edited or damaged. It is rewritten to match the run's checkpoints and this command:\n%s"
                 log.warning(text, path, "\n".join(changed))
         # Before its first checkpoint a run has nothing that other settings could spoil.
@@ -163,11 +167,22 @@ class RunFolder:
         log.info("The earlier run was moved to %s.", target)
 
 
-def changes(before: Mapping[str, Any], recipe: AnyRecipe, *, free: bool = False) -> list[str]:
-    """Return one line per setting that changed: settings that must not change, or those that are `free` to."""
+def changes(
+    before: Mapping[str, Any], recipe: AnyRecipe, *, free: bool = False, images: int | None = None
+) -> list[str]:
+    """Return one line per setting that changed: settings that must not change, or those that are `free` to.
+
+    With the number of `images`, the same freeze in epochs as in steps is no change.
+    """
     # Settings that an earlier version did not know had their defaults.
     with contextlib.suppress(ValidationError):
-        before = type(recipe).model_validate_json(json.dumps(before)).model_dump(mode="json")
+        known = type(recipe).model_validate_json(json.dumps(before))
+        before = known.model_dump(mode="json")
+        if isinstance(known, Recipe) and isinstance(recipe, Recipe) and images is not None:
+            steps = images // recipe.train.batch_size
+            if known.frozen_steps(steps) == recipe.frozen_steps(steps):
+                method = recipe.method.model_dump(include=set(FREEZE))
+                before = {**before, "method": {**before["method"], **method}}
     longer = recipe.train.epochs > before["train"]["epochs"]
     allowed = FREE_TO_CHANGE + (FREE_WITH_MORE_EPOCHS if longer else ())
     return [
@@ -191,7 +206,8 @@ def read_checkpoint(run_dir: Path, recipe: AnyRecipe, *, step: int | None = None
     if checkpoint is None:
         raise UsageError(f"{run_dir} has no checkpoint yet. Create one with `swav-tf {recipe.kind}`.")
     # Imports by earlier versions contain no recipe.
-    if "recipe" in checkpoint.facts and (changed := changes(checkpoint.facts["recipe"], recipe)):
+    facts, images = checkpoint.facts, _images(checkpoint.facts)
+    if "recipe" in facts and (changed := changes(facts["recipe"], recipe, images=images)):
         raise UsageError(
             f"{run_dir}/config.yaml must contain the recipe that the run was trained with. It was edited or damaged, "
             f"and differs from {checkpoint.path}:\n"
@@ -249,8 +265,16 @@ def _validated(store: CheckpointStore) -> dict[str, Any]:
     return dict(position.get("validation", {}))
 
 
-def _check_settings(before: Mapping[str, Any], recipe: AnyRecipe, *, source: Path) -> None:
-    if changed := changes(before, recipe):
+def _images(facts: Mapping[str, Any]) -> int | None:
+    """Return the number of images of the run that a checkpoint belongs to; None for an import."""
+    count: int | None = facts.get("images", {}).get("images")
+    return count
+
+
+def _check_settings(
+    before: Mapping[str, Any], recipe: AnyRecipe, *, source: Path, images: int | None = None
+) -> None:
+    if changed := changes(before, recipe, images=images):
         raise UsageError(
             f"A run resumes only with the settings it was started with. {source} differs:\n"
             + "\n".join(changed)

@@ -35,6 +35,18 @@ PIXELS_SIDE: Final = (
 EARLY: Final = 0.1  # share of a run after which features are measured in any case
 
 
+def early_epoch(recipe: Recipe, steps_per_epoch: int) -> int | None:
+    """Return the epoch, from 1, at whose end features are first measured in any case; None in a short run.
+
+    It is past a tenth of the run, and a full epoch past the freeze and the warm-up: before, a model that learns well
+    is often no better than its initial weights.
+    """
+    epochs = recipe.train.epochs
+    frozen = math.ceil(recipe.frozen_steps(steps_per_epoch) / steps_per_epoch)
+    epoch = max(math.ceil(EARLY * epochs), frozen + 1, recipe.optimizer.warmup_epochs + 1)
+    return epoch if epochs * EARLY >= 1 and epoch < epochs else None
+
+
 class KNNEvaluator(keras.callbacks.Callback):
     """Measure k-NN accuracy every `knn_every_epochs` epochs, on the chief while the other workers wait.
 
@@ -87,12 +99,12 @@ class KNNEvaluator(keras.callbacks.Callback):
         self._keep("knn_baselines", knn_top1_initial=initial, knn_top1_pixels=pixels)
 
     def on_train_batch_end(self, batch: int, logs: Logs) -> None:
-        """Measure when an epoch that is due ends, after a tenth of the run, and at its end."""
+        """Measure when an epoch that is due ends, early in the run, and at its end."""
         position, monitor = self.job.position, self.recipe.monitor
         if not position.at_epoch_end:
             return
         epoch, epochs = position.epoch + 1, self.recipe.train.epochs
-        early = epochs * EARLY >= 1 and epoch == math.ceil(EARLY * epochs)
+        early = epoch == early_epoch(self.recipe, position.steps_per_epoch)
         if not (epoch % monitor.knn_every_epochs == 0 or early or position.at_end):
             return
         self._keep("knn", knn_top1=self._features_accuracy())
@@ -100,8 +112,8 @@ class KNNEvaluator(keras.callbacks.Callback):
         log.info("Epoch %s: %s", epoch, comparison(found))
         if early and (lost := lost_to(found, queries, ["knn_top1_initial"])):
             log.warning(
-                f"After a tenth of the run the features are not better than {lost}. If that stays so, the run learns "
-                "nothing useful."
+                f"After {epoch} of {epochs} epochs the features are not better than {lost}. If that stays so, the run "
+                "learns nothing useful."
             )
         if position.at_end:
             log.log(*verdict(found, queries))

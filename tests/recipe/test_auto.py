@@ -39,6 +39,15 @@ def test_two_thousand_images_of_any_size_finish_on_two_cores(decode_seconds: flo
     assert choice.settings["train"]["epochs"] * 2000 * decode_seconds / 2 <= CPU_SECONDS
 
 
+def test_prototypes_and_freeze_follow_a_given_batch() -> None:
+    """Bug caught: more prototypes than the batch has images, after -o train.batch_size."""
+    for batch in (4, 16, 500):
+        settings = choose(PHOTOS, CPU, batch).settings
+        assert settings["train"]["batch_size"] == batch
+        assert 2 <= settings["model"]["prototypes"] < batch
+        assert settings["method"]["prototypes_frozen_epochs"] == (3 if batch > 20 else 1)
+
+
 def test_labels_and_gray_images_change_the_recipe() -> None:
     """Bug caught: a k-NN without labels, or jitter of colors that are not there."""
     assert choose(PHOTOS, CPU).settings["monitor"]["knn_every_epochs"] == 0

@@ -239,3 +239,12 @@ def test_a_run_may_get_more_epochs_and_not_fewer():
     assert changes(before, longer) == []
     assert len(changes(before, longer, free=True)) == 2  # epochs and the warm-up's share of them
     assert changes(before, shorter)
+
+
+def test_a_freeze_in_steps_is_the_same_in_epochs():
+    """Bug caught: a run of an earlier version, whose preset had the freeze in steps, that does not resume."""
+    before = load_recipe("demo", ["method.prototypes_frozen_steps=66"]).model_dump(mode="json")
+    now = load_recipe("demo")
+    assert changes(before, now, images=IMAGES["demo"]) == []
+    assert changes(before, now, images=2 * IMAGES["demo"])
+    assert changes(before, now)

@@ -7,8 +7,9 @@ import pytest
 
 from swav_tf.data.folders import ImageFolder
 from swav_tf.recipe.pretraining import Data
-from swav_tf.training.knn_monitor import comparison, lost_to, pixel_features, verdict
+from swav_tf.training.knn_monitor import comparison, early_epoch, lost_to, pixel_features, verdict
 from tests.evaluate.models import make_class_folders
+from tests.swav_models import tiny_recipe
 
 
 # Bugs caught: a difference within the noise of few images that counts as learning, and a clear one that does not.
@@ -31,6 +32,26 @@ def test_features_must_be_clearly_better(initial, pixels, queries, lost):
         (logging.WARNING, True) if lost else (logging.INFO, False)
     )
     assert comparison(found).startswith("k-NN 50.0 % (")
+
+
+# Bugs caught: a warning during freeze or warm-up, where a run that learns is no better; none in a run that never thaws.
+@pytest.mark.parametrize(
+    ("epochs", "frozen_steps", "warmup", "expected"),
+    [
+        (100, 0, 0, 10),
+        (20, 0, 0, 2),
+        (20, 30, 0, 4),
+        (20, 31, 0, 5),
+        (20, 10, 5, 6),
+        (9, 0, 0, None),
+        (10, 0, 9, None),
+    ],
+)
+def test_the_early_measurement_waits_for_freeze_and_warmup(epochs, frozen_steps, warmup, expected):
+    recipe = tiny_recipe(
+        train__epochs=epochs, method__prototypes_frozen_steps=frozen_steps, optimizer__warmup_epochs=warmup
+    )
+    assert early_epoch(recipe, 10) == expected
 
 
 # Bug caught: features that are not finite, taken for learned ones.
