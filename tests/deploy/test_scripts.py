@@ -55,6 +55,7 @@ def fakes(tmp_path):
         (130, 0, 99, False),
         (75, 0, 0, True),
         (143, 3, 0, True),
+        (129, 0, 0, True),
         (137, 0, 0, True),
         (143, 100, 99, False),
         *((crash, 0, minutes, minutes > 20) for crash in (134, 135, 136, 139, 253) for minutes in (2, 25)),
