@@ -93,9 +93,14 @@ class RecipeChoice:
         )
         return changed
 
+    @property
+    def is_auto(self) -> bool:
+        """Return whether the recipe is chosen for the images; a file of that name takes precedence."""
+        return self.config == "auto" and not Path("auto").is_file()
+
     def load_for(self, run_dir: Path | None = None, *, fresh: bool = False) -> Recipe:
         """Load the recipe, and for `auto` the recipe of the run in the folder or one chosen for the images."""
-        if self.config != "auto" or Path("auto").is_file():
+        if not self.is_auto:
             return self.load_with_images()
         folder = run_dir or (Path("runs") / f"auto-{Path(self.data).name}" if self.data else None)
         if folder is not None and not fresh and (folder / "config.yaml").is_file():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -39,8 +39,9 @@ def command(
 ) -> None:
     """Train SwAV on the images in DATA: a folder, a glob pattern of TFRecord shards or a TFDS name.
 
-    Without -c, the recipe is chosen for the images and this machine, logged, and saved in the run folder. DATA may be
-    omitted if the recipe names its images. If the run folder contains a checkpoint, the run resumes from
+    Without -c, the recipe is chosen for the images and this machine, logged, and saved in the run folder; a run that
+    collapses then starts over with the next remedy, at most three times. DATA may be omitted if the recipe names its
+    images. If the run folder contains a checkpoint, the run resumes from
     it. To use several machines, start the same command on each. Their addresses come from TF_CONFIG, Slurm, or
     --nodes, --node-rank (different on each machine) and --master.
 
@@ -60,12 +61,19 @@ def command(
         )
     settings = recipe.load_for(run_dir, fresh=fresh)
     load_tensorflow_quietly()
+    from swav_tf.runs.folder import ATTEMPTS
     from swav_tf.training.pretrain import pretrain
+    from swav_tf.training.rescue import pretrain_with_rescue
 
     folder = run_dir or Path("runs") / settings.name
-    result = pretrain(
-        settings, run_dir=folder, cluster=cluster, fresh=fresh, weights=weights, quiet=report.quiet
-    )
+    options: dict[str, Any] = {"fresh": fresh, "weights": weights, "quiet": report.quiet}
+    if recipe.is_auto:
+        kept = [override.split("=", 1)[0] for override in recipe.overrides]
+        result = pretrain_with_rescue(settings, run_dir=folder, keep=kept, **options)
+    else:
+        if fresh:
+            (folder / ATTEMPTS).unlink(missing_ok=True)  # of an earlier run by auto
+        result = pretrain(settings, run_dir=folder, cluster=cluster, **options)
     if report.as_json:
         report.show(result.summary)
     elif result.is_chief and not report.quiet:

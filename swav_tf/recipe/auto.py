@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from swav_tf.plumbing.errors import DataError
+from swav_tf.recipe.pretraining import Recipe
 
 # === Rules: change them here ===
 
@@ -24,6 +25,9 @@ GPU_STEPS, GPU_EPOCHS = 20_000, (50, 400)
 # Images up to which a batch is used. At least 20 steps an epoch, so that codes of an image change between its visits.
 BATCHES: Final = ((5_000, 64), (20_000, 128))
 LARGEST_BATCH: Final = 256
+COLLAPSE_STEPS: Final = (
+    100  # fewest at ln K after the freeze before a run is rescued, else a tenth of the run
+)
 PROTOTYPES_PER_SAMPLE: Final = (
     0.8  # codes share the batch equally among prototypes: each gets more than one image
 )
@@ -118,7 +122,10 @@ def choose(images: ImageFacts, machine: Machine, batch: int | None = None) -> Ch
             "warmup_epochs": "10%",
             "warmup_start_learning_rate": 0.1 if epochs > 5 else 0.0,
         },
-        "monitor": {"knn_every_epochs": max(1, epochs // 7) if images.classes >= 2 else 0},
+        "monitor": {
+            "knn_every_epochs": max(1, epochs // 7) if images.classes >= 2 else 0,
+            "collapse_after_steps": max(COLLAPSE_STEPS, epochs * steps // 10),
+        },
         "train": {
             "epochs": epochs,
             "batch_size": batch,
@@ -220,3 +227,46 @@ def _explain(
             lines.append(f"  With more time {wanted} epochs are better: -o train.epochs={wanted}{reading}")
         lines.append("  With a GPU, auto would choose a larger network, larger crops and more epochs.")
     return lines
+
+
+@dataclass(frozen=True)
+class Remedy:
+    """A change of a recipe against a collapse."""
+
+    what: str
+    overrides: tuple[str, ...]  # KEY=VALUE
+    now: str = ""
+
+    @property
+    def text(self) -> str:
+        """Return the remedy in words, with the options that apply it."""
+        options = " ".join(f"-o {override}" for override in self.overrides)
+        return f"{self.what}: {options}" + (f", now {self.now}" if self.now else "")
+
+
+def remedies(recipe: Recipe, steps_per_epoch: int) -> list[Remedy]:
+    """Return what to change in this recipe against a collapse, the likeliest help first."""
+    method, jitter, rate = recipe.method, recipe.augment.jitter, recipe.optimizer.peak_learning_rate
+    frozen, prototypes = recipe.frozen_steps(steps_per_epoch), recipe.model.prototypes
+    # Beyond a third of the run too little is left to train the prototypes.
+    longer = min(max(2 * frozen, steps_per_epoch), recipe.train.epochs * steps_per_epoch // 3)
+    found = []
+    if method.epsilon > 0.03:
+        found.append(Remedy("a smaller epsilon", ("method.epsilon=0.03",), f"{method.epsilon:g}"))
+    if longer > frozen:
+        setting = f"method.prototypes_frozen_steps={longer}"
+        found.append(Remedy("a longer freeze", (setting,), str(frozen)))
+    if prototypes > 20:
+        setting = f"model.prototypes={prototypes // 2}"
+        found.append(Remedy("fewer prototypes, about ten per class", (setting,), str(prototypes)))
+    if not recipe.queue_length:
+        setting = f"method.queue.length={4 * recipe.train.batch_size}"
+        found.append(Remedy("a queue", (setting,)))
+    if jitter.probability > 0:
+        half = jitter.probability / 2
+        found.append(
+            Remedy("weaker jitter", (f"augment.jitter.probability={half:g}",), f"{jitter.probability:g}")
+        )
+    lower = f"optimizer.peak_learning_rate={max(rate / 2, recipe.optimizer.final_learning_rate):g}"
+    found.append(Remedy("a lower rate", (lower,), f"{rate:g}"))
+    return found

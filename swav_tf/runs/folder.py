@@ -50,6 +50,7 @@ FREEZE = ("prototypes_frozen_steps", "prototypes_frozen_epochs")  # two forms of
 FREE_WITH_MORE_EPOCHS = ("train.epochs", "optimizer.warmup_epochs")
 
 
+ATTEMPTS = "attempts.json"  # collapsed attempts of the run in a folder; they are in its previous-N/
 # What people keep next to a run before it starts: scripts, logs, notes and recipes.
 JOB_FILES = (".err", ".json", ".log", ".md", ".out", ".sbatch", ".sh", ".txt", ".yaml", ".yml")
 
@@ -160,7 +161,10 @@ class RunFolder:
         numbers = [int(p.name[9:]) for p in self.path.glob("previous-*") if p.name[9:].isdigit()]
         target = self.path / f"previous-{1 + max(numbers, default=0)}"
         target.mkdir()
-        earlier = [p for p in self.path.iterdir() if p.name != ".lock" and not p.name.startswith("previous-")]
+        stays = (".lock", ATTEMPTS)
+        earlier = [
+            p for p in self.path.iterdir() if p.name not in stays and not p.name.startswith("previous-")
+        ]
         # The recipe goes last: if this is interrupted, the remaining files still form a recognizable run.
         for path in sorted(earlier, key=lambda p: p.name == "config.yaml"):
             path.rename(target / path.name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections.abc import Callable
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -13,7 +14,9 @@ import numpy as np
 import tensorflow as tf
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from swav_tf.plumbing.errors import SwavError
 from swav_tf.plumbing.log import console, log
+from swav_tf.recipe.auto import Remedy, remedies
 from swav_tf.recipe.files import AnyRecipe
 from swav_tf.recipe.pretraining import Recipe
 from swav_tf.runs.folder import RunFolder
@@ -170,38 +173,35 @@ class ProgressBar(keras.callbacks.Callback):
 
 
 SMOOTHING = 0.98  # of the loss: it averages over about 50 steps
+LEAST_SPREAD = 0.01  # of projections: below, they are all but equal
 SMOOTHING_STEPS = 50  # a smoothed loss over fewer steps is too noisy to judge
 
 
-def remedies(recipe: Recipe, position: Position) -> list[str]:
-    """Return what to change in this recipe against a collapse, the likeliest help first."""
-    epsilon, frozen = recipe.method.epsilon, recipe.frozen_steps(position.steps_per_epoch)
-    prototypes, jitter = recipe.model.prototypes, recipe.augment.jitter
-    # Beyond a third of the run too little is left to train the prototypes.
-    longer = min(max(2 * frozen, position.steps_per_epoch), position.total_steps // 3)
-    found = []
-    if epsilon > 0.03:
-        found.append(f"a smaller epsilon: -o method.epsilon=0.03, now {epsilon:g}")
-    if longer > frozen:
-        found.append(f"a longer freeze: -o method.prototypes_frozen_steps={longer}, now {frozen}")
-    if prototypes > 20:
-        found.append(
-            f"fewer prototypes, about ten per class: -o model.prototypes={prototypes // 2}, now {prototypes}"
-        )
-    if not recipe.queue_length:
-        found.append("a queue: method.queue.length")
-    if jitter.probability > 0:
-        found.append("weaker jitter: augment.jitter")
-    found.append(f"another optimizer.peak_learning_rate, now {recipe.optimizer.peak_learning_rate:g}")
-    return found
+class Collapsed(SwavError):
+    """Report that a run learns nothing, to who starts it again with a remedy."""
+
+    def __init__(self, text: str, figures: dict[str, float], remedy: Remedy) -> None:
+        super().__init__(text)
+        self.figures, self.remedy = figures, remedy
 
 
 class CollapseWarning(keras.callbacks.Callback):
-    """Warn once if the loss is still at ln K some time after the prototypes were unfrozen."""
+    """Check once, some time after the prototypes were unfrozen, if the loss is still at ln K or projections are equal.
 
-    def __init__(self, recipe: Recipe, position: Position) -> None:
+    Args:
+        recipe: of the run.
+        position: of the run.
+        rescue: chooses the remedy with which to start over; without one, or None from it, a collapse is a warning.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        position: Position,
+        rescue: Callable[[list[Remedy]], Remedy | None] | None = None,
+    ) -> None:
         super().__init__()
-        self.recipe, self.position = recipe, position
+        self.recipe, self.position, self.rescue = recipe, position, rescue
         self.ln_k = math.log(recipe.model.prototypes)
         wait = recipe.frozen_steps(position.steps_per_epoch) + recipe.monitor.collapse_after_steps
         self.check_at = min(wait, position.total_steps)
@@ -223,12 +223,14 @@ class CollapseWarning(keras.callbacks.Callback):
         self.checked = True
         loss = self.smoothed / (1 - SMOOTHING**self.seen)  # without it the first losses count for too much
         # A model that knows nothing has ln K; 5 % less is more than noise and less than learning.
-        if loss > 0.95 * self.ln_k:
-            advice = "\n  ".join(
-                f"{i}. {text}" for i, text in enumerate(remedies(self.recipe, self.position), 1)
-            )
-            log.warning(
+        if loss > 0.95 * self.ln_k or self.spread < LEAST_SPREAD:
+            found = remedies(self.recipe, self.position.steps_per_epoch)
+            text = (
                 f"The loss (smoothed) is {loss:.3f} after {step} steps, and ln K is {self.ln_k:.3f}: nothing has been "
-                f"learned yet (projection spread {self.spread:.3f}; 0 is complete collapse). "
-                f"Remedies, in this order:\n  {advice}"
+                f"learned yet (projection spread {self.spread:.3f}; 0 is complete collapse)."
             )
+            if self.rescue and (remedy := self.rescue(found)):
+                figures = {"step": step, "loss": loss, "ln_k": self.ln_k, "projection_spread": self.spread}
+                raise Collapsed(text, figures, remedy)
+            advice = "\n  ".join(f"{i}. {remedy.text}" for i, remedy in enumerate(found, 1))
+            log.warning(f"{text} Remedies, in this order:\n  {advice}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +18,7 @@ from swav_tf.data.sources import open_source
 from swav_tf.method.swav import SwAV
 from swav_tf.plumbing.errors import DataError
 from swav_tf.plumbing.log import log
+from swav_tf.recipe.auto import Remedy
 from swav_tf.recipe.pretraining import Recipe
 from swav_tf.training.build import build_swav, init_from, read_pretrained
 from swav_tf.training.callbacks import CollapseWarning
@@ -49,6 +50,7 @@ def pretrain(
     weights: Path | str | None = None,
     quiet: bool = False,
     callbacks: Sequence[keras.callbacks.Callback] = (),
+    rescue: Callable[[list[Remedy]], Remedy | None] | None = None,
 ) -> PretrainResult:
     """Pretrain by a recipe, or resume the run in `run_dir`.
 
@@ -61,8 +63,10 @@ def pretrain(
         weights: run folder or import to take the initial weights from, instead of random ones.
         quiet: show no progress and log only warnings.
         callbacks: further Keras callbacks.
+        rescue: chooses a remedy after a collapse, which then ends the run (`rescue.py`); None: it is a warning.
 
     Raises:
+        Collapsed: `rescue` returned a remedy.
         RecipeError, DataError, UsageError: before anything is built.
         SwavError: the run diverged, was stopped, or ran out of memory; checkpoints are kept.
     """
@@ -85,7 +89,7 @@ def pretrain(
         ln_k = math.log(recipe.model.prototypes)
         on_chief = [
             keras.callbacks.LambdaCallback(on_train_begin=lambda logs: _show_crops(job, recipe)),
-            CollapseWarning(recipe, job.position),
+            CollapseWarning(recipe, job.position, rescue),
             *evaluators,
         ]
         watching = [*(on_chief if job.team.is_chief else []), *callbacks]

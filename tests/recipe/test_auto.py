@@ -6,8 +6,8 @@ import pytest
 
 from swav_tf.plumbing.errors import DataError
 from swav_tf.recipe.advice import check_recipe
-from swav_tf.recipe.auto import CPU_SECONDS, ImageFacts, Machine, choose
-from swav_tf.recipe.files import recipe_of
+from swav_tf.recipe.auto import CPU_SECONDS, ImageFacts, Machine, choose, remedies
+from swav_tf.recipe.files import load_recipe, recipe_of
 
 PHOTOS = ImageFacts(
     path="a/photos", kind="images", images=2000, classes=0, short_side=400, gray=False, decode_seconds=0.005
@@ -56,3 +56,16 @@ def test_labels_and_gray_images_change_the_recipe() -> None:
     assert gray["augment"]["jitter"]["saturation"] == gray["augment"]["grayscale_probability"] == 0
     with pytest.raises(DataError, match="At least 16"):
         choose(dataclasses.replace(PHOTOS, images=15), CPU)
+
+
+def test_remedies_follow_from_the_recipe() -> None:
+    """Bug caught: advice that the recipe follows already, a freeze longer than the run, or one that does not load."""
+    settled = ["method.epsilon=0.03", "model.prototypes=12", "method.queue.length=64", "train.epochs=3"]
+    recipe = load_recipe("demo", [*settled, "method.prototypes_frozen_steps=22"])
+    text = "; ".join(remedy.text for remedy in remedies(recipe, 22))
+    assert not any(word in text for word in ("epsilon", "freeze", "queue", "fewer"))
+    recipe = load_recipe("demo", ["method.prototypes_frozen_steps=20", "method.epsilon=0.05"])
+    found = remedies(recipe, 30)
+    assert "method.prototypes_frozen_steps=40, now 20" in found[1].text
+    for remedy in found:
+        assert recipe_of(recipe.model_dump(mode="json"), remedy.overrides) != recipe

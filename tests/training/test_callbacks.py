@@ -8,7 +8,7 @@ from tensorboard.backend.event_processing.plugin_event_accumulator import EventA
 
 from swav_tf.runs.folder import RunFolder
 from swav_tf.training import callbacks
-from swav_tf.training.callbacks import CollapseWarning, MetricsLog, ProgressBar, remedies
+from swav_tf.training.callbacks import CollapseWarning, MetricsLog, ProgressBar
 from swav_tf.training.position import Position
 from tests.swav_models import tiny_recipe
 from tests.training.runs import lines
@@ -44,17 +44,6 @@ def test_a_high_first_loss_raises_no_false_alarm(logged):
         callback.on_train_batch_end(0, {"loss": loss, "finite": 1.0, "projection_spread": 0.5})
     assert callback.checked
     assert not logged
-
-
-# Bugs caught: advice that the recipe follows already; a freeze that is longer than the run.
-def test_remedies_follow_from_the_recipe():
-    recipe = tiny_recipe(
-        method__epsilon=0.03, method__prototypes_frozen_steps=20, method__queue={"length": 16}
-    )
-    text = "; ".join(remedies(recipe, Position(30, 60)))
-    assert not any(word in text for word in ("epsilon", "freeze", "queue", "prototypes"))
-    [freeze] = [line for line in remedies(recipe, Position(30, 300)) if "freeze" in line]
-    assert "prototypes_frozen_steps=40, now 20" in freeze
 
 
 def show_steps(**options):

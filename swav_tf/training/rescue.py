@@ -1,0 +1,90 @@
+"""Rescue a run that collapses: start it again with the next remedy.
+
+attempts.json in the run folder lists the attempts that collapsed, so that an interrupted run knows which one it is. The
+folder of each of them is moved into `previous-N/`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from swav_tf.plumbing.files import atomic_write
+from swav_tf.plumbing.log import log
+from swav_tf.recipe.auto import Remedy
+from swav_tf.recipe.files import load_recipe, recipe_of
+from swav_tf.recipe.pretraining import Recipe
+from swav_tf.runs.folder import ATTEMPTS, RunFolder
+from swav_tf.training.callbacks import Collapsed
+from swav_tf.training.pretrain import PretrainResult, pretrain
+
+MOST_RESCUES: Final = 3
+
+
+def pretrain_with_rescue(
+    recipe: Recipe, *, run_dir: Path, fresh: bool = False, keep: Collection[str] = (), **options: Any
+) -> PretrainResult:
+    """Pretrain on one machine; after a collapse start over with the next remedy, at most MOST_RESCUES times.
+
+    Args:
+        recipe: of the first attempt, or of the attempt in the folder.
+        run_dir: as for `pretrain`.
+        fresh: start over with the first attempt.
+        keep: settings such as `model.prototypes` that no remedy may change.
+        **options: further arguments of `pretrain`.
+
+    Raises:
+        SwavError: as for `pretrain`.
+    """
+    path, config = run_dir / ATTEMPTS, run_dir / "config.yaml"
+    attempts: list[dict[str, Any]] = []
+    if fresh:
+        path.unlink(missing_ok=True)
+    elif path.exists():
+        attempts = json.loads(path.read_text())
+        # Interrupted between the record of a collapse and the start of the next attempt?
+        fresh = config.exists() and _remedied(saved := load_recipe(config), attempts) != saved
+    while True:
+        tried = [override for attempt in attempts for override in attempt["overrides"]]
+
+        def next_remedy(found: Sequence[Remedy], tried: Collection[str] = tuple(tried)) -> Remedy | None:
+            """Return the first remedy that was not tried and changes no setting of the user's."""
+            known = {_setting(override) for override in tried} | set(keep)
+            return next((one for one in found if not known & set(map(_setting, one.overrides))), None)
+
+        try:
+            result = pretrain(
+                _remedied(recipe, attempts),
+                run_dir=run_dir,
+                fresh=fresh,
+                rescue=next_remedy if len(attempts) < MOST_RESCUES else None,
+                **options,
+            )
+        except Collapsed as collapse:
+            attempts.append(collapse.figures | {"overrides": list(collapse.remedy.overrides)})
+            with atomic_write(path) as partial:
+                partial.write_text(json.dumps(attempts, indent=1) + "\n")
+            log.warning(
+                "%s Rescue %s of at most %s: the run starts over with %s.",
+                *(collapse, len(attempts), MOST_RESCUES, collapse.remedy.text),
+            )
+            fresh = True
+            continue
+        if attempts:
+            result.summary["attempts"] = attempts
+            RunFolder(run_dir).write_summary(result.summary)
+        return result
+
+
+def _setting(override: str) -> str:
+    return override.split("=", 1)[0]
+
+
+def _remedied(recipe: Recipe, attempts: Sequence[dict[str, Any]]) -> Recipe:
+    """Return a recipe with the remedies of all collapsed attempts; they are values, not changes: twice is once."""
+    overrides = [override for attempt in attempts for override in attempt["overrides"]]
+    remedied = recipe_of(recipe.model_dump(mode="json"), overrides, label="the remedied recipe")
+    assert isinstance(remedied, Recipe)
+    return remedied
