@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 from tensorflow.compiler.xla.tsl.protobuf import coordination_config_pb2
+from tensorflow.python.data.ops import multi_device_iterator_ops
 from tensorflow.python.eager import context as tf_context
 
 from swav_tf.plumbing.errors import TransientError, UsageError, report_of
@@ -141,6 +142,20 @@ def _configure_devices(settings: Train, gpus: Sequence[tf.config.PhysicalDevice]
             tf.config.experimental.set_memory_growth(gpu, True)
     # By default TensorFlow rounds float32 products to 10 bits on Ampere and later, also in Sinkhorn and the scores.
     tf.config.experimental.enable_tensor_float_32_execution(False)
+    _start_no_autotune_threads()
+
+
+@functools.cache
+def _start_no_autotune_threads() -> None:
+    """Turn off autotuning in the iterator that `tf.distribute` adds for each device, which has no setting for it.
+
+    The end of an iterator waits for its autotune thread, which can miss the wake-up and sleep for up to a minute: a
+    worker that is done would keep its node as long. There is nothing to tune: the buffer's size is given.
+    """
+    create = multi_device_iterator_ops._create_device_dataset
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    multi_device_iterator_ops._create_device_dataset = lambda *a, **k: create(*a, **k).with_options(options)
 
 
 def _split_cpu(count: int) -> None:

@@ -184,3 +184,25 @@ def test_a_slurm_step_becomes_a_cluster():
         "how": "RING",
         "inherited": None,
     }
+
+
+# Bug caught: a worker that is done lives on for up to a minute, as an autotune thread of an iterator sleeps.
+def test_no_iterator_on_a_device_is_autotuned(monkeypatch):
+    from tensorflow.core.framework import dataset_options_pb2
+    from tensorflow.python.ops import gen_dataset_ops
+
+    make, enabled = gen_dataset_ops.make_iterator, []
+
+    def spy(dataset, *rest, **named):
+        options = dataset_options_pb2.Options.FromString(tf.raw_ops.GetOptions(input_dataset=dataset).numpy())
+        # Not set means autotuned.
+        enabled.append(
+            options.autotune_options.WhichOneof("optional_enabled") != "enabled"
+            or options.autotune_options.enabled
+        )
+        return make(dataset, *rest, **named)
+
+    monkeypatch.setattr(gen_dataset_ops, "make_iterator", spy)
+    strategy = build_strategy(settings(strategy="mirrored"))
+    next(iter(batches_on_devices(strategy, lambda: tf.data.Dataset.range(4).batch(1).repeat())))
+    assert enabled == [False] * strategy.num_replicas_in_sync
