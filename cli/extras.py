@@ -12,13 +12,12 @@ EXTRAS = {
         "keras_cv",
         "tensorflow_datasets",
         "tensorboard",
-        "sklearn",
         "pyarrow",
         "importlib_resources",
     ),
     "onnx": ("onnxruntime",),
     "export": ("onnx", "tf2onnx"),
-    "report": ("matplotlib",),
+    "report": ("matplotlib", "sklearn"),
     "tensorrt": ("tensorrt", "cuda"),
 }
 
@@ -31,7 +30,7 @@ def extra_of(module: str | None, arguments: Sequence[str] = ()) -> str | None:
         arguments: of the command line that needs it.
     """
     package = (module or "").partition(".")[0]
-    if package == "onnx" and any(word.endswith(".onnx") for word in arguments):
+    if package == "onnx" and any("tensorrt" in word for word in arguments):
         return "tensorrt"  # building an engine: `export` would overwrite ONNX Runtime for GPUs with that for CPUs
     return next((extra for extra, modules in EXTRAS.items() if package in modules), None)
 

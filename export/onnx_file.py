@@ -11,6 +11,7 @@ from onnx import TensorProto, helper
 
 from evaluate.backends.onnx_metadata import OnnxMetadata, WeightsFile
 from swav_tf.plumbing.files import file_sha256
+from swav_tf.plumbing.system import version_of
 
 ONE_FILE_BYTES: Final = 2**31 - 2**20  # a protobuf ends at 2 GiB
 LARGE_BYTES: Final = 1024  # larger weights move to the second file
@@ -19,6 +20,7 @@ ALIGNMENT: Final = 4096  # so that they can be memory-mapped
 
 def save_model(model: onnx.ModelProto, metadata: OnnxMetadata, path: Path) -> None:
     """Write a graph with new metadata into a staging folder; weights beyond 2 GiB go to a second file, PATH.data."""
+    _sign(model)
     if weight_bytes(model) > ONE_FILE_BYTES:
         data = path.with_name(f"{path.name}.data")
         model = _with_weights_in(data, model)
@@ -26,6 +28,16 @@ def save_model(model: onnx.ModelProto, metadata: OnnxMetadata, path: Path) -> No
         metadata = metadata.model_copy(update={"weights_file": weights})
     helper.set_model_props(model, metadata.as_properties())
     path.write_bytes(model.SerializeToString())
+
+
+def _sign(model: onnx.ModelProto) -> None:
+    """Name this package as the producer, and drop the converters' names and the operator sets that no node uses."""
+    model.producer_name, model.producer_version = "swav-tf", version_of("swav-tf") or ""
+    model.graph.name, model.graph.doc_string, model.doc_string = "swav-tf", "", ""
+    used = {"", *(node.domain for node in model.graph.node)}
+    opsets = [opset for opset in model.opset_import if opset.domain in used]
+    del model.opset_import[:]
+    model.opset_import.extend(opsets)
 
 
 def check(model: onnx.ModelProto) -> None:

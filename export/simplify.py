@@ -34,7 +34,6 @@ def tidied(model: onnx.ModelProto, *, outputs: Sequence[str]) -> onnx.ModelProto
         dim.dim_param = name
     del graph.value_info[:]  # of the batch sizes that the converter saw
     model.ir_version = IR_VERSION
-    model.producer_name = "swav-tf"
     check(model)
     return model
 

@@ -75,7 +75,8 @@ def command(schema: bool, quiet: bool, limits: list[tuple[str, float]], **option
     """Measure images/s and latency of MODELs: folders or files written by `swav-tf export`, or run folders (in Keras).
 
     Each cell (model, runner, precision, batch) runs in a fresh process. A cell that cannot run here
-    (a GPU runner without a GPU, for example) is skipped, and the reason is shown. Accuracy comes from
+    (a GPU runner without a GPU, for example) is skipped, and the reason is shown. If nothing was measured, the
+    exit code is 1. Accuracy comes from
     parity.json next to the files. docs/benchmark.md and the HTML report define each figure.
 
     \b
@@ -154,8 +155,10 @@ def _measure(options: dict[str, Any], *, quiet: bool) -> Benchmark:
 
 
 def _exit_code(cells: Sequence[Cell], limits: Sequence[tuple[str, float]]) -> int:
-    """Return 1 if a cell failed or is slower than its limit."""
-    problems = []
+    """Return 1 if no cell was measured, or one failed or is slower than its limit."""
+    problems = (
+        [] if any(cell.status == "ok" for cell in cells) else ["Nothing was measured, for the reasons above."]
+    )
     for name, least in limits:
         matching = [cell for cell in cells if cell.label == name]
         if not matching:

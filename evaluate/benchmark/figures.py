@@ -149,6 +149,12 @@ def marks_of(cell: Cell) -> list[str]:
     return marks
 
 
+def disturbed(cell: Cell) -> bool:
+    """Return whether other processes, the GPU's limits or varying runs disturbed a cell; a short one may be right."""
+    words = [mark.removeprefix("host: ").removeprefix("device: ") for mark in cell.marks]
+    return any(word.startswith(("busy", "throttled", "unstable")) for word in words)
+
+
 def overhead(cell: Cell, cells: Iterable[Cell]) -> str | None:
     """Return the overhead that takes at least half of a cell's time, such as `launch 71 %`; None if none does.
 

@@ -46,7 +46,19 @@ def plan_cells(
                     reason = unavailable or missing or _outside_profile(model, batch) or NOT_YET
                     settings = {"precision": precision, "batch": batch, "file": file, "reason": reason}
                     cells.append(Cell(model=name, runner=runner, status="skipped", **settings))
+    if runners is None and (left := _left_out(models, cells, precisions)):
+        takers = [name for name, facts in RUNNERS.items() if facts.takes in {model.kind for model in left}]
+        cells += plan_cells(left, runners=takers, precisions=precisions, batches=batches)
     return cells
+
+
+def _left_out(
+    models: Sequence[Model], cells: Sequence[Cell], precisions: Sequence[str] | None
+) -> Sequence[Model]:
+    """Return the files without a cell, whose reasons are to be shown; all files if there is no cell at all."""
+    used = {cell.file for cell in cells}
+    wanted = [model for model in models if precisions is None or model.precision in precisions]
+    return [model for model in wanted if model.file not in used] if cells else models
 
 
 def _useful_runners(models: Sequence[Model]) -> list[str]:

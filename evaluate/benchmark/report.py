@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import jinja2
 
-from evaluate.benchmark.figures import overhead
+from evaluate.benchmark.figures import disturbed, overhead
 from evaluate.benchmark.runners import RUNNERS
 from evaluate.benchmark.schema import Benchmark, Cell
 from swav_tf.plumbing.errors import UsageError
@@ -37,6 +37,9 @@ STYLE: Final[Any] = {
 }  # fmt: skip
 MARKERS: Final = {"fp32": "o", "fp16": "s", "int8": "D"}
 
+
+LOG = " (logarithmic)"
+LOG_TICKS = 4  # fewest numbers of a logarithmic axis
 
 Styles = dict[str, dict[str, Any]]  # keyword arguments of `plot` by name of the row
 
@@ -79,16 +82,21 @@ def write_report(
 
 
 def _subtitle(benchmark: Benchmark) -> str:
-    parts = [f"recipe {model.recipe}, {model.side}-pixel images" for model in benchmark.models[:1]]
+    several = benchmark.several_models
+    models = dict.fromkeys(
+        f"{f'{model.name}: ' if several else ''}recipe {model.recipe}, {model.side}-pixel images"
+        for model in benchmark.models
+    )
+    parts = list(models)
     parts += [benchmark.machine.cpu, *(gpu.name for gpu in benchmark.machine.gpus)]
     parts.append(f"{benchmark.created.replace('T', ' ').removesuffix('+00:00')} UTC")
     return " · ".join(parts if benchmark.complete else [*parts, "interrupted"])
 
 
 def _cards(benchmark: Benchmark) -> list[tuple[str, str, str]]:
-    """Return the headline figures: value, meaning, cell."""
-    cells = [cell for cell in benchmark.cells if cell.best]
-    if not cells:
+    """Return the headline figures of undisturbed cells: value, meaning, cell; none for several models."""
+    cells = [cell for cell in benchmark.cells if cell.best and not disturbed(cell)]
+    if not cells or benchmark.several_models:
         return []
     fastest, quickest = max(cells, key=_speed), min(cells, key=_median_ms)
     places = [f"{_name(benchmark, cell)}, batch {cell.batch}" for cell in (fastest, quickest)]
@@ -97,13 +105,16 @@ def _cards(benchmark: Benchmark) -> list[tuple[str, str, str]]:
         (f"{_speed(fastest):,.0f}", "images/s at most", places[0]),
         (f"{latency:,.{3 if latency < 10 else 1}f} ms", "lowest median latency", places[1]),
     ]
-    fp32 = next((cell for cell in cells if cell.key == (*fastest.key[:2], "fp32", fastest.batch)), fastest)
-    if fp32 is not fastest:
-        ratio = _speed(fastest) / _speed(fp32)
-        cards.append((f"{ratio:.2f}x", f"{fastest.precision} over fp32", "same runner and batch"))
+    fp32 = [cell for cell in cells if cell.key[:3] == (*fastest.key[:2], "fp32")]
+    if fp32 and fastest.precision != "fp32":
+        ratio = _speed(fastest) / max(map(_speed, fp32))
+        cards.append(
+            (f"{ratio:.2f}x", f"{fastest.precision} over fp32", "same runner, each at its best batch")
+        )
     accuracy = benchmark.accuracy_of(fastest)
     if accuracy is not None and accuracy.knn is not None and accuracy.knn_change_points is not None:
-        change = f"{accuracy.knn_change_points:+.2f} points from Keras"
+        change = f"{accuracy.knn_change_points:+.2f} points from Keras; "
+        change += f"{accuracy.knn_images:,} images, each by the others"
         cards.append((f"{100 * accuracy.knn:.1f} %", "k-NN accuracy at that speed", change))
     return cards
 
@@ -159,14 +170,20 @@ def _bars(best: dict[str, Cell], styles: Styles) -> str:
         axes.barh(place + 0.1, speed, xerr=error, height=0.4, **style)
         axes.text(0, place - 0.17, name, va="bottom")
         end = speed + error + 0.02 * longest
-        axes.text(end, place + 0.1, f"{speed:,.0f}, batch {cell.batch}", va="center", color=FAINT)
+        axes.text(
+            end,
+            place + 0.1,
+            f"{speed:,.0f}, batch {cell.batch}{', disturbed' if disturbed(cell) else ''}",
+            va="center",
+            color=FAINT,
+        )
     return _svg(figure, "images per second of each runner and precision at its best batch")
 
 
 def _latency(rows: dict[str, list[Cell]], styles: Styles) -> str:
     figure, axes = _axes(3.4)
     batches = sorted({cell.batch for cells in rows.values() for cell in cells})
-    axes.set(xscale="log", yscale="log", xlabel="images per call", ylabel="median latency, ms")
+    axes.set(xscale="log", yscale="log", xlabel=f"images per call{LOG}", ylabel=f"median latency, ms{LOG}")
     axes.set_xticks(batches, map(str, batches))
     axes.set_xticks([], minor=True)
     axes.margins(0.08, 0.12)
@@ -189,7 +206,7 @@ def _accuracy(benchmark: Benchmark, best: dict[str, Cell], styles: Styles) -> st
     if not points:
         return None
     figure, axes = _axes(3.4)
-    axes.set(xscale="log", xlabel="images per second at the best batch", ylabel="k-NN accuracy, %")
+    axes.set(xscale="log", xlabel=f"images per second at the best batch{LOG}", ylabel="k-NN accuracy, %")
     for name, (speed, knn) in points.items():
         axes.plot([speed], [knn], linestyle="none", label=name, **styles[name])
     if level is not None:
@@ -214,11 +231,14 @@ def _axes(height: float) -> tuple[Figure, Axes]:
 
 def _number_log_ticks(axis: Any) -> None:
     """Label few round numbers of a logarithmic axis."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
     low, high = axis.get_view_interval()
-    subs = (1, 2, 5) if high < 50 * low else (1, 3) if high < 1000 * low else (1,)
-    axis.set_major_locator(LogLocator(subs=subs))
+    locators = [LogLocator(subs=subs) for subs in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 5, 7))]
+    enough = (
+        each for each in locators if sum(low <= t <= high for t in each.tick_values(low, high)) >= LOG_TICKS
+    )
+    axis.set_major_locator(next(enough, MaxNLocator(LOG_TICKS + 1, steps=[1, 2, 5, 10])))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
     axis.set_minor_formatter(NullFormatter())
 

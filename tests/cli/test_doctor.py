@@ -69,6 +69,8 @@ def test_findings(run, monkeypatch):
         (None, [], None),
         ("onnx", ["export", "runs/demo", "--output", "x"], "export"),
         ("onnx", ["export", "x.onnx", "--to", "tensorrt"], "tensorrt"),
+        ("onnx", ["export", "x.onnx", "--output", "x"], "export"),
+        ("sklearn.decomposition", ["plot", "x.npz"], "report"),
     ],
 )
 def test_extra_of(module, arguments, extra):

@@ -74,3 +74,21 @@ def test_a_missing_matplotlib_is_named_with_its_extra(monkeypatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UsageError, match=r"matplotlib.*swav-tf\[report\]"):
         check_matplotlib()
+
+
+# Bugs caught: a headline from a disturbed cell, or one model's under the name of another.
+def test_headlines_are_of_undisturbed_cells_of_one_model(measured, render) -> None:
+    quiet, busy = (
+        tuple(cell.model_copy(update={"marks": marks}) for cell in measured.cells)
+        for marks in ((), ("host: unstable, x", "busy, y"))
+    )
+    measured = measured.model_copy(update={"cells": quiet})
+    assert "images/s at most" in render(measured)
+    page = render(measured.model_copy(update={"cells": busy}))
+    assert "images/s at most" not in page
+    assert page.count("<svg") == 3
+    other = measured.models[0].model_copy(update={"name": "second", "recipe": "another recipe"})
+    cells = (*measured.cells, measured.cells[0].model_copy(update={"model": "second"}))
+    page = render(measured.model_copy(update={"models": (*measured.models, other), "cells": cells}))
+    assert "images/s at most" not in page
+    assert "second: recipe another recipe" in page

@@ -169,3 +169,19 @@ def test_other_files_are_refused(text, part, tmp_path) -> None:
         read_benchmark(tmp_path / "b.json")
     with pytest.raises(UsageError, match="not found"):
         read_benchmark(tmp_path / "c.json")
+
+
+# Bug caught: files that nothing here can run vanish from the benchmark without a reason.
+def test_files_without_a_runner_have_reasons(measured, monkeypatch) -> None:
+    monkeypatch.setattr("evaluate.benchmark.plan.no_gpu_reason", lambda: "no GPU")
+    engine = measured.models[0].model_copy(
+        update={"kind": "engine", "name": "engines", "file": "engines/x.plan"}
+    )
+    for models in ([engine], [*measured.models, engine]):
+        cells = plan_cells(models, runners=None, precisions=None, batches=(1,))
+        of_engine = [cell for cell in cells if cell.file == engine.file]
+        assert of_engine
+        assert {cell.status for cell in of_engine} == {"skipped"}
+        assert NOT_YET not in {cell.reason for cell in of_engine}
+    [cell, *_] = plan_cells([engine], runners=None, precisions=("fp16",), batches=(1,))
+    assert cell.reason
