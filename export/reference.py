@@ -6,7 +6,7 @@ import hashlib
 import json
 import zipfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,6 +28,7 @@ class Views:
     images: np.ndarray  # uint8 (n, crop, crop, 3)
     labels: np.ndarray  # (n,), -1 for none
     facts: dict[str, Any] = field(default_factory=dict)  # of the draw
+    class_names: tuple[str, ...] = ()  # that the labels number
 
 
 def draw_images(
@@ -65,7 +66,9 @@ def draw_images(
         )
     # The path on this machine stays private.
     facts = {"seed": seed, "source": {**images.facts(), "path": dataset_name(images.settings)}}
-    return _drawn(draws[0], view, facts), _drawn(draws[1], view, facts)
+    names = tuple(images.source.class_names)
+    first_draw, second_draw = (replace(_drawn(draw, view, facts), class_names=names) for draw in draws)
+    return first_draw, second_draw
 
 
 def no_images(view: EvaluationView) -> Views:

@@ -23,6 +23,7 @@ from export.precision import to_fp16
 from export.reference import REFERENCE, Reference, Views, draw_images, no_images, write_reference
 from export.settings import ExportSettings
 from export.staging import ExportError, filled_folder
+from swav_tf.data.labels import numbered
 from swav_tf.plumbing.errors import DataError, UsageError
 from swav_tf.plumbing.log import log
 from swav_tf.plumbing.system import version_of
@@ -148,7 +149,13 @@ def _reference(
         outputs={name: outputs[name] for name in names},
         weights_sha256=trained.weights_sha256,
         view=view,
-        facts={"step": trained.step, "recipe": trained.recipe.name, "real": compared.facts or None},
+        facts={
+            "step": trained.step,
+            "recipe": trained.recipe.name,
+            "real": compared.facts or None,
+            "labels_of_logits": [*(compared.class_names or numbered(len(trained.class_names)))]
+            == [*trained.class_names],
+        },
     )
 
 

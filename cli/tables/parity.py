@@ -23,14 +23,18 @@ def print_parity(results: Mapping[str, Parity]) -> None:
         ("images", lambda parity: f"{parity.images:,}"),
         ("of random pixels", lambda parity: f"{parity.images - parity.real_images:,}"),
         ("relative error", lambda parity: _error(parity.relative_error)),
+        ("logits' accuracy", lambda parity: _percent(parity.logits)),
+        ("its change, points", lambda parity: _points(parity.logits_drop_points)),
         ("least cosine", lambda parity: _figure(parity.cosine_min)),
         ("median cosine", lambda parity: _figure(parity.cosine_median)),
+        ("least centered cosine", lambda parity: _figure(parity.centered_cosine_min)),
+        ("median centered cosine", lambda parity: _figure(parity.centered_cosine_median)),
         ("10 nearest kept", lambda parity: _percent(parity.neighbour_overlap)),
         ("same prototype", lambda parity: _percent(parity.cluster_agreement)),
         ("same class", lambda parity: _percent(parity.class_agreement)),
-        ("k-NN accuracy", lambda parity: _percent(parity.knn)),
+        ("k-NN accuracy, each by the others", lambda parity: _percent(parity.knn)),
         ("its change, points", lambda parity: _points(parity.knn_drop_points)),
-        ("probe accuracy", lambda parity: _percent(parity.probe)),
+        ("least-squares classifier on features", lambda parity: _percent(parity.probe)),
         ("its change, points", lambda parity: _points(parity.probe_drop_points)),
         ("verdict", lambda parity: "passed" if parity.passed else "FAILED"),
     ]
@@ -41,9 +45,17 @@ def print_parity(results: Mapping[str, Parity]) -> None:
     console = Console(highlight=False, soft_wrap=True)
     if compared:
         console.print(table)
+        counts = sorted({parity.knn_images for parity in compared.values() if parity.knn_images})
+        if counts:
+            console.print(
+                f"k-NN: each of {', '.join(map(str, counts))} labeled images is classified by the others. Fewer "
+                "images give a lower figure than `swav-tf knn`, which takes all training images; the change counts."
+            )
     for name, parity in results.items():
         for failure in parity.failures:
             console.print(f"{name}: {failure}", markup=False)
+        for gate in parity.gates_not_applied:
+            console.print(f"{name}: gate not applied: {gate}", markup=False)
 
 
 def _error(errors: Mapping[str, float]) -> str:

@@ -175,3 +175,35 @@ def test_a_shape_that_depends_on_the_batch():
     backend = SimpleNamespace(run=lambda images: {"features": np.zeros((len(images), len(images)))})
     with pytest.raises(DataError, match="one row for each image in every batch"):
         run_all(backend, np.zeros((5, 8, 8, 3), np.uint8), batch_size=3)
+
+
+# Bugs caught: logits of other classes or random pixels counted; a limit that was not measured and is not named.
+def test_logits_and_the_limits_that_were_applied(reference):
+    logits = np.eye(3, dtype=np.float32)[np.arange(N) % 3]
+    one_wrong = logits.copy()
+    one_wrong[[0, 55]] = one_wrong[[1, 56]]  # the second is of random pixels
+    both = replace(
+        reference, outputs=reference.outputs | {"logits": logits}, facts={"labels_of_logits": True}
+    )
+    parity = compare(both, like(both, logits=one_wrong), gate=GATES["int8"])
+    assert (parity.logits_images, parity.logits_reference, parity.logits) == (50, 1, 0.98)
+    assert parity.logits_drop_points == pytest.approx(2)
+    assert (len(parity.gates), parity.gates_not_applied) == (4, ())
+    assert compare(replace(both, facts={}), like(both), gate=GATES["int8"]).logits is None
+
+    unlabeled = replace(reference, labels=np.full(N, -1))
+    parity = compare(unlabeled, like(unlabeled), gate=GATES["int8"])
+    assert len(parity.gates) == 3
+    assert "k-NN" in parity.gates_not_applied[0]
+
+
+# Bug caught: noise passes that a common offset hides from the plain cosine.
+def test_an_offset_does_not_hide_noise(reference):
+    noise = np.random.default_rng(4).normal(0, 0.3, (N, 12)).astype(np.float32)
+    shifted = replace(
+        reference, outputs={"features": reference.outputs["features"] + 30}, labels=np.full(N, -1)
+    )
+    parity = compare(shifted, {"features": shifted.outputs["features"] + noise}, gate=GATES["int8"])
+    assert parity.cosine_min > 0.999
+    assert any("centered" in failure and "but is 0." in failure for failure in parity.failures)
+    assert any("nearest" in failure for failure in parity.failures)
