@@ -286,7 +286,8 @@ class _Limit(NamedTuple):
 
     @property
     def failure(self) -> str:
-        return f"{self.text}, but is {self.found:.6g}"
+        verb = "drops by" if "drop" in self.text else "is"
+        return f"{self.text}, but {verb} {self.found:.6g}"
 
 
 def _limits(parity: Parity, gate: Gate) -> Sequence[_Limit]:

@@ -20,11 +20,11 @@ def print_parity(results: Mapping[str, Parity]) -> None:
     for name in compared:
         table.add_column(name.removesuffix(".onnx"), justify="right")
     rows: list[tuple[str, Callable[[Parity], str]]] = [
+        ("logits' accuracy", lambda parity: _percent(parity.logits)),
+        ("its change, points", lambda parity: _points(parity.logits_drop_points)),
         ("images", lambda parity: f"{parity.images:,}"),
         ("of random pixels", lambda parity: f"{parity.images - parity.real_images:,}"),
         ("relative error", lambda parity: _error(parity.relative_error)),
-        ("logits' accuracy", lambda parity: _percent(parity.logits)),
-        ("its change, points", lambda parity: _points(parity.logits_drop_points)),
         ("least cosine", lambda parity: _figure(parity.cosine_min)),
         ("median cosine", lambda parity: _figure(parity.cosine_median)),
         ("least centered cosine", lambda parity: _figure(parity.centered_cosine_min)),

