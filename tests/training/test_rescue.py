@@ -1,62 +1,77 @@
 """A run that collapses starts over with the next remedy."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
+from swav_tf.recipe.auto import remedies
 from swav_tf.recipe.files import load_recipe
 from swav_tf.training import rescue
+from swav_tf.training.callbacks import Collapsed
 from swav_tf.training.rescue import pretrain_with_rescue
 from tests.swav_models import tiny_recipe
 
-# Codes that are nearly uniform: the loss stays at ln K.
-COLLAPSES = {"method__epsilon": 50.0, "optimizer__peak_learning_rate": 1e-6}
-SETTINGS = {
-    "train__epochs": 1,
-    "train__batch_size": 64,
-    "model__prototypes": 12,
-    "monitor__collapse_after_steps": 1,
-}
+FIGURES = {"step": 1, "loss": 2.0, "ln_k": 2.0, "projection_spread": 0.0}
 
 
-class Killed(Exception):
-    pass
+# Bugs caught: an attempt that does not start over, a record that is lost with the attempt or by an interruption before
+# the next one, an attempt that resumes the weights of the collapsed one.
+def test_a_collapse_is_rescued_across_an_interruption(tmp_path, monkeypatch):
+    # Codes are nearly uniform and the rate is nearly 0: the loss stays at ln K.
+    recipe = tiny_recipe(
+        method__epsilon=50.0,
+        optimizer__peak_learning_rate=1e-6,
+        train__epochs=1,
+        train__batch_size=256,
+        monitor__collapse_after_steps=1,
+    )
+    folder, train = tmp_path / "run", rescue.pretrain
+    monkeypatch.setattr(rescue, "MOST_RESCUES", 1)
 
-
-# Bugs caught: an attempt that does not start over or repeats a remedy, a loop without end, a record that is lost with
-# the attempt or by an interruption before the next one, a remedy that overrides a choice of the user's.
-def test_a_collapse_is_rescued_at_most_three_times_across_an_interruption(tmp_path, monkeypatch):
-    recipe, folder = tiny_recipe(**SETTINGS, **COLLAPSES), tmp_path / "run"
-    train = rescue.pretrain
-
-    def killed_at_the_second(*arguments, **options):
+    def killed_after_a_collapse(*arguments, **options):
         if (folder / "attempts.json").exists():
-            raise Killed
+            raise KeyboardInterrupt
         return train(*arguments, **options)
 
-    monkeypatch.setattr(rescue, "pretrain", killed_at_the_second)
-    with pytest.raises(Killed):
-        pretrain_with_rescue(recipe, run_dir=folder, quiet=True, keep=["method.prototypes_frozen_steps"])
+    monkeypatch.setattr(rescue, "pretrain", killed_after_a_collapse)
+    with pytest.raises(KeyboardInterrupt):
+        pretrain_with_rescue(recipe, run_dir=folder, quiet=True)
     assert load_recipe(folder / "config.yaml") == recipe
 
     monkeypatch.setattr(rescue, "pretrain", train)
-    result = pretrain_with_rescue(recipe, run_dir=folder, quiet=True, keep=["method.prototypes_frozen_steps"])
-    attempts = result.summary["attempts"]
-    overrides = [attempt["overrides"] for attempt in attempts]
-    assert overrides == [
-        ["method.epsilon=0.03"],
-        ["method.queue.length=256"],
-        ["augment.jitter.probability=0.4"],
-    ]
-    assert all(attempt["loss"] > 0.95 * attempt["ln_k"] for attempt in attempts)
-    assert json.loads((folder / "summary.json").read_text())["attempts"] == attempts
-    assert [(folder / f"previous-{number}").is_dir() for number in (1, 2, 3, 4)] == [True] * 3 + [False]
-    used = load_recipe(folder / "config.yaml")
-    assert (used.method.epsilon, used.method.queue.length, used.augment.jitter.probability) == (
-        0.03,
-        256,
-        0.4,
-    )
-    assert result.summary["steps"] == load_recipe(folder / "config.yaml").train.epochs * (
-        result.summary["images"] // 64
-    )
+    summary = pretrain_with_rescue(recipe, run_dir=folder, quiet=True).summary
+    [attempt] = summary["attempts"]
+    assert attempt["overrides"] == ["method.epsilon=0.03"]
+    assert attempt["loss"] > 0.95 * attempt["ln_k"]
+    assert json.loads((folder / "summary.json").read_text())["attempts"] == [attempt]
+    assert load_recipe(folder / "config.yaml").method.epsilon == 0.03
+    assert load_recipe(folder / "previous-1" / "config.yaml") == recipe
+    assert (summary["resumed_from_step"], summary["steps"]) == (None, summary["images"] // 256)
+
+
+# Bugs caught: a remedy that is repeated or lost in later attempts, a loop without end, a remedy that overrides a
+# choice of the user's, a record that outlives --fresh.
+def test_at_most_three_remedies_that_leave_the_settings_of_the_user(tmp_path, monkeypatch):
+    tried = []
+
+    def always_collapses(recipe, *, run_dir, fresh, rescue):
+        tried.append((recipe, fresh))
+        if rescue is None:
+            return SimpleNamespace(summary={})
+        raise Collapsed("collapsed.", FIGURES, rescue(remedies(recipe, 10)))
+
+    monkeypatch.setattr(rescue, "pretrain", always_collapses)
+    for _ in range(2):
+        tried.clear()
+        keep = ["method.prototypes_frozen_steps"]
+        result = pretrain_with_rescue(tiny_recipe(), run_dir=tmp_path, fresh=True, keep=keep)
+        assert [fresh for _, fresh in tried] == [True] * 4
+        overrides = [attempt["overrides"] for attempt in result.summary["attempts"]]
+        assert overrides == [
+            ["method.epsilon=0.03"],
+            ["method.queue.length=32"],
+            ["augment.jitter.probability=0.4"],
+        ]
+    last = tried[-1][0]
+    assert (last.method.epsilon, last.method.queue.length, last.augment.jitter.probability) == (0.03, 32, 0.4)
