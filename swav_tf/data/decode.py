@@ -165,9 +165,21 @@ def _decode_with_pillow(data: bytes, settings: Decoding) -> Image:
     except UndecodableImage:
         raise
     except UnidentifiedImageError:
-        raise UndecodableImage(f"not one of the formats {', '.join(FORMATS)}") from None
+        raise UndecodableImage(_instead_of_an_image(data)) from None
     except Exception as error:  # Pillow's parsers raise many kinds
         raise UndecodableImage(f"{type(error).__name__}: {error}") from error
+
+
+def _instead_of_an_image(data: bytes) -> str:
+    """Return what a file is that is no image, where it is one of those that downloads leave behind."""
+    head = data[:64].lstrip().lower()
+    if not data:
+        return "the file is empty"
+    if head.startswith(b"version https://git-lfs"):
+        return "a pointer of Git LFS instead of the image: run `git lfs pull`"
+    if head.startswith((b"<!doctype html", b"<html")):
+        return "a web page instead of an image: download it again"
+    return f"not one of the formats {', '.join(FORMATS)}"
 
 
 def _register_heif() -> None:

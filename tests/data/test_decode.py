@@ -214,6 +214,20 @@ def test_damaged_files_are_refused(pixels, encoded, formats, damages):
                 decode(damage(encoded(pixels, format)))
 
 
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "empty"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 9\n", "git lfs pull"),
+        (b"\n<!DOCTYPE html>\n<title>404</title>", "web page"),
+        (b"text", "not one of the formats JPEG"),
+    ],
+)
+def test_what_downloads_leave_behind_is_named(data, reason):
+    with pytest.raises(UndecodableImage, match=reason):
+        decode(data)
+
+
 def test_bombs_are_refused_before_memory_is_taken(encoded):
     # A small file of 60,000 x 60,000 pixels would take 10 GB.
     data = encoded(np.zeros((8, 8, 3), np.uint8), "JPEG")
