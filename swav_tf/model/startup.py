@@ -25,7 +25,7 @@ SETTINGS: Final = {"floatx": "float32", "image_data_format": "channels_last", "e
 
 
 def start() -> None:
-    """Import TensorFlow and Keras, quietly unless the environment sets a log level.
+    """Import TensorFlow and Keras, quietly unless the environment's log level is 0 or 1.
 
     Errors remain visible, except those about CUDA on a machine without an NVIDIA driver.
 
@@ -34,8 +34,9 @@ def start() -> None:
     """
     if "keras" not in sys.modules:
         _avoid_a_fatal_file()
-    if "tensorflow" not in sys.modules and LOG_LEVEL not in os.environ:
-        os.environ[LOG_LEVEL] = "2" if NVIDIA_DRIVER.exists() else "3"
+    level = os.environ.get(LOG_LEVEL)
+    if "tensorflow" not in sys.modules and level not in ("0", "1"):
+        os.environ[LOG_LEVEL] = "2" if NVIDIA_DRIVER.exists() and level != "3" else "3"
         with stderr_captured():
             import tensorflow  # noqa: F401
     logging.getLogger("tensorflow").addFilter(_is_no_retracing)

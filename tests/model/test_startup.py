@@ -40,12 +40,15 @@ def expected(tmp_path_factory):
     ("settings", "environment"),
     [
         ({"image_data_format": "channels_first", "floatx": "float16", "backend": "torch"}, {}),
-        ({"floatx": "bfloat16"}, {"KERAS_BACKEND": "jax"}),
+        ({"floatx": "bfloat16"}, {"KERAS_BACKEND": "jax", "TF_CPP_MIN_LOG_LEVEL": "2"}),
     ],
 )
 def test_a_users_settings_change_nothing(tmp_path, expected, settings, environment):
     (tmp_path / "keras.json").write_text(json.dumps(settings))
-    assert run(tmp_path, KERAS_HOME=str(tmp_path), **environment).stdout == expected
+    found = run(tmp_path, KERAS_HOME=str(tmp_path), **environment)
+    assert found.stdout == expected
+    assert "cuda" not in found.stderr
+    assert "absl" not in found.stderr
 
 
 # Bug caught: an error inside the first layer.
