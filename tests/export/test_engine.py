@@ -86,14 +86,13 @@ def test_int8_with_a_convolution_in_float(everything, tmp_path, settings):
     graph = onnx.load(everything / "model-fp32.onnx")
     images = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), dtype=np.uint8)
 
-    def acceptable(model):
+    def failures(model):
         constants = {tensor.name for tensor in model.graph.initializer}
-        return any(node.op_type == "Conv" and node.input[1] in constants for node in model.graph.node)
+        kept = any(node.op_type == "Conv" and node.input[1] in constants for node in model.graph.node)
+        return [] if kept else ["no convolution is in float32"]
 
     ranges = calibrate(graph, images, method="minmax")
-    quantized, kept = quantize_within(
-        graph, ranges, images, acceptable=acceptable, quantizer=to_int8_tensorrt
-    )
+    quantized, kept = quantize_within(graph, ranges, images, failures=failures, quantizer=to_int8_tensorrt)
     assert len(kept) == 1
     edit_facts(quantized, precision="int8", quantisation={"target": "tensorrt", "float32_convolutions": kept})
     path = tmp_path / "model.onnx"
