@@ -180,13 +180,20 @@ def _entries(root: str, prefix: str, left_out: LeftOut) -> tuple[list[str], list
     images, folders = [], []
     with os.scandir(storage.join(root, prefix)) as entries:
         for entry in sorted(entries, key=lambda entry: entry.name):
-            if (is_image(entry.name) or _is_nameless_image(entry)) and entry.is_file():
+            if _is_broken_link(entry):  # first: to look at links that go around in a circle is an error
+                left_out.add_broken_link(prefix + entry.name)
+            elif (is_image(entry.name) or _is_nameless_image(entry)) and entry.is_file():
                 images.append(entry.name)
             elif entry.name.startswith(".") or is_system(entry.name) or not entry.is_dir():
                 left_out.add(entry.name, prefix + entry.name)
             else:
                 folders.append(entry.name)
     return images, folders
+
+
+def _is_broken_link(entry: os.DirEntry[str]) -> bool:
+    """Return whether an entry is a link that leads nowhere, or around in a circle."""
+    return entry.is_symlink() and not os.path.exists(entry.path)
 
 
 def _is_nameless_image(entry: os.DirEntry[str]) -> bool:

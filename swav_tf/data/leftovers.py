@@ -75,6 +75,11 @@ class LeftOut:
             reason = f"with extension .{extension.lower()}" if stem and dot else "without extension"
         self._add(reason, path)
 
+    def add_broken_link(self, path: str) -> None:
+        """Count a link whose target is missing, which probably was an image or a folder of images."""
+        self.pictures += 1
+        self._add("links whose target is missing", path)
+
     def add_stray(self, path: str) -> None:
         """Count an image that is next to the class folders."""
         self.pictures += 1

@@ -29,12 +29,17 @@ def read_lines(path: Path | str, what: str, refusal: type[SwavError] = DataError
         refusal: the file cannot be read as text; `what` says what it should be.
     """
     try:
-        data = Path(path).read_bytes()
-        wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-        lines = data.decode("utf-16" if wide else "utf-8-sig").splitlines()
+        lines = read_text(path).splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise refusal(f"{what} must be a readable text file. Received: {path}: {error}.") from error
     return [line.strip() for line in lines if line.strip()]
+
+
+def read_text(path: Path | str) -> str:
+    """Return the content of a text file in UTF-8, with or without a byte-order mark, or in UTF-16 with one."""
+    data = Path(path).read_bytes()
+    wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return data.decode("utf-16" if wide else "utf-8-sig")
 
 
 def check_writable(path: Path, refusal: type[SwavError] = DataError) -> None:

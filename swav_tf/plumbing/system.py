@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from contextlib import AbstractContextManager
 from importlib import metadata
@@ -38,7 +39,12 @@ def lacks_bfloat16() -> bool:
 
 def available_cores() -> int:
     """Return the cores this process may use; a container or job scheduler may grant fewer than exist."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = map(int, (CGROUP / "cpu.max").read_text().split())
+    except (OSError, ValueError):  # no container, or `max`: no limit
+        return cores
+    return max(1, min(cores, math.ceil(quota / period)))
 
 
 def available_memory() -> int | None:

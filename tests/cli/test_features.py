@@ -50,6 +50,15 @@ def test_knn(files, output):
     assert [line.split()[1] for line in table.splitlines() if "%" in line] == ["10", "20", "100", "200"]
 
 
+# Bug caught: a default that refuses small sets, or that replaces a number which was given.
+def test_defaults_fit_small_sets(model, files, tmp_path, output, refused):
+    features = np.random.default_rng(0).normal(size=(30, 4)).astype(np.float32)
+    np.savez(tmp_path / "few.npz", features=features, labels=np.arange(30) % 2)
+    line = f"knn {tmp_path}/few.npz {tmp_path}/few.npz"
+    assert list(json.loads(output(f"{line} --json"))["knn"]) == ["10", "20"]
+    refused(f"{line} -k 100", 2, "from 1 to the number of images that vote, 30")
+
+
 # Bug caught: a missing file, or a table that lists only the prototypes shown.
 def test_clusters(model, tmp_path, output):
     line = f"clusters digits --split test --model {model} --output {tmp_path}/c"

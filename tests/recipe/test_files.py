@@ -100,6 +100,14 @@ def test_unreadable_files_are_refused(tmp_path: Path, text: str, part: str) -> N
     assert part in line
 
 
+# Bug caught: an invisible character, or the bytes between those of UTF-16, in the first setting.
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_files_from_editors_of_other_systems(tmp_path, encoding):
+    path = tmp_path / "own.yaml"
+    path.write_bytes("base: demo\r\nname: own\r\n".encode(encoding))
+    assert load_recipe(path).name == "own"
+
+
 def test_a_file_that_is_not_text(tmp_path: Path) -> None:
     (tmp_path / "x.yaml").write_bytes(b"name: \xff")
     with pytest.raises(RecipeError, match="must be UTF-8 text; byte 6 is not"):
