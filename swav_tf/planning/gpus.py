@@ -1,4 +1,4 @@
-"""GPUs by their makers' data sheets, and clusters of them."""
+"""GPUs by their published figures, and clusters of them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,9 @@ class Gpu:
 
 PCIE: Final = "PCI Express"
 
-# The makers' figures: NVIDIA's data sheets of V100 (SXM2), A100 (SXM4), H100, H200 (SXM5), HGX B200, A10G, L4, L40S,
+# To be compared with the makers' figures: the RTX cards but the 4090, A10G, L40S, A6000, B200 and MI300X were entered
+# from memory and are unchecked, except A10G's memory and bandwidth. The sources to check against:
+# NVIDIA's data sheets of V100 (SXM2), A100 (SXM4), H100, H200 (SXM5), HGX B200, A10G, L4, L40S,
 # T4, RTX A6000; its white papers of GA102 (RTX 30), Ada (RTX 40) and RTX Blackwell (RTX 50), "FP16 Tensor with FP32
 # Accumulate", half of GeForce's better known number; AMD's data sheet of MI300X. Without sparsity, which doubles some.
 GPUS: Final = {
