@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from contextlib import closing
 from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL.Image import Image as PillowImage
 
+from swav_tf.data.augment import Image
+from swav_tf.data.decode import Decoding, ImageLike, UndecodableImage, evaluation_view, read_pixels
+from swav_tf.plumbing.errors import DataError, UsageError
+from swav_tf.plumbing.parallel import map_ahead
+from swav_tf.plumbing.system import available_cores
 from swav_tf.recipe.pretraining import Data, EvaluationView
 
 
@@ -36,9 +46,41 @@ class Backend(ABC):
     facts: ModelIdentity
     data: Data  # settings of its training images, the defaults for other images
 
-    def features(self, images: np.ndarray) -> np.ndarray:
-        """Return the features (n, F), float32, of a batch of images; see `run`."""
-        return self.run(images)["features"]
+    def features(
+        self, images: np.ndarray | Iterable[ImageLike], *, batch_size: int = 32, threads: int = 0
+    ) -> np.ndarray:
+        """Return the features (n, F), float32, of images, in their order.
+
+        Args:
+            images: a batch in the input view, see `run`; or images of any size, which are decoded, resized and cropped
+                as in training: paths or contents of files, images of Pillow, uint8 RGB arrays (height, width, 3).
+            batch_size: images of any size that the model gets at once; memory holds three batches.
+            threads: threads that decode; 0 for one per core.
+
+        Raises:
+            UsageError: `images` is one image, not a list.
+            DataError: an image cannot be read.
+        """
+        if isinstance(images, np.ndarray) and images.ndim == 4:
+            return self.run(images)["features"]
+        if isinstance(images, (str, bytes, Path, PillowImage)):
+            raise UsageError(f"images must be a list, such as [image]. Received: {type(images).__name__}.")
+        threads = threads or available_cores()
+        parts = [np.zeros((0, self.feature_dim), np.float32)]
+        with closing(
+            map_ahead(self._view_of, enumerate(images), threads=threads, ahead=2 * batch_size)
+        ) as views:
+            while batch := list(islice(views, batch_size)):
+                parts.append(self.run(np.stack(batch))["features"])
+        return np.concatenate(parts)
+
+    def _view_of(self, numbered: tuple[int, ImageLike]) -> Image:
+        number, image = numbered
+        try:
+            return evaluation_view(read_pixels(image, Decoding.of(self.data)), self.input_view)
+        except (UndecodableImage, OSError) as error:
+            name = image if isinstance(image, (str, Path)) else f"image {number}"
+            raise DataError(f"{name} cannot be read: {error}. Repair it or leave it out.") from error
 
     def run(self, images: np.ndarray) -> dict[str, np.ndarray]:
         """Compute all outputs of uint8 RGB images (n, crop, crop, 3) in the input view, n >= 1, not normalized.

@@ -15,6 +15,7 @@ import io
 import zlib
 from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, Final
 
 import cv2
@@ -107,6 +108,32 @@ def decode(data: bytes, settings: Decoding = DEFAULT) -> Image:
     return (
         _decode_jpeg(data, settings) if data.startswith(b"\xff\xd8") else _decode_with_pillow(data, settings)
     )
+
+
+ImageLike = str | Path | bytes | PillowImage.Image | Image
+
+
+def read_pixels(image: ImageLike, settings: Decoding = DEFAULT) -> Image:
+    """Return the pixels of an image, uint8 RGB (height, width, 3).
+
+    Args:
+        image: the path or the content of a file, an image of Pillow, or an array of these pixels.
+        settings: of decoding.
+
+    Raises:
+        UndecodableImage: the file or the array is not an image, or has too many pixels.
+        OSError: the file cannot be read.
+    """
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+            raise UndecodableImage(
+                f"an array must be uint8 RGB (height, width, 3), not {image.dtype} {image.shape}"
+            )
+        return image
+    if isinstance(image, PillowImage.Image):
+        _refuse_bomb(image.height, image.width, settings)
+        return _to_rgb(ImageOps.exif_transpose(image), settings.background)
+    return decode(image if isinstance(image, bytes) else Path(image).read_bytes(), settings)
 
 
 def _decode_jpeg(data: bytes, settings: Decoding) -> Image:

@@ -12,10 +12,11 @@ from PIL import Image
 
 from cli.errors import run_and_report
 from cli.main import swav_tf
-from evaluate.backends import open_model
+from evaluate import open_model
 from evaluate.backends.checksums import check_unchanged, read_checksums
 from export.reference import read_reference
-from swav_tf.plumbing.errors import DataError
+from swav_tf.data.decode import decode, evaluation_view, read_pixels
+from swav_tf.plumbing.errors import DataError, UsageError
 from tests.export.edits import edit, edit_facts, flip_a_weight
 
 ROOT = Path(__file__).parents[2]
@@ -52,27 +53,61 @@ def test_without_tensorflow(exported, tmp_path):
     assert features.std(axis=0).max() > 0.01
 
 
-# Bug caught: a script in the docs that does not run, or that prepares images in another way.
+# Bugs caught: a script in the docs that does not run without TensorFlow, or prepares images in another way.
 @pytest.mark.multiprocess
 def test_the_script_of_the_docs(everything, tmp_path):
-    from swav_tf.data.decode import decode, evaluation_view
-
     script = (ROOT / "docs" / "export.md").read_text().split("```python\n")[1].split("```")[0]
+    paths = write_photos(tmp_path)
+    arguments = [everything / "model-fp32.onnx", tmp_path / "features.npy", *paths]
+    command = [sys.executable, "-c", BLOCKED + script, *map(str, arguments)]
+    subprocess.run(command, check=True, cwd=ROOT, timeout=60)  # the work is that of a second
+    np.testing.assert_array_equal(np.load(tmp_path / "features.npy"), features_by_hand(everything, paths))
+
+
+# Bugs caught: the example's form of `features`; rows in another order; images of Pillow that are not turned or
+# composited; a batch that is lost at the end; an unreadable file without its name.
+def test_features_of_any_images(everything, tmp_path):
+    paths = write_photos(tmp_path)
+    example = (ROOT / "docs" / "evaluation.md").read_text().split("```python\n")[1].split("```")[0]
+    example = example.replace("exported/", f"{everything}/").replace("photos/1.jpg", str(paths[0]))
+    names: dict = {}
+    exec(example.replace("photos/2.png", str(paths[2])), names)
+    wanted = features_by_hand(everything, paths)
+    np.testing.assert_array_equal(names["features"], wanted[[0, 2]])
+
+    model = open_model(everything / "model-fp32.onnx")
+    pixels = read_pixels(paths[1])
+    assert pixels.shape == (3000, 4000, 3)  # upright
+    images = [paths[0].read_bytes(), pixels, Image.open(paths[2])]
+    np.testing.assert_allclose(model.features(iter(images), batch_size=2), wanted, rtol=1e-4, atol=1e-5)
+    near = model.features([Image.open(path) for path in paths])  # Pillow decodes JPEG a little differently
+    assert np.linalg.norm(near - wanted) < 0.01 * np.linalg.norm(wanted)
+    assert model.features([]).shape == (0, model.feature_dim)
+    (tmp_path / "bad.jpg").write_bytes(paths[0].read_bytes()[:100])
+    with pytest.raises(DataError, match=r"bad\.jpg cannot be read"):
+        model.features([paths[0], tmp_path / "bad.jpg"])
+    with pytest.raises(DataError, match="image 0 cannot be read: an array must be uint8"):
+        model.features([pixels / 255])
+    with pytest.raises(UsageError, match="must be a list"):
+        model.features(str(paths[0]))
+
+
+def write_photos(folder):
     draw = np.random.default_rng(0)
-    paths = [tmp_path / name for name in ("photo.jpg", "turned.jpg", "icon.png")]
-    for path, size, turn in zip(paths, ((375, 500), (3000, 4000), (90, 70)), (1, 6, 1), strict=True):
+    paths = [folder / name for name in ("photo.jpg", "turned.jpg", "icon.png")]
+    for path, size, turn in zip(paths, ((500, 375), (3000, 4000), (90, 70)), (1, 6, 1), strict=True):
         coarse = draw.integers(0, 256, (5, 7, 4 if path.suffix == ".png" else 3), dtype=np.uint8)
         image, exif = Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC), Image.Exif()
         exif[0x0112] = turn
         image.save(path, exif=exif)
-    arguments = [everything / "model-fp32.onnx", tmp_path / "features.npy", *paths]
-    block_all = BLOCKED + "for name in ('cv2', 'swav_tf', 'evaluate'):\n    sys.modules[name] = None\n"
-    command = [sys.executable, "-c", block_all + script, *map(str, arguments)]
-    subprocess.run(command, check=True, cwd=tmp_path, timeout=60)  # the work is that of a second
-    model = open_model(everything / "model-fp32.onnx")
-    views = np.stack([evaluation_view(decode(path.read_bytes()), model.input_view) for path in paths])
-    wanted, found = model.run(views)["features"], np.load(tmp_path / "features.npy")
-    assert np.linalg.norm(found - wanted) < 0.05 * np.linalg.norm(wanted)
+    return paths
+
+
+def features_by_hand(folder, paths):
+    model = open_model(folder / "model-fp32.onnx")
+    return model.run(
+        np.stack([evaluation_view(decode(path.read_bytes()), model.input_view) for path in paths])
+    )["features"]
 
 
 # Bugs caught: figures that are not written, a verdict other than the exit code, k-NN of other images than requested.
