@@ -91,7 +91,7 @@ class ClassFolders(_Files):
 
         super().__init__(root, names(), left_out)
         self.class_names = tuple(counts)
-        self._labels = np.repeat(np.arange(len(counts)), list(counts.values()))
+        self._labels = np.repeat(np.arange(len(counts), dtype=np.int32), list(counts.values()))
 
     def label(self, index: int) -> int:
         """Return the number of the class of image `index`."""

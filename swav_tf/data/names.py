@@ -1,4 +1,4 @@
-"""Image names as bytes: at 10^7 images Python strings would take gigabytes in every process."""
+"""Image names as one array of bytes: at 10^7 images Python strings would take gigabytes."""
 
 from __future__ import annotations
 
@@ -18,15 +18,20 @@ def pack_names(names: Iterable[str]) -> bytes:
 
 
 class PackedNames:
-    """The names in the result of `pack_names`, by position. They cost 8 bytes each beyond their own."""
+    """The names in the result of `pack_names`, by position. They cost 4 bytes each beyond their own.
+
+    Attributes:
+        packed: the result of `pack_names`, uint8. An array, which processes can share (`swav_tf.data.workers`).
+    """
 
     def __init__(self, packed: bytes) -> None:
-        self._packed = packed
-        self._ends = np.flatnonzero(np.frombuffer(packed, np.uint8) == 0)
+        self.packed = np.frombuffer(packed, np.uint8)
+        size = np.uint32 if len(packed) < 2**32 else np.int64
+        self._ends = np.flatnonzero(self.packed == 0).astype(size)
 
     def __len__(self) -> int:
         return len(self._ends)
 
     def __getitem__(self, index: int) -> str:
-        start = self._ends[index - 1] + 1 if index > 0 else 0
-        return self._packed[start : self._ends[index]].decode("utf-8", "surrogateescape")
+        start = int(self._ends[index - 1]) + 1 if index > 0 else 0
+        return self.packed[start : self._ends[index]].tobytes().decode("utf-8", "surrogateescape")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from functools import lru_cache
 
 import numpy as np
@@ -9,23 +10,30 @@ import numpy.typing as npt
 
 from swav_tf.data.augment import Image
 from swav_tf.data.bad_images import BadImages
-from swav_tf.data.decode import UndecodableImage
+from swav_tf.data.decode import UndecodableImage, decode
 from swav_tf.data.multicrop import MultiCrop
-from swav_tf.data.sources import ImageSource, read_image
+from swav_tf.data.sources import ImageSource
 from swav_tf.plumbing.errors import DataError
 from swav_tf.recipe.classifier import ClassifierRecipe
 from swav_tf.recipe.pretraining import Recipe
 
 _KEY = 2**64 - 1  # not the number of any image: separates this random stream from the crops'
+_order_lock = threading.Lock()
+
+
+def epoch_order(count: int, *, seed: int, epoch: int) -> npt.NDArray[np.signedinteger]:
+    """Return the images 0..count-1 in the order of one epoch, (count,), read-only."""
+    with _order_lock:  # one thread computes it, the others wait
+        return _epoch_order(count, seed, epoch)
 
 
 @lru_cache(maxsize=2)  # the threads work on one epoch, or on two where one ends
-def epoch_order(count: int, *, seed: int, epoch: int) -> npt.NDArray[np.int64]:
-    """Return the images 0..count-1 in the order of one epoch, (count,), read-only."""
+def _epoch_order(count: int, seed: int, epoch: int) -> npt.NDArray[np.signedinteger]:
     generator = np.random.Philox(
         key=np.array([seed, _KEY], np.uint64), counter=np.array([0, 0, 0, epoch], np.uint64)
     )
     order = np.random.Generator(generator).permutation(count)
+    order = order.astype(np.int32 if count < 2**31 else np.int64)  # 2 x 4 bytes an image stay in memory
     order.setflags(write=False)
     return order
 
@@ -57,9 +65,24 @@ class CropsByPosition:
         Raises:
             UndecodableImage, OSError: it cannot be read.
         """
-        index = self._index_at(position, attempt)
-        epoch = position // self.images_per_epoch
-        image = read_image(self._source, index)
+        epoch, index = self.place(position, attempt=attempt)
+        return self.made(self.read(index), epoch=epoch, index=index, attempt=attempt)
+
+    def place(self, position: int, *, attempt: int = 0) -> tuple[int, int]:
+        """Return the epoch of a position and the number of the image `attempt` places after it."""
+        epoch, place = divmod(position, self.images_per_epoch)
+        order = epoch_order(len(self._source), seed=self._seed, epoch=epoch)
+        return epoch, int(order[(place + attempt) % len(self._source)])
+
+    def read(self, index: int) -> bytes | Image:
+        """Return image `index` as its source has it."""
+        return self._source.read(index)
+
+    def made(
+        self, data: bytes | Image, *, epoch: int, index: int, attempt: int = 0
+    ) -> tuple[list[Image], int]:
+        """Return crops and class of image `index`, given what `read` returned."""
+        image = data if isinstance(data, np.ndarray) else decode(data, self._source.decoding)
         crops = self._multicrop(image, seed=self._seed, epoch=epoch, index=index, attempt=attempt)
         return crops, self._source.label(index) if self._labelled else -1
 
@@ -73,14 +96,9 @@ class CropsByPosition:
             try:
                 found = self.at(position, attempt=attempt)
             except (UndecodableImage, OSError) as error:
-                name = self._source.image_name(self._index_at(position, attempt))
+                name = self._source.image_name(self.place(position, attempt=attempt)[1])
                 bad_images.bad(name, str(error))
                 continue
             bad_images.good()
             return found
         raise DataError("None of the images can be read.")
-
-    def _index_at(self, position: int, attempt: int) -> int:
-        epoch, place = divmod(position, self.images_per_epoch)
-        order = epoch_order(len(self._source), seed=self._seed, epoch=epoch)
-        return int(order[(place + attempt) % len(self._source)])

@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from swav_tf.data import storage
+from swav_tf.data.names import PackedNames
 from swav_tf.data.records import FOOTER, HEADER
 from swav_tf.plumbing.errors import DataError
 from swav_tf.plumbing.names import printable
@@ -62,7 +63,7 @@ class ShardIndex:
     # times_sha256 (of the last changes).
     source: dict[str, Any]
     records: npt.NDArray[np.int64]  # (images, 3): offset, length, class
-    names: bytes  # the result of `pack_names`
+    names: PackedNames
 
     def path(self, shard: Shard) -> str:
         """Return the path of a shard."""
@@ -83,7 +84,7 @@ def index_files(index: ShardIndex, *, tool: str) -> dict[str, bytes]:
     """Return the content of the three files by name, index.json last."""
     table = io.BytesIO()
     np.save(table, index.records, allow_pickle=False)
-    files = {RECORDS: table.getvalue(), NAMES: index.names}
+    files = {RECORDS: table.getvalue(), NAMES: index.names.packed.tobytes()}
     document = {
         "format": FORMAT,
         "version": VERSION,
@@ -123,7 +124,7 @@ def read_index(folder: str) -> ShardIndex:
             shards=tuple(_shard(entry) for entry in document["shards"]),
             source=dict(document["source"]),
             records=np.load(io.BytesIO(contents[RECORDS]), allow_pickle=False),
-            names=contents[NAMES],
+            names=PackedNames(contents[NAMES]),
         )
         _check_records(index, int(document["images"]))
     except DataError:
@@ -149,7 +150,7 @@ def _shard(entry: dict[str, Any]) -> Shard:
 
 def _check_records(index: ShardIndex, images: int) -> None:
     records = index.records
-    if records.dtype != np.int64 or records.shape != (images, 3) or index.names.count(b"\0") != images:
+    if records.dtype != np.int64 or records.shape != (images, 3) or len(index.names) != images:
         raise ValueError(f"{RECORDS} and {NAMES} do not contain {images} images")
     if sum(shard.examples for shard in index.shards) != images or not images:
         raise ValueError(f"its shards do not contain {images} images")

@@ -25,7 +25,7 @@ import numpy.typing as npt
 
 from swav_tf.data import storage
 from swav_tf.data.folders import ClassFolders, ImageFolder
-from swav_tf.data.names import pack_names
+from swav_tf.data.names import PackedNames, pack_names
 from swav_tf.data.records import FOOTER, HEADER, read_record, record_table
 from swav_tf.data.shard_index import (
     IMAGE_KEY,
@@ -345,7 +345,7 @@ def _write_index(packing: _Packing, facts: dict[str, Any], threads: int) -> None
         shards=shards,
         source=facts,
         records=np.concatenate([np.concatenate(tables), labels[:, None]], axis=1),
-        names=pack_names(source.image_name(index) for index in range(len(source))),
+        names=PackedNames(pack_names(source.image_name(index) for index in range(len(source)))),
     )
     contents = index_files(index, tool=f"swav-tf {version_of('swav-tf')}")
     with atomic_writes(*(output / name for name in contents)) as parts:

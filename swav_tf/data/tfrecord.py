@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 
@@ -86,15 +86,16 @@ class TFRecordSource:
         self.class_names = class_names if index is None else index.class_names
         self._shards = [str(shard) for shard in shards]
         self._image_key, self._label_key = image_key, label_key
-        self._names = PackedNames(b"" if index is None else index.names)
+        self._names = PackedNames(b"") if index is None else index.names
         if index is None:
             tables = [record_table(shard) for shard in self._shards]
             if slices is not None:
                 tables = [table[part] for table, part in zip(tables, slices, strict=True)]
             records, counts = np.concatenate(tables), [len(table) for table in tables]
         else:
-            records, counts = index.records[:, :2], [shard.examples for shard in index.shards]
-        self._records: Any = np.insert(records, 0, np.repeat(np.arange(len(counts)), counts), axis=1)
+            records, counts = index.records, [shard.examples for shard in index.shards]
+        self._records = records
+        self._ends = np.cumsum(counts)  # by shard: the number of images up to its end
         if not len(self._records):
             raise DataError(f"TFRecord shards need images; the {len(self._shards)} given have no record.")
         features = self._first_features()
@@ -148,16 +149,22 @@ class TFRecordSource:
         """
         if self.index is not None:
             return self._names[index]
-        shard, offset, _ = self._records[index].tolist()
-        return f"{storage.name_of(self._shards[shard])}@{offset}"
+        shard, offset, _ = self._place(index)
+        return f"{storage.name_of(shard)}@{offset}"
 
     def stamps(self) -> Iterator[str]:
         """Yield size and time of the last change of each shard."""
         return (str(storage.facts(shard)) for shard in self._shards)
 
+    def _place(self, index: int) -> tuple[str, int, int]:
+        """Return shard, offset and length of record `index`."""
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        offset, length = self._records[index, :2].tolist()
+        return self._shards[int(np.searchsorted(self._ends, index, side="right"))], offset, length
+
     def _features(self, index: int) -> dict[str, Values]:
-        shard, offset, length = self._records[index].tolist()
         try:
-            return decode_example(read_record(self._shards[shard], offset, length))
+            return decode_example(read_record(*self._place(index)))
         except MalformedExample as error:
             raise OSError(f"not a tf.train.Example: {error}") from error

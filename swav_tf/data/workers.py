@@ -13,13 +13,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, wait
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import connection
 from multiprocessing.process import BaseProcess
 from multiprocessing.synchronize import Barrier
 from types import ModuleType
-from typing import Any, Final
+from typing import IO, Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -36,6 +36,7 @@ PATIENCE_SECONDS: Final = 60  # for a chunk; 16 images take about a second
 _GRACE_SECONDS: Final = 10  # for the answer, once this process has made the chunk itself
 _END_SECONDS: Final = 5  # for a killed process to be gone
 _ATTEMPTS: Final = 3  # to get a chunk
+_ALIGNMENT: Final = 64  # bytes, of arrays in shared memory
 # Schedulers and terminals send these to all processes of a job; only the trainer handles them.
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
@@ -93,10 +94,8 @@ class CropProcesses:
         self._memory = os.fdopen(os.memfd_create("crops"), "r+b")
         self._memory.truncate(count * SLOTS * chunk * sum(int(np.prod(shape)) for shape in crops.shapes))
         self._slots = _slots_in(self._memory.fileno(), crops.shapes, chunk)
-        # Pickled once, and read by all at the same time: it may hold the names of a million images.
-        self._task = os.fdopen(os.memfd_create("task"), "wb")
-        pickle.dump((crops, chunk), self._task)
-        self._task.flush()
+        self._crops = crops
+        self._task = _shared_pickle((crops, chunk))
         self._free: queue.SimpleQueue[int] = queue.SimpleQueue()
         self.calls = len(self._slots)
         for slot in range(self.calls):
@@ -111,13 +110,14 @@ class CropProcesses:
             DataError: processes are lost or hang again and again.
         """
         slot = self._free.get()
+        places = [self._crops.place(position) for position in positions]  # here: only this process has the order
         try:
             for _ in range(_ATTEMPTS):
                 if self._ended:
                     return None
                 executor = self._executor
                 try:
-                    labels = self._answer(executor.submit(_fill, slot, positions), positions)
+                    labels = self._answer(executor.submit(_fill, slot, places), positions)
                 except BrokenProcessPool:
                     self._replace(executor)
                     continue
@@ -251,6 +251,36 @@ def _quiet_children() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+def _shared_pickle(value: Any) -> IO[bytes]:
+    """Return a file in memory with a pickled value, whose arrays lie behind the pickle, where `_unpickled` maps them.
+
+    All processes share these pages: names, labels and places of 10^7 images are in memory once a machine.
+    """
+    arrays: list[pickle.PickleBuffer] = []
+    pickled = pickle.dumps(value, protocol=5, buffer_callback=arrays.append)
+    parts = [array.raw() for array in arrays]
+    file = os.fdopen(os.memfd_create("task"), "w+b")
+    head = pickle.dumps([len(pickled), *map(len, parts)])
+    for part in (head, pickled, *parts):
+        file.write(part)
+        file.write(bytes(-len(part) % _ALIGNMENT))
+    file.flush()
+    return file
+
+
+def _unpickled(path: str) -> Any:
+    """Return the value of a file of `_shared_pickle`; its arrays are read-only and not copied."""
+    with open(path, "rb") as file:
+        lengths = pickle.load(file)
+        memory = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        end, parts = file.tell(), []
+    for length in lengths:
+        start = end + -end % _ALIGNMENT
+        end = start + length
+        parts.append(memory[start:end])
+    return pickle.loads(parts[0], buffers=parts[1:])
+
+
 # === In a crop process ===
 
 _work: dict[str, Any] = {}
@@ -261,10 +291,10 @@ def _open(task: str, memory: str, barrier: Barrier) -> None:
     os.setsid()  # no signals of the trainer's terminal; and Linux shares cores out by session, not by process
     threading.Thread(target=_exit_with_parent, daemon=True).start()
     os.environ["CUDA_VISIBLE_DEVICES"] = "-1"  # a source may import TensorFlow
-    with open(task, "rb") as file:
-        crops, chunk = pickle.load(file)
+    crops, chunk = _unpickled(task)
     with open(memory, "r+b") as file:
-        _work.update(crops=crops, slots=_slots_in(file.fileno(), crops.shapes, chunk), barrier=barrier)
+        slots = _slots_in(file.fileno(), crops.shapes, chunk)
+    _work.update(crops=crops, slots=slots, barrier=barrier, readers=ThreadPoolExecutor(chunk))
 
 
 def _exit_with_parent() -> None:
@@ -279,12 +309,16 @@ def _wait_for_all() -> None:
     _work["barrier"].wait()
 
 
-def _fill(slot: int, positions: Sequence[int]) -> list[int | None]:
-    """Put the crops of these positions into a slot; return their classes, None for what cannot be read."""
-    classes: list[int | None] = []
-    for row, position in enumerate(positions):
+def _fill(slot: int, places: Sequence[tuple[int, int]]) -> list[int | None]:
+    """Put the crops of (epoch, image) into a slot; return their classes, None for what cannot be read.
+
+    All images are read at once: a file on a network answers late, but many answer at a time.
+    """
+    crops, classes = _work["crops"], list[int | None]()
+    reads = [_work["readers"].submit(crops.read, index) for _, index in places]
+    for row, ((epoch, index), read) in enumerate(zip(places, reads, strict=True)):
         try:
-            made, label = _work["crops"].at(position)
+            made, label = crops.made(read.result(), epoch=epoch, index=index)
         except Exception:  # whatever it is, the trainer tries the same and reports it
             classes.append(None)
             continue

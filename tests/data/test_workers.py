@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import connection
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from swav_tf.data.folders import ClassFolders, ImageFolder
 from swav_tf.data.order import CropsByPosition, epoch_order
 from swav_tf.data.sharding import write_shards
 from swav_tf.data.sources import open_source
+from swav_tf.data.subset import Subset
 from swav_tf.data.workers import CropProcesses
 from swav_tf.plumbing.errors import DataError
 from swav_tf.recipe.pretraining import Data
@@ -75,6 +77,51 @@ def maker(folder, recipe):
     made = Maker(recipe(folder))
     yield made
     made.processes.end()
+
+
+# Bugs caught: names, labels or the order of an epoch copied into each crop process.
+def test_what_a_process_holds_does_not_grow_with_the_data(tmp_path, recipe, small_photo, encoded):
+    photo_bytes = encoded(small_photo)
+
+    def pickled(images):
+        folder = tmp_path / str(images)
+        for number in range(images):
+            path = folder / "images" / f"{number % 3}" / f"an-image-with-a-long-name-{number:05d}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(photo_bytes)
+        source = ClassFolders(folder / "images")
+        write_shards(source, folder / "shards", shards=2)
+        shards = open_source(Data(kind="tfrecord", path=str(folder / "shards")))
+        sizes, arrays = [], []
+        for opened in (source, shards, Subset(source, range(images))):
+            crops = CropsByPosition(recipe(folder), opened, images_per_epoch=images)
+            crops.place(0)
+            sizes.append(len(pickle.dumps(crops, protocol=5, buffer_callback=arrays.append)))
+        return np.array(sizes)
+
+    assert (pickled(300) - pickled(30)).max() < 300  # bytes, for 270 images more
+
+
+# Bugs caught: one read after the other, so that every image takes the latency of the storage.
+def test_the_images_of_a_chunk_are_read_at_once(folder, recipe):
+    class Counted(ImageFolder):
+        def __init__(self, path):
+            super().__init__(path)
+            self.barrier = threading.Barrier(CHUNK)
+
+        def read(self, index):
+            self.barrier.wait(timeout=60)  # broken unless all images of a chunk are being read
+            return super().read(index)
+
+    crops = CropsByPosition(recipe(folder), Counted(folder), images_per_epoch=24)
+    slot = [np.empty((CHUNK, *shape), np.uint8) for shape in crops.shapes]
+    with ThreadPoolExecutor(CHUNK) as readers:
+        workers._work.update(crops=crops, slots=[slot], readers=readers)
+        try:
+            classes = workers._fill(0, [crops.place(position) for position in range(CHUNK)])
+        finally:
+            workers._work.clear()
+    assert classes == [-1] * CHUNK
 
 
 # Bugs caught: chunks in order of arrival; two calls that share a slot; a view of memory that is written again;
