@@ -260,10 +260,9 @@ def _shared_pickle(value: Any) -> IO[bytes]:
     """
     arrays: list[pickle.PickleBuffer] = []
     pickled = pickle.dumps(value, protocol=5, buffer_callback=arrays.append)
-    parts = [array.raw() for array in arrays]
     file = os.fdopen(os.memfd_create("task"), "w+b")
-    head = pickle.dumps([len(pickled), *map(len, parts)])
-    for part in (head, pickled, *parts):
+    parts: list[bytes | memoryview] = [pickled, *(array.raw() for array in arrays)]
+    for part in (pickle.dumps([len(part) for part in parts]), *parts):
         file.write(part)
         file.write(bytes(-len(part) % _ALIGNMENT))
     file.flush()
