@@ -21,6 +21,10 @@ def after_pretraining(recipe: Recipe, run_dir: Path, summary: dict[str, Any]) ->
         f"{summary['steps']:,} steps, loss {summary['loss_first']:.2f} -> {summary['loss_last']:.2f} "
         f"(mean of the last epoch), ln K {summary['ln_k']:.2f}"
     )
+    if summary.get("knn_top1") is not None:
+        from swav_tf.knn import comparison
+
+        result += f"\n{comparison(summary)}"
     features: Command = ["features", "--model", run_dir, "--output", run_dir / "train.npz"]
     probe: Command = ["probe", "--model", run_dir]
     export: Command = ["export", run_dir, "--output", run_dir / "exported"]
@@ -64,4 +68,4 @@ def knows_validation_images(data: Data) -> bool:
 def _words(run_dir: Path, summary: dict[str, Any], result: str, commands: Sequence[Command]) -> str:
     took = timedelta(seconds=round(summary["seconds"]))
     lines = [f"  swav-tf {shlex.join(map(str, command))}" for command in commands]
-    return "\n".join([f"Done in {took}: {run_dir}, {result}", "Next:", *lines])
+    return "\n".join([f"Done in {took}: {run_dir}", result, "Next:", *lines])

@@ -12,6 +12,7 @@ import click
 
 from cli.extras import extra_of
 from swav_tf.plumbing.errors import SwavError, report_of
+from swav_tf.plumbing.log import show_message
 
 # What a disk may refuse, and the remedies.
 _DISK = {
@@ -49,7 +50,7 @@ def run_and_report(command: click.Command, arguments: list[str]) -> int:
         report = (
             report_of(error) if isinstance(error, SwavError) else f"Error: {message_of(error, arguments)}"
         )
-        click.echo(report, err=True)
+        show_message(report)
         _discard_stdout()
         return error.exit_code if isinstance(error, SwavError) else 1
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any, Final
 
 import numpy as np
 
@@ -140,3 +141,20 @@ def _unit_rows(rows: np.ndarray) -> np.ndarray:
         )
     unit /= np.maximum(norms, 1e-12)
     return unit
+
+
+BASELINES: Final = {"knn_top1_initial": "the initial weights", "knn_top1_pixels": "raw pixels"}
+
+
+def baselines_of(found: Mapping[str, Any]) -> str:
+    """Return the baselines that were measured."""
+    known = {what: found[key] for key, what in BASELINES.items() if found.get(key) is not None}
+    return ", ".join(f"{what} {100 * top1:.1f} %" for what, top1 in known.items())
+
+
+def comparison(found: Mapping[str, Any]) -> str:
+    """Return the k-NN accuracy next to its baselines."""
+    if found["knn_top1"] is None:
+        return "k-NN: the features are not finite"
+    baselines = baselines_of(found)
+    return f"k-NN {100 * found['knn_top1']:.1f} %" + (f" ({baselines})" if baselines else "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,18 @@ def console() -> Console:
     """Return the console on stderr that messages and progress bars share, so that neither garbles the other."""
     from rich.console import Console
 
-    return Console(stderr=True, highlight=False, soft_wrap=True)
+    # A terminal wraps inside words; in a log or a pipe, lines stay as they are.
+    return Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty())
+
+
+def show_message(text: str) -> None:
+    """Print a message on stderr; a terminal wraps it between words."""
+    if not sys.stderr.isatty():
+        print(text, file=sys.stderr)
+        return
+    from rich.text import Text
+
+    console().print(Text(text))
 
 
 def show_log(level: int = logging.INFO) -> None:

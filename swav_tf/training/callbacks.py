@@ -1,4 +1,4 @@
-"""Keras callbacks that watch a run: metrics, progress, the collapse warning."""
+"""Keras callbacks that watch a run: metrics and the collapse warning."""
 
 from __future__ import annotations
 
@@ -6,24 +6,19 @@ import json
 import math
 import time
 from collections.abc import Callable
-from datetime import timedelta
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import Any, TextIO
 
 import keras
 import numpy as np
 import tensorflow as tf
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from swav_tf.plumbing.errors import SwavError
-from swav_tf.plumbing.log import console, log
+from swav_tf.plumbing.log import log
 from swav_tf.recipe.auto import Remedy, remedies
 from swav_tf.recipe.files import AnyRecipe
 from swav_tf.recipe.pretraining import Recipe
 from swav_tf.runs.folder import RunFolder
 from swav_tf.training.position import Logs, Position
-
-if TYPE_CHECKING:
-    pass
 
 
 class MetricsLog(keras.callbacks.Callback):
@@ -109,67 +104,6 @@ def _discard_later_steps(board: tf.summary.SummaryWriter, step: int) -> None:
     with tf.device("CPU:0"):
         # tf.summary has no public function for an event that is not a summary.
         tf.raw_ops.ImportEvent(writer=board._resource, event=event.SerializeToString())
-
-
-class ProgressBar(keras.callbacks.Callback):
-    """Show epoch, loss, learning rate, images/s and the remaining time: a bar on a terminal, else log lines.
-
-    Next to the loss it shows that of an untrained model, `chance`. Log lines are at least `line_seconds` apart.
-    """
-
-    def __init__(
-        self, recipe: AnyRecipe, position: Position, *, chance: tuple[str, float], line_seconds: float = 10.0
-    ) -> None:
-        super().__init__()
-        self.recipe, self.position, self.line_seconds = recipe, position, line_seconds
-        self.chance = f"{chance[0]} {chance[1]:.3f}"
-        self.loss: float | None = None  # smoothed
-        self._began = self._logged = time.perf_counter()
-        self._first_step = position.step
-        self._task: TaskID | None = None
-        self._bar = Progress(
-            TextColumn("epoch {task.fields[epoch]}"),
-            BarColumn(bar_width=20),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[figures]}"),
-            TimeRemainingColumn(),
-            console=console(),
-            refresh_per_second=4,
-        )
-
-    def on_train_batch_begin(self, batch: int, logs: Logs | None = None) -> None:
-        """Start the clock at the second step, since the first one traces the graph."""
-        if self.position.step == self._first_step + 1:
-            self._began = time.perf_counter()
-        if self._task is None and console().is_terminal:
-            total, done = self.position.total_steps, self.position.step
-            self._task = self._bar.add_task("", total=total, completed=done, epoch="", figures="")
-            self._bar.start()
-
-    def on_train_batch_end(self, batch: int, logs: Logs) -> None:
-        """Show the step."""
-        position, now = self.position, time.perf_counter()
-        if logs["finite"]:
-            self.loss = logs["loss"] if self.loss is None else 0.9 * self.loss + 0.1 * logs["loss"]
-        timed = position.step - self._first_step - 1
-        seconds = max(now - self._began, 1e-9)
-        speed = f"{timed * self.recipe.train.batch_size / seconds:.0f}" if timed > 0 else "-"
-        loss = "-" if self.loss is None else f"{self.loss:.3f}"
-        rate = logs.get("learning_rate", 0.0)
-        epoch = f"{position.epoch + 1}/{self.recipe.train.epochs}"
-        figures = f"smoothed loss {loss} ({self.chance})  lr {rate:.4g}  {speed} images/s"
-        if self._task is not None:
-            self._bar.update(self._task, completed=position.step, epoch=epoch, figures=figures)
-        elif now - self._logged >= self.line_seconds or position.at_end:
-            self._logged = now
-            remaining = seconds / max(timed, 1) * (position.total_steps - position.step)
-            clock = timedelta(seconds=round(remaining)) if timed > 0 else "-:--"
-            log.info(f"epoch {epoch}  step {position.step}/{position.total_steps}  {figures}  {clock} left")
-
-    def close(self) -> None:
-        """Remove the bar."""
-        if self._task is not None:
-            self._bar.stop()
 
 
 SMOOTHING = 0.98  # of the loss: it averages over about 50 steps

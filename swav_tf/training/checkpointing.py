@@ -80,6 +80,12 @@ class Checkpointing(keras.callbacks.Callback):
     def write(self, *, keep: bool = False) -> None:
         """Write now. All workers must call this at the same step."""
         self.model.requests[WRITE] = 0
+        with self.position.doing("checkpoint"):
+            self._write(keep=keep)
+        self.last_written = self.position.step
+        self.written_at = time.monotonic()
+
+    def _write(self, *, keep: bool) -> None:
         arrays = capture(self.model, batch_size=self.recipe.train.batch_size)
         if self.job.team.is_chief:
             facts = {
@@ -90,8 +96,6 @@ class Checkpointing(keras.callbacks.Callback):
                 "replicas": self.job.team.replicas,
             }
             self.job.store.write(self.position.step, arrays, facts, keep=keep, best=self.position.best_step)
-        self.last_written = self.position.step
-        self.written_at = time.monotonic()
 
     @contextmanager
     def handling_signals(self) -> Iterator[None]:

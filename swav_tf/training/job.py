@@ -32,7 +32,7 @@ from swav_tf.recipe.files import AnyRecipe
 from swav_tf.recipe.pretraining import Recipe
 from swav_tf.runs.checkpoint import CheckpointStore
 from swav_tf.runs.folder import RunFolder
-from swav_tf.training.callbacks import MetricsLog, ProgressBar
+from swav_tf.training.callbacks import MetricsLog
 from swav_tf.training.checkpointing import Checkpointing, StopWhenDiverged
 from swav_tf.training.cluster import (
     Topology,
@@ -44,6 +44,7 @@ from swav_tf.training.cluster import (
 )
 from swav_tf.training.failures import explained_failures
 from swav_tf.training.position import Position, UpdatePosition
+from swav_tf.training.progress import ShowProgress
 from swav_tf.training.rendezvous import ClusterAddress
 from swav_tf.training.resume import check_resumable, log_config_changes
 from swav_tf.training.state import restore
@@ -205,7 +206,7 @@ class Job:
             chance: name and value of the loss of an untrained model.
         """
         log.info(self._description())
-        progress = ProgressBar(self.recipe, self.position, chance=chance)
+        progress = ShowProgress(self.recipe, self.position, chance=chance)
         checkpointing = Checkpointing(self)
         checkpointing.set_model(model)
         watching = [UpdatePosition(self.position, averaged)]

@@ -18,7 +18,7 @@ import numpy as np
 from swav_tf.data.labels import renumbered
 from swav_tf.data.sources import ImageSource, open_source
 from swav_tf.data.views import stack_views, view_batches
-from swav_tf.knn import knn_accuracy
+from swav_tf.knn import BASELINES, baselines_of, comparison, knn_accuracy
 from swav_tf.method.swav import SwAV
 from swav_tf.plumbing.errors import DataError
 from swav_tf.plumbing.log import log
@@ -89,34 +89,49 @@ class KNNEvaluator(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: Logs | None = None) -> None:
         """Measure the initial weights and raw pixels when a run starts."""
-        if self.job.position.step:
-            return  # their figures are in the checkpoint
-        known, queries = (
-            pixel_features(source, indices, self.recipe.data)
-            for source, indices in ((self.source, self.known), (self.query_source, self.queries))
-        )
-        initial, pixels = self._features_accuracy(), self._accuracy(known, queries)
-        self._keep("knn_baselines", knn_top1_initial=initial, knn_top1_pixels=pixels)
+        position = self.job.position
+        if not position.step:  # later their figures are in the checkpoint
+            with position.doing("k-NN"):
+                known, queries = (
+                    pixel_features(source, indices, self.recipe.data)
+                    for source, indices in ((self.source, self.known), (self.query_source, self.queries))
+                )
+                initial, pixels = self._features_accuracy(), self._accuracy(known, queries)
+            self._keep("knn_baselines", knn_top1_initial=initial, knn_top1_pixels=pixels)
+        if baselines := baselines_of(position.validation):
+            log.info("k-NN without training: %s", baselines)
 
     def on_train_batch_end(self, batch: int, logs: Logs) -> None:
         """Measure when an epoch that is due ends, early in the run, and at its end."""
-        position, monitor = self.job.position, self.recipe.monitor
+        position, every = self.job.position, self.recipe.monitor.knn_every_epochs
         if not position.at_epoch_end:
             return
-        epoch, epochs = position.epoch + 1, self.recipe.train.epochs
-        early = epoch == early_epoch(self.recipe, position.steps_per_epoch)
-        if not (epoch % monitor.knn_every_epochs == 0 or early or position.at_end):
+        if (position.epoch + 1) % every and not position.at_end and not self._is_early:
             return
-        self._keep("knn", knn_top1=self._features_accuracy())
-        found, queries = position.validation, len(self.queries)
-        log.info("Epoch %s: %s", epoch, comparison(found))
-        if early and (lost := lost_to(found, queries, ["knn_top1_initial"])):
-            log.warning(
-                f"After {epoch} of {epochs} epochs the features are not better than {lost}. If that stays so, the run "
-                "learns nothing useful."
-            )
+        with position.doing("k-NN"):
+            top1 = self._features_accuracy()
+        self._keep("knn", knn_top1=top1)
+        if top1 is not None:
+            position.measured["k-NN"] = top1
+
+    def on_epoch_end(self, epoch: int, logs: Logs | None = None) -> None:
+        """Log what an early measurement and that at the end say."""
+        position, queries = self.job.position, len(self.queries)
+        found = position.validation
         if position.at_end:
             log.log(*verdict(found, queries))
+        elif self._is_early and (lost := lost_to(found, queries, ["knn_top1_initial"])):
+            log.warning(
+                f"After {position.epoch + 1} of {self.recipe.train.epochs} epochs the features are not better than "
+                f"{lost}. If that stays so, the run learns nothing useful."
+            )
+
+    @property
+    def _is_early(self) -> bool:
+        position = self.job.position
+        return position.at_epoch_end and position.epoch + 1 == early_epoch(
+            self.recipe, position.steps_per_epoch
+        )
 
     def _keep(self, kind: str, **figures: float | None) -> None:
         self.job.position.validation.update(figures)
@@ -149,19 +164,6 @@ def pixel_features(source: ImageSource, indices: np.ndarray, settings: Data) -> 
     return np.concatenate(rows)
 
 
-BASELINES: Final = {"knn_top1_initial": "the initial weights", "knn_top1_pixels": "raw pixels"}
-
-
-def comparison(found: dict[str, Any]) -> str:
-    """Return the k-NN accuracy next to its baselines, those that were measured."""
-    if found["knn_top1"] is None:
-        return "k-NN: the features are not finite"
-    others = [
-        f"{what} {100 * found[key]:.1f} %" for key, what in BASELINES.items() if found.get(key) is not None
-    ]
-    return f"k-NN {100 * found['knn_top1']:.1f} %" + (f" ({', '.join(others)})" if others else "")
-
-
 def lost_to(found: dict[str, Any], queries: int, baselines: Iterable[str] = BASELINES) -> str:
     """Return the baselines that the features do not exceed by two standard errors of the difference; "" if none."""
     top1, lost = found["knn_top1"] or 0.0, []
@@ -176,7 +178,7 @@ def verdict(found: dict[str, Any], queries: int) -> tuple[int, str]:
     """Return level and text of what the k-NN accuracy says about the features at the end of a run."""
     if "knn_top1_initial" not in found:
         return logging.INFO, "The k-NN accuracy has no baselines, as an earlier version began this run."
-    by = f"By k-NN on {queries:,} images, the features are"
+    by = f"{comparison(found)} of {queries:,} images: the features are"
     if not (lost := lost_to(found, queries)):
         return logging.INFO, f"{by} better than {' and '.join(BASELINES.values())}."
     return logging.WARNING, (

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,6 +31,11 @@ class Position:
     # Samples per prototype in the current epoch.
     usage: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     validation: dict[str, Any] = field(default_factory=dict)  # latest figures of the evaluations
+    # For the progress display alone:
+    measured: dict[str, float] = field(
+        default_factory=dict
+    )  # accuracies of the current epoch, 0 to 1, by name
+    activity: str = ""  # other than training
 
     @property
     def epoch(self) -> int:
@@ -51,6 +57,15 @@ class Position:
         """Return the step of the best validation, None without one."""
         step: int | None = self.validation.get("best", {}).get("step")
         return step
+
+    @contextmanager
+    def doing(self, activity: str) -> Iterator[None]:
+        """Show an activity other than training in the progress display."""
+        self.activity = activity
+        try:
+            yield
+        finally:
+            self.activity = ""
 
     def means(self) -> dict[str, float]:
         """Return means over the finite steps of the current epoch."""
@@ -78,7 +93,7 @@ class UpdatePosition(keras.callbacks.Callback):
         """Count one step."""
         position = self.position
         if position.step % position.steps_per_epoch == 0:
-            position.sums, position.finite_steps = {}, 0
+            position.sums, position.measured, position.finite_steps = {}, {}, 0
             position.usage = np.zeros_like(position.usage)
         position.step += 1
         if logs["finite"]:

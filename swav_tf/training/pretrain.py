@@ -15,6 +15,7 @@ import numpy as np
 
 from swav_tf.data.pictures import contact_sheet
 from swav_tf.data.sources import open_source
+from swav_tf.knn import BASELINES
 from swav_tf.method.swav import SwAV
 from swav_tf.plumbing.errors import DataError
 from swav_tf.plumbing.log import log
@@ -23,7 +24,7 @@ from swav_tf.recipe.pretraining import Recipe
 from swav_tf.training.build import build_swav, init_from, read_pretrained
 from swav_tf.training.callbacks import CollapseWarning
 from swav_tf.training.job import Job, open_job
-from swav_tf.training.knn_monitor import BASELINES, KNNEvaluator
+from swav_tf.training.knn_monitor import KNNEvaluator
 from swav_tf.training.rendezvous import ClusterAddress
 
 __all__ = ["ClusterAddress", "PretrainResult", "pretrain"]

@@ -191,8 +191,10 @@ class Validate(keras.callbacks.Callback):
         due = (position.epoch + 1) % self.every_epochs == 0 or position.at_end
         if not (position.at_epoch_end and due):
             return
-        self.counts = self.validation.measure()
+        with position.doing("validation"):
+            self.counts = self.validation.measure()
         figures = self.counts.as_dict()
+        position.measured["validation top-1"] = figures["top1"]
         last: dict[str, Any] = {"epoch": position.epoch + 1, "step": position.step, **figures}
         best = position.validation.get("best")
         if best is None or last["top1"] > best["top1"]:

@@ -21,7 +21,7 @@ LAST = {"epoch": 20, "step": 20, "top1": 0.379, "top5": 0.8, "loss": 2.0}
 BEST = {"epoch": 19, "step": 19, "top1": 0.3936, "top5": 0.8, "loss": 2.0}
 SUMMARY = {
     "loss_first": 4.5, "loss_last": 1.5, "ln_k": 3.9, "steps": 1234, "seconds": 83.4, "validation_images": 360,
-    "last": LAST, "best": BEST,
+    "last": LAST, "best": BEST, "knn_top1": 0.975, "knn_top1_initial": 0.62, "knn_top1_pixels": 0.891,
 }  # fmt: skip
 JOBS = {
     "pretrain": "swav_tf.training.pretrain",
@@ -149,7 +149,10 @@ def test_refusals(line, part, calls, refused):
     assert calls == []
 
 
-TRAINED = "1,234 steps, loss 4.50 -> 1.50 (mean of the last epoch), ln K 3.90"
+TRAINED = (
+    "1,234 steps, loss 4.50 -> 1.50 (mean of the last epoch), ln K 3.90\n"
+    "k-NN 97.5 % (the initial weights 62.0 %, raw pixels 89.1 %)"
+)
 CLASSIFIED = (
     "last epoch (20): top-1 37.90 %, top-5 80.00 %; best epoch (19): top-1 39.36 %, top-5 80.00 % of 360 validation "
     "images"
@@ -171,9 +174,9 @@ CLASSIFIED = (
 def test_next_commands(line, result, names, calls, run):
     ended = run(line)
     assert (ended.code, ended.out) == (0, "")
-    done, heading, *lines = ended.err.splitlines()
-    assert done == f"Done in 0:01:23: {calls[0]['run_dir']}, {result}"
-    assert heading == "Next:"
+    head, _, lines = ended.err.partition("\nNext:\n")
+    lines = lines.splitlines()
+    assert head == f"Done in 0:01:23: {calls[0]['run_dir']}\n{result}"
     commands = [shlex.split(line)[1:] for line in lines if line.startswith("  ")]
     if "probe" not in names and line.startswith("pretrain"):
         assert commands.pop()[:3] == [
@@ -237,7 +240,7 @@ def test_probe_without_a_recipe_and_its_next_commands(model, tmp_path, run, outp
     summary = json.loads((tmp_path / "a run" / "summary.json").read_text())
     assert summary["last"]["top1"] > 0.5
     figures = f"top-1 {100 * summary['last']['top1']:.2f} %"
-    assert f"Done in 0:00:{summary['seconds']:02.0f}: {tmp_path}/a run, {figures}" in result.err
+    assert f"Done in 0:00:{summary['seconds']:02.0f}: {tmp_path}/a run\n{figures}" in result.err
     validate, export = (line.strip().removeprefix("swav-tf ") for line in result.err.splitlines()[-2:])
     assert figures in output(validate)
     output(f"{export} --reference-images 8 --quiet")

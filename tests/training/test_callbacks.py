@@ -7,9 +7,10 @@ from rich.console import Console
 from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
 
 from swav_tf.runs.folder import RunFolder
-from swav_tf.training import callbacks
-from swav_tf.training.callbacks import CollapseWarning, MetricsLog, ProgressBar
-from swav_tf.training.position import Position
+from swav_tf.training import progress
+from swav_tf.training.callbacks import CollapseWarning, MetricsLog
+from swav_tf.training.position import Position, UpdatePosition
+from swav_tf.training.progress import ShowProgress
 from tests.swav_models import tiny_recipe
 from tests.training.runs import lines
 
@@ -46,29 +47,79 @@ def test_a_high_first_loss_raises_no_false_alarm(logged):
     assert not logged
 
 
-def show_steps(**options):
-    position = Position(10, 20)
-    bar = ProgressBar(tiny_recipe(train__epochs=2), position, chance=("ln K", LN_K), **options)
+class Clock:
+    """Time that passes when the test says so."""
+
+    def __init__(self, monkeypatch):
+        self.now = 0.0
+        monkeypatch.setattr(progress.time, "perf_counter", lambda: self.now)
+
+
+def show_steps(clock, recipe, *, step_seconds, evaluated=()):
+    """Show 4 epochs of 5 steps; `evaluated` epochs end with a k-NN accuracy."""
+    position = Position(5, 20)
+    shown = ShowProgress(recipe, position, chance=("ln K", LN_K))
+    update, stages = UpdatePosition(position, ["loss"]), {}
+    shown.on_train_begin()
     for step in range(20):
-        bar.on_train_batch_begin(step)
-        position.step += 1
-        bar.on_train_batch_end(step, {"loss": 2.0, "finite": 1.0, "learning_rate": 0.5})
-    bar.close()
+        stages.setdefault(shown.stage, step)
+        shown.on_train_batch_begin(step)
+        clock.now += step_seconds
+        logs = {"loss": float(step), "finite": 1.0, "learning_rate": 0.5}
+        update.on_train_batch_end(step, logs)
+        shown.on_train_batch_end(step, logs)
+        if position.at_epoch_end:
+            if position.epoch + 1 in evaluated:
+                position.measured["k-NN"] = 0.5
+            shown.on_epoch_end(position.epoch)
+    shown.close()
+    return stages
 
 
-# Bugs caught: a bar in a log file, a line at every step, no last line; a terminal without a bar.
-def test_progress_is_a_bar_on_a_terminal_and_lines_elsewhere(logged, monkeypatch):
-    output = io.StringIO()
+# Bugs caught: an epoch without a line, or short epochs that flood the screen; the loss of a step or a smoothed one as
+# that of the epoch; an accuracy of an earlier epoch; a speed that includes the first step, which compiles.
+def test_a_line_for_each_epoch(logged, monkeypatch):
+    clock, recipe = Clock(monkeypatch), tiny_recipe(train__epochs=4)
+    show_steps(clock, recipe, step_seconds=1.0, evaluated=[2])
+    batch = recipe.train.batch_size
+    assert [text for _, text in logged] == [
+        f"epoch 1/4  loss 2.000 (ln K 2.485)  {batch} images/s  0:00:05  0:00:15 left",
+        f"epoch 2/4  loss 7.000 (ln K 2.485)  k-NN 50.0 %  {batch} images/s  0:00:05  0:00:10 left",
+        f"epoch 3/4  loss 12.000 (ln K 2.485)  {batch} images/s  0:00:05  0:00:05 left",
+        f"epoch 4/4  loss 17.000 (ln K 2.485)  {batch} images/s  0:00:05",
+    ]
+    logged.clear()
+    show_steps(clock, recipe, step_seconds=0.3, evaluated=[3])
+    assert [text.split()[1] for _, text in logged] == ["2/4", "3/4", "4/4"]
+
+
+# Bugs caught: a long epoch without a sign of life in a log; a bar in a log file; a terminal without one.
+def test_within_an_epoch(logged, monkeypatch):
+    clock, output = Clock(monkeypatch), io.StringIO()
     for terminal in (False, True):
-        console = Console(file=output, force_terminal=terminal, width=160)
-        monkeypatch.setattr(callbacks, "console", lambda console=console: console)
-        show_steps(line_seconds=1000)
+        console = Console(file=output, force_terminal=terminal, width=120)
+        monkeypatch.setattr(progress, "console", lambda console=console: console)
+        show_steps(clock, tiny_recipe(train__epochs=4), step_seconds=20.0)
+        steps = [text.split("  ")[1] for _, text in logged if "step" in text]
+        assert steps == ([] if terminal else [f"step {n}/20" for n in (2, 4, 7, 9, 12, 14, 17, 19)])
         assert bool(output.getvalue()) == terminal
-    [(_, line)] = logged
-    assert line.startswith("epoch 2/2  step 20/20  smoothed loss 2.000 (ln K 2.485)  lr 0.5  ")
-    assert line.endswith(" images/s  0:00:00 left")
-    for part in ("epoch 2/2", "20/20", "smoothed loss 2.000 (ln K 2.485)", "lr 0.5", "images/s"):
+        logged.clear()
+    for part in ("training", "epoch 4/4", "20/20", "smoothed loss", "lr 0.5", "images/s"):
         assert part in output.getvalue()
+
+
+# Bug caught: a phase that is shown too long, too short or not at all.
+def test_stages(monkeypatch):
+    queue = {"length": 128, "from_epoch": 2}
+    recipe = tiny_recipe(
+        train__epochs=4,
+        train__batch_size=64,
+        optimizer__warmup_epochs=1,
+        method__prototypes_frozen_steps=3,
+        method__queue=queue,
+    )
+    stages = show_steps(Clock(monkeypatch), recipe, step_seconds=1.0)
+    assert stages == {"compiling": 0, "freeze, warm-up": 1, "warm-up": 3, "training": 5, "queue filling": 10}
 
 
 # Bugs caught: steps that appear twice in TensorBoard after a kill, or are lost at a checkpoint; a run from the start

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from swav_tf.data.folders import ImageFolder
+from swav_tf.knn import comparison
 from swav_tf.recipe.pretraining import Data
-from swav_tf.training.knn_monitor import comparison, early_epoch, lost_to, pixel_features, verdict
+from swav_tf.training.knn_monitor import early_epoch, lost_to, pixel_features, verdict
 from tests.evaluate.models import make_class_folders
 from tests.swav_models import tiny_recipe
 
