@@ -106,7 +106,7 @@ def _of_file(path: Path, provider: str) -> ClassifierModel:
     def by_runtime(images: np.ndarray) -> np.ndarray:
         return softmax(runner.run(images)["logits"])
 
-    return ClassifierModel(by_runtime, runner.metadata.class_names, runner.input_view)
+    return ClassifierModel(by_runtime, runner.metadata.class_names, runner.input_view, runner.metadata.epoch)
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

@@ -23,7 +23,7 @@ from swav_tf.recipe.classifier import FinetuneRecipe, ProbeRecipe
 from swav_tf.recipe.files import load_any_recipe
 from swav_tf.recipe.pretraining import Recipe
 from swav_tf.runs.checkpoint import CheckpointError
-from swav_tf.runs.folder import best_step, read_checkpoint
+from swav_tf.runs.folder import best_step, epoch_in_words, read_checkpoint
 from swav_tf.runs.model_facts import ModelFacts
 from swav_tf.training.build import build_swav, parts_of
 from swav_tf.training.classifier import Classifier
@@ -43,6 +43,7 @@ class TrainedModel:
     weights_sha256: str  # of the checkpoint
     class_names: tuple[str, ...] = ()  # of a classifier's logits
     backbone_only: bool = False  # head and prototypes are random, since only a backbone was imported
+    epoch: str = ""  # of a classifier, whose weights these are in words; empty without validated epochs
 
     @property
     def output_names(self) -> tuple[str, ...]:
@@ -71,8 +72,9 @@ def load_trained(run_dir: Path, *, step: int | None = None, best: bool = False) 
     if not (run_dir / "config.yaml").exists():
         raise UsageError(f"RUN must be a run folder, with config.yaml and checkpoints/. Received: {run_dir}.")
     recipe = load_any_recipe(run_dir / "config.yaml")
-    step = best_step(run_dir) if best else step
-    checkpoint = read_checkpoint(run_dir, recipe, step=step)
+    chosen = best_step(run_dir) if best else step
+    checkpoint = read_checkpoint(run_dir, recipe, step=chosen)
+    epoch = epoch_in_words(run_dir, recipe, best=best, step=step)
     train = recipe.train.model_copy(update={"precision": "float32", "accumulation_steps": 1})
     to_run = recipe.model_copy(update={"train": train})
     class_names: tuple[str, ...] = ()
@@ -94,7 +96,7 @@ def load_trained(run_dir: Path, *, step: int | None = None, best: bool = False) 
             raise CheckpointError(f"{checkpoint.path} does not fit its recipe at {name}.")
         variable.assign(array)
     return TrainedModel(
-        model, recipe, checkpoint.step, checkpoint.facts["sha256"], class_names, backbone_only
+        model, recipe, checkpoint.step, checkpoint.facts["sha256"], class_names, backbone_only, epoch
     )
 
 

@@ -45,6 +45,8 @@ class Exported:
     bytes: int  # of the graph and its weights
     parity: Parity
     checksum: Checksum  # of the graph, which contains that of its weights
+    step: int  # of the checkpoint
+    epoch: str  # whose weights these are, in words; empty without validated epochs
     float32_convolutions: tuple[str, ...] = ()  # of int8, to meet its gate
 
 
@@ -151,6 +153,7 @@ def _reference(
         view=view,
         facts={
             "step": trained.step,
+            "epoch": trained.epoch,
             "recipe": trained.recipe.name,
             "real": compared.facts or None,
             "labels_of_logits": [*(compared.class_names or numbered(len(trained.class_names)))]
@@ -177,6 +180,7 @@ def _metadata(
         ),
         recipe=recipe.name,
         step=trained.step,
+        epoch=trained.epoch,
         data=public_data(recipe.data),
         dataset=dataset_name(recipe.data),
         weights_sha256=trained.weights_sha256,
@@ -206,7 +210,9 @@ def _export_one(source: Source, precision: Precision, folder: Path, settings: Ex
     if not parity.passed:
         raise ExportError(f"{precision} does not compute what Keras computes: {'; '.join(parity.failures)}.")
     size = sum(part.stat().st_size for part in folder.glob(f"{path.name}*"))
-    return Exported(path, precision, size, parity, backend.checksum, tuple(kept))
+    return Exported(
+        path, precision, size, parity, backend.checksum, metadata.step, metadata.epoch, tuple(kept)
+    )
 
 
 def _earlier_checksums(output: Path) -> dict[str, Checksum]:

@@ -125,6 +125,7 @@ def _document(
 ) -> dict[str, Any]:
     return {
         "output": str(output),
+        **({"step": exported[0].step, "epoch": exported[0].epoch} if exported else {}),
         "files": {
             file.path.name: {
                 "precision": file.precision,
@@ -157,6 +158,9 @@ def _print(exported: list[Exported], engines: list[Engine], served: list[Path]) 
 
     compared = {built.path.name: built.parity for built in engines if built.parity is not None}
     print_parity({file.path.name: file.parity for file in exported} | compared)
+    if exported:
+        step, epoch = exported[0].step, exported[0].epoch
+        click.echo(f"Weights of {f'the {epoch}, ' if epoch.endswith(')') else ''}step {step:,}.")
     for file in exported:
         kept = len(file.float32_convolutions)
         note = f", {kept} convolutions in float32 to meet the gate" if kept else ""

@@ -73,6 +73,7 @@ class OnnxMetadata(Section):
     preprocessing: Preprocessing
     recipe: str
     step: int  # optimizer steps that the model was trained for
+    epoch: str = ""  # of a classifier, in words: `best epoch (21)`
     data: Data  # how its training images are read, without their paths (see `public_data`)
     dataset: str  # name of the training images for people
     weights_sha256: str  # of the checkpoint's weights

@@ -251,15 +251,22 @@ def best_step(run_dir: Path) -> int:
     return int(best_checkpoint(run_dir).name.removeprefix("step-"))
 
 
-def epoch_in_words(run_dir: Path, recipe: AnyRecipe, *, best: bool) -> str:
-    """Say whose weights the newest or the best are: `last epoch (30)`, `best epoch (21)`; empty without epochs."""
+def epoch_in_words(run_dir: Path, recipe: AnyRecipe, *, best: bool, step: int | None = None) -> str:
+    """Say whose weights a checkpoint contains: `last epoch (30)`, `best epoch (21)`; empty without validated epochs.
+
+    The checkpoint is the best epoch's, that of `step`, or the newest.
+    """
     store = CheckpointStore(run_dir / "checkpoints", kind=recipe.kind)
-    figures = _validated(store).get("best" if best else "last")
-    if figures is None:
+    validated = _validated(store)
+    if not validated:
         return ""
-    if best or figures.get("step", store.steps()[-1]) == store.steps()[-1]:
-        return f"{'best' if best else 'last'} epoch ({figures['epoch']})"
-    return f"step {store.steps()[-1]}"
+    newest = store.steps()[-1]
+    step = newest if step is None else step
+    for name in ("best",) if best else ("last", "best"):
+        figures = validated.get(name)
+        if figures is not None and (best or figures.get("step", newest) == step):
+            return f"{name} epoch ({figures['epoch']})"
+    return f"step {step}"
 
 
 def _validated(store: CheckpointStore) -> dict[str, Any]:

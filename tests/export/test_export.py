@@ -151,13 +151,15 @@ def probed(tmp_path_factory):
 def test_a_classifier(probed, tmp_path, capsys):
     export = ["export", str(probed), "--output", str(tmp_path / "out"), "--precision", "fp32,fp16"]
     assert run_and_report(swav_tf, [*export, "--reference-images", "40", "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)["files"]["model-fp32.onnx"]
+    printed = json.loads(capsys.readouterr().out)
+    found = printed["files"]["model-fp32.onnx"]
     assert set(found["relative_error"]) == {"features", "logits"}
     assert found["class_agreement"] == 1
     path = tmp_path / "out" / "model-fp32.onnx"
     runner = open_model(path)
     assert runner.outputs == ("features", "logits")
     assert runner.metadata.class_names == tuple(str(digit) for digit in range(10))
+    assert runner.metadata.epoch == printed["epoch"] == "last epoch (1)"
     classifier, recipe, _ = load_classifier(probed)
     images = np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3), dtype=np.uint8)
     wanted = classifier(images, training=False).numpy()

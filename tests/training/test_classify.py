@@ -14,7 +14,7 @@ from swav_tf.plumbing.errors import DataError, RecipeError, UsageError
 from swav_tf.recipe.classifier import FinetuneRecipe, ProbeRecipe
 from swav_tf.recipe.files import save_recipe
 from swav_tf.runs.checkpoint import CheckpointError
-from swav_tf.runs.folder import best_checkpoint
+from swav_tf.runs.folder import best_checkpoint, epoch_in_words
 from swav_tf.training.cached_probe import probe_cached
 from swav_tf.training.checkpointing import StoppedBySignal
 from swav_tf.training.classifier_folder import load_classifier
@@ -78,6 +78,11 @@ def test_a_probe_leaves_the_backbone_and_a_complete_folder(tmp_path, pretrained)
     assert best.name == f"step-{11 * summary['best']['epoch']:09d}"
     assert {path.name for path in (run / "checkpoints").iterdir()} == {best.name, "step-000000044"}
     assert accuracy_of(run, recipe, best=True) == pytest.approx(max(tops))
+    number = summary["best"]["epoch"]
+    assert epoch_in_words(run, recipe, best=True) == f"best epoch ({number})"
+    first = "best epoch (1)" if number == 1 else "step 11"
+    for step, words in ((None, "last epoch (4)"), (44, "last epoch (4)"), (11, first)):
+        assert epoch_in_words(run, recipe, best=False, step=step) == words
     assert (summary["train_images"], summary["validation_images"]) == (1437, 360)
     assert accuracy_of(run, recipe) == pytest.approx(tops[-1])
     rows = images_by_class(run)
