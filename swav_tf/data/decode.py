@@ -29,7 +29,7 @@ from swav_tf.recipe.pretraining import Data, EvaluationView
 
 # Formats by Pillow's names, with the extensions of their files. HEIF needs pillow-heif.
 FORMATS: Final = {
-    "JPEG": (".jpeg", ".jpg", ".jpe", ".jfif"),
+    "JPEG": (".jpeg", ".jpg", ".jpe", ".jfif", ".mpo"),
     "PNG": (".png",),
     "WEBP": (".webp",),
     "BMP": (".bmp", ".dib"),

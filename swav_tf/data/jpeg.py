@@ -1,7 +1,7 @@
 """The structure of a JPEG file (ITU-T T.81, annex B): its size, and whether it is complete.
 
 OpenCV paints missing parts gray without an error. Searching the bytes for the end-of-image marker does not help: the
-thumbnail in a header has one, and so may a video that a phone appends to its motion photos.
+thumbnail in a header has one, and so may a video or a second JPEG that cameras append.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import struct
 from typing import Final
 
 _END_OF_IMAGE: Final = 0xD9
+_NEXT_IMAGE: Final = b"\xff\xd8\xff"  # its first bytes, which no scan contains
 _START_OF_SCAN: Final = 0xDA
 _FRAMES: Final = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 # In the data of a scan 0xFF is followed by 0 or by a restart marker; else a segment begins. 0xFF may also fill.
@@ -24,15 +25,14 @@ class DamagedJpeg(Exception):
 def read_structure(data: bytes) -> tuple[int, int]:
     """Return height and width of a JPEG, after a walk over its segments to the end-of-image marker.
 
-    What follows that marker does not matter. Bytes between segments are skipped, as decoders do.
+    It must be the first picture's. What follows that marker does not matter. Bytes between segments are skipped, as
+    decoders do.
 
     Raises:
         DamagedJpeg: the frame header or the end-of-image marker is missing.
     """
-    size, scanned, position = None, False, 2
-    # A photo that ends as it should; that of a phone may be followed by a video, whose bytes prove nothing.
-    quick = data.endswith(b"\xff\xd9") and b"ftyp" not in data
-    while (found := _MARKER.search(data, position)) is not None:
+    size, scanned, position, end = None, False, 2, len(data)
+    while (found := _MARKER.search(data, position, end)) is not None:
         marker, position = found[1][0], found.end()
         if marker == _END_OF_IMAGE:
             break
@@ -42,10 +42,14 @@ def read_structure(data: bytes) -> tuple[int, int]:
             break  # reserved: a scan was cut off, and other data follow
         if marker in _FRAMES and size is None and position + 7 <= len(data):
             size = struct.unpack_from(">HH", data, position + 3)
-        scanned = scanned or marker == _START_OF_SCAN
         position += int.from_bytes(data[position : position + 2], "big")
-        if size is not None and scanned and quick:
-            return size  # the scans need no walk
+        if marker == _START_OF_SCAN and not scanned:
+            scanned = True
+            if (following := data.find(_NEXT_IMAGE, position)) >= 0:
+                end = following
+            # A photo that ends as it should needs no walk over its scans. The bytes of a video prove nothing.
+            if size is not None and data.endswith(b"\xff\xd9", 0, end) and data.find(b"ftyp", 0, end) < 0:
+                return size
     if size is None:
         raise DamagedJpeg("corrupt JPEG: no frame header")
     if found is None or not scanned or found[1][0] != _END_OF_IMAGE:

@@ -150,9 +150,18 @@ def test_bytes_after_the_end_do_no_harm(pixels, encoded):
         data = encoded(pixels, format, **options)
         for after in (b"\0\n made by a camera", video, encoded(pixels[:20], "JPEG")[:-30], b"\xff\xda\0"):
             np.testing.assert_array_equal(decode(data + after), decode(data))
-        for after in (bytes(5000), video, video + b"\xff\xd9"):  # cut off, with a video behind
+        for after in (bytes(5000), video, video + b"\xff\xd9", data):  # cut off
             with pytest.raises(UndecodableImage):
                 decode(data[: len(data) // 2] + after)
+
+
+def test_two_complete_jpegs_in_one_file(pixels, encoded):
+    # The second picture of a camera with two lenses, or the file refused.
+    options = {"save_all": True, "append_images": [Image.fromarray(255 - pixels)], "quality": 95}
+    data = encoded(pixels, "MPO", **options)
+    assert data.count(b"\xff\xd8\xff") == 2
+    for complete in (data, data[:-900]):  # the second one may be cut off
+        np.testing.assert_array_equal(decode(complete), decode(encoded(pixels, quality=95)))
 
 
 def test_large_jpegs_are_decoded_smaller(pixels, encoded, monkeypatch):
