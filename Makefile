@@ -24,7 +24,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 		"swav-tf needs Python 3.11, 3.12 or 3.13; $(PYTHON) is %d.%d. Choose another: make PYTHON=python3.12 ..." % v[:2])'
 	@echo 'Installing into .venv (TensorFlow is large: some minutes the first time) ...'
 	@$(PYTHON) -m venv .venv
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[train,export,dev]'
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[train,export,serve,dev]'
 	@touch $@
 
 demo: $(INSTALLED)

@@ -18,6 +18,7 @@ EXTRAS = {
     "onnx": ("onnxruntime",),
     "export": ("onnx", "tf2onnx"),
     "report": ("matplotlib", "sklearn"),
+    "serve": ("orjson", "prometheus_client", "python_multipart", "starlette", "uvicorn"),
     "tensorrt": ("tensorrt", "cuda"),
 }
 

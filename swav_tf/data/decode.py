@@ -73,6 +73,10 @@ class UndecodableImage(Exception):
     """Report an image file that is corrupt, truncated, of an unknown format, or too large."""
 
 
+class TooManyPixels(UndecodableImage):
+    """Report an image with more pixels than `Decoding.max_pixels`."""
+
+
 @dataclass(frozen=True)
 class Decoding:
     """The settings of a recipe that decoding depends on: data.background and data.max_pixels."""
@@ -157,7 +161,7 @@ def _decode_jpeg(data: bytes, settings: Decoding) -> Image:
 
 def _refuse_bomb(height: int, width: int, settings: Decoding) -> None:
     if height * width > settings.max_pixels:
-        raise UndecodableImage(
+        raise TooManyPixels(
             f"{width} x {height} pixels, more than data.max_pixels, {settings.max_pixels:,}. If it is no damage, set "
             f"-o data.max_pixels={height * width}"
         )

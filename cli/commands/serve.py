@@ -1,0 +1,78 @@
+"""`swav-tf serve`: features over HTTP."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cli.options import (
+    PATH,
+    Report,
+    amount_option,
+    count_option,
+    json_options,
+    provider_option,
+    threads_option,
+)
+
+
+# fmt: off
+@click.command()
+@click.argument("exported", type=PATH)
+@click.option("--host", default="127.0.0.1", metavar="ADDRESS", help="Address to listen at; 0.0.0.0 for all.")
+@count_option("--port", least=0, most=65535, default=8000, help="Port to listen at; 0 is a free one, which is printed.")
+@count_option("--batch", default=32, help="Largest number of images computed at once.")
+@click.option("--wait-ms", type=click.FloatRange(0), default=2.0, metavar="MS",
+              help="How long the first image of a batch waits for others, milliseconds.")
+@amount_option("--max-mb", default=32.0, metavar="MB", help="Largest body of a request, in 2^20 bytes.")
+@count_option("--max-images", default=64, help="Most images in a request.")
+@count_option("--max-pixels", help="Most pixels of an image.", show_default="as in the model's recipe")
+@count_option("--queue", default=256, help="Most images that wait for their answer; more are refused with status 503.")
+@threads_option("Threads that decode images")
+@provider_option
+@json_options
+def command(
+    exported: Path, host: str, port: int, provider: str | None, threads: int, report: Report, **limits: Any
+) -> None:
+    """Serve the features of EXPORTED, a file or folder written by `swav-tf export`, over HTTP, without TensorFlow.
+
+    Of a folder, model-fp32.onnx is served. POST an image to /features, or several as multipart/form-data. /health says
+    whether the service is ready and which model it has, /metrics is for Prometheus. SIGTERM stops accepting; what was
+    accepted is answered. Addresses, answers and limits: docs/serve.md.
+
+    \b
+    Examples:
+      swav-tf serve exported
+      swav-tf serve exported/model-int8-cpu.onnx --host 0.0.0.0 --port 80 --batch 8 --wait-ms 5
+      curl --data-binary @cat.jpg -H 'Content-Type: image/jpeg' http://127.0.0.1:8000/features
+    """
+    from evaluate.backends import open_model
+    from evaluate.serve.server import listen, serve
+    from evaluate.serve.service import Limits, Service
+
+    limits["body"], limits["images"] = int(limits.pop("max_mb") * 2**20), limits.pop("max_images")
+    limits["pixels"] = limits.pop("max_pixels")
+    model = open_model(_model_of(exported), provider=provider)
+    bound = listen(host, port)
+    service = Service(model, Limits(**limits), threads=threads)
+    address, found = bound.getsockname()[:2]
+    url = f"http://[{address}]:{found}" if ":" in address else f"http://{address}:{found}"
+    facts = {"url": url, "host": address, "port": found, "model": model.facts.as_dict()}
+    line = json.dumps(facts) if report.as_json else f"{model.facts.path} is served at {url}"
+    serve(service, bound, lambda: click.echo(line))
+
+
+def _model_of(exported: Path) -> Path:
+    """Return the file to serve."""
+    if not exported.is_dir():
+        return exported
+    usual = exported / "model-fp32.onnx"
+    if not usual.is_file():
+        raise click.UsageError(
+            f"EXPORTED must be a file from `swav-tf export`, or a folder with {usual.name}. Received: {exported}, a "
+            "folder without it. Name the file to serve."
+        )
+    return usual

@@ -1,0 +1,1 @@
+"""An HTTP service for features and similar images, as an ASGI application."""

@@ -1,0 +1,80 @@
+"""Run the service until a signal stops it."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+from collections.abc import Callable
+from typing import Final
+
+import uvicorn
+
+from evaluate.serve.service import Service
+from swav_tf.plumbing.errors import UsageError
+
+LAST_CALL_SECONDS: Final = 0.5  # in which requests already on their way on open connections are answered
+STOP_SECONDS: Final = 60  # after which requests whose clients neither send nor read are given up
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Return a socket that is bound, and does not accept yet.
+
+    Raises:
+        UsageError: the address is not one of this machine, or its port is taken or not allowed.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        bound = socket.socket(family, kind, protocol)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(address)
+    except OSError as error:
+        raise UsageError(
+            f"--host and --port must be a free address of this machine. Received: {host} and {port}: "
+            f"{error.strerror}."
+        ) from error
+    return bound
+
+
+def serve(service: Service, bound: socket.socket, on_ready: Callable[[], None]) -> None:
+    """Answer requests until SIGTERM or SIGINT; then accept no connection and finish what was accepted.
+
+    Args:
+        service: is closed at the end.
+        bound: from `listen`.
+        on_ready: called when connections are accepted.
+    """
+    config = uvicorn.Config(
+        service,
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=STOP_SECONDS,
+    )
+    try:
+        asyncio.run(_serve(uvicorn.Server(config), service, bound, on_ready))
+    finally:
+        service.close()
+
+
+async def _serve(
+    server: uvicorn.Server, service: Service, bound: socket.socket, on_ready: Callable[[], None]
+) -> None:
+    loop = asyncio.get_running_loop()
+
+    def stop() -> None:
+        service.stop()
+        for listener in server.servers:
+            listener.close()
+        # A connection that is idle now may have a request on its way: uvicorn would close it unread.
+        loop.call_later(LAST_CALL_SECONDS, setattr, server, "should_exit", True)
+
+    serving = asyncio.create_task(server.serve([bound]))
+    while not (server.started or serving.done()):
+        await asyncio.sleep(0.01)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop)
+    if server.started:
+        on_ready()
+    await serving

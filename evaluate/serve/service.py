@@ -1,0 +1,277 @@
+"""The service: what it answers, what it refuses, and what it counts."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, MutableMapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import orjson
+from starlette.applications import Starlette
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from evaluate.backends.backend import Backend
+from evaluate.serve.batcher import Batcher
+from evaluate.serve.metrics import Metrics
+from swav_tf.data.augment import Image
+from swav_tf.data.decode import Decoding, TooManyPixels, UndecodableImage, decode, evaluation_view
+from swav_tf.plumbing.errors import UsageError
+from swav_tf.plumbing.log import log
+from swav_tf.plumbing.system import available_cores
+
+BODY_SECONDS: Final = 30.0  # in which the body of a request must arrive
+SLIMMEST: Final = 50  # long side over short side of an image: the view enlarges the short side
+NPY: Final = "application/x-npy"
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the service accepts.
+
+    Attributes:
+        batch: images in the largest batch.
+        wait_ms: how long the first image of a batch waits for others, milliseconds.
+        body: bytes in a request.
+        images: images in a request.
+        queue: accepted images that are not yet answered, at least `images`.
+        pixels: of an image; None for `data.max_pixels` of the model's recipe.
+    """
+
+    batch: int = 32
+    wait_ms: float = 2.0
+    body: int = 32 * 2**20
+    images: int = 64
+    queue: int = 256
+    pixels: int | None = None
+
+
+class Refusal(Exception):
+    """Answer a request with an error: status, a reason for the metrics, and a sentence that says what must hold."""
+
+    def __init__(
+        self, status: int, reason: str, sentence: str, headers: dict[str, str] | None = None
+    ) -> None:
+        super().__init__(sentence)
+        self.status, self.reason, self.headers = status, reason, headers
+
+
+class Service:
+    """The ASGI application. Close it after the last answer."""
+
+    def __init__(self, model: Backend, limits: Limits, *, threads: int = 0) -> None:
+        if limits.images > limits.queue:
+            raise UsageError(
+                f"The queue must hold the images of one request, {limits.images}. Received: {limits.queue}."
+            )
+        self._model, self._limits = model, limits
+        self._decoding = Decoding(model.data.background, limits.pixels or model.data.max_pixels)
+        self._waiting = 0  # accepted images that are not yet answered; changed by the event loop only
+        self.status = "ready"
+        self.metrics = Metrics(lambda: self._waiting, largest_batch=limits.batch)
+        self._decoders = ThreadPoolExecutor(threads or available_cores(), "decode")
+        self._batcher = Batcher(self._compute, most=limits.batch, wait_seconds=limits.wait_ms / 1000)
+        routes = {
+            "/features": (self._features, "POST"),
+            "/health": (self._health, "GET"),
+            "/metrics": (self._metrics, "GET"),
+        }
+        self._paths = frozenset(routes)
+        handlers: dict[Any, Any] = {
+            Refusal: self._refuse,
+            HTTPException: self._not_served,
+            Exception: self._fail,
+        }
+        answers = [Route(path, answer, methods=[how]) for path, (answer, how) in routes.items()]
+        self._app = Starlette(routes=answers, exception_handlers=handlers)
+
+    def stop(self) -> None:
+        """Let every answer close its connection, and wait for no more images to fill a batch."""
+        self.status = "stopping"
+        self._batcher.hurry()
+
+    def close(self) -> None:
+        """Finish what was accepted and end the threads."""
+        self._decoders.shutdown()
+        self._batcher.close()
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Answer a request, and count it."""
+        started, path = time.monotonic(), scope["path"] if scope["path"] in self._paths else "other"
+
+        async def counted(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                self.metrics.requests.labels(path, message["status"]).inc()
+                if self.status == "stopping":
+                    message["headers"] = [*message["headers"], (b"connection", b"close")]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, counted)
+        except Exception:  # it was answered by `_fail`
+            log.exception(f"{scope['method']} {path} failed.")
+        self.metrics.request_seconds.labels(path).observe(time.monotonic() - started)
+
+    # === Answers ===
+
+    async def _features(self, request: Request) -> Response:
+        names, features = await self._features_of(request)
+        if NPY in request.headers.get("accept", ""):
+            file = io.BytesIO()
+            np.save(file, features)
+            return Response(file.getvalue(), media_type=NPY)
+        weights = self._model.facts.weights_sha256
+        return _json({"weights_sha256": weights, "names": names, "features": features})
+
+    async def _health(self, request: Request) -> Response:
+        facts = self._model.facts.as_dict() | {"path": Path(self._model.facts.path).name}
+        view, width = self._model.input_view.model_dump(), self._model.feature_dim
+        health = {"status": self.status, "model": facts, "view": view, "dimension": width}
+        return _json(health, 200 if self.status == "ready" else 503)
+
+    async def _metrics(self, request: Request) -> Response:
+        return Response(self.metrics.text(), media_type="text/plain; version=0.0.4")
+
+    # === From a request to features ===
+
+    async def _features_of(self, request: Request) -> tuple[list[str], np.ndarray]:
+        """Return names and features (n, F) of the images in a request."""
+        accepted = 0
+        try:
+            self._accept(1)  # before its body takes memory
+            accepted = 1
+            files = await self._files(request)
+            self._accept(len(files) - 1)
+            accepted = len(files)
+            tasks = (self._features_of_image(name, data) for name, data in files)
+            rows = await asyncio.gather(*tasks, return_exceptions=True)
+        finally:
+            self._waiting -= accepted
+        for row in rows:
+            if isinstance(row, BaseException):
+                raise row
+        return [name for name, _ in files], np.stack(rows)  # type: ignore[arg-type]
+
+    async def _features_of_image(self, name: str, data: bytes) -> np.ndarray:
+        view = await asyncio.get_running_loop().run_in_executor(self._decoders, self._view, name, data)
+        return await asyncio.wrap_future(self._batcher.submit(view))
+
+    def _accept(self, images: int) -> None:
+        if self._waiting + images > self._limits.queue:
+            sentence = (
+                f"At most {self._limits.queue} images may wait. The queue is full: send it again later."
+            )
+            raise Refusal(503, "queue", sentence, {"Retry-After": "1"})
+        self._waiting += images
+
+    async def _files(self, request: Request) -> list[tuple[str, bytes]]:
+        """Return names and contents of the files in a request's body; the name of a bare image is `image`."""
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        try:
+            async with asyncio.timeout(BODY_SECONDS), aclosing(self._chunks(request)) as chunks:
+                if kind == "multipart/form-data":
+                    return await self._parts(request, chunks)
+                if kind == "application/octet-stream" or kind.startswith("image/"):
+                    return [("image", b"".join([chunk async for chunk in chunks]))]
+        except TimeoutError:
+            raise Refusal(408, "slow", f"The body must arrive within {BODY_SECONDS:.0f} s.") from None
+        except ClientDisconnect:
+            raise Refusal(400, "disconnected", "The body must be complete.") from None
+        raise Refusal(
+            415,
+            "type",
+            "Content-Type must be image/..., such as image/jpeg, or application/octet-stream for one image, or "
+            f"multipart/form-data for several. Received: {kind or 'none'}.",
+        )
+
+    async def _parts(self, request: Request, chunks: AsyncGenerator[bytes, None]) -> list[tuple[str, bytes]]:
+        most = self._limits.images
+        parser = MultiPartParser(request.headers, chunks, max_files=most, max_fields=0)
+        parser.spool_max_size = self._limits.body  # no files on the disk
+        wanted = f"A multipart body must contain 1 to {most} files, each with a filename. Received: "
+        try:
+            form = await parser.parse()
+        except MultiPartException as error:
+            too_many = error.message.startswith("Too many files")
+            status, reason = (413, "images") if too_many else (400, "multipart")
+            raise Refusal(status, reason, wanted + error.message) from None
+        files = [part for _, part in form.multi_items() if isinstance(part, UploadFile)]
+        if not files:
+            raise Refusal(400, "multipart", f"{wanted}none.")
+        return [(file.filename or "image", await file.read()) for file in files]
+
+    async def _chunks(self, request: Request) -> AsyncGenerator[bytes, None]:
+        """Yield the body in parts; refuse one that is too large as early as possible."""
+        most, declared, received = self._limits.body, request.headers.get("content-length", ""), 0
+        too_large = Refusal(413, "body", f"The body of a request must have at most {most:,} bytes.")
+        if declared.isdecimal() and int(declared) > most:
+            raise too_large
+        async for chunk in request.stream():
+            received += len(chunk)
+            if received > most:
+                raise too_large
+            yield chunk
+
+    def _view(self, name: str, data: bytes) -> Image:
+        try:
+            image = decode(data, self._decoding)
+        except TooManyPixels:
+            most = self._decoding.max_pixels
+            raise Refusal(413, "pixels", f"{name} must have at most {most:,} pixels.") from None
+        except UndecodableImage as error:
+            raise Refusal(400, "unreadable", f"{name} must be an image. Received: {error}.") from None
+        if max(image.shape[:2]) > SLIMMEST * min(image.shape[:2]):
+            size = f"{image.shape[1]} x {image.shape[0]}"
+            must = f"The long side of {name} must be at most {SLIMMEST} times its short side."
+            raise Refusal(400, "shape", f"{must} Received: {size} pixels.")
+        return evaluation_view(image, self._model.input_view)
+
+    def _compute(self, images: np.ndarray) -> np.ndarray:
+        started = time.monotonic()
+        try:
+            features = self._model.features(images)
+        except Exception as error:
+            log.error(f"{len(images)} images could not be computed: {error}")
+            raise Refusal(
+                500, "model", "The model must run. It failed; the server's log says why."
+            ) from error
+        self.metrics.batches.observe(len(images))
+        self.metrics.images.inc(len(images))
+        self.metrics.model_seconds.observe(time.monotonic() - started)
+        return features
+
+    # === Errors ===
+
+    async def _refuse(self, request: Request, error: Refusal) -> Response:
+        self.metrics.errors.labels(error.reason).inc()
+        return _json({"error": str(error)}, error.status, error.headers)
+
+    async def _not_served(self, request: Request, error: HTTPException) -> Response:
+        paths = ", ".join(sorted(self._paths))
+        sentence = f"{request.method} {request.url.path}: {error.detail}. Paths: {paths}."
+        headers = dict(error.headers or {})
+        return await self._refuse(request, Refusal(error.status_code, "path", sentence, headers))
+
+    async def _fail(self, request: Request, error: Exception) -> Response:
+        sentence = "The server failed; its log says why."
+        return await self._refuse(request, Refusal(500, "internal", sentence))
+
+
+def _json(document: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    content = orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY)
+    return Response(content, status, headers, "application/json")

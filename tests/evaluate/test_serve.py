@@ -1,0 +1,211 @@
+import asyncio
+import io
+import threading
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+from evaluate.serve.service import NPY, Limits, Service
+from swav_tf.plumbing.errors import UsageError
+from tests.evaluate.models import FEATURES, NumpyBackend
+
+DRAW = np.random.default_rng(3)
+
+
+def encoded(height=12, width=10, kind="png"):
+    file = io.BytesIO()
+    Image.fromarray(DRAW.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(file, kind)
+    return file.getvalue()
+
+
+PNG = encoded()
+
+
+def exchange(talk, model=None, **limits):
+    """Return what `talk(client, service)` returns."""
+    service = Service(model or NumpyBackend(), Limits(**limits), threads=2)
+
+    async def run():
+        transport = httpx.ASGITransport(service, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test", timeout=None) as client:
+            return await talk(client, service)
+
+    try:
+        return asyncio.run(run())
+    finally:
+        service.close()
+
+
+def post(client, *files, **headers):
+    """A request with one image as its body, or with several files."""
+    if len(files) == 1:
+        return client.post("/features", content=files[0], headers={"Content-Type": "image/png", **headers})
+    parts = [("images", (f"{number}.png", file)) for number, file in enumerate(files)]
+    return client.post("/features", files=parts, headers=headers)
+
+
+def metric(text, name):
+    return float(next(line.split()[-1] for line in text.splitlines() if line.startswith(f"{name} ")))
+
+
+# Bugs caught: rows of one request in another's answer, in another order, or batches beyond the largest.
+def test_concurrent_requests_get_their_own_features():
+    images = [
+        [encoded(8 + n, 20 - n, "jpeg" if n % 2 else "png") for _ in range(1 + n % 4)] for n in range(12)
+    ]
+    model = NumpyBackend()
+
+    async def talk(client, service):
+        return await asyncio.gather(*(post(client, *files) for files in images))
+
+    for files, answer in zip(images, exchange(talk, model, batch=5, wait_ms=20), strict=True):
+        assert answer.status_code == 200
+        assert len(answer.json()["names"]) == len(files)
+        np.testing.assert_allclose(answer.json()["features"], NumpyBackend().features(files), atol=1e-5)
+    assert sum(model.batches) == sum(map(len, images))
+    assert 1 < max(model.batches) <= 5
+
+
+def test_json_and_npy_are_the_same_float32():
+    async def talk(client, service):
+        return await post(client, PNG, PNG), await post(client, PNG, PNG, Accept=NPY)
+
+    as_json, as_npy = exchange(talk)
+    assert as_json.json()["names"] == ["0.png", "1.png"]
+    features = np.load(io.BytesIO(as_npy.content))
+    assert (features.dtype, features.shape) == (np.float32, (2, FEATURES))
+    assert np.array_equal(np.float32(as_json.json()["features"]), features)
+
+
+@pytest.mark.parametrize(
+    ("files", "headers", "status", "reason", "sentence"),
+    [
+        ([PNG], {"Content-Type": "text/plain"}, 415, "type", "Content-Type must be image/..."),
+        ([PNG[:-20]], {}, 400, "unreadable", "image must be an image. Received: corrupt or truncated PNG"),
+        ([b"GIF89a"], {}, 400, "unreadable", "image must be an image"),
+        ([PNG, b"", PNG], {}, 400, "unreadable", "1.png must be an image. Received: the file is empty"),
+        ([b"\0" * 5001], {}, 413, "body", "must have at most 5,000 bytes"),
+        ([encoded(21, 10)], {}, 413, "pixels", "must have at most 200 pixels"),
+        ([encoded(1, 60)], {}, 400, "shape", "at most 50 times its short side. Received: 60 x 1 pixels"),
+        ([PNG] * 4, {}, 413, "images", "must contain 1 to 3 files"),
+        ([PNG], {"Content-Type": "multipart/form-data"}, 400, "multipart", "Missing boundary"),
+        ([], {"Content-Type": "multipart/form-data; boundary=a"}, 400, "multipart", "must contain 1 to 3 files"),
+    ],
+)  # fmt: skip
+def test_refusals_say_what_must_hold(files, headers, status, reason, sentence):
+    async def talk(client, service):
+        return await post(client, *files, **headers), await post(client, PNG), await client.get("/metrics")
+
+    refused, after, metrics = exchange(talk, body=5000, pixels=200, images=3, queue=3)
+    assert (refused.status_code, refused.headers["content-type"]) == (status, "application/json")
+    assert sentence in refused.json()["error"]
+    assert metric(metrics.text, f'swav_errors_total{{reason="{reason}"}}') == 1
+    assert metric(metrics.text, "swav_queue_images") == 0
+    assert after.status_code == 200
+
+
+# Bug caught: a body without Content-Length that is read to its end.
+def test_a_body_of_unknown_length_is_read_to_the_limit():
+    sent = []
+
+    async def endless():
+        while True:
+            sent.append(1000)
+            yield bytes(1000)
+
+    async def talk(client, service):
+        return await client.post("/features", content=endless(), headers={"Content-Type": "image/png"})
+
+    assert exchange(talk, body=5000).status_code == 413
+    assert sum(sent) <= 7000
+
+
+def test_a_full_queue_refuses_and_recovers():
+    release, model = threading.Event(), NumpyBackend(stop_after=0)
+
+    def wait():
+        release.wait()
+        model.stop_after = None
+
+    async def talk(client, service):
+        model.stop = wait
+        accepted = [asyncio.create_task(post(client, PNG, PNG)) for _ in range(2)]
+        while metric((await client.get("/metrics")).text, "swav_queue_images") < 4:
+            await asyncio.sleep(0)
+        refused, health = await post(client, PNG), await client.get("/health")
+        release.set()
+        return refused, health, await asyncio.gather(*accepted), await post(client, PNG)
+
+    refused, health, answers, after = exchange(talk, model, queue=4, images=2)
+    assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+    assert "At most 4 images may wait" in refused.json()["error"]
+    assert health.status_code == 200
+    assert [answer.status_code for answer in [*answers, after]] == [200, 200, 200]
+
+
+# Bugs caught: a failed batch that ends the model's thread; a message of the machine in the answer.
+def test_a_failure_of_the_model_is_answered(logged):
+    model = NumpyBackend(stop_after=0)
+
+    def fail():
+        model.stop_after = None
+        raise RuntimeError("out of memory on /dev/secret")
+
+    model.stop = fail
+
+    async def talk(client, service):
+        return await post(client, PNG), await post(client, PNG)
+
+    failed, after = exchange(talk, model)
+    assert failed.status_code == 500
+    assert failed.json() == {"error": "The model must run. It failed; the server's log says why."}
+    assert ("ERROR", "1 images could not be computed: out of memory on /dev/secret") in logged
+    assert after.status_code == 200
+
+
+def test_a_bug_is_answered_without_a_traceback(monkeypatch, logged):
+    monkeypatch.setattr(Service, "_view", lambda *_: 1 / 0)
+    answer = exchange(lambda client, service: post(client, PNG))
+    assert (answer.status_code, answer.json()) == (500, {"error": "The server failed; its log says why."})
+    assert ("ERROR", "POST /features failed.") in logged
+
+
+def test_health_and_other_paths():
+    async def talk(client, service):
+        ready, lost, wrong = [await client.get(path) for path in ("/health", "/nothing", "/features")]
+        service.stop()
+        return ready, lost, wrong, await client.get("/health"), await post(client, PNG)
+
+    ready, lost, wrong, stopping, last = exchange(talk)
+    assert ready.json()["status"] == "ready"
+    assert (ready.json()["dimension"], ready.json()["view"]) == (
+        FEATURES,
+        NumpyBackend.input_view.model_dump(),
+    )
+    assert ready.json()["model"]["weights_sha256"] == "a" * 64
+    assert (lost.status_code, wrong.status_code) == (404, 405)
+    assert "Paths: /features, /health, /metrics" in lost.json()["error"]
+    assert (stopping.status_code, stopping.json()["status"]) == (503, "stopping")
+    assert (last.status_code, last.headers["connection"]) == (200, "close")
+
+
+def test_metrics():
+    async def talk(client, service):
+        await post(client, PNG, PNG, PNG)
+        await client.get("/a/path/of/a/scanner")
+        return (await client.get("/metrics")).text
+
+    text = exchange(talk, batch=3, wait_ms=60_000)
+    assert metric(text, 'swav_requests_total{code="200",path="/features"}') == 1
+    assert metric(text, 'swav_requests_total{code="404",path="other"}') == 1
+    assert metric(text, "swav_images_total") == 3
+    assert metric(text, 'swav_batch_images_bucket{le="2.0"}') == 0
+    assert metric(text, 'swav_batch_images_bucket{le="3.0"}') == 1
+    assert metric(text, 'swav_request_seconds_count{path="/features"}') == 1
+
+
+def test_a_queue_too_short_for_a_request_is_refused():
+    with pytest.raises(UsageError, match=r"must hold the images of one request, 64\. Received: 10"):
+        Service(NumpyBackend(), Limits(queue=10))
