@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final, NamedTuple
@@ -21,6 +22,7 @@ OVERLAP: Final = 10  # nearest images that are compared
 KNN: Final = 20
 KNN_TEMPERATURE: Final = 0.07
 PROBE_IMAGES: Final = 10  # a class, on average, that a probe needs
+CHANCE: Final = 0.05  # a drop of k-NN accuracy that is at least as likely by chance fails no gate
 CONSTANT: Final = 1e-6  # outputs are constant if their differences are a smaller share of their length
 
 
@@ -30,7 +32,7 @@ class Gate:
 
     relative_error: float | None = None  # of each output
     cosine: float | None = None  # smallest, of an image's features with the reference's
-    knn_drop_points: float | None = None  # percentage points
+    knn_drop_points: float | None = None  # percentage points, beyond sampling error
     centered_cosine: float | None = None  # median over images, after the reference's mean is subtracted
     centered_cosine_min: float | None = None  # the same, of every image
     neighbor_overlap: float | None = None  # share of the 10 nearest images that are the same
@@ -71,6 +73,9 @@ class Parity:
     knn_images: int = 0
     knn_reference: float | None = None
     knn: float | None = None
+    # McNemar's exact test, one-sided: the probability that as many of the images that only one of the two classifies
+    # correctly are the reference's, if neither is better.
+    knn_p_value: float | None = None
     class_agreement: float | None = None  # share of images with the same class; None without logits
     # Top-1 (0 to 1) of a linear classifier that is fitted on the reference's features of one half of the labeled
     # images, and tested on those of the other half: the reference's, the file's.
@@ -215,10 +220,16 @@ def _of_labeled(labeled: LabeledFeatures | None) -> dict[str, Any]:
     """Return the figures of k-NN and of a probe; each class is halved for the probe."""
     if labeled is None:
         return {}
+    reference, found = (
+        right_by_others(features, labeled.labels) for features in (labeled.reference, labeled.found)
+    )
     knn = {
         "knn_images": len(labeled.labels),
-        "knn_reference": leave_one_out(labeled.reference, labeled.labels),
-        "knn": leave_one_out(labeled.found, labeled.labels),
+        "knn_reference": float(np.mean(reference)),
+        "knn": float(np.mean(found)),
+        "knn_p_value": drop_by_chance(
+            lost=int((reference & ~found).sum()), won=int((found & ~reference).sum())
+        ),
     }
     classes, labels = np.unique(labeled.labels, return_inverse=True)
     if len(classes) < 2 or len(labels) < PROBE_IMAGES * len(classes):
@@ -240,8 +251,15 @@ def _agreement(found: Mapping[str, np.ndarray], keras: Mapping[str, np.ndarray],
     return None if name not in keras else float(np.mean(found[name].argmax(1) == keras[name].argmax(1)))
 
 
-def leave_one_out(features: np.ndarray, labels: np.ndarray) -> float:
-    """Return the share (0 to 1) of images that the k-NN of the others classifies correctly."""
+def drop_by_chance(*, lost: int, won: int) -> float:
+    """Return the probability (0 to 1) of at least `lost` heads in `lost + won` tosses of a coin."""
+    tosses = lost + won
+    outcomes = sum(math.comb(tosses, heads) for heads in range(lost, tosses + 1))
+    return float(outcomes / 2**tosses)
+
+
+def right_by_others(features: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Return for each image whether the k-NN of the others classifies it correctly, bool (n,)."""
     k = min(KNN, len(features) - 1)
     found = find_neighbours(features, features, k=k + 1)
     # An image is not always its own first neighbor: an equal one may come before it.
@@ -250,7 +268,8 @@ def leave_one_out(features: np.ndarray, labels: np.ndarray) -> float:
     near = found.indices[others].reshape(-1, k)
     cosines = found.cosines[others].reshape(-1, k)
     votes = vote(cosines, labels[near], classes=int(labels.max()) + 1, temperature=KNN_TEMPERATURE)
-    return float(np.mean(votes.argmax(axis=1) == labels))
+    right: np.ndarray = votes.argmax(axis=1) == labels
+    return right
 
 
 def _unusable(reference: Reference, outputs: Mapping[str, np.ndarray]) -> Sequence[str]:
@@ -320,8 +339,10 @@ def _limits(parity: Parity, gate: Gate) -> Sequence[_Limit]:
         if least is not None
     ]
     if (most := gate.knn_drop_points) is not None:
-        text = f"k-NN accuracy may drop by {most:g} points"
-        limits.append(_Limit(text, most, parity.knn_drop_points, "it needs labels of all images", True))
+        text = f"k-NN accuracy may drop by {most:g} points beyond sampling error"
+        drop, chance = parity.knn_drop_points, parity.knn_p_value
+        significant = drop if chance is None or chance < CHANCE else 0.0
+        limits.append(_Limit(text, most, significant, "it needs labels of all images", True))
     return limits
 
 

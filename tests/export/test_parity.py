@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from export.parity import GATES, compare, leave_one_out, run_all
+from export.parity import GATES, compare, drop_by_chance, right_by_others, run_all
 from export.reference import Reference
 from swav_tf.plumbing.errors import DataError
 from swav_tf.recipe.pretraining import EvaluationView
@@ -94,6 +94,30 @@ def test_the_knn_gate(reference):
     assert any("k-NN accuracy may drop by 0.5" in failure for failure in parity.failures)
 
 
+# Bug caught: an export refused for two images of 256, a difference that the next 256 images would not show.
+def test_sampling_error_of_the_knn_gate(reference):
+    features = reference.outputs["features"]
+
+    def spoiled(count):
+        other = features.copy()  # the first images look like one of the next class
+        other[:count] = features[1 : count + 1]
+        return compare(reference, like(reference, features=other), gate=GATES["int8"])
+
+    few, many = spoiled(2), spoiled(12)
+    assert few.knn_drop_points > 0.5
+    assert few.knn_p_value > 0.05 > many.knn_p_value
+    named = [any("k-NN" in failure for failure in parity.failures) for parity in (few, many)]
+    assert named == [False, True]
+
+
+# Bugs caught: a two-sided test, ties that count, a tail without its end.
+@pytest.mark.parametrize(
+    ("lost", "won", "chance"), [(0, 0, 1), (2, 0, 1 / 4), (5, 0, 1 / 32), (3, 1, 5 / 16)]
+)
+def test_a_drop_by_chance(lost, won, chance):
+    assert drop_by_chance(lost=lost, won=won) == chance
+
+
 # Bugs caught: a probe fitted on the images that it is tested on, on the artifact's own features, or on images whose
 # classes are not those of the test; figures from two images a class.
 def test_the_probe(reference):
@@ -152,22 +176,22 @@ def test_nothing_to_compare(reference, count):
 
 
 # Bug caught: an image that votes for itself, also where two are equal.
-def test_leave_one_out():
+def test_right_by_others():
     features = np.repeat(np.random.default_rng(0).normal(size=(10, 6)), 2, axis=0)
-    assert leave_one_out(features[:2], np.array([0, 1])) == 0
-    assert leave_one_out(features[:2], np.array([1, 1])) == 1
+    assert not right_by_others(features[:2], np.array([0, 1])).any()
+    assert right_by_others(features[:2], np.array([1, 1])).all()
     draw = np.random.default_rng(1)
     labels, x = draw.integers(0, 3, 50), draw.normal(size=(50, 4))
     x += 1.0 * np.eye(4)[labels]
     unit = x / np.linalg.norm(x, axis=1, keepdims=True)
-    right = 0
+    right = []
     for i in range(50):
         cosines = unit @ unit[i]
         others = [j for j in np.argsort(-cosines) if j != i][:20]
         votes = np.bincount(labels[others], np.exp(cosines[others] / 0.07), minlength=3)
-        right += votes.argmax() == labels[i]
-    assert 0.3 < right / 50 < 1
-    assert leave_one_out(x, labels) == pytest.approx(right / 50)
+        right.append(votes.argmax() == labels[i])
+    assert 0.3 < np.mean(right) < 1
+    assert right_by_others(x, labels).tolist() == right
 
 
 # Bug caught: an altered graph whose output shape depends on the batch ended `verify` with an unexpected error.
