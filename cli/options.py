@@ -117,11 +117,13 @@ provider_option = click.option(
 class ModelChoice:
     """A model that computes features."""
 
-    model: str
+    model: str | None
     provider: str | None
 
     def open(self) -> Backend:
         """Open the model; TensorFlow is loaded, quietly, for a run folder only."""
+        if self.model is None:
+            raise click.MissingParameter(param_type="option", param_hint="'--model'")
         from evaluate import backends
 
         if backends.is_run_folder(self.model):
@@ -131,17 +133,22 @@ class ModelChoice:
         return backends.open_model(self.model, provider=self.provider)
 
 
-model_options = option_group(
-    "model",
-    ModelChoice,
-    click.option(
-        "--model",
-        required=True,
-        metavar="MODEL",
-        help="Folder of a pretraining run (its newest checkpoint is used), or a file written by `swav-tf export`.",
-    ),
-    provider_option,
-)
+def _model_options(*, required: bool) -> Option:
+    return option_group(
+        "model",
+        ModelChoice,
+        click.option(
+            "--model",
+            required=required,
+            metavar="MODEL",
+            help="Folder of a pretraining run (its newest checkpoint is used), or a file written by `swav-tf export`.",
+        ),
+        provider_option,
+    )
+
+
+model_options = _model_options(required=True)
+optional_model_options = _model_options(required=False)
 
 KINDS = ("class_folders", "images", "tfrecord", "tfds", "digits")
 

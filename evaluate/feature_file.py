@@ -1,4 +1,4 @@
-"""Feature files: .npz, .npy and .parquet.
+"""Feature files: .npz, .npy and .parquet; and folders of parts, which are read like files.
 
 .npz      one file, read into memory. For up to about 100,000 images.
 .npy      a plain array (N, F) that can be memory-mapped, so that k-NN needs no memory for it; next to it
@@ -15,14 +15,14 @@ import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import numpy as np
 
+from evaluate.feature_parts import FACTS_KEY, has_parts, open_parts
 from swav_tf.plumbing.errors import DataError, UsageError
 from swav_tf.plumbing.files import atomic_write, atomic_writes
 
-FACTS_KEY: Final = b"swav_tf"
 ROW_GROUP: Final = 16_384  # rows of a .parquet in memory at once; 128 MiB of 2048 features
 
 
@@ -35,7 +35,7 @@ class FeatureFile:
     """
 
     path: Path
-    features: np.ndarray  # (N, F) float32, possibly memory-mapped
+    features: np.ndarray  # (N, F) float32, possibly memory-mapped, or the `Rows` of parts
     labels: np.ndarray  # (N,) int64, -1 for none
     index: np.ndarray  # (N,) int64, numbers of the images in their source
     names: Sequence[str]  # (N,) names of the images there
@@ -68,25 +68,31 @@ def companion(path: Path, ending: str) -> Path:
 
 def check_format(path: Path) -> None:
     """Check the ending of a feature file, and that pyarrow is installed if it is .parquet."""
-    if path.suffix not in _FORMATS:
+    if path.suffix not in FORMATS:
         raise UsageError(f"A feature file must end in .npz, .npy or .parquet. Received: {path}.")
     if path.suffix == ".parquet":
         import pyarrow.parquet  # noqa: F401 -- a missing package is reported before hours of work
 
 
 def read_feature_file(path: Path | str) -> FeatureFile:
-    """Open a feature file, or a .npz with `features` (and `labels`, `names`) or .npy of rows from another tool.
+    """Open a feature file or a folder of parts, or of another tool a .npz with `features` or a .npy of rows.
+
+    Such a .npz may have `labels` and `names`.
 
     Raises:
         UsageError: the file does not exist, or has another ending.
         DataError: it is damaged, empty, or contains something else.
     """
     path = Path(path)
+    if has_parts(path):
+        parts = open_parts(path)
+        labels, index = parts.table.numbers("label"), parts.table.numbers("index")
+        return FeatureFile(path, cast(np.ndarray, parts.features), labels, index, parts.table, parts.facts)
     check_format(path)
     if not path.exists():
         raise UsageError(f"Feature file not found: {path}. Create one with `swav-tf features`.")
     try:
-        file = _FORMATS[path.suffix][0](path)
+        file = FORMATS[path.suffix][0](path)
     except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, csv.Error) as error:
         # NumPy's own message suggests to load the pickle, which would run whatever is in it.
         reason = "it contains no plain arrays" if "pickle" in str(error) else error
@@ -108,7 +114,7 @@ def read_feature_file(path: Path | str) -> FeatureFile:
 def write_feature_file(file: FeatureFile) -> None:
     """Write a feature file in the format of its path; memory-mapped features are never in memory at once."""
     check_format(file.path)
-    _FORMATS[file.path.suffix][1](file)
+    FORMATS[file.path.suffix][1](file)
 
 
 def _classes_of(labels: np.ndarray) -> tuple[np.ndarray, dict[str, list[str]]]:
@@ -174,13 +180,21 @@ def _read_npy(path: Path) -> FeatureFile:
 def _write_npy(file: FeatureFile) -> None:
     path = file.path
     with atomic_writes(companion(path, ".csv"), companion(path, ".json"), path) as (table, facts, array):
-        np.save(array, file.features)
+        _save(array, file.features)
         classes = map(file.class_name, file.labels.tolist())
         rows = zip(file.names, file.labels.tolist(), classes, file.index.tolist(), strict=True)
         with table.open("w", encoding="utf-8", newline="") as text:
             csv.writer(text).writerows([("name", "label", "class", "index"), *rows])
         facts.write_text(json.dumps(file.facts, indent=1) + "\n", encoding="utf-8")
         path.unlink(missing_ok=True)  # so that old features never meet new labels
+
+
+def _save(path: Path, features: np.ndarray) -> None:
+    """Do what `np.save` does, block by block: those of many parts may not fit into memory."""
+    array = np.lib.format.open_memmap(path, "w+", features.dtype, features.shape)
+    for start in range(0, len(array), ROW_GROUP):
+        array[start : start + ROW_GROUP] = features[start : start + ROW_GROUP]
+    array.flush()
 
 
 def _read_parquet(path: Path) -> FeatureFile:
@@ -232,7 +246,7 @@ def _write_parquet(file: FeatureFile) -> None:
             out.write_table(pa.Table.from_arrays(values, schema=schema))
 
 
-_FORMATS: dict[str, tuple[Callable[[Path], FeatureFile], Callable[[FeatureFile], None]]] = {
+FORMATS: dict[str, tuple[Callable[[Path], FeatureFile], Callable[[FeatureFile], None]]] = {
     ".npz": (_read_npz, _write_npz),
     ".npy": (_read_npy, _write_npy),
     ".parquet": (_read_parquet, _write_parquet),

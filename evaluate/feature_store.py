@@ -1,7 +1,7 @@
 """The features of an unfinished run, so that it can resume after an interruption.
 
 The work folder OUTPUT.work/ contains arrays that grow row by row and progress.json with the row counter, which is
-written once the rows are on disk. Rows beyond the counter are cut off when a run resumes.
+written once the rows are on disk. Rows beyond the counter are cut off when a run resumes. Each part has its own.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def discard_store(output: Path) -> None:
 
 
 def _in_words(key: str, old: Any, new: Any) -> str:
-    if key != "source.contents_sha256":
+    if not key.endswith("contents_sha256"):
         return f"  {key}: was {old!r}, now {new!r}"
     if old is None:  # of an earlier version
         return (
@@ -125,15 +125,17 @@ def _in_words(key: str, old: Any, new: Any) -> str:
     return "  image files: other sizes or times of their last change (pictures were replaced, or copied)"
 
 
-def refuse_changes(before: dict[str, Any], now: dict[str, Any], what: str) -> None:
-    """Raise UsageError if settings differ; the message begins with `what` and lists the differences."""
+def refuse_changes(before: dict[str, Any], now: dict[str, Any], what: str, *, fresh: bool = True) -> None:
+    """Raise UsageError if settings differ; the message begins with `what` and lists the differences.
+
+    `fresh` says whether the message proposes to start over.
+    """
     changes = nested_diff(before, now)
     changes.pop("model.path", None)  # a run folder may move
     if changes:
         lines = "\n".join(_in_words(key, *values) for key, values in changes.items())
-        raise UsageError(
-            f"{what}:\n{lines}\nGive the old values, another --output, or --fresh to start over."
-        )
+        remedy = ", another --output, or --fresh to start over." if fresh else " or another --output."
+        raise UsageError(f"{what}:\n{lines}\nGive the old values{remedy}")
 
 
 @contextmanager
@@ -142,7 +144,7 @@ def _locked(output: Path) -> Iterator[Path]:
     with _disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     with locked_folder(folder):
-        for ending in ("", ".csv", ".json", ".unreadable.csv"):
+        for ending in ("", ".csv", ".json", ".npy", ".parquet", ".unreadable.csv"):
             remove_leftovers(companion(output, ending))
         yield folder
 

@@ -1,19 +1,23 @@
-"""Features of all images of a source, in a file."""
+"""Features of all images of a source, in a file or in parts."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from evaluate.backends.backend import Backend
 from evaluate.feature_file import FeatureFile, check_format, companion, read_feature_file, write_feature_file
+from evaluate.feature_parts import Part, join_folder, part_facts, problem_of, write_part
 from evaluate.feature_store import discard_store, open_store, refuse_changes
 from evaluate.images import ImageSet
+from swav_tf.data.sources import contents_sha256
 from swav_tf.data.views import UnreadableImages, stack_views, view_batches
-from swav_tf.plumbing.errors import DataError
+from swav_tf.plumbing.errors import DataError, UsageError
+from swav_tf.plumbing.log import log
 from swav_tf.plumbing.names import printable
 
 
@@ -21,7 +25,7 @@ from swav_tf.plumbing.names import printable
 class Extraction:
     """The result of `extract_features`."""
 
-    images: int  # rows in the feature file
+    images: int  # rows in the feature file or part
     feature_dim: int
     unreadable: int  # images that are left out
     images_before: int  # images that an earlier call had done
@@ -31,7 +35,7 @@ class Extraction:
 def extract_features(
     model: Backend,
     images: ImageSet,
-    output: Path,
+    output: Path | Part,
     *,
     batch_size: int = 128,
     save_seconds: float = 1.0,
@@ -40,14 +44,15 @@ def extract_features(
     fresh: bool = False,
     on_progress: Callable[[int], None] | None = None,
 ) -> Extraction:
-    """Write the features of all readable images to a feature file, in the order of the source.
+    """Write the features of all readable images, or of a part of the images, in the order of the source.
 
-    The same call after an interruption resumes, and writes the same bytes as one without.
+    The same call after an interruption resumes, and writes the same bytes as one without. Parts together are equal to
+    one file, to the bit: an image has the same batch in both.
 
     Args:
         model: the model.
-        images: the images.
-        output: ends in .npz, .npy or .parquet.
+        images: the images, all of them for a part too.
+        output: ends in .npz, .npy or .parquet; or a part.
         batch_size: images that the model gets at once.
         save_seconds: time between two saves, the most that an interruption loses.
         threads: threads that decode; 0 for one per core.
@@ -59,45 +64,86 @@ def extract_features(
         UsageError: the output exists or was begun with another model, images or settings.
         DataError: too many images are unreadable, or the disk is full.
     """
-    check_format(output)
     began = time.perf_counter()
-    facts = _facts(model, images)
-    if output.exists() and not fresh:
-        return _complete(output, facts)
-    total = len(images.source)
-    unreadable = UnreadableImages(total, max_bad_share, companion(output, ".unreadable.csv"))
-    with open_store(output, {**facts, "batch_size": batch_size}, model.feature_dim, fresh=fresh) as store:
+    if isinstance(output, Part):
+        path, indices = output.base, output.indices(len(images.source), batch_size)
+        facts = _part_facts(model, images, output, batch_size)
+        done_before = None if fresh else _complete_part(output, facts, indices)
+    else:
+        check_format(output)
+        path, indices = output, range(len(images.source))
+        facts = _facts(model, images) | {"source": images.facts()}
+        done_before = _complete(output, facts) if output.exists() and not fresh else None
+    if done_before is not None:
+        return done_before
+    unreadable = UnreadableImages(len(indices), max_bad_share, companion(path, ".unreadable.csv"))
+    with open_store(path, {**facts, "batch_size": batch_size}, model.feature_dim, fresh=fresh) as store:
         before, unreadable.reasons = store.images, store.unreadable
-        rest, view, add = range(before, total), model.input_view, unreadable.add
+        rest, view, add = indices[before:], model.input_view, unreadable.add
         try:
             for batch in view_batches(images.source, rest, view, batch_size, threads=threads, unreadable=add):
                 store.append(batch, model.features(stack_views(batch)))
-                done = batch[-1].index + 1
+                batches = (batch[-1].index - indices.start) // batch_size + 1
+                done = min(batches * batch_size, len(indices))
                 if time.monotonic() - store.saved_at >= save_seconds:
                     store.save(done)
                 if on_progress is not None:
                     on_progress(done)
-            store.save(total)
+            store.save(len(indices))
         finally:
             unreadable.write_list()
         if not store.rows:
-            raise DataError(f"At least one image must be readable. Received: {total} unreadable images.")
+            raise DataError(
+                f"At least one image must be readable. Received: {len(indices)} unreadable images."
+            )
         facts["unreadable"] = len(unreadable.reasons)
         features, index, labels = store.read()
         names = [printable(images.source.image_name(i)) for i in index.tolist()]
-        write_feature_file(FeatureFile(output, features, labels, index, names, facts))
+        if isinstance(output, Part):
+            write_part(output, features, index, labels, names, facts)
+        else:
+            write_feature_file(FeatureFile(output, features, labels, index, names, facts))
     seconds = time.perf_counter() - began
     return Extraction(store.rows, model.feature_dim, facts["unreadable"], before, seconds)
 
 
 def _facts(model: Backend, images: ImageSet) -> dict[str, Any]:
-    """Return everything that the features depend on but the batch size."""
+    """Return what the features depend on, but for the images' files and the batch size."""
     return {
         "model": model.facts.as_dict(),
         "view": model.input_view.model_dump(),
-        "source": images.facts(),
+        "source": images.list_facts(),
         "class_names": [printable(name) for name in images.source.class_names],
     }
+
+
+def _part_facts(model: Backend, images: ImageSet, part: Part, batch_size: int) -> dict[str, Any]:
+    """Return the facts of all parts, which are written if this is the first, and of the part's own files."""
+    shared = _facts(model, images) | {
+        "feature_dim": model.feature_dim,
+        "batch_size": batch_size,
+        "parts": part.count,
+    }
+    refuse = partial(refuse_changes, what=f"{part.folder} has parts of other settings", fresh=False)
+    join_folder(part.folder, shared, refuse)
+    indices = part.indices(len(images.source), batch_size)
+    return shared | {"contents_sha256": contents_sha256(images.source, indices)}
+
+
+def _complete_part(part: Part, facts: dict[str, Any], indices: range) -> Extraction | None:
+    """Return the result of an earlier call, None if there is none or it is damaged."""
+    if not part.table.exists():
+        return None
+    if problem := problem_of(part, {}):
+        log.warning(f"{problem}. It is made again.")
+        return None
+    before = part_facts(part)
+    refuse_changes(
+        {key: before.get(key) for key in facts}, facts, f"{part.array} was made with other settings"
+    )
+    discard_store(part.base)
+    rows = len(indices) - before["unreadable"]
+    return Extraction(rows, before["feature_dim"], before["unreadable"], len(indices), seconds=0.0)
 
 
 def _complete(output: Path, facts: dict[str, Any]) -> Extraction:
@@ -108,3 +154,21 @@ def _complete(output: Path, facts: dict[str, Any]) -> Extraction:
     discard_store(output)
     rows, width = file.features.shape
     return Extraction(rows, width, file.facts["unreadable"], facts["source"]["images"], seconds=0.0)
+
+
+def export_features(folder: Path, output: Path, *, fresh: bool = False) -> Extraction:
+    """Write the features in a folder of parts to a feature file, .npz, .npy or .parquet.
+
+    Raises:
+        UsageError: the output exists, unless it may be replaced (`fresh`).
+        DataError: parts are missing or damaged.
+    """
+    check_format(output)
+    if output.exists() and not fresh:
+        raise UsageError(f"{output} exists. Give another --output, or --fresh to replace it.")
+    began = time.perf_counter()
+    file = read_feature_file(folder)
+    write_feature_file(replace(file, path=output))
+    unreadable = file.facts["unreadable"]
+    done = len(file) + unreadable
+    return Extraction(len(file), file.features.shape[1], unreadable, done, time.perf_counter() - began)

@@ -22,12 +22,15 @@ class ImageSet:
 
     def facts(self) -> dict[str, Any]:
         """Return what identifies these images: place, number, names, and sizes and times of their files."""
+        return {**self.list_facts(), "contents_sha256": contents_sha256(self.source)}
+
+    def list_facts(self) -> dict[str, Any]:
+        """Return what identifies their list: place, number and names. No file is looked at."""
         return {
             "kind": self.settings.kind,
             "path": self.settings.path,
             "split": self.settings.split if self.settings.kind in ("digits", "tfds") else None,
             **fingerprint(self.source),
-            "contents_sha256": contents_sha256(self.source),
         }
 
 

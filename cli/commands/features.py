@@ -1,7 +1,8 @@
-"""`swav-tf features`: features of images, in a file."""
+"""`swav-tf features`: features of images, in a file or in parts."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,33 +14,46 @@ from cli.options import (
     ReadingChoice,
     Report,
     image_options,
-    model_options,
+    optional_model_options,
     output_option,
     reading_options,
     report_options,
 )
-from cli.progress import image_progress
+from cli.progress import image_progress, share_progress
 
 if TYPE_CHECKING:
-    from evaluate.backends.backend import ModelIdentity
+    from evaluate.feature_parts import Part
     from evaluate.features import Extraction
 
 
 @click.command()
 @image_options()
-@model_options
-@output_option("Feature file to write: .npz, .npy or .parquet.", required=True)
+@optional_model_options
+@output_option("Feature file to write, .npz, .npy or .parquet, or a folder for parts.", metavar="PATH")
+@click.option(
+    "--part",
+    metavar="I/N",
+    show_default="the task of a SLURM array, else 1/1",
+    help="Compute the I-th of N parts, from 1/N to N/N; the output is a folder.",
+)
+@click.option(
+    "--check",
+    is_flag=True,
+    help="Check all parts in the folder DATA; list the commands for missing ones.",
+)
 @reading_options
 @click.option("--fresh", is_flag=True, help="Start over, even if the output exists or is unfinished.")
 @report_options
 def command(
     images: ImageChoice,
     model: ModelChoice,
-    output: Path,
+    output: Path | None,
+    part: str | None,
+    check: bool,
     reading: ReadingChoice,
     fresh: bool,
     report: Report,
-) -> None:
+) -> int:
     """Compute the features of the images in DATA: a folder, TFRecord shards, a TFDS name, or `digits`.
 
     Without DATA, the images that the model was trained on are used. An interrupted command resumes when it is run
@@ -49,54 +63,110 @@ def command(
     .npz      one file, read into memory: up to about 100,000 images
     .npy      memory-mapped, for millions; names and labels in OUTPUT.csv, facts in OUTPUT.json
     .parquet  one row per image, for data frames and databases
+    a folder  parts, one for each process or machine; other commands take it like a file
+
+    If DATA is a folder of parts, OUTPUT becomes a file with the same content.
 
     \b
     Examples:
       swav-tf features digits --split test --model runs/demo --output test.npz
       swav-tf features ILSVRC2012/train --model runs/first --output train.npy --batch 256
-      swav-tf features photos/ --kind images --model runs/first --output photos.parquet
+      swav-tf features photos/ --kind images --model runs/first --output photos --part 17/400
+      swav-tf features photos --check
+      swav-tf features photos --output photos.parquet
     """
-    from evaluate.feature_file import check_format
+    if check:
+        return _check(images, report)
+    if output is None:
+        raise click.MissingParameter(param_type="option", param_hint="'--output'")
+    from evaluate.feature_file import FORMATS, check_format
+    from evaluate.feature_parts import Part, has_parts, part_numbers
 
-    check_format(output)  # before TensorFlow loads
+    if images.data is not None and has_parts(Path(images.data)):
+        from evaluate.features import export_features
+
+        _show(report, output, export_features(Path(images.data), output, fresh=fresh))
+        return 0
+    target: Path | Part = output
+    if part is not None and output.suffix in FORMATS:
+        raise click.UsageError(f"--part needs a folder as --output. Received: {output}.")
+    if part is not None or not output.suffix:
+        target = Part(output, *(part_numbers(part, os.environ) or (1, 1)))
+    else:
+        check_format(output)  # before TensorFlow loads
     backend = model.open()
 
     from evaluate.features import extract_features
 
     opened = images.open(backend)
-    with image_progress(len(opened.source), "features", quiet=report.quiet) as progress:
+    total = len(opened.source)
+    if isinstance(target, Part):
+        total = len(target.indices(total, reading.batch))
+    with image_progress(total, "features", quiet=report.quiet) as progress:
         result = extract_features(
             backend,
             opened,
-            output,
+            target,
             batch_size=reading.batch,
             threads=reading.threads,
             max_bad_share=reading.bad_share_of(backend),
             fresh=fresh,
             on_progress=progress,
         )
-    _show(report, output, result, backend.facts)
+    _show(report, target, result, model=backend.facts.as_dict())
+    return 0
 
 
-def _show(report: Report, output: Path, result: Extraction, model: ModelIdentity) -> None:
+def _show(report: Report, output: Path | Part, result: Extraction, **facts: object) -> None:
     computed = result.images + result.unreadable - result.images_before
     speed = computed / result.seconds if computed else None
-    lines = [f"{output}: {result.images:,} images x {result.feature_dim} features"]
+    path, part = (output, None) if isinstance(output, Path) else (output.folder, str(output))
+    what = f"{path}, part {part}" if part else str(path)
+    lines = [f"{what}: {result.images:,} images x {result.feature_dim} features"]
     if result.images_before:
         lines.append(f"{result.images_before:,} of the images had been computed before")
     if speed is not None:
         lines.append(f"{speed:,.0f} images/s over {result.seconds:.1f} s")
     if result.unreadable:
+        listed = output if isinstance(output, Path) else output.base
         lines.append(
-            f"{result.unreadable:,} unreadable images are left out, listed in {output}.unreadable.csv"
+            f"{result.unreadable:,} unreadable images are left out, listed in {listed}.unreadable.csv"
         )
     document = {
-        "output": str(output),
+        "output": str(path),
+        "part": part,
         "images": result.images,
         "feature_dim": result.feature_dim,
         "unreadable": result.unreadable,
         "images_before": result.images_before,
         "images_per_second": speed,
-        "model": model.as_dict(),
+        **facts,
     }
     report.show(document, lines)
+
+
+def _check(images: ImageChoice, report: Report) -> int:
+    """Report the parts that are missing or damaged; return the exit code."""
+    from evaluate.feature_parts import command_of, find_problems, read_facts
+
+    if images.data is None:
+        raise click.UsageError("--check needs DATA, the folder of parts.")
+    folder = Path(images.data)
+    facts = read_facts(folder)
+    with share_progress("checked", quiet=report.quiet) as progress:
+        found = find_problems(folder, read_all=True, on_progress=lambda done: progress(done / facts["parts"]))
+    problems = [
+        {
+            "part": str(part),
+            "problem": problem,
+            "command": command_of(part, facts, fresh="damaged" in problem),
+        }
+        for part, problem in found
+    ]
+    document = {"folder": str(folder), "parts": facts["parts"], "problems": problems}
+    lines = [line for each in problems for line in (each["problem"], f"  {each['command']}")]
+    report.show(
+        document,
+        [*lines, f"{folder}: {facts['parts'] - len(found):,} of {facts['parts']:,} parts are complete"],
+    )
+    return 1 if found else 0

@@ -39,9 +39,9 @@ class _Files:
         """Return the encoded file of image `index`."""
         return storage.read_file(storage.join(self.root, self._names[index]))
 
-    def stamps(self) -> Iterator[str]:
-        """Yield size and time of the last change of each file."""
-        return storage.stamps(self.root, len(self), self.image_name)
+    def stamps(self, indices: range) -> Iterator[str]:
+        """Yield size and time of the last change of the files of images `indices`."""
+        return storage.stamps(self.root, indices, self.image_name)
 
     def facts(self, index: int) -> storage.FileFacts:
         """Return size and time of the last change of the file of image `index`."""

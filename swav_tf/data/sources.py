@@ -40,8 +40,8 @@ class ImageSource(Protocol):
     def image_name(self, index: int) -> str:
         """Return the name of image `index` for messages: a path relative to the source."""
 
-    def stamps(self) -> Iterator[str]:
-        """Yield size and time, or a tag, of each file that the images are read from."""
+    def stamps(self, indices: range) -> Iterator[str]:
+        """Yield size and time, or a tag, of each file that images `indices` are read from."""
 
 
 def read_image(source: ImageSource, index: int) -> Image:
@@ -67,13 +67,13 @@ def fingerprint(source: ImageSource) -> dict[str, Any]:
     return {"images": len(source), "names_sha256": names.hexdigest()}
 
 
-def contents_sha256(source: ImageSource) -> str:
-    """Return the SHA-256 of size and time of the last change of all files of a source.
+def contents_sha256(source: ImageSource, indices: range | None = None) -> str:
+    """Return the SHA-256 of size and time of the last change of all files of a source, or of those of some images.
 
     It changes when a picture is replaced by another of the same name, which `fingerprint` does not notice.
     """
     digest = hashlib.sha256()
-    for stamp in source.stamps():
+    for stamp in source.stamps(range(len(source)) if indices is None else indices):
         digest.update(stamp.encode() + b"\0")
     return digest.hexdigest()
 

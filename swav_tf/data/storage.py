@@ -134,7 +134,7 @@ def facts(path: str) -> FileFacts:
         return FileFacts(int(files.size(inner)), changed)
 
 
-def stamps(root: str, count: int, name: Callable[[int], str]) -> Iterator[str]:
+def stamps(root: str, indices: range, name: Callable[[int], str]) -> Iterator[str]:
     """Yield for each file `name(i)` below a folder its size with its time or tag: another once the file is replaced.
 
     A remote folder is listed once, as a request for each file would take hours.
@@ -143,16 +143,16 @@ def stamps(root: str, count: int, name: Callable[[int], str]) -> Iterator[str]:
         with _remote(root) as (files, inner):
             listed = files.find(inner, detail=True)
             files.invalidate_cache()
-        for i in range(count):
+        for i in indices:
             entry = listed.get(join(inner, name(i)), {})
             yield f"{entry.get('size')} {[entry[key] for key in _CHANGE_KEYS if key in entry]}"
         return
 
     def local(start: int) -> list[str]:
-        return [_local_stamp(join(root, name(i))) for i in range(start, min(start + _AT_ONCE, count))]
+        return [_local_stamp(join(root, name(i))) for i in indices[start : start + _AT_ONCE]]
 
     # Threads: a network file system answers slowly, but many requests at a time.
-    for part in map_ahead(local, range(0, count, _AT_ONCE), threads=16):
+    for part in map_ahead(local, range(0, len(indices), _AT_ONCE), threads=16):
         yield from part
 
 

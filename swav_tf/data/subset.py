@@ -37,9 +37,9 @@ class Subset:
         """Return its name in the source."""
         return self._source.image_name(int(self._indices[index]))
 
-    def stamps(self) -> Iterator[str]:
+    def stamps(self, indices: range) -> Iterator[str]:
         """Yield those of the complete source."""
-        return self._source.stamps()
+        return self._source.stamps(range(len(self._source)))
 
 
 def draw_subset(source: ImageSource, *, share: float, seed: int) -> list[str]:

@@ -101,7 +101,7 @@ class TFDSSource:
         """Return the class of record `index`, -1 if the data set has no labels."""
         return -1 if self._label_key is None else int(self._records[index][self._label_key])
 
-    def stamps(self) -> Iterator[str]:
+    def stamps(self, indices: range) -> Iterator[str]:
         """Yield nothing: a version of a data set does not change."""
         return iter(())
 

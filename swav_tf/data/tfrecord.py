@@ -152,9 +152,11 @@ class TFRecordSource:
         shard, offset, _ = self._place(index)
         return f"{storage.name_of(shard)}@{offset}"
 
-    def stamps(self) -> Iterator[str]:
-        """Yield size and time of the last change of each shard."""
-        return (str(storage.facts(shard)) for shard in self._shards)
+    def stamps(self, indices: range) -> Iterator[str]:
+        """Yield size and time of the last change of each shard with images of `indices`."""
+        here = np.unique(self._records[indices.start : indices.stop, 0]).tolist()
+        shards = self._shards if len(indices) == len(self) else [self._shards[shard] for shard in here]
+        return (str(storage.facts(shard)) for shard in shards)
 
     def _place(self, index: int) -> tuple[str, int, int]:
         """Return shard, offset and length of record `index`."""

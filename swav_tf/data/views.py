@@ -79,24 +79,26 @@ def view_batches(
     threads: int = 0,
     unreadable: Callable[[ViewedImage], None] = refuse,
 ) -> Generator[list[ViewedImage], None, None]:
-    """Yield the readable images in batches; only the last one may be smaller than `batch_size`.
+    """Yield the readable images of each `batch_size` indices in turn; what a batch contains depends on nothing else.
+
+    A batch is smaller if it is the last one or has unreadable images; without a readable one it is left out.
 
     Args:
         source: the images.
         indices: their numbers.
         view: resizing and cropping.
-        batch_size: images in a batch.
+        batch_size: indices of a batch.
         threads: threads that decode; 0 for one per core.
         unreadable: called with each image that cannot be read.
     """
     batch: list[ViewedImage] = []
     with closing(view_images(source, indices, view, threads=threads, ahead=2 * batch_size)) as images:
-        for image in images:
+        for number, image in enumerate(images, start=1):
             if image.view is None:
                 unreadable(image)
-                continue
-            batch.append(image)
-            if len(batch) == batch_size:
+            else:
+                batch.append(image)
+            if number % batch_size == 0 and batch:
                 yield batch
                 batch = []
     if batch:

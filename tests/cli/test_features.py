@@ -38,6 +38,32 @@ def test_features_of_a_folder_with_an_unreadable_image(model, tmp_path, output, 
         assert sorted(file["labels"].tolist()) == [0] * 5 + [1] * 6
 
 
+# Bugs caught: parts that commands do not take for one file; a missing part that is not named, or by a command that fails.
+def test_parts(model, files, tmp_path, output, run, refused):
+    line = f"features digits --split test --model {model} --output {tmp_path}/parts"
+    assert f"{tmp_path}/parts, part 2/2: 232 images" in output(f"{line} --part 2/2")
+    refused(f"knn {files}/train.npy {tmp_path}/parts", 1, "part 1/2 is missing")
+    checked = run(f"features {tmp_path}/parts --check")
+    missing, command, total = checked.out.splitlines()
+    assert (checked.code, missing, total) == (
+        1,
+        "part 1/2 is missing",
+        f"{tmp_path}/parts: 1 of 2 parts are complete",
+    )
+    output(command.removeprefix("  swav-tf "))
+    assert output(f"features {tmp_path}/parts --check") == f"{tmp_path}/parts: 2 of 2 parts are complete\n"
+    one, parts = (
+        json.loads(output(f"knn {files}/train.npy {x} --json"))
+        for x in (f"{files}/test.npz", f"{tmp_path}/parts")
+    )
+    assert one["knn"] == parts["knn"]
+    output(f"features {tmp_path}/parts --output {tmp_path}/x.npz")
+    with np.load(files / "test.npz") as expected, np.load(tmp_path / "x.npz") as exported:
+        for name in ("features", "labels", "names", "index"):
+            np.testing.assert_array_equal(exported[name], expected[name])
+    refused(f"{line}.npz --part 1/2", 2, "--part needs a folder")
+
+
 # Bugs caught: train and test swapped, another k or temperature than requested.
 def test_knn(files, output):
     line = f"knn {files}/train.npy {files}/test.npz"

@@ -1,11 +1,15 @@
 """The manifests match the published types and the command line that they call."""
 
+import os
+import subprocess
 from pathlib import Path
 
 import pytest
 from ruamel.yaml import YAML
 
+from cli.commands.features import command as features
 from cli.commands.pretrain import command
+from evaluate.feature_parts import part_numbers
 from swav_tf.recipe.files import load_recipe
 from swav_tf.training.heartbeat import LOST, Loss, WorkerLost
 
@@ -116,6 +120,21 @@ def test_the_arguments_are_the_command_lines(job):
     recipe = load_recipe(parsed["config"], parsed["overrides"])
     assert recipe.train.batch_size % gpus == 0
     assert recipe.data.processes == int(trainer["resourcesPerNode"]["requests"]["cpu"])
+
+
+# Bugs caught: an unknown option; parts that are never computed, or numbered from 0.
+def test_the_job_makes_all_parts(job):
+    spec = job["Job"]["spec"]
+    [container] = spec["template"]["spec"]["containers"]
+    variables = {each["name"]: each["value"] for each in container["env"]}
+    parts = []
+    for index in (0, spec["completions"] - 1):
+        environment = os.environ | variables | {"JOB_COMPLETION_INDEX": str(index)}
+        script = container["args"][0].replace("exec swav-tf", "printf '%s\\n'")
+        words = subprocess.check_output(["sh", "-c", script], env=environment, text=True).split()
+        parsed = features.make_context("features", words[1:]).params
+        parts.append(part_numbers(parsed["part"], {}))
+    assert parts == [(1, 400), (400, 400)]
 
 
 # Bug caught: a run that is given up though it could resume, or that restarts and fails forever.

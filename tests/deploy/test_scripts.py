@@ -106,6 +106,22 @@ def test_slurm_starts_the_workers(tmp_path, fakes, option, added):
     ]
 
 
+# Bug caught: tasks of a repeated array that take themselves for all parts.
+def test_slurm_repeats_parts_by_their_number(tmp_path, fakes):
+    environment = fakes(swav_tf=f'printf "%s\\n" "$@" > {tmp_path}/called\n') | {"SLURM_ARRAY_TASK_ID": "17"}
+    for more, added in (({}, []), ({"PARTS": "400"}, ["--part", "17/400"])):
+        subprocess.run(
+            [DEPLOY / "features.sbatch", "my photos", "--output", "x"], env=environment | more, check=True
+        )
+        assert (tmp_path / "called").read_text().splitlines() == [
+            "features",
+            "my photos",
+            "--output",
+            "x",
+            *added,
+        ]
+
+
 def test_slurm_must_know_the_cores(tmp_path, fakes):
     environment = fakes(srun=f"touch {tmp_path}/srun\n")
     environment.pop("SLURM_CPUS_PER_TASK", None)

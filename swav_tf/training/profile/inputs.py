@@ -50,7 +50,7 @@ class RandomPhotos:
         """Return a name made of the index."""
         return f"random/{index}"
 
-    def stamps(self) -> Iterator[str]:
+    def stamps(self, indices: range) -> Iterator[str]:
         """Yield nothing: they are not files."""
         return iter(())
 

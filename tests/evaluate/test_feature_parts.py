@@ -1,0 +1,171 @@
+import os
+import re
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from evaluate import feature_parts
+from evaluate.feature_file import read_feature_file, write_feature_file
+from evaluate.feature_parts import Part, Rows, command_of, find_problems, part_numbers, read_facts
+from evaluate.features import export_features, extract_features
+from swav_tf.plumbing.errors import DataError, UsageError
+from tests.evaluate.models import NumpyBackend, class_folders
+
+SCRIPT = Path(__file__).parent / "run_features.py"
+
+
+def make(folders, folder, *numbers, count=3, model=None, **settings):
+    for number in numbers:
+        part = Part(folder, number, count)
+        extract_features(model or NumpyBackend(), class_folders(folders), part, batch_size=4, **settings)
+    return folder
+
+
+@pytest.fixture
+def whole(tmp_path, folders):
+    """One process's features, with an unreadable image."""
+    (folders / "cat" / "02.png").write_bytes(b"not an image")
+    extract_features(NumpyBackend(), class_folders(folders), tmp_path / "whole.npy", batch_size=4)
+    return read_feature_file(tmp_path / "whole.npy")
+
+
+def same(one, other):
+    assert np.array_equal(np.asarray(one.features), np.asarray(other.features))
+    for name in ("labels", "index", "names"):
+        assert list(getattr(one, name)) == list(getattr(other, name)), name
+
+
+# Bugs caught: features of batches that begin elsewhere, names or numbers of the part instead of the source, parts that
+# overlap or leave out images, a table row of another image, an export that differs.
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_parts_equal_one_process(tmp_path, folders, whole, count, monkeypatch):
+    monkeypatch.setattr(feature_parts, "TABLE_ROWS", 3)
+    folder = make(folders, tmp_path / "parts", *range(count, 0, -1), count=count)
+    parts = read_feature_file(folder)
+    same(parts, whole)
+    assert (parts.facts["unreadable"], parts.class_names) == (1, whole.class_names)
+    rows = np.array([17, 0, 8, 8])
+    assert np.array_equal(parts.features[rows], whole.features[rows])
+    for start, stop in ((0, 1), (3, 12), (18, 19), (5, 5)):
+        assert np.array_equal(parts.features[start:stop], whole.features[start:stop])
+        assert parts.names[start:stop] == list(whole.names[start:stop])
+    entry = {"name": whole.names[9], "label": int(whole.labels[9]), "index": int(whole.index[9])}
+    assert parts.names.entry(9) == entry
+    for ending in (".npz", ".npy", ".parquet"):
+        export_features(folder, tmp_path / f"export{ending}")
+        same(read_feature_file(tmp_path / f"export{ending}"), whole)
+    with pytest.raises(UsageError, match=r"export.npz exists. .*--fresh"):
+        export_features(folder, tmp_path / "export.npz")
+
+
+# Bugs caught: a lock on the whole set; work of a killed part that is lost or done twice; other bytes.
+@pytest.mark.multiprocess
+def test_a_killed_part_resumes_beside_another(tmp_path, folders):
+    def run(*words):
+        return subprocess.run([sys.executable, SCRIPT, folders, *words], capture_output=True, text=True)
+
+    assert run("2/2", "2").returncode == -signal.SIGKILL
+    assert run("1/2").stdout == "0\n"
+    assert [why for _, why in find_problems(tmp_path / "parts")] == ["part 2/2 is not finished"]
+    assert run("2/2").stdout == "6\n"
+    assert run("2/2").stdout == "11\n"  # complete
+    assert run(tmp_path / "whole.npy").returncode == 0
+    same(read_feature_file(tmp_path / "parts"), read_feature_file(tmp_path / "whole.npy"))
+
+
+def flip_last_byte(path):
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+# Bugs caught: a damaged part that is believed or not named; a command that does not repair it.
+@pytest.mark.parametrize(
+    ("damage", "read_all", "problem"),
+    [
+        (lambda part: part.table.unlink(), False, "is missing"),
+        (lambda part: part.array.unlink(), False, "is damaged: .*No such file"),
+        (lambda part: os.truncate(part.array, 200), False, "is damaged"),
+        (lambda part: os.truncate(part.table, 200), False, "is damaged"),
+        (
+            lambda part: np.save(part.array, np.ones((7, 5), np.float32)),
+            False,
+            "is damaged: it has 8 names and features .*7",
+        ),
+        (lambda part: flip_last_byte(part.array), True, "is damaged: its features have another SHA-256"),
+    ],
+)
+def test_missing_and_damaged_parts_are_named(tmp_path, folders, damage, read_all, problem):
+    folder = make(folders, tmp_path / "parts", 1, 2, 3)
+    assert find_problems(folder, read_all=True) == []
+    damage(part := Part(folder, 2, 3))
+    [(found, why)] = find_problems(folder, read_all=read_all)
+    assert found == part
+    assert re.search(f"part 2/3 {problem}", why)
+    if not read_all:
+        with pytest.raises(DataError, match=r"must have all its parts\. Received: part 2/3 is"):
+            read_feature_file(folder)
+    line = command_of(part, read_facts(folder), fresh=read_all)
+    assert line == (
+        f"swav-tf features {folders} --kind class_folders --model model --batch 4 --output {folder} --part 2/3"
+        + " --fresh" * read_all
+    )
+    make(folders, folder, 2, fresh=read_all)
+    assert find_problems(folder, read_all=True) == []
+
+
+# Bugs caught: parts of two models, lists, or numbers of parts in one folder; pictures that were replaced.
+def test_other_settings_are_refused(tmp_path, folders):
+    folder = make(folders, tmp_path / "parts", 1)
+    with pytest.raises(
+        UsageError, match=r"other settings:\n  model.weights_sha256: was 'aaaa.*\n.*another --output"
+    ):
+        make(folders, folder, 2, model=NumpyBackend("b" * 64))
+    with pytest.raises(UsageError, match=r"parts: was 3, now 4"):
+        make(folders, folder, 2, count=4)
+    make(folders, folder, 2, 3, model=NumpyBackend(path="elsewhere"))
+    (folders / "cat" / "00.png").write_bytes((folders / "cat" / "01.png").read_bytes())
+    with pytest.raises(UsageError, match=r"image files: other sizes or times"):
+        make(folders, folder, 1)
+    make(folders, folder, 3)  # none of its pictures
+    other = make(folders, tmp_path / "other", 2, model=NumpyBackend("b" * 64))
+    for name in ("npy", "parquet"):
+        os.replace(other / f"part-00002-of-00003.{name}", folder / f"part-00002-of-00003.{name}")
+    with pytest.raises(DataError, match=r"part 2/3 is of other settings .*model.weights_sha256 'bbbb"):
+        read_feature_file(folder)
+    (folders / "cat" / "new.png").write_bytes((folders / "cat" / "01.png").read_bytes())
+    with pytest.raises(UsageError, match=r"source.images: was 20, now 21"):
+        make(folders, folder, 2)
+    with pytest.raises(UsageError, match=r"at most 6 parts. Received: --part 1/7"):
+        make(folders, tmp_path / "many", 1, count=7)
+
+
+# Bugs caught: more files open than a process may have; names of all rows in memory for one.
+def test_many_parts(tmp_path, folders, monkeypatch):
+    monkeypatch.setattr(feature_parts, "OPEN_FILES", 2)
+    file = read_feature_file(make(folders, tmp_path / "parts", *range(1, 6), count=5))
+    write_feature_file(replace(file, path=tmp_path / "x.npz"))
+    assert isinstance(file.features, Rows)
+    assert file.features._array.cache_info().currsize == 2
+
+
+# Bugs caught: numbers from 0 and from 1 mixed up; a task of a repeated array that takes itself for the only one.
+def test_parts_by_slurm():
+    def task(number, count, least, most, step=1):
+        names = {"ID": number, "COUNT": count, "MIN": least, "MAX": most, "STEP": step}
+        return {f"SLURM_ARRAY_TASK_{name}": str(value) for name, value in names.items()}
+
+    assert part_numbers(None, {}) is None
+    assert part_numbers("17/400", task(1, 2, 1, 2)) == (17, 400)
+    assert part_numbers(None, task(0, 4, 0, 3)) == (1, 4)
+    assert part_numbers(None, task(7, 4, 1, 7, 2)) == (4, 4)
+    with pytest.raises(UsageError, match=r"array with gaps. Received: 2 tasks from 3 to 17"):
+        part_numbers(None, task(3, 2, 3, 17))
+    for wrong in ("0/4", "5/4", "1", "a/b", "-1/4"):
+        with pytest.raises(UsageError, match=r"--part must be .*1/400 to 400/400"):
+            part_numbers(wrong, {})
