@@ -41,7 +41,7 @@ COMMANDS: Final = {
         "weights": "Import, export and identify SwAV and ResNet-50 weights.",
         "export": "Write ONNX files and TensorRT engines, verified against Keras.",
         "verify": "Check that exported files reproduce Keras' features.",
-        "serve": "Serve features of images over HTTP.",
+        "serve": "Serve features and similar images over HTTP.",
         "benchmark": "Measure the speed of exported files.",
         "compare": "Compare two benchmarks.",
     },

@@ -37,16 +37,8 @@ def query_view(path: Path, model: Backend) -> Image:
         raise UsageError(f"IMAGE must be an image file. Received: {path}: {error.strerror}.") from error
 
 
-def similar_images(view: Image, file: FeatureFile, model: Backend, *, k: int) -> list[dict[str, Any]]:
-    """Find the k images of a feature file whose features have the highest cosine with those of `view`.
-
-    Returns:
-        `name`, `label`, `class`, `cosine` and `index` (number in the source) of each, the nearest first.
-
-    Raises:
-        UsageError: the file is of another model, or has fewer than k images.
-        DataError: its features are not finite.
-    """
+def check_searchable(file: FeatureFile, model: Backend) -> None:
+    """Raise UsageError if a feature file is of another model than those that are searched in it."""
     if file.features.shape[1] != model.feature_dim:
         raise UsageError(
             f"The feature file must be of the same model. Received: {file.path} with {file.features.shape[1]} "
@@ -54,20 +46,57 @@ def similar_images(view: Image, file: FeatureFile, model: Backend, *, k: int) ->
         )
     facts = {"model": model.facts.as_dict(), "view": model.input_view.model_dump()}
     check_same_model(file.facts, facts, str(file.path), model.facts.path)
+
+
+def similar_images(view: Image, file: FeatureFile, model: Backend, *, k: int) -> list[dict[str, Any]]:
+    """Find the k images of a feature file whose features have the highest cosine with those of `view`.
+
+    Returns:
+        see `nearest_images`.
+
+    Raises:
+        UsageError: the file is of another model, or has fewer than k images.
+        DataError: its features are not finite.
+    """
+    check_searchable(file, model)
     if not 1 <= k <= len(file):
         raise UsageError(
             f"-k must be from 1 to the number of images in {file.path}, {len(file)}. Received: {k}."
         )
+    return nearest_images(file, model.features(view[np.newaxis]), k=k)[0]
+
+
+def nearest_images(
+    file: FeatureFile, features: np.ndarray, *, k: int, normalized: bool = False
+) -> list[list[dict[str, Any]]]:
+    """Find the k images of a feature file with the highest cosine, for each row of features (n, F).
+
+    Args:
+        file: N images.
+        features: of the images to which others are similar.
+        k: 1 <= k <= N.
+        normalized: whether the rows of the file have length 1.
+
+    Returns:
+        `name`, `label`, `class`, `cosine` and `index` (number in the source) of each, the nearest first.
+
+    Raises:
+        DataError: features are not finite.
+    """
     try:
-        found = find_neighbours(file.features, model.features(view[np.newaxis]), k=k)
+        found = find_neighbours(file.features, features, k=k, normalized=normalized)
     except ValueError as error:
         raise DataError(f"{file.path}: {error}") from error
-    similar = []
-    for row, cosine in zip(found.indices[0].tolist(), found.cosines[0].tolist(), strict=True):
-        label, index = int(file.labels[row]), int(file.index[row])
-        name, known = file.names[row], file.class_name(label)
-        similar.append({"name": name, "label": label, "class": known, "cosine": cosine, "index": index})
-    return similar
+    return [
+        [_similar(file, *near) for near in zip(rows, cosines, strict=True)]
+        for rows, cosines in zip(found.indices.tolist(), found.cosines.tolist(), strict=True)
+    ]
+
+
+def _similar(file: FeatureFile, row: int, cosine: float) -> dict[str, Any]:
+    label, index = int(file.labels[row]), int(file.index[row])
+    name, known = file.names[row], file.class_name(label)
+    return {"name": name, "label": label, "class": known, "cosine": cosine, "index": index}
 
 
 def images_of(file: FeatureFile, like: Data, data: str | None = None) -> ImageSet:

@@ -26,6 +26,7 @@ def find_neighbours(
     queries: np.ndarray,
     *,
     k: int,
+    normalized: bool = False,
     on_progress: Callable[[float], None] = lambda _: None,
 ) -> Neighbours:
     """Find the k features of highest cosine with each query: exact, in blocks of both.
@@ -37,6 +38,7 @@ def find_neighbours(
         features: (N, F), any scale; rows are normalised here.
         queries: (M, F), likewise.
         k: neighbors, 1 <= k <= N.
+        normalized: whether the features are from `unit_rows`, for many searches of few queries.
         on_progress: called with the share that is done, 0 to 1.
 
     Raises:
@@ -52,9 +54,9 @@ def find_neighbours(
     indices = np.full((len(queries), k), -1, np.int64)
     done, total = 0, len(queries) * len(features)
     for slab in _blocks(len(queries), SLAB_ROWS):
-        asked = _unit_rows(queries[slab])
+        asked = unit_rows(queries[slab])
         for block in _blocks(len(features), FEATURE_ROWS):
-            known = _unit_rows(features[block])
+            known = features[block] if normalized else unit_rows(features[block])
             for part in _blocks(len(asked), QUERY_ROWS):
                 here = slice(slab.start + part.start, slab.start + part.stop)
                 _merge(cosines[here], indices[here], asked[part] @ known.T, block.start)
@@ -132,7 +134,8 @@ def _blocks(rows: int, size: int) -> Iterator[slice]:
         yield slice(start, min(start + size, rows))
 
 
-def _unit_rows(rows: np.ndarray) -> np.ndarray:
+def unit_rows(rows: np.ndarray) -> np.ndarray:
+    """Return rows scaled to length 1, float32, in memory; ValueError if one is not finite."""
     unit = np.array(rows, np.float32)
     norms = np.sqrt(np.einsum("ij,ij->i", unit, unit))[:, np.newaxis]  # np.linalg.norm would square a copy
     if not np.isfinite(norms).all():

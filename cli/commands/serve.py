@@ -1,4 +1,4 @@
-"""`swav-tf serve`: features over HTTP."""
+"""`swav-tf serve`: features and similar images over HTTP."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from cli.options import (
+    FOLDER,
     PATH,
     Report,
     amount_option,
@@ -22,6 +23,9 @@ from cli.options import (
 # fmt: off
 @click.command()
 @click.argument("exported", type=PATH)
+@click.option("--features", type=PATH, metavar="FILE",
+              help="Feature file to search for similar images, computed with the same model.")
+@click.option("--images", type=FOLDER, metavar="DIR", help="Folder of these images, to show them on the page.")
 @click.option("--host", default="127.0.0.1", metavar="ADDRESS", help="Address to listen at; 0.0.0.0 for all.")
 @count_option("--port", least=0, most=65535, default=8000, help="Port to listen at; 0 is a free one, which is printed.")
 @count_option("--batch", default=32, help="Largest number of images computed at once.")
@@ -35,29 +39,43 @@ from cli.options import (
 @provider_option
 @json_options
 def command(
-    exported: Path, host: str, port: int, provider: str | None, threads: int, report: Report, **limits: Any
+    exported: Path,
+    features: Path | None,
+    images: Path | None,
+    host: str,
+    port: int,
+    provider: str | None,
+    threads: int,
+    report: Report,
+    **limits: Any,
 ) -> None:
     """Serve the features of EXPORTED, a file or folder written by `swav-tf export`, over HTTP, without TensorFlow.
 
-    Of a folder, model-fp32.onnx is served. POST an image to /features, or several as multipart/form-data. /health says
+    Of a folder, model-fp32.onnx is served. POST an image to /features, or several as multipart/form-data. With
+    --features, POST to /similar finds similar images, and / is a page where images can be dropped. /health says
     whether the service is ready and which model it has, /metrics is for Prometheus. SIGTERM stops accepting; what was
-    accepted is answered. Addresses, answers and limits: docs/serve.md.
+    accepted is answered. Answers and limits: docs/serve.md.
 
     \b
     Examples:
       swav-tf serve exported
+      swav-tf serve exported --features train.npz --images photos/
       swav-tf serve exported/model-int8-cpu.onnx --host 0.0.0.0 --port 80 --batch 8 --wait-ms 5
       curl --data-binary @cat.jpg -H 'Content-Type: image/jpeg' http://127.0.0.1:8000/features
     """
     from evaluate.backends import open_model
+    from evaluate.serve.gallery import Gallery
     from evaluate.serve.server import listen, serve
     from evaluate.serve.service import Limits, Service
 
+    if images is not None and features is None:
+        raise click.UsageError("--images needs the --features of these images.")
     limits["body"], limits["images"] = int(limits.pop("max_mb") * 2**20), limits.pop("max_images")
     limits["pixels"] = limits.pop("max_pixels")
     model = open_model(_model_of(exported), provider=provider)
+    gallery = None if features is None else Gallery(features, model, images)
     bound = listen(host, port)
-    service = Service(model, Limits(**limits), threads=threads)
+    service = Service(model, Limits(**limits), gallery=gallery, threads=threads)
     address, found = bound.getsockname()[:2]
     url = f"http://[{address}]:{found}" if ":" in address else f"http://{address}:{found}"
     facts = {"url": url, "host": address, "port": found, "model": model.facts.as_dict()}

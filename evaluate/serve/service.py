@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import numpy as np
 import orjson
@@ -19,11 +19,12 @@ from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response
+from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
 from evaluate.backends.backend import Backend
 from evaluate.serve.batcher import Batcher
+from evaluate.serve.gallery import Gallery
 from evaluate.serve.metrics import Metrics
 from swav_tf.data.augment import Image
 from swav_tf.data.decode import Decoding, TooManyPixels, UndecodableImage, decode, evaluation_view
@@ -34,7 +35,9 @@ from swav_tf.plumbing.system import available_cores
 BODY_SECONDS: Final = 30.0  # in which the body of a request must arrive
 SLIMMEST: Final = 50  # long side over short side of an image: the view enlarges the short side
 NPY: Final = "application/x-npy"
+_PAGE: Final = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
 
+T = TypeVar("T")
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
@@ -74,31 +77,38 @@ class Refusal(Exception):
 class Service:
     """The ASGI application. Close it after the last answer."""
 
-    def __init__(self, model: Backend, limits: Limits, *, threads: int = 0) -> None:
+    def __init__(
+        self, model: Backend, limits: Limits, *, gallery: Gallery | None = None, threads: int = 0
+    ) -> None:
         if limits.images > limits.queue:
             raise UsageError(
                 f"The queue must hold the images of one request, {limits.images}. Received: {limits.queue}."
             )
-        self._model, self._limits = model, limits
+        self._model, self._limits, self._gallery = model, limits, gallery
         self._decoding = Decoding(model.data.background, limits.pixels or model.data.max_pixels)
         self._waiting = 0  # accepted images that are not yet answered; changed by the event loop only
         self.status = "ready"
         self.metrics = Metrics(lambda: self._waiting, largest_batch=limits.batch)
-        self._decoders = ThreadPoolExecutor(threads or available_cores(), "decode")
+        self._threads = ThreadPoolExecutor(threads or available_cores(), "decode")
         self._batcher = Batcher(self._compute, most=limits.batch, wait_seconds=limits.wait_ms / 1000)
-        routes = {
-            "/features": (self._features, "POST"),
-            "/health": (self._health, "GET"),
-            "/metrics": (self._metrics, "GET"),
-        }
-        self._paths = frozenset(routes)
+        routes = [
+            Route("/features", self._features, methods=["POST"]),
+            Route("/health", self._health),
+            Route("/metrics", self._metrics),
+        ]
+        if gallery is not None:
+            routes += [
+                Route("/similar", self._similar, methods=["POST"]),
+                Route("/images/{name:path}", self._picture),
+                Route("/", self._page),
+            ]
+        self._paths = [route.path for route in routes]
         handlers: dict[Any, Any] = {
             Refusal: self._refuse,
             HTTPException: self._not_served,
             Exception: self._fail,
         }
-        answers = [Route(path, answer, methods=[how]) for path, (answer, how) in routes.items()]
-        self._app = Starlette(routes=answers, exception_handlers=handlers)
+        self._app = Starlette(routes=routes, exception_handlers=handlers)
 
     def stop(self) -> None:
         """Let every answer close its connection, and wait for no more images to fill a batch."""
@@ -107,12 +117,16 @@ class Service:
 
     def close(self) -> None:
         """Finish what was accepted and end the threads."""
-        self._decoders.shutdown()
+        self._threads.shutdown()
         self._batcher.close()
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Answer a request, and count it."""
-        started, path = time.monotonic(), scope["path"] if scope["path"] in self._paths else "other"
+        started, path = time.monotonic(), "other"  # a scanner's paths would be as many series of the metrics
+        if scope["path"] in self._paths:
+            path = scope["path"]
+        elif scope["path"].startswith("/images/"):
+            path = "/images"
 
         async def counted(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -135,13 +149,39 @@ class Service:
             file = io.BytesIO()
             np.save(file, features)
             return Response(file.getvalue(), media_type=NPY)
-        weights = self._model.facts.weights_sha256
-        return _json({"weights_sha256": weights, "names": names, "features": features})
+        return self._answer(names, features=features)
+
+    async def _similar(self, request: Request) -> Response:
+        assert self._gallery is not None
+        most, asked = self._gallery.most, request.query_params.get("k", "10")
+        k = min(10, most) if "k" not in request.query_params else int(asked) if asked.isdecimal() else 0
+        if not 1 <= k <= most:
+            raise Refusal(400, "k", f"k must be a whole number from 1 to {most}. Received: {asked[:20]}.")
+        names, features = await self._features_of(request)
+        found = await self._in_thread(self._gallery.search, features, k)
+        return self._answer(names, similar=found)
+
+    def _answer(self, names: list[str], **results: Any) -> Response:
+        return _json({"weights_sha256": self._model.facts.weights_sha256, "names": names, **results})
+
+    async def _picture(self, request: Request) -> Response:
+        assert self._gallery is not None
+        picture = await self._in_thread(self._gallery.picture, request.path_params["name"])
+        if picture is None:
+            raise HTTPException(404, "the feature file must have such an image, and --images its folder")
+        return Response(picture, media_type="image/jpeg")
+
+    async def _page(self, request: Request) -> Response:
+        return HTMLResponse(_PAGE)
 
     async def _health(self, request: Request) -> Response:
-        facts = self._model.facts.as_dict() | {"path": Path(self._model.facts.path).name}
-        view, width = self._model.input_view.model_dump(), self._model.feature_dim
-        health = {"status": self.status, "model": facts, "view": view, "dimension": width}
+        health = {
+            "status": self.status,
+            "model": self._model.facts.as_dict() | {"path": Path(self._model.facts.path).name},
+            "view": self._model.input_view.model_dump(),
+            "dimension": self._model.feature_dim,
+            "gallery": self._gallery and self._gallery.facts,
+        }
         return _json(health, 200 if self.status == "ready" else 503)
 
     async def _metrics(self, request: Request) -> Response:
@@ -168,8 +208,11 @@ class Service:
         return [name for name, _ in files], np.stack(rows)  # type: ignore[arg-type]
 
     async def _features_of_image(self, name: str, data: bytes) -> np.ndarray:
-        view = await asyncio.get_running_loop().run_in_executor(self._decoders, self._view, name, data)
+        view = await self._in_thread(self._view, name, data)
         return await asyncio.wrap_future(self._batcher.submit(view))
+
+    def _in_thread(self, work: Callable[..., T], *arguments: Any) -> asyncio.Future[T]:
+        return asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
 
     def _accept(self, images: int) -> None:
         if self._waiting + images > self._limits.queue:
@@ -262,7 +305,7 @@ class Service:
         return _json({"error": str(error)}, error.status, error.headers)
 
     async def _not_served(self, request: Request, error: HTTPException) -> Response:
-        paths = ", ".join(sorted(self._paths))
+        paths = ", ".join(self._paths)
         sentence = f"{request.method} {request.url.path}: {error.detail}. Paths: {paths}."
         headers = dict(error.headers or {})
         return await self._refuse(request, Refusal(error.status_code, "path", sentence, headers))

@@ -7,8 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from evaluate.feature_file import FeatureFile, read_feature_file, write_feature_file
+from evaluate.serve.gallery import Gallery
 from evaluate.serve.service import NPY, Limits, Service
-from swav_tf.plumbing.errors import UsageError
+from evaluate.similar import similar_images
+from swav_tf.data.decode import decode, evaluation_view
+from swav_tf.plumbing.errors import DataError, UsageError
 from tests.evaluate.models import FEATURES, NumpyBackend
 
 DRAW = np.random.default_rng(3)
@@ -23,9 +27,9 @@ def encoded(height=12, width=10, kind="png"):
 PNG = encoded()
 
 
-def exchange(talk, model=None, **limits):
+def exchange(talk, model=None, gallery=None, **limits):
     """Return what `talk(client, service)` returns."""
-    service = Service(model or NumpyBackend(), Limits(**limits), threads=2)
+    service = Service(model or NumpyBackend(), Limits(**limits), gallery=gallery, threads=2)
 
     async def run():
         transport = httpx.ASGITransport(service, raise_app_exceptions=False)
@@ -38,12 +42,12 @@ def exchange(talk, model=None, **limits):
         service.close()
 
 
-def post(client, *files, **headers):
+def post(client, *files, path="/features", **headers):
     """A request with one image as its body, or with several files."""
     if len(files) == 1:
-        return client.post("/features", content=files[0], headers={"Content-Type": "image/png", **headers})
+        return client.post(path, content=files[0], headers={"Content-Type": "image/png", **headers})
     parts = [("images", (f"{number}.png", file)) for number, file in enumerate(files)]
-    return client.post("/features", files=parts, headers=headers)
+    return client.post(path, files=parts, headers=headers)
 
 
 def metric(text, name):
@@ -209,3 +213,74 @@ def test_metrics():
 def test_a_queue_too_short_for_a_request_is_refused():
     with pytest.raises(UsageError, match=r"must hold the images of one request, 64\. Received: 10"):
         Service(NumpyBackend(), Limits(queue=10))
+
+
+# === Similar images ===
+
+
+@pytest.fixture
+def searched(folders, tmp_path):
+    """A feature file of 20 images below `folders`, and of one outside."""
+    model, names = NumpyBackend(), sorted(str(path.relative_to(folders)) for path in folders.glob("*/*.png"))
+    (tmp_path / "secret.png").write_bytes(PNG)
+    names.append("../secret.png")
+    features = model.features([folders / name for name in names])
+    path = tmp_path / "searched.npz"
+    write_feature_file(
+        FeatureFile(path, features, np.arange(21) % 2, np.arange(21), names, {"class_names": ["a", "b"]})
+    )
+    return path
+
+
+def test_similar_images_are_those_of_the_command(searched):
+    images = [encoded(9 + n, 9) for n in range(3)]
+
+    async def talk(client, service):
+        return [
+            await post(client, *images, path="/similar?k=21"),
+            await post(client, PNG, path="/similar"),
+            *[await post(client, PNG, path=f"/similar?k={k}") for k in ("0", "22", "many")],
+        ]
+
+    answer, usual, *refused = exchange(talk, gallery=Gallery(searched, NumpyBackend()))
+    for image, found in zip(images, answer.json()["similar"], strict=True):
+        view = evaluation_view(decode(image), NumpyBackend.input_view)
+        wanted = similar_images(view, read_feature_file(searched), NumpyBackend(), k=21)
+        assert [near["name"] for near in found] == [near["name"] for near in wanted]
+        np.testing.assert_allclose(
+            [near["cosine"] for near in found], [near["cosine"] for near in wanted], atol=1e-6
+        )
+        assert {near["class"] for near in found} == {"a", "b"}
+    assert len(usual.json()["similar"][0]) == 10
+    assert [other.status_code for other in refused] == [400] * 3
+    assert refused[2].json()["error"] == "k must be a whole number from 1 to 21. Received: many."
+
+
+# Bug caught: a file that is not of the feature file, or not below the folder.
+def test_only_images_of_the_feature_file_below_the_folder_are_shown(searched, folders):
+    (folders / "cat" / "other.png").write_bytes(PNG)
+    paths = ["/images/cat/00.png", "/images/d%C3%B6g%2C%20%22big%22/03.png", "/images/cat/other.png",
+             "/images/%2e%2e/secret.png", "/images/..%2fsecret.png", f"/images/{folders}/cat/00.png", "/"]  # fmt: skip
+
+    async def talk(client, service):
+        return [await client.get(path) for path in paths]
+
+    shown = exchange(talk, gallery=Gallery(searched, NumpyBackend(), folders))
+    assert [answer.status_code for answer in shown] == [200, 200, 404, 404, 404, 404, 200]
+    assert Image.open(io.BytesIO(shown[0].content)).size == (NumpyBackend.input_view.crop,) * 2
+    assert "Drop an image" in shown[-1].text
+    hidden = exchange(talk, gallery=Gallery(searched, NumpyBackend()))
+    assert [answer.status_code for answer in hidden] == [404] * 6 + [200]
+    assert "must have such an image" in hidden[0].json()["error"]
+
+
+def test_feature_files_of_other_models_or_damaged_are_refused(searched):
+    file = read_feature_file(searched)
+    other = {"model": {"weights_sha256": "b" * 64}}
+    write_feature_file(FeatureFile(searched, file.features, file.labels, file.index, file.names, other))
+    with pytest.raises(UsageError, match="Only features of one model can be compared"):
+        Gallery(searched, NumpyBackend())
+    file.features[3, 2] = np.nan
+    write_feature_file(file)
+    with pytest.raises(DataError, match=r"Features must be finite\. Received: 1 rows"):
+        Gallery(searched, NumpyBackend())
