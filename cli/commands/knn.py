@@ -20,14 +20,14 @@ from cli.tables.plain import print_table
     callback=counts,
     metavar="N,...",
     default="10,20,100,200",
-    help="Numbers of neighbours that vote; each gives a row of the result.",
+    help="Numbers of neighbors that vote; each gives a row of the result.",
 )
 @amount_option(
-    "--temperature", metavar="X", default=0.07, help="A neighbour's vote has weight exp(cosine / X)."
+    "--temperature", metavar="X", default=0.07, help="A neighbor's vote has weight exp(cosine / X)."
 )
 @report_options
 def command(train: Path, test: Path, neighbours: tuple[int, ...], temperature: float, report: Report) -> None:
-    """Classify the images of feature file TEST by their nearest neighbours in TRAIN, by cosine similarity.
+    """Classify the images of feature file TEST by their nearest neighbors in TRAIN, by cosine similarity.
 
     The search is exact. Files that end in .npy stay on disk: 1.28 million features of 2048 dimensions and 50,000
     queries need less than 1 GiB of memory.
@@ -46,7 +46,7 @@ def command(train: Path, test: Path, neighbours: tuple[int, ...], temperature: f
         if fitting != neighbours and not report.quiet:
             click.echo(f"{train} has {len(known):,} images: k is {', '.join(map(str, fitting))}.", err=True)
         neighbours = fitting
-    with share_progress("neighbours", quiet=report.quiet) as progress:
+    with share_progress("neighbors", quiet=report.quiet) as progress:
         accuracies = knn_accuracies(
             known, queries, neighbours=neighbours, temperature=temperature, on_progress=progress
         )

@@ -359,7 +359,7 @@ def _assumptions(recipe: Recipe, cluster: Cluster, cost: NetworkCost, *, measure
     gpu, precision = cluster.gpu, recipe.train.precision
     single = precision == "float32"
     found = [
-        f"{gpu.name} by its data sheet: {gpu.single_tflops if single else gpu.half_tflops:g} TFLOP/s "
+        f"{gpu.name} at its nominal peak: {gpu.single_tflops if single else gpu.half_tflops:g} TFLOP/s "
         f"({'float32' if single else 'half precision, dense'}), {gpu.memory_gb:g} GB at {gpu.bandwidth_gb:,g} GB/s",
     ]
     if not measured:

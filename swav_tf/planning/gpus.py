@@ -33,11 +33,12 @@ class Gpu:
 
 PCIE: Final = "PCI Express"
 
-# To be compared with the makers' figures: the RTX cards but the 4090, A10G, L40S, A6000, B200 and MI300X were entered
-# from memory and are unchecked, except A10G's memory and bandwidth. The sources to check against:
-# NVIDIA's data sheets of V100 (SXM2), A100 (SXM4), H100, H200 (SXM5), HGX B200, A10G, L4, L40S,
-# T4, RTX A6000; its white papers of GA102 (RTX 30), Ada (RTX 40) and RTX Blackwell (RTX 50), "FP16 Tensor with FP32
-# Accumulate", half of GeForce's better known number; AMD's data sheet of MI300X. Without sparsity, which doubles some.
+# Compared with tables that cite the makers, not with their documents: hmc-tech.com/gpu (B200, MI300X, RTX 4080, 4090,
+# 5080), waredb.com/processor (RTX 4090), glennklockwood.com/garden/processors (A100), inferenceengineering.tech (H100,
+# H200, L4), llmbook.apartsin.com appendix G (L40S), gamingpcbuilder.com (RTX 30; their tensor figures are four times
+# ours), baseten.co/blog (A10G's memory). Not found there, and unchecked: products of A10G, RTX 5070, RTX A6000; V100,
+# T4. B200 is that of HGX, whose 180 GB differ from the module's 192. GeForce's products are summed in float32, which
+# halves their better known number. Without sparsity, which doubles some.
 GPUS: Final = {
     "v100": Gpu("V100 16 GB", 125, 15.7, 16, 900, 300, bfloat16=False),
     "a100": Gpu("A100 80 GB", 312, 19.5, 80, 2039, 600),
