@@ -19,6 +19,7 @@ EXTRAS = {
     "export": ("onnx", "tf2onnx"),
     "report": ("matplotlib", "sklearn"),
     "serve": ("orjson", "prometheus_client", "python_multipart", "starlette", "uvicorn"),
+    "search": ("faiss",),
     "tensorrt": ("tensorrt", "cuda"),
 }
 

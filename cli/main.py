@@ -33,6 +33,7 @@ COMMANDS: Final = {
         "knn": "Measure the k-NN accuracy of features.",
         "clusters": "Assign images to prototypes and show the nearest images of each.",
         "similar": "Find the images most similar to one image.",
+        "index": "Index features for search among millions of images.",
         "plot": "Draw a 2-D map of features.",
         "predict": "Predict the classes of images.",
         "validate": "Measure the accuracy of a classifier.",

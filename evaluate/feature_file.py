@@ -20,6 +20,7 @@ from typing import Any, Final, cast
 import numpy as np
 
 from evaluate.feature_parts import FACTS_KEY, has_parts, open_parts
+from swav_tf.knn import Neighbours, find_neighbours
 from swav_tf.plumbing.errors import DataError, UsageError
 from swav_tf.plumbing.files import atomic_write, atomic_writes
 
@@ -40,6 +41,7 @@ class FeatureFile:
     index: np.ndarray  # (N,) int64, numbers of the images in their source
     names: Sequence[str]  # (N,) names of the images there
     facts: dict[str, Any] = field(default_factory=dict)
+    normalized: bool = False  # whether all features have length 1
 
     def __len__(self) -> int:
         return len(self.features)
@@ -49,9 +51,34 @@ class FeatureFile:
         """Names of the classes by label; empty if unknown."""
         return self.facts.get("class_names", [])  # type: ignore[no-any-return]
 
+    @property
+    def width(self) -> int:
+        """Number of features of an image, F."""
+        return int(self.features.shape[1])
+
     def class_name(self, label: int) -> str:
         """Return the name of a class; see the function `class_name`."""
         return class_name(label, self.class_names)
+
+    def entry(self, row: int) -> dict[str, Any]:
+        """Return `name`, `label`, `class` and `index` (number in the source) of a row."""
+        label, index = int(self.labels[row]), int(self.index[row])
+        return {"name": self.names[row], "label": label, "class": self.class_name(label), "index": index}
+
+    def neighbours(
+        self, queries: np.ndarray, *, k: int, on_progress: Callable[[float], None] = lambda _: None
+    ) -> Neighbours:
+        """Find the k features of highest cosine with each query (M, F); see `find_neighbours`.
+
+        Raises:
+            DataError: features are not finite.
+        """
+        try:
+            return find_neighbours(
+                self.features, queries, k=k, normalized=self.normalized, on_progress=on_progress
+            )
+        except ValueError as error:  # callers check shapes and k, but not the values
+            raise DataError(f"{self.path}, or what is searched in it: {error}") from error
 
 
 def class_name(label: int, names: Sequence[str]) -> str:

@@ -342,15 +342,31 @@ class FeatureParts:
 
     features: Rows
     table: Table
+    rows: list[int]  # of each part
     facts: dict[str, Any]
 
 
-def open_parts(folder: Path) -> FeatureParts:
+def open_parts(folder: Path, rows: list[int] | None = None) -> FeatureParts:
     """Open the features in a folder. Nothing that grows with the images is read.
+
+    Args:
+        folder: of the parts.
+        rows: number of rows of each part, if they were found complete before: then they are not looked at.
 
     Raises:
         DataError: parts are missing or damaged.
     """
+    facts = read_facts(folder)
+    parts = all_parts(folder, facts)
+    if rows is None:
+        _refuse_problems(folder)
+        rows = [len(np.load(part.array, mmap_mode="r")) for part in parts]
+        facts["unreadable"] = sum(part_facts(part)["unreadable"] for part in parts)
+    features = Rows(parts, rows, facts["feature_dim"])
+    return FeatureParts(features, Table(parts, features), rows, facts)
+
+
+def _refuse_problems(folder: Path) -> None:
     if problems := find_problems(folder):
         listed = "; ".join(problem for _, problem in problems[:5])
         more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
@@ -358,10 +374,3 @@ def open_parts(folder: Path) -> FeatureParts:
             f"{folder} must have all its parts. Received: {listed}{more}. List the commands that make them "
             f"by `swav-tf features {folder} --check`."
         )
-    facts = read_facts(folder)
-    parts = all_parts(folder, facts)
-    own = [part_facts(part) for part in parts]
-    rows = Rows(parts, [len(np.load(part.array, mmap_mode="r")) for part in parts], facts["feature_dim"])
-    return FeatureParts(
-        rows, Table(parts, rows), facts | {"unreadable": sum(each["unreadable"] for each in own)}
-    )

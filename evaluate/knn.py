@@ -9,9 +9,10 @@ from typing import Any, Final
 import numpy as np
 
 from evaluate.feature_file import FeatureFile
+from evaluate.search import SearchIndex
 from swav_tf.data.labels import renumbered
 from swav_tf.data.subset import first_of
-from swav_tf.knn import find_neighbours, vote
+from swav_tf.knn import vote
 from swav_tf.plumbing.errors import DataError, UsageError
 from swav_tf.plumbing.log import log
 
@@ -32,11 +33,13 @@ def knn_accuracies(
     *,
     neighbours: Sequence[int],
     temperature: float = 0.07,
+    index: SearchIndex | None = None,
     on_progress: Callable[[float], None] = lambda _: None,
 ) -> dict[int, KnnAccuracy]:
-    """Return the k-NN accuracy of `asked` for several k, by one exact search in `known` for the largest.
+    """Return the k-NN accuracy of `asked` for several k, by one search in `known` for the largest.
 
-    A neighbor's vote is exp(cosine / temperature); `on_progress` is called with the share that is done, 0 to 1.
+    The search is exact unless an index of `known` is given. A neighbor's vote is exp(cosine / temperature);
+    `on_progress` is called with the share that is done, 0 to 1.
 
     Raises:
         UsageError: the files do not match, or k is larger than the file that votes.
@@ -44,10 +47,7 @@ def knn_accuracies(
     """
     _check(known, asked, neighbours)
     truths = _truths(known, asked)
-    try:
-        found = find_neighbours(known.features, asked.features, k=max(neighbours), on_progress=on_progress)
-    except ValueError as error:  # shapes and k are checked, the values are not
-        raise DataError(f"{known.path} and {asked.path}: {error}") from error
+    found = (index or known).neighbours(asked.features, k=max(neighbours), on_progress=on_progress)
     classes = 1 + int(max(known.labels.max(), truths.max()))
     ranks = {k: np.empty(len(asked), np.int64) for k in neighbours}
     for start in range(0, len(asked), QUERIES):

@@ -14,10 +14,11 @@ from evaluate.feature_file import FeatureFile
 from evaluate.gallery import SheetRow, draw_sheet, scaled, thumbnail
 from evaluate.images import ImageSet, open_images
 from evaluate.knn import check_same_model
+from evaluate.search import SearchIndex
 from swav_tf.data.augment import Image
 from swav_tf.data.decode import Decoding, UndecodableImage, decode, evaluation_view
+from swav_tf.data.folders import NamedImages
 from swav_tf.data.sources import contents_sha256
-from swav_tf.knn import find_neighbours
 from swav_tf.plumbing.errors import DataError, UsageError
 from swav_tf.plumbing.log import log
 from swav_tf.plumbing.names import printable
@@ -37,19 +38,21 @@ def query_view(path: Path, model: Backend) -> Image:
         raise UsageError(f"IMAGE must be an image file. Received: {path}: {error.strerror}.") from error
 
 
-def check_searchable(file: FeatureFile, model: Backend) -> None:
+def check_searchable(file: FeatureFile | SearchIndex, model: Backend) -> None:
     """Raise UsageError if a feature file is of another model than those that are searched in it."""
-    if file.features.shape[1] != model.feature_dim:
+    if file.width != model.feature_dim:
         raise UsageError(
-            f"The feature file must be of the same model. Received: {file.path} with {file.features.shape[1]} "
+            f"The feature file must be of the same model. Received: {file.path} with {file.width} "
             f"features per image, {model.facts.path} with {model.feature_dim}."
         )
     facts = {"model": model.facts.as_dict(), "view": model.input_view.model_dump()}
     check_same_model(file.facts, facts, str(file.path), model.facts.path)
 
 
-def similar_images(view: Image, file: FeatureFile, model: Backend, *, k: int) -> list[dict[str, Any]]:
-    """Find the k images of a feature file whose features have the highest cosine with those of `view`.
+def similar_images(
+    view: Image, file: FeatureFile | SearchIndex, model: Backend, *, k: int
+) -> list[dict[str, Any]]:
+    """Find the k images of a feature file or index whose features have the highest cosine with those of `view`.
 
     Returns:
         see `nearest_images`.
@@ -67,15 +70,14 @@ def similar_images(view: Image, file: FeatureFile, model: Backend, *, k: int) ->
 
 
 def nearest_images(
-    file: FeatureFile, features: np.ndarray, *, k: int, normalized: bool = False
+    file: FeatureFile | SearchIndex, features: np.ndarray, *, k: int
 ) -> list[list[dict[str, Any]]]:
-    """Find the k images of a feature file with the highest cosine, for each row of features (n, F).
+    """Find the k images of a feature file or index with the highest cosine, for each row of features (n, F).
 
     Args:
         file: N images.
         features: of the images to which others are similar.
         k: 1 <= k <= N.
-        normalized: whether the rows of the file have length 1.
 
     Returns:
         `name`, `label`, `class`, `cosine` and `index` (number in the source) of each, the nearest first.
@@ -83,20 +85,30 @@ def nearest_images(
     Raises:
         DataError: features are not finite.
     """
-    try:
-        found = find_neighbours(file.features, features, k=k, normalized=normalized)
-    except ValueError as error:
-        raise DataError(f"{file.path}: {error}") from error
+    found = file.neighbours(features, k=k)
     return [
-        [_similar(file, *near) for near in zip(rows, cosines, strict=True)]
+        [file.entry(row) | {"cosine": cosine} for row, cosine in zip(rows, cosines, strict=True)]
         for rows, cosines in zip(found.indices.tolist(), found.cosines.tolist(), strict=True)
     ]
 
 
-def _similar(file: FeatureFile, row: int, cosine: float) -> dict[str, Any]:
-    label, index = int(file.labels[row]), int(file.index[row])
-    name, known = file.names[row], file.class_name(label)
-    return {"name": name, "label": label, "class": known, "cosine": cosine, "index": index}
+def images_found(
+    found: Sequence[dict[str, Any]], file: FeatureFile | SearchIndex, like: Data, data: str | None = None
+) -> ImageSet:
+    """Open the images that were found in a feature file or index, at `data` if they have moved.
+
+    A folder of images is not listed for an index: the files are opened by their names.
+    """
+    if isinstance(file, FeatureFile):
+        return images_of(file, like, data)
+    source = file.facts["source"]
+    if source["kind"] not in ("class_folders", "images"):
+        return open_images(data or source["path"], like=like, kind=source["kind"], split=source["split"])
+    path = data or source["path"]
+    settings = like.model_copy(update={"kind": source["kind"], "path": path})
+    named = NamedImages(path, {each["index"]: each["name"] for each in found})
+    named.decoding = Decoding.of(settings)
+    return ImageSet(named, settings)
 
 
 def images_of(file: FeatureFile, like: Data, data: str | None = None) -> ImageSet:

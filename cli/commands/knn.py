@@ -25,20 +25,36 @@ from cli.tables.plain import print_table
 @amount_option(
     "--temperature", metavar="X", default=0.07, help="A neighbor's vote has weight exp(cosine / X)."
 )
+@click.option(
+    "--index",
+    type=PATH,
+    metavar="FILE",
+    show_default="exact search",
+    help="Search an index of TRAIN by `swav-tf index`; TRAIN is then a folder of parts.",
+)
 @report_options
-def command(train: Path, test: Path, neighbours: tuple[int, ...], temperature: float, report: Report) -> None:
+def command(
+    train: Path,
+    test: Path,
+    neighbours: tuple[int, ...],
+    temperature: float,
+    index: Path | None,
+    report: Report,
+) -> None:
     """Classify the images of feature file TEST by their nearest neighbors in TRAIN, by cosine similarity.
 
-    The search is exact. Files that end in .npy stay on disk: 1.28 million features of 2048 dimensions and 50,000
-    queries need less than 1 GiB of memory.
+    The search is exact, unless an index is given. Files that end in .npy and folders stay on disk: 1.28 million
+    features of 2048 dimensions and 50,000 queries need less than 1 GiB of memory.
 
     \b
     Examples:
       swav-tf knn train.npz test.npz
       swav-tf knn train.npy val.npy -k 20 --temperature 0.07 --json
+      swav-tf knn train/ val.npy --index train.index
     """
     from evaluate.feature_file import read_feature_file
     from evaluate.knn import knn_accuracies
+    from evaluate.search import open_index
 
     known, queries = read_feature_file(train), read_feature_file(test)
     if is_default("neighbours"):
@@ -48,7 +64,12 @@ def command(train: Path, test: Path, neighbours: tuple[int, ...], temperature: f
         neighbours = fitting
     with share_progress("neighbors", quiet=report.quiet) as progress:
         accuracies = knn_accuracies(
-            known, queries, neighbours=neighbours, temperature=temperature, on_progress=progress
+            known,
+            queries,
+            neighbours=neighbours,
+            temperature=temperature,
+            index=None if index is None else open_index(index, train),
+            on_progress=progress,
         )
     if report.as_json:
         report.show(
@@ -58,6 +79,7 @@ def command(train: Path, test: Path, neighbours: tuple[int, ...], temperature: f
                 "train_images": len(known),
                 "test_images": len(queries),
                 "temperature": temperature,
+                "index": None if index is None else str(index),
                 "knn": {k: {"top1": a.top1, "top5": a.top5} for k, a in accuracies.items()},
                 "model": known.facts.get("model"),
             }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -18,15 +19,24 @@ from cli.options import (
 )
 from cli.tables.plain import print_table
 
+if TYPE_CHECKING:
+    from evaluate.feature_file import FeatureFile
+    from evaluate.search import SearchIndex
+
 
 @click.command()
 @click.argument("image", type=PATH)
 @click.option(
     "--features",
-    required=True,
     type=PATH,
     metavar="FILE",
-    help="Feature file to search, computed with the same model.",
+    help="Feature file, or folder of parts, to search, computed with the same model.",
+)
+@click.option(
+    "--index",
+    type=PATH,
+    metavar="FILE",
+    help="Search an index by `swav-tf index` instead; --features is the place of its features if they have moved.",
 )
 @model_options
 @picture_option(default=Path("similar.png"))
@@ -34,34 +44,54 @@ from cli.tables.plain import print_table
 @click.option("--data", metavar="DATA", help="Location of the feature file's images, if they have moved.")
 @json_options
 def command(
-    image: Path, features: Path, model: ModelChoice, output: Path, k: int, data: str | None, report: Report
+    image: Path,
+    features: Path | None,
+    index: Path | None,
+    model: ModelChoice,
+    output: Path,
+    k: int,
+    data: str | None,
+    report: Report,
 ) -> None:
     """Find the images in a feature file that are most similar to IMAGE, by cosine similarity.
+
+    The search in a feature file is exact. An index finds nearly the same in millions of images within milliseconds.
 
     \b
     Examples:
       swav-tf similar cat.jpg --features train.npy --model runs/first
       swav-tf similar cat.jpg --features train.npy --model runs/first -k 30 --output cats.png --json
+      swav-tf similar cat.jpg --index photos.index --model runs/first
     """
-    from evaluate.feature_file import read_feature_file
+    file: FeatureFile | SearchIndex
+    if index is not None:
+        from evaluate.search import open_index
 
-    file = read_feature_file(features)  # before TensorFlow loads
+        file = open_index(index, features)
+    elif features is not None:
+        from evaluate.feature_file import read_feature_file
+
+        file = read_feature_file(features)  # before TensorFlow loads
+    else:
+        raise click.MissingParameter(param_type="option", param_hint="'--features' or '--index'")
     if is_default("k") and k > len(file):
         k = len(file)
-        click.echo(f"{features} has {k:,} images: all are shown.", err=True)
+        click.echo(f"{file.path} has {k:,} images: all are shown.", err=True)
     backend = model.open()
 
-    from evaluate.similar import draw_similar, images_of, query_view, similar_images
+    from evaluate.similar import draw_similar, images_found, query_view, similar_images
     from swav_tf.plumbing.files import atomic_write
 
     view = query_view(image, backend)
     found = similar_images(view, file, backend, k=k)
-    images = images_of(file, backend.data, data)
+    images = images_found(found, file, backend.data, data)
     drawn = draw_similar(view, image.name, found, images, backend)
     with atomic_write(output) as partial:
         drawn.save(partial)
     if report.as_json:
-        report.show({"image": str(image), "features": str(features), "output": str(output), "similar": found})
+        report.show(
+            {"image": str(image), "features": str(file.path), "output": str(output), "similar": found}
+        )
         return
     rows = [(f"{near['cosine']:.3f}", near["class"] or "-", near["name"]) for near in found]
     print_table(("cosine", "class", "image"), rows, left=("image",))

@@ -32,7 +32,7 @@ class Gallery:
         file = read_feature_file(path)
         check_searchable(file, model)
         try:
-            self._file = replace(file, features=unit_rows(file.features))
+            self._file = replace(file, features=unit_rows(file.features), normalized=True)
         except ValueError as error:
             raise DataError(f"{path}: {error}") from error
         self._images, self._names = images, frozenset(file.names)
@@ -42,7 +42,7 @@ class Gallery:
 
     def search(self, features: np.ndarray, k: int) -> list[list[dict[str, Any]]]:
         """Return the k nearest images to each row (n, F), 1 <= k <= `most`; see `nearest_images`."""
-        return nearest_images(self._file, features, k=k, normalized=True)
+        return nearest_images(self._file, features, k=k)
 
     def picture(self, name: str) -> bytes | None:
         """Return the model's view of an image as JPEG; None unless images may be shown and one has that name.

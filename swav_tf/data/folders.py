@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import groupby
 from pathlib import Path
 from typing import Final
@@ -24,6 +24,7 @@ class _Files:
     """Image files, each known by its path relative to `root`."""
 
     decoding: Decoding = DEFAULT
+    _names: PackedNames | Mapping[int, str]
 
     def __init__(self, root: str, names: Iterable[str], left_out: LeftOut) -> None:
         self.root, self.left_out = root, left_out
@@ -50,6 +51,19 @@ class _Files:
     def image_name(self, index: int) -> str:
         """Return the path of image `index` relative to the folder; in class folders `<class>/<file>`."""
         return self._names[index]
+
+
+class NamedImages(_Files):
+    """Some images of a folder by number and name. The folder is not listed."""
+
+    class_names: tuple[str, ...] = ()
+
+    def __init__(self, path: str | Path, names: Mapping[int, str]) -> None:
+        self.root, self._names = _existing_folder(path), names
+
+    def label(self, index: int) -> int:
+        """Return -1: these images have no labels."""
+        return -1
 
 
 class ImageFolder(_Files):

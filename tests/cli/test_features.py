@@ -107,6 +107,24 @@ def test_similar(model, files, tmp_path, output):
     assert np.asarray(Image.open(tmp_path / "x.png")).std() > 20
 
 
+# Bugs caught: --memory without effect; an index that finds another image, or that needs the place of its features.
+def test_index(model, files, tmp_path, output, refused):
+    pytest.importorskip("faiss")
+    output(f"features digits --split test --model {model} --output {tmp_path}/parts --quiet")
+    line = f"index {tmp_path}/parts --output {tmp_path}/x.index"
+    refused(f"{line} --memory 8", 2, "a size such as 8GiB")
+    refused(f"{line} --memory 1KB", 2, "needs more --memory")
+    facts = json.loads(output(f"{line} --memory 1MiB --json"))
+    assert (facts["images"], facts["factory"]) == (360, "IVF5,SQfp16")
+    assert facts["recall_at_10"] >= 0.99
+    line = (
+        f"similar {files}/digit.png --index {tmp_path}/x.index --model {model} -k 3 --output {tmp_path}/x.png"
+    )
+    assert json.loads(output(f"{line} --json"))["similar"][0]["index"] == 17
+    refused(line.replace("--index", "--features"), 2, "must end in")
+    refused(f"similar {files}/digit.png --model {model}", 2, "Missing option '--features' or '--index'")
+
+
 # Bug caught: --method or --limit without effect.
 def test_plot(files, tmp_path, output):
     picture = tmp_path / "x.png"

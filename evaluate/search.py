@@ -1,0 +1,269 @@
+"""An index of the features in a folder of parts, for approximate search among millions of images. FAISS does the work.
+
+INDEX        inverted lists of vectors in float16, or of product codes if those are too large; memory-mapped
+INDEX.json   facts: the features it is of, how it searches, and the recall that was measured
+INDEX.work/  until it is complete: the trained lists, and the blocks of rows that are already in lists
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, cast
+
+import numpy as np
+
+from evaluate.feature_file import class_name, companion
+from evaluate.feature_parts import FeatureParts, open_parts, read_facts
+from swav_tf.knn import Neighbours, find_neighbours, unit_rows
+from swav_tf.plumbing.errors import DataError, UsageError
+from swav_tf.plumbing.files import atomic_write, atomic_writes, locked_folder
+from swav_tf.plumbing.log import log
+from swav_tf.plumbing.values import nested_diff
+
+BLOCK: Final = 131_072  # rows that are added, and kept, at once
+SAMPLES: Final = 64  # training vectors for each list
+QUERIES: Final = (
+    1_000  # held out to measure recall; fewer where the exact scan of more than 10^6 rows would take long
+)
+K: Final = 10  # neighbors whose recall is measured
+RECALL: Final = 0.99
+RERANKED: Final = 100  # candidates by product codes whose exact cosines are compared
+
+
+def choose_factory(rows: int, width: int, memory: int) -> str:
+    """Return FAISS's name of an index that takes at most `memory` bytes.
+
+    Raises:
+        UsageError: no index is that small.
+    """
+    lists = max(1, min(2 ** round(math.log2(2 * math.sqrt(rows))), rows // SAMPLES))
+    overhead = 8 * rows + 4 * width * lists
+    if overhead + 2 * width * rows <= memory:
+        return f"IVF{lists},SQfp16"
+    codes = [m for m in range(max(1, width // 8), 0, -1) if width % m == 0]
+    fitting = [m for m in codes if overhead + m * rows <= memory]
+    if not fitting:
+        least = (overhead + codes[-1] * rows) / 2**30
+        raise UsageError(
+            f"An index of {rows:,} x {width} features needs more --memory, at least {least:.1f} GiB."
+        )
+    return f"IVF{lists},PQ{fitting[0]}"
+
+
+@dataclass(frozen=True)
+class SearchIndex:
+    """An index of N images, open for search."""
+
+    path: Path
+    facts: dict[str, Any]  # those of the features, `factory`, `probes`, `recall_at_10`
+    parts: FeatureParts
+    engine: Any = field(repr=False)  # of FAISS
+
+    def __len__(self) -> int:
+        return len(self.parts.features)
+
+    @property
+    def width(self) -> int:
+        """Number of features of an image, F."""
+        return self.parts.features.shape[1]
+
+    def entry(self, row: int) -> dict[str, Any]:
+        """Return `name`, `label`, `class` and `index` (number in the source) of a row."""
+        entry = self.parts.table.entry(row)
+        return entry | {"class": class_name(entry["label"], self.facts["class_names"])}
+
+    def neighbours(
+        self, queries: np.ndarray, *, k: int, on_progress: Callable[[float], None] = lambda _: None
+    ) -> Neighbours:
+        """Find about the k features of highest cosine with each query (M, F); the cosines themselves are exact.
+
+        `on_progress` is called with the share that is done, 0 to 1.
+        """
+        cosines, indices = np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int64)
+        candidates = max(k, RERANKED) if ",PQ" in self.facts["factory"] else k
+        for start in range(0, len(queries), 1024):
+            asked = unit_rows(queries[start : start + 1024])
+            for row, rows in enumerate(self._candidates(asked, min(candidates, len(self)), k), start):
+                exact = unit_rows(self.parts.features[rows]) @ asked[row - start]
+                best = np.argsort(-exact, kind="stable")[:k]
+                cosines[row], indices[row] = exact[best], rows[best]
+            on_progress(min(1.0, (start + 1024) / len(queries)))
+        return Neighbours(cosines, indices)
+
+    def _candidates(self, asked: np.ndarray, count: int, k: int) -> Iterator[np.ndarray]:
+        """Yield the rows in the nearest lists, at least k; all lists are searched if those have fewer."""
+        found = _search(self.engine, asked, count, self.facts["probes"])
+        if (found[:, k - 1] < 0).any():
+            found = _search(self.engine, asked, count, self.engine.nlist)
+        for rows in found:
+            yield rows[rows >= 0]
+
+
+def _search(engine: Any, asked: np.ndarray, count: int, probes: int) -> np.ndarray:
+    engine.nprobe = probes
+    found: np.ndarray = engine.search(asked, count)[1]
+    return found
+
+
+def open_index(path: Path, features: Path | None = None) -> SearchIndex:
+    """Open an index. Nothing that grows with the images is read.
+
+    Args:
+        path: its file.
+        features: the folder of its features, if that has moved.
+
+    Raises:
+        UsageError: it does not exist, or the folder has other features.
+        DataError: it is damaged.
+    """
+    import faiss
+
+    if not path.exists():
+        raise UsageError(f"Index not found: {path}. Create one with `swav-tf index`.")
+    try:
+        facts = json.loads(companion(path, ".json").read_text(encoding="utf-8"))
+        engine = faiss.read_index(str(path), faiss.IO_FLAG_MMAP)
+        folder, rows = features or Path(facts["features"]), facts["rows"]
+        if engine.ntotal != sum(rows):
+            raise ValueError(f"it has {engine.ntotal:,} of {sum(rows):,} rows")
+    except (OSError, RuntimeError, ValueError, KeyError) as error:
+        raise DataError(
+            f"{path} must be an index, with {path.name}.json next to it. It cannot be read: {error}"
+        ) from error
+    now = read_facts(folder)
+    if changes := nested_diff({key: facts.get(key) for key in now}, now):
+        listed = "; ".join(f"{key}: was {old!r}, now {new!r}" for key, (old, new) in changes.items())
+        raise UsageError(f"{folder} must have the features that {path} was made of. Received: {listed}.")
+    return SearchIndex(path, facts, open_parts(folder, rows), engine)
+
+
+def build_index(
+    folder: Path,
+    output: Path,
+    *,
+    memory: int = 8 * 2**30,
+    seed: int = 0,
+    on_progress: Callable[[float], None] = lambda _: None,
+) -> dict[str, Any]:
+    """Index the features in a folder, and measure the recall. The same call after an interruption resumes.
+
+    Args:
+        folder: of parts, all complete.
+        output: file to write.
+        memory: largest size of the index, bytes.
+        seed: decides the training sample and the queries.
+        on_progress: called with the share of the rows that are added, 0 to 1.
+
+    Returns:
+        the facts in OUTPUT.json.
+
+    Raises:
+        UsageError: the memory is too small for any index, or another process writes the same.
+        DataError: parts are missing, or features are not finite.
+    """
+    parts = open_parts(folder)
+    rows, width = parts.features.shape
+    facts = read_facts(folder) | {
+        "features": str(folder.resolve()),
+        "rows": parts.rows,
+        "factory": choose_factory(rows, width, memory),
+        "seed": seed,
+    }
+    with locked_folder(work := companion(output, ".work")):
+        try:
+            engine = _fill(work, parts, facts, on_progress)
+            probes, recall, queries = _measure(engine, parts, facts)
+        except ValueError as error:
+            raise DataError(f"{folder}: {error}") from error
+        facts |= {"probes": probes, "recall_at_10": recall, "recall_queries": queries}
+        _write(output, engine, facts)
+        shutil.rmtree(work)
+    return facts
+
+
+def _fill(
+    work: Path, parts: FeatureParts, facts: dict[str, Any], on_progress: Callable[[float], None]
+) -> Any:
+    """Return the filled index, made of the blocks in the work folder and of those that are missing there."""
+    import faiss
+
+    settings, rows = work / "settings.json", len(parts.features)
+    if settings.exists() and json.loads(settings.read_text()) != facts:
+        log.warning(f"{work} was begun with other features or settings. It starts over.")
+        for path in work.iterdir():
+            if path.name != ".lock":
+                path.unlink()
+    with atomic_write(settings) as partial:
+        partial.write_text(json.dumps(facts))
+    trained = work / "trained"
+    if not trained.exists():
+        engine = faiss.index_factory(facts["feature_dim"], facts["factory"], faiss.METRIC_INNER_PRODUCT)
+        sample, _ = _split(rows, engine.nlist, facts["seed"])
+        engine.train(unit_rows(parts.features[sample]))
+        _save(trained, engine)
+    complete = faiss.read_index(str(trained))
+    for start in range(0, rows, BLOCK):
+        block, end = work / f"rows-{start:012d}", min(start + BLOCK, rows)
+        if not block.exists():
+            engine = faiss.read_index(str(trained))
+            engine.add_with_ids(unit_rows(parts.features[start:end]), np.arange(start, end))
+            _save(block, engine)
+        complete.merge_from(faiss.read_index(str(block)), 0)
+        on_progress(end / rows)
+    return complete
+
+
+def _save(path: Path, engine: Any) -> None:
+    import faiss
+
+    with atomic_write(path) as partial:
+        faiss.write_index(engine, str(partial))
+
+
+def _write(output: Path, engine: Any, facts: dict[str, Any]) -> None:
+    import faiss
+
+    with atomic_writes(output, companion(output, ".json")) as (index, text):
+        faiss.write_index(engine, str(index))
+        facts["bytes"] = index.stat().st_size
+        text.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+        companion(output, ".json").unlink(missing_ok=True)  # so that old facts never meet a new index
+
+
+def _split(rows: int, lists: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the rows to train on, sorted, and the held-out rows to ask for."""
+    asked = min(QUERIES, max(100, 10**9 // rows), rows // 2)
+    order = np.random.default_rng(seed).choice(
+        rows, min(rows, asked + max(SAMPLES * lists, 10_000)), replace=False
+    )
+    return np.sort(order[asked:]), np.sort(order[:asked])
+
+
+def _measure(engine: Any, parts: FeatureParts, facts: dict[str, Any]) -> tuple[int, float, int]:
+    """Return the number of lists to search that reaches RECALL, the recall, and the number of queries."""
+    _, asked = _split(len(parts.features), engine.nlist, facts["seed"])
+    queries, k = parts.features[asked], min(K, len(parts.features) - 1)
+    exact = _others(asked, find_neighbours(cast(np.ndarray, parts.features), queries, k=k + 1).indices)
+    probes = 1
+    while True:
+        index = SearchIndex(Path(), facts | {"probes": probes}, parts, engine)
+        found = _others(asked, index.neighbours(queries, k=k + 1).indices)
+        recall = float(
+            np.mean([len(set(one) & set(other)) / k for one, other in zip(exact, found, strict=True)])
+        )
+        if recall >= RECALL or probes >= engine.nlist:
+            return probes, recall, len(asked)
+        probes = min(2 * probes, engine.nlist)
+
+
+def _others(rows: np.ndarray, found: np.ndarray) -> list[list[int]]:
+    """Return the neighbors of rows (M, k + 1) without the rows themselves, k of each."""
+    return [
+        [near for near in each if near != row][: len(each) - 1]
+        for row, each in zip(rows, found.tolist(), strict=True)
+    ]

@@ -1,0 +1,136 @@
+import json
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from evaluate import search
+from evaluate.feature_file import read_feature_file
+from evaluate.feature_parts import Part, write_part
+from evaluate.features import extract_features
+from evaluate.knn import knn_accuracies
+from evaluate.search import build_index, choose_factory, open_index
+from evaluate.similar import images_found, images_of, query_view, similar_images
+from swav_tf.plumbing.errors import DataError, UsageError
+from tests.evaluate.models import NumpyBackend, class_folders
+
+pytest.importorskip("faiss")
+
+ROWS, WIDTH = 3000, 16
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Clustered features in two parts."""
+    folder, draw = tmp_path_factory.mktemp("parts"), np.random.default_rng(0)
+    labels = draw.integers(0, 30, ROWS)
+    features = draw.normal(size=(30, WIDTH))[labels] + 0.5 * draw.normal(size=(ROWS, WIDTH))
+    facts = {
+        "model": {"path": "m", "weights_sha256": "a"},
+        "view": {},
+        "source": {"images": ROWS},
+        "class_names": [],
+    }
+    facts |= {"feature_dim": WIDTH, "batch_size": 100, "parts": 2}
+    (folder / "features.json").write_text(json.dumps(facts))
+    for part in (Part(folder, 1, 2), Part(folder, 2, 2)):
+        here = part.indices(ROWS, 100)
+        names, index = [f"n{i}" for i in here], np.array(here)
+        write_part(
+            part, features[index].astype(np.float32), index, labels[index], names, facts | {"unreadable": 0}
+        )
+    return folder
+
+
+# Bugs caught: rows of another part or block, cosines of rounded vectors, candidates in the order of their codes, a
+# recall that is not measured, names of other rows.
+@pytest.mark.parametrize(("memory", "kind"), [(2**30, "IVF46,SQfp16"), (100_000, "IVF46,PQ2")])
+def test_an_index_finds_what_the_exact_search_finds(folder, tmp_path, monkeypatch, memory, kind):
+    monkeypatch.setattr(search, "BLOCK", 700)
+    monkeypatch.setattr(search, "choose_factory", lambda *_: kind)
+    facts = build_index(folder, tmp_path / "x.index", memory=memory)
+    index, file = open_index(tmp_path / "x.index"), read_feature_file(folder)
+    assert facts["recall_at_10"] >= (0.99 if "SQ" in kind else 0.8)
+    queries = np.random.default_rng(1).normal(size=(50, WIDTH)).astype(np.float32)
+    exact, found = file.neighbours(queries, k=10), index.neighbours(queries, k=10)
+    assert (exact.indices == found.indices).mean() > (0.9 if "SQ" in kind else 0.6)
+    near = file.features[found.indices[7]]
+    cosines = near @ queries[7] / np.linalg.norm(near, axis=1) / np.linalg.norm(queries[7])
+    np.testing.assert_allclose(found.cosines[7], cosines, rtol=1e-5)
+    assert (np.diff(found.cosines, axis=1) <= 0).all()
+    assert index.entry(2500) == file.entry(2500)
+    assert index.entry(2500)["name"] == "n2500"
+    all_of_them = index.neighbours(queries[:1], k=ROWS)
+    assert sorted(all_of_them.indices[0].tolist()) == list(range(ROWS)) or "PQ" in kind
+    assert not (tmp_path / "x.index.work").exists()
+
+
+# Bugs caught: blocks that are added again after an interruption, or twice; blocks of other features that are kept.
+def test_an_interrupted_index_resumes(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(search, "BLOCK", 700)
+    saved, save = [], search._save
+
+    def save_three(path, engine):
+        if len(saved) == 3:
+            raise KeyboardInterrupt
+        saved.append(path.name)
+        save(path, engine)
+
+    monkeypatch.setattr(search, "_save", save_three)
+    with pytest.raises(KeyboardInterrupt):
+        build_index(folder, tmp_path / "x.index")
+    assert not (tmp_path / "x.index").exists()
+    monkeypatch.setattr(search, "_save", lambda path, engine: (saved.append(path.name), save(path, engine)))
+    build_index(folder, tmp_path / "x.index")
+    assert saved == ["trained", *(f"rows-{start:012d}" for start in range(0, ROWS, 700))]
+    assert len(open_index(tmp_path / "x.index")) == open_index(tmp_path / "x.index").engine.ntotal == ROWS
+
+
+def test_the_kind_of_index_follows_from_the_memory():
+    assert choose_factory(10**6, 512, 8 * 2**30) == "IVF2048,SQfp16"
+    assert choose_factory(10**6, 512, 2**28) == "IVF2048,PQ64"
+    assert choose_factory(10**8, 2048, 8 * 2**30) == "IVF16384,PQ64"
+    assert choose_factory(3, 5, 2**20) == "IVF1,SQfp16"
+    with pytest.raises(UsageError, match=r"needs more --memory, at least 8\.[0-9] GiB"):
+        choose_factory(10**9, 512, 2**30)
+
+
+# Bugs caught: an index that answers for other features; a damaged one with a traceback.
+def test_other_features_and_damage_are_refused(folder, tmp_path):
+    path = tmp_path / "x.index"
+    with pytest.raises(UsageError, match=r"Index not found: .*swav-tf index"):
+        open_index(path)
+    build_index(folder, path)
+    facts = json.loads((folder / "features.json").read_text())
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "features.json").write_text(
+        json.dumps(facts | {"model": {"path": "m", "weights_sha256": "b"}})
+    )
+    with pytest.raises(UsageError, match=r"model.weights_sha256: was 'a', now 'b'"):
+        open_index(path, tmp_path / "other")
+    os.truncate(path, 1000)
+    with pytest.raises(DataError, match="cannot be read"):
+        open_index(path)
+
+
+# Bugs caught: a query that lists the folder of images; a picture of another image; an accuracy by other neighbors.
+def test_search_of_images(tmp_path, folders, monkeypatch):
+    model, images = NumpyBackend(), class_folders(folders)
+    extract_features(model, images, Part(tmp_path / "parts", 1, 1))
+    build_index(tmp_path / "parts", tmp_path / "x.index")
+    index, file = open_index(tmp_path / "x.index"), read_feature_file(tmp_path / "parts")
+    view = query_view(folders / "cat" / "07.png", model)
+    found = similar_images(view, index, model, k=4)
+    assert found == similar_images(view, file, model, k=4)
+    assert (found[0]["name"], found[0]["class"]) == ("cat/07.png", "cat")
+    listed = images_of(file, model.data)
+    monkeypatch.setattr(os, "scandir", None)
+    named = images_found(found, index, model.data)
+    for near in found:
+        assert named.source.read(near["index"]) == listed.source.read(near["index"])
+    Image.open(folders / found[1]["name"]).close()
+    asked = read_feature_file(tmp_path / "parts")
+    asked.facts.pop("source")
+    exact = knn_accuracies(file, asked, neighbours=[1, 5])
+    assert knn_accuracies(file, asked, neighbours=[1, 5], index=index) == exact
