@@ -1,4 +1,4 @@
-"""LARS and SGD, applied once to gradients that are already summed over replicas."""
+"""LARS, SGD and Adam, applied once to gradients that are already summed over replicas."""
 
 from __future__ import annotations
 
@@ -45,6 +45,11 @@ class MomentumOptimizer(keras.optimizers.Optimizer):
             return
         super().build(variables)
         self.momentums = [self.add_variable_from_reference(v, name="momentum") for v in variables]
+
+    @property
+    def buffers(self) -> dict[str, list[keras.Variable]]:
+        """Return the state of each variable by its name in checkpoints, in the order of `build`."""
+        return {"momentum": self.momentums}
 
     def update_step(self, gradient: tf.Tensor, variable: keras.Variable, learning_rate: tf.Tensor) -> None:
         """Update one variable, as Keras' own `apply` calls it."""
@@ -157,6 +162,96 @@ class LARS(MomentumOptimizer):
     def get_config(self) -> dict[str, Any]:
         """Return what Keras needs to rebuild this optimizer."""
         return {**super().get_config(), "trust_coefficient": self.trust_coefficient}
+
+
+@keras.saving.register_keras_serializable("swav_tf")
+class Adam(MomentumOptimizer):
+    """Adam (arXiv 1412.6980) with coupled weight decay, as PyTorch has it; `momentum` is beta 1.
+
+    The bias corrections count the steps of each variable, so that prototypes start afresh when they are unfrozen.
+    """
+
+    def __init__(
+        self,
+        learning_rate: Any,
+        *,
+        momentum: float = 0.9,
+        second_momentum: float = 0.999,
+        weight_decay: float = 1e-6,
+        name: str = "adam",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(learning_rate, momentum=momentum, weight_decay=weight_decay, name=name, **kwargs)
+        self.second_momentum = second_momentum
+
+    def build(self, variables: Sequence[keras.Variable]) -> None:
+        """Create two buffers and a count of steps per variable."""
+        if self.built:
+            return
+        super().build(variables)
+        self.squares = [self.add_variable_from_reference(v, name="squares") for v in variables]
+        self.steps = [self.add_variable((1,), name="steps") for _ in variables]
+
+    @property
+    def buffers(self) -> dict[str, list[keras.Variable]]:
+        """Return the state of each variable by its name in checkpoints, in the order of `build`."""
+        return super().buffers | {"squares": self.squares, "steps": self.steps}
+
+    def update_step(self, gradient: tf.Tensor, variable: keras.Variable, learning_rate: tf.Tensor) -> None:
+        """Update one variable, as Keras' own `apply` calls it."""
+        number = self._get_variable_index(variable)
+        target, function, arguments = self._update_of(number, gradient, variable, tf.constant(True))
+        function(target, *arguments)
+
+    def updates(
+        self,
+        gradients: Sequence[tf.Tensor],
+        variables: Sequence[keras.Variable],
+        applied: Sequence[tf.Tensor],
+    ) -> list[tuple[tf.Variable, Any, tuple[Any, ...]]]:
+        """Return one step, for `update_on_all_replicas`, on gradients that are equal on all replicas."""
+        each = enumerate(zip(gradients, variables, applied, strict=True))
+        steps = [self._update_of(number, *one) for number, one in each]
+        return [*steps, (self.iterations.value, lambda iterations: iterations.assign_add(1), ())]
+
+    def _update_of(
+        self, number: int, gradient: tf.Tensor, variable: Any, wanted: tf.Tensor
+    ) -> tuple[tf.Variable, Any, tuple[Any, ...]]:
+        value = variable.value if isinstance(variable, keras.Variable) else variable
+        state = (buffer[number].value for buffer in (self.momentums, self.squares, self.steps))
+        rate = tf.cast(self.learning_rate, tf.float32)
+        numbers = (rate, self.momentum, self.second_momentum, self.coupled_weight_decay)
+        return value, _adam_update, (*state, gradient, tf.cast(wanted, tf.float32), *numbers)
+
+    def get_config(self) -> dict[str, Any]:
+        """Return what Keras needs to rebuild this optimizer."""
+        return {**super().get_config(), "second_momentum": self.second_momentum}
+
+
+def _adam_update(
+    variable: tf.Variable,
+    first: tf.Variable,
+    second: tf.Variable,
+    steps: tf.Variable,
+    gradient: tf.Tensor,
+    wanted: tf.Tensor,
+    rate: tf.Tensor,
+    beta1: float,
+    beta2: float,
+    weight_decay: float,
+) -> None:
+    """Do a step where `wanted` is 1; where it is 0 nothing changes, also if the gradient is not finite."""
+    count = steps.assign_add(wanted[tf.newaxis])[0]
+    direction = tf.math.multiply_no_nan(gradient + weight_decay * variable, wanted)
+    second_share = 1.0 - (1.0 - beta2) * wanted
+    tf.raw_ops.ResourceApplyAdam(
+        var=variable.handle, m=first.handle, v=second.handle, grad=direction, epsilon=1e-8,
+        lr=wanted * rate,
+        beta1=1.0 - (1.0 - beta1) * wanted,
+        beta2=second_share,
+        beta1_power=wanted * tf.pow(beta1, count),
+        beta2_power=wanted * tf.pow(beta2, count),
+    )  # fmt: skip
 
 
 def epoch_shares(settings: SGDSettings, *, epochs: int) -> list[float]:

@@ -135,7 +135,7 @@ class ReplicatedModel(keras.Model):
         if not isinstance(optimizer, MomentumOptimizer):
             name = optimizer if isinstance(optimizer, str) else type(optimizer).__name__
             raise UsageError(
-                f"The optimizer must be LARS or SGD of swav_tf.method.optimizers, which can skip a step on all "
+                f"The optimizer must be LARS, Adam or SGD of swav_tf.method.optimizers, which can skip a step on all "
                 f"replicas. Received: {name}."
             )
         super().compile(optimizer=optimizer, **settings)

@@ -301,7 +301,7 @@ def memory_of(recipe: Recipe, cost: NetworkCost, cluster: Cluster) -> Memory:
     parts, several = recipe.train.accumulation_steps, cluster.gpus > 1
     replica_batch = recipe.train.batch_size // cluster.gpus // parts
     weights = (6 if half else 4) * cost.parameters + 4 * cost.averages
-    momentum = 4 * cost.parameters
+    momentum = 4 * cost.parameters * (2 if recipe.optimizer.kind == "adam" else 1)
     # The sum over replicas needs a flat vector before and after; the sum over parts another.
     gradients = 4 * cost.parameters * (1 + (2 if several else 0) + (1 if parts > 1 else 0))
     queue = recipe.queue_length // cluster.gpus

@@ -212,15 +212,20 @@ class Method(Section):
 
 
 class Optimizer(Section):
-    """LARS and its learning-rate schedule. Nothing rescales the rate by the batch size."""
+    """LARS or Adam and its learning-rate schedule. Nothing rescales the rate by the batch size."""
 
+    kind: Literal["lars", "adam"] = Field(
+        "lars", description="lars: as in the paper; adam: for small batches, at rates near 0.001"
+    )
     peak_learning_rate: float = Field(..., gt=0, description="rate at the end of the warm-up")
     final_learning_rate: float = Field(0.0, ge=0, description="rate that the cosine decays to")
     warmup_epochs: int = Field(0, ge=0, description="epochs of linear warm-up; or a share of the run, 10%")
     warmup_start_learning_rate: float = Field(0.0, ge=0, description="rate of the first warm-up step")
-    momentum: float = Field(0.9, ge=0, lt=1, description="momentum")
-    weight_decay: float = Field(1e-6, ge=0, description="added to the gradient before the trust ratio")
-    trust_coefficient: float = Field(0.001, gt=0, description="LARS trust coefficient")
+    momentum: float = Field(0.9, ge=0, lt=1, description="momentum; of adam: beta 1")
+    weight_decay: float = Field(
+        1e-6, ge=0, description="times the weights, added to the gradient (before the trust ratio)"
+    )
+    trust_coefficient: float = Field(0.001, gt=0, description="trust coefficient of lars")
 
 
 class Train(Section):
@@ -302,7 +307,7 @@ class Recipe(Section):
     augment: Augment = Field(Augment(), description="random changes of each crop")
     model: Model = Field(Model(), description="backbone, head and prototypes")
     method: Method = Field(Method(), description="codes and loss")
-    optimizer: Optimizer = Field(..., description="LARS and its schedule")
+    optimizer: Optimizer = Field(..., description="optimizer and schedule")
     train: Train = Field(..., description="how long, how large, on what")
     checkpoint: Checkpoints = Field(Checkpoints(), description="when state is saved")
     monitor: Monitor = Field(Monitor(), description="metrics and warnings")

@@ -11,7 +11,7 @@ import keras
 
 from swav_tf.method.feature_queue import FeatureQueue
 from swav_tf.method.loss_scale import LossScale
-from swav_tf.method.optimizers import LARS
+from swav_tf.method.optimizers import LARS, Adam, MomentumOptimizer
 from swav_tf.method.schedule import WarmupCosine
 from swav_tf.method.swav import ASSIGN_CROPS, SwAV
 from swav_tf.model.backbone import build_backbone
@@ -62,16 +62,20 @@ def build_swav(recipe: Recipe, *, steps_per_epoch: int = 1) -> SwAV:
         loss_scale=LossScale(enabled=recipe.train.precision == "mixed_float16"),
         accumulation_steps=recipe.train.accumulation_steps,
     )
-    optimizer = LARS(
-        WarmupCosine.of(recipe.optimizer, epochs=recipe.train.epochs, steps_per_epoch=steps_per_epoch),
-        momentum=recipe.optimizer.momentum,
-        weight_decay=recipe.optimizer.weight_decay,
-        trust_coefficient=recipe.optimizer.trust_coefficient,
-    )
+    optimizer = _optimizer(recipe, steps_per_epoch)
     # The model scales the loss itself: Keras decides on one replica's gradients.
     model.compile(optimizer=optimizer, jit_compile=False, auto_scale_loss=False)
     optimizer.build(model.trainable_variables)
     return model
+
+
+def _optimizer(recipe: Recipe, steps_per_epoch: int) -> MomentumOptimizer:
+    wanted = recipe.optimizer
+    rate = WarmupCosine.of(wanted, epochs=recipe.train.epochs, steps_per_epoch=steps_per_epoch)
+    common = {"momentum": wanted.momentum, "weight_decay": wanted.weight_decay}
+    if wanted.kind == "adam":
+        return Adam(rate, **common)
+    return LARS(rate, **common, trust_coefficient=wanted.trust_coefficient)
 
 
 @contextmanager

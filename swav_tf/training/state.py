@@ -56,10 +56,13 @@ def assign_arrays(
         variable.assign(arrays[name])
 
 
-def _momentums(model: ReplicatedModel) -> dict[str, keras.Variable]:
+def _buffers(model: ReplicatedModel) -> dict[str, keras.Variable]:
     names = {id(variable): name for name, variable in named_variables(model).items()}
-    pairs = zip(model.trainable_variables, model.optimizer.momentums, strict=True)
-    return {f"momentum/{names[id(variable)]}": momentum for variable, momentum in pairs}
+    return {
+        f"{kind}/{names[id(variable)]}": buffer
+        for kind, buffers in model.optimizer.buffers.items()
+        for variable, buffer in zip(model.trainable_variables, buffers, strict=True)
+    }
 
 
 def _scalars(model: ReplicatedModel) -> dict[str, Any]:
@@ -72,7 +75,7 @@ def _scalars(model: ReplicatedModel) -> dict[str, Any]:
 
 def capture(model: ReplicatedModel, *, batch_size: int) -> dict[str, np.ndarray]:
     """Return the complete state as arrays. All workers must call this: the queues of all replicas are gathered."""
-    variables = named_variables(model) | _momentums(model)
+    variables = named_variables(model) | _buffers(model)
     arrays = {name: variable.numpy() for name, variable in variables.items()}
     arrays |= {name: scalar.numpy().reshape(1) for name, scalar in _scalars(model).items()}
     if model.queue is not None:
@@ -86,7 +89,7 @@ def restore(model: ReplicatedModel, arrays: Mapping[str, np.ndarray], *, batch_s
     Raises:
         CheckpointError: arrays are missing, superfluous, or have another shape; nothing is restored.
     """
-    variables, scalars = named_variables(model) | _momentums(model), _scalars(model)
+    variables, scalars = named_variables(model) | _buffers(model), _scalars(model)
     shapes = {name: tuple(variable.shape) for name, variable in variables.items()}
     shapes |= dict.fromkeys(scalars, (1,))
     if model.queue is not None:

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from swav_tf.method.optimizers import SGD, EpochSchedule, epoch_shares
+from swav_tf.method.optimizers import SGD, Adam, EpochSchedule, epoch_shares
 from swav_tf.recipe.classifier import FinetuneOptimizer, ProbeOptimizer
 
 
@@ -60,3 +60,33 @@ def test_a_skipped_update_changes_nothing():
     np.testing.assert_array_equal(variable.numpy(), np.ones(3))
     np.testing.assert_array_equal(optimizer.momentums[0].numpy(), np.zeros(3))
     assert int(optimizer.iterations) == 1
+
+
+# Bugs caught: bias corrections of the wrong step, decoupled decay, moments that move although a step is skipped, a
+# variable that counts steps while it is skipped.
+def test_adam_equals_the_formula_in_float64():
+    draw = np.random.default_rng(0)
+    values = [draw.normal(size=(3, 4)), draw.normal(size=5)]
+    variables = [keras.Variable(p.astype(np.float32)) for p in values]
+    optimizer = Adam(0.1, weight_decay=0.05)
+    optimizer.build(variables)
+    first, second = ([np.zeros_like(p) for p in values] for _ in range(2))
+    counts = [0, 0]
+    for step in range(6):
+        gradients = [draw.normal(size=p.shape) for p in values]
+        applied = [True, step >= 2]
+        if not applied[1]:
+            gradients[1][0] = np.nan
+        for target, function, arguments in optimizer.updates(
+            [tf.constant(g, tf.float32) for g in gradients], variables, [tf.constant(a) for a in applied]
+        ):
+            function(target, *arguments)
+        for i in np.flatnonzero(applied):
+            counts[i] += 1
+            gradient = gradients[i] + 0.05 * values[i]
+            first[i] = 0.9 * first[i] + 0.1 * gradient
+            second[i] = 0.999 * second[i] + 0.001 * gradient**2
+            corrected = first[i] / (1 - 0.9 ** counts[i]), second[i] / (1 - 0.999 ** counts[i])
+            values[i] = values[i] - 0.1 * corrected[0] / (np.sqrt(corrected[1]) + 1e-8)
+        for variable, value in zip(variables, values, strict=True):
+            np.testing.assert_allclose(variable.numpy(), value, rtol=1e-5, atol=1e-6)
