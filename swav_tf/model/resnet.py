@@ -11,7 +11,7 @@ from typing import Any
 
 import keras
 
-from swav_tf.model.architectures import ARCHITECTURES, EXPANSION, STEM_CHANNELS
+from swav_tf.model.architectures import ARCHITECTURES, EXPANSION
 from swav_tf.model.batch_norm import BatchNorm
 from swav_tf.recipe.pretraining import BatchNorm as Settings
 
@@ -27,7 +27,7 @@ def build_resnet(name: str, *, width: int = 1, batch_norm: Settings) -> keras.Mo
     architecture = ARCHITECTURES[name]
     inputs = keras.Input((None, None, 3), name="images")
     kernel, stride = {"imagenet": (7, 2), "plain": (3, 1), "halving": (3, 2)}[architecture.stem]
-    x = _conv(inputs, STEM_CHANNELS * width, kernel, stride, "conv1")
+    x = _conv(inputs, architecture.channels[0] * width, kernel, stride, "conv1")
     x = keras.layers.ReLU(name="relu1")(BatchNorm.of(batch_norm, "bn1")(x))
     if architecture.stem == "imagenet":
         # After a ReLU, padding with 0 equals padding with -inf.

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from swav_tf.model.architectures import ARCHITECTURES, EXPANSION, STEM_CHANNELS, Architecture
+from swav_tf.model.architectures import ARCHITECTURES, EXPANSION, Architecture
 from swav_tf.plumbing.errors import UsageError
 from swav_tf.recipe.pretraining import Model, Recipe
 
@@ -73,7 +73,7 @@ class Convolution:
 def convolutions(architecture: Architecture, *, width: int, size: int) -> list[Convolution]:
     """Return all convolutions of a ResNet on one image of `size` pixels, in their order."""
     kernel, stride = {"imagenet": (7, 2), "plain": (3, 1), "halving": (3, 2)}[architecture.stem]
-    found = [Convolution(kernel, stride, 3, STEM_CHANNELS * width, size, relu=True)]
+    found = [Convolution(kernel, stride, 3, architecture.channels[0] * width, size, relu=True)]
     channels, size = found[0].outputs, found[0].out_size
     if architecture.stem == "imagenet":
         size = (size - 1) // 2 + 1  # the pooling

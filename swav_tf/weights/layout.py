@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from swav_tf.model.architectures import ARCHITECTURES, EXPANSION, STEM_CHANNELS, Architecture
+from swav_tf.model.architectures import ARCHITECTURES, EXPANSION, Architecture
 from swav_tf.weights.formats import Weights
 from swav_tf.weights.safe_pickle import WeightsError
 
@@ -89,7 +89,7 @@ def _stem_kernel(network: Architecture) -> int:
 
 
 def _backbone(network: Architecture, width: int) -> Iterator[Slot]:
-    inputs = STEM_CHANNELS * width
+    inputs = network.channels[0] * width
     yield _convolution("conv1", "backbone/conv1", inputs, 3, _stem_kernel(network))
     yield from _norm("bn1", "backbone/bn1", inputs)
     for stage, (depth, channels) in enumerate(zip(network.depths, network.channels, strict=True), start=1):
@@ -229,7 +229,7 @@ def _sizes_of(arrays: Mapping[str, np.ndarray]) -> Sizes:
 
     network, width, head, prototypes, classes = _network_of(arrays), 1, None, None, None
     if network is not None:
-        width = max(1, size("bn1.weight", "conv1.weight") // STEM_CHANNELS)
+        width = max(1, size("bn1.weight", "conv1.weight") // ARCHITECTURES[network].channels[0])
     if any(name.startswith("projection_head.") for name in arrays):
         hidden = size("projection_head.0.bias", "projection_head.1.weight", "projection_head.0.weight")
         head = hidden, size("projection_head.3.bias", "projection_head.3.weight")

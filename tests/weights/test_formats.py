@@ -114,7 +114,13 @@ def test_the_linear_probe():
 # Bugs caught: sizes taken from the name or from a constant.
 @pytest.mark.parametrize(
     ("network", "width", "features"),
-    [("resnet50", 5, 10240), ("resnet34", 1, 512), ("resnet18", 2, 1024), ("resnet18_32px", 1, 512)],
+    [
+        ("resnet50", 5, 10240),
+        ("resnet34", 1, 512),
+        ("resnet18", 2, 1024),
+        ("resnet18_32px", 1, 512),
+        ("resnet10_32px", 2, 512),
+    ],
 )
 def test_network_and_width_follow_from_the_shapes(network, width, features):
     sizes = Sizes(network, width, (512, 64), 300)
