@@ -72,10 +72,11 @@ def build_swav(recipe: Recipe, *, steps_per_epoch: int = 1) -> SwAV:
 def _optimizer(recipe: Recipe, steps_per_epoch: int) -> MomentumOptimizer:
     wanted = recipe.optimizer
     rate = WarmupCosine.of(wanted, epochs=recipe.train.epochs, steps_per_epoch=steps_per_epoch)
-    common = {"momentum": wanted.momentum, "weight_decay": wanted.weight_decay}
+    momentum, decay = wanted.momentum, wanted.weight_decay
     if wanted.kind == "adam":
-        return Adam(rate, **common)
-    return LARS(rate, **common, trust_coefficient=wanted.trust_coefficient)
+        return Adam(rate, momentum=momentum, weight_decay=decay)
+    trust = wanted.trust_coefficient
+    return LARS(rate, momentum=momentum, weight_decay=decay, trust_coefficient=trust)
 
 
 @contextmanager
