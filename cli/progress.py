@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from swav_tf.plumbing.log import console
 
@@ -16,14 +16,22 @@ if TYPE_CHECKING:
 LINE_SECONDS = 30.0
 
 
+class ImageProgress(Protocol):
+    """What `image_progress` yields."""
+
+    def __call__(self, images: int, what: str = ...) -> None:
+        """Show that `images` of all are done, in the stage `what`."""
+
+
 @contextmanager
-def image_progress(total: int, what: str, *, quiet: bool) -> Iterator[Callable[[int], None]]:
+def image_progress(total: int, what: str, *, quiet: bool) -> Iterator[ImageProgress]:
     """Yield a function to call with the number of finished images; show images/s and the remaining time.
 
-    On a terminal this is a bar; elsewhere, such as in a job's log, a line every LINE_SECONDS.
+    With another `what` it begins again: all images go through several stages. On a terminal this is a bar;
+    elsewhere, such as in a job's log, a line every LINE_SECONDS.
     """
     if quiet:
-        yield lambda images: None
+        yield lambda images, what=what: None
     elif console().is_terminal:
         with _image_bar(total, what) as update:
             yield update
@@ -31,13 +39,15 @@ def image_progress(total: int, what: str, *, quiet: bool) -> Iterator[Callable[[
         yield _image_lines(total, what)
 
 
-def _image_lines(total: int, what: str) -> Callable[[int], None]:
+def _image_lines(total: int, what: str) -> ImageProgress:
     start = reported = time.perf_counter()
-    first: int | None = None  # images of an earlier call do not count towards the speed
+    first, stage = None, what  # the images of an earlier call do not count towards the speed
 
-    def update(images: int) -> None:
-        nonlocal first, reported
+    def update(images: int, what: str = what) -> None:
+        nonlocal first, stage, start, reported
         now = time.perf_counter()
+        if what != stage:
+            first, stage, start = None, what, now
         first = images if first is None else first
         if now - reported >= LINE_SECONDS and images > first:
             reported = now
@@ -49,7 +59,7 @@ def _image_lines(total: int, what: str) -> Callable[[int], None]:
 
 
 @contextmanager
-def _image_bar(total: int, what: str) -> Iterator[Callable[[int], None]]:
+def _image_bar(total: int, what: str) -> Iterator[ImageProgress]:
     from rich import progress as bars
     from rich.text import Text
 
@@ -70,16 +80,16 @@ def _image_bar(total: int, what: str) -> Iterator[Callable[[int], None]]:
     )
     with bars.Progress(*columns, console=console()) as progress:
         task = progress.add_task(what, total=total)
-        started = False
+        started = ""
 
-        def update(images: int) -> None:
+        def update(images: int, what: str = what) -> None:
             nonlocal started
-            if started:
+            if started == what:
                 progress.update(task, completed=images)
             else:
                 # The first images were finished by an earlier call, or while the model was traced.
-                progress.reset(task, completed=images)
-                started = True
+                progress.reset(task, completed=images, description=what)
+                started = what
 
         yield update
 

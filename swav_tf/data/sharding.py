@@ -76,7 +76,7 @@ def write_shards(
     shard_mib: int = DEFAULT_SHARD_MIB,
     threads: int = 0,
     fresh: bool = False,
-    on_progress: Callable[[int], None] = lambda _: None,
+    on_progress: Callable[[int, str], None] = lambda images, stage: None,
 ) -> Packed:
     """Pack all images of a folder; continue an interrupted call.
 
@@ -89,7 +89,8 @@ def write_shards(
         shard_mib: approximate size of a shard, MiB.
         threads: shards written at once; 0: one for each core.
         fresh: remove the shards of an earlier packing first.
-        on_progress: called with the number of packed images.
+        on_progress: called with the number of images that are done and the stage: "found", "packed" and "indexed",
+            or "found" and "checked".
 
     Raises:
         UsageError: the output contains something else or other images, or another process is writing it.
@@ -103,10 +104,10 @@ def write_shards(
     with locked(output):
         if fresh:
             _remove_packing(output)
-        sizes, times, facts = _facts_of(source)
+        sizes, times, facts = _facts_of(source, lambda images: on_progress(images, "found"))
         if (output / INDEX).exists() and not is_unfinished(str(output)):
             index = _already_packed(output, source.kind, facts, shards)
-            _check_shards(index, threads, on_progress)
+            _check_shards(index, threads, lambda images: on_progress(images, "checked"))
             return Packed(index, len(index.shards))
         count = shards or max(1, round(int(sizes.sum()) / (shard_mib * MIB)))
         if count > len(source):
@@ -114,8 +115,8 @@ def write_shards(
         packing = _Packing(source, output, sizes, times, count)
         kept = packing.keep(threads)
         packing.require_room()
-        packing.run(threads, on_progress)
-        _write_index(packing, facts, threads)
+        packing.run(threads, lambda images: on_progress(images, "packed"))
+        _write_index(packing, facts, threads, lambda images: on_progress(images, "indexed"))
     return Packed(read_index(str(output)), kept)
 
 
@@ -266,7 +267,9 @@ class _Packing:
         return serialized
 
 
-def _facts_of(source: ClassFolders | ImageFolder) -> tuple[Int64s, Int64s, dict[str, Any]]:
+def _facts_of(
+    source: ClassFolders | ImageFolder, on_progress: Callable[[int], None]
+) -> tuple[Int64s, Int64s, dict[str, Any]]:
     """Return sizes and times of the images, and the facts by which an index identifies them."""
     found = np.empty((len(source), 2), "<i8")
     try:
@@ -274,6 +277,7 @@ def _facts_of(source: ClassFolders | ImageFolder) -> tuple[Int64s, Int64s, dict[
         with ThreadPoolExecutor(16) as pool:
             for start in range(0, len(source), _AT_ONCE):
                 part = range(start, min(start + _AT_ONCE, len(source)))
+                on_progress(start)
                 found[part.start : part.stop] = list(pool.map(source.facts, part))
     except OSError as error:
         raise DataError(f"The size of an image cannot be read: {error}. Repair or remove it.") from error
@@ -326,14 +330,21 @@ def _check_shards(index: ShardIndex, threads: int, on_progress: Callable[[int], 
         )
 
 
-def _write_index(packing: _Packing, facts: dict[str, Any], threads: int) -> None:
+def _write_index(
+    packing: _Packing, facts: dict[str, Any], threads: int, on_progress: Callable[[int], None]
+) -> None:
     """Write the index of all shards, then remove the plan."""
     output, source = packing.output, packing.source
     paths = [output / name for name in packing.runs]
-    tables = [record_table(str(path)) for path in paths]
     labels = np.array([source.label(index) for index in range(len(source))], np.int64)
+    tables, sums, done = [], [], 0
     with ThreadPoolExecutor(threads) as pool:
-        sums = list(pool.map(file_sha256, paths))
+        found = pool.map(lambda path: (record_table(str(path)), file_sha256(path)), paths)
+        for table, sha256 in found:
+            on_progress(done)
+            tables.append(table)
+            sums.append(sha256)
+            done += len(table)
     shards = tuple(
         Shard(path.name, len(table), path.stat().st_size, sha256)
         for path, table, sha256 in zip(paths, tables, sums, strict=True)

@@ -196,12 +196,16 @@ def test_parquet_needs_its_package(monkeypatch, refused):
 # Bug caught: a speed that counts the images of an earlier call, or a log without progress.
 def test_progress_in_a_log(monkeypatch, capsys):
     monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
-    clock = iter([0.0, 1.0, 3.0])
+    clock = iter([0.0, 1.0, 3.0, 10.0, 14.0])
     monkeypatch.setattr(progress.time, "perf_counter", lambda: next(clock))
     with progress.image_progress(1000, "features", quiet=False) as done:
         done(400)
         done(700)
-    assert capsys.readouterr().err == "features 700/1,000  100 images/s  0:00:03 left\n"
+        done(0, "checked")  # a second stage has a speed of its own
+        done(200, "checked")
+    assert capsys.readouterr().err == (
+        "features 700/1,000  100 images/s  0:00:03 left\nchecked 200/1,000  50 images/s  0:00:16 left\n"
+    )
 
 
 # Bug caught: a command on feature files that needs TensorFlow, which a server does not have.

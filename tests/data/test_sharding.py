@@ -169,8 +169,12 @@ def test_after_kill_9_finished_shards_are_kept(images, tmp_path):
         opened(out)
     before = {p.name: p.stat().st_mtime_ns for p in out.glob("images-*.tfrecord")}
     progress = []
-    assert write_shards(ClassFolders(images), out, shards=6, on_progress=progress.append).kept == 2
-    assert (progress[0], progress[-1]) == (7, 23)
+    assert (
+        write_shards(ClassFolders(images), out, shards=6, on_progress=lambda *p: progress.append(p)).kept == 2
+    )
+    stages = {stage: [images for images, its in progress if its == stage] for _, stage in progress}
+    assert list(stages) == ["found", "packed", "indexed"]
+    assert (stages["packed"][0], stages["packed"][-1]) == (7, 23)
     assert contents(out) == contents(tmp_path / "expected")
     assert all((out / name).stat().st_mtime_ns == then for name, then in before.items())
 
@@ -203,8 +207,8 @@ def test_what_is_packed_is_left_alone_unless_images_changed(images, tmp_path):
     out, progress = tmp_path / "out", []
     write_shards(ClassFolders(images), out, shards=3)
     before = contents(out)
-    assert write_shards(ClassFolders(images), out, on_progress=progress.append).kept == 3
-    assert (len(progress), progress[-1]) == (3, 23)
+    assert write_shards(ClassFolders(images), out, on_progress=lambda *p: progress.append(p)).kept == 3
+    assert (progress[0], progress[-1]) == ((0, "found"), (23, "checked"))
     with pytest.raises(UsageError, match=r"in 3 shards\. Received: 23 images, .*, for 4\. Choose"):
         write_shards(ClassFolders(images), out, shards=4)
     with pytest.raises(UsageError, match=r"class_folders, in 3 shards\. Received: .* images, for 3\. Choose"):
