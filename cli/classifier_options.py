@@ -18,7 +18,7 @@ from cli.options import (
     report_options,
     run_dir_option,
 )
-from cli.recipe_options import override_option, with_values
+from cli.recipe_options import following, override_option, with_values
 
 if TYPE_CHECKING:
     from swav_tf.recipe.classifier import FinetuneRecipe, ProbeRecipe
@@ -47,7 +47,7 @@ class ClassifierChoice:
         from swav_tf.recipe.advice import check_recipe
         from swav_tf.recipe.files import load_recipe_of
 
-        config, overrides = self._settings()
+        config, overrides = self._following()
         data_kind = load_recipe_of(kind, config, overrides).data.kind
         validation_key = {"digits": None, "tfds": "validation_split"}.get(data_kind, "validation_path")
         if self.validation is not None and validation_key is None:
@@ -70,22 +70,30 @@ class ClassifierChoice:
         check_recipe(recipe)  # advice is given by the trainer, which knows the images and devices
         return recipe
 
+    def _following(self) -> tuple[str, list[str]]:
+        """Return the recipe and its overrides, among them those by which it follows TRAIN."""
+        from swav_tf.recipe.files import load_any_recipe
+
+        config, made = self._settings()
+        recipe = load_any_recipe(config, [*made, *self.overrides])
+        follow = following(recipe.data, self.train, self.overrides, name=recipe.name)
+        return config, [*made, *follow, *self.overrides]
+
     def _settings(self) -> tuple[str, tuple[str, ...]]:
-        """Return the recipe and its overrides: without -c, `probe` with the images and the view of the pretraining."""
+        """Return the recipe and its settings: without -c, `probe` with the images and the view of the pretraining."""
         if self.config is not None:
-            return self.config, self.overrides
+            return self.config, ()
         data = self._pretraining().data
         view = data.evaluation
         if self.train is not None:
-            from swav_tf.data.sources import recognize
-
-            kind = data.kind if data.kind in ("tfds", "tfrecord") else recognize(self.train).kind
-            data = data.model_copy(update={"kind": kind, "path": self.train, "validation_path": None})
-            data = data.model_copy(update={"validation_split": None} if kind != "tfds" else {})
+            kind = "tfds" if data.kind == "tfds" else "auto"
+            own = {"path": self.train, "validation_path": None, "labels": None}
+            own |= {"validation_split": None} if kind == "auto" else {}
+            data = data.model_copy(update={"kind": kind, **own})
         elif data.kind == "digits" and data.validation_split is None:
             data = data.model_copy(update={"validation_split": "test"})
         made = (f"data={data.model_dump_json()}", f"crop.size={view.crop}")
-        return "probe", (*made, *self.overrides)
+        return "probe", made
 
     def _pretraining(self) -> Recipe:
         """Return the recipe of --model, a run or, with --from-scratch, also a recipe."""

@@ -47,7 +47,7 @@ def after_training_a_classifier(recipe: ClassifierRecipe, run_dir: Path, summary
     commands: list[Command] = [["validate", run_dir]]
     if "best" in summary and summary["best"] != summary["last"]:
         commands.append(["validate", run_dir, "--best"])
-    if recipe.data.kind == "class_folders" and recipe.data.validation_path is not None:
+    if recipe.data.validation_path is not None:
         commands.append(
             ["predict", run_dir, recipe.data.validation_path, "--output", run_dir / "predictions.csv"]
         )
@@ -60,9 +60,9 @@ def knows_validation_images(data: Data) -> bool:
     """Return whether settings name labelled images to train a classifier on, and others to validate it."""
     if data.kind == "digits":
         return True
-    if data.kind == "tfds":
-        return data.path is not None and data.validation_split is not None
-    return data.kind != "images" and data.path is not None and data.validation_path is not None
+    if data.path is None or data.unlabeled:
+        return False
+    return data.validation_path is not None or (data.kind == "tfds" and data.validation_split is not None)
 
 
 def _words(run_dir: Path, summary: dict[str, Any], result: str, commands: Sequence[Command]) -> str:

@@ -14,7 +14,7 @@ import click
 
 from swav_tf.plumbing.errors import DataError, SwavError, UsageError
 from swav_tf.plumbing.files import check_writable
-from swav_tf.plumbing.log import log, show_log
+from swav_tf.plumbing.log import show_log
 from swav_tf.plumbing.values import comma_list
 
 if TYPE_CHECKING:
@@ -150,7 +150,7 @@ def _model_options(*, required: bool) -> Option:
 model_options = _model_options(required=True)
 optional_model_options = _model_options(required=False)
 
-KINDS = ("class_folders", "images", "tfrecord", "tfds", "digits")
+KINDS = ("class_folders", "images", "list", "tfrecord", "tfds", "digits")
 
 
 @dataclass(frozen=True)
@@ -169,18 +169,13 @@ class ImageChoice:
 
     def open_source(self) -> tuple[ImageSource, str]:
         """Open DATA where there is no model; return the source and the kind that it was read as."""
-        from swav_tf.data.sources import open_source, recognize
+        from swav_tf.data.sources import open_source, recognized
         from swav_tf.recipe.pretraining import Data
 
-        assert self.data is not None
-        found = None if self.kind else recognize(self.data)
-        kind = found.kind if found else str(self.kind)
-        path = None if kind == "digits" else self.data
-        settings = {"kind": kind, "path": path, "split": self.split or "train"}
-        source = open_source(Data.model_validate(settings))
-        if found:
-            log.info(f"{self.data} is read as {found.kind}: {found.why}.")
-        return source, kind
+        path = None if self.kind == "digits" else self.data
+        settings = {"kind": self.kind or "auto", "path": path, "split": self.split or "train"}
+        data = recognized(Data.model_validate(settings))
+        return open_source(data), data.kind
 
 
 def image_options(

@@ -14,7 +14,10 @@ from cli.options import Option, option_group
 from swav_tf.plumbing.log import log
 
 if TYPE_CHECKING:
-    from swav_tf.recipe.pretraining import Recipe
+    from swav_tf.recipe.pretraining import Data, Recipe
+
+# Settings of `data` that name the images.
+_PLACE = ("kind", "path", "split", "labels", "image_key", "label_key")
 
 override_option = click.option(
     "-o",
@@ -42,8 +45,46 @@ def with_values(overrides: Sequence[str], values: Mapping[str, str | None]) -> l
     return [*overrides, *(f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in given.items())]
 
 
-def _sets(overrides: Sequence[str], key: str) -> bool:
-    return any(item.partition("=")[0].strip() == key for item in overrides)
+def following(
+    data: Data, path: str | None, overrides: Sequence[str], *, name: str, knn: bool = False
+) -> list[str]:
+    """Return the overrides that make a recipe follow images of another kind than its own, unless -o sets the kind.
+
+    Args:
+        data: the recipe's settings.
+        path: of the images on the command line; None: those of the recipe.
+        overrides: of the command line.
+        name: of the recipe, for the message.
+        knn: whether the recipe has a k-NN, which needs labels.
+    """
+    given = {item.partition("=")[0].strip() for item in overrides}
+    if "data.kind" in given or (path or data.path) is None or (path is None and data.kind != "auto"):
+        return []
+    from swav_tf.data.recognition import NOT_FOUND, recognize
+    from swav_tf.data.sources import open_source
+
+    place = str(path or data.path)
+    if data.kind == "tfds" and not Path(place).exists():
+        return []
+    found = recognize(place, labels=data.labels)
+    kind, why = found
+    # A recipe may take class folders for plain images; the other way round there are no labels.
+    if (
+        found == NOT_FOUND
+        or kind in (data.kind, "digits")
+        or (data.kind, kind) == ("images", "class_folders")
+    ):
+        return []
+    changed = [f"data.kind={kind}"]
+    if data.validation_split and "data.validation_split" not in given:
+        changed.append("data.validation_split=null")
+    note = "" if data.kind == "auto" else f"; recipe '{name}' has {data.kind}"
+    settings = data.model_copy(update={"kind": kind, "path": place})
+    if knn and (settings.unlabeled or (kind == "list" and not open_source(settings).class_names)):
+        changed.append("monitor.knn_every_epochs=0")
+        note = f", without labels and so without k-NN{note}"
+    log.info(f"{place} is read as {kind} ({why}){note}.")
+    return changed
 
 
 @dataclass(frozen=True)
@@ -59,39 +100,12 @@ class RecipeChoice:
         from swav_tf.recipe.advice import check_recipe
         from swav_tf.recipe.files import load_recipe
 
-        recipe = load_recipe(
-            self.config, [*self._kind(), *with_values(self.overrides, {"data.path": self.data})]
-        )
+        plain = load_recipe(self.config, self.overrides)
+        knn = plain.monitor.knn_every_epochs > 0
+        kind = following(plain.data, self.data, self.overrides, name=plain.name, knn=knn)
+        recipe = load_recipe(self.config, [*kind, *with_values(self.overrides, {"data.path": self.data})])
         check_recipe(recipe)  # advice is given by the trainer, which knows the images and devices
         return recipe
-
-    def _kind(self) -> list[str]:
-        """Return the overrides that make a recipe follow DATA of another kind than its own."""
-        if self.data is None or not Path(self.data).exists() or _sets(self.overrides, "data.kind"):
-            return []
-        from swav_tf.data.sources import recognize
-        from swav_tf.recipe.files import load_any_recipe
-        from swav_tf.recipe.pretraining import Recipe
-
-        recipe = load_any_recipe(self.config)
-        # A recipe may take class folders for plain images; the other way round there are no labels.
-        if not isinstance(recipe, Recipe) or recipe.data.kind == "images":
-            return []
-        found = recognize(self.data)
-        kind = found.kind
-        if recipe.data.kind == kind:
-            return []
-        changed = [f"data.kind={kind}"]
-        if recipe.data.validation_split:
-            changed.append("data.validation_split=null")
-        note = ""
-        if kind == "images" and recipe.monitor.knn_every_epochs:
-            changed.append("monitor.knn_every_epochs=0")
-            note = ", without labels and so without k-NN"
-        log.info(
-            f"{self.data} is read as {kind} ({found.why}){note}; recipe '{recipe.name}' has {recipe.data.kind}."
-        )
-        return changed
 
     @property
     def is_auto(self) -> bool:
@@ -118,16 +132,16 @@ class RecipeChoice:
         from swav_tf.recipe.advice import check_recipe
         from swav_tf.recipe.auto import choose
         from swav_tf.recipe.files import recipe_of
-        from swav_tf.recipe.pretraining import Recipe
+        from swav_tf.recipe.pretraining import Data, Recipe
 
         given = dict(item.split("=", 1) for item in self.overrides if "=" in item)
-        path, kind = self.data or given.get("data.path"), given.get("data.kind")
-        if path is None and kind == "digits":
-            path = "digits"
-        if path is None:
+        data = {key: given[f"data.{key}"] for key in _PLACE if f"data.{key}" in given}
+        data |= {"path": self.data} if self.data else {}
+        if data.get("path") is None and data.get("kind") != "digits":
             raise click.UsageError("Give DATA, the images to choose a recipe for, or a recipe: -c NAME.")
         size = given.get("train.batch_size", "")
-        choice = choose(survey(path, kind), this_machine(), int(size) if size.isdecimal() else None)
+        facts = survey(Data.model_validate(data))
+        choice = choose(facts, this_machine(), int(size) if size.isdecimal() else None)
         recipe = recipe_of(dict(choice.settings), self.overrides, label="recipe 'auto'")
         assert isinstance(recipe, Recipe)
         check_recipe(recipe)

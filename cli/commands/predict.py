@@ -21,7 +21,7 @@ from cli.progress import image_progress
 
 @click.command()
 @click.argument("model", metavar="RUN|FILE.onnx", type=PATH)
-@click.argument("folder", type=PATH)
+@click.argument("data")
 @output_option("File to write: .csv or .json.", required=True)
 @best_option
 @provider_option
@@ -30,7 +30,7 @@ from cli.progress import image_progress
 @report_options
 def command(
     model: Path,
-    folder: Path,
+    data: str,
     output: Path,
     best: bool,
     provider: str | None,
@@ -38,7 +38,9 @@ def command(
     threads: int,
     report: Report,
 ) -> int:
-    """Classify the images at any depth below FOLDER with a probe, a fine-tuned model or an exported file.
+    """Classify the images in DATA with a probe, a fine-tuned model or an exported file.
+
+    DATA is a folder with images at any depth, a zip file, a list of paths, or shards.
 
     The five most probable classes of each image are written with their probabilities. An unreadable image is listed
     with its error, and the exit code is 1. An exported file needs no TensorFlow.
@@ -50,10 +52,14 @@ def command(
       swav-tf predict exported/model-int8-cpu.onnx photos/ --output predictions.csv
     """
     from cli.prediction import check_output, open_classifier, predict, write_predictions
-    from swav_tf.data.folders import ImageFolder
+    from swav_tf.data.sources import open_source, recognized
+    from swav_tf.recipe.pretraining import Data
 
     check_output(output)
-    images = ImageFolder(folder)
+    settings = recognized(Data(path=data))
+    # Labels are not needed: images next to class folders are read, too.
+    kind = "images" if settings.kind == "class_folders" else settings.kind
+    images = open_source(settings.model_copy(update={"kind": kind}))
     classifier = open_classifier(model, provider, best=best)
     found = []
     with image_progress(len(images), "images", quiet=report.quiet) as done:

@@ -50,6 +50,7 @@ def command(
     """
     load_tensorflow_quietly()
     from evaluate.images import open_images
+    from swav_tf.data.sources import validation_settings
     from swav_tf.runs.folder import epoch_in_words
     from swav_tf.training.classifier_folder import load_classifier
     from swav_tf.training.results import write_results
@@ -58,10 +59,8 @@ def command(
     classifier = load_classifier(model, best=best)
     epoch = epoch_in_words(Path(model), classifier[1], best=best)
     own = classifier[1].data
-    validation = {"path": own.validation_path, "split": own.validation_split or own.split}
-    opened = open_images(
-        images.data, like=own.model_copy(update=validation), kind=images.kind, split=images.split
-    )
+    like = own if images.data is not None else validation_settings(own)
+    opened = open_images(images.data, like=like, kind=images.kind, split=images.split)
     if output is not None:
         make_folder(output)
     settings = opened.settings.model_copy(update={"threads": threads})

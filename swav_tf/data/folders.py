@@ -20,7 +20,7 @@ from swav_tf.plumbing.log import log
 from swav_tf.plumbing.names import printable
 
 
-class _Files:
+class Files:
     """Image files, each known by its path relative to `root`."""
 
     decoding: Decoding = DEFAULT
@@ -53,7 +53,7 @@ class _Files:
         return self._names[index]
 
 
-class NamedImages(_Files):
+class NamedImages(Files):
     """Some images of a folder by number and name. The folder is not listed."""
 
     class_names: tuple[str, ...] = ()
@@ -66,7 +66,7 @@ class NamedImages(_Files):
         return -1
 
 
-class ImageFolder(_Files):
+class ImageFolder(Files):
     """All images below a folder at any depth, unlabeled; a folder's files come before its folders, by name."""
 
     kind: Final = "images"
@@ -85,7 +85,7 @@ class ImageFolder(_Files):
         return -1
 
 
-class ClassFolders(_Files):
+class ClassFolders(Files):
     """One folder for each class, `<root>/<class>/*.JPEG` as in ImageNet; classes are numbered by sorted name."""
 
     kind: Final = "class_folders"
@@ -167,16 +167,18 @@ def _is_inside(name: str, left_out: LeftOut) -> bool:
 
 
 def _remote_images(root: str, left_out: LeftOut) -> Iterator[str]:
-    """Yield the images below a remote folder."""
-    for name in storage.remote_files_below(root):
-        parts = name.split("/")
-        unwanted = [part for part in parts[:-1] if part.startswith(".") or is_system(part)]
-        if unwanted:
-            left_out.add(unwanted[0], name)
-        elif is_image(parts[-1]):
-            yield name
-        else:
-            left_out.add(parts[-1], name)
+    """Return the images below a remote folder."""
+    return (name for name in storage.remote_files_below(root) if is_wanted(name, left_out))
+
+
+def is_wanted(path: str, left_out: LeftOut) -> bool:
+    """Return whether a path is that of an image, in no hidden or system folder; else count it."""
+    parts = path.split("/")
+    unwanted = [part for part in parts[:-1] if part.startswith(".") or is_system(part)]
+    if unwanted or not is_image(parts[-1]):
+        left_out.add((unwanted or parts[-1:])[0], path)
+        return False
+    return True
 
 
 def _walk(root: str, prefix: str, seen: set[str], left_out: LeftOut) -> Iterator[str]:

@@ -136,7 +136,7 @@ def _labels(source: ImageSource, what: str) -> npt.NDArray[np.int64]:
     if unlabelled:
         raise DataError(
             f"A classifier needs labels. Received: {what} images, {unlabelled:,} of {len(labels):,} without one. "
-            "Put them into one folder for each class (data.kind: class_folders)."
+            "Put them into one folder for each class, or give a list with their labels (data.labels)."
         )
     return labels
 

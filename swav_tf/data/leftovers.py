@@ -12,11 +12,12 @@ public reports:
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from typing import Final
 
 from swav_tf.plumbing.errors import DataError
-from swav_tf.plumbing.log import log
+from swav_tf.plumbing.log import log_once
 from swav_tf.plumbing.names import printable
 
 _SYSTEM: Final = frozenset({
@@ -30,7 +31,6 @@ _UNREAD: Final = frozenset({
     ".exr", ".tga", ".dcm", ".svg",
 })  # extensions of pictures that are not read  # fmt: skip
 _SHOWN: Final = 2  # examples for each reason
-_reported: set[tuple[str, str]] = set()  # a command opens its images more than once
 
 
 def is_system(name: str) -> bool:
@@ -80,6 +80,21 @@ class LeftOut:
         self.pictures += 1
         self._add("links whose target is missing", path)
 
+    def add_missing(self, path: str) -> None:
+        """Count an image that a list names and that is not there."""
+        self.pictures += 1
+        self._add("missing or not accessible", path)
+
+    def add_empty(self, path: str) -> None:
+        """Count an image without a byte, as broken downloads leave it."""
+        self.pictures += 1
+        self._add("empty", path)
+
+    def add_link(self, path: str) -> None:
+        """Count a link in an archive, which stores none of the content."""
+        self.pictures += 1
+        self._add("links, which an archive stores without their content", path)
+
     def add_stray(self, path: str) -> None:
         """Count an image that is next to the class folders."""
         self.pictures += 1
@@ -103,6 +118,11 @@ class LeftOut:
                 f"Most pictures of a folder must be readable. Received: {text} Convert them to JPEG or PNG, read "
                 "images next to class folders with data.kind=images, or give a folder of the images that are meant."
             )
-        if self and (root, text) not in _reported:
-            _reported.add((root, text))
-            (log.warning if self.pictures else log.info)("%s", text)
+        if self:
+            log_once(logging.WARNING if self.pictures else logging.INFO, text)
+
+
+def left_out_of(source: object) -> dict[str, int]:
+    """Return the number of files by reason that a source left out; empty if it is not of files."""
+    left_out: LeftOut | None = getattr(source, "left_out", None)
+    return {} if left_out is None else dict(left_out.counts)

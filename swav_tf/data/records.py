@@ -49,6 +49,16 @@ def record_table(shard: str) -> npt.NDArray[np.int64]:
     return np.array(records, np.int64).reshape(-1, 2)
 
 
+def starts_like_records(head: bytes) -> bool:
+    """Return whether the first bytes of a file are the length of a record with its checksum."""
+    return len(head) >= HEADER and struct.unpack("<I", head[8:HEADER])[0] == _masked_crc(head[:8])
+
+
+def _masked_crc(data: bytes) -> int:
+    crc: int = google_crc32c.value(data)
+    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
+
+
 def read_record(shard: str, offset: int, length: int) -> bytes:
     """Return the data of a record, compared with its checksum.
 
@@ -59,8 +69,7 @@ def read_record(shard: str, offset: int, length: int) -> bytes:
     record, footer = data[:length], data[length:]
     if len(footer) < FOOTER:
         raise OSError(f"the shard ends within the record: it has {len(data)} of {length + FOOTER} bytes")
-    crc = google_crc32c.value(record)
-    if struct.unpack("<I", footer)[0] != ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF:
+    if struct.unpack("<I", footer)[0] != _masked_crc(record):
         raise OSError("the record's checksum is wrong: its bytes are not those that were written")
     return record
 

@@ -1,4 +1,4 @@
-"""Pack a folder of images into TFRecord shards with an index.
+"""Pack images into TFRecord shards with an index.
 
 A shard is complete under its name or absent. `shards.plan.json` lists what each shard is made of, so that a repeated
 call keeps those whose images are unchanged. The index is written last.
@@ -24,7 +24,6 @@ import numpy as np
 import numpy.typing as npt
 
 from swav_tf.data import storage
-from swav_tf.data.folders import ClassFolders, ImageFolder
 from swav_tf.data.names import PackedNames, pack_names
 from swav_tf.data.records import FOOTER, HEADER, read_record, record_table
 from swav_tf.data.shard_index import (
@@ -39,7 +38,7 @@ from swav_tf.data.shard_index import (
     read_index,
     shard_damage,
 )
-from swav_tf.data.sources import fingerprint
+from swav_tf.data.sources import FileSource, fingerprint
 from swav_tf.plumbing.errors import DataError, UsageError
 from swav_tf.plumbing.files import atomic_write, atomic_writes, file_sha256, locked_folder
 from swav_tf.plumbing.log import log
@@ -69,7 +68,7 @@ class Packed:
 
 
 def write_shards(
-    source: ClassFolders | ImageFolder,
+    source: FileSource,
     output: Path | str,
     *,
     shards: int | None = None,
@@ -141,9 +140,7 @@ def locked(output: Path) -> Iterator[None]:
 class _Packing:
     """The shards of one call."""
 
-    def __init__(
-        self, source: ClassFolders | ImageFolder, output: Path, sizes: Int64s, times: Int64s, count: int
-    ) -> None:
+    def __init__(self, source: FileSource, output: Path, sizes: Int64s, times: Int64s, count: int) -> None:
         self.source, self.output, self.sizes, self.times = source, output, sizes, times
         bounds = [len(source) * number // count for number in range(count + 1)]
         self.runs = {
@@ -255,6 +252,7 @@ class _Packing:
                 f"Images must not change while they are packed; {printable(name)} had {self.sizes[index]:,} bytes "
                 f"and has {len(data):,} now. Repeat the command when they no longer change."
             )
+        assert isinstance(data, bytes)
         features: dict[str, bytes | int] = {IMAGE_KEY: data, "image/filename": name_bytes(name)}
         if (label := self.source.label(index)) >= 0:
             features[LABEL_KEY] = label
@@ -268,7 +266,7 @@ class _Packing:
 
 
 def _facts_of(
-    source: ClassFolders | ImageFolder, on_progress: Callable[[int], None]
+    source: FileSource, on_progress: Callable[[int], None]
 ) -> tuple[Int64s, Int64s, dict[str, Any]]:
     """Return sizes and times of the images, and the facts by which an index identifies them."""
     found = np.empty((len(source), 2), "<i8")

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-import os
+import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
-from itertools import islice
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from swav_tf.data import storage
 from swav_tf.data.augment import Image
 from swav_tf.data.decode import Decoding, decode
-from swav_tf.data.folders import ClassFolders, ImageFolder, has_images, is_image
-from swav_tf.data.leftovers import is_system
-from swav_tf.data.shard_index import is_shard
+from swav_tf.data.folders import ClassFolders, ImageFolder
+from swav_tf.data.lists import ListedImages, RelabelledImages
+from swav_tf.data.recognition import recognize
 from swav_tf.plumbing.errors import DataError
-from swav_tf.plumbing.names import name_bytes, printable
+from swav_tf.plumbing.log import log_once
+from swav_tf.plumbing.names import name_bytes
 from swav_tf.recipe.pretraining import Data
 
 
@@ -42,6 +41,15 @@ class ImageSource(Protocol):
 
     def stamps(self, indices: range) -> Iterator[str]:
         """Yield size and time, or a tag, of each file that images `indices` are read from."""
+
+
+class FileSource(ImageSource, Protocol):
+    """Images whose encoded bytes can be packed."""
+
+    kind: str
+
+    def facts(self, index: int) -> storage.FileFacts:
+        """Return size of image `index`, and the time of the last change of the file that it is in."""
 
 
 def read_image(source: ImageSource, index: int) -> Image:
@@ -84,98 +92,72 @@ def open_source(data: Data, *, validation: bool = False) -> ImageSource:
     Raises:
         DataError: the images are missing, or not of the kind in `data.kind`.
     """
-    source = _open(data, validation)
+    data = validation_settings(data) if validation else recognized(data)
+    source = _open(data)
+    if data.labels is not None:
+        if data.kind in ("class_folders", "digits", "tfds"):
+            raise DataError(
+                f"data.labels is for images without own labels. Received: {data.labels}, data.kind {data.kind}. Set "
+                "data.kind=images, or data.labels=null."
+            )
+        with storage.reachable(data.labels):
+            source = RelabelledImages(source, data.labels, image_key=data.image_key, label_key=data.label_key)
     source.decoding = Decoding.of(data)
     return source
 
 
-def _open(data: Data, validation: bool) -> ImageSource:
-    if data.kind in ("digits", "tfds"):
-        split = data.split
-        if validation:
-            split = _required(data.validation_split, "data.validation_split", "a split to validate on")
-        if data.kind == "digits":
-            from swav_tf.data.digits import Digits
+def recognized(data: Data) -> Data:
+    """Return settings with the kind of the images in place of `auto`.
 
-            return Digits(split)
+    Raises:
+        DataError: the path is not set, cannot be accessed, or has no images.
+    """
+    if data.kind != "auto":
+        return data
+    path = _required(data.path, "data.path", "the folder of the images")
+    found = recognize(path, labels=data.labels)
+    log_once(logging.INFO, f"{path} is read as {found.kind}: {found.why}.")
+    return data.model_copy(update={"kind": found.kind, "path": None if found.kind == "digits" else path})
+
+
+def validation_settings(data: Data) -> Data:
+    """Return the settings of the labeled validation images, of which `path`, `kind` and `split` are their own.
+
+    Raises:
+        DataError: the settings do not name them, or they cannot be accessed.
+    """
+    if data.kind in ("digits", "tfds"):
+        split = _required(data.validation_split, "data.validation_split", "a split to validate on")
+        return data.model_copy(update={"split": split})
+    meaning = "labeled images to validate on"
+    if data.validation_split:  # of a recipe whose data.kind was changed
+        meaning += f"; or data.validation_split=null, which data.kind={data.kind} does not use"
+    path = _required(data.validation_path, "data.validation_path", meaning)
+    kind = recognize(path).kind
+    # Validation needs labels: the error of class folders says what is wrong with images without.
+    kind = "class_folders" if kind == "images" else kind
+    return data.model_copy(update={"kind": kind, "path": path, "labels": None})
+
+
+def _open(data: Data) -> ImageSource:
+    if data.kind == "digits":
+        from swav_tf.data.digits import Digits
+
+        return Digits(data.split)
+    if data.kind == "tfds":
         from swav_tf.data.tfds import open_tfds
 
-        return open_tfds(_required(data.path, "data.path", "the name of a TFDS data set"), split)
-    if validation:
-        meaning = "labeled images to validate on"
-        if data.validation_split:  # of a recipe whose data.kind was changed
-            meaning += f"; or data.validation_split=null, which data.kind={data.kind} does not use"
-        path = _required(data.validation_path, "data.validation_path", meaning)
-    else:
-        path = _required(data.path, "data.path", "the folder of the images")
-    if data.kind == "tfrecord":
-        from swav_tf.data.tfrecord import open_shards
+        return open_tfds(_required(data.path, "data.path", "the name of a TFDS data set"), data.split)
+    path = _required(data.path, "data.path", "the folder of the images")
+    keys = {"image_key": data.image_key, "label_key": data.label_key}
+    with storage.reachable(path):
+        if data.kind == "tfrecord":
+            from swav_tf.data.tfrecord import open_shards
 
-        with _reachable(path):
-            return open_shards(path, image_key=data.image_key, label_key=data.label_key)
-    # Validation needs labels, also when the training images have none.
-    return open_folder(path, kind="class_folders" if validation else data.kind)
-
-
-def open_folder(path: str, *, kind: str) -> ClassFolders | ImageFolder:
-    """Open the images below a folder, as `class_folders` or as `images`.
-
-    Raises:
-        DataError: there are none, or they cannot be accessed.
-    """
-    with _reachable(path):
-        return ClassFolders(path) if kind == "class_folders" else ImageFolder(path)
-
-
-class Found(NamedTuple):
-    """The kind of the images at a path, and why."""
-
-    kind: Literal["class_folders", "images", "tfrecord", "digits"]
-    why: str
-
-
-def recognize(path: str) -> Found:
-    """Recognize the `data.kind` of the images at a path by its content.
-
-    Folders are taken for classes only if that leaves out no image: none is next to them.
-
-    Raises:
-        DataError: the path cannot be accessed.
-    """
-    if path == "digits":
-        return Found("digits", "bundled")
-    with _reachable(path):
-        folder = storage.local_or_remote(path)
-        if not storage.is_folder(folder):
-            shards = bool(storage.matching(folder))
-            return Found("tfrecord", "a pattern of shards") if shards else Found("class_folders", "not found")
-        names = [name for name in storage.names_in(folder) if not (name.startswith(".") or is_system(name))]
-        images = any(map(is_image, names))
-        if not images and any(map(is_shard, names)):
-            return Found("tfrecord", "it contains shards")
-        if storage.is_remote(folder):
-            return Found("images", "images at the top") if images else Found("class_folders", "folders")
-        inside = (name for name in names if os.path.isdir(storage.join(folder, name)))
-        classes = list(islice((name for name in inside if has_images(folder, name)), 2 if not images else 1))
-    if images:
-        why = "images at the top and in folders: all are read" if classes else "images without folders"
-        return Found("images", f"{why}, without labels")
-    if not classes:
-        return Found("images", "no image was found")
-    if len(classes) == 1:
-        return Found("images", f"one folder with images, {printable(classes[0])}: no classes, no labels")
-    return Found("class_folders", "one folder for each class")
-
-
-@contextmanager
-def _reachable(path: str) -> Iterator[None]:
-    """Report a missing permission, a network failure or a closed bucket."""
-    try:
-        yield
-    except OSError as error:
-        raise DataError(
-            f"The images at {path} cannot be accessed: {error}. Check the path and its permissions."
-        ) from error
+            return open_shards(path, **keys)
+        if data.kind == "list":
+            return ListedImages(path, **keys)
+        return ClassFolders(path) if data.kind == "class_folders" else ImageFolder(path)
 
 
 def _required(value: str | None, field: str, meaning: str) -> str:

@@ -6,11 +6,11 @@ import errno
 import glob
 import os
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 
 from swav_tf.data.leftovers import is_system
 from swav_tf.plumbing.errors import DataError
@@ -29,6 +29,7 @@ _CHANGE_KEYS: Final = (
     "date_time",
 )
 _AT_ONCE: Final = 1000  # files per task
+_T = TypeVar("_T")
 
 
 class FileFacts(NamedTuple):
@@ -77,11 +78,25 @@ def exists(path: str) -> bool:
 
 
 def join(folder: str, name: str) -> str:
-    """Return the path of a name in a folder, also in one of an archive: `zip://folder::/data/images.zip`."""
+    """Return the path of a name in a folder, also in one of an archive: `zip://folder::/data/images.zip`.
+
+    As in `os.path.join`, a name that is a complete path stays as it is.
+    """
+    if name.startswith("/") or is_remote(name):
+        return name
     if not is_remote(folder):
         return f"{folder.rstrip('/')}/{name}"
     inner, chain, archive = folder.partition("::")
     return f"{inner}{'' if inner.endswith('/') else '/'}{name}{chain}{archive}"
+
+
+def folder_of(path: str) -> str:
+    """Return the path of the folder that a file is in, also in an archive."""
+    if not is_remote(path):
+        return os.path.dirname(path) or "."
+    inner, chain, archive = path.partition("::")
+    folder = inner.rpartition("/")[0]
+    return f"{folder}{'/' if folder.endswith(':/') else ''}{chain}{archive}"
 
 
 def name_of(path: str) -> str:
@@ -113,12 +128,13 @@ def remote_files_below(folder: str) -> list[str]:
         found = files.find(inner)
         files.invalidate_cache()  # the client library would keep a dictionary for each file
     names = [path[len(inner.rstrip("/")) :].lstrip("/") for path in found]
-
-    def visiting_order(name: str) -> list[tuple[bool, str]]:
-        *folders, file = name.split("/")
-        return [*((True, folder) for folder in folders), (False, file)]
-
     return sorted(names, key=visiting_order)
+
+
+def visiting_order(name: str) -> list[tuple[bool, str]]:
+    """Return the key by which paths are in the order of a walk: a folder's files, then its folders, by name."""
+    *folders, file = name.split("/")
+    return [*((True, folder) for folder in folders), (False, file)]
 
 
 def facts(path: str) -> FileFacts:
@@ -148,12 +164,33 @@ def stamps(root: str, indices: range, name: Callable[[int], str]) -> Iterator[st
             yield f"{entry.get('size')} {[entry[key] for key in _CHANGE_KEYS if key in entry]}"
         return
 
-    def local(start: int) -> list[str]:
-        return [_local_stamp(join(root, name(i))) for i in indices[start : start + _AT_ONCE]]
+    yield from _of_each(_local_stamp, root, indices, name)
 
-    # Threads: a network file system answers slowly, but many requests at a time.
-    for part in map_ahead(local, range(0, len(indices), _AT_ONCE), threads=16):
+
+def sizes(root: str, names: Sequence[str]) -> Iterator[int | None]:
+    """Yield the size of each file in bytes, None if it is missing or not accessible. Remote ones count as there."""
+    yield from _of_each(_local_size, root, range(len(names)), names.__getitem__)
+
+
+def _of_each(
+    look: Callable[[str], _T], root: str, indices: range, name: Callable[[int], str]
+) -> Iterator[_T]:
+    """Yield `look(path)` of each file. Threads: a network file system answers slowly, but many requests at a time."""
+
+    def part_from(start: int) -> list[_T]:
+        return [look(join(root, name(i))) for i in indices[start : start + _AT_ONCE]]
+
+    for part in map_ahead(part_from, range(0, len(indices), _AT_ONCE), threads=16):
         yield from part
+
+
+def _local_size(path: str) -> int | None:
+    if is_remote(path):
+        return 1
+    try:
+        return os.stat(path).st_size if os.path.isfile(path) else None
+    except OSError:
+        return None
 
 
 def _local_stamp(path: str) -> str:
@@ -200,6 +237,17 @@ def read_range(path: str, offset: int, length: int) -> bytes:
         return data
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def reachable(path: str) -> Iterator[None]:
+    """Report a missing permission, a network failure or a closed bucket as a DataError."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            f"The images at {path} cannot be accessed: {error}. Check the path and its permissions."
+        ) from error
 
 
 def _type(path: str) -> str | None:

@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from swav_tf.data.augment import Image
-from swav_tf.data.sources import ImageSource
 from swav_tf.plumbing.errors import DataError
 from swav_tf.plumbing.files import read_lines
+
+if TYPE_CHECKING:
+    from swav_tf.data.sources import ImageSource
 
 
 class Subset:
@@ -72,8 +75,7 @@ def draw_subset(source: ImageSource, *, share: float, seed: int) -> list[str]:
 def read_subset(path: Path | str, source: ImageSource) -> Subset:
     """Return the images of a source that a list names, in the order of the source.
 
-    A name is a path relative to the source or its last part, such as `n01440764_10026.JPEG`. Empty lines are
-    ignored.
+    Names are those of `find_images`, such as `n01440764_10026.JPEG`. Empty lines are ignored.
 
     Raises:
         DataError: the list cannot be read, is empty, or has names that are missing, ambiguous or repeated;
@@ -83,23 +85,43 @@ def read_subset(path: Path | str, source: ImageSource) -> Subset:
     if not names:
         raise DataError(f"The list of a subset must name images, one a line. {path} contains no name.")
 
+    return Subset(source, sorted(index for index in find_images(names, source, path) if index is not None))
+
+
+def find_images(
+    names: Sequence[str], source: ImageSource, path: Path | str, *, partly: bool = False
+) -> list[int | None]:
+    """Return the index of each image that a list at `path` names.
+
+    A name is a path in the source, or the last part of one, with its ending or without. With `partly`, None stands
+    for a name of no image.
+
+    Raises:
+        DataError: names are missing, ambiguous or repeated; up to 20 of each are shown.
+    """
     by_path = {source.image_name(index): index for index in range(len(source))}
     names = [name if name in by_path else name.replace("\\", "/").removeprefix("./") for name in names]
-    last_parts = Counter(name.rpartition("/")[2] for name in by_path)
-    by_last_part = {name.rpartition("/")[2]: index for name, index in by_path.items()}
-    chosen = Counter(by_path.get(name, by_last_part.get(name)) for name in names)
+    last_parts, by_last_part = Counter[str](), dict[str, int]()
+    for name, index in by_path.items():
+        file = name.rpartition("/")[2]
+        for part in {file, file.rpartition(".")[0] or file}:
+            last_parts[part] += 1
+            by_last_part[part] = index
+    found = [by_path.get(name, by_last_part.get(name)) for name in names]
     wrong = {
-        "are not among the images": [n for n in names if n not in by_path and n not in by_last_part],
+        "are not among the images": [
+            n for n, i in zip(names, found, strict=True) if i is None and not partly
+        ],
         "may be several images": [n for n in names if n not in by_path and last_parts[n] > 1],
         "are named twice": [
-            source.image_name(i) for i, times in chosen.items() if i is not None and times > 1
+            source.image_name(i) for i, times in Counter(found).items() if i is not None and times > 1
         ],
     }
     lines = [f"  {len(n):,} of {len(names):,} {what}: {first_of(n)}" for what, n in wrong.items() if n]
     if lines:
         must = f"Each line of {path} must name one image, by its path below the folder or its file name."
         raise DataError("\n".join([must, *lines, *_likely_cause(wrong["are not among the images"], by_path)]))
-    return Subset(source, sorted(index for index in chosen if index is not None))
+    return found
 
 
 def _likely_cause(missing: Sequence[str], known: Iterable[str]) -> list[str]:

@@ -11,7 +11,7 @@ from typing import Final
 import numpy as np
 
 from swav_tf.data.decode import UndecodableImage
-from swav_tf.data.sources import open_source, read_image, recognize
+from swav_tf.data.sources import open_source, read_image, recognized
 from swav_tf.plumbing.errors import DataError
 from swav_tf.plumbing.log import log
 from swav_tf.plumbing.system import available_cores
@@ -22,18 +22,14 @@ SAMPLE: Final = 48  # images that are decoded
 GRAY_TOLERANCE: Final = 4  # between channels: JPEG rounds them
 
 
-def survey(path: str, kind: str | None = None) -> ImageFacts:
-    """Return facts about the images at a path; some of them are decoded.
-
-    Args:
-        path: a folder, shards, or `digits`.
-        kind: `data.kind`; None: judged by the content.
+def survey(data: Data) -> ImageFacts:
+    """Return facts about the images of some settings; some of them are decoded.
 
     Raises:
         DataError: there are no images, or none of the sample can be decoded.
     """
-    kind = kind or recognize(path).kind
-    source = open_source(Data(kind=kind, path=None if kind == "digits" else path))
+    data = recognized(data)
+    source, path = open_source(data), data.path or data.kind
     sides, grays, seconds = [], [], []
     for index in np.unique(np.linspace(0, len(source) - 1, SAMPLE).round().astype(int)):
         began = time.perf_counter()
@@ -47,7 +43,7 @@ def survey(path: str, kind: str | None = None) -> ImageFacts:
         raise DataError(f"None of {SAMPLE} images of {path} can be decoded. Check with `swav-tf data check`.")
     return ImageFacts(
         path=path,
-        kind=kind,
+        kind=data.kind,
         images=len(source),
         classes=len(source.class_names),
         short_side=int(np.median(sides)),

@@ -36,8 +36,12 @@ def read_lines(path: Path | str, what: str, refusal: type[SwavError] = DataError
 
 
 def read_text(path: Path | str) -> str:
-    """Return the content of a text file in UTF-8, with or without a byte-order mark, or in UTF-16 with one."""
-    data = Path(path).read_bytes()
+    """Return the content of a text file; see `decode_text`."""
+    return decode_text(Path(path).read_bytes())
+
+
+def decode_text(data: bytes) -> str:
+    """Return a text in UTF-8, with or without a byte-order mark, or in UTF-16 with one."""
     wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     return data.decode("utf-16" if wide else "utf-8-sig")
 

@@ -32,6 +32,12 @@ def show_message(text: str) -> None:
     console().print(Text(text))
 
 
+@cache
+def log_once(level: int, text: str) -> None:
+    """Log a message unless this process has logged it before: a command opens its images more than once."""
+    log.log(level, "%s", text)
+
+
 def show_log(level: int = logging.INFO) -> None:
     """Print messages of at least this level on stderr. Applications that configure logging need not call this."""
     log.setLevel(level)

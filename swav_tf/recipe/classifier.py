@@ -167,11 +167,11 @@ class FinetuneRecipe(ClassifierRecipe):
 
 
 def _impossible_labels(data: Data) -> Iterator[Remark]:
-    if data.kind == "images":
+    if data.unlabeled:
         yield Remark(
             "data.kind",
             "a classifier needs labels and data.kind is images, a folder without labels",
-            "Set it to class_folders, with one folder of images for each class",
+            "Set it to class_folders, with one folder of images for each class, or data.labels to a list",
         )
     used, unused = "validation_path", "validation_split"
     if data.kind in ("digits", "tfds"):

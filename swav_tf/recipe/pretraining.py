@@ -21,20 +21,31 @@ class EvaluationView(Section):
     crop: int = Field(224, ge=8, description="side of the square center crop, pixels")
 
 
+Kind = Literal["auto", "class_folders", "images", "list", "tfrecord", "tfds", "digits"]
+
+
 class Data(Section):
     """Where the images come from."""
 
-    kind: Literal["class_folders", "images", "tfrecord", "tfds", "digits"] = Field(
-        "class_folders",
-        description="class_folders: <path>/<class>/*.JPEG; images: any images below <path>, unlabeled; "
-        "tfrecord: shards below <path>; tfds: a TensorFlow Datasets name as <path>; digits: bundled",
+    kind: Kind = Field(
+        "auto",
+        description="auto: recognized by the content of <path>; class_folders: <path>/<class>/*.JPEG; images: any "
+        "images below <path>; list: a CSV, TSV, JSON or text file of paths and labels; tfrecord: shards below "
+        "<path>; tfds: a TensorFlow Datasets name as <path>; digits: bundled",
     )
-    path: str | None = Field(None, description="folder, shard pattern or TFDS name; not needed for digits")
+    path: str | None = Field(None, description="folder, file, pattern or TFDS name; not needed for digits")
+    labels: str | None = Field(
+        None, description="a list with the labels of the images, which has their names"
+    )
     split: str = Field("train", description="split of a tfds or digits source")
     validation_path: str | None = Field(None, description="labeled images for the k-NN during training")
     validation_split: str | None = Field(None, description="the same, as a split of a tfds or digits source")
-    image_key: str = Field("image/encoded", description="TFRecord feature with the encoded image")
-    label_key: str = Field("image/class/label", description="TFRecord feature with the integer label")
+    image_key: str = Field(
+        "image/encoded",
+        description="TFRecord feature with the encoded image, or a list's column of paths; in lists the default "
+        "stands for the usual names",
+    )
+    label_key: str = Field("image/class/label", description="the same for the label, in TFRecord an integer")
     max_bad_share: Probability = Field(
         0.01,
         description="share of all images above which unreadable ones stop the run (0 to 1); counted per worker",
@@ -73,8 +84,13 @@ class Data(Section):
             yield Remark(
                 "data.path",
                 f"the digits are bundled and have no path; got {self.path!r}",
-                "For your own images set data.kind to class_folders, images, tfrecord or tfds",
+                "For your own images set data.kind to auto, or tfds",
             )
+
+    @property
+    def unlabeled(self) -> bool:
+        """Whether the images certainly have no labels."""
+        return self.kind == "images" and self.labels is None
 
 
 class CropGroup(Section):
@@ -375,11 +391,11 @@ def _impossible_phases(train: Train, optimizer: Optimizer | None, method: Method
 
 
 def _impossible_knn(monitor: Monitor, data: Data | None) -> Iterator[Remark]:
-    if data is not None and data.kind == "images":
+    if data is not None and data.unlabeled:
         yield Remark(
             "monitor.knn_every_epochs",
             "a k-NN needs labels and data.kind is images, a folder without labels",
-            "Set it to 0, or data.kind to class_folders",
+            "Set it to 0, or data.kind to class_folders, or data.labels",
         )
     if monitor.knn_neighbours > monitor.knn_images:
         yield Remark(

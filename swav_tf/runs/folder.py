@@ -29,6 +29,7 @@ from swav_tf.runs.checkpoint import Checkpoint, CheckpointStore
 FREE_TO_CHANGE = (
     "data.path",
     "data.kind",  # a folder may become its shards: number and names of the images are compared
+    "data.labels",  # classifiers compare the labels
     "data.threads",
     "data.processes",
     "data.prefetch_batches",

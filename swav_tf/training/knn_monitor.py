@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import cv2
 import keras
 import numpy as np
+import numpy.typing as npt
 
 from swav_tf.data.labels import renumbered
 from swav_tf.data.sources import ImageSource, open_source
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 PIXELS_SIDE: Final = (
     32  # to which views are reduced as raw pixels: 224 x 224 would need 12 GB for 20,000 images
 )
+Indices = npt.NDArray[np.int64]
 EARLY: Final = 0.1  # share of a run after which features are measured in any case
 
 
@@ -69,12 +71,12 @@ class KNNEvaluator(keras.callbacks.Callback):
         else:
             cut = len(chosen) // 5
             self.queries, self.known = np.sort(chosen[:cut]), np.sort(chosen[cut:])
-        self.labels = np.array([source.label(int(i)) for i in self.known])
-        self.query_labels = np.array([self.query_source.label(int(i)) for i in self.queries])
-        if min(self.labels.min(initial=0), self.query_labels.min(initial=0)) < 0:
+        self.known, self.labels = _labelled(source, self.known)
+        self.queries, self.query_labels = _labelled(self.query_source, self.queries)
+        if not (len(self.known) and len(self.queries)):
             raise DataError(
                 "monitor.knn_every_epochs needs labeled images. Received: images without labels. "
-                "Set it to 0, or use data.kind=class_folders."
+                "Set it to 0, or use class folders, a list with labels, or data.labels=LIST."
             )
         if self.query_source is not source:
             own, names = self.query_source.class_names, source.class_names
@@ -185,3 +187,9 @@ def verdict(found: dict[str, Any], queries: int) -> tuple[int, str]:
         f"{by} not clearly better than {lost}, whatever the loss: little was learned that helps to distinguish these "
         "classes. Train for more epochs or on more images, or start from released weights (--weights)."
     )
+
+
+def _labelled(source: ImageSource, indices: Indices) -> tuple[Indices, Indices]:
+    """Return those of the images that have a label, and the labels."""
+    labels = np.array([source.label(int(index)) for index in indices], np.int64)
+    return indices[labels >= 0], labels[labels >= 0]

@@ -111,7 +111,7 @@ def test_probe_without_a_recipe(model, calls, output):
     assert (given["job"], given["recipe"].train.epochs) == ("probe", 3)
     assert own["recipe"].data.evaluation == given["recipe"].data.evaluation == view
     data = given["recipe"].data
-    assert (data.kind, data.path, data.validation_path) == ("class_folders", "t", "v")
+    assert (data.kind, data.path, data.validation_path) == ("auto", "t", "v")
     assert (own["recipe"].data.kind, own["recipe"].data.validation_split) == ("digits", "test")
 
 

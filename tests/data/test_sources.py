@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from swav_tf.data.folders import ClassFolders, ImageFolder
-from swav_tf.data.sources import open_source, recognize
+from swav_tf.data.recognition import recognize
+from swav_tf.data.sources import open_source
 from swav_tf.plumbing.errors import DataError
 from swav_tf.recipe.pretraining import Data
 

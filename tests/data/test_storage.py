@@ -11,8 +11,9 @@ import pytest
 from swav_tf.data import storage
 from swav_tf.data.check import check_data
 from swav_tf.data.folders import ClassFolders, ImageFolder
+from swav_tf.data.recognition import recognize
 from swav_tf.data.sharding import write_shards
-from swav_tf.data.sources import contents_sha256, fingerprint, open_source, read_image, recognize
+from swav_tf.data.sources import contents_sha256, fingerprint, open_source, read_image
 from swav_tf.plumbing.errors import DataError, UsageError
 from swav_tf.recipe.pretraining import Data
 

@@ -24,8 +24,7 @@ def test_defaults_are_the_models(tmp_path, folders):
 @pytest.mark.parametrize(
     ("data", "like", "options", "error", "message"),
     [
-        ("photos", Data(kind="digits"), {}, UsageError, "--kind must be given to read photos"),
-        ("x", Data(), {"kind": "folder"}, UsageError, "--kind must be one of class_folders"),
+        ("x", Data(), {"kind": "folder"}, UsageError, "--kind must be one of auto, class_folders"),
         (None, Data(), {}, UsageError, "DATA must name"),
         (None, Data(path="x"), {"kind": "images"}, UsageError, "DATA must name"),
         ("x", Data(), {"split": "test"}, UsageError, "--split applies to"),

@@ -28,7 +28,7 @@ def command(
     threads: int,
     report: Report,
 ) -> int:
-    """Read and decode every image of DATA: a folder, shards, a TFDS name or `digits`.
+    """Read and decode every image of DATA: a folder, zip file or list, shards, a TFDS name or `digits`.
 
     Report counts, classes, sizes and unreadable images; for shards with an index, also wrong checksums. The exit
     code is 1 if too many images are unreadable or a checksum is wrong.
@@ -40,7 +40,7 @@ def command(
       swav-tf data check shards/train
     """
     from swav_tf.data.check import check_data
-    from swav_tf.data.folders import ClassFolders, ImageFolder
+    from swav_tf.data.leftovers import left_out_of
     from swav_tf.data.pictures import image_sheet
     from swav_tf.plumbing.files import atomic_write
 
@@ -52,9 +52,8 @@ def command(
         with atomic_write(sheet) as partial:
             drawn.save(partial)
     data = str(images.data)
-    left_out = dict(source.left_out.counts) if isinstance(source, ClassFolders | ImageFolder) else {}
     if report.as_json:
-        report.show({"data": data, "kind": kind, **found.as_dict(), "left_out": left_out})
+        report.show({"data": data, "kind": kind, **found.as_dict(), "left_out": left_out_of(source)})
     else:
         from cli.tables.data import print_report
 

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import click
 
 from cli.options import NEW_FOLDER, Report, count_option, report_options, threads_option
 from cli.progress import image_progress
-from swav_tf.plumbing.log import log
+
+PACKED = ("class_folders", "images", "list")
 
 
-@click.command(short_help="Pack a folder of images into TFRecord shards.")
+@click.command(short_help="Pack images into TFRecord shards.")
 @click.argument("data")
 @click.argument("output", type=NEW_FOLDER)
 @click.option(
-    "--kind", type=click.Choice(["class_folders", "images"]), show_default="recognized by the content of DATA",
-    help="class_folders: DATA/<class>/*.JPEG; images: any images below DATA, unlabelled.",
+    "--kind", type=click.Choice(PACKED), show_default="recognized by the content of DATA",
+    help="class_folders: DATA/<class>/*.JPEG; images: any images below DATA, unlabelled; list: a file of paths.",
 )  # fmt: skip
 @count_option("--shards", show_default="from --shard-mib", help="Number of shards.")
 @count_option("--shard-mib", metavar="MIB", default=256, help="Approximate size of a shard in MiB.")
@@ -34,7 +36,7 @@ def command(
     fresh: bool,
     report: Report,
 ) -> None:
-    """Pack all images below DATA into TFRecord shards in OUTPUT, with the files' bytes unchanged.
+    """Pack all images of DATA into TFRecord shards in OUTPUT, with the files' bytes unchanged.
 
     After an interruption, run the same command again: finished shards are kept. The bytes of the shards depend only
     on the images and the number of shards. To train on shards, add -o data.kind=tfrecord. A run that was started on
@@ -46,16 +48,17 @@ def command(
       swav-tf data shard photos/ shards/photos --kind images --shards 64 --threads 16
     """
     from cli.quiet import load_tensorflow_quietly
+    from swav_tf.data.leftovers import left_out_of
     from swav_tf.data.sharding import write_shards
-    from swav_tf.data.sources import open_folder, recognize
+    from swav_tf.data.sources import FileSource, open_source, recognized
+    from swav_tf.plumbing.errors import DataError
+    from swav_tf.recipe.pretraining import Data
 
     load_tensorflow_quietly()  # it writes the records
-    if kind is None:
-        found = recognize(data)
-        # Anything but a folder of images gets the message of the folder's opening.
-        kind = "images" if found.kind == "images" else "class_folders"
-        log.info(f"{data} is read as {kind}: {found.why}.")
-    source = open_folder(data, kind=kind)
+    settings = recognized(Data.model_validate({"kind": kind or "auto", "path": data}))
+    if settings.kind not in PACKED:
+        raise DataError(f"Images that are packed are {', '.join(PACKED)}. Received: {data}, {settings.kind}.")
+    source = cast(FileSource, open_source(settings))
     with image_progress(len(source), "packed", quiet=report.quiet) as progress:
         pack = partial(write_shards, source, output, shards=shards, shard_mib=shard_mib, threads=threads)
         packed = pack(fresh=fresh, on_progress=progress)
@@ -75,7 +78,7 @@ def command(
             "shards": count,
             "bytes": size,
             "kept_shards": packed.kept,
-            "left_out": dict(source.left_out.counts),
+            "left_out": left_out_of(source),
         },
         lines,
     )

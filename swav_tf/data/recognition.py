@@ -1,0 +1,84 @@
+"""Recognize by their content how the images at a path are to be read."""
+
+from __future__ import annotations
+
+import os
+from itertools import islice
+from typing import Final, NamedTuple
+
+from swav_tf.data import storage
+from swav_tf.data.decode import looks_like_an_image
+from swav_tf.data.folders import has_images, is_image
+from swav_tf.data.leftovers import is_system
+from swav_tf.data.lists import is_list
+from swav_tf.data.records import starts_like_records
+from swav_tf.data.shard_index import is_shard
+from swav_tf.plumbing.errors import DataError
+from swav_tf.plumbing.names import printable
+from swav_tf.recipe.pretraining import Kind
+
+
+class Found(NamedTuple):
+    """The kind of the images at a path, and why."""
+
+    kind: Kind
+    why: str
+
+
+NOT_FOUND: Final = Found("class_folders", "not found")  # to open it as that is an error
+
+
+def recognize(path: str, *, labels: str | None = None) -> Found:
+    """Recognize the `data.kind` of the images at a path by its content.
+
+    Folders are taken for classes only if that leaves out no image: none is next to them, and `labels`, a list with
+    the labels of the images, is not given.
+
+    Raises:
+        DataError: the path cannot be accessed, or is a file that holds no images or only one.
+    """
+    if path == "digits":
+        return Found("digits", "bundled")
+    with storage.reachable(path):
+        place = storage.local_or_remote(path)
+        found = _in_folder(place) if storage.is_folder(place) else _in_files(place)
+    if labels is not None and found.kind == "class_folders" and found != NOT_FOUND:
+        return Found("images", f"labels are those of {labels}")
+    return found
+
+
+def _in_files(place: str) -> Found:
+    """Recognize a file, or files that match a pattern."""
+    names = [place] if storage.exists(place) else storage.matching(place)
+    if not names:
+        return NOT_FOUND
+    name = storage.name_of(names[0])
+    if is_list(name):
+        return Found("list", "a list of paths")
+    head = storage.read_range(names[0], 0, 16) if storage.facts(names[0]).size else b""
+    if is_shard(name) or starts_like_records(head):
+        return Found("tfrecord", "TFRecord" if names[0] == place else "a pattern of TFRecord shards")
+    image = is_image(name) or looks_like_an_image(head)
+    raise DataError(
+        "Images are read from a folder, a zip file, TFRecord shards or a list of paths (.csv, .tsv, .json, .jsonl, "
+        f".txt). Received: {printable(place)}, {'an image' if image else 'none of them'}. Give the folder it is in."
+    )
+
+
+def _in_folder(folder: str) -> Found:
+    names = [name for name in storage.names_in(folder) if not (name.startswith(".") or is_system(name))]
+    images = any(map(is_image, names))
+    if not images and any(map(is_shard, names)):
+        return Found("tfrecord", "it contains shards")
+    if storage.is_remote(folder):
+        return Found("images", "images at the top") if images else Found("class_folders", "folders")
+    inside = (name for name in names if os.path.isdir(storage.join(folder, name)))
+    classes = list(islice((name for name in inside if has_images(folder, name)), 2 if not images else 1))
+    if images:
+        why = "images at the top and in folders: all are read" if classes else "images without folders"
+        return Found("images", f"{why}, without labels")
+    if not classes:
+        return Found("images", "no image was found")
+    if len(classes) == 1:
+        return Found("images", f"one folder with images, {printable(classes[0])}: no classes, no labels")
+    return Found("class_folders", "one folder for each class")
