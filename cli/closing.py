@@ -25,6 +25,10 @@ def after_pretraining(recipe: Recipe, run_dir: Path, summary: dict[str, Any]) ->
         from swav_tf.knn import comparison
 
         result += f"\n{comparison(summary)}"
+    elif summary.get("view_retrieval") is not None:
+        from swav_tf.knn import view_comparison
+
+        result += f"\n{view_comparison(summary)}"
     features: Command = ["features", "--model", run_dir, "--output", run_dir / "train.npz"]
     probe: Command = ["probe", "--model", run_dir]
     export: Command = ["export", run_dir, "--output", run_dir / "exported"]

@@ -152,11 +152,23 @@ def unit_rows(rows: np.ndarray) -> np.ndarray:
 
 BASELINES: Final = {"knn_top1_initial": "the initial weights", "knn_top1_pixels": "raw pixels"}
 
+VIEWS: Final = ("view_retrieval", "view_retrieval_initial", "view_images")
+
 
 def baselines_of(found: Mapping[str, Any]) -> str:
     """Return the baselines that were measured."""
     known = {what: found[key] for key, what in BASELINES.items() if found.get(key) is not None}
     return ", ".join(f"{what} {100 * top1:.1f} %" for what, top1 in known.items())
+
+
+def view_comparison(found: Mapping[str, Any]) -> str:
+    """Return how many views find the other view of their image, next to the initial weights."""
+    if found.get("view_retrieval") is None:
+        return "views: the features are not finite"
+    initial = found.get("view_retrieval_initial")
+    before = f" (the initial weights {100 * initial:.1f} %)" if initial is not None else ""
+    images = found["view_images"]
+    return f"{100 * found['view_retrieval']:.1f} % of views find the other of their image among {images:,}{before}"
 
 
 def comparison(found: Mapping[str, Any]) -> str:

@@ -309,6 +309,9 @@ class Monitor(Section):
     knn_neighbours: int = Field(20, ge=1, description="neighbours that vote, k")
     knn_temperature: float = Field(0.07, gt=0, description="temperature of the neighbours' weights")
     knn_images: int = Field(20_000, ge=10, description="images used for that k-NN, at most")
+    view_images: int = Field(
+        512, ge=0, description="images two views of which are compared, in a run without k-NN; 0: none"
+    )
 
 
 class Recipe(Section):

@@ -1,14 +1,15 @@
-"""k-NN accuracy during pretraining, compared with what costs nothing: the initial weights, and raw pixels.
+"""What the features are worth during pretraining, compared with what costs nothing: initial weights and raw pixels.
 
 A falling loss is not learning: features can be worse than those of a random initialization while the loss is far below
-ln K. With labels, the comparison shows it.
+ln K. With labels, k-NN accuracy shows it; without, whether two views of an image find each other.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 import cv2
@@ -16,10 +17,12 @@ import keras
 import numpy as np
 import numpy.typing as npt
 
+from swav_tf.data.decode import UndecodableImage
 from swav_tf.data.labels import renumbered
-from swav_tf.data.sources import ImageSource, open_source
+from swav_tf.data.multicrop import MultiCrop
+from swav_tf.data.sources import ImageSource, open_source, read_image
 from swav_tf.data.views import stack_views, view_batches
-from swav_tf.knn import BASELINES, baselines_of, comparison, knn_accuracy
+from swav_tf.knn import BASELINES, baselines_of, comparison, find_neighbours, knn_accuracy, view_comparison
 from swav_tf.method.swav import SwAV
 from swav_tf.plumbing.errors import DataError
 from swav_tf.plumbing.log import log
@@ -34,6 +37,7 @@ PIXELS_SIDE: Final = (
     32  # to which views are reduced as raw pixels: 224 x 224 would need 12 GB for 20,000 images
 )
 Indices = npt.NDArray[np.int64]
+VIEWS_EPOCH: Final = 2**32  # of the random numbers of views: no epoch of a run has them
 EARLY: Final = 0.1  # share of a run after which features are measured in any case
 
 
@@ -49,18 +53,36 @@ def early_epoch(recipe: Recipe, steps_per_epoch: int) -> int | None:
     return epoch if epochs * EARLY >= 1 and epoch < epochs else None
 
 
-class KNNEvaluator(keras.callbacks.Callback):
-    """Measure k-NN accuracy every `knn_every_epochs` epochs, on the chief while the other workers wait.
+class _Evaluator(keras.callbacks.Callback):
+    """Measure features of the model in training, on the chief while the other workers wait."""
+
+    model: SwAV
+
+    def __init__(self, job: Job, recipe: Recipe) -> None:
+        super().__init__()
+        self.job, self.recipe = job, recipe
+
+    @property
+    def _is_early(self) -> bool:
+        position = self.job.position
+        return position.at_epoch_end and position.epoch + 1 == early_epoch(
+            self.recipe, position.steps_per_epoch
+        )
+
+    def _keep(self, kind: str, **figures: float | None) -> None:
+        self.job.position.validation.update(figures)
+        self.job.metrics.write(kind, figures)
+
+
+class KNNEvaluator(_Evaluator):
+    """Measure k-NN accuracy every `knn_every_epochs` epochs.
 
     Queries are the validation images, without any a fifth of the training images; at most `knn_images` of either
     are used, always the same.
     """
 
-    model: SwAV
-
     def __init__(self, job: Job, recipe: Recipe, source: ImageSource) -> None:
-        super().__init__()
-        self.job, self.recipe = job, recipe
+        super().__init__(job, recipe)
         self.source = self.query_source = source
         limit, draw = recipe.monitor.knn_images, np.random.default_rng(recipe.train.seed)
         chosen = draw.permutation(len(source))[:limit]
@@ -128,17 +150,6 @@ class KNNEvaluator(keras.callbacks.Callback):
                 f"{lost}. If that stays so, the run learns nothing useful."
             )
 
-    @property
-    def _is_early(self) -> bool:
-        position = self.job.position
-        return position.at_epoch_end and position.epoch + 1 == early_epoch(
-            self.recipe, position.steps_per_epoch
-        )
-
-    def _keep(self, kind: str, **figures: float | None) -> None:
-        self.job.position.validation.update(figures)
-        self.job.metrics.write(kind, figures)
-
     def _features_accuracy(self) -> float | None:
         known = extract_features(self.model, self.source, self.known, self.recipe.data)
         queries = extract_features(self.model, self.query_source, self.queries, self.recipe.data)
@@ -150,6 +161,80 @@ class KNNEvaluator(keras.callbacks.Callback):
         monitor = self.recipe.monitor
         k, temperature = min(monitor.knn_neighbours, len(known)), monitor.knn_temperature
         return knn_accuracy(known, self.labels, queries, self.query_labels, k=k, temperature=temperature)
+
+
+class ViewEvaluator(_Evaluator):
+    """Measure without labels: the share of images whose one random view finds the other by its features.
+
+    The views are two large crops as in training, always the same. Compared with the initial weights, which see the
+    same views, the figure follows k-NN accuracy (docs/results.md); it says nothing about runs with other crops.
+    """
+
+    def __init__(self, job: Job, recipe: Recipe, source: ImageSource) -> None:
+        super().__init__(job, recipe)
+        held_out = recipe.data.validation_path or recipe.data.validation_split
+        self.source = open_source(recipe.data, validation=True) if held_out else source
+        order = np.random.default_rng(recipe.train.seed).permutation(len(self.source))
+        self.images = np.sort(order[: recipe.monitor.view_images])
+        self.views: tuple[np.ndarray, np.ndarray] | None = None
+
+    def on_train_begin(self, logs: Logs | None = None) -> None:
+        """Draw the views, and measure the initial weights when a run starts."""
+        group = self.recipe.crops[0].model_copy(update={"count": 2})
+        multicrop, seed, pairs = MultiCrop((group,), self.recipe.augment), self.recipe.train.seed, []
+        for index in map(int, self.images):
+            with suppress(UndecodableImage, OSError):  # training reports and counts them
+                image = read_image(self.source, index)
+                pairs += multicrop(image, seed=seed, epoch=VIEWS_EPOCH, index=index)
+        if len(pairs) < 2:
+            return
+        one, other = np.stack(pairs, axis=1)
+        self.views = one, other
+        if not self.job.position.step:  # later the figure is in the checkpoint
+            self._keep("views_baseline", view_retrieval_initial=self._retrieval(), view_images=len(pairs))
+
+    def on_train_batch_end(self, batch: int, logs: Logs) -> None:
+        """Measure early in the run, and at its end."""
+        if self.views is not None and (self._is_early or self.job.position.at_end):
+            self._keep("views", view_retrieval=self._retrieval())
+
+    def on_epoch_end(self, epoch: int, logs: Logs | None = None) -> None:
+        """Log what the measurements say."""
+        position, found = self.job.position, self.job.position.validation
+        if self.views is None or not (self._is_early or position.at_end):
+            return
+        level, text = view_verdict(found)
+        log.log(level, f"Epoch {position.epoch + 1} of {self.recipe.train.epochs}: {text}")
+
+    def _retrieval(self) -> float | None:
+        assert self.views is not None
+        one, other = (
+            np.concatenate(
+                [self.model.features(views[i : i + 128]).numpy() for i in range(0, len(views), 128)]
+            )
+            for views in self.views
+        )
+        if not (np.isfinite(one).all() and np.isfinite(other).all()):
+            return None
+        nearest = (
+            find_neighbours(one, other, k=1).indices[:, 0],
+            find_neighbours(other, one, k=1).indices[:, 0],
+        )
+        return float(np.mean(np.stack(nearest) == np.arange(len(one))))
+
+
+def view_verdict(found: Mapping[str, Any]) -> tuple[int, str]:
+    """Return level and text of what the retrieval of views says about the features."""
+    what = view_comparison(found)
+    if found.get("view_retrieval_initial") is None:
+        return logging.INFO, f"{what}."
+    if exceeds(found["view_retrieval"] or 0.0, found["view_retrieval_initial"], int(found["view_images"])):
+        return logging.INFO, f"{what}: the features are better than the initial weights."
+    return logging.WARNING, (
+        f"{what}: the features are not clearly better than the initial weights, whatever the loss. If that is so at "
+        "the end, nothing useful was learned: use crops of larger scales, a lower rate, more epochs or more images, or "
+        "start from released weights (--weights)."
+    )
 
 
 def pixel_features(source: ImageSource, indices: np.ndarray, settings: Data) -> np.ndarray:
@@ -171,9 +256,13 @@ def lost_to(found: dict[str, Any], queries: int, baselines: Iterable[str] = BASE
     top1, lost = found["knn_top1"] or 0.0, []
     for key in baselines:
         if (base := found.get(key)) is not None:
-            error = math.sqrt((top1 * (1 - top1) + base * (1 - base)) / queries)
-            lost += [BASELINES[key]] if top1 <= base + 2 * error else []
+            lost += [] if exceeds(top1, base, queries) else [BASELINES[key]]
     return " and ".join(lost)
+
+
+def exceeds(share: float, base: float, count: int) -> bool:
+    """Return whether a share of `count` images exceeds another by two standard errors of the difference."""
+    return share > base + 2 * math.sqrt((share * (1 - share) + base * (1 - base)) / count)
 
 
 def verdict(found: dict[str, Any], queries: int) -> tuple[int, str]:

@@ -15,7 +15,7 @@ import numpy as np
 
 from swav_tf.data.pictures import contact_sheet
 from swav_tf.data.sources import open_source
-from swav_tf.knn import BASELINES
+from swav_tf.knn import BASELINES, VIEWS
 from swav_tf.method.swav import SwAV
 from swav_tf.plumbing.errors import DataError
 from swav_tf.plumbing.log import log
@@ -24,7 +24,7 @@ from swav_tf.recipe.pretraining import Recipe
 from swav_tf.training.build import build_swav, init_from, read_pretrained
 from swav_tf.training.callbacks import CollapseWarning
 from swav_tf.training.job import Job, open_job
-from swav_tf.training.knn_monitor import KNNEvaluator
+from swav_tf.training.knn_monitor import KNNEvaluator, ViewEvaluator
 from swav_tf.training.rendezvous import ClusterAddress
 
 __all__ = ["ClusterAddress", "PretrainResult", "pretrain"]
@@ -74,7 +74,11 @@ def pretrain(
     with open_job(recipe, run_dir, cluster, quiet=quiet) as job:
         source = open_source(recipe.data)
         # Every worker opens the images of the k-NN evaluation: what is wrong with them ends all at once.
-        evaluators = [KNNEvaluator(job, recipe, source)] if recipe.monitor.knn_every_epochs else []
+        evaluators: list[keras.callbacks.Callback] = []
+        if recipe.monitor.knn_every_epochs:
+            evaluators = [KNNEvaluator(job, recipe, source)]
+        elif recipe.monitor.view_images:
+            evaluators = [ViewEvaluator(job, recipe, source)]
         initial = read_pretrained(weights)[0].facts["sha256"] if weights and job.team.workers > 1 else None
         job.open(source, fresh=fresh, weights=initial)
         job.position.usage = np.zeros(recipe.model.prototypes, np.int64)
@@ -99,7 +103,7 @@ def pretrain(
             loss_first=job.position.first_loss,
             loss_last=job.position.last_loss,
             ln_k=ln_k,
-            **{key: job.position.validation.get(key) for key in ("knn_top1", *BASELINES)},
+            **{key: job.position.validation.get(key) for key in ("knn_top1", *BASELINES, *VIEWS)},
             prototypes_used=int(np.count_nonzero(job.position.usage)),
             prototypes=recipe.model.prototypes,
             images=len(source),

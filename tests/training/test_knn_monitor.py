@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 
 from swav_tf.data.folders import ImageFolder
-from swav_tf.knn import comparison
-from swav_tf.recipe.pretraining import Data
-from swav_tf.training.knn_monitor import early_epoch, lost_to, pixel_features, verdict
+from swav_tf.knn import comparison, view_comparison
+from swav_tf.recipe.pretraining import Augment, Blur, ColorJitter, CropGroup, Data
+from swav_tf.training.knn_monitor import early_epoch, lost_to, pixel_features, verdict, view_verdict
+from swav_tf.training.pretrain import pretrain
 from tests.evaluate.models import make_class_folders
 from tests.swav_models import tiny_recipe
+from tests.training.runs import lines
 
 
 # Bugs caught: a difference within the noise of few images that counts as learning, and a clear one that does not.
@@ -75,3 +77,35 @@ def test_raw_pixels_are_reduced_views(tmp_path):
     means = [features.reshape(2, -1, 3).mean(axis=1) for features in (large, small)]
     np.testing.assert_allclose(*means, atol=6)
     assert np.abs(means[0][0] - means[0][1]).max() > 0.5
+
+
+# Bug caught: the other views are of other images (equal views must find each other).
+def test_views_find_each_other(tmp_path):
+    folder = make_class_folders(tmp_path / "images", each=8)
+    whole = CropGroup(count=2, size=16, scale=(1, 1))
+    plain = Augment(
+        aspect_ratio=(1, 1),
+        flip_probability=0,
+        jitter=ColorJitter(probability=0),
+        grayscale_probability=0,
+        blur=Blur(probability=0),
+    )
+    recipe = tiny_recipe(data__kind="images", data__path=str(folder)).model_copy(
+        update={"crops": (whole,), "augment": plain}
+    )
+    summary = pretrain(recipe, run_dir=tmp_path / "run", quiet=True).summary
+    [first], [last] = lines(tmp_path / "run", "views_baseline"), lines(tmp_path / "run", "views")
+    assert first["step"] == 0
+    assert summary["view_images"] == first["view_images"] == len(list(folder.rglob("*.*")))
+    assert summary["view_retrieval_initial"] == first["view_retrieval_initial"] == 1
+    assert summary["view_retrieval"] == last["view_retrieval"]
+    assert view_comparison(summary) in view_verdict(summary)[1]
+
+
+# Bug caught: a figure within the noise that counts as learning.
+@pytest.mark.parametrize(
+    ("retrieval", "level"), [(0.2, logging.INFO), (0.11, logging.WARNING), (None, logging.WARNING)]
+)
+def test_views_must_be_found_clearly_more_often(retrieval, level):
+    found = {"view_retrieval": retrieval, "view_retrieval_initial": 0.1, "view_images": 500}
+    assert view_verdict(found)[0] == level

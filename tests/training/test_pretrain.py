@@ -46,6 +46,8 @@ def test_a_run_leaves_a_complete_folder(tmp_path):
         assert 0.2 < baselines[key] == result.summary[key] <= 1
     assert 0.2 < knn["knn_top1"] == result.summary["knn_top1"] <= 1
 
+    assert result.summary["view_retrieval"] is None  # k-NN says more
+
     again = pretrain(recipe, run_dir=tmp_path, quiet=True)
     assert again.summary == result.summary == json.loads((tmp_path / "summary.json").read_text())
     model, loaded = load_swav(tmp_path)
