@@ -63,6 +63,8 @@ def command(
       swav-tf serve exported/model-int8-cpu.onnx --host 0.0.0.0 --port 80 --batch 8 --wait-ms 5
       curl --data-binary @cat.jpg -H 'Content-Type: image/jpeg' http://127.0.0.1:8000/features
     """
+    import numpy as np
+
     from evaluate.backends import open_model
     from evaluate.serve.gallery import Gallery
     from evaluate.serve.server import listen, serve
@@ -75,6 +77,8 @@ def command(
     model = open_model(_model_of(exported), provider=provider)
     gallery = None if features is None else Gallery(features, model, images)
     bound = listen(host, port)
+    side = model.input_view.crop
+    model.features(np.zeros((limits["batch"], side, side, 3), np.uint8))  # fails now, if ever
     service = Service(model, Limits(**limits), gallery=gallery, threads=threads)
     address, found = bound.getsockname()[:2]
     url = f"http://[{address}]:{found}" if ":" in address else f"http://{address}:{found}"

@@ -14,6 +14,7 @@ from evaluate.serve.service import Service
 from swav_tf.plumbing.errors import UsageError
 
 LAST_CALL_SECONDS: Final = 0.5  # in which requests already on their way on open connections are answered
+KEEP_SECONDS: Final = 75  # of an idle connection: longer than proxies keep theirs
 STOP_SECONDS: Final = 60  # after which requests whose clients neither send nor read are given up
 
 
@@ -50,6 +51,7 @@ def serve(service: Service, bound: socket.socket, on_ready: Callable[[], None]) 
         log_config=None,
         access_log=False,
         server_header=False,
+        timeout_keep_alive=KEEP_SECONDS,
         timeout_graceful_shutdown=STOP_SECONDS,
     )
     try:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -144,7 +144,7 @@ class Service:
     # === Answers ===
 
     async def _features(self, request: Request) -> Response:
-        names, features = await self._features_of(request)
+        names, features = await self._of_images(request, lambda features: features)
         if NPY in request.headers.get("accept", ""):
             file = io.BytesIO()
             np.save(file, features)
@@ -153,12 +153,12 @@ class Service:
 
     async def _similar(self, request: Request) -> Response:
         assert self._gallery is not None
-        most, asked = self._gallery.most, request.query_params.get("k", "10")
-        k = min(10, most) if "k" not in request.query_params else int(asked) if asked.isdecimal() else 0
+        search, most = self._gallery.search, self._gallery.most
+        asked = request.query_params.get("k", str(min(10, most)))
+        k = int(asked) if asked.isdecimal() and len(asked) < 9 else 0
         if not 1 <= k <= most:
             raise Refusal(400, "k", f"k must be a whole number from 1 to {most}. Received: {asked[:20]}.")
-        names, features = await self._features_of(request)
-        found = await self._in_thread(self._gallery.search, features, k)
+        names, found = await self._of_images(request, lambda features: search(features, k))
         return self._answer(names, similar=found)
 
     def _answer(self, names: list[str], **results: Any) -> Response:
@@ -175,6 +175,10 @@ class Service:
         return HTMLResponse(_PAGE)
 
     async def _health(self, request: Request) -> Response:
+        if self.status == "failing":  # nobody sends images any more, so that only this shows a recovery
+            side = self._model.input_view.crop
+            with contextlib.suppress(Refusal):
+                await asyncio.wrap_future(self._batcher.submit(np.full((side, side, 3), 128, np.uint8)))
         health = {
             "status": self.status,
             "model": self._model.facts.as_dict() | {"path": Path(self._model.facts.path).name},
@@ -189,8 +193,8 @@ class Service:
 
     # === From a request to features ===
 
-    async def _features_of(self, request: Request) -> tuple[list[str], np.ndarray]:
-        """Return names and features (n, F) of the images in a request."""
+    async def _of_images(self, request: Request, what: Callable[[np.ndarray], T]) -> tuple[list[str], T]:
+        """Return names of the images in a request, and `what`, computed in a thread from their features (n, F)."""
         accepted = 0
         try:
             self._accept(1)  # before its body takes memory
@@ -198,16 +202,17 @@ class Service:
             files = await self._files(request)
             self._accept(len(files) - 1)
             accepted = len(files)
-            tasks = (self._features_of_image(name, data) for name, data in files)
-            rows = await asyncio.gather(*tasks, return_exceptions=True)
+            tasks = (self._row(name, data) for name, data in files)
+            rows = await asyncio.gather(*tasks, return_exceptions=True)  # all, before the place is free
+            for row in rows:
+                if isinstance(row, BaseException):
+                    raise row
+            found = await self._in_thread(what, np.stack(rows))  # type: ignore[arg-type]
         finally:
             self._waiting -= accepted
-        for row in rows:
-            if isinstance(row, BaseException):
-                raise row
-        return [name for name, _ in files], np.stack(rows)  # type: ignore[arg-type]
+        return [name for name, _ in files], found
 
-    async def _features_of_image(self, name: str, data: bytes) -> np.ndarray:
+    async def _row(self, name: str, data: bytes) -> np.ndarray:
         view = await self._in_thread(self._view, name, data)
         return await asyncio.wrap_future(self._batcher.submit(view))
 
@@ -226,7 +231,7 @@ class Service:
         """Return names and contents of the files in a request's body; the name of a bare image is `image`."""
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         try:
-            async with asyncio.timeout(BODY_SECONDS), aclosing(self._chunks(request)) as chunks:
+            async with asyncio.timeout(BODY_SECONDS), contextlib.aclosing(self._chunks(request)) as chunks:
                 if kind == "multipart/form-data":
                     return await self._parts(request, chunks)
                 if kind == "application/octet-stream" or kind.startswith("image/"):
@@ -290,13 +295,19 @@ class Service:
             features = self._model.features(images)
         except Exception as error:
             log.error(f"{len(images)} images could not be computed: {error}")
+            self._change_status("failing")
             raise Refusal(
                 500, "model", "The model must run. It failed; the server's log says why."
             ) from error
+        self._change_status("ready")
         self.metrics.batches.observe(len(images))
         self.metrics.images.inc(len(images))
         self.metrics.model_seconds.observe(time.monotonic() - started)
         return features
+
+    def _change_status(self, status: str) -> None:
+        if self.status != "stopping":
+            self.status = status
 
     # === Errors ===
 

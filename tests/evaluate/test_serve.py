@@ -149,24 +149,27 @@ def test_a_full_queue_refuses_and_recovers():
     assert [answer.status_code for answer in [*answers, after]] == [200, 200, 200]
 
 
-# Bugs caught: a failed batch that ends the model's thread; a message of the machine in the answer.
-def test_a_failure_of_the_model_is_answered(logged):
+# Bugs caught: a failed batch that ends the model's thread; a message of the machine in the answer; a service that is ready
+# but fails.
+def test_a_failure_of_the_model_is_answered_and_seen(logged):
     model = NumpyBackend(stop_after=0)
 
     def fail():
-        model.stop_after = None
         raise RuntimeError("out of memory on /dev/secret")
 
     model.stop = fail
 
     async def talk(client, service):
-        return await post(client, PNG), await post(client, PNG)
+        answers = [await post(client, PNG), await client.get("/health")]
+        model.stop_after = None  # it has recovered
+        return [*answers, await client.get("/health"), await post(client, PNG)]
 
-    failed, after = exchange(talk, model)
+    failed, failing, healthy, after = exchange(talk, model)
     assert failed.status_code == 500
     assert failed.json() == {"error": "The model must run. It failed; the server's log says why."}
     assert ("ERROR", "1 images could not be computed: out of memory on /dev/secret") in logged
-    assert after.status_code == 200
+    assert (failing.status_code, failing.json()["status"]) == (503, "failing")
+    assert (healthy.status_code, after.status_code) == (200, 200)
 
 
 def test_a_bug_is_answered_without_a_traceback(monkeypatch, logged):
@@ -239,7 +242,7 @@ def test_similar_images_are_those_of_the_command(searched):
         return [
             await post(client, *images, path="/similar?k=21"),
             await post(client, PNG, path="/similar"),
-            *[await post(client, PNG, path=f"/similar?k={k}") for k in ("0", "22", "many")],
+            *[await post(client, PNG, path=f"/similar?k={k}") for k in ("0", "22", "9" * 5000, "many")],
         ]
 
     answer, usual, *refused = exchange(talk, gallery=Gallery(searched, NumpyBackend()))
@@ -252,8 +255,8 @@ def test_similar_images_are_those_of_the_command(searched):
         )
         assert {near["class"] for near in found} == {"a", "b"}
     assert len(usual.json()["similar"][0]) == 10
-    assert [other.status_code for other in refused] == [400] * 3
-    assert refused[2].json()["error"] == "k must be a whole number from 1 to 21. Received: many."
+    assert [other.status_code for other in refused] == [400] * 4
+    assert refused[3].json()["error"] == "k must be a whole number from 1 to 21. Received: many."
 
 
 # Bug caught: a file that is not of the feature file, or not below the folder.
