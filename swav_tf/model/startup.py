@@ -34,6 +34,8 @@ def start() -> None:
     """
     if "keras" not in sys.modules:
         _avoid_a_fatal_file()
+    # By default TensorFlow uses oneDNN only on processors with VNNI or AMX. On others it halves the time of a step too.
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
     level = os.environ.get(LOG_LEVEL)
     if "tensorflow" not in sys.modules and level not in ("0", "1"):
         os.environ[LOG_LEVEL] = "2" if NVIDIA_DRIVER.exists() and level != "3" else "3"
