@@ -100,6 +100,34 @@ def load_trained(run_dir: Path, *, step: int | None = None, best: bool = False) 
     )
 
 
+def keras_network(trained: TrainedModel) -> keras.Model:
+    """Return the network as layers of Keras alone, from uint8 images (n, height, width, 3) to features and logits.
+
+    The output is features (n, F), or of a classifier a dictionary of `features` and `logits`.
+    """
+
+    def of_keras(layer: keras.layers.Layer) -> keras.layers.Layer:
+        if not isinstance(layer, BatchNorm):
+            return layer.__class__.from_config(layer.get_config())
+        return keras.layers.BatchNormalization(
+            momentum=layer.momentum, epsilon=layer.epsilon, name=layer.name, dtype=layer.dtype_policy
+        )
+
+    model = trained.model
+    backbone = keras.models.clone_model(model.backbone, clone_function=of_keras)
+    for copy, layer in zip(backbone.layers, model.backbone.layers, strict=True):
+        copy.set_weights(layer.get_weights())
+    images = keras.Input((None, None, 3), dtype="uint8", name="images")
+    scale, offset = 1 / (255 * model.std), -model.mean / model.std
+    normalized = keras.layers.Rescaling(scale.tolist(), offset.tolist(), name="normalize")(images)
+    outputs = backbone(normalized)
+    if isinstance(model, Classifier):
+        classifier = keras.layers.Dense.from_config(model.classifier.get_config())
+        outputs = {"features": outputs, "logits": classifier(outputs)}
+        classifier.set_weights(model.classifier.get_weights())
+    return keras.Model(images, outputs, name="network")
+
+
 def build_graph(
     trained: TrainedModel, *, outputs: Sequence[str], size: int | None, graph_input: Input
 ) -> onnx.ModelProto:

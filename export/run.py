@@ -16,6 +16,7 @@ from evaluate.backends.onnx_backend import OnnxBackend
 from evaluate.backends.onnx_metadata import OnnxMetadata, Precision, Preprocessing, dataset_name, public_data
 from evaluate.images import open_images
 from export import onnx_file
+from export.card import write_card
 from export.int8 import save_int8
 from export.onnx_file import save_model, weight_bytes
 from export.parity import GATES, Parity, compare, parity_text, run_all
@@ -61,11 +62,11 @@ class Source:
 
 
 def export_run(run_dir: Path, output: Path, settings: ExportSettings) -> list[Exported]:
-    """Write ONNX files, reference.npz and parity.json into a folder.
+    """Write ONNX files, reference.npz, parity.json and a model card, README.md, into a folder.
 
     Args:
         run_dir: of a pretraining run, a probe or fine-tuning.
-        output: the folder; files of the same names are replaced.
+        output: the folder; files of the same names are replaced, except a README.md that a person wrote.
         settings: what to write.
 
     Raises:
@@ -84,6 +85,8 @@ def export_run(run_dir: Path, output: Path, settings: ExportSettings) -> list[Ex
         checksums |= {file.path.name: file.checksum for file in exported}
         text = parity_text(source.reference, results, checksums)
         (folder / PARITY).write_text(text, encoding="utf-8")
+        files = {file.path.name: file.parity for file in exported}
+        write_card(folder, output, source.metadata, tuple(source.reference.outputs), files)
     return [replace(file, path=output / file.path.name) for file in exported]
 
 

@@ -1,7 +1,10 @@
 """The public names of swav_tf, as the README uses them."""
 
+import re
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,6 +25,37 @@ def test_every_name_exists(name):
 def test_recipes_need_no_tensorflow():
     code = "import sys, swav_tf; swav_tf.load_recipe('demo'); sys.exit('tensorflow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+
+
+# Bugs caught: documented code that fails; a file of `model.save` that a new process cannot load after `import swav_tf`
+# alone, or that loses weights, the queue or the optimizer.
+def test_fit_save_and_load_as_documented(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = (Path(swav_tf.__file__).parents[1] / "docs" / "keras.md").read_text()
+    fit, load = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(fit, names)
+    model, history = names["model"], names["history"].history
+    assert len(history["loss"]) == 2
+    batch = next(iter(names["data"]))
+    model.save("best.keras")
+    np.savez(
+        "expected.npz",
+        images=names["images"],
+        features=model.features(names["images"]),
+        loss=model.train_on_crops(batch)["loss"],
+        **{f"crops_{i}": group for i, group in enumerate(batch)},
+    )
+    load += """
+import numpy as np
+expected = np.load("expected.npz")
+def close(found, name):
+    np.testing.assert_allclose(found, expected[name], rtol=1e-4, atol=1e-5)
+close(model.features(expected["images"]), "features")
+close(features(model.normalize(expected["images"])), "features")
+close(model.train_on_crops((expected["crops_0"], expected["crops_1"]))["loss"], "loss")
+"""
+    subprocess.run([sys.executable, "-c", load], check=True, timeout=300)
 
 
 # Bug caught: a step on the user's own crops that no longer works as the README shows, or for digits only.

@@ -21,7 +21,7 @@ def command() -> None:
       swav-tf config list
       swav-tf config show demo > mine.yaml
       swav-tf config auto photos/
-      swav-tf config settings
+      swav-tf config settings queue
       swav-tf config check mine.yaml -o train.batch_size=128 --images 50000
     """
 
@@ -87,58 +87,78 @@ def auto(data: str, overrides: tuple[str, ...], report: Report) -> None:
 
 
 @command.command(short_help="Report errors in a recipe and settings known to work badly.")
-@recipe_argument
+@click.argument("recipes", metavar="FILE_OR_NAME...", nargs=-1, required=True)
 @override_option
 @count_option("--images", help="Number of training images, to check settings that are counted in steps.")
 @count_option("--replicas", help="Number of devices (GPUs) on all machines.")
 @json_options
 def check(
-    recipe: str, overrides: tuple[str, ...], images: int | None, replicas: int | None, report: Report
+    recipes: tuple[str, ...],
+    overrides: tuple[str, ...],
+    images: int | None,
+    replicas: int | None,
+    report: Report,
 ) -> int:
-    """Report all errors in a recipe (exit code 2), or its settings that are known to work badly (exit code 0).
+    """Report all errors in recipes (exit code 2), or settings that are known to work badly (exit code 0).
+
+    Of several recipes, JSON has a mapping from each to its result.
 
     \b
     Examples:
       swav-tf config check mine.yaml
+      swav-tf config check configs/*.yaml
       swav-tf config check passl_1node --replicas 8 --images 1281167
     """
     from swav_tf.plumbing.errors import RecipeError
     from swav_tf.recipe.advice import check_recipe
     from swav_tf.recipe.files import load_any_recipe
 
-    try:
-        loaded = load_any_recipe(recipe, overrides)
-        advice = check_recipe(loaded, images=images, replicas=replicas)
-    except RecipeError as error:
-        if not report.as_json:
-            raise
-        report.show({"valid": False, "error": str(error), "advice": []})
-        return error.exit_code
-    number = f"{len(advice) or 'no'} remark{'' if len(advice) == 1 else 's'}"
-    report.show(
-        {"valid": True, "error": None, "advice": [dataclasses.asdict(remark) for remark in advice]},
-        [*(f"Advice: {remark}" for remark in advice), f"{loaded.name}: valid, {number}"],
-    )
-    return 0
+    results, lines, errors = {}, [], []
+    for recipe in recipes:
+        try:
+            loaded = load_any_recipe(recipe, overrides)
+            advice = check_recipe(loaded, images=images, replicas=replicas)
+        except RecipeError as error:
+            errors.append(str(error))
+            results[recipe] = {"valid": False, "error": str(error), "advice": []}
+            continue
+        number = f"{len(advice) or 'no'} remark{'' if len(advice) == 1 else 's'}"
+        lines += [*(f"Advice: {remark}" for remark in advice), f"{loaded.name}: valid, {number}"]
+        remarks = [dataclasses.asdict(remark) for remark in advice]
+        results[recipe] = {"valid": True, "error": None, "advice": remarks}
+    report.show(results if len(recipes) > 1 else results[recipes[0]], lines)
+    if errors and not report.as_json:
+        raise RecipeError("\n".join(errors))
+    return RecipeError.exit_code if errors else 0
 
 
-@command.command(short_help="Explain every setting.")
+@command.command(short_help="Explain every setting, or those that contain a pattern.")
+@click.argument("pattern", required=False, default="")
 @click.option(
     "--kind", type=click.Choice(("pretrain", "probe", "finetune")), default="pretrain", help="Kind of recipe."
 )
 @json_options
-def settings(kind: str, report: Report) -> None:
-    """Explain every setting of one kind of recipe: path, type, bounds, default and meaning.
+def settings(pattern: str, kind: str, report: Report) -> None:
+    """Explain every setting of one kind of recipe, or those with PATTERN in path or meaning.
+
+    Shows path, type, bounds, default and meaning.
 
     \b
     Examples:
       swav-tf config settings
+      swav-tf config settings queue
       swav-tf config settings --kind probe
     """
     from swav_tf.recipe.explain import describe_settings
     from swav_tf.recipe.files import KINDS
 
-    fields = describe_settings(KINDS[kind])
+    fields = {
+        path: field
+        for path, field in describe_settings(KINDS[kind]).items()
+        if pattern.lower() in f"{path} {field['meaning']}".lower()
+    }
+    if not fields:
+        raise click.UsageError(f"No setting of {kind} recipes has {pattern!r} in its path or meaning.")
     report.show(
         fields,
         [

@@ -10,14 +10,21 @@ import click
 
 from cli.classifier_options import best_option
 from cli.options import NEW_PATH, PATH, Report, json_options, output_option
+from cli.quiet import load_tensorflow_quietly
 from cli.recipe_options import config_option, override_option
 
 file_argument = click.argument("source", metavar="FILE", type=PATH)
+prefix_option = click.option(
+    "--prefix",
+    metavar="NAME",
+    show_default="the usual network of a file",
+    help="Use only tensors whose names start with NAME and a dot; keys of dictionaries count, module. does not.",
+)
 
 
 @click.group()
 def command() -> None:
-    """Import, export and identify weights: SwAV, torchvision, timm, PASSL, VISSL, solo-learn, lightly.
+    """Import, export and identify weights: SwAV, torchvision, timm, PASSL, VISSL, solo-learn, lightly, MoCo, DINO.
 
     The format is recognized by the tensor names, not by the file name. PyTorch is not needed, and no code in a file
     is ever executed.
@@ -32,8 +39,9 @@ def command() -> None:
 
 @command.command(short_help="Identify a file of weights.")
 @file_argument
+@prefix_option
 @json_options
-def show(source: Path, report: Report) -> None:
+def show(source: Path, prefix: str | None, report: Report) -> None:
     """Report the format of the weights in FILE, their model, and whether they are complete.
 
     FILE may also be a run folder or a checkpoint.
@@ -41,11 +49,12 @@ def show(source: Path, report: Report) -> None:
     \b
     Examples:
       swav-tf weights show swav_RN50w2_400ep_pretrain.pth.tar
+      swav-tf weights show dino_full_checkpoint.pth --prefix student
       swav-tf weights show runs/first --json
     """
     from swav_tf.weights.convert import describe
 
-    found = describe(source)
+    found = describe(source, prefix=prefix)
     lines = [
         f"{source}: {found.format}",
         f"{found.model or 'unknown model'}; {found.tensors} tensors, {found.numbers:,} numbers",
@@ -88,6 +97,7 @@ def show(source: Path, report: Report) -> None:
     show_default="numbers from 0",
     help="For a classifier: text file with the class names, one per line.",
 )
+@prefix_option
 @json_options
 def import_(
     source: Path,
@@ -97,18 +107,20 @@ def import_(
     backbone_only: bool,
     backbone: Path | None,
     classes: Path | None,
+    prefix: str | None,
     report: Report,
 ) -> None:
     """Convert the weights in FILE into a run folder or a .safetensors file.
 
     The model in the folder's recipe follows from the tensors' shapes. Every tensor must be present with the right
-    shape, and none may be left over; otherwise all problems are listed and nothing is written. A classifier becomes
-    the folder of a probe, for `predict`, `validate` and `export`.
+    shape, and none may be left over; otherwise all problems are listed and nothing is written. A classifier, also
+    torchvision's fc, becomes the folder of a probe, for `predict`, `validate` and `export`; with --backbone-only it
+    is left out.
 
     \b
     Examples:
       swav-tf weights import swav_800ep_pretrain.pth.tar --to runs/released
-      swav-tf weights import resnet50.safetensors --to runs/timm -o data.evaluation.resize=232
+      swav-tf weights import resnet50.safetensors --to runs/timm --backbone-only -o data.evaluation.resize=232
       swav-tf weights import half.pth --to half.safetensors --backbone-only
       swav-tf weights import eval_linear.pth.tar --backbone runs/released --to runs/released_probe
     """
@@ -122,6 +134,7 @@ def import_(
         backbone_only=backbone_only,
         backbone=backbone,
         classes=classes,
+        prefix=prefix,
     )
     report.show(
         {
@@ -135,9 +148,19 @@ def import_(
     )
 
 
-@command.command(short_help="Write weights for PyTorch users.")
+@command.command(short_help="Write weights for PyTorch, Keras, TensorFlow Serving, timm and KerasHub.")
 @click.argument("source", metavar="RUN_OR_FILE", type=PATH)
-@output_option("New file: .pth.tar, .pth or .pt for PyTorch, or .safetensors.", required=True)
+@output_option(
+    "New file: .pth.tar, .pth or .pt for PyTorch, .safetensors or .keras; a folder for the other --to.",
+    required=True,
+)
+@click.option(
+    "--to",
+    "library",
+    type=click.Choice(["keras", "savedmodel", "timm"]),
+    help="keras: a .keras file that loads without swav-tf; savedmodel: a folder for TensorFlow Serving; timm: a "
+    "folder for timm and KerasHub.",
+)
 @click.option(
     "--names",
     type=click.Choice(["swav", "torchvision", "swav_tf"]),
@@ -147,15 +170,29 @@ def import_(
 )
 @best_option
 @json_options
-def export(source: Path, output: Path, names: str | None, best: bool, report: Report) -> None:
-    """Write the newest checkpoint of a run, or a file of any known format, as one file.
+def export(
+    source: Path, output: Path, library: str | None, names: str | None, best: bool, report: Report
+) -> None:
+    """Write the newest checkpoint of a run, or a file of any known format, as one file or, with --to, a folder.
+
+    The networks for Keras and TensorFlow Serving take uint8 images (n, height, width, 3), in RGB, and return
+    features; those of a probe or fine-tuning run also logits.
 
     \b
     Examples:
       swav-tf weights export runs/first --output first.pth.tar
       swav-tf weights export runs/first --output backbone.pth --names torchvision
       swav-tf weights export runs/first --output first.safetensors
+      swav-tf weights export runs/first --to keras --output first.keras
+      swav-tf weights export runs/first --to savedmodel --output models/first/1
+      swav-tf weights export runs/first --to timm --output first_timm
     """
+    library = library or ("keras" if output.suffix == ".keras" else None)
+    if library is not None:
+        if names is not None:
+            raise click.UsageError(f"--names is for files of tensors. Received: --to {library}.")
+        _export_for(library, source, output, best, report)
+        return
     from swav_tf.weights.convert import NAMES, export_weights
 
     chosen = next((name for name in NAMES if name == names), None)
@@ -169,6 +206,15 @@ def export(source: Path, output: Path, names: str | None, best: bool, report: Re
         },
         [f"{done.path}: {done.tensors} tensors with the names of {done.names}", *_left_out(done.left_out)],
     )
+
+
+def _export_for(library: str, source: Path, output: Path, best: bool, report: Report) -> None:
+    from export.libraries import LIBRARIES, export_for
+
+    if library != "timm":
+        load_tensorflow_quietly()
+    export_for(next(known for known in LIBRARIES if known == library), source, output, best=best)
+    report.show({"output": str(output), "library": library}, [f"{output}: for {library}"])
 
 
 def _left_out(names: tuple[str, ...]) -> list[str]:

@@ -76,6 +76,48 @@ class ReplicatedModel(keras.Model):
                 for i, v in enumerate(self.trainable_variables)
             ]
 
+    # === What Keras' `save` and `load_model` call ===
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the arguments of the constructor in the form of Keras' files."""
+        return {
+            "backbone": keras.saving.serialize_keras_object(self.backbone),
+            "mean": self.mean.tolist(),
+            "std": self.std.tolist(),
+            "loss_scale": {"enabled": self.loss_scale.enabled, "growth_steps": self.loss_scale.growth_steps},
+            "accumulation_steps": self.accumulation_steps,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Any:
+        """Build the model that `get_config` described."""
+        backbone = keras.saving.deserialize_keras_object(config["backbone"], custom_objects)
+        return cls(**config | {"backbone": backbone, "loss_scale": LossScale(**config["loss_scale"])})
+
+    def compile_from_config(self, config: dict[str, Any]) -> None:
+        """Compile as the saved model was; Keras itself leaves models with an own `compile` uncompiled."""
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        self.optimizer.build(self.trainable_variables)
+
+    def _state(self) -> dict[str, tf.Variable]:
+        """Return the variables that are not weights."""
+        state = {"loss_factor": self.loss_scale.factor, "finite_steps": self.loss_scale.finite_steps}
+        if self.queue is not None:
+            state |= {"queue": self.queue.projections, "pushed": self.queue.pushed}
+        return state
+
+    def save_own_variables(self, store: Any) -> None:
+        """Store the queue, of several replicas the first one's, and the loss scale."""
+        for name, variable in self._state().items():
+            store[name] = self.distribute_strategy.experimental_local_results(variable)[0].numpy()
+
+    def load_own_variables(self, store: Any) -> None:
+        """Restore what was stored; a file of weights from before this was saved has nothing."""
+        for name, variable in self._state().items():
+            if name in store.keys():  # noqa: SIM118, a store of Keras
+                value = tf.constant(store[name][()])
+                self.distribute_strategy.run(variable.assign, args=(value,))
+
     # === Features ===
 
     @tf.function(reduce_retracing=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -23,6 +24,7 @@ ASSIGN_CROPS = 2  # codes are computed from crops 0 and 1
 Crops = Sequence[tf.Tensor]
 
 
+@keras.saving.register_keras_serializable("swav_tf")
 class SwAV(ReplicatedModel):
     """Backbone, head and prototypes, trained by swapped prediction.
 
@@ -71,6 +73,33 @@ class SwAV(ReplicatedModel):
         if not prototypes.built:
             prototypes.build((None, head.output_shape[-1]))
         self.finish_init()
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the arguments of the constructor in the form of Keras' files."""
+        queue = self.queue and {
+            "length": self.queue.length,
+            "projection_dim": int(self.queue.projections.shape[-1]),
+            "from_step": self.queue.from_step,
+            "assign_crops": int(self.queue.projections.shape[0]),
+        }
+        return {
+            **super().get_config(),
+            "head": keras.saving.serialize_keras_object(self.head),
+            "prototypes": keras.saving.serialize_keras_object(self.prototypes),
+            "method": self.method.model_dump(mode="json"),
+            "queue": queue,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Any:
+        """Build the model that `get_config` described."""
+        parts = {
+            name: keras.saving.deserialize_keras_object(config[name], custom_objects)
+            for name in ("head", "prototypes")
+        }
+        queue = FeatureQueue(**config["queue"]) if config["queue"] else None
+        method = Method(**config["method"])
+        return super().from_config({**config, **parts, "queue": queue, "method": method}, custom_objects)
 
     # === Forward ===
 

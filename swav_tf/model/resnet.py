@@ -11,7 +11,7 @@ from typing import Any
 
 import keras
 
-from swav_tf.model.architectures import ARCHITECTURES, EXPANSION
+from swav_tf.model.architectures import ARCHITECTURES
 from swav_tf.model.batch_norm import BatchNorm
 from swav_tf.recipe.pretraining import BatchNorm as Settings
 
@@ -33,23 +33,22 @@ def build_resnet(name: str, *, width: int = 1, batch_norm: Settings) -> keras.Mo
         # After a ReLU, padding with 0 equals padding with -inf.
         x = keras.layers.ZeroPadding2D(1, name="pool1_pad")(x)
         x = keras.layers.MaxPooling2D(3, strides=2, name="pool1")(x)
-    for stage, (depth, channels) in enumerate(
-        zip(architecture.depths, architecture.channels, strict=True), start=1
-    ):
+    for stage, depth in enumerate(architecture.depths):
+        channels = architecture.block_channels(stage, width)
         for i in range(depth):
-            stride = 2 if i == 0 and stage > 1 else 1
-            x = _block(x, architecture.block, channels * width, stride, f"layer{stage}_{i}", batch_norm)
+            stride = 2 if i == 0 and stage > 0 else 1
+            x = _block(x, architecture.block, channels, stride, f"layer{stage + 1}_{i}", batch_norm)
     features = keras.layers.GlobalAveragePooling2D(name="features")(x)
     return keras.Model(inputs, features, name=name if width == 1 else f"{name}w{width}")
 
 
-def _block(x: Any, kind: str, channels: int, stride: int, name: str, batch_norm: Settings) -> Any:
-    outputs = channels * EXPANSION[kind]
+def _block(x: Any, kind: str, channels: tuple[int, int], stride: int, name: str, batch_norm: Settings) -> Any:
+    inner, outputs = channels
     # (kernel, filters, stride) of the block's convolutions.
     if kind == "bottleneck":
-        plan = [(1, channels, 1), (3, channels, stride), (1, outputs, 1)]
+        plan = [(1, inner, 1), (3, inner, stride), (1, outputs, 1)]
     else:
-        plan = [(3, channels, stride), (3, outputs, 1)]
+        plan = [(3, inner, stride), (3, outputs, 1)]
     y = x
     for i, (kernel, filters, step) in enumerate(plan, start=1):
         y = BatchNorm.of(batch_norm, f"{name}_bn{i}")(_conv(y, filters, kernel, step, f"{name}_conv{i}"))

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from swav_tf.model.architectures import ARCHITECTURES, EXPANSION, Architecture
+from swav_tf.model.architectures import ARCHITECTURES, Architecture
 from swav_tf.plumbing.errors import UsageError
 from swav_tf.recipe.pretraining import Model, Recipe
 
@@ -77,9 +77,8 @@ def convolutions(architecture: Architecture, *, width: int, size: int) -> list[C
     channels, size = found[0].outputs, found[0].out_size
     if architecture.stem == "imagenet":
         size = (size - 1) // 2 + 1  # the pooling
-    for stage, (depth, inner) in enumerate(zip(architecture.depths, architecture.channels, strict=True)):
-        inner *= width
-        outputs = inner * EXPANSION[architecture.block]
+    for stage, depth in enumerate(architecture.depths):
+        inner, outputs = architecture.block_channels(stage, width)
         for i in range(depth):
             stride = 2 if i == 0 and stage > 0 else 1
             if architecture.block == "bottleneck":
@@ -155,7 +154,7 @@ def network_cost(recipe: Recipe) -> NetworkCost:
         for group in recipe.crops
     ]
     layers = groups[0][2]
-    features = architecture.channels[-1] * backbone.width * EXPANSION[architecture.block]
+    features = architecture.feature_dim(backbone.width)
     head_macs, head_parameters = _head(model, features)
     channels = sum(layer.outputs for layer in layers)
 

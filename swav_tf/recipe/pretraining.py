@@ -11,7 +11,10 @@ from swav_tf.plumbing.log import log
 from swav_tf.recipe.section import AreaRange, Color, Positive, Probability, Range, Remark, Section, refuse
 
 # The networks of `swav_tf.model`, repeated here because recipes must not import TensorFlow. A test compares them.
-BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet18_32px", "resnet10_32px", "resnet_small")
+BACKBONES = (
+    "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "wide_resnet50_2", "wide_resnet101_2",
+    "resnet18_32px", "resnet10_32px", "resnet_small",
+)  # fmt: skip
 
 
 class EvaluationView(Section):

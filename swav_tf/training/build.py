@@ -28,17 +28,27 @@ from swav_tf.runs.model_facts import read_pretraining_recipe
 from swav_tf.training.state import assign_arrays, named_variables
 
 
-def build_swav(recipe: Recipe, *, steps_per_epoch: int = 1) -> SwAV:
+def build_swav(recipe: Recipe, *, steps_per_epoch: int = 1, backbone: keras.Model | None = None) -> SwAV:
     """Build a compiled SwAV model with the recipe's seed, under the current strategy.
 
-    `steps_per_epoch` is for the schedule and the start of the queue; to compute features it is not needed.
+    Args:
+        recipe: all settings.
+        steps_per_epoch: for the schedule and the start of the queue; to compute features it is not needed.
+        backbone: another network than the recipe's, from normalized images (n, height, width, 3) of all sizes of
+            crops to features (n, F), such as one of `keras.applications` with `include_top=False, pooling="avg"`.
 
     Raises:
-        RecipeError: the backbone does not exist.
+        RecipeError: the recipe's backbone does not exist.
+        UsageError: `backbone` does not return vectors.
     """
+    if backbone is not None and len(backbone.output_shape) != 2:
+        raise UsageError(
+            "backbone must return features (n, F). Received: a model with outputs of shape "
+            f"{backbone.output_shape}. Add keras.layers.GlobalAveragePooling2D, or give it pooling='avg'."
+        )
     keras.utils.set_random_seed(recipe.train.seed)
     with dtype_policy(recipe.train.precision):
-        backbone = build_backbone(recipe.model)
+        backbone = build_backbone(recipe.model) if backbone is None else backbone
         head = build_head(recipe.model, feature_dim=backbone.output_shape[-1])
         prototypes = Prototypes(recipe.model.prototypes, name="prototypes")
     queue = None

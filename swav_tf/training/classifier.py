@@ -13,6 +13,7 @@ from swav_tf.method.replicated_model import ReplicatedModel, TrainFunction
 from swav_tf.model.replicas import replica_count, sum_over_replicas, update_on_all_replicas
 
 
+@keras.saving.register_keras_serializable("swav_tf")
 class Classifier(ReplicatedModel):
     """A backbone with a dense layer on its pooled features (docs/algorithm.md, "Linear probe").
 
@@ -56,6 +57,10 @@ class Classifier(ReplicatedModel):
         )
         self.classifier.build((None, backbone.output_shape[-1]))
         self.finish_init()
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the arguments of the constructor in the form of Keras' files."""
+        return {**super().get_config(), "class_count": self.classifier.units, "frozen": self.frozen}
 
     # === Forward ===
 

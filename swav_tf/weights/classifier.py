@@ -45,7 +45,7 @@ def pretraining_recipe(
         model |= {"model.prototypes": sizes.prototypes}
     defaults: dict[str, object] = {"name": f"imported {source.name}"}
     if found.std is not None:
-        defaults["augment.std"] = found.std
+        defaults |= {"augment.mean": found.mean, "augment.std": found.std}
     if config is None:
         defaults["train.precision"] = "float32"  # so that features equal the published ones
         wide = sizes.network == "resnet50" and sizes.width > 2

@@ -18,7 +18,7 @@ from swav_tf.runs.checkpoint import IMPORTED, CheckpointStore
 from swav_tf.runs.folder import best_checkpoint
 from swav_tf.runs.model_facts import NAME, ModelFacts
 from swav_tf.weights.classifier import classifier_run, pretraining_recipe
-from swav_tf.weights.files import STD_KEY, open_weights, read_own, sha256_of, write_safetensors
+from swav_tf.weights.files import MEAN_KEY, STD_KEY, open_weights, read_own, sha256_of, write_safetensors
 from swav_tf.weights.formats import Weights
 from swav_tf.weights.layout import Fitted, Sizes, compare, fit
 from swav_tf.weights.safe_pickle import WeightsError
@@ -41,9 +41,9 @@ class Description:
     problems: tuple[str, ...]  # what is missing, left over or misshapen, one line each
 
 
-def describe(source: Path) -> Description:
-    """Return what is in a file or folder of weights."""
-    found = open_weights(source)
+def describe(source: Path, *, prefix: str | None = None) -> Description:
+    """Return what is in a file or folder of weights; `prefix` as in `import_weights`."""
+    found = open_weights(source, prefix=prefix)
     try:
         sizes, _, lines = compare(found.arrays)
         model, problems = str(sizes), tuple(lines)
@@ -76,6 +76,7 @@ def import_weights(
     backbone_only: bool = False,
     backbone: Path | str | None = None,
     classes: Path | str | None = None,
+    prefix: str | None = None,
 ) -> Imported:
     """Write weights of any known format as a run folder that can be evaluated, or as our own safetensors file.
 
@@ -90,16 +91,18 @@ def import_weights(
         backbone_only: use only the backbone, whatever else is present or missing.
         backbone: for a classifier without one: run folder or file with the backbone that it was trained on.
         classes: for a classifier: text file with a name for each class, one a line; None: numbers.
+        prefix: of the wanted names in a file with several networks, such as `student` or `model_ema`, with the keys
+            of dictionaries and without wrappers (`module.`); None: the usual one.
 
     Raises:
-        UsageError: `to` exists, or the settings do not fit the weights.
+        UsageError: `to` exists, the settings do not fit the weights, or no tensor has the prefix.
         WeightsError: a file is damaged, unsafe, of an unknown format, or does not fit its model.
         RecipeError: the recipe has errors.
     """
     source, to = Path(source), Path(to)
     as_file, for_classifier = to.suffix == ".safetensors", backbone is not None or classes is not None
     _check_target(to, as_file, for_classifier, with_recipe=config is not None or bool(overrides))
-    found = open_weights(source)
+    found = open_weights(source, prefix=prefix)
     fitted = fit(found, source, backbone_only=backbone_only)
     sizes = fitted.sizes
     if sizes.classes is None and for_classifier:
@@ -230,8 +233,10 @@ def export_weights(
 def _write_own(
     to: Path, weights: Weights, arrays: Mapping[str, np.ndarray], origin: Mapping[str, str] | None = None
 ) -> None:
-    std = {STD_KEY: json.dumps(weights.std)} if weights.std else {}
-    write_safetensors(arrays, to, {**(origin or {}), **std, "step": str(weights.step)})
+    normalization = {}
+    if weights.std is not None:
+        normalization = {MEAN_KEY: json.dumps(weights.mean), STD_KEY: json.dumps(weights.std)}
+    write_safetensors(arrays, to, {**(origin or {}), **normalization, "step": str(weights.step)})
 
 
 def _swav(fitted: Fitted, source: Path) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:

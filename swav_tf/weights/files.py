@@ -18,13 +18,13 @@ from swav_tf.recipe.files import load_any_recipe
 from swav_tf.recipe.pretraining import Recipe
 from swav_tf.runs.checkpoint import ARRAYS, FACTS, CheckpointError, CheckpointStore
 from swav_tf.runs.model_facts import NAME, ModelFacts
-from swav_tf.weights.formats import Weights, recognize
+from swav_tf.weights.formats import IMAGENET_MEAN, Weights, recognize
 from swav_tf.weights.layout import as_torch
 from swav_tf.weights.safe_pickle import WeightsError, from_bytes, read_pickle
 from swav_tf.weights.torch_files import LEGACY_START, read_torch_legacy, read_torch_zip
 
 PARTS = ("backbone", "head", "prototypes", "classifier")
-STD_KEY = "std"  # in the metadata of our safetensors files
+MEAN_KEY, STD_KEY = "mean", "std"  # in the metadata of our safetensors files
 
 _DTYPES = {
     "F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64",
@@ -32,18 +32,24 @@ _DTYPES = {
 }  # fmt: skip
 
 
-def open_weights(path: Path) -> Weights:
+def open_weights(path: Path, *, prefix: str | None = None) -> Weights:
     """Read the weights in a file or folder and recognize their format.
 
+    Args:
+        path: of the file or folder.
+        prefix: of the names of the wanted tensors, dictionaries' keys included; None: the usual one.
+
     Raises:
-        UsageError: there is no such file, or it is a folder without a run or checkpoint.
+        UsageError: there is no such file, it is a folder without a run or checkpoint, or no name has the prefix.
         WeightsError: it is damaged, unsafe or of an unknown format.
         CheckpointError: our own checkpoint is damaged.
     """
     own = read_own(path)
+    if own is not None and prefix is not None:
+        raise UsageError(f"--prefix is for files of other libraries. Received: {path}, {own.format}.")
     if own is not None:
         return replace(own, arrays=as_torch(own.arrays))
-    return recognize(read_tree(path), str(path))
+    return recognize(read_tree(path), str(path), prefix=prefix)
 
 
 def read_tree(path: Path) -> Any:
@@ -86,16 +92,21 @@ def read_own(path: Path) -> Weights | None:
     try:
         step, std = int(metadata.get("step", 0)), None
         if STD_KEY in metadata:
-            red, green, blue = json.loads(metadata[STD_KEY])
-            std = float(red), float(green), float(blue)
+            std = _three_floats(metadata[STD_KEY])
+        mean = _three_floats(metadata[MEAN_KEY]) if MEAN_KEY in metadata else IMAGENET_MEAN
     except (ValueError, TypeError) as error:
         raise WeightsError(f"{path} has metadata that swav-tf does not write: {error}.") from error
     arrays = {name: np.asarray(array, np.float32) for name, array in arrays.items()}
-    return Weights("swav-tf safetensors", arrays, std=std, step=step)
+    return Weights("swav-tf safetensors", arrays, std=std, mean=mean, step=step)
+
+
+def _three_floats(text: str) -> tuple[float, float, float]:
+    red, green, blue = json.loads(text)
+    return float(red), float(green), float(blue)
 
 
 def _read_folder(path: Path) -> Weights:
-    path, std = path.resolve(), None
+    path, std, mean = path.resolve(), None, IMAGENET_MEAN
     if (path / FACTS).is_file():
         try:
             facts = json.loads((path / FACTS).read_text())
@@ -110,7 +121,8 @@ def _read_folder(path: Path) -> Weights:
     elif (path / "config.yaml").is_file():
         recipe = load_any_recipe(path / "config.yaml")
         kind = recipe.kind
-        std = recipe.augment.std if isinstance(recipe, Recipe) else ModelFacts.read(path / NAME).std
+        source = recipe.augment if isinstance(recipe, Recipe) else ModelFacts.read(path / NAME)
+        mean, std = source.mean, source.std
         store = CheckpointStore(path / "checkpoints", kind=kind)
         if not store.steps():
             raise UsageError(f"{path} has no checkpoint yet.")
@@ -124,7 +136,7 @@ def _read_folder(path: Path) -> Weights:
         for name, array in store.read(step).arrays.items()
         if name.partition("/")[0] in PARTS and array.dtype.kind == "f"  # without the seeds of dropout layers
     }
-    return Weights(f"swav-tf {kind} checkpoint, step {step}", arrays, std=std, step=step)
+    return Weights(f"swav-tf {kind} checkpoint, step {step}", arrays, std=std, mean=mean, step=step)
 
 
 def sha256_of(path: Path) -> str:

@@ -6,17 +6,25 @@ PyTorch keeps convolutions as (out, in, height, width) and dense layers as (out,
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from swav_tf.model.architectures import ARCHITECTURES, EXPANSION, Architecture
+from swav_tf.model.architectures import ARCHITECTURES, Architecture
 from swav_tf.weights.formats import Weights
 from swav_tf.weights.safe_pickle import WeightsError
 
 _BACKBONE = ("conv1.", "bn1.", "layer")
+# Names that show a ResNet of another kind.
+_OTHER_RESNETS = (
+    (r"^conv1\.\d+\.", "a ResNet with a deep stem (ResNet-C, ResNet-D)"),
+    (r"\.se\.", "a ResNet with squeeze-and-excitation (SE-ResNet)"),
+    (r"\.convs\.\d", "a Res2Net"),
+)
+TENSORS_OF_A_BLOCK = 10  # of the smallest
 _AXES = {4: (2, 3, 1, 0), 2: (1, 0), 1: (0,)}  # from PyTorch's layout to ours, by number of axes
 
 
@@ -49,8 +57,7 @@ class Sizes:
         """The channels of the last stage, F."""
         if self.network is None:
             return None
-        network = ARCHITECTURES[self.network]
-        return network.channels[-1] * EXPANSION[network.block] * self.width
+        return ARCHITECTURES[self.network].feature_dim(self.width)
 
     def __str__(self) -> str:
         parts = []
@@ -92,9 +99,8 @@ def _backbone(network: Architecture, width: int) -> Iterator[Slot]:
     inputs = network.channels[0] * width
     yield _convolution("conv1", "backbone/conv1", inputs, 3, _stem_kernel(network))
     yield from _norm("bn1", "backbone/bn1", inputs)
-    for stage, (depth, channels) in enumerate(zip(network.depths, network.channels, strict=True), start=1):
-        inner = channels * width
-        outputs = inner * EXPANSION[network.block]
+    for stage, depth in enumerate(network.depths, start=1):
+        inner, outputs = network.block_channels(stage - 1, width)
         bottleneck = network.block == "bottleneck"
         plan = [(1, inner), (3, inner), (1, outputs)] if bottleneck else [(3, inner), (3, outputs)]
         for block in range(depth):
@@ -227,9 +233,10 @@ def _sizes_of(arrays: Mapping[str, np.ndarray]) -> Sizes:
             (max(1, arrays[name].shape[0]) for name in candidates if name in arrays and arrays[name].ndim), 1
         )
 
-    network, width, head, prototypes, classes = _network_of(arrays), 1, None, None, None
+    stem = size("bn1.weight", "conv1.weight")
+    network, width, head, prototypes, classes = _network_of(arrays, stem), 1, None, None, None
     if network is not None:
-        width = max(1, size("bn1.weight", "conv1.weight") // ARCHITECTURES[network].channels[0])
+        width = _width(network, stem)
     if any(name.startswith("projection_head.") for name in arrays):
         hidden = size("projection_head.0.bias", "projection_head.1.weight", "projection_head.0.weight")
         head = hidden, size("projection_head.3.bias", "projection_head.3.weight")
@@ -240,20 +247,53 @@ def _sizes_of(arrays: Mapping[str, np.ndarray]) -> Sizes:
     return Sizes(network, width, head, prototypes, classes)
 
 
-def _network_of(arrays: Mapping[str, np.ndarray]) -> str | None:
-    """Return the network that shares most names with the tensors, None if they have no backbone."""
+def _width(network: str, stem_channels: int) -> int:
+    return max(1, stem_channels // ARCHITECTURES[network].channels[0])
+
+
+def _network_of(arrays: Mapping[str, np.ndarray], stem_channels: int) -> str | None:
+    """Return the network that shares most names and shapes with the tensors, None if they have no backbone."""
     backbone = {name for name in arrays if name.startswith(_BACKBONE)}
     if not backbone:
         return None
-    kernel = arrays["conv1.weight"].shape[-1:] if "conv1.weight" in arrays else ()
-    names = {name: {slot.torch for slot in slots(Sizes(name))} for name in ARCHITECTURES}
-    # The stem distinguishes resnet18 from resnet18_32px.
-    best = max(
-        names, key=lambda name: (-len(names[name] ^ backbone), kernel == (_stem_kernel(ARCHITECTURES[name]),))
-    )
-    if len(names[best] & backbone) < len(names[best]) / 2:
+    lines = "\n".join(sorted(backbone))
+    what = _unsupported(arrays, lines)
+    networks = {
+        name: {slot.torch: slot.shape for slot in slots(Sizes(name, _width(name, stem_channels)))}
+        for name in ARCHITECTURES
+    }
+
+    def likeness(name: str) -> tuple[int, int]:
+        """Return the likeness of names, then of shapes, as of the wide ResNets and of the stem for 32 pixels."""
+        found = networks[name]
+        return -len(found.keys() ^ backbone), sum(
+            arrays[key].shape == shape for key, shape in found.items() if key in arrays
+        )
+
+    best = max(networks, key=likeness)
+    depths = tuple(len(set(re.findall(rf"^layer{i}\.(\d+)\.", lines, re.MULTILINE))) for i in range(1, 5))
+    kind = "bottleneck" if ".conv3." in lines else "basic"
+    unknown = all((kind, depths) != (network.block, network.depths) for network in ARCHITECTURES.values())
+    if what is None and unknown and all(depths) and -likeness(best)[0] >= TENSORS_OF_A_BLOCK:
+        what = f"a ResNet of {'-'.join(map(str, depths))} {kind} blocks"
+    if what is not None:
+        raise WeightsError(f"This is {what}: not supported. Known are {', '.join(ARCHITECTURES)}.")
+    if len(networks[best].keys() & backbone) < len(networks[best]) / 2:
         raise WeightsError(
             f"The backbone must be one of {', '.join(ARCHITECTURES)}. Received {len(backbone)} tensors that "
             f"fit none of them: {', '.join(sorted(backbone)[:6])}, ..."
         )
     return best
+
+
+def _unsupported(arrays: Mapping[str, np.ndarray], names: str) -> str | None:
+    """Return which ResNet of other libraries the tensors are, in words, None if of none; names are lines."""
+    for pattern, what in _OTHER_RESNETS:
+        if re.search(pattern, names, re.MULTILINE):
+            return what
+    channels = [
+        (arrays.get(name.replace("conv2", "conv1")), arrays[name])
+        for name in re.findall(r"^layer\d\.\d+\.conv2\.weight$", names, re.MULTILINE)
+    ]
+    grouped = [a.ndim == b.ndim == 4 and b.shape[1] < a.shape[0] for a, b in channels if a is not None]
+    return "a ResNet with grouped convolutions (ResNeXt)" if grouped and all(grouped) else None

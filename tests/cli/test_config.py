@@ -67,6 +67,34 @@ def test_check_of_an_invalid_recipe(run):
     assert "train.epochs: must be greater than or equal to 1, got 0" in document["error"]
 
 
+# Bugs caught: a check that stops at the first bad recipe, or whose exit code is that of the last one.
+def test_check_of_several_recipes(run, tmp_path):
+    bad = tmp_path / "bad.yaml"
+    bad.write_text("base: demo\ntrain: {epochs: 0}\n", encoding="utf-8")
+    result = run(f"config check demo {bad} probe")
+    assert result.code == 2
+    assert [line.partition(":")[0] for line in result.out.splitlines()] == ["demo", "probe"]
+    assert "train.epochs: must be greater" in result.err
+    document = json.loads(run(f"config check demo {bad} probe --json").out)
+    assert {name: found["valid"] for name, found in document.items()} == {
+        "demo": True,
+        str(bad): False,
+        "probe": True,
+    }
+
+
+# Bug caught: a pattern that finds no meanings, or nothing found without a word.
+def test_settings_that_contain_a_pattern(run, output):
+    found = json.loads(output("config settings Queue --json"))
+    assert (
+        {"method.queue.length", "method.queue.from_epoch"}
+        <= found.keys()
+        < set(json.loads(output("config settings --json")))
+    )
+    result = run("config settings quue")
+    assert (result.code, "No setting" in result.err) == (2, True)
+
+
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_settings(kind, output):
     document = json.loads(output(f"config settings --kind {kind} --json"))

@@ -3,10 +3,14 @@
 import json
 import os
 import pickle
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
+from swav_tf.training.build import load_swav
+from swav_tf.weights.files import open_weights
 from swav_tf.weights.layout import Sizes, slots
 from swav_tf.weights.torch_files import write_torch_file
 
@@ -62,6 +66,38 @@ def test_import_and_export(folder, output):
     assert made["feature_dim"] == 128
 
 
+# Bugs caught: a file that needs swav-tf, pixels that are normalized twice or not at all, running averages left behind.
+def test_networks_for_keras_and_tensorflow_serving(folder, output):
+    output("weights export good.pth --output a.keras")
+    output("weights export good.pth --to savedmodel --output served/1")
+    output(f"weights import good.pth --to run {DIGITS}")
+    images = np.random.default_rng(0).integers(0, 256, (3, 40, 36, 3), dtype=np.uint8)
+    model, _ = load_swav("run")
+    np.savez("expected.npz", images=images, features=model.features(images))
+    code = """
+import sys, keras, numpy as np, tensorflow as tf
+expected = np.load("expected.npz")
+served = tf.saved_model.load("served/1").signatures["serving_default"](tf.constant(expected["images"]))
+for found in (keras.models.load_model("a.keras")(expected["images"]), *served.values()):
+    np.testing.assert_allclose(found, expected["features"], rtol=1e-4, atol=1e-5)
+assert "swav_tf" not in sys.modules and len(served) == 1
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
+
+
+# Bug caught: a folder whose tensors or facts timm and KerasHub do not find. (That both give equal features was checked.)
+def test_a_folder_for_timm(folder, output):
+    draw, sizes = np.random.default_rng(0), Sizes("resnet18")
+    state = {slot.torch: draw.uniform(0.1, 0.5, slot.shape).astype(np.float32) for slot in slots(sizes)}
+    write_torch_file(state, folder / "r18.pth")
+    output("weights export r18.pth --to timm --output timm")
+    config = json.loads((folder / "timm" / "config.json").read_text())
+    assert (config["architecture"], config["num_classes"]) == ("resnet18", 0)
+    assert config["pretrained_cfg"]["std"] == [0.229, 0.224, 0.225]
+    found = open_weights(folder / "timm" / "model.safetensors").arrays
+    assert all(np.array_equal(found[name], array) for name, array in state.items())
+
+
 # Bugs caught: a backbone that is given random prototypes, or that cannot compute features; incomplete weights that
 # `show` accepts and `import` refuses.
 def test_incomplete_weights(output, refused, folder):
@@ -96,6 +132,9 @@ def test_incomplete_weights(output, refused, folder):
         ("export good.pth --output x.pth --names swav_tf", 2, "only for .safetensors"),
         ("export good.pth --output x.pth --names timm", 2, "'timm' is not one of"),
         ("export backbone.pth --output x.pth", 2, "Give --names torchvision"),
+        ("export good.pth --output x --to timm", 2, "timm and KerasHub have resnet18"),
+        ("export good.pth --output x.pth --to keras", 2, "must end in .keras for --to keras"),
+        ("export good.pth --output x.keras --names swav", 2, "--names is for files of tensors"),
         ("export hostile.pth --output x.safetensors", 1, "asks for posix.system,"),
         ("export linear.pth --output x.pth --names torchvision", 2, "names are for a backbone"),
     ],

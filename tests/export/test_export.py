@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import pytest
 from PIL import Image
+from ruamel.yaml import YAML
 
 import export.onnx_file
 from cli.errors import run_and_report
@@ -39,7 +40,7 @@ from tests.tiny_run import tiny_run
 # that is as large as fp32.
 def test_files_and_their_runner(everything):
     assert {path.name for path in everything.iterdir()} == {
-        "model-fp16.onnx", "model-fp32.onnx", "model-int8-cpu.onnx", "parity.json", "reference.npz",
+        "model-fp16.onnx", "model-fp32.onnx", "model-int8-cpu.onnx", "parity.json", "reference.npz", "README.md",
     }  # fmt: skip
     sizes = {path.stem: path.stat().st_size for path in everything.glob("*.onnx")}
     assert sizes["model-fp16"] < 0.6 * sizes["model-fp32"]
@@ -73,6 +74,25 @@ def test_metadata(everything):
     calibration, compared = every["quantisation"], read_reference(everything / "reference.npz").facts["real"]
     assert (calibration["images"], calibration["seed"], calibration["calibration"]) == (48, 0, "minmax")
     assert calibration["names_sha256"] != compared["names_sha256"]
+
+
+# Bugs caught: a card whose header is no YAML, figures of another file, a person's own card that is replaced.
+def test_the_model_card(everything, tmp_path):
+    _, header, text = (everything / "README.md").read_text().split("---\n", 2)
+    facts = YAML(typ="safe").load(header)
+    assert (facts["library_name"], facts["pipeline_tag"]) == ("onnx", "image-feature-extraction")
+    assert {"license", "tags"} <= facts.keys()
+    parity = json.loads((everything / "parity.json").read_text())["files"]
+    for name, figures in parity.items():
+        [row] = [line for line in text.splitlines() if line.startswith(f"| `{name}`")]
+        assert f"{figures['cosine_median']:.6f}" in row
+        assert f"({figures['knn_reference']:.1%})" in row
+    assert "uint8 (n, 32, 32, 3)" in text
+    settings = ExportSettings(precisions=("fp32",), reference_images=8)
+    for before, kept in (("my card", True), ((everything / "README.md").read_text(), False)):
+        (tmp_path / "README.md").write_text(before)
+        export_run(tiny_run(), tmp_path, settings)
+        assert ((tmp_path / "README.md").read_text() == before) == kept
 
 
 # Bugs caught: two draws that share images, another draw for the same seed, labels of other images.

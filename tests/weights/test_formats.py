@@ -71,18 +71,29 @@ FORMATS = [
     (prefixed(RELEASED, "module."), SWAV, SWAV_STD, 0),
     (RELEASED, SWAV, SWAV_STD, 0),
     ({"epoch": 4, "state_dict": prefixed(RELEASED, "module."), "optimizer": {"state": {}}}, "SwAV training", SWAV_STD, 0),
-    (BACKBONE | FC, RESNET, IMAGENET_STD, 2),
+    (BACKBONE | FC, RESNET, IMAGENET_STD, 0),
     (BACKBONE, RESNET, IMAGENET_STD, 0),
     ({"model": prefixed(BACKBONE, "module."), "epoch": 1}, RESNET, IMAGENET_STD, 0),
     (passl(RELEASED), "PASSL, SwAV", SWAV_STD, 0),
     (prefixed(passl(RELEASED), "res_model."), "PASSL, SwAV", SWAV_STD, 0),
     (paddle(BACKBONE) | {"StructuredToParameterName@@": {"conv1.weight": "conv2d_0.w_0"}}, PADDLE, IMAGENET_STD, 0),
-    (paddle(BACKBONE | FC), PADDLE, IMAGENET_STD, 2),
+    (paddle(BACKBONE | FC), PADDLE, IMAGENET_STD, 0),
     (vissl(BACKBONE), "VISSL, backbone", IMAGENET_STD, 1),
     (prefixed(BACKBONE, "_feature_blocks."), "VISSL, backbone", IMAGENET_STD, 0),
     ({"state_dict": prefixed(BACKBONE | FC, "backbone.") | HEADS}, "solo-learn or lightly, backbone", IMAGENET_STD, 6),
     ({"state_dict": prefixed(BACKBONE, "encoder.") | HEADS}, "solo-learn, an older version", IMAGENET_STD, 4),
     ({"state_dict": prefixed(sequential(BACKBONE), "backbone.") | HEADS}, "lightly, backbone", IMAGENET_STD, 4),
+    (sequential(BACKBONE), "lightly, backbone", IMAGENET_STD, 0),
+    ({"parameters": sequential(BACKBONE)}, "Sequential ResNet in 'parameters'", IMAGENET_STD, 0),
+    (prefixed(BACKBONE, "_orig_mod.module."), RESNET, IMAGENET_STD, 0),
+    ({"state_dict": prefixed(BACKBONE | FC, "module.encoder_q.") | prefixed(BACKBONE, "module.encoder_k.")
+      | {"queue": blank((128, 65536))}}, "MoCo, query", IMAGENET_STD, 268),
+    ({"state_dict": prefixed(BACKBONE, "module.momentum_encoder.") | prefixed(BACKBONE, "module.base_encoder.")
+      | {"module.base_encoder.fc.0.weight": blank()}}, "MoCo v3", IMAGENET_STD, 266),
+    ({"student": prefixed(BACKBONE, "module.backbone."), "teacher": prefixed(BACKBONE, "backbone.")}, "DINO, teacher",
+     IMAGENET_STD, 265),
+    ({"state_dict": prefixed(BACKBONE, "target_encoder.net.") | prefixed(BACKBONE, "online_encoder.net.")},
+     "ResNet in 'online_encoder.net'", IMAGENET_STD, 265),
 ]  # fmt: skip
 
 
@@ -94,8 +105,13 @@ def test_formats_are_recognized(tree, name, std, left_out):
     assert found.format.startswith(name)
     assert (found.std, len(found.left_out)) == (std, left_out)
     fitted = fit(found, "x")
-    complete = Sizes("resnet50", head=(2048, 128), prototypes=3000)
-    assert fitted.sizes == (complete if "SwAV" in name else Sizes("resnet50"))
+    assert fitted.sizes in (
+        Sizes("resnet50", head=(2048, 128), prototypes=3000),
+        Sizes("resnet50", classes=1000),
+        Sizes("resnet50"),
+    )
+    assert (fitted.sizes.head is not None) == ("SwAV" in name)
+    assert (fitted.sizes.classes is not None) == any(key.startswith("fc.") for key in tree)
     assert fitted.arrays.keys() == {slot.torch for slot in fitted.slots}
 
 
@@ -116,6 +132,8 @@ def test_the_linear_probe():
     ("network", "width", "features"),
     [
         ("resnet50", 5, 10240),
+        ("resnet152", 1, 2048),
+        ("wide_resnet50_2", 1, 2048),
         ("resnet34", 1, 512),
         ("resnet18", 2, 1024),
         ("resnet18_32px", 1, 512),
@@ -177,11 +195,60 @@ def test_one_problem(problem, name, shape):
 
 
 def test_a_backbone_that_is_not_one_of_our_resnets():
-    state = {f"layer{i}.blob{j}.weight": blank((3,)) for i in range(4) for j in range(9)}
+    state = {"conv1.weight": blank((3,))} | {f"layer{i}.blob.weight": blank((3,)) for i in range(40)}
     with pytest.raises(
-        WeightsError, match=r"must be one of resnet50, .* fit none of them: layer0\.blob0\.weight"
+        WeightsError, match=r"must be one of resnet50, .* fit none of them: conv1\.weight, layer0"
     ):
         fit(recognize(state, "x"), "x")
+
+
+# Bug caught: hundreds of lines of tensors for a network that has a name.
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        (
+            lambda state: {name.replace("conv1.weight", "conv1.0.weight"): a for name, a in state.items()},
+            "deep stem",
+        ),
+        (lambda state: state | {"layer1.0.se.fc1.weight": blank()}, "squeeze-and-excitation"),
+        (
+            lambda state: {
+                n: blank((a.shape[0], 4, 3, 3)) if ".conv2." in n else a for n, a in state.items()
+            },
+            "grouped convolutions",
+        ),
+        (
+            lambda state: {n: a for n, a in state.items() if not n.startswith("layer3.5")},
+            "3-4-5-3 bottleneck blocks",
+        ),
+    ],
+)
+def test_resnets_of_other_kinds_are_named(changed, words):
+    with pytest.raises(
+        WeightsError, match=rf"This is a ResNet .*{words}.*: not supported. Known are resnet50"
+    ):
+        fit(recognize(changed(BACKBONE), "x"), "x")
+
+
+# Bugs caught: a prefix that needs the wrappers of a name, or that matches half a word; a wrong one without advice.
+def test_a_prefix_chooses_a_network():
+    tree = {
+        "teacher": prefixed(BACKBONE, "backbone."),
+        "student": {"module.net." + n: a for n, a in SMALL.items()},
+    }
+    for prefix in ("student.net", "student.module.net.", "student"):
+        assert (
+            fit(recognize(tree, "x", prefix=prefix), "x", backbone_only=True).sizes.network == "resnet_small"
+        )
+    with pytest.raises(UsageError, match=r"Received: 'stud'\. Starts there: teacher, student\."):
+        recognize(tree, "x", prefix="stud")
+
+
+# Bug caught: a dictionary that contains itself, which never ends or is read a million times.
+def test_dictionaries_in_circles():
+    tree = {"a": SMALL}
+    tree |= {f"x{i}": tree for i in range(99)}
+    assert fit(recognize(tree, "x"), "x", backbone_only=True).sizes.network == "resnet_small"
 
 
 # Bugs caught: --backbone-only that accepts a damaged backbone, or does not report what it leaves out.
@@ -291,8 +358,8 @@ def test_all_ways_round(tmp_path, width):
 def test_a_backbone_alone(tmp_path):
     kept = {name: array for name, array in SMALL.items() if not name.startswith("pro")}
     write_torch_file(kept | {"fc.weight": np.ones((3, 128), np.float32)}, tmp_path / "x.pth")
-    done = import_weights(tmp_path / "x.pth", tmp_path / "run")
-    assert done.left_out == ("fc.weight",)
+    done = import_weights(tmp_path / "x.pth", tmp_path / "run", backbone_only=True)
+    assert done.left_out == ("linear.weight",)
     imported = read_pretrained(tmp_path / "run")[0].facts["imported"]
     assert (imported["file"], imported["parts"], len(imported["sha256"])) == ("x.pth", ["backbone"], 64)
     with pytest.raises(UsageError, match="has no head and no prototypes"):
