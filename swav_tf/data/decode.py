@@ -13,9 +13,12 @@ from __future__ import annotations
 
 import io
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from threading import Lock
 from typing import Any, Final
 
 import cv2
@@ -64,9 +67,8 @@ _REDUCED: Final = {
     8: cv2.IMREAD_REDUCED_COLOR_8,
 }
 _PNG_SIGNATURE: Final = _SIGNATURES[1]
-
-# Pillow warns of images above LARGE and refuses those of twice that; `Decoding.max_pixels` is the limit here.
-PillowImage.MAX_IMAGE_PIXELS = None
+_STRIP: Final = 2**18  # pixels that are converted at once
+_OPENING: Final = Lock()
 
 
 class UndecodableImage(Exception):
@@ -169,12 +171,12 @@ def _refuse_bomb(height: int, width: int, settings: Decoding) -> None:
 
 def _png_is_intact(data: bytes) -> bool:
     """Return whether the checksums of all critical chunks are right; Pillow does not check those of the pixels."""
-    position = len(_PNG_SIGNATURE)
+    position, view = len(_PNG_SIGNATURE), memoryview(data)
     while position + 12 <= len(data):
         end = position + 8 + int.from_bytes(data[position : position + 4], "big")
         name = data[position + 4 : position + 8]
         is_critical = not name[0] & 0x20  # a capital letter (PNG specification, 5.4)
-        if is_critical and zlib.crc32(data[position + 4 : end]) != int.from_bytes(data[end : end + 4], "big"):
+        if is_critical and zlib.crc32(view[position + 4 : end]) != int.from_bytes(data[end : end + 4], "big"):
             return False
         if name == b"IEND":
             return True
@@ -189,16 +191,30 @@ def _decode_with_pillow(data: bytes, settings: Decoding) -> Image:
     if heif:
         _register_heif()
     try:
-        with PillowImage.open(io.BytesIO(data), formats=["HEIF"] if heif else _PILLOWS) as image:
+        with _without_a_limit():
+            image = PillowImage.open(io.BytesIO(data), formats=["HEIF"] if heif else _PILLOWS)
+        with image:
             _refuse_bomb(image.height, image.width, settings)
             image.load()
-            return _to_rgb(ImageOps.exif_transpose(image), settings.background)
+            ImageOps.exif_transpose(image, in_place=True)
+            return _to_rgb(image, settings.background)
     except UndecodableImage:
         raise
     except UnidentifiedImageError:
         raise UndecodableImage(_instead_of_an_image(data)) from None
     except Exception as error:  # Pillow's parsers raise many kinds
         raise UndecodableImage(f"{type(error).__name__}: {error}") from error
+
+
+@contextmanager
+def _without_a_limit() -> Iterator[None]:
+    """Lift Pillow's limit on pixels while headers are read: `Decoding.max_pixels` is the limit here."""
+    with _OPENING:
+        limit, PillowImage.MAX_IMAGE_PIXELS = PillowImage.MAX_IMAGE_PIXELS, None
+        try:
+            yield
+        finally:
+            PillowImage.MAX_IMAGE_PIXELS = limit
 
 
 def _instead_of_an_image(data: bytes) -> str:
@@ -222,31 +238,52 @@ def _register_heif() -> None:
 
 
 def _to_rgb(image: PillowImage.Image, background: tuple[int, int, int]) -> Image:
-    """Return an image of any of Pillow's modes as uint8 RGB, by the rules at the top of this file."""
-    if image.mode.startswith("I;16"):
-        return _gray(np.asarray(image) / 257)
-    if image.mode in ("I", "F"):
-        return _gray(_stretched(np.asarray(image, np.float64), sixteen_bits=image.format in ("PNG", "PPM")))
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        below = PillowImage.new("RGBA", image.size, (*background, 255))
-        below.alpha_composite(image.convert("RGBA"))
-        image = below
-    return np.array(image.convert("RGB"))
+    """Return an image of any of Pillow's modes as uint8 RGB, by the rules at the top of this file.
+
+    It is converted by strips, so that a large image takes little more memory than Pillow's copy and the result.
+    """
+    pixels = np.empty((image.height, image.width, 3), np.uint8)
+    low, scale = _range(image)
+    for top, strip in _strips(image):
+        rows = pixels[top : top + strip.height]
+        if _is_deep(image):
+            rows[:] = np.rint((_values(strip) - low) * scale).clip(0, 255)[..., None]
+            continue
+        if strip.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in strip.info:
+            below = PillowImage.new("RGBA", strip.size, (*background, 255))
+            below.alpha_composite(strip.convert("RGBA"))
+            strip = below
+        rows[:] = np.asarray(strip.convert("RGB"))
+    return pixels
 
 
-def _stretched(values: np.ndarray[Any, Any], *, sixteen_bits: bool) -> np.ndarray[Any, Any]:
-    """Return values scaled to 0..255; NaN and infinities become 0."""
-    if sixteen_bits:  # Pillow reads 16-bit files of these formats as 32-bit integers
-        return values / 257
-    values = np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
-    low, high = float(values.min()), float(values.max())
+def _strips(image: PillowImage.Image) -> Iterator[tuple[int, PillowImage.Image]]:
+    """Yield the first row and the pixels of strips of full width."""
+    rows = max(1, _STRIP // image.width)
+    for top in range(0, image.height, rows):
+        yield top, image.crop((0, top, image.width, min(top + rows, image.height)))
+
+
+def _is_deep(image: PillowImage.Image) -> bool:
+    """Return whether it is gray of more than 8 bits."""
+    return image.mode.startswith("I;16") or image.mode in ("I", "F")
+
+
+def _values(strip: PillowImage.Image) -> np.ndarray[Any, Any]:
+    """Return gray values, float64 (height, width); NaN and infinities become 0."""
+    return np.nan_to_num(np.asarray(strip, np.float64), nan=0.0, posinf=0.0, neginf=0.0)
+
+
+def _range(image: PillowImage.Image) -> tuple[float, float]:
+    """Return the gray value that becomes 0, and the factor from gray values to 0..255."""
+    # Pillow reads 16-bit files of PNG and PPM as 32-bit integers.
+    if image.mode not in ("I", "F") or image.format in ("PNG", "PPM"):
+        return 0.0, 1 / 257
+    ranges = [(values.min(), values.max()) for _, strip in _strips(image) for values in [_values(strip)]]
+    low, high = float(min(low for low, _ in ranges)), float(max(high for _, high in ranges))
     if low >= 0 and high <= 1:
         low, high = 0.0, 1.0
-    return (values - low) * (255 / max(high - low, 1e-12))
-
-
-def _gray(values: np.ndarray[Any, Any]) -> Image:
-    return np.repeat(np.rint(values).clip(0, 255).astype(np.uint8)[..., None], 3, axis=2)
+    return low, 255 / max(high - low, 1e-12)
 
 
 def evaluation_view(image: Image, view: EvaluationView) -> Image:

@@ -2,6 +2,7 @@
 
 import io
 import struct
+import tracemalloc
 import zlib
 
 import cv2
@@ -235,6 +236,26 @@ def test_damaged_files_are_refused(pixels, encoded, formats, damages):
 def test_what_downloads_leave_behind_is_named(data, reason):
     with pytest.raises(UndecodableImage, match=reason):
         decode(data)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "I;16", "F"])
+def test_memory_for_large_images(encoded, mode):
+    # Copies of the whole image in float64: ten times the memory of the result. Pillow's own memory is not counted.
+    image = Image.fromarray(np.zeros((2000, 3000), np.uint16 if mode == "I;16" else np.float32))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encoded(image if mode in ("I;16", "F") else image.convert("L").convert(mode), "TIFF", exif=exif)
+    decode(encoded(np.zeros((8, 8, 3), np.uint8), "TIFF"))  # imports
+    limit = Image.MAX_IMAGE_PIXELS
+    tracemalloc.start()
+    try:
+        decoded = decode(data)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert decoded.shape == (3000, 2000, 3)
+    assert most < decoded.nbytes + 2**24
+    assert Image.MAX_IMAGE_PIXELS == limit is not None
 
 
 def test_bombs_are_refused_before_memory_is_taken(encoded):
