@@ -17,7 +17,7 @@ from swav_tf.data.leftovers import LeftOut, is_system
 from swav_tf.data.names import PackedNames, pack_names
 from swav_tf.plumbing.errors import DataError
 from swav_tf.plumbing.log import log
-from swav_tf.plumbing.names import printable
+from swav_tf.plumbing.names import name_bytes, printable, text_of
 
 
 class Files:
@@ -104,7 +104,7 @@ class ClassFolders(Files):
                     log.warning(f"{root}: folder {printable(folder)} has no image and is no class.")
 
         super().__init__(root, names(), left_out)
-        self.class_names = tuple(counts)
+        self.class_names = tuple(text_of(name_bytes(name)) for name in counts)
         self._labels = np.repeat(np.arange(len(counts), dtype=np.int32), list(counts.values()))
 
     def label(self, index: int) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from swav_tf.plumbing.names import name_bytes
+from swav_tf.plumbing.names import name_bytes, text_of
 
 
 def pack_names(names: Iterable[str]) -> bytes:
@@ -34,4 +34,4 @@ class PackedNames:
 
     def __getitem__(self, index: int) -> str:
         start = int(self._ends[index - 1]) + 1 if index > 0 else 0
-        return self.packed[start : self._ends[index]].tobytes().decode("utf-8", "surrogateescape")
+        return text_of(self.packed[start : self._ends[index]].tobytes())

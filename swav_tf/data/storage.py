@@ -14,6 +14,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 from swav_tf.data.leftovers import is_system
 from swav_tf.plumbing.errors import DataError
+from swav_tf.plumbing.names import native
 from swav_tf.plumbing.parallel import map_ahead
 
 # What fsspec's file systems call the version or the time of a change of a file.
@@ -140,7 +141,7 @@ def visiting_order(name: str) -> list[tuple[bool, str]]:
 def facts(path: str) -> FileFacts:
     """Return size and time of the last change of a file."""
     if not is_remote(path):
-        status = os.stat(path)
+        status = os.stat(native(path))
         return FileFacts(status.st_size, status.st_mtime_ns)
     with _remote(path) as (files, inner):
         try:
@@ -195,7 +196,7 @@ def _local_size(path: str) -> int | None:
 
 def _local_stamp(path: str) -> str:
     try:
-        status = os.stat(path)
+        status = os.stat(native(path))
     except OSError as error:  # reading the image will report it
         return str(error)
     return f"{status.st_size} {status.st_mtime_ns}"
@@ -204,7 +205,7 @@ def _local_stamp(path: str) -> str:
 def read_file(path: str) -> bytes:
     """Return the content of a file."""
     if not is_remote(path):
-        with open(path, "rb") as file:
+        with open(native(path), "rb") as file:
             return file.read()
     with _remote(path) as (files, inner):
         return bytes(files.cat_file(inner))
@@ -214,7 +215,7 @@ def read_file(path: str) -> bytes:
 def opened(path: str) -> Iterator[Any]:
     """Yield a binary file open for reads at any position; a remote one is read in blocks."""
     if not is_remote(path):
-        with open(path, "rb", buffering=0) as local:
+        with open(native(path), "rb", buffering=0) as local:
             yield local
         return
     with _remote(path) as (files, inner), files.open(inner, "rb") as file:
@@ -229,7 +230,7 @@ def read_range(path: str, offset: int, length: int) -> bytes:
     if is_remote(path):
         with _remote(path) as (files, inner):
             return bytes(files.cat_file(inner, start=offset, end=offset + length))
-    descriptor = os.open(path, os.O_RDONLY)
+    descriptor = os.open(native(path), os.O_RDONLY)
     try:
         data = os.pread(descriptor, length, offset)
         while len(data) < length and (more := os.pread(descriptor, length - len(data), offset + len(data))):

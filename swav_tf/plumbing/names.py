@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 
 def printable(name: str) -> str:
     r"""Return a name on one line, with characters that cannot be shown as escapes.
@@ -24,3 +26,13 @@ def _escape(character: str) -> str:
 def name_bytes(name: str) -> bytes:
     """Return the bytes of a name on disk."""
     return name.encode("utf-8", "surrogateescape")
+
+
+def text_of(name: bytes) -> str:
+    """Return a name on disk as text, the same in every locale. To open the file, see `native`."""
+    return name.decode("utf-8", "surrogateescape")
+
+
+def native(path: str) -> str:
+    """Return a path as Python opens it, which differs where the locale's encoding is not UTF-8."""
+    return os.fsdecode(name_bytes(path))

@@ -2,6 +2,9 @@
 
 import json
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -53,6 +56,23 @@ def test_check(kind, images, tmp_path, run, output):
     printed = output(f"data check {place} --max-bad-share 0.2 --quiet")
     assert "corrupt  1 unreadable images (12.5 %)" in printed
     assert "classes  2, of 3 to 5 images, median 4" in printed
+
+
+# Bug caught: a locale without UTF-8, as in bare containers, in which such names could not be opened or printed.
+def test_names_in_an_ascii_locale(images, tmp_path):
+    (images / "cat").rename(images / "ké")
+    (images / "ké" / "0.png").rename(images / "ké" / "ñ.png")
+    (images / "ké" / "ü.png").write_bytes(b"no image")
+    line = [sys.executable, "-m", "cli.main", "data", "check", str(images), "--duplicates"]
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0"}
+    environment["PYTHONPATH"] = str(Path(__file__).parents[2])
+    for options in ([], ["--json"]):
+        done = subprocess.run([*line, *options], env=environment, capture_output=True, check=False)
+        assert done.returncode == 1
+        assert b"bug" not in done.stderr
+        if options:
+            assert json.loads(done.stdout)["classes"] == {"dog": 5, "ké": 4}
+            assert set(json.loads(done.stdout)["corrupt"]) == {"dog/no image.jpg", "ké/ü.png"}
 
 
 def test_check_of_a_wrong_checksum(images, tmp_path, run, output):
