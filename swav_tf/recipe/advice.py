@@ -193,6 +193,12 @@ def _separate_batch_norm(recipe: Recipe, replicas: int) -> Iterator[Remark]:
             "images; only those of the head are over all replicas",
             "Use a network of swav_tf for statistics over the complete batch",
         )
+    if (parts := recipe.train.accumulation_steps) > 1:
+        yield Remark(
+            "train.accumulation_steps",
+            f"the running averages of a KerasCV backbone move once a part, {parts} times a step; others once a step",
+            "Use a network of swav_tf, or a smaller batch with a queue",
+        )
 
 
 def _slow_precision(train: Train, on_cpu: bool) -> Iterator[Remark]:
