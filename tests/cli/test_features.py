@@ -123,6 +123,17 @@ def test_index(model, files, tmp_path, output, refused):
     refused(f"similar {files}/digit.png --model {model}", 2, "Missing option '--features' or '--index'")
 
 
+# Bug caught: a default k that few images refuse.
+def test_similar_shows_all_of_few_images(model, tmp_path, run):
+    images = write_noise(tmp_path / "few", ["a.png", "b.png", "c.png"])
+    features = f"{tmp_path}/few.npz"
+    run(f"features {images} --kind images --model {model} --output {features} --quiet")
+    line = f"similar {images}/a.png --features {features} --model {model} --output {tmp_path}/x.png --json"
+    found = run(line)
+    assert {near["name"] for near in json.loads(found.out)["similar"]} == {"a.png", "b.png", "c.png"}
+    assert "has 3 images: all are shown" in found.err
+
+
 # Bug caught: --method or --limit without effect.
 def test_plot(files, tmp_path, output):
     picture = tmp_path / "x.png"

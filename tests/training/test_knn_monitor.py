@@ -4,11 +4,20 @@ import logging
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from swav_tf.data.folders import ImageFolder
+from swav_tf.data.sources import open_source
 from swav_tf.knn import comparison, view_comparison
 from swav_tf.recipe.pretraining import Augment, Blur, ColorJitter, CropGroup, Data
-from swav_tf.training.knn_monitor import early_epoch, lost_to, pixel_features, verdict, view_verdict
+from swav_tf.training.knn_monitor import (
+    KNNEvaluator,
+    early_epoch,
+    lost_to,
+    pixel_features,
+    verdict,
+    view_verdict,
+)
 from swav_tf.training.pretrain import pretrain
 from tests.evaluate.models import make_class_folders
 from tests.swav_models import tiny_recipe
@@ -109,3 +118,32 @@ def test_views_find_each_other(tmp_path):
 def test_views_must_be_found_clearly_more_often(retrieval, level):
     found = {"view_retrieval": retrieval, "view_retrieval_initial": 0.1, "view_images": 500}
     assert view_verdict(found)[0] == level
+
+
+# Bugs caught: classes matched by position, where numbered folders sort as text or the validation images lack some.
+def test_classes_of_validation_images_are_matched_by_name(tmp_path):
+    draw = np.random.default_rng(0)
+    colors = draw.integers(0, 256, (12, 3), dtype=np.uint8)
+    for part, numbers, padded in (("train", range(12), False), ("val", [11, 2, 0, 9, 1], True)):
+        for number in numbers:
+            folder = tmp_path / part / (f"{number:02d}" if padded else str(number))
+            folder.mkdir(parents=True)
+            for name in "abc":
+                picture = np.broadcast_to(colors[number], (16, 16, 3))
+                Image.fromarray(np.ascontiguousarray(picture)).save(folder / f"{name}.png")
+    data = {
+        "kind": "class_folders",
+        "path": str(tmp_path / "train"),
+        "validation_path": str(tmp_path / "val"),
+    }
+    recipe = tiny_recipe(monitor__knn_neighbours=3, **{f"data__{key}": value for key, value in data.items()})
+    source = open_source(recipe.data)
+    evaluator = KNNEvaluator(None, recipe, source)
+    for query, label in zip(evaluator.queries, evaluator.query_labels, strict=True):
+        folder = evaluator.query_source.image_name(int(query)).split("/")[0]
+        assert int(source.class_names[label]) == int(folder)
+    pixels = [
+        pixel_features(images, indices, recipe.data)
+        for images, indices in ((source, evaluator.known), (evaluator.query_source, evaluator.queries))
+    ]
+    assert evaluator._accuracy(*pixels) == 1
