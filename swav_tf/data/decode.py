@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import io
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -68,7 +66,6 @@ _REDUCED: Final = {
 }
 _PNG_SIGNATURE: Final = _SIGNATURES[1]
 _STRIP: Final = 2**18  # pixels that are converted at once
-_OPENING: Final = Lock()
 
 
 class UndecodableImage(Exception):
@@ -191,9 +188,7 @@ def _decode_with_pillow(data: bytes, settings: Decoding) -> Image:
     if heif:
         _register_heif()
     try:
-        with _without_a_limit():
-            image = PillowImage.open(io.BytesIO(data), formats=["HEIF"] if heif else _PILLOWS)
-        with image:
+        with _no_limit, PillowImage.open(io.BytesIO(data), formats=["HEIF"] if heif else _PILLOWS) as image:
             _refuse_bomb(image.height, image.width, settings)
             image.load()
             ImageOps.exif_transpose(image, in_place=True)
@@ -206,15 +201,27 @@ def _decode_with_pillow(data: bytes, settings: Decoding) -> Image:
         raise UndecodableImage(f"{type(error).__name__}: {error}") from error
 
 
-@contextmanager
-def _without_a_limit() -> Iterator[None]:
-    """Lift Pillow's limit on pixels while headers are read: `Decoding.max_pixels` is the limit here."""
-    with _OPENING:
-        limit, PillowImage.MAX_IMAGE_PIXELS = PillowImage.MAX_IMAGE_PIXELS, None
-        try:
-            yield
-        finally:
-            PillowImage.MAX_IMAGE_PIXELS = limit
+class _NoLimit:
+    """Lift Pillow's limit on pixels while threads decode: `Decoding.max_pixels` is the limit here."""
+
+    def __init__(self) -> None:
+        self._lock, self._inside = Lock(), 0
+        self._limit = PillowImage.MAX_IMAGE_PIXELS
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._inside:
+                self._limit, PillowImage.MAX_IMAGE_PIXELS = PillowImage.MAX_IMAGE_PIXELS, None
+            self._inside += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                PillowImage.MAX_IMAGE_PIXELS = self._limit
+
+
+_no_limit: Final = _NoLimit()
 
 
 def _instead_of_an_image(data: bytes) -> str:
