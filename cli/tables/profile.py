@@ -88,7 +88,10 @@ def _table(p: Profile) -> Table:
         table.add_row("  parts", "-", "", "not known: the machine was disturbed")
     else:
         for measured in p.parts:
-            part(measured.name, measured.ms, total)
+            if measured.ms:
+                part(measured.name, measured.ms, total)
+            else:
+                table.add_row(f"  {measured.name}", "-", "", "less than the noise")
     return table
 
 

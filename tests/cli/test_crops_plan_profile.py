@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import numpy as np
 import pytest
@@ -87,7 +88,7 @@ def test_figures_that_contradict_each_other_are_not_printed(capsys):
     def printed(parts_ms):
         profile = dataclasses.replace(
             PROFILE, devices="CPU", replicas=1, communication_ms=0.0, step=Timing(294, 500, 0.1),
-            loop=Timing(420, 800, 0.1), wait_ms=4.0, parts=(Part("forward, backbone", parts_ms),),
+            loop=Timing(420, 800, 0.1), wait_ms=4.0, parts=(Part("forward, backbone", parts_ms), Part("update", 0.0)),
         )  # fmt: skip
         print_profile(profile)
         return capsys.readouterr().out
@@ -99,6 +100,7 @@ def test_figures_that_contradict_each_other_are_not_printed(capsys):
     assert "disturbed" not in fine
     assert "70 %" in fine  # the network: 294 of 420
     assert "29 %" in fine  # 122 of 420: slower than the step alone
+    assert re.search(r"update +- +less than the noise", fine)  # not 0.0 ms
 
 
 def test_the_table_of_a_profile(capsys, monkeypatch):

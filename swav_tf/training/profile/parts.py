@@ -15,7 +15,7 @@ from swav_tf.method.swav import Crops, SwAV
 
 @dataclass(frozen=True)
 class Part:
-    """A part of a step and its wall time in milliseconds."""
+    """A part of a step and its wall time in milliseconds, 0 if it is less than the noise."""
 
     name: str
     ms: float
