@@ -62,7 +62,8 @@ class ClassifierChoice:
         recipe = load_recipe_of(kind, config, with_values(overrides, given))
         if validation_key is not None:
             for key, what in (("path", "training"), (validation_key, "validation")):
-                if getattr(recipe.data, key) is None:
+                splits = recipe.data.validation_split if key == "validation_path" else None
+                if getattr(recipe.data, key) is None and splits is None:
                     raise click.UsageError(
                         f"recipe '{recipe.name}' does not specify where the {what} images are (data.kind is "
                         f"{data_kind}). Give TRAIN and VALIDATION, or -o data.{key}=..."

@@ -66,7 +66,9 @@ def knows_validation_images(data: Data) -> bool:
         return True
     if data.path is None or data.unlabeled:
         return False
-    return data.validation_path is not None or (data.kind == "tfds" and data.validation_split is not None)
+    return data.validation_path is not None or (
+        data.kind in ("tfds", "tar", "parquet") and data.validation_split is not None
+    )
 
 
 def _words(run_dir: Path, summary: dict[str, Any], result: str, commands: Sequence[Command]) -> str:

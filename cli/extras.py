@@ -12,7 +12,6 @@ EXTRAS = {
         "keras_cv",
         "tensorflow_datasets",
         "tensorboard",
-        "pyarrow",
         "importlib_resources",
     ),
     "onnx": ("onnxruntime",),
@@ -20,6 +19,7 @@ EXTRAS = {
     "report": ("matplotlib", "sklearn"),
     "serve": ("orjson", "prometheus_client", "python_multipart", "starlette", "uvicorn"),
     "search": ("faiss",),
+    "parquet": ("pyarrow",),
     "tensorrt": ("tensorrt", "cuda"),
 }
 

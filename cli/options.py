@@ -150,7 +150,7 @@ def _model_options(*, required: bool) -> Option:
 model_options = _model_options(required=True)
 optional_model_options = _model_options(required=False)
 
-KINDS = ("class_folders", "images", "list", "tfrecord", "tfds", "digits")
+KINDS = ("class_folders", "images", "list", "tar", "parquet", "tfrecord", "tfds", "digits")
 
 
 @dataclass(frozen=True)
@@ -179,7 +179,7 @@ class ImageChoice:
 
 
 def image_options(
-    *, required: bool = False, kinds: Sequence[str] = KINDS, default: str = "the model's"
+    *, required: bool = False, kinds: Sequence[str] = KINDS, default: str = "recognized, or the model's"
 ) -> Option:
     """Return DATA, --kind and --split.
 
@@ -198,8 +198,8 @@ def image_options(
         click.option(
             "--split",
             metavar="NAME",
-            show_default="train" if required else default,
-            help="Split of digits or a TFDS data set.",
+            show_default="train" if required else "the model's",
+            help="Split of digits, a TFDS data set, or a folder of Parquet or tar files.",
         ),
     )
 

@@ -16,6 +16,7 @@ from swav_tf.plumbing.log import log
 if TYPE_CHECKING:
     from swav_tf.recipe.pretraining import Data, Recipe
 
+_PERHAPS_LABELED = ("list", "tar", "parquet")
 # Settings of `data` that name the images.
 _PLACE = ("kind", "path", "split", "labels", "image_key", "label_key")
 
@@ -80,7 +81,7 @@ def following(
         changed.append("data.validation_split=null")
     note = "" if data.kind == "auto" else f"; recipe '{name}' has {data.kind}"
     settings = data.model_copy(update={"kind": kind, "path": place})
-    if knn and (settings.unlabeled or (kind == "list" and not open_source(settings).class_names)):
+    if knn and (settings.unlabeled or (kind in _PERHAPS_LABELED and not open_source(settings).class_names)):
         changed.append("monitor.knn_every_epochs=0")
         note = f", without labels and so without k-NN{note}"
     log.info(f"{place} is read as {kind} ({why}){note}.")

@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 from swav_tf.data.sources import ImageSource, contents_sha256, fingerprint, open_source, recognized
 from swav_tf.plumbing.errors import UsageError
-from swav_tf.recipe.pretraining import Data
+from swav_tf.recipe.pretraining import SPLIT_KINDS, Data
 
 KINDS: tuple[str, ...] = get_args(Data.model_fields["kind"].annotation)
 
@@ -29,7 +29,7 @@ class ImageSet:
         return {
             "kind": self.settings.kind,
             "path": self.settings.path,
-            "split": self.settings.split if self.settings.kind in ("digits", "tfds") else None,
+            "split": self.settings.split if self.settings.kind in SPLIT_KINDS else None,
             **fingerprint(self.source),
         }
 
@@ -55,8 +55,10 @@ def open_images(
     own = {"kind": kind, "path": None if kind == "digits" else (data or like.path)}
     own |= {} if data is None else {"labels": None}  # which are of the model's images
     kind = recognized(like.model_copy(update=own)).kind
-    if split is not None and kind not in ("digits", "tfds"):
-        raise UsageError(f"--split applies to digits and TFDS data sets. Received: {split}, kind {kind}.")
+    if split is not None and kind not in SPLIT_KINDS:
+        raise UsageError(
+            f"--split applies to digits, TFDS data sets, Parquet and tar. Received: {split}, kind {kind}."
+        )
     split = split or (like.split if kind == like.kind else "train")
     settings = like.model_copy(update=own | {"kind": kind, "split": split})
     return ImageSet(open_source(settings), settings)

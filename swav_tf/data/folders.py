@@ -26,12 +26,12 @@ class Files:
     decoding: Decoding = DEFAULT
     _names: PackedNames | Mapping[int, str]
 
-    def __init__(self, root: str, names: Iterable[str], left_out: LeftOut) -> None:
+    def __init__(self, root: str, names: Iterable[str], left_out: LeftOut, place: str | None = None) -> None:
         self.root, self.left_out = root, left_out
         self._names = PackedNames(pack_names(names))
         if not len(self._names):
             raise _no_images(root, left_out)
-        left_out.report(root, len(self._names))
+        left_out.report(place or root, len(self._names))
 
     def __len__(self) -> int:
         return len(self._names)

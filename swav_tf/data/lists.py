@@ -71,7 +71,7 @@ class ListedImages(Files):
                 f"{path} must name images, by paths relative to {root} or complete ones. Received: {len(kept):,} "
                 f"images; left out: {left_out}. Move the list to the folder that its paths begin in."
             )
-        super().__init__(root, (row.name for row in kept), left_out)
+        super().__init__(root, (row.name for row in kept), left_out, place=path)
         self.class_names, self._labels = number_classes(row.label for row in kept)
 
     def label(self, index: int) -> int:

@@ -7,6 +7,7 @@ from itertools import islice
 from typing import Final, NamedTuple
 
 from swav_tf.data import storage
+from swav_tf.data.container_files import PARQUET, TAR, contained_kind
 from swav_tf.data.decode import looks_like_an_image
 from swav_tf.data.folders import has_images, is_image
 from swav_tf.data.leftovers import is_system
@@ -25,6 +26,7 @@ class Found(NamedTuple):
     why: str
 
 
+_CONTAINERS: Final[dict[str, Kind]] = {**dict.fromkeys(TAR, "tar"), **dict.fromkeys(PARQUET, "parquet")}
 NOT_FOUND: Final = Found("class_folders", "not found")  # to open it as that is an error
 
 
@@ -55,13 +57,17 @@ def _in_files(place: str) -> Found:
     name = storage.name_of(names[0])
     if is_list(name):
         return Found("list", "a list of paths")
+    for ending, kind in _CONTAINERS.items():
+        if name.lower().endswith(ending):
+            return Found(kind, f"*{ending}" if names[0] != place else f"a {ending[1:]} file")
     head = storage.read_range(names[0], 0, 16) if storage.facts(names[0]).size else b""
     if is_shard(name) or starts_like_records(head):
         return Found("tfrecord", "TFRecord" if names[0] == place else "a pattern of TFRecord shards")
     image = is_image(name) or looks_like_an_image(head)
     raise DataError(
-        "Images are read from a folder, a zip file, TFRecord shards or a list of paths (.csv, .tsv, .json, .jsonl, "
-        f".txt). Received: {printable(place)}, {'an image' if image else 'none of them'}. Give the folder it is in."
+        "Images are read from a folder, a zip or tar file, Parquet, TFRecord shards or a list of paths (.csv, .tsv, "
+        f".json, .jsonl, .txt). Received: {printable(place)}, {'an image' if image else 'none of them'}. "
+        "Give the folder it is in."
     )
 
 
@@ -71,12 +77,19 @@ def _in_folder(folder: str) -> Found:
     if not images and any(map(is_shard, names)):
         return Found("tfrecord", "it contains shards")
     if storage.is_remote(folder):
+        kinds = [
+            kind for ending, kind in _CONTAINERS.items() for name in names if name.lower().endswith(ending)
+        ]
+        if kinds and not images:
+            return Found(kinds[0], f"it contains {kinds[0]} files")
         return Found("images", "images at the top") if images else Found("class_folders", "folders")
     inside = (name for name in names if os.path.isdir(storage.join(folder, name)))
     classes = list(islice((name for name in inside if has_images(folder, name)), 2 if not images else 1))
     if images:
         why = "images at the top and in folders: all are read" if classes else "images without folders"
         return Found("images", f"{why}, without labels")
+    if not classes and (kind := contained_kind(folder)) is not None:
+        return Found(kind, f"it contains {kind} files")
     if not classes:
         return Found("images", "no image was found")
     if len(classes) == 1:

@@ -38,7 +38,8 @@ _PLAIN_NAME: Final = re.compile(r"(?!\.+$)[A-Za-z0-9._-]+")
 
 def is_shard(name: str) -> bool:
     """Return whether a name is that of a TFRecord shard. `bird-of-paradise` is none."""
-    return "tfrecord" in name or _NUMBERED.search(name) is not None
+    numbered = _NUMBERED.search(name) is not None and not name.lower().endswith((".parquet", ".tar"))
+    return "tfrecord" in name or numbered
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,13 @@ from swav_tf.data.augment import Image
 from swav_tf.data.decode import Decoding, decode
 from swav_tf.data.folders import ClassFolders, ImageFolder
 from swav_tf.data.lists import ListedImages, RelabelledImages
+from swav_tf.data.parquet import ParquetSource
 from swav_tf.data.recognition import recognize
+from swav_tf.data.tar import TarSource
 from swav_tf.plumbing.errors import DataError
 from swav_tf.plumbing.log import log_once
 from swav_tf.plumbing.names import name_bytes
-from swav_tf.recipe.pretraining import Data
+from swav_tf.recipe.pretraining import SPLIT_KINDS, Data
 
 
 class ImageSource(Protocol):
@@ -126,7 +128,9 @@ def validation_settings(data: Data) -> Data:
     Raises:
         DataError: the settings do not name them, or they cannot be accessed.
     """
-    if data.kind in ("digits", "tfds"):
+    if data.validation_path is None and data.validation_split is not None:
+        data = recognized(data)
+    if data.kind in ("digits", "tfds") or (data.kind in SPLIT_KINDS and data.validation_path is None):
         split = _required(data.validation_split, "data.validation_split", "a split to validate on")
         return data.model_copy(update={"split": split})
     meaning = "labeled images to validate on"
@@ -136,7 +140,8 @@ def validation_settings(data: Data) -> Data:
     kind = recognize(path).kind
     # Validation needs labels: the error of class folders says what is wrong with images without.
     kind = "class_folders" if kind == "images" else kind
-    return data.model_copy(update={"kind": kind, "path": path, "labels": None})
+    own = {"kind": kind, "path": path, "labels": None, "split": data.validation_split or ""}
+    return data.model_copy(update=own)
 
 
 def _open(data: Data) -> ImageSource:
@@ -155,6 +160,10 @@ def _open(data: Data) -> ImageSource:
             from swav_tf.data.tfrecord import open_shards
 
             return open_shards(path, **keys)
+        if data.kind == "tar":
+            return TarSource(path, split=data.split, label_key=data.label_key)
+        if data.kind == "parquet":
+            return ParquetSource(path, split=data.split, **keys)
         if data.kind == "list":
             return ListedImages(path, **keys)
         return ClassFolders(path) if data.kind == "class_folders" else ImageFolder(path)

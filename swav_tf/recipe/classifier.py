@@ -176,7 +176,7 @@ def _impossible_labels(data: Data) -> Iterator[Remark]:
     used, unused = "validation_path", "validation_split"
     if data.kind in ("digits", "tfds"):
         used, unused = unused, used
-    if getattr(data, unused) is not None:
+    if getattr(data, unused) is not None and data.kind not in ("auto", "tar", "parquet"):
         yield Remark(
             f"data.{unused}",
             f"is not used when data.kind is {data.kind}; got {getattr(data, unused)!r}",

@@ -24,7 +24,9 @@ class EvaluationView(Section):
     crop: int = Field(224, ge=8, description="side of the square center crop, pixels")
 
 
-Kind = Literal["auto", "class_folders", "images", "list", "tfrecord", "tfds", "digits"]
+Kind = Literal["auto", "class_folders", "images", "list", "tar", "parquet", "tfrecord", "tfds", "digits"]
+# Kinds whose files may be of splits of one data set.
+SPLIT_KINDS: frozenset[str] = frozenset({"tar", "parquet", "tfds", "digits"})
 
 
 class Data(Section):
@@ -33,22 +35,28 @@ class Data(Section):
     kind: Kind = Field(
         "auto",
         description="auto: recognized by the content of <path>; class_folders: <path>/<class>/*.JPEG; images: any "
-        "images below <path>; list: a CSV, TSV, JSON or text file of paths and labels; tfrecord: shards below "
-        "<path>; tfds: a TensorFlow Datasets name as <path>; digits: bundled",
+        "images below <path>; list: a CSV, TSV, JSON or text file of paths and labels; tar: archives of a folder, or "
+        "webdataset shards; parquet: Parquet files as Hugging Face writes them; tfrecord: shards below <path>; tfds: a "
+        "TensorFlow Datasets name as <path>; digits: bundled",
     )
     path: str | None = Field(None, description="folder, file, pattern or TFDS name; not needed for digits")
     labels: str | None = Field(
         None, description="a list with the labels of the images, which has their names"
     )
-    split: str = Field("train", description="split of a tfds or digits source")
+    split: str = Field(
+        "train", description="split of a tfds or digits source, or of a folder of Parquet or tar files"
+    )
     validation_path: str | None = Field(None, description="labeled images for the k-NN during training")
-    validation_split: str | None = Field(None, description="the same, as a split of a tfds or digits source")
+    validation_split: str | None = Field(None, description="the same, as a split of such a source")
     image_key: str = Field(
         "image/encoded",
-        description="TFRecord feature with the encoded image, or a list's column of paths; in lists the default "
-        "stands for the usual names",
+        description="TFRecord feature or Parquet column with the encoded image, or a list's column of paths; in "
+        "lists and Parquet the default stands for the usual names",
     )
-    label_key: str = Field("image/class/label", description="the same for the label, in TFRecord an integer")
+    label_key: str = Field(
+        "image/class/label",
+        description="the same for the label, in TFRecord an integer; in tar a field of JSON",
+    )
     max_bad_share: Probability = Field(
         0.01,
         description="share of all images above which unreadable ones stop the run (0 to 1); counted per worker",

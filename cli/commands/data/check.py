@@ -28,7 +28,7 @@ def command(
     threads: int,
     report: Report,
 ) -> int:
-    """Read and decode every image of DATA: a folder, zip file or list, shards, a TFDS name or `digits`.
+    """Read and decode every image of DATA: a folder, a file or a pattern of files, a TFDS name or `digits`.
 
     Report counts, classes, sizes and unreadable images; for shards with an index, also wrong checksums. The exit
     code is 1 if too many images are unreadable or a checksum is wrong.

@@ -11,7 +11,7 @@ import click
 from cli.options import NEW_FOLDER, Report, count_option, report_options, threads_option
 from cli.progress import image_progress
 
-PACKED = ("class_folders", "images", "list")
+PACKED = ("class_folders", "images", "list", "tar", "parquet")
 
 
 @click.command(short_help="Pack images into TFRecord shards.")
@@ -19,7 +19,8 @@ PACKED = ("class_folders", "images", "list")
 @click.argument("output", type=NEW_FOLDER)
 @click.option(
     "--kind", type=click.Choice(PACKED), show_default="recognized by the content of DATA",
-    help="class_folders: DATA/<class>/*.JPEG; images: any images below DATA, unlabelled; list: a file of paths.",
+    help="class_folders: DATA/<class>/*.JPEG; images: any images below DATA, unlabelled; list: a file of paths; tar, "
+    "parquet: files, or a folder of them.",
 )  # fmt: skip
 @count_option("--shards", show_default="from --shard-mib", help="Number of shards.")
 @count_option("--shard-mib", metavar="MIB", default=256, help="Approximate size of a shard in MiB.")
@@ -39,8 +40,7 @@ def command(
     """Pack all images of DATA into TFRecord shards in OUTPUT, with the files' bytes unchanged.
 
     After an interruption, run the same command again: finished shards are kept. The bytes of the shards depend only
-    on the images and the number of shards. To train on shards, add -o data.kind=tfrecord. A run that was started on
-    DATA can resume on OUTPUT.
+    on the images and the number of shards. A run that was started on DATA can resume on OUTPUT.
 
     \b
     Examples:

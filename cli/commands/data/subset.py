@@ -12,7 +12,7 @@ from cli.options import NEW_FILE, ImageChoice, Report, image_options, json_optio
 @click.command(short_help="Draw a random share of each class's images.")
 @image_options(
     required=True,
-    kinds=("class_folders", "tfrecord", "tfds", "digits"),
+    kinds=("class_folders", "list", "tar", "parquet", "tfrecord", "tfds", "digits"),
     default="guessed from the content of DATA",
 )
 @click.option(
