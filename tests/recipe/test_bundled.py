@@ -74,7 +74,14 @@ CLASSIFIERS: dict[str, tuple[tuple[float | None, float], int, int, str]] = {
     "finetune_1pct_passl": ((0.02, 5.0), 20, 12_811, "55.0"),
     "finetune_full": ((0.01, 0.2), 20, IMAGENET_IMAGES, ""),
 }
-IMAGES = {"demo": 1437, "photos": 3068, "small_images": 50_000, "probe_digits": 1437, "finetune_digits": 144}
+IMAGES = {
+    "demo": 1437,
+    "photos": 3068,
+    "small_images": 50_000,
+    "cifar10": 50_000,
+    "probe_digits": 1437,
+    "finetune_digits": 144,
+}
 PRESETS = {"one_gpu", *IMAGES}
 
 published = pytest.mark.parametrize("name", sorted(TABLE))
