@@ -40,7 +40,7 @@ COMMANDS: Final = {
         "validate": "Measure the accuracy of a classifier.",
     },
     "Deploy": {
-        "weights": "Import, export and identify SwAV and ResNet-50 weights.",
+        "weights": "Import, export and identify weights of SwAV and other ResNets.",
         "export": "Write ONNX files and TensorRT engines, verified against Keras.",
         "verify": "Check that exported files reproduce Keras' features.",
         "serve": "Serve features and similar images over HTTP.",

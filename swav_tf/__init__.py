@@ -4,10 +4,9 @@ The public names are imported on first use, so that recipes and crops work witho
 """
 
 import importlib
-import importlib.util
 import os
 import sys
-from importlib.machinery import ModuleSpec
+from importlib.machinery import ModuleSpec, PathFinder
 from typing import Any
 
 USER_BACKEND = os.environ.get("KERAS_BACKEND")  # `swav-tf doctor` reports it
@@ -86,10 +85,7 @@ class _AfterKeras:
     """A finder of modules that registers our classes as soon as Keras is imported."""
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
-        if name != "keras":
-            return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
+        spec = PathFinder.find_spec(name) if name == "keras" else None
         if spec is not None and spec.loader is not None:
             execute = spec.loader.exec_module
 

@@ -136,6 +136,7 @@ def import_(
         classes=classes,
         prefix=prefix,
     )
+    supervised = done.sizes.classes is not None and backbone is None and done.recipe is not None
     report.show(
         {
             "output": str(done.path),
@@ -144,7 +145,12 @@ def import_(
             "left_out": list(done.left_out),
             "recipe": done.recipe.name if done.recipe else None,
         },
-        [f"{source}: {done.format}", f"{done.path}: {done.sizes}", *_left_out(done.left_out)],
+        [
+            f"{source}: {done.format}",
+            f"{done.path}: {done.sizes}",
+            *_left_out(done.left_out),
+            *(["For features and pretraining import its backbone: --backbone-only."] if supervised else []),
+        ],
     )
 
 

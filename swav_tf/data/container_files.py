@@ -33,7 +33,7 @@ def container_files(path: str, endings: tuple[str, ...], split: str) -> list[str
     """Return the sorted files with an ending: one, those that match a pattern, or of a folder those of a split.
 
     A folder whose files name no split, or one other than the default, is read as a whole. Files of other splits are
-    left out and reported. An empty split stands for `validation`.
+    left out and reported. An empty split stands for validation, or without it test.
 
     Raises:
         DataError: there is none, or none of the split.
@@ -46,14 +46,14 @@ def container_files(path: str, endings: tuple[str, ...], split: str) -> list[str
         return files
     names = list(_below(place, endings))
     splits = [split_of(name) for name in names]
-    wanted = _SPLITS.get(split, split) or "validation"
     known = sorted({found for found in splits if found is not None})
+    wanted = _SPLITS.get(split, split) or ("validation" if "validation" in known else "test")
     everything = not known or (len(known) == 1 and split in ("train", ""))
     chosen = [n for n, found in zip(names, splits, strict=True) if everything or found == wanted]
     if not chosen:
         received = f"files of {' and '.join(known)}" if known else "none"
         raise DataError(
-            f"{path} must have {endings[0]} files of the split {split!r}. Received: {received}. Set data.split to one "
+            f"{path} must have {endings[0]} files of the split {wanted!r}. Received: {received}. Set data.split to one "
             "of them."
         )
     if len(chosen) < len(names):

@@ -44,7 +44,7 @@ def recognize(path: str, *, labels: str | None = None) -> Found:
     with storage.reachable(path):
         place = storage.local_or_remote(path)
         found = _in_folder(place) if storage.is_folder(place) else _in_files(place)
-    if labels is not None and found.kind == "class_folders" and found != NOT_FOUND:
+    if labels is not None and found.kind in ("class_folders", "images") and found != NOT_FOUND:
         return Found("images", f"labels are those of {labels}")
     return found
 

@@ -15,7 +15,7 @@ from swav_tf.data.decode import Decoding, decode
 from swav_tf.data.folders import ClassFolders, ImageFolder
 from swav_tf.data.lists import ListedImages, RelabelledImages
 from swav_tf.data.parquet import ParquetSource
-from swav_tf.data.recognition import recognize
+from swav_tf.data.recognition import NOT_FOUND, recognize
 from swav_tf.data.tar import TarSource
 from swav_tf.plumbing.errors import DataError
 from swav_tf.plumbing.log import log_once
@@ -118,7 +118,8 @@ def recognized(data: Data) -> Data:
         return data
     path = _required(data.path, "data.path", "the folder of the images")
     found = recognize(path, labels=data.labels)
-    log_once(logging.INFO, f"{path} is read as {found.kind}: {found.why}.")
+    if found != NOT_FOUND:
+        log_once(logging.INFO, f"{path} is read as {found.kind}: {found.why}.")
     return data.model_copy(update={"kind": found.kind, "path": None if found.kind == "digits" else path})
 
 

@@ -82,6 +82,7 @@ class ReplicatedModel(keras.Model):
         """Return the arguments of the constructor in the form of Keras' files."""
         return {
             "backbone": keras.saving.serialize_keras_object(self.backbone),
+            "precision": self.backbone.dtype_policy.name,  # which Keras keeps of layers, not of models
             "mean": self.mean.tolist(),
             "std": self.std.tolist(),
             "loss_scale": {"enabled": self.loss_scale.enabled, "growth_steps": self.loss_scale.growth_steps},
@@ -92,6 +93,8 @@ class ReplicatedModel(keras.Model):
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Any:
         """Build the model that `get_config` described."""
         backbone = keras.saving.deserialize_keras_object(config["backbone"], custom_objects)
+        backbone.dtype_policy = config["precision"]
+        config = {key: value for key, value in config.items() if key != "precision"}
         return cls(**config | {"backbone": backbone, "loss_scale": LossScale(**config["loss_scale"])})
 
     def compile_from_config(self, config: dict[str, Any]) -> None:

@@ -122,6 +122,11 @@ def read_pretraining_recipe(run_dir: Path) -> Recipe:
         origin = {}  # a damaged model.json is not the problem to report here
     source = origin.get("run") or origin.get("backbone")
     what = "probe" if recipe.kind == "probe" else "fine-tuned run"
+    if "file" in origin and not source:  # a supervised network in one file
+        raise UsageError(
+            f"A pretraining run is needed here. Received: {run_dir}, a {what} that was imported from {origin['file']}. "
+            "Import its backbone: swav-tf weights import --backbone-only."
+        )
     raise UsageError(
         f"A pretraining run is needed here. Received: {run_dir}, a {what}. Use the pretraining run it was made from"
         + (f", {source}" if source else "")

@@ -82,7 +82,22 @@ for found in (keras.models.load_model("a.keras")(expected["images"]), *served.va
     np.testing.assert_allclose(found, expected["features"], rtol=1e-4, atol=1e-5)
 assert "swav_tf" not in sys.modules and len(served) == 1
 """
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=900)
+
+
+# Bugs caught: torchvision's classifier left out; a user who wants features and gets neither them nor the way to them.
+def test_a_supervised_network_is_a_probe(folder, output, refused):
+    state = {slot.torch: np.full(slot.shape, 0.3, np.float32) for slot in slots(Sizes("resnet_small"))}
+    state |= {"fc.weight": np.ones((5, 128), np.float32), "fc.bias": np.ones(5, np.float32)}
+    write_torch_file(state, folder / "supervised.pth")
+    printed = output("weights import supervised.pth --to probe")
+    assert "128 features, linear classifier of 5 classes\nFor features and pretraining import its" in printed
+    refused(
+        "features . --kind images --model probe --output f.npz",
+        2,
+        "Import its backbone: swav-tf weights import",
+    )
+    output("weights import supervised.pth --to backbone --backbone-only")
 
 
 # Bug caught: a folder whose tensors or facts timm and KerasHub do not find. (That both give equal features was checked.)

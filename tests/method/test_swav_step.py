@@ -99,6 +99,28 @@ def test_the_loss_scale_is_part_of_the_state():
     assert int(again.loss_scale.finite_steps.numpy()) == 77
 
 
+# Bugs caught: a file of `model.save` without the queue, the loss scale, the momentum or a setting.
+def test_keras_files_keep_the_complete_state(tmp_path):
+    changes = {"train__precision": "mixed_float16", "train__accumulation_steps": 2}
+    model = build_swav(tiny_recipe(method__queue={"length": 16}, **changes), steps_per_epoch=3)
+    draw = np.random.default_rng(0)
+    for variable in (model.queue.projections, *model.optimizer.momentums[:2]):
+        variable.assign(draw.normal(size=variable.shape))
+    model.queue.pushed.assign(7)
+    model.loss_scale.factor.assign(64.0)
+    model.optimizer.iterations.assign(5)
+    model.save(tmp_path / "m.keras")
+    again = keras.models.load_model(tmp_path / "m.keras")
+    expected, found = capture(model, batch_size=8), capture(again, batch_size=8)
+    assert expected.keys() == found.keys()
+    for name, array in expected.items():
+        np.testing.assert_array_equal(found[name], array, err_msg=name)
+    settings = ("method", "queue", "loss_scale", "accumulation_steps", "mean", "std")
+    assert [again.get_config()[key] for key in settings] == [model.get_config()[key] for key in settings]
+    assert again.optimizer.get_config() == model.optimizer.get_config()
+    assert again.backbone.compute_dtype == "float16"
+
+
 def plain_model(recipe):
     """Build a SwAV without batch normalization: the parts of a batch are independent."""
     keras.utils.set_random_seed(0)
