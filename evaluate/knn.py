@@ -78,6 +78,12 @@ def check_same_model(
             f"Only features of one model can be compared. Received: {one_name} of weights {weights[0][:12]}..., "
             f"{other_name} of weights {weights[1][:12]}..., another model or another step of its training."
         )
+    contracts = [(facts.get("model") or {}).get("contract") for facts in (one, other)]
+    if contracts[0] != contracts[1]:
+        raise UsageError(
+            "Only features of one preprocessing and output can be compared. Received: "
+            f"{one_name} with {contracts[0]}, {other_name} with {contracts[1]}."
+        )
     views = one.get("view"), other.get("view")
     if None not in views and views[0] != views[1]:
         raise UsageError(

@@ -1,17 +1,20 @@
-"""Compare exported files with the reference next to them."""
+"""Compare exported files with the reference next to them, or any two files with each other."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from evaluate.backends.checksums import PARITY, read_checksums
 from evaluate.backends.engine_file import SUFFIXES
 from evaluate.backends.onnx_backend import OnnxBackend
 from evaluate.backends.onnx_metadata import Precision
 from evaluate.backends.tensorrt_backend import TensorrtBackend
+from evaluate.images import ImageSet
 from export.parity import GATES, LabeledFeatures, Parity, compare, parity_text, run_all
-from export.reference import REFERENCE, Reference, Views, read_reference
+from export.reference import REFERENCE, Reference, Views, draw_images, read_reference
 from swav_tf.plumbing.errors import DataError, UsageError
 from swav_tf.plumbing.files import atomic_write
 
@@ -88,6 +91,37 @@ def verify(
     with atomic_write(folder / PARITY) as partial:
         partial.write_text(parity_text(reference, results, checksums), encoding="utf-8")
     return results
+
+
+def compare_files(
+    file: OnnxBackend, other: OnnxBackend, images: ImageSet, *, count: int, batch_size: int = 32
+) -> Parity:
+    """Compare the features of a file with those of another one, by the gate of the file's precision.
+
+    Args:
+        file: to compare.
+        other: to compare it with; the files may be third-party, and may prepare images differently.
+        images: to draw from; if all have labels, k-NN is compared too.
+        count: images that are drawn at most.
+        batch_size: images at once.
+
+    Raises:
+        DataError: there are too few images.
+    """
+    bad_share = file.data.max_bad_share
+    drawn, features = {}, {}
+    for view in {file.input_view, other.input_view}:
+        drawn[view], _ = draw_images(images, (count, 0), view, seed=0, max_bad_share=bad_share)
+    for backend in (file, other):
+        features[backend] = run_all(backend, drawn[backend.input_view].images, batch_size=batch_size)[
+            "features"
+        ]
+    views = drawn[other.input_view]
+    reference = Reference(
+        views.images, views.labels, np.ones(len(views.images), bool), {"features": features[other]},
+        other.facts.weights_sha256, other.input_view, facts={},
+    )  # fmt: skip
+    return compare(reference, {"features": features[file]}, gate=GATES[file.metadata.precision])
 
 
 def _open(path: Path, provider: str, threads: int) -> Artifact:

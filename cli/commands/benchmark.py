@@ -74,6 +74,8 @@ def _limits(
 def command(schema: bool, quiet: bool, limits: list[tuple[str, float]], **options: Any) -> int:
     """Measure images/s and latency of MODELs: folders or files written by `swav-tf export`, or run folders (in Keras).
 
+    Third-party ONNX files of image networks are measured too, with all their outputs.
+
     Each cell (model, runner, precision, batch) runs in a fresh process. A cell that cannot run here
     (a GPU runner without a GPU, for example) is skipped, and the reason is shown. If nothing was measured, the
     exit code is 1. Accuracy comes from

@@ -74,6 +74,8 @@ def command(
       swav-tf features photos/ --kind images --model runs/first --output photos --part 17/400
       swav-tf features photos --check
       swav-tf features photos --output photos.parquet
+      swav-tf features photos/ --model resnet50.onnx --output photos.npz --view 256,224
+        --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225
     """
     if check:
         return _check(images, report)

@@ -11,8 +11,11 @@ import click
 from cli.options import (
     KINDS,
     PATH,
+    ContractChoice,
+    ImageChoice,
     Report,
     batch_option,
+    contract_options,
     count_option,
     json_options,
     provider_option,
@@ -39,6 +42,16 @@ if TYPE_CHECKING:
     "--split", metavar="NAME", show_default="the model's", help="Split of digits or a TFDS data set."
 )
 @count_option("--labelled-images", least=2, default=2000, help="Use at most N of them, drawn at random.")
+@click.option(
+    "--against",
+    type=PATH,
+    metavar="FILE",
+    help="Compare one ONNX file with this one instead of reference.npz, on --images. Both may be third-party files.",
+)
+@click.option(
+    "--images", metavar="DATA", help="Images for --against; if they have labels, k-NN is compared too."
+)
+@contract_options
 @provider_option
 @threads_option("Threads that compute a batch on a CPU")
 @batch_option
@@ -49,6 +62,9 @@ def command(
     kind: str | None,
     split: str | None,
     labelled_images: int,
+    against: Path | None,
+    images: str | None,
+    contract: ContractChoice,
     provider: str | None,
     threads: int,
     batch: int,
@@ -60,13 +76,22 @@ def command(
     10 nearest images kept, a centered cosine of 0.98 (median) and 0.9 (every image) and a loss of at most 0.5
     points of k-NN accuracy. Limits that could not be applied, as without labels, are named. A file that
     was changed after the export fails too. The
-    figures are written to parity.json. The exit code is 1 if a file fails.
+    figures are written to parity.json. The exit code is 1 if a file fails. With --against, one file is compared
+    with another one, and nothing is written.
 
     \b
     Examples:
       swav-tf verify exported/
       swav-tf verify exported/model-fp32.onnx exported/model-int8-cpu.onnx --labelled digits --split test
+      swav-tf verify exported/model-int8-cpu.onnx --against exported/model-fp32.onnx --images photos/
+      swav-tf verify exported/model-fp32.onnx --against resnet50.onnx --images photos/ --view 256,224
+        --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225
     """
+    if against is not None:
+        source = ImageChoice(images, kind, split)
+        return _against(paths, against, source, contract, provider, threads, (labelled_images, batch), report)
+    if images is not None or contract.contract() is not None:
+        raise click.UsageError("--images, --view, --mean, --std and --output-name require --against.")
     from evaluate.backends.checksums import PARITY
     from export.verify import find_artifacts, verify
 
@@ -84,6 +109,45 @@ def command(
 
         print_parity({name: parity for name, (_, parity) in results.items()})
     return 0 if all(parity.passed for _, parity in results.values()) else 1
+
+
+def _against(
+    paths: tuple[Path, ...],
+    against: Path,
+    images: ImageChoice,
+    contract: ContractChoice,
+    provider: str | None,
+    threads: int,
+    counts: tuple[int, int],
+    report: Report,
+) -> int:
+    """Compare one file with another; `counts` are the images in all and at once."""
+    from cli.tables.parity import print_parity
+    from evaluate.backends.foreign import is_foreign
+    from evaluate.backends.onnx_backend import OnnxBackend
+    from export.verify import compare_files
+
+    if len(paths) != 1 or images.data is None:
+        raise click.UsageError("--against compares one FILE, and requires --images DATA.")
+    files = (paths[0], against)
+    foreign = [is_foreign(path) for path in files]
+    # Files from `swav-tf export` specify their own, so the options are for the other one.
+    file, other = (
+        OnnxBackend(
+            path,
+            provider=provider or "cpu",
+            threads=threads,
+            contract=contract.contract() if needs or not any(foreign) else None,
+        )
+        for path, needs in zip(files, foreign, strict=True)
+    )
+    parity = compare_files(file, other, images.open(other), count=counts[0], batch_size=counts[1])
+    if report.as_json:
+        document = {"file": file.facts.as_dict(), "against": other.facts.as_dict(), **parity.as_dict()}
+        report.show(document)
+    else:
+        print_parity({paths[0].name: parity}, against.name)
+    return 0 if parity.passed else 1
 
 
 def _labelled(artifacts: list[Path], data: str, kind: str | None, split: str | None, count: int) -> Views:

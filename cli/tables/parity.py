@@ -9,13 +9,13 @@ if TYPE_CHECKING:
     from export.parity import Parity
 
 
-def print_parity(results: Mapping[str, Parity]) -> None:
-    """Print one column per compared file, and the failed gates below the table."""
+def print_parity(results: Mapping[str, Parity], reference: str = "Keras in float32") -> None:
+    """Print one column per file that was compared with the reference, and the failed gates below the table."""
     from rich.console import Console
     from rich.table import Table
 
     table = Table()
-    table.add_column("compared with Keras in float32")
+    table.add_column(f"compared with {reference}")
     compared = {name: parity for name, parity in results.items() if parity.images}
     for name in compared:
         table.add_column(name.removesuffix(".onnx"), justify="right")

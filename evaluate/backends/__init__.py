@@ -6,6 +6,7 @@ from pathlib import Path
 
 from evaluate.backends.backend import Backend
 from evaluate.backends.engine_file import SUFFIXES
+from evaluate.backends.foreign import Contract
 from swav_tf.plumbing.errors import UsageError
 
 
@@ -14,11 +15,14 @@ def is_run_folder(model: Path | str) -> bool:
     return (Path(model) / "config.yaml").is_file()
 
 
-def open_model(model: Path | str, *, provider: str | None = None, threads: int = 0) -> Backend:
-    """Open a run folder (its newest checkpoint) or a file from `swav-tf export`. Only run folders load TensorFlow.
+def open_model(
+    model: Path | str, *, provider: str | None = None, threads: int = 0, contract: Contract | None = None
+) -> Backend:
+    """Open a run folder (its newest checkpoint), a file from `swav-tf export` or a third-party ONNX file.
 
-    For ONNX files only: `provider` is `cpu` (the default), `cuda` or `tensorrt`, without fallback to another; `threads`
-    compute one batch on a CPU, 0 for one per core.
+    Only run folders load TensorFlow. For ONNX files only: `provider` is `cpu` (the default), `cuda` or `tensorrt`,
+    without fallback to another; `threads` compute one batch on a CPU, 0 for one per core; `contract` specifies the
+    preprocessing of a third-party file.
 
     Raises:
         UsageError: it is missing, not a model, has no checkpoint, or cannot run on this machine.
@@ -29,9 +33,11 @@ def open_model(model: Path | str, *, provider: str | None = None, threads: int =
     if path.is_file() and path.suffix == ".onnx":
         from evaluate.backends.onnx_backend import OnnxBackend
 
-        return OnnxBackend(path, provider=provider or "cpu", threads=threads)
-    if path.exists() and (provider is not None or threads):
-        raise UsageError(f"--provider and threads apply to ONNX files only. Received: {path}.")
+        return OnnxBackend(path, provider=provider or "cpu", threads=threads, contract=contract)
+    if path.exists() and (provider is not None or threads or contract is not None):
+        raise UsageError(
+            f"--provider, threads, --view, --mean, --std and --output-name apply to ONNX files only. Received: {path}."
+        )
     if is_run_folder(path):
         from evaluate.backends.keras_backend import KerasBackend
 

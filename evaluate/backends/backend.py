@@ -31,10 +31,14 @@ class ModelIdentity:
     step: int  # optimizer steps that it was trained for
     recipe: str  # its name
     file_sha256: str | None = None  # of an exported file; None for a run folder
+    contract: str | None = (
+        None  # of a third-party file: the options that specify its preprocessing and output
+    )
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the facts as plain data."""
-        return asdict(self)
+        """Return the facts as plain data; `contract` for third-party files only."""
+        facts = asdict(self)
+        return facts if self.contract is not None else {k: v for k, v in facts.items() if k != "contract"}
 
 
 class Backend(ABC):

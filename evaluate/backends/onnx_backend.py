@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,7 +14,8 @@ import numpy as np
 
 from evaluate.backends.backend import Backend
 from evaluate.backends.checksums import check_unchanged, check_weights
-from evaluate.backends.onnx_metadata import read_metadata
+from evaluate.backends.foreign import TYPES, Contract, Graph, describe
+from evaluate.backends.onnx_metadata import KEY, read_metadata
 from swav_tf.plumbing.errors import DataError, UsageError
 from swav_tf.plumbing.files import file_sha256
 
@@ -151,7 +153,7 @@ class BoundRun:
         for output in session.get_outputs():
             shape = [len(images), *output.shape[1:]]
             # Bound once: a CUDA graph replays writes to the addresses that it recorded.
-            value = ort.OrtValue.ortvalue_from_shape_and_type(shape, np.float32, device, 0)
+            value = ort.OrtValue.ortvalue_from_shape_and_type(shape, TYPES[output.type], device, 0)
             self._binding.bind_ortvalue_output(output.name, value)
             self._outputs[output.name] = value
 
@@ -168,32 +170,55 @@ class BoundRun:
 
 
 class OnnxBackend(Backend):
-    """A file from `swav-tf export`, whose metadata specify its preprocessing. For the arguments see `open_session`.
+    """An ONNX file by ONNX Runtime. For `provider`, `threads` and `cuda_graph` see `open_session`.
+
+    Args:
+        path: a file from `swav-tf export`, whose metadata specify its preprocessing, or a third-party file.
+        contract: of a third-party file, which has no other way to say how it is used.
+        only_timing: open a third-party file without a contract, for images that are not normalized.
 
     Raises:
-        UsageError: the provider is not available here.
-        DataError: the file is damaged, changed since its export, or not from `swav-tf export`.
+        UsageError: the provider is not available here, or a contract is missing or does not fit.
+        DataError: the file is damaged, changed since its export, or takes other inputs than images.
     """
 
     def __init__(
-        self, path: Path, *, provider: str = "cpu", threads: int = 0, cuda_graph: bool = False
+        self,
+        path: Path,
+        *,
+        provider: str = "cpu",
+        threads: int = 0,
+        cuda_graph: bool = False,
+        contract: Contract | None = None,
+        only_timing: bool = False,
     ) -> None:
         self.checksum = check_unchanged(path)
         self._session = open_session(path, provider=provider, threads=threads, cuda_graph=cuda_graph)
         self._provider = provider
-        self.metadata = read_metadata(self._session.get_modelmeta().custom_metadata_map, str(path))
-        check_weights(path, self.metadata.weights_file)
+        properties = self._session.get_modelmeta().custom_metadata_map
+        self.is_foreign, words = KEY not in properties, None
+        if self.is_foreign and (contract is not None or only_timing):
+            self.metadata, self.graph, words = describe(path, self._session, contract)
+        else:
+            self.metadata = read_metadata(properties, str(path))
+            self.graph = self._own_graph(path)
+            if contract is not None:
+                raise UsageError(
+                    "--view, --mean, --std and --output-name are for third-party files. Received: "
+                    f"{path}, from `swav-tf export`, whose metadata specify them."
+                )
         self.input_view, self.data = self.metadata.preprocessing.view, self.metadata.data
-        outputs = {output.name: output.shape for output in self._session.get_outputs()}
-        self.outputs = tuple(outputs)
+        self.outputs = tuple(self.graph.outputs)
+        facts = self.metadata.identity(path, f"onnxruntime {provider}", self.checksum.sha256)
+        self.facts = replace(facts, contract=words)
+        self.feature_dim = self._feature_dim(path, only_timing=only_timing)
+
+    def _own_graph(self, path: Path) -> Graph:
+        """Return how an exported graph is run; refuse one that differs from its metadata."""
+        check_weights(path, self.metadata.weights_file)
+        outputs = [output.name for output in self._session.get_outputs()]
         if "features" not in outputs:
             raise DataError(f"{path} must have an output `features`. Received: {', '.join(outputs)}.")
-        self._check_input(path)
-        self.feature_dim = int(outputs["features"][1])
-        self.facts = self.metadata.identity(path, f"onnxruntime {provider}", self.checksum.sha256)
-
-    def _check_input(self, path: Path) -> None:
-        """Refuse a graph whose input differs from its metadata."""
         [given] = self._session.get_inputs()
         wanted = self.metadata.preprocessing.input_shape(1)
         sides = zip(given.shape[1:], wanted[1:], strict=False)
@@ -204,20 +229,55 @@ class OnnxBackend(Backend):
                 f"{path} must take the input in its metadata, {kind} {list(wanted[1:])} per image. Received: "
                 f"{given.type} {given.shape[1:]}. Export again."
             )
+        return Graph("images", TYPES[kind], {name: name for name in outputs})
+
+    def _feature_dim(self, path: Path, *, only_timing: bool) -> int:
+        """Return the length of the features; of a third-party graph by running it, as its shapes may be missing."""
+        if not self.is_foreign:
+            shapes = {output.name: output.shape for output in self._session.get_outputs()}
+            return int(shapes["features"][1])
+        side = self.input_view.crop
+        blank = self.prepare(np.zeros((self.graph.batch or 1, side, side, 3), np.uint8))
+        name = next(iter(self.graph.outputs.values()))
+        each = self._session.run([name], {self.graph.input: blank})[0][0]
+        if not only_timing and each.size not in each.shape:
+            raise UsageError(
+                f"--output-name must name an output of one vector per image. Received: {name} of {path}, of shape "
+                f"{list(each.shape)}."
+            )
+        return int(each.size)
 
     def _run(self, images: np.ndarray) -> dict[str, np.ndarray]:
-        prepared = self.metadata.preprocessing.apply(images)
+        prepared, size = self.prepare(images), self.graph.batch or len(images)
+        parts = [self._run_part(prepared[start : start + size]) for start in range(0, len(images), size)]
+        return {name: np.concatenate([part[name] for part in parts]) for name in self.outputs}
+
+    def _run_part(self, prepared: np.ndarray) -> dict[str, np.ndarray]:
+        """Compute a batch; fill one of a graph that takes a fixed number of images with zeros."""
+        count = len(prepared)
+        if (missing := (self.graph.batch or count) - count) > 0:
+            prepared = np.concatenate([prepared, np.zeros((missing, *prepared.shape[1:]), prepared.dtype)])
         try:
-            values = self._session.run(self.outputs, {"images": prepared})
+            values = self._session.run([*self.graph.outputs.values()], {self.graph.input: prepared})
         except Exception as error:  # ONNX Runtime's errors have no other common class
             raise DataError(
-                f"{self.facts.path} cannot run on {len(images)} images in ONNX Runtime: {error} Export again, or "
+                f"{self.facts.path} cannot run on {count} images in ONNX Runtime: {error} Export again, or "
                 "give a smaller --batch if memory is short."
             ) from error
-        return dict(zip(self.outputs, values, strict=True))
+        if not self.is_foreign:
+            return dict(zip(self.outputs, values, strict=True))
+        return {
+            name: np.asarray(value, np.float32)[:count].reshape(
+                (count, -1) if name == "features" else value.shape
+            )
+            for name, value in zip(self.outputs, values, strict=True)
+        }
+
+    def prepare(self, images: np.ndarray) -> np.ndarray:
+        """Return the graph's input for uint8 images (n, crop, crop, 3)."""
+        return self.metadata.preprocessing.apply(images).astype(self.graph.dtype, copy=False)
 
     def bound(self, images: np.ndarray) -> BoundRun:
         """Return runs of one batch size on tensors that stay on the device; the first batch is of uint8 images."""
         self.check(images)
-        prepared = self.metadata.preprocessing.apply(images)
-        return BoundRun(self._session, provider=self._provider, images=prepared)
+        return BoundRun(self._session, provider=self._provider, images=self.prepare(images))

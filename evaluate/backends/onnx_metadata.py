@@ -47,15 +47,15 @@ class Preprocessing(Section):
 
     def input_shape(self, batch: int) -> tuple[int, ...]:
         """Return the shape of the graph's input for so many images."""
-        return (batch, self.crop, self.crop, 3) if self.inside else (batch, 3, self.crop, self.crop)
+        sides = (self.crop, self.crop)
+        return (batch, *sides, 3) if self.layout == "NHWC" else (batch, 3, *sides)
 
     def apply(self, images: np.ndarray) -> np.ndarray:
-        """Return the images (n, crop, crop, 3) if the graph takes bytes, else normalized float32 (n, 3, crop, crop)."""
-        if self.inside:
-            return images
-        scaled = images.astype(np.float32) / np.float32(255)
-        normalized = (scaled - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
-        return np.ascontiguousarray(normalized.transpose(0, 3, 1, 2))
+        """Return images (n, crop, crop, 3) as the graph takes them: bytes or normalized float32, in its layout."""
+        if not self.inside:
+            scaled = images.astype(np.float32) / np.float32(255)
+            images = (scaled - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
+        return images if self.layout == "NHWC" else np.ascontiguousarray(images.transpose(0, 3, 1, 2))
 
 
 class WeightsFile(Section):
@@ -124,7 +124,8 @@ def read_metadata(properties: Mapping[str, str], path: str) -> OnnxMetadata:
     if KEY not in properties:
         raise DataError(
             f"An ONNX file must be from `swav-tf export`, whose metadata specify the preprocessing. Received: {path}, "
-            f"without the metadata `{KEY}`."
+            f"without the metadata `{KEY}`. `features`, `similar` and `verify --against` take third-party files with "
+            "the options --view, --mean and --std; `benchmark` needs none."
         )
     try:
         return OnnxMetadata.model_validate_json(properties[KEY])

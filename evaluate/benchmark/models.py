@@ -10,6 +10,7 @@ from typing import Any
 from evaluate.backends import is_run_folder
 from evaluate.backends.checksums import PARITY
 from evaluate.backends.engine_file import SUFFIXES, read_facts
+from evaluate.backends.foreign import weight_files
 from evaluate.backends.onnx_metadata import OnnxMetadata
 from evaluate.benchmark.schema import Accuracy, Model
 from swav_tf.plumbing.errors import DataError, UsageError
@@ -17,12 +18,12 @@ from swav_tf.plumbing.files import file_sha256
 
 
 def find_models(paths: Sequence[Path]) -> list[Model]:
-    """Return the models in folders from `swav-tf export`, single files and run folders."""
+    """Return the models in folders from `swav-tf export`, single ONNX files, also third-party ones, and run folders."""
     found: dict[Path, Model] = {}
     for path in paths:
         if not path.exists():
             raise UsageError(
-                f"MODEL not found: {path}. Give a folder or file from `swav-tf export`, or a run folder."
+                f"MODEL not found: {path}. Give a folder or file from `swav-tf export`, an ONNX file or a run folder."
             )
         if is_run_folder(path):
             found[path.resolve()] = _run_folder(path)
@@ -47,7 +48,12 @@ def find_models(paths: Sequence[Path]) -> list[Model]:
 def _onnx(path: Path) -> Model:
     from evaluate.backends.onnx_backend import OnnxBackend
 
-    facts = OnnxBackend(path).metadata
+    backend = OnnxBackend(path, only_timing=True)
+    facts, batch = backend.metadata, backend.graph.batch
+    if backend.is_foreign:
+        size, name = sum(file.stat().st_size for file in weight_files(path)), path.stem
+        batches = None if batch is None else (batch, batch)
+        return _model(path, facts, kind="onnx", name=name, bytes=size, batches=batches)
     files = [path, *([] if facts.weights_file is None else [path.with_name(facts.weights_file.name)])]
     size = sum(file.stat().st_size for file in files)
     target = (facts.quantisation or {}).get("target") if facts.precision == "int8" else None
@@ -61,9 +67,9 @@ def _engine(path: Path) -> Model:
     return _model(path, facts, kind="engine", bytes=path.stat().st_size, batches=batches)
 
 
-def _model(path: Path, facts: OnnxMetadata, **more: Any) -> Model:
+def _model(path: Path, facts: OnnxMetadata, name: str | None = None, **more: Any) -> Model:
     return Model(
-        name=path.resolve().parent.name,
+        name=name or path.resolve().parent.name,
         file=str(path),
         precision=facts.precision,
         file_sha256=file_sha256(path),

@@ -73,7 +73,10 @@ def _file_for(models: Sequence[Model], runner: str, precision: str) -> tuple[Mod
     fitting = [model for model in models if model.kind == facts.takes and model.precision == precision]
     if facts.takes == "onnx" and precision == "int8":
         target = "tensorrt" if facts.gpu else "cpu"
-        others, fitting = fitting, [model for model in fitting if model.target == target]
+        others, fitting = (
+            fitting,
+            [model for model in fitting if model.target in (target, None)],
+        )  # None: third-party
         if others and not fitting:
             return None, (
                 f"the int8 file is for {others[0].target}, and int8 graphs differ: "

@@ -11,6 +11,7 @@ from typing import Final
 
 import numpy as np
 
+from evaluate.backends.backend import Backend
 from evaluate.backends.onnx_backend import missing_provider
 from evaluate.benchmark.machine import no_gpu_reason
 from evaluate.benchmark.schema import Kind, Settings
@@ -100,11 +101,16 @@ def open_for_timing(runner: str, path: Path, batch: int, settings: Settings) -> 
         return _open_on_gpu(path, provider, batch, cuda_graph)
     if runner == "tensorrt":
         return _open_engine(path, batch, cuda_graph)
-    from evaluate.backends import open_model
+    if runner == "keras":
+        from evaluate.backends.keras_backend import KerasBackend
 
-    if runner == "keras" and threads:
-        os.environ["TF_NUM_INTRAOP_THREADS"] = str(threads)  # TensorFlow reads it when it is imported
-    backend = open_model(path, threads=threads) if runner == "ort-cpu" else open_model(path)
+        if threads:
+            os.environ["TF_NUM_INTRAOP_THREADS"] = str(threads)  # TensorFlow reads it when it is imported
+        backend: Backend = KerasBackend(path)
+    else:
+        from evaluate.backends.onnx_backend import OnnxBackend
+
+        backend = OnnxBackend(path, threads=threads, only_timing=True)
     return TimedModel(backend.input_view, backend.facts.weights_sha256, backend.run)
 
 
@@ -113,8 +119,8 @@ def _open_on_gpu(path: Path, provider: str, batch: int, cuda_graph: bool) -> Tim
     from evaluate.backends.onnx_backend import OnnxBackend
 
     def opened(*, graph: bool, notes: tuple[str, ...]) -> TimedModel:
-        backend = OnnxBackend(path, provider=provider, cuda_graph=graph)
-        view, prepare = backend.input_view, backend.metadata.preprocessing.apply
+        backend = OnnxBackend(path, provider=provider, cuda_graph=graph, only_timing=True)
+        view, prepare = backend.input_view, backend.prepare
         bound = backend.bound(random_images(view, batch))
         for _ in range(3):  # the first runs record the graph, and fail if they cannot
             bound.run()

@@ -53,17 +53,21 @@ class Accuracy(Section):
 class Model(Section):
     """A file or run folder to measure."""
 
-    name: str = Field(description="name of its folder, shared by the files of one export")
+    name: str = Field(
+        description="name of its folder, shared by the files of one export; of a third-party file its own"
+    )
     kind: Kind = Field(description="ONNX file, TensorRT engine, or run folder for Keras")
     file: str = Field(description="path as given, or as found in the given folder")
     precision: Precision = Field(description="precision of the backbone's arithmetic")
     bytes: int = Field(description="size of the file, or of the weights in the newest checkpoint")
     file_sha256: str = Field(description="SHA-256 of the file, or of the checkpoint")
     weights_sha256: str = Field(description="SHA-256 of the weights it was made from")
-    recipe: str = Field(description="name of the recipe it was trained with")
+    recipe: str = Field(description="name of the recipe it was trained with; of a third-party file its name")
     step: int = Field(description="optimizer steps it was trained for")
     side: int = Field(description="side of its images, pixels")
-    target: str | None = Field(None, description="device that an int8 file is made for: cpu or tensorrt")
+    target: str | None = Field(
+        None, description="device that an exported int8 file is made for: cpu or tensorrt"
+    )
     batches: tuple[int, int] | None = Field(None, description="fewest and most images per call; null: any")
     accuracy: Accuracy | None = Field(None, description="result of `swav-tf verify`; null: not verified")
 

@@ -74,7 +74,7 @@ def read_record(shard: str, offset: int, length: int) -> bytes:
     return record
 
 
-# === Protocol buffers: messages of tf.train.Example ===
+# === Protocol buffers: tf.train.Example, and the fields of any message ===
 
 
 class MalformedExample(ValueError):
@@ -88,28 +88,30 @@ def decode_example(data: bytes) -> dict[str, Values]:
         MalformedExample: the bytes are not such a message.
     """
     found: dict[str, Values] = {}
-    for features in _messages(memoryview(data), 1):
-        for entry in _messages(features, 1):
-            name = b"".join(_messages(entry, 1)).decode("utf-8", "replace")
+    for features in proto_messages(memoryview(data), 1):
+        for entry in proto_messages(features, 1):
+            name = b"".join(proto_messages(entry, 1)).decode("utf-8", "replace")
             found[name] = []
-            for feature in _messages(entry, 2):
-                for values in _messages(feature, 1):
-                    found[name] = [bytes(value) for value in _messages(values, 1)]
-                for values in _messages(feature, 3):
-                    numbers = [number for value in _fields(values, 1) for number in _integers(value)]
+            for feature in proto_messages(entry, 2):
+                for values in proto_messages(feature, 1):
+                    found[name] = [bytes(value) for value in proto_messages(values, 1)]
+                for values in proto_messages(feature, 3):
+                    numbers = [
+                        number for value in proto_fields(values, 1) for number in proto_integers(value)
+                    ]
                     found[name] = [number - 2**64 if number >= 2**63 else number for number in numbers]
     return found
 
 
-def _messages(message: memoryview, number: int) -> Iterator[memoryview]:
+def proto_messages(message: memoryview, number: int) -> Iterator[memoryview]:
     """Yield the values of one field of a message, which must be bytes."""
-    for value in _fields(message, number):
+    for value in proto_fields(message, number):
         if isinstance(value, int):
             raise MalformedExample("an integer in place of bytes")
         yield value
 
 
-def _integers(value: memoryview | int) -> Iterator[int]:
+def proto_integers(value: memoryview | int) -> Iterator[int]:
     """Yield the unsigned integers of a field: one, or several packed into its bytes."""
     if isinstance(value, int):
         yield value
@@ -120,7 +122,7 @@ def _integers(value: memoryview | int) -> Iterator[int]:
         yield number
 
 
-def _fields(message: memoryview, number: int) -> Iterator[memoryview | int]:
+def proto_fields(message: memoryview, number: int) -> Iterator[memoryview | int]:
     """Yield the values of one field of a message: integers, or views of bytes."""
     position = 0
     while position < len(message):

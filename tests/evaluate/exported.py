@@ -48,15 +48,52 @@ def make_exported(
     return folder
 
 
-def write_onnx(path: Path, precision: str, *, weights: str) -> None:
+def write_foreign(
+    path: Path,
+    *,
+    batch: int | str = "batch",
+    layout: str = "NCHW",
+    outputs=("pooled",),
+    external: bool = False,
+    scale: float = 1,
+) -> Path:
+    """Write the same network as another tool would: normalized images in, and outputs named by its author."""
+    constants = {name: values for name, values in make_constants().items() if name in ("kernel", "bias")}
+    constants["kernel"] = constants["kernel"] * np.float32(scale)
+    first = {"perm": [0, 3, 1, 2] if layout == "NHWC" else [0, 1, 2, 3]}
+    nodes = [
+        helper.make_node("Transpose", ["pixel_values"], ["e"], **first),
+        helper.make_node("Conv", ["e", "kernel", "bias"], ["f"], pads=[1, 1, 0, 0], strides=[2, 2]),
+        helper.make_node("Relu", ["f"], ["g"]),
+        helper.make_node("GlobalAveragePool", ["g"], ["pooled"]),
+        helper.make_node("Flatten", ["pooled"], ["flat"]),
+        helper.make_node("Relu", ["g"], ["map"]),
+    ]
+    sides = [SIDE, SIDE, 3] if layout == "NHWC" else [3, SIDE, SIDE]
+    graph = helper.make_graph(
+        nodes, "foreign",
+        [helper.make_tensor_value_info("pixel_values", TensorProto.FLOAT, [batch, *sides])],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs],
+        [numpy_helper.from_array(values, name) for name, values in constants.items()],
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, path, save_as_external_data=external, location=f"{path.name}.data", size_threshold=0)
+    return path
+
+
+def make_constants() -> dict[str, np.ndarray]:
     draw = np.random.default_rng(0)
-    constants = {
+    return {
         "scale": np.array(1 / 255, np.float32),
         "mean": np.array(MEAN, np.float32),
         "std": 1 / np.array(STD, np.float32),
         "kernel": draw.normal(size=(FEATURES, 3, 3, 3)).astype(np.float32),
         "bias": draw.normal(size=FEATURES).astype(np.float32),
     }
+
+
+def write_onnx(path: Path, precision: str, *, weights: str) -> None:
+    constants = make_constants()
     nodes = [
         helper.make_node("Cast", ["images"], ["a"], to=TensorProto.FLOAT),
         helper.make_node("Mul", ["a", "scale"], ["b"]),
