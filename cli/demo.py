@@ -190,7 +190,9 @@ def _curves(
 
 
 def _print(measured: _Measured, summary: dict[str, Any]) -> None:
-    print(f"Accuracy on {len(measured.test_labels)} test digits")
+    print(
+        f"Accuracy on {len(measured.test_labels):,} test digits, by {len(measured.train_images):,} training digits"
+    )
     print_table(
         ("features", f"{NEIGHBOURS}-NN", "linear classifier"),
         [

@@ -85,7 +85,9 @@ def _draw_accuracies(axes: Any, accuracies: Mapping[str, tuple[float, float]]) -
         drawn = axes.bar(places + shift, values, width=0.38, label=name, color=color)
         axes.bar_label(drawn, fmt="%.1f", fontsize=8)
     axes.set_xticks(places, list(accuracies))
-    axes.set(ylim=(0, 118), ylabel="accuracy on the test images, %", title="Quality of the features")
+    axes.set(
+        ylim=(0, 118), ylabel="accuracy on the test images, %", title="Test images, by the training images"
+    )
     axes.set_yticks(range(0, 101, 20))
     axes.legend(loc="upper left", frameon=False, ncols=2)
     axes.spines[["top", "right"]].set_visible(False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -17,6 +17,15 @@ from swav_tf.plumbing.errors import DataError, UsageError
 from swav_tf.plumbing.log import log
 
 QUERIES: Final = 1024  # queries whose votes for all classes are in memory at once
+
+
+def meaning_among(counts: Iterable[int]) -> str:
+    """Return in one sentence what the k-NN accuracy of `verify` and `benchmark` is, of so many images by file."""
+    numbers = " or ".join(f"{count:,}" for count in sorted(set(counts)))
+    return (
+        f"k-NN: each of {numbers} labeled images is classified by its 20 nearest among the others. It is lower than "
+        "the accuracy of `swav-tf knn` and of training, where all training images vote; the change counts."
+    )
 
 
 @dataclass(frozen=True)

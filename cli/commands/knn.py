@@ -85,7 +85,9 @@ def command(
             }
         )
         return
-    click.echo(f"k-NN accuracy of {len(queries):,} images, with {len(known):,} reference images")
+    click.echo(
+        f"k-NN accuracy of the {len(queries):,} images in {test}, by the votes of the {len(known):,} in {train}"
+    )
     print_table(
         ("k", "top-1", "top-5"),
         [(k, f"{100 * a.top1:.2f} %", f"{100 * a.top5:.2f} %") for k, a in accuracies.items()],

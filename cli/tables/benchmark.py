@@ -79,6 +79,10 @@ def _print_notes(console: Console, benchmark: Benchmark) -> None:
         console.print(f"* {name}: {'; '.join(cell.marks)}", markup=False)
     if len(marked) > SHOWN_MARKS:
         console.print(f"* and {len(marked) - SHOWN_MARKS} more marked cells; all are in --json and --html")
+    if counts := benchmark.knn_images:
+        from evaluate.knn import meaning_among
+
+        console.print(meaning_among(counts))
     reasons: dict[tuple[str, str], list[Cell]] = {}
     for cell in benchmark.cells:
         if cell.status != "ok":

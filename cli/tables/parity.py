@@ -14,6 +14,8 @@ def print_parity(results: Mapping[str, Parity], reference: str = "Keras in float
     from rich.console import Console
     from rich.table import Table
 
+    from evaluate.knn import meaning_among
+
     table = Table()
     table.add_column(f"compared with {reference}")
     compared = {name: parity for name, parity in results.items() if parity.images}
@@ -32,7 +34,7 @@ def print_parity(results: Mapping[str, Parity], reference: str = "Keras in float
         ("10 nearest kept", lambda parity: _percent(parity.neighbour_overlap)),
         ("same prototype", lambda parity: _percent(parity.cluster_agreement)),
         ("same class", lambda parity: _percent(parity.class_agreement)),
-        ("k-NN accuracy, each by the others", lambda parity: _percent(parity.knn)),
+        ("k-NN among these images", lambda parity: _percent(parity.knn)),
         ("its change, points", lambda parity: _points(parity.knn_drop_points)),
         ("least-squares classifier on features", lambda parity: _percent(parity.probe)),
         ("its change, points", lambda parity: _points(parity.probe_drop_points)),
@@ -45,12 +47,8 @@ def print_parity(results: Mapping[str, Parity], reference: str = "Keras in float
     console = Console(highlight=False, soft_wrap=True)
     if compared:
         console.print(table)
-        counts = sorted({parity.knn_images for parity in compared.values() if parity.knn_images})
-        if counts:
-            console.print(
-                f"k-NN: each of {', '.join(map(str, counts))} labeled images is classified by the others. Fewer "
-                "images give a lower figure than `swav-tf knn`, which takes all training images; the change counts."
-            )
+        if counts := [parity.knn_images for parity in compared.values() if parity.knn_images]:
+            console.print(meaning_among(counts))
     for name, parity in results.items():
         for failure in parity.failures:
             console.print(f"{name}: {failure}", markup=False)

@@ -116,7 +116,9 @@ def _other_facts(benchmark: Benchmark) -> dict[str, object]:
     facts["weights"] = ", ".join(sorted({model.weights_sha256[:12] for model in models}))
     for model in models:
         if model.accuracy is not None and model.accuracy.knn is not None:
-            facts[f"k-NN accuracy of {model.precision}"] = f"{100 * model.accuracy.knn:.2f} %"
+            facts[f"k-NN of {model.precision} among {model.accuracy.knn_images:,} images"] = (
+                f"{100 * model.accuracy.knn:.2f} %"
+            )
     return facts
 
 

@@ -15,6 +15,7 @@ import jinja2
 from evaluate.benchmark.figures import disturbed, overhead
 from evaluate.benchmark.runners import RUNNERS
 from evaluate.benchmark.schema import Benchmark, Cell
+from evaluate.knn import meaning_among
 from swav_tf.plumbing.errors import UsageError
 from swav_tf.plumbing.files import atomic_write
 
@@ -71,7 +72,7 @@ def write_report(
         extras=extras,
         cards=_cards(benchmark),
         charts=_charts(benchmark),
-        has_accuracy=any(model.accuracy and model.accuracy.knn is not None for model in benchmark.models),
+        knn_meaning=meaning_among(benchmark.knn_images) if benchmark.knn_images else None,
         on_gpu=any(cell.gpu_mib is not None for cell in benchmark.cells),
         not_measured=_not_measured(benchmark),
         overhead=overhead,
@@ -114,7 +115,7 @@ def _cards(benchmark: Benchmark) -> list[tuple[str, str, str]]:
     accuracy = benchmark.accuracy_of(fastest)
     if accuracy is not None and accuracy.knn is not None and accuracy.knn_change_points is not None:
         change = f"{accuracy.knn_change_points:+.2f} points from Keras; "
-        change += f"{accuracy.knn_images:,} images, each by the others"
+        change += f"{accuracy.knn_images:,} images, each by the 20 nearest of the others"
         cards.append((f"{100 * accuracy.knn:.1f} %", "k-NN accuracy at that speed", change))
     return cards
 
@@ -152,7 +153,13 @@ def _charts(benchmark: Benchmark) -> list[tuple[str, str, str]]:
             ("Latency", steep, _latency(rows, styles)),
         ]
         if scatter := _accuracy(benchmark, best, styles):
-            charts.append(("Images per second and k-NN accuracy", "Better is up and to the right.", scatter))
+            charts.append(
+                (
+                    "Images per second and k-NN accuracy",
+                    "Better is up and to the right. " + meaning_among(benchmark.knn_images),
+                    scatter,
+                )
+            )
     return charts
 
 
@@ -206,7 +213,9 @@ def _accuracy(benchmark: Benchmark, best: dict[str, Cell], styles: Styles) -> st
     if not points:
         return None
     figure, axes = _axes(3.4)
-    axes.set(xscale="log", xlabel=f"images per second at the best batch{LOG}", ylabel="k-NN accuracy, %")
+    axes.set(
+        xscale="log", xlabel=f"images per second at the best batch{LOG}", ylabel="k-NN among the images, %"
+    )
     for name, (speed, knn) in points.items():
         axes.plot([speed], [knn], linestyle="none", label=name, **styles[name])
     if level is not None:

@@ -36,7 +36,9 @@ class Accuracy(Section):
     """The result of `swav-tf verify` for a file, from its parity.json."""
 
     passed: bool = Field(description="whether the file passed the gate of its precision")
-    knn: float | None = Field(None, description="top-1 accuracy of k-NN with the file's features, 0 to 1")
+    knn: float | None = Field(
+        None, description="top-1 accuracy of k-NN with the file's features, each image by the others, 0 to 1"
+    )
     knn_reference: float | None = Field(None, description="the same with Keras' float32 features")
     knn_images: int = Field(0, description="number of labeled images that k-NN classified")
     cosine_min: float | None = Field(None, description="minimum cosine with Keras' features over the images")
@@ -150,6 +152,12 @@ class Benchmark(Section):
     def several_models(self) -> bool:
         """Return whether a cell's label is ambiguous without the model."""
         return len({cell.model for cell in self.cells}) > 1
+
+    @property
+    def knn_images(self) -> list[int]:
+        """Return the numbers of labeled images of the k-NN accuracies of measured models; none without any."""
+        accuracies = [self.accuracy_of(cell) for cell in self.cells if cell.best]
+        return sorted({each.knn_images for each in accuracies if each is not None and each.knn is not None})
 
     def accuracy_of(self, cell: Cell) -> Accuracy | None:
         """Return the accuracy of a cell's file, None if it was not verified."""

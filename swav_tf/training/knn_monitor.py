@@ -123,7 +123,10 @@ class KNNEvaluator(_Evaluator):
                 initial, pixels = self._features_accuracy(), self._accuracy(known, queries)
             self._keep("knn_baselines", knn_top1_initial=initial, knn_top1_pixels=pixels)
         if baselines := baselines_of(position.validation):
-            log.info("k-NN without training: %s", baselines)
+            log.info(
+                "k-NN accuracy of %s images, by the votes of %s training images; without training: %s",
+                f"{len(self.queries):,}", f"{len(self.known):,}", baselines,
+            )  # fmt: skip
 
     def on_train_batch_end(self, batch: int, logs: Logs) -> None:
         """Measure when an epoch that is due ends, early in the run, and at its end."""

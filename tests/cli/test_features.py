@@ -70,7 +70,8 @@ def test_knn(files, output):
     assert list(result["knn"]) == ["5", "50"]
     assert 0.4 < result["knn"]["5"]["top1"] <= result["knn"]["5"]["top5"] <= 1
     table = output(line)
-    assert "360 images, with 1,437 reference images" in table
+    assert "the 360 images in" in table
+    assert "by the votes of the 1,437 in" in table
     assert [line.split()[1] for line in table.splitlines() if "%" in line] == ["10", "20", "100", "200"]
 
 
