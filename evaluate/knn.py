@@ -88,7 +88,7 @@ def check_same_model(
             f"{other_name} of weights {weights[1][:12]}..., another model or another step of its training."
         )
     contracts = [(facts.get("model") or {}).get("contract") for facts in (one, other)]
-    if contracts[0] != contracts[1]:
+    if all(weights) and contracts[0] != contracts[1]:
         raise UsageError(
             "Only features of one preprocessing and output can be compared. Received: "
             f"{one_name} with {contracts[0]}, {other_name} with {contracts[1]}."
