@@ -29,16 +29,17 @@ def after_pretraining(recipe: Recipe, run_dir: Path, summary: dict[str, Any]) ->
         from swav_tf.knn import view_comparison
 
         result += f"\n{view_comparison(summary)}"
+    report: Command = ["report", run_dir]
     features: Command = ["features", "--model", run_dir, "--output", run_dir / "train.npz"]
     probe: Command = ["probe", "--model", run_dir]
     export: Command = ["export", run_dir, "--output", run_dir / "exported"]
     if knows_validation_images(recipe.data):
-        return _words(run_dir, summary, result, [features, probe, export])
+        return _words(run_dir, summary, result, [report, features, probe, export])
     labels = (
         "To measure the features by labelled images, give two folders with one folder per class:\n"
         f"  swav-tf probe TRAIN VALIDATION --model {shlex.quote(str(run_dir))}"
     )
-    return f"{_words(run_dir, summary, result, [features, export])}\n{labels}"
+    return f"{_words(run_dir, summary, result, [report, features, export])}\n{labels}"
 
 
 def after_training_a_classifier(recipe: ClassifierRecipe, run_dir: Path, summary: dict[str, Any]) -> str:

@@ -24,6 +24,7 @@ COMMANDS: Final = {
     },
     "Train": {
         "pretrain": "Train SwAV on images.",
+        "report": "Show a pretraining run on one HTML page.",
         "probe": "Train a linear classifier on frozen features.",
         "finetune": "Train a pretrained network on labelled images.",
         "profile": "Find the bottleneck of a recipe on this machine.",

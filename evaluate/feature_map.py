@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
+from PIL import Image as PillowImage
 
 from evaluate.feature_file import FeatureFile
 from swav_tf.plumbing.errors import DataError, SwavError, UsageError
 from swav_tf.plumbing.files import atomic_write
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 METHODS: Final = {"pca": "PCA", "tsne": "t-SNE", "umap": "UMAP"}
 LEGEND_CLASSES: Final = 20  # more colors cannot be distinguished
@@ -73,12 +78,23 @@ def map_features(file: FeatureFile, *, method: str, limit: int, seed: int = 0) -
 
 def draw_map(path: Path, file: FeatureFile, drawn: FeatureMap, *, method: str) -> None:
     """Write the picture. Colors are classes, with a legend for up to LEGEND_CLASSES of them."""
-    import matplotlib
+    figure = _figure(file, drawn, method)
+    with atomic_write(path) as partial:
+        figure.savefig(partial)
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(10.5, 8), dpi=120, layout="constrained")
+def map_picture(file: FeatureFile, drawn: FeatureMap, *, method: str) -> PillowImage.Image:
+    """Return the picture."""
+    buffer = io.BytesIO()
+    _figure(file, drawn, method).savefig(buffer, format="png")
+    return PillowImage.open(buffer).convert("RGB")
+
+
+def _figure(file: FeatureFile, drawn: FeatureMap, method: str) -> Figure:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10.5, 8), dpi=120, layout="constrained")
+    axes = figure.subplots()
     classes = _draw_points(axes, file, drawn)
     shown, total = len(drawn.rows), len(file)
     of = f"{shown:,} of {total:,} images" if shown < total else f"{total:,} images"
@@ -92,14 +108,12 @@ def draw_map(path: Path, file: FeatureFile, drawn: FeatureMap, *, method: str) -
         axes.set(xticks=[], yticks=[])  # neither direction nor scale of these maps means anything
     axes.set_aspect("equal", adjustable="datalim")
     axes.spines[["top", "right"]].set_visible(False)
-    with atomic_write(path) as partial:
-        figure.savefig(partial)
-    plt.close(figure)
+    return figure
 
 
 def _draw_points(axes: Any, file: FeatureFile, drawn: FeatureMap) -> int:
     """Draw the points and the legend, and return the number of classes."""
-    import matplotlib.pyplot as plt
+    from matplotlib import colormaps
 
     labels = file.labels[drawn.rows]
     classes = np.unique(labels[labels >= 0])
@@ -112,7 +126,7 @@ def _draw_points(axes: Any, file: FeatureFile, drawn: FeatureMap) -> int:
         colors = np.searchsorted(classes, labels[~unlabelled])
         axes.scatter(*drawn.places[~unlabelled].T, c=colors, cmap="turbo", **style)
         return len(classes)
-    palette = plt.get_cmap("tab10" if len(classes) <= 10 else "tab20")
+    palette = colormaps["tab10" if len(classes) <= 10 else "tab20"]
     for number, label in enumerate(classes.tolist()):
         color = palette(number)
         axes.scatter(*drawn.places[labels == label].T, color=color, label=file.class_name(label), **style)

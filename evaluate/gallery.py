@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import jinja2
 from PIL import Image as PillowImage
 from PIL import ImageDraw, ImageFont
 
@@ -17,6 +14,7 @@ from evaluate.backends.backend import Backend
 from evaluate.clusters import Clusters, summary, usage_table
 from evaluate.feature_file import class_name
 from evaluate.images import ImageSet
+from evaluate.page import write_page
 from swav_tf.data.augment import Image
 from swav_tf.data.decode import UndecodableImage, evaluation_view
 from swav_tf.data.pictures import shortened
@@ -49,17 +47,6 @@ def scaled(image: Image, side: int) -> PillowImage.Image:
     """Return a square image at another size; enlarged pixels stay sharp."""
     method = PillowImage.Resampling.NEAREST if len(image) < side else PillowImage.Resampling.LANCZOS
     return PillowImage.fromarray(image).resize((side, side), method)
-
-
-def data_uri(picture: PillowImage.Image) -> str:
-    """Return the picture as a `data:` URI, PNG or JPEG, whichever is smaller."""
-    encoded = []
-    for name, options in (("png", {"optimize": True}), ("jpeg", {"quality": 88})):
-        buffer = io.BytesIO()
-        picture.save(buffer, name, **options)
-        encoded.append((len(buffer.getvalue()), name, buffer.getvalue()))
-    _, name, data = min(encoded)
-    return f"data:image/{name};base64,{base64.b64encode(data).decode()}"
 
 
 @dataclass(frozen=True)
@@ -99,37 +86,31 @@ def write_gallery(
     folder: Path, clusters: Clusters, images: ImageSet, model: Backend, *, prototypes: int
 ) -> None:
     """Write index.html with the most used prototypes, `prototypes` of them, and sheet.png with the first of these."""
-    used = [row for row in usage_table(clusters)[:prototypes] if row["images"]]
-    cards = [_card(row, clusters, images, model.input_view) for row in used]
-    drawn = cards[:PICTURE_PROTOTYPES]
-    rows = [SheetRow(card["lines"], [(picture, ()) for picture in card["pictures"]]) for card in drawn]
-    figures = summary(clusters)
-    tiles = _tiles(figures)
+    cards = prototype_cards(clusters, images, model.input_view, prototypes=prototypes)
+    rows = [
+        SheetRow(card["lines"], [(picture, ()) for picture, *_ in card["pictures"]])
+        for card in cards[:PICTURE_PROTOTYPES]
+    ]
+    facts, settings, figures = model.facts, images.settings, summary(clusters)
+    place = settings.path or f"{settings.kind}, split {settings.split}"
+    tiles = figures_in_words(figures)
     subtitle = "   ".join(f"{value} {meaning}" for value, meaning in tiles)
     sheet = draw_sheet("Nearest images of each prototype", subtitle, rows, SIDE)
     with atomic_write(folder / "sheet.png") as partial:
         sheet.save(partial)
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.filters["data_uri"] = data_uri
-    page = environment.get_template("clusters.html.jinja").render(
-        model=model.facts,
-        source=images.settings.path or f"{images.settings.kind}, split {images.settings.split}",
+    write_page(
+        folder / "index.html",
+        "clusters.html.jinja",
+        title="Prototypes and their images",
+        subtitle=f"Model {facts.path} ({facts.recipe}, step {facts.step:,}), images {place}",
         figures=figures,
         tiles=tiles,
         cards=cards,
         usage=sorted(clusters.usage().tolist(), reverse=True),
     )
-    with atomic_write(folder / "index.html") as partial:
-        partial.write_text(page, encoding="utf-8")
 
 
-def _tiles(figures: dict[str, Any]) -> list[tuple[str, str]]:
+def figures_in_words(figures: dict[str, Any]) -> list[tuple[str, str]]:
     """Return the figures as text, each with its meaning."""
     tiles = [
         (f"{figures['images']:,}", "images"),
@@ -141,14 +122,23 @@ def _tiles(figures: dict[str, Any]) -> list[tuple[str, str]]:
     return tiles + ([(f"{100 * figures['purity']:.1f} %", "purity")] if "purity" in figures else [])
 
 
-def _card(row: dict[str, Any], clusters: Clusters, images: ImageSet, view: EvaluationView) -> dict[str, Any]:
-    """Return the text, pictures and captions that represent a prototype."""
+def prototype_cards(
+    clusters: Clusters, images: ImageSet, view: EvaluationView, *, prototypes: int
+) -> list[dict[str, Any]]:
+    """Return text and pictures of the most used prototypes, `prototypes` of them, as the pages show them."""
+    used = [row for row in usage_table(clusters)[:prototypes] if row["images"]]
+    return [_card(row, used[0]["images"], clusters, images, view) for row in used]
+
+
+def _card(
+    row: dict[str, Any], most: int, clusters: Clusters, images: ImageSet, view: EvaluationView
+) -> dict[str, Any]:
     near, scores = clusters.nearest[row["prototype"]], clusters.nearest_scores[row["prototype"]]
-    captions, pictures = [], []
+    pictures = []
     for index, label, score in zip(clusters.index[near], clusters.labels[near], scores, strict=True):
         name, known = printable(images.source.image_name(int(index))), class_name(label, clusters.class_names)
-        captions.append((f"{score:.2f}", f"{name}{f', class {known}' if known else ''}, score {score:.3f}"))
-        pictures.append(thumbnail(images.source, int(index), view, SIDE))
+        title = f"{name}{f', class {known}' if known else ''}, score {score:.3f}"
+        pictures.append((thumbnail(images.source, int(index), view, SIDE), f"{score:.2f}", title))
     lines = [
         f"Prototype {row['prototype']}",
         f"{row['images']:,} images, {100 * row['share']:.1f} %",
@@ -156,4 +146,4 @@ def _card(row: dict[str, Any], clusters: Clusters, images: ImageSet, view: Evalu
     ]
     if row.get("top_class") is not None:
         lines.append(f"{100 * row['top_class_share']:.0f} % are {row['top_class']}")
-    return {"lines": lines, "images": row["images"], "pictures": pictures, "captions": captions}
+    return {"lines": lines, "share": row["images"] / most, "pictures": pictures}

@@ -115,7 +115,7 @@ def command(schema: bool, quiet: bool, limits: list[tuple[str, float]], **option
 # fmt: on
 def _check_options(options: dict[str, Any]) -> None:
     """Refuse impossible options before an hour of measuring; remove what a killed benchmark left."""
-    from evaluate.benchmark.report import check_matplotlib
+    from evaluate.page import check_matplotlib
     from swav_tf.plumbing.files import remove_leftovers
 
     if not options["models"]:

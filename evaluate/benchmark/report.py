@@ -2,40 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
-import io
 import itertools
-import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
-
-import jinja2
+from typing import Any, Final
 
 from evaluate.benchmark.figures import disturbed, overhead
 from evaluate.benchmark.runners import RUNNERS
 from evaluate.benchmark.schema import Benchmark, Cell
 from evaluate.knn import meaning_among
-from swav_tf.plumbing.errors import UsageError
-from swav_tf.plumbing.files import atomic_write
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+from evaluate.page import FAINT, INK, SERIES, STYLE, add_legend, inline_svg, new_axes, write_page
 
 MAX_BARS: Final = 16
 MIN_SPAN: Final = 2.0  # percentage points on the axis of accuracies, so that small differences look small
-WIDTH: Final = 5.2  # inches: 9-point text is then readable at the width of a phone
-
-# Placeholders that become variables of the page's style, so that charts follow its light and dark colors.
-INK, FAINT, RULE = "#0f0e01", "#0f0e02", "#0f0e03"
-SERIES: Final = [f"#0f0e1{number}" for number in range(8)]
-VARIABLES: Final = {INK: "ink", FAINT: "faint", RULE: "rule"} | {c: f"s{n}" for n, c in enumerate(SERIES)}
-STYLE: Final[Any] = {
-    "svg.fonttype": "none", "svg.hashsalt": "swav-tf", "font.size": 9, "text.color": INK, "axes.labelcolor": FAINT,
-    "axes.edgecolor": RULE, "xtick.color": FAINT, "ytick.color": FAINT, "grid.color": RULE, "axes.grid": True,
-    "axes.axisbelow": True, "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False,
-}  # fmt: skip
 MARKERS: Final = {"fp32": "o", "fp16": "s", "int8": "D"}
 
 
@@ -45,27 +24,15 @@ LOG_TICKS = 4  # fewest numbers of a logarithmic axis
 Styles = dict[str, dict[str, Any]]  # keyword arguments of `plot` by name of the row
 
 
-def check_matplotlib() -> None:
-    """Refuse to write a report without matplotlib."""
-    if importlib.util.find_spec("matplotlib") is None:
-        raise UsageError(
-            "An HTML report needs matplotlib, which is not installed. Run: pip install 'swav-tf[report]'"
-        )
-
-
 def write_report(
     path: Path, benchmark: Benchmark, *, title: str | None = None, extras: Sequence[tuple[str, str]] = ()
 ) -> None:
     """Write the page; `extras` are further sections before the figures, as heading and HTML."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        trim_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
     names = dict.fromkeys(model.name for model in benchmark.models)
     used = {cell.runner for cell in benchmark.cells}
-    page = environment.get_template("report.html.jinja").render(
+    write_page(
+        path,
+        "benchmark/report.html.jinja",
         benchmark=benchmark,
         title=title or f"Inference benchmark: {', '.join(names)}",
         subtitle=_subtitle(benchmark),
@@ -78,8 +45,6 @@ def write_report(
         overhead=overhead,
         runners={name: facts.meaning for name, facts in RUNNERS.items() if name in used},
     )
-    with atomic_write(path) as partial:
-        partial.write_text(page, encoding="utf-8")
 
 
 def _subtitle(benchmark: Benchmark) -> str:
@@ -165,7 +130,7 @@ def _charts(benchmark: Benchmark) -> list[tuple[str, str, str]]:
 
 def _bars(best: dict[str, Cell], styles: Styles) -> str:
     ranked = sorted(best.items(), key=lambda item: -_speed(item[1]))[:MAX_BARS]
-    figure, axes = _axes(0.3 + 0.48 * len(ranked))
+    figure, axes = new_axes(0.3 + 0.48 * len(ranked))
     axes.axis("off")
     longest = _speed(ranked[0][1])
     axes.set(xlim=(0, 1.5 * longest), ylim=(len(ranked) - 0.5, -0.6))
@@ -184,11 +149,11 @@ def _bars(best: dict[str, Cell], styles: Styles) -> str:
             va="center",
             color=FAINT,
         )
-    return _svg(figure, "images per second of each runner and precision at its best batch")
+    return inline_svg(figure, "images per second of each runner and precision at its best batch")
 
 
 def _latency(rows: dict[str, list[Cell]], styles: Styles) -> str:
-    figure, axes = _axes(3.4)
+    figure, axes = new_axes(3.4)
     batches = sorted({cell.batch for cells in rows.values() for cell in cells})
     axes.set(xscale="log", yscale="log", xlabel=f"images per call{LOG}", ylabel=f"median latency, ms{LOG}")
     axes.set_xticks(batches, map(str, batches))
@@ -198,8 +163,8 @@ def _latency(rows: dict[str, list[Cell]], styles: Styles) -> str:
         latencies = [_median_ms(cell) for cell in cells]
         axes.plot([cell.batch for cell in cells], latencies, label=name, **styles[name])
     _number_log_ticks(axes.yaxis)
-    _legend(figure, axes)
-    return _svg(figure, "median latency by batch size")
+    add_legend(figure, axes)
+    return inline_svg(figure, "median latency by batch size")
 
 
 def _accuracy(benchmark: Benchmark, best: dict[str, Cell], styles: Styles) -> str | None:
@@ -212,7 +177,7 @@ def _accuracy(benchmark: Benchmark, best: dict[str, Cell], styles: Styles) -> st
             level = accuracy.knn_reference if level is None else level
     if not points:
         return None
-    figure, axes = _axes(3.4)
+    figure, axes = new_axes(3.4)
     axes.set(
         xscale="log", xlabel=f"images per second at the best batch{LOG}", ylabel="k-NN among the images, %"
     )
@@ -227,15 +192,8 @@ def _accuracy(benchmark: Benchmark, best: dict[str, Cell], styles: Styles) -> st
     missing = max(0.0, MIN_SPAN - (high - low)) / 2
     axes.set_ylim(low - missing, high + missing)
     _number_log_ticks(axes.xaxis)
-    _legend(figure, axes)
-    return _svg(figure, "images per second and k-NN accuracy")
-
-
-def _axes(height: float) -> tuple[Figure, Axes]:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(WIDTH, height))
-    return figure, figure.subplots()
+    add_legend(figure, axes)
+    return inline_svg(figure, "images per second and k-NN accuracy")
 
 
 def _number_log_ticks(axis: Any) -> None:
@@ -250,22 +208,6 @@ def _number_log_ticks(axis: Any) -> None:
     axis.set_major_locator(next(enough, MaxNLocator(LOG_TICKS + 1, steps=[1, 2, 5, 10])))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
     axis.set_minor_formatter(NullFormatter())
-
-
-def _legend(figure: Figure, axes: Axes) -> None:
-    """Put a legend of two columns below the axes."""
-    figure.legend(*axes.get_legend_handles_labels(), loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=2)
-
-
-def _svg(figure: Figure, label: str) -> str:
-    """Return a figure as inline SVG without identifiers, metadata and fixed colors."""
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", transparent=True, bbox_inches="tight", metadata={"Date": None})
-    text = buffer.getvalue()
-    text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
-    text = re.sub(r' xmlns(:\w+)?="[^"]*"|(?<=<g) id="[^"]*"', "", text)
-    text = re.sub("|".join(VARIABLES), lambda found: f"var(--{VARIABLES[found[0]]})", text)
-    return text.replace("<svg", f'<svg role="img" aria-label="{label}"', 1)
 
 
 def _name(benchmark: Benchmark, cell: Cell) -> str:

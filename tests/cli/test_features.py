@@ -227,3 +227,12 @@ def test_feature_files_need_no_tensorflow(files, tmp_path):
     )
     result = run_without(TENSORFLOW, *lines)
     assert result.code == 0, result.err
+
+
+# Bugs caught: a run whose images or checkpoint are not found, pictures that are left out without a word.
+def test_report(model, tmp_path, run):
+    ended = run(f"report {model} --output {tmp_path}/page.html --limit 20 --json")
+    assert (ended.code, json.loads(ended.out)) == (0, {"page": f"{tmp_path}/page.html", "missing": ""})
+    page = (tmp_path / "page.html").read_text()
+    for heading in ("Training", "Prototypes", "Nearest neighbors", "Map of the features", "Crops", "The run"):
+        assert f"<h2>{heading}</h2>" in page

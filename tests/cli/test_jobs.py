@@ -163,10 +163,10 @@ CLASSIFIED = (
 @pytest.mark.parametrize(
     ("line", "result", "names"),
     [
-        ("pretrain -c demo --run-dir 'my run'", TRAINED, ["features", "probe", "export"]),
-        ("pretrain photos -c one_gpu --run-dir r", TRAINED, ["features", "export"]),
-        ("pretrain photos -c one_gpu --run-dir r -o data.validation_path=val", TRAINED, ["features", "probe", "export"]),
-        ("pretrain photos -c one_gpu -o data.kind=images -o monitor.knn_every_epochs=0", TRAINED, ["features", "export"]),
+        ("pretrain -c demo --run-dir 'my run'", TRAINED, ["report", "features", "probe", "export"]),
+        ("pretrain photos -c one_gpu --run-dir r", TRAINED, ["report", "features", "export"]),
+        ("pretrain photos -c one_gpu --run-dir r -o data.validation_path=val", TRAINED, ["report", "features", "probe", "export"]),
+        ("pretrain photos -c one_gpu -o data.kind=images -o monitor.knn_every_epochs=0", TRAINED, ["report", "features", "export"]),
         ("probe -c probe_digits --model m --run-dir r", CLASSIFIED, ["validate", "validate", "export"]),
         ("finetune t 'v w' -c finetune_full --model m", CLASSIFIED, ["validate", "validate", "predict", "export"]),
     ],

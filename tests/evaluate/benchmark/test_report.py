@@ -4,7 +4,8 @@ import re
 
 import pytest
 
-from evaluate.benchmark.report import check_matplotlib, write_report
+from evaluate.benchmark.report import write_report
+from evaluate.page import check_matplotlib
 from swav_tf.plumbing.errors import UsageError
 
 
