@@ -18,7 +18,7 @@ from cli.options import (
     report_options,
     run_dir_option,
 )
-from cli.recipe_options import following, override_option, with_values
+from cli.recipe_options import following, override_option, track_option, with_values
 
 if TYPE_CHECKING:
     from swav_tf.recipe.classifier import FinetuneRecipe, ProbeRecipe
@@ -37,6 +37,7 @@ class ClassifierChoice:
     model: str
     config: str | None  # None: made for the run, see `_settings`
     overrides: tuple[str, ...]
+    track: tuple[str, ...]
     subset: Path | None
     from_scratch: bool
     run_dir: Path | None
@@ -78,7 +79,7 @@ class ClassifierChoice:
         config, made = self._settings()
         recipe = load_any_recipe(config, [*made, *self.overrides])
         follow = following(recipe.data, self.train, self.overrides, name=recipe.name)
-        return config, [*made, *follow, *self.overrides]
+        return config, [*made, *follow, *self.overrides, *self.track]
 
     def _settings(self) -> tuple[str, tuple[str, ...]]:
         """Return the recipe and its settings: without -c, `probe` with the images and the view of the pretraining."""
@@ -155,6 +156,7 @@ def classifier_options(config: Option) -> Option:
         ),
         config,
         override_option,
+        track_option,
         click.option(
             "--subset",
             type=click.Path(exists=True, dir_okay=False, path_type=Path),

@@ -12,6 +12,7 @@ import click
 
 from cli.options import Option, option_group
 from swav_tf.plumbing.log import log
+from swav_tf.plumbing.values import comma_list
 
 if TYPE_CHECKING:
     from swav_tf.recipe.pretraining import Data, Recipe
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 _PERHAPS_LABELED = ("list", "tar", "parquet")
 # Settings of `data` that name the images.
 _PLACE = ("kind", "path", "split", "labels", "image_key", "label_key")
+
+TRACKERS = ("tensorboard", "mlflow", "wandb")
 
 override_option = click.option(
     "-o",
@@ -160,6 +163,24 @@ class RecipeChoice:
         return recipe
 
 
+def _track(context: click.Context, option: click.Parameter, value: str | None) -> tuple[str, ...]:
+    """Return the overrides that choose trackers."""
+    if value is None:
+        return ()
+    found = comma_list(value)
+    if not set(found) <= set(TRACKERS):
+        raise click.BadParameter(f"must be of {', '.join(TRACKERS)}, separated by commas. Received: {value}")
+    others = [name for name in found if name != TRACKERS[0]]
+    return f"monitor.tensorboard={json.dumps(TRACKERS[0] in found)}", f"monitor.track={json.dumps(others)}"
+
+
+track_option = click.option(
+    "--track",
+    metavar="NAMES",
+    callback=_track,
+    show_default="tensorboard",
+    help=f"Where metrics, recipe and pictures go besides the run folder: {', '.join(TRACKERS)}, separated by commas.",
+)
 data_argument = click.argument("data", required=False)
 recipe_options = option_group("recipe", RecipeChoice, data_argument, config_option(), override_option)
 auto_recipe_options = option_group(

@@ -177,7 +177,9 @@ def _neighbours(found: FeatureFile, images: ImageSet, model: Backend, seed: int)
     for query, others, cosines in zip(
         rows.tolist(), near.indices.tolist(), near.cosines.tolist(), strict=True
     ):
-        pairs = [(row, cosine) for row, cosine in zip(others, cosines, strict=True) if row != query][:NEIGHBORS]
+        pairs = [(row, cosine) for row, cosine in zip(others, cosines, strict=True) if row != query][
+            :NEIGHBORS
+        ]
         pictures = [picture(query, "image"), *(picture(row, f"{cosine:.3f}") for row, cosine in pairs)]
         lines = [found.names[query].rpartition("/")[2], found.class_name(int(found.labels[query]))]
         cards.append({"lines": lines, "share": None, "pictures": pictures})
@@ -301,7 +303,9 @@ def _chart(
     levels: dict[str, float],
 ) -> str:
     figure, axes = new_axes(3.0)
-    axes.set(xlabel=unit, ylabel=what, xlim=(0, 1.03 * max(x for points in lines.values() for x, _ in points)))
+    axes.set(
+        xlabel=unit, ylabel=what, xlim=(0, 1.03 * max(x for points in lines.values() for x, _ in points))
+    )
     several = len(lines) > 1
     for number, (name, points) in enumerate(lines.items()):
         if points:

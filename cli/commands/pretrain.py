@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ import click
 from cli.closing import after_pretraining
 from cli.options import PATH, Report, cluster_options, fresh_option, report_options, run_dir_option
 from cli.quiet import load_tensorflow_quietly
-from cli.recipe_options import RecipeChoice, auto_recipe_options
+from cli.recipe_options import RecipeChoice, auto_recipe_options, track_option
 
 if TYPE_CHECKING:
     from swav_tf.training.rendezvous import ClusterAddress
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     show_default="random weights",
     help="Initialize from the weights of this run folder, trained or imported.",
 )
+@track_option
 @cluster_options
 @report_options
 def command(
@@ -34,6 +36,7 @@ def command(
     run_dir: Path | None,
     fresh: bool,
     weights: Path | None,
+    track: tuple[str, ...],
     cluster: ClusterAddress | None,
     report: Report,
 ) -> None:
@@ -51,6 +54,7 @@ def command(
       swav-tf pretrain photos/ -o train.epochs=50
       swav-tf pretrain ILSVRC2012/train -c one_gpu --run-dir runs/first
       swav-tf pretrain photos/ -c one_gpu --weights runs/released --run-dir runs/photos
+      swav-tf pretrain photos/ --track tensorboard,mlflow
       swav-tf pretrain -c demo --run-dir runs/digits -o train.epochs=2
       swav-tf pretrain ILSVRC2012/train -c passl_4nodes --nodes 4 --node-rank 0 --master 10.0.0.1:2222
     """
@@ -59,6 +63,7 @@ def command(
             "Several machines need one recipe, and -c auto chooses one for each. Write it once, "
             "`swav-tf config auto DATA > FILE.yaml`, and pass -c FILE.yaml on all."
         )
+    recipe = replace(recipe, overrides=(*recipe.overrides, *track))
     settings = recipe.load_for(run_dir, fresh=fresh)
     load_tensorflow_quietly()
     from swav_tf.runs.folder import ATTEMPTS

@@ -313,6 +313,9 @@ class Monitor(Section):
 
     log_every_steps: int = Field(10, ge=1, description="steps between lines of metrics.jsonl and TensorBoard")
     tensorboard: bool = Field(True, description="write TensorBoard event files")
+    track: tuple[Literal["mlflow", "wandb"], ...] = Field(
+        (), description="trackers that receive the run as well"
+    )
     collapse_after_steps: int = Field(
         500, ge=1, description="steps with unfrozen prototypes at a loss of ln K until a collapse is reported"
     )

@@ -19,6 +19,7 @@ from swav_tf.recipe.files import AnyRecipe
 from swav_tf.recipe.pretraining import Recipe
 from swav_tf.runs.folder import RunFolder
 from swav_tf.training.position import Logs, Position
+from swav_tf.training.tracking import Tracking
 
 
 class MetricsLog(keras.callbacks.Callback):
@@ -33,6 +34,7 @@ class MetricsLog(keras.callbacks.Callback):
         self.folder, self.recipe, self.position = folder, recipe, position
         self._file: TextIO | None = None
         self._board: tf.summary.SummaryWriter | None = None
+        self.tracking = Tracking(folder, recipe)
         self._mark = (0.0, 0)  # time and step of the last line
 
     def on_train_begin(self, logs: Logs | None = None) -> None:
@@ -42,6 +44,7 @@ class MetricsLog(keras.callbacks.Callback):
             if self.recipe.monitor.tensorboard:
                 self._board = tf.summary.create_file_writer(str(self.folder.tensorboard))
                 _discard_later_steps(self._board, self.position.step)
+            self.tracking.begin()
         self._mark = (time.perf_counter(), self.position.step)
 
     def on_train_batch_end(self, batch: int, logs: Logs) -> None:
@@ -71,6 +74,7 @@ class MetricsLog(keras.callbacks.Callback):
         finite = {k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in line.items()}
         self._file.write(json.dumps(finite) + "\n")
         self._file.flush()
+        self.tracking.metrics(position.step, kind, values)
         if self._board is not None:
             with self._board.as_default(step=position.step):
                 for key, value in values.items():
@@ -79,7 +83,8 @@ class MetricsLog(keras.callbacks.Callback):
             self._board.flush()
 
     def image(self, name: str, image: np.ndarray) -> None:
-        """Write a uint8 image (height, width, 3) to TensorBoard."""
+        """Write a uint8 image (height, width, 3) to TensorBoard and the trackers."""
+        self.tracking.image(self.position.step, name, image)
         if self._board is not None:
             with self._board.as_default(step=self.position.step):
                 tf.summary.image(name, image[np.newaxis])

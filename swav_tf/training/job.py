@@ -48,6 +48,7 @@ from swav_tf.training.progress import ShowProgress
 from swav_tf.training.rendezvous import ClusterAddress
 from swav_tf.training.resume import check_resumable, log_config_changes
 from swav_tf.training.state import restore
+from swav_tf.training.tracking import check_installed
 from swav_tf.training.watched import WorkerEnded, watched
 
 ModelT = TypeVar("ModelT", bound=ReplicatedModel)
@@ -137,7 +138,10 @@ class Job:
         name = "bad_images.txt" if team.is_chief else f"bad_images.worker{team.worker}.txt"
         max_share = recipe.data.max_bad_share
         self.bad_images = BadImages(self.run_dir / name, images=len(source), max_share=max_share)
+        if team.is_chief:
+            check_installed(recipe.monitor.track)
         self.metrics = MetricsLog(self.folder, recipe, self.position)
+        self.stack.push(lambda kind, error, trace: self.metrics.tracking.close(complete=kind is None))
 
     def _begin_folder(self, *, fresh: bool) -> None:
         """Let the chief prepare the folder before the other workers read it; its failure ends all of them."""
@@ -281,6 +285,9 @@ class Job:
             "versions": versions(),
         }
         self.folder.write_summary(summary)
+        if self.team.is_chief:
+            self.metrics.tracking.begin()  # without steps, as in a cached probe, nothing has begun it
+            self.metrics.tracking.summary(summary)
         return summary
 
     def _description(self) -> str:

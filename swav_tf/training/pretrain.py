@@ -112,8 +112,8 @@ def pretrain(
 
 
 def _show_crops(job: Job, recipe: Recipe) -> None:
-    """Show the crops of some images in TensorBoard when a run starts."""
-    if job.position.step == 0 and recipe.monitor.tensorboard:
+    """Show the crops of some images in TensorBoard and the trackers when a run starts."""
+    if job.position.step == 0 and (recipe.monitor.tensorboard or recipe.monitor.track):
         with suppress(DataError):  # the training itself reports broken images
             sheet = contact_sheet(job.source, recipe, rows=6)
             job.metrics.image("crops", np.asarray(sheet.convert("RGB")))

@@ -66,6 +66,16 @@ def calls(monkeypatch):
             ("one_gpu", ["train.epochs=99", 'data.path="a/\\"ü\\": {1}"']),  # the argument wins over the override
             PRETRAIN | {"run_dir": "r", "fresh": True, "weights": Path("."), "quiet": True, "cluster": ADDRESS},
         ),
+        (
+            "pretrain -c demo --track mlflow,tensorboard",
+            ("demo", ['monitor.track=["mlflow"]']),
+            PRETRAIN | {"run_dir": "runs/demo"},
+        ),
+        (
+            "probe -c probe_digits --model m --track wandb",
+            ("probe_digits", ["monitor.tensorboard=false", 'monitor.track=["wandb"]']),
+            CLASSIFY | {"job": "probe", "run_dir": "m/probe_digits"},
+        ),
         ("probe -c probe_digits --model m", ("probe_digits", []), CLASSIFY | {"job": "probe", "run_dir": "m/probe_digits"}),
         (
             "probe -c probe_digits --model m --from-scratch",
@@ -132,6 +142,7 @@ def test_demo(monkeypatch, output):
     ("line", "part"),
     [
         ("pretrain -c demo -o train.accumulation_steps=5", "cannot be split"),
+        ("pretrain -c demo --track mlflow,aim", "must be of tensorboard, mlflow, wandb"),
         ("probe -c probe_digits", "Missing option '--model'"),
         ("probe --model m", "--model must be the folder of a pretraining run"),
         ("probe -c demo --model m", "a recipe of kind probe is needed here"),
