@@ -169,8 +169,9 @@ class KNNEvaluator(_Evaluator):
 class ViewEvaluator(_Evaluator):
     """Measure without labels: the share of images whose one random view finds the other by its features.
 
-    The views are two large crops as in training, always the same. Compared with the initial weights, which see the
-    same views, the figure follows k-NN accuracy (docs/results.md); it says nothing about runs with other crops.
+    The views are two large crops as in training, always the same; the mean of the features is subtracted. Compared with
+    the initial weights, which see the same views, the figure follows accuracy (docs/results.md); it says nothing about
+    runs with other crops.
     """
 
     def __init__(self, job: Job, recipe: Recipe, source: ImageSource) -> None:
@@ -219,6 +220,8 @@ class ViewEvaluator(_Evaluator):
         )
         if not (np.isfinite(one).all() and np.isfinite(other).all()):
             return None
+        mean = (one.mean(axis=0) + other.mean(axis=0)) / 2  # pooled features are all alike
+        one, other = one - mean, other - mean
         nearest = (
             find_neighbours(one, other, k=1).indices[:, 0],
             find_neighbours(other, one, k=1).indices[:, 0],
