@@ -145,7 +145,7 @@ def _bars(best: dict[str, Cell], styles: Styles) -> str:
         axes.text(
             end,
             place + 0.1,
-            f"{speed:,.0f}, batch {cell.batch}{', disturbed' if disturbed(cell) else ''}",
+            f"{speed:,.{1 if speed < 100 else 0}f}, batch {cell.batch}{', disturbed' if disturbed(cell) else ''}",
             va="center",
             color=FAINT,
         )

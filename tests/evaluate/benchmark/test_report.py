@@ -77,7 +77,7 @@ def test_a_missing_matplotlib_is_named_with_its_extra(monkeypatch) -> None:
         check_matplotlib()
 
 
-# Bugs caught: a headline from a disturbed cell, or one model's under the name of another.
+# Bugs caught: a headline from a disturbed cell, or one model's under the name of another; cells left out with it.
 def test_headlines_are_of_undisturbed_cells_of_one_model(measured, render) -> None:
     quiet, busy = (
         tuple(cell.model_copy(update={"marks": marks}) for cell in measured.cells)
@@ -88,6 +88,7 @@ def test_headlines_are_of_undisturbed_cells_of_one_model(measured, render) -> No
     page = render(measured.model_copy(update={"cells": busy}))
     assert "images/s at most" not in page
     assert page.count("<svg") == 3
+    assert "<th>p50 ms</th>" in page
     other = measured.models[0].model_copy(update={"name": "second", "recipe": "another recipe"})
     cells = (*measured.cells, measured.cells[0].model_copy(update={"model": "second"}))
     page = render(measured.model_copy(update={"models": (*measured.models, other), "cells": cells}))
