@@ -277,6 +277,9 @@ def _charts(run: Run) -> list[tuple[str, str, str]]:
     count, baselines = run.recipe.model.prototypes, run.last("knn_baselines")
     levels = {what: 100 * baselines[key] for key, what in BASELINES.items() if baselines.get(key) is not None}
     knn = [(x, 100 * top1) for x, top1 in points("knn", "knn_top1")]
+    initial = run.last("views_baseline").get("view_retrieval_initial")
+    views = [(x, 100 * share) for x, share in points("views", "view_retrieval")]
+    before = {} if initial is None else {"the initial weights": 100 * initial}
     ln_k = {f"ln K, {np.log(count):.2f}: nothing learned": float(np.log(count))}
     with matplotlib.rc_context(STYLE):
         charts = [
@@ -284,6 +287,8 @@ def _charts(run: Run) -> list[tuple[str, str, str]]:
              {"step": points("step", "loss"), "epoch": points("epoch", "loss")}, ln_k),
             ("k-NN accuracy", "Of labelled images, %; a falling loss alone does not show that something was learned.",
              "accuracy, %", {"k-NN": knn}, levels),
+            ("Views that find each other", "Of unlabelled images, %: both crops of an image are nearest by features.",
+             "views, %", {"views": views}, before),
             ("Learning rate", "Of each step.", "learning rate", {"rate": points("step", "learning_rate")}, {}),
             ("Prototypes used", "That are the first choice of some sample of the epoch.", "prototypes",
              {"prototypes": points("epoch", "prototypes_used")}, {f"all {count:,}": float(count)}),

@@ -15,6 +15,7 @@ LINES = [
     {"kind": "step", "step": 10, "epoch": 0, "loss": None, "learning_rate": 0.1},
     {"kind": "step", "step": 20, "epoch": 0, "loss": 3.5, "learning_rate": 0.2},
     {"kind": "epoch", "step": 22, "epoch": 0, "loss": 3.25, "prototypes_used": 41},
+    {"kind": "views", "step": 22, "epoch": 0, "view_retrieval": 0.5},
     {"kind": "knn", "step": 22, "epoch": 0, "knn_top1": 0.75},
 ]
 
@@ -45,7 +46,7 @@ def test_a_run_without_its_images(folder):
         page.count(f"<h3>{name}</h3>")
         for name in ("Loss", "k-NN accuracy", "Learning rate", "Prototypes used")
     ] == [1] * 4
-    assert page.count("<svg") == 4
+    assert page.count("<svg") == 5
     assert "#0f0e" not in page
     assert "Rescue" not in page
 
