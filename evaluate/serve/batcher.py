@@ -37,11 +37,9 @@ class Batcher:
         self._thread = threading.Thread(target=self._work, name="model", daemon=True)
         self._thread.start()
 
-    def submit(self, image: Image) -> Future[np.ndarray]:
-        """Return the future row of an image."""
-        row: Future[np.ndarray] = Future()
+    def submit(self, image: Image, row: Future[np.ndarray]) -> None:
+        """Have the row of an image computed; it must not be one that can still be canceled."""
         self._queue.put((image, row))
-        return row
 
     def hurry(self) -> None:
         """Wait for no more images from now on: compute those that are here."""

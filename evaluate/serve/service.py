@@ -7,7 +7,7 @@ import contextlib
 import io
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, MutableMapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -144,22 +144,23 @@ class Service:
     # === Answers ===
 
     async def _features(self, request: Request) -> Response:
-        names, features = await self._of_images(request, lambda features: features)
-        if NPY in request.headers.get("accept", ""):
-            file = io.BytesIO()
-            np.save(file, features)
-            return Response(file.getvalue(), media_type=NPY)
-        return self._answer(names, features=features)
+        async with self._computed(request) as (names, features):
+            if NPY in request.headers.get("accept", ""):
+                file = io.BytesIO()
+                np.save(file, features)
+                return Response(file.getvalue(), media_type=NPY)
+            return self._answer(names, features=features)
 
     async def _similar(self, request: Request) -> Response:
         assert self._gallery is not None
-        search, most = self._gallery.search, self._gallery.most
+        most = self._gallery.most
         asked = request.query_params.get("k", str(min(10, most)))
         k = int(asked) if asked.isdecimal() and len(asked) < 9 else 0
         if not 1 <= k <= most:
             raise Refusal(400, "k", f"k must be a whole number from 1 to {most}. Received: {asked[:20]}.")
-        names, found = await self._of_images(request, lambda features: search(features, k))
-        return self._answer(names, similar=found)
+        async with self._computed(request) as (names, features):
+            found = await self._in_thread(self._gallery.search, features, k)
+            return self._answer(names, similar=found)
 
     def _answer(self, names: list[str], **results: Any) -> Response:
         return _json({"weights_sha256": self._model.facts.weights_sha256, "names": names, **results})
@@ -178,7 +179,7 @@ class Service:
         if self.status == "failing":  # nobody sends images any more, so that only this shows a recovery
             side = self._model.input_view.crop
             with contextlib.suppress(Refusal):
-                await asyncio.wrap_future(self._batcher.submit(np.full((side, side, 3), 128, np.uint8)))
+                await self._row(np.full, (side, side, 3), 128, np.uint8)
         health = {
             "status": self.status,
             "model": self._model.facts.as_dict() | {"path": Path(self._model.facts.path).name},
@@ -193,8 +194,9 @@ class Service:
 
     # === From a request to features ===
 
-    async def _of_images(self, request: Request, what: Callable[[np.ndarray], T]) -> tuple[list[str], T]:
-        """Return names of the images in a request, and `what`, computed in a thread from their features (n, F)."""
+    @contextlib.asynccontextmanager
+    async def _computed(self, request: Request) -> AsyncGenerator[tuple[list[str], np.ndarray], None]:
+        """Enter with names and features (n, F) of the images in a request; they hold their places to the end."""
         accepted = 0
         try:
             self._accept(1)  # before its body takes memory
@@ -202,19 +204,28 @@ class Service:
             files = await self._files(request)
             self._accept(len(files) - 1)
             accepted = len(files)
-            tasks = (self._row(name, data) for name, data in files)
+            tasks = [self._row(self._view, name, data) for name, data in files]
             rows = await asyncio.gather(*tasks, return_exceptions=True)  # all, before the place is free
             for row in rows:
                 if isinstance(row, BaseException):
                     raise row
-            found = await self._in_thread(what, np.stack(rows))  # type: ignore[arg-type]
+            yield [name for name, _ in files], np.stack(rows)  # type: ignore[arg-type]
         finally:
             self._waiting -= accepted
-        return [name for name, _ in files], found
 
-    async def _row(self, name: str, data: bytes) -> np.ndarray:
-        view = await self._in_thread(self._view, name, data)
-        return await asyncio.wrap_future(self._batcher.submit(view))
+    def _row(self, view: Callable[..., Image], *arguments: Any) -> asyncio.Future[np.ndarray]:
+        """Return the future features of a view, which a thread makes."""
+        row: Future[np.ndarray] = Future()
+        row.set_running_or_notify_cancel()  # a request that is given up must not end the model's thread
+
+        def prepare() -> None:  # and hand on, without a detour by the event loop
+            try:
+                self._batcher.submit(view(*arguments), row)
+            except Exception as error:
+                row.set_exception(error)
+
+        self._threads.submit(prepare)
+        return asyncio.wrap_future(row)
 
     def _in_thread(self, work: Callable[..., T], *arguments: Any) -> asyncio.Future[T]:
         return asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)

@@ -126,18 +126,30 @@ def test_a_body_of_unknown_length_is_read_to_the_limit():
     assert sum(sent) <= 7000
 
 
-def test_a_full_queue_refuses_and_recovers():
+@pytest.fixture
+def held():
+    """A model whose first batch waits, and what releases it."""
     release, model = threading.Event(), NumpyBackend(stop_after=0)
 
     def wait():
         release.wait()
         model.stop_after = None
 
+    model.stop = wait
+    return model, release
+
+
+async def waiting(client, images):
+    while metric((await client.get("/metrics")).text, "swav_queue_images") != images:
+        await asyncio.sleep(0)
+
+
+def test_a_full_queue_refuses_and_recovers(held):
+    model, release = held
+
     async def talk(client, service):
-        model.stop = wait
         accepted = [asyncio.create_task(post(client, PNG, PNG)) for _ in range(2)]
-        while metric((await client.get("/metrics")).text, "swav_queue_images") < 4:
-            await asyncio.sleep(0)
+        await waiting(client, 4)
         refused, health = await post(client, PNG), await client.get("/health")
         release.set()
         return refused, health, await asyncio.gather(*accepted), await post(client, PNG)
@@ -147,6 +159,21 @@ def test_a_full_queue_refuses_and_recovers():
     assert "At most 4 images may wait" in refused.json()["error"]
     assert health.status_code == 200
     assert [answer.status_code for answer in [*answers, after]] == [200, 200, 200]
+
+
+# Bug caught: a canceled request whose row ends the model's thread.
+def test_a_request_that_is_given_up_harms_no_other(held):
+    model, release = held
+
+    async def talk(client, service):
+        given_up = asyncio.create_task(post(client, PNG))
+        await waiting(client, 1)
+        given_up.cancel()
+        await waiting(client, 0)
+        release.set()
+        return await post(client, PNG)
+
+    assert exchange(talk, model).status_code == 200
 
 
 # Bugs caught: a failed batch that ends the model's thread; a message of the machine in the answer; a service that is ready
