@@ -74,7 +74,7 @@ def command(
         raise click.UsageError("--images needs the --features of these images.")
     limits["body"], limits["images"] = int(limits.pop("max_mb") * 2**20), limits.pop("max_images")
     limits["pixels"] = limits.pop("max_pixels")
-    model = open_model(_model_of(exported), provider=provider)
+    model = open_model(_model_of(exported), provider=provider, spin=False)
     gallery = None if features is None else Gallery(features, model, images)
     bound = listen(host, port)
     side = model.input_view.crop

@@ -16,13 +16,18 @@ def is_run_folder(model: Path | str) -> bool:
 
 
 def open_model(
-    model: Path | str, *, provider: str | None = None, threads: int = 0, contract: Contract | None = None
+    model: Path | str,
+    *,
+    provider: str | None = None,
+    threads: int = 0,
+    spin: bool = True,
+    contract: Contract | None = None,
 ) -> Backend:
     """Open a run folder (its newest checkpoint), a file from `swav-tf export` or a third-party ONNX file.
 
     Only run folders load TensorFlow. For ONNX files only: `provider` is `cpu` (the default), `cuda` or `tensorrt`,
-    without fallback to another; `threads` compute one batch on a CPU, 0 for one per core; `contract` specifies the
-    preprocessing of a third-party file.
+    without fallback to another; `threads` compute one batch on a CPU, 0 for one per core, and without `spin` leave
+    the cores to others between batches; `contract` specifies the preprocessing of a third-party file.
 
     Raises:
         UsageError: it is missing, not a model, has no checkpoint, or cannot run on this machine.
@@ -33,7 +38,7 @@ def open_model(
     if path.is_file() and path.suffix == ".onnx":
         from evaluate.backends.onnx_backend import OnnxBackend
 
-        return OnnxBackend(path, provider=provider or "cpu", threads=threads, contract=contract)
+        return OnnxBackend(path, provider=provider or "cpu", threads=threads, spin=spin, contract=contract)
     if path.exists() and (provider is not None or threads or contract is not None):
         raise UsageError(
             f"--provider, threads, --view, --mean, --std and --output-name apply to ONNX files only. Received: {path}."

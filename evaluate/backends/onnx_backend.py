@@ -47,7 +47,12 @@ def missing_provider(provider: str) -> str | None:
 
 
 def open_session(
-    source: Path | bytes, *, provider: str = "cpu", threads: int = 0, cuda_graph: bool = False
+    source: Path | bytes,
+    *,
+    provider: str = "cpu",
+    threads: int = 0,
+    spin: bool = True,
+    cuda_graph: bool = False,
 ) -> Any:
     """Open an ONNX Runtime session on exactly one provider.
 
@@ -55,6 +60,7 @@ def open_session(
         source: an ONNX file, or its content for `cpu`.
         provider: a key of PROVIDERS.
         threads: threads that compute one batch on a CPU; 0 for one per core.
+        spin: whether these wait for work in a busy loop, which takes the cores from threads that decode.
         cuda_graph: record the launches of a run and replay them as one; on a GPU, for bound tensors only.
 
     Raises:
@@ -69,6 +75,7 @@ def open_session(
     name, content = (str(source), str(source)) if isinstance(source, Path) else ("the graph", source)
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spin else "0")
     options.log_severity_level = 3  # its warnings are about its own optimizations
     settings: dict[str, str] = {}
     if provider != "cpu":
@@ -188,12 +195,15 @@ class OnnxBackend(Backend):
         *,
         provider: str = "cpu",
         threads: int = 0,
+        spin: bool = True,
         cuda_graph: bool = False,
         contract: Contract | None = None,
         only_timing: bool = False,
     ) -> None:
         self.checksum = check_unchanged(path)
-        self._session = open_session(path, provider=provider, threads=threads, cuda_graph=cuda_graph)
+        self._session = open_session(
+            path, provider=provider, threads=threads, spin=spin, cuda_graph=cuda_graph
+        )
         self._provider = provider
         properties = self._session.get_modelmeta().custom_metadata_map
         self.is_foreign, words = KEY not in properties, None

@@ -40,6 +40,14 @@ def test_a_missing_provider_is_an_error(tmp_path):
         open_session(tmp_path / "gone.onnx")
 
 
+# Bug caught: a service whose model takes the cores from the threads that decode.
+@pytest.mark.parametrize("spin", [True, False])
+def test_threads_spin_only_if_they_may(tmp_path, spin):
+    write_onnx(tmp_path / "model.onnx", "fp32", weights="a" * 64)
+    options = open_session(tmp_path / "model.onnx", spin=spin).get_session_options()
+    assert options.get_session_config_entry("session.intra_op.allow_spinning") == str(int(spin))
+
+
 # Bugs caught: outputs of the previous images, or of the wrong shape.
 def test_bound_runs_compute_their_images(tmp_path):
     write_onnx(tmp_path / "model.onnx", "fp32", weights="a" * 64)
