@@ -18,7 +18,7 @@ RECIPE = {
     "optimizer": {"peak_learning_rate": 2.0},
     "train": {"epochs": 2, "batch_size": 8, "precision": "float32"},
     "checkpoint": {},
-    "monitor": {"tensorboard": False, "log_every_steps": 1},
+    "monitor": {"tensorboard": False, "log_every_steps": 1, "view_images": 0},
 }  # fmt: skip
 
 

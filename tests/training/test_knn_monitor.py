@@ -99,7 +99,7 @@ def test_views_find_each_other(tmp_path):
         grayscale_probability=0,
         blur=Blur(probability=0),
     )
-    recipe = tiny_recipe(data__kind="images", data__path=str(folder)).model_copy(
+    recipe = tiny_recipe(data__kind="images", data__path=str(folder), monitor__view_images=512).model_copy(
         update={"crops": (whole,), "augment": plain}
     )
     summary = pretrain(recipe, run_dir=tmp_path / "run", quiet=True).summary
