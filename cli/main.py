@@ -36,6 +36,8 @@ COMMANDS: Final = {
         "clusters": "Assign images to prototypes and show the nearest images of each.",
         "similar": "Find the images most similar to one image.",
         "index": "Index features for search among millions of images.",
+        "duplicates": "Find near-duplicates and exact copies among images.",
+        "outliers": "Find the images that are like no others.",
         "plot": "Draw a 2-D map of features.",
         "predict": "Predict the classes of images.",
         "validate": "Measure the accuracy of a classifier.",

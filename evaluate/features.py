@@ -12,7 +12,7 @@ from typing import Any
 from evaluate.backends.backend import Backend
 from evaluate.feature_file import FeatureFile, check_format, companion, read_feature_file, write_feature_file
 from evaluate.feature_parts import Part, join_folder, part_facts, problem_of, write_part
-from evaluate.feature_store import discard_store, open_store, refuse_changes
+from evaluate.feature_store import FeatureStore, discard_store, open_store, refuse_changes
 from evaluate.images import ImageSet
 from swav_tf.data.sources import contents_sha256
 from swav_tf.data.views import UnreadableImages, stack_views, view_batches
@@ -65,15 +65,7 @@ def extract_features(
         DataError: too many images are unreadable, or the disk is full.
     """
     began = time.perf_counter()
-    if isinstance(output, Part):
-        path, indices = output.base, output.indices(len(images.source), batch_size)
-        facts = _part_facts(model, images, output, batch_size)
-        done_before = None if fresh else _complete_part(output, facts, indices)
-    else:
-        check_format(output)
-        path, indices = output, range(len(images.source))
-        facts = _facts(model, images) | {"source": images.facts()}
-        done_before = _complete(output, facts) if output.exists() and not fresh else None
+    path, indices, facts, done_before = _prepare(model, images, output, batch_size, fresh)
     if done_before is not None:
         return done_before
     unreadable = UnreadableImages(len(indices), max_bad_share, companion(path, ".unreadable.csv"))
@@ -83,8 +75,10 @@ def extract_features(
         try:
             for batch in view_batches(images.source, rest, view, batch_size, threads=threads, unreadable=add):
                 store.append(batch, model.features(stack_views(batch)))
-                batches = (batch[-1].index - indices.start) // batch_size + 1
-                done = min(batches * batch_size, len(indices))
+                batches = (
+                    batch[-1].index - rest.start
+                ) // batch_size + 1  # also those without a readable image
+                done = min(before + batches * batch_size, len(indices))
                 if time.monotonic() - store.saved_at >= save_seconds:
                     store.save(done)
                 if on_progress is not None:
@@ -97,14 +91,32 @@ def extract_features(
                 f"At least one image must be readable. Received: {len(indices)} unreadable images."
             )
         facts["unreadable"] = len(unreadable.reasons)
-        features, index, labels = store.read()
-        names = [printable(images.source.image_name(i)) for i in index.tolist()]
-        if isinstance(output, Part):
-            write_part(output, features, index, labels, names, facts)
-        else:
-            write_feature_file(FeatureFile(output, features, labels, index, names, facts))
+        _write(output, store, images, facts)
     seconds = time.perf_counter() - began
     return Extraction(store.rows, model.feature_dim, facts["unreadable"], before, seconds)
+
+
+def _prepare(
+    model: Backend, images: ImageSet, output: Path | Part, batch_size: int, fresh: bool
+) -> tuple[Path, range, dict[str, Any], Extraction | None]:
+    """Return the path that the work folder belongs to, the images, the facts, and the result of an earlier call."""
+    if isinstance(output, Part):
+        indices = output.indices(len(images.source), batch_size)
+        facts = _part_facts(model, images, output, batch_size)
+        return output.base, indices, facts, None if fresh else _complete_part(output, facts, indices)
+    check_format(output)
+    facts = _facts(model, images) | {"source": images.facts()}
+    done = _complete(output, facts) if output.exists() and not fresh else None
+    return output, range(len(images.source)), facts, done
+
+
+def _write(output: Path | Part, store: FeatureStore, images: ImageSet, facts: dict[str, Any]) -> None:
+    features, index, labels = store.read()
+    names = [printable(images.source.image_name(i)) for i in index.tolist()]
+    if isinstance(output, Part):
+        write_part(output, features, index, labels, names, facts)
+    else:
+        write_feature_file(FeatureFile(output, features, labels, index, names, facts))
 
 
 def _facts(model: Backend, images: ImageSet) -> dict[str, Any]:

@@ -68,6 +68,11 @@ class SearchIndex:
         return len(self.parts.features)
 
     @property
+    def features(self) -> np.ndarray:
+        """The features (N, F), memory-mapped."""
+        return cast(np.ndarray, self.parts.features)
+
+    @property
     def width(self) -> int:
         """Number of features of an image, F."""
         return self.parts.features.shape[1]

@@ -81,21 +81,14 @@ def command(
         return _check(images, report)
     if output is None:
         raise click.MissingParameter(param_type="option", param_hint="'--output'")
-    from evaluate.feature_file import FORMATS, check_format
-    from evaluate.feature_parts import Part, has_parts, part_numbers
+    from evaluate.feature_parts import Part, has_parts
 
     if images.data is not None and has_parts(Path(images.data)):
         from evaluate.features import export_features
 
         _show(report, output, export_features(Path(images.data), output, fresh=fresh))
         return 0
-    target: Path | Part = output
-    if part is not None and output.suffix in FORMATS:
-        raise click.UsageError(f"--part needs a folder as --output. Received: {output}.")
-    if part is not None or not output.suffix:
-        target = Part(output, *(part_numbers(part, os.environ) or (1, 1)))
-    else:
-        check_format(output)  # before TensorFlow loads
+    target = _target(output, part)
     backend = model.open()
 
     from evaluate.features import extract_features
@@ -117,6 +110,19 @@ def command(
         )
     _show(report, target, result, model=backend.facts.as_dict())
     return 0
+
+
+def _target(output: Path, part: str | None) -> Path | Part:
+    """Return the file or part to write, checked before TensorFlow loads."""
+    from evaluate.feature_file import FORMATS, check_format
+    from evaluate.feature_parts import Part, part_numbers
+
+    if part is None and output.suffix:
+        check_format(output)
+        return output
+    if output.suffix in FORMATS:
+        raise click.UsageError(f"--part needs a folder as --output. Received: {output}.")
+    return Part(output, *(part_numbers(part, os.environ) or (1, 1)))
 
 
 def _show(report: Report, output: Path | Part, result: Extraction, **facts: object) -> None:

@@ -135,6 +135,19 @@ def test_similar_shows_all_of_few_images(model, tmp_path, run):
     assert "has 3 images: all are shown" in found.err
 
 
+# Bugs caught: --threshold, --groups or --count without effect; a table that lists only what is shown.
+def test_duplicates_and_outliers(files, tmp_path, output):
+    line = f"duplicates {files}/test.npz --output {tmp_path}/d"
+    loose, strict = (json.loads(output(f"{line} --threshold {x} --groups 2 --json")) for x in (0.9, 0.9999))
+    assert loose["images"] > strict["images"]
+    assert "groups of" in output(f"{line} --threshold 0.9 --groups 2")
+    assert len((tmp_path / "d" / "duplicates.csv").read_text().splitlines()) == 1 + loose["images"]
+    assert (tmp_path / "d" / "index.html").read_text().count("<article>") == 2
+    line = f"outliers {files}/test.npz --output {tmp_path}/o --count 5"
+    assert len(json.loads(output(f"{line} --json"))["outliers"]) == 5
+    assert "outliers.csv" in output(line)
+
+
 # Bug caught: --method or --limit without effect.
 def test_plot(files, tmp_path, output):
     picture = tmp_path / "x.png"

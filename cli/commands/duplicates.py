@@ -1,0 +1,46 @@
+"""`swav-tf duplicates`: near-duplicates and exact copies among images."""
+
+from __future__ import annotations
+
+import click
+
+from cli.neighbour_options import SearchChoice, search_options
+from cli.options import Report, count_option, report_options
+
+
+@click.command()
+@search_options
+@click.option(
+    "--threshold",
+    type=click.FloatRange(-1, 1),
+    metavar="X",
+    default=0.95,
+    help="Lowest centered cosine of near-duplicates.",
+)
+@count_option("--groups", default=100, help="Groups to show, the closest first; the table lists all.")
+@report_options
+def command(search: SearchChoice, threshold: float, groups: int, report: Report) -> None:
+    """Find groups of near-duplicates by the features of images: a feature file or a folder of parts.
+
+    Exact copies are told apart by their content. OUTPUT receives index.html (one file, readable offline) and
+    duplicates.csv (one row per image). What counts as near depends on the model: look at the page, and choose the
+    threshold by it.
+
+    \b
+    Examples:
+      swav-tf duplicates photos.npz --output duplicates
+      swav-tf duplicates photos/ --index photos.index --output duplicates --threshold 0.98
+    """
+    file, graph = search.neighbours(quiet=report.quiet)
+
+    from evaluate.neighbours import find_groups, write_duplicates
+
+    found = write_duplicates(
+        search.output, file, find_groups(graph, threshold), shown=groups, data=search.data
+    )
+    lines = [
+        f"{found['groups']:,} groups of {found['images']:,} images with a centered cosine of at least {threshold:g}; "
+        f"{found['exact_copies']:,} exact copies",
+        f"page      {search.output / 'index.html'}\ntable     {search.output / 'duplicates.csv'}",
+    ]
+    report.show({"output": str(search.output), "threshold": threshold, **found}, lines)

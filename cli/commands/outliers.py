@@ -1,0 +1,39 @@
+"""`swav-tf outliers`: images that are like no others."""
+
+from __future__ import annotations
+
+import click
+
+from cli.neighbour_options import SearchChoice, search_options
+from cli.options import Report, count_option, report_options
+from cli.tables.plain import print_table
+
+PRINTED = 12  # rows of the table on the terminal
+
+
+@click.command()
+@search_options
+@count_option("--count", default=100, help="Number of images to list.")
+@report_options
+def command(search: SearchChoice, count: int, report: Report) -> None:
+    """List the images whose features are least similar to those of their nearest images.
+
+    OUTPUT receives index.html (one file, readable offline) and outliers.csv. The score is the mean centered cosine with
+    the ten nearest images.
+
+    \b
+    Examples:
+      swav-tf outliers photos.npz --output outliers
+      swav-tf outliers photos/ --index photos.index --output outliers --count 500
+    """
+    file, graph = search.neighbours(quiet=report.quiet)
+
+    from evaluate.neighbours import outlier_scores, write_outliers
+
+    found = write_outliers(search.output, file, outlier_scores(graph), count=count, data=search.data)
+    if report.as_json:
+        report.show({"output": str(search.output), "outliers": found})
+        return
+    rows = [(f"{each['score']:.3f}", each["class"] or "-", each["name"]) for each in found[:PRINTED]]
+    print_table(("score", "class", "image"), rows, left=("image",))
+    click.echo(f"page      {search.output / 'index.html'}\ntable     {search.output / 'outliers.csv'}")

@@ -1,0 +1,53 @@
+"""Options and steps that `duplicates` and `outliers` share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from cli.options import PATH, make_folder, option_group, output_option
+from cli.progress import share_progress
+
+if TYPE_CHECKING:
+    from evaluate.feature_file import FeatureFile
+    from evaluate.neighbours import Graph
+    from evaluate.search import SearchIndex
+
+
+@dataclass(frozen=True)
+class SearchChoice:
+    """Features, perhaps an index of them, and where the result goes."""
+
+    features: Path
+    index: Path | None
+    output: Path
+    data: str | None
+
+    def neighbours(self, *, quiet: bool) -> tuple[FeatureFile | SearchIndex, Graph]:
+        """Open the features or their index, and find the neighbors of each image."""
+        from evaluate.feature_file import read_feature_file
+        from evaluate.neighbours import neighbour_graph
+        from evaluate.search import open_index
+
+        file = (
+            read_feature_file(self.features) if self.index is None else open_index(self.index, self.features)
+        )
+        make_folder(self.output)
+        with share_progress("neighbors", quiet=quiet) as progress:
+            return file, neighbour_graph(file, on_progress=progress)
+
+
+search_options = option_group(
+    "search",
+    SearchChoice,
+    click.argument("features", type=PATH),
+    click.option(
+        "--index", type=PATH, metavar="FILE", show_default="exact search",
+        help="Search an index of FEATURES by `swav-tf index`; advised from 100,000 images on.",
+    ),
+    output_option("Folder for the page and the table.", metavar="DIR", required=True),
+    click.option("--data", metavar="DATA", help="Location of the images, if they have moved."),
+)  # fmt: skip

@@ -1,0 +1,248 @@
+"""What the nearest neighbors of every image tell: groups of near-duplicates, and images that are like no other."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from evaluate.feature_file import FeatureFile
+from evaluate.gallery import SIDE, thumbnail
+from evaluate.images import ImageSet
+from evaluate.page import write_page
+from evaluate.search import SearchIndex
+from evaluate.similar import images_found
+from swav_tf.data.sources import ImageSource
+from swav_tf.knn import unit_rows
+from swav_tf.plumbing.errors import UsageError
+from swav_tf.plumbing.files import atomic_write
+from swav_tf.plumbing.parallel import map_ahead
+from swav_tf.plumbing.system import available_cores
+from swav_tf.recipe.pretraining import Data, EvaluationView
+
+NEAREST: Final = 10  # neighbors of each image
+BLOCK: Final = 8_192  # images whose neighbors are compared at once
+MEAN_ROWS: Final = 100_000  # of which the mean is computed
+
+
+@dataclass(frozen=True)
+class Graph:
+    """The k nearest neighbors of each of N images, without the image itself.
+
+    Cosines are centered: the mean of all features is subtracted first. Plain cosines of pooled features are all near 1.
+    """
+
+    indices: np.ndarray  # (N, k) rows
+    cosines: np.ndarray  # (N, k) float32
+
+
+@dataclass(frozen=True)
+class Group:
+    """Rows of near-duplicates, and the centered cosine of each with the nearest other one."""
+
+    rows: list[int]
+    cosines: list[float]
+
+
+def neighbour_graph(
+    file: FeatureFile | SearchIndex,
+    *,
+    k: int = NEAREST,
+    on_progress: Callable[[float], None] = lambda _: None,
+) -> Graph:
+    """Find the nearest neighbors of each image of a feature file, exactly, or of an index.
+
+    `on_progress` is called with the share that is done, 0 to 1.
+
+    Raises:
+        UsageError: there are fewer than two images.
+        DataError: features are not finite.
+    """
+    features = file.features
+    total, k = len(features), min(k, len(features) - 1)
+    if k < 1:
+        raise UsageError(f"At least two images are needed. Received: {total}, in {file.path}.")
+    sample = np.sort(np.random.default_rng(0).choice(total, min(total, MEAN_ROWS), replace=False))
+    mean = unit_rows(features[sample]).mean(axis=0)
+    indices, cosines = np.empty((total, k), np.int64), np.empty((total, k), np.float32)
+    for start in range(0, total, BLOCK):
+        here = slice(start, min(start + BLOCK, total))
+        own = np.arange(here.start, here.stop)[:, np.newaxis]
+        near = file.neighbours(features[here], k=k + 1).indices
+        # The image itself is left out; where equal ones have taken its place, the last of them is.
+        others = np.argsort(near == own, axis=1, kind="stable")[:, :k]
+        indices[here] = np.take_along_axis(near, others, axis=1)
+        cosines[here] = _centered(features, own[:, 0], indices[here], mean)
+        on_progress(here.stop / total)
+    return Graph(indices, cosines)
+
+
+def _centered(features: np.ndarray, rows: np.ndarray, near: np.ndarray, mean: np.ndarray) -> np.ndarray:
+    """Return the centered cosines (n, k) of rows (n,) with their neighbors (n, k)."""
+    needed, place = np.unique(np.concatenate([rows, near.ravel()]), return_inverse=True)
+    centered = unit_rows(unit_rows(features[needed]) - mean)
+    asked, others = centered[place[: len(rows)]], place[len(rows) :].reshape(near.shape)
+    columns = [np.einsum("ij,ij->i", asked, centered[others[:, i]]) for i in range(near.shape[1])]
+    return np.stack(columns, axis=1)
+
+
+def find_groups(graph: Graph, threshold: float) -> list[Group]:
+    """Return the groups that neighbors of a centered cosine of at least `threshold` connect, the closest first."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    total = len(graph.indices)
+    rows, places = np.nonzero(graph.cosines >= threshold)
+    others = graph.indices[rows, places]
+    links = coo_array((np.ones(len(rows), bool), (rows, others)), (total, total))
+    _, names = connected_components(links, directed=False)
+    near = np.full(total, -1, np.float32)
+    np.maximum.at(near, rows, graph.cosines[rows, places])
+    np.maximum.at(near, others, graph.cosines[rows, places])
+    linked = np.flatnonzero(near >= threshold)
+    members = defaultdict(list)
+    for row, name in zip(linked.tolist(), names[linked].tolist(), strict=True):
+        members[name].append(row)
+    groups = [Group(group, near[group].tolist()) for group in members.values()]
+    return sorted(groups, key=lambda group: -max(group.cosines))
+
+
+def outlier_scores(graph: Graph) -> np.ndarray:
+    """Return the mean centered cosine of each image with its neighbors, (N,): the lower, the more of an outlier."""
+    scores: np.ndarray = graph.cosines.mean(axis=1)
+    return scores
+
+
+def write_duplicates(
+    folder: Path,
+    file: FeatureFile | SearchIndex,
+    groups: Sequence[Group],
+    *,
+    shown: int,
+    data: str | None = None,
+) -> dict[str, Any]:
+    """Write duplicates.csv, a row per image of each group, and index.html with the first `shown` groups.
+
+    Exact copies are told apart by their content. `data` is the place of the images if they have moved.
+
+    Returns:
+        `groups`, `images` in them, and `exact_copies`: images that have the same content as an earlier one.
+    """
+    entries = [[file.entry(row) for row in group.rows] for group in groups]
+    images = _open_images(file, (entry for each in entries for entry in each), data)
+    letters = [_equal_contents(each, images.source) for each in entries]
+    members = [
+        list(zip(found, group.cosines, same, strict=True))
+        for found, group, same in zip(entries, groups, letters, strict=True)
+    ]
+    rows = [
+        (number, entry["name"], entry["class"], f"{cosine:.4f}", letter)
+        for number, group in enumerate(members, start=1)
+        for entry, cosine, letter in group
+    ]
+    _write_csv(folder / "duplicates.csv", ("group", "name", "class", "cosine", "exact"), rows)
+    report = {
+        "groups": len(groups),
+        "images": len(rows),
+        "exact_copies": sum(len(list(filter(None, same))) - len({*filter(None, same)}) for same in letters),
+    }
+    cards = []
+    for number, (group, same) in enumerate(zip(members[:shown], letters, strict=False), start=1):
+        lines = [
+            f"Group {number}",
+            f"{len(group):,} images, cosine {max(cosine for _, cosine, _ in group):.3f}",
+        ]
+        lines += [
+            f"exact copies {letter}: {count:,} images" for letter, count in Counter(same).items() if letter
+        ]
+        cards.append({"lines": lines, "share": None, "pictures": _pictures(group, images, file)})
+    tiles = [(f"{value:,}", key.replace("_", " ")) for key, value in report.items()]
+    text = (
+        f"The {len(cards):,} closest groups; duplicates.csv lists all. Below each image: the centered cosine with the "
+        "nearest one of its group, and a letter that it shares with exact copies, which have the same content."
+    )
+    _write_page(folder, "Near-duplicates", file, images, tiles, text, cards)
+    return report
+
+
+def write_outliers(
+    folder: Path, file: FeatureFile | SearchIndex, scores: np.ndarray, *, count: int, data: str | None = None
+) -> list[dict[str, Any]]:
+    """Write outliers.csv and index.html with the `count` images of lowest score (N,), the lowest first; return them."""
+    rows = np.argsort(scores, kind="stable")[:count].tolist()
+    found = [file.entry(row) | {"score": round(float(scores[row]), 4)} for row in rows]
+    images = _open_images(file, found, data)
+    _write_csv(
+        folder / "outliers.csv",
+        ("name", "class", "score"),
+        [(e["name"], e["class"], e["score"]) for e in found],
+    )
+    pictures = _pictures([(each, each["score"], "") for each in found], images, file)
+    card = {"lines": ["Outliers"], "share": None, "pictures": pictures}
+    tiles = [(f"{len(scores):,}", "images"), (f"{float(np.median(scores)):.3f}", "median score")]
+    text = "The images of lowest score, the lowest first. Score: the mean centered cosine with the ten nearest images."
+    _write_page(folder, "Outliers", file, images, tiles, text, [card])
+    return found
+
+
+def _open_images(
+    file: FeatureFile | SearchIndex, found: Iterable[dict[str, Any]], data: str | None
+) -> ImageSet:
+    source = file.facts.get("source") or {"kind": "images", "path": None}
+    like = Data.model_validate({"kind": source["kind"], "path": source["path"]})
+    return images_found(list(found), file, like, data)
+
+
+def _equal_contents(entries: Sequence[dict[str, Any]], source: ImageSource) -> list[str]:
+    """Return a letter for each image of a group, the same for the same content; none for those that have no copy."""
+
+    def digest(entry: dict[str, Any]) -> bytes:
+        try:
+            return hashlib.sha256(bytes(source.read(entry["index"]))).digest()
+        except OSError:  # an image that cannot be read has no copies
+            return b""
+
+    digests = list(map_ahead(digest, entries, threads=available_cores()))
+    repeated = [key for key, count in Counter(digests).items() if key and count > 1]
+    letters = {key: chr(ord("A") + number % 26) * (1 + number // 26) for number, key in enumerate(repeated)}
+    return [letters.get(key, "") for key in digests]
+
+
+def _pictures(
+    shown: Sequence[tuple[dict[str, Any], float, str]], images: ImageSet, file: FeatureFile | SearchIndex
+) -> list[tuple[Any, str, str]]:
+    """Return the picture, caption and title of entries, each with its cosine and a letter."""
+    view = EvaluationView.model_construct(**file.facts["view"])
+    return [
+        (
+            thumbnail(images.source, entry["index"], view, SIDE),
+            f"{cosine:.2f} {letter}",
+            f"{entry['name']}{f', class {known}' if (known := entry['class']) else ''}",
+        )
+        for entry, cosine, letter in shown
+    ]
+
+
+def _write_page(
+    folder: Path,
+    title: str,
+    file: FeatureFile | SearchIndex,
+    images: ImageSet,
+    tiles: Sequence[tuple[str, str]],
+    text: str,
+    cards: Sequence[dict[str, Any]],
+) -> None:
+    subtitle = f"Features {file.path}, images {images.settings.path or images.settings.kind}"
+    page = {"title": title, "subtitle": subtitle, "tiles": tiles, "text": text, "cards": cards}
+    write_page(folder / "index.html", "neighbours.html.jinja", **page)
+
+
+def _write_csv(path: Path, columns: Sequence[str], rows: Iterable[Iterable[Any]]) -> None:
+    with atomic_write(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([columns, *rows])

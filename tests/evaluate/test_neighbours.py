@@ -1,0 +1,79 @@
+import csv
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from evaluate.feature_file import read_feature_file
+from evaluate.features import extract_features
+from evaluate.neighbours import (
+    find_groups,
+    neighbour_graph,
+    outlier_scores,
+    write_duplicates,
+    write_outliers,
+)
+from tests.evaluate.models import NumpyBackend, class_folders, feature_file
+
+
+@pytest.fixture
+def file(tmp_path, folders):
+    """Features of the folders, with an exact and a near copy of one image, and one exact copy of another."""
+    cat, dog = sorted(folders.iterdir())
+    (cat / "exact.png").write_bytes((cat / "03.png").read_bytes())
+    (dog / "twin.png").write_bytes((cat / "05.png").read_bytes())
+    Image.open(cat / "03.png").save(cat / "near.jpg", quality=95)
+    extract_features(NumpyBackend(), class_folders(folders), tmp_path / "x.npz")
+    return read_feature_file(tmp_path / "x.npz")
+
+
+def table(path):
+    return list(csv.DictReader(path.open(encoding="utf-8")))
+
+
+# Bugs caught: an image that is its own duplicate, groups that are merged or cut, a near copy that is called exact, a
+# group of the first images only, pictures or names of other images.
+def test_duplicates(tmp_path, file):
+    groups = find_groups(neighbour_graph(file), 0.99)
+    report = write_duplicates(tmp_path, file, groups, shown=1)
+    assert report == {"groups": 2, "images": 5, "exact_copies": 2}
+    found = {}
+    for row in table(tmp_path / "duplicates.csv"):
+        found.setdefault(row["group"], set()).add((row["name"].split("/")[1], row["exact"]))
+    assert sorted(found.values(), key=len) == [
+        {("05.png", "A"), ("twin.png", "A")},
+        {("03.png", "A"), ("exact.png", "A"), ("near.jpg", "")},
+    ]
+    page = (tmp_path / "index.html").read_text()
+    assert (page.count("<article>"), page.count("<figure>")) == (1, len(groups[0].rows))
+    assert "duplicates.csv lists all" in page
+
+
+# Bug caught: more equal images than neighbors that are looked at, which fall into several groups or lose themselves.
+def test_many_equal_images():
+    features = np.random.default_rng(0).normal(size=(60, 8)).astype(np.float32)
+    features[:40] = features[0]
+    graph = neighbour_graph(feature_file(features, np.zeros(60)), k=5)
+    assert not (graph.indices == np.arange(60)[:, np.newaxis]).any()
+    [group] = find_groups(graph, 0.999)
+    assert group.rows == list(range(40))
+
+
+# Bug caught: plain cosines, which are all near 1 where features have a common mean.
+def test_cosines_are_centered():
+    features = 100 + np.random.default_rng(0).normal(size=(500, 16)).astype(np.float32)
+    features[1] = features[0] + 0.01
+    graph = neighbour_graph(feature_file(features, np.zeros(500)))
+    assert [group.rows for group in find_groups(graph, 0.9)] == [[0, 1]]
+
+
+# Bugs caught: the most usual images instead of the least; scores of other images.
+def test_outliers(tmp_path, file):
+    scores = outlier_scores(neighbour_graph(file, k=3))
+    found = write_outliers(tmp_path, file, scores, count=4)
+    lowest = np.sort(scores)[:4]
+    assert [each["score"] for each in found] == pytest.approx(lowest.tolist(), abs=1e-4)
+    assert not {"exact.png", "near.jpg"} & {each["name"].split("/")[1] for each in found}
+    assert [row["name"] for row in table(tmp_path / "outliers.csv")] == [each["name"] for each in found]
+    assert len(re.findall("<figure>", (tmp_path / "index.html").read_text())) == 4
