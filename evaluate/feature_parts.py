@@ -24,7 +24,7 @@ from swav_tf.plumbing.values import nested_diff
 
 FACTS: Final = "features.json"
 FACTS_KEY: Final = b"swav_tf"  # of the facts in the metadata of a Parquet file
-TABLE_ROWS: Final = 4_096  # rows of a table that are read for one name
+TABLE_ROWS: Final = 1_024  # rows of a table that are written together, and read for one name
 OPEN_FILES: Final = 64
 
 
@@ -328,8 +328,9 @@ class Table(Sequence[str]):
 
     def _groups(self, start: int, stop: int) -> Iterator[tuple[Any, slice]]:
         for i, here in self._rows.pieces(start, stop):
-            for group in range(here.start // TABLE_ROWS, -(-here.stop // TABLE_ROWS)):
-                first = group * TABLE_ROWS
+            size = self._file(i).metadata.row_group(0).num_rows
+            for group in range(here.start // size, -(-here.stop // size)):
+                first = group * size
                 yield self._group(i, group), slice(max(here.start - first, 0), here.stop - first)
 
     def _read_group(self, part: int, group: int) -> Any:

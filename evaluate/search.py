@@ -23,6 +23,7 @@ from swav_tf.knn import Neighbours, find_neighbours, unit_rows
 from swav_tf.plumbing.errors import DataError, UsageError
 from swav_tf.plumbing.files import atomic_write, atomic_writes, locked_folder
 from swav_tf.plumbing.log import log
+from swav_tf.plumbing.system import available_cores
 from swav_tf.plumbing.values import nested_diff
 
 BLOCK: Final = 131_072  # rows that are added, and kept, at once
@@ -110,6 +111,11 @@ class SearchIndex:
 
 
 def _search(engine: Any, asked: np.ndarray, count: int, probes: int) -> np.ndarray:
+    import faiss
+
+    faiss.omp_set_num_threads(
+        1 if len(asked) < 8 else available_cores()
+    )  # threads share out queries, not lists
     engine.nprobe = probes
     found: np.ndarray = engine.search(asked, count)[1]
     return found
