@@ -28,14 +28,15 @@ from swav_tf.recipe.pretraining import Data, EvaluationView
 
 NEAREST: Final = 10  # neighbors of each image
 BLOCK: Final = 8_192  # images whose neighbors are compared at once
-MEAN_ROWS: Final = 100_000  # of which the mean is computed
+SAMPLE: Final = 100_000  # images of which mean and standard deviation are computed
 
 
 @dataclass(frozen=True)
 class Graph:
     """The k nearest neighbors of each of N images, without the image itself.
 
-    Cosines are centered: the mean of all features is subtracted first. Plain cosines of pooled features are all near 1.
+    Cosines are of standardized features: less their mean, divided by their standard deviation. Plain cosines of pooled
+    features are all near 1.
     """
 
     indices: np.ndarray  # (N, k) rows
@@ -44,7 +45,7 @@ class Graph:
 
 @dataclass(frozen=True)
 class Group:
-    """Rows of near-duplicates, and the centered cosine of each with the nearest other one."""
+    """Rows of near-duplicates, and the cosine of each with the nearest other one."""
 
     rows: list[int]
     cosines: list[float]
@@ -68,8 +69,8 @@ def neighbour_graph(
     total, k = len(features), min(k, len(features) - 1)
     if k < 1:
         raise UsageError(f"At least two images are needed. Received: {total}, in {file.path}.")
-    sample = np.sort(np.random.default_rng(0).choice(total, min(total, MEAN_ROWS), replace=False))
-    mean = unit_rows(features[sample]).mean(axis=0)
+    sample = features[np.sort(np.random.default_rng(0).choice(total, min(total, SAMPLE), replace=False))]
+    mean, scale = sample.mean(axis=0), sample.std(axis=0) + 1e-6
     indices, cosines = np.empty((total, k), np.int64), np.empty((total, k), np.float32)
     for start in range(0, total, BLOCK):
         here = slice(start, min(start + BLOCK, total))
@@ -78,22 +79,24 @@ def neighbour_graph(
         # The image itself is left out; where equal ones have taken its place, the last of them is.
         others = np.argsort(near == own, axis=1, kind="stable")[:, :k]
         indices[here] = np.take_along_axis(near, others, axis=1)
-        cosines[here] = _centered(features, own[:, 0], indices[here], mean)
+        cosines[here] = _cosines(features, own[:, 0], indices[here], mean, scale)
         on_progress(here.stop / total)
     return Graph(indices, cosines)
 
 
-def _centered(features: np.ndarray, rows: np.ndarray, near: np.ndarray, mean: np.ndarray) -> np.ndarray:
-    """Return the centered cosines (n, k) of rows (n,) with their neighbors (n, k)."""
+def _cosines(
+    features: np.ndarray, rows: np.ndarray, near: np.ndarray, mean: np.ndarray, scale: np.ndarray
+) -> np.ndarray:
+    """Return the cosines (n, k) of rows (n,) with their neighbors (n, k), of standardized features."""
     needed, place = np.unique(np.concatenate([rows, near.ravel()]), return_inverse=True)
-    centered = unit_rows(unit_rows(features[needed]) - mean)
-    asked, others = centered[place[: len(rows)]], place[len(rows) :].reshape(near.shape)
-    columns = [np.einsum("ij,ij->i", asked, centered[others[:, i]]) for i in range(near.shape[1])]
+    unit = unit_rows((features[needed] - mean) / scale)
+    asked, others = unit[place[: len(rows)]], place[len(rows) :].reshape(near.shape)
+    columns = [np.einsum("ij,ij->i", asked, unit[others[:, i]]) for i in range(near.shape[1])]
     return np.stack(columns, axis=1)
 
 
 def find_groups(graph: Graph, threshold: float) -> list[Group]:
-    """Return the groups that neighbors of a centered cosine of at least `threshold` connect, the closest first."""
+    """Return the groups that neighbors of a cosine of at least `threshold` connect, the closest first."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
@@ -114,7 +117,7 @@ def find_groups(graph: Graph, threshold: float) -> list[Group]:
 
 
 def outlier_scores(graph: Graph) -> np.ndarray:
-    """Return the mean centered cosine of each image with its neighbors, (N,): the lower, the more of an outlier."""
+    """Return the mean cosine of each image with its neighbors, (N,): the lower, the more of an outlier."""
     scores: np.ndarray = graph.cosines.mean(axis=1)
     return scores
 
@@ -164,7 +167,7 @@ def write_duplicates(
         cards.append({"lines": lines, "share": None, "pictures": _pictures(group, images, file)})
     tiles = [(f"{value:,}", key.replace("_", " ")) for key, value in report.items()]
     text = (
-        f"The {len(cards):,} closest groups; duplicates.csv lists all. Below each image: the centered cosine with the "
+        f"The {len(cards):,} closest groups; duplicates.csv lists all. Below each image: the cosine with the "
         "nearest one of its group, and a letter that it shares with exact copies, which have the same content."
     )
     _write_page(folder, "Near-duplicates", file, images, tiles, text, cards)
@@ -186,7 +189,7 @@ def write_outliers(
     pictures = _pictures([(each, each["score"], "") for each in found], images, file)
     card = {"lines": ["Outliers"], "share": None, "pictures": pictures}
     tiles = [(f"{len(scores):,}", "images"), (f"{float(np.median(scores)):.3f}", "median score")]
-    text = "The images of lowest score, the lowest first. Score: the mean centered cosine with the ten nearest images."
+    text = "The images of lowest score, the lowest first. Score: the mean cosine with the ten nearest images."
     _write_page(folder, "Outliers", file, images, tiles, text, [card])
     return found
 

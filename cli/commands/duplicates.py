@@ -14,8 +14,8 @@ from cli.options import Report, count_option, report_options
     "--threshold",
     type=click.FloatRange(-1, 1),
     metavar="X",
-    default=0.95,
-    help="Lowest centered cosine of near-duplicates.",
+    default=0.997,
+    help="Lowest cosine of near-duplicates, of standardized features.",
 )
 @count_option("--groups", default=100, help="Groups to show, the closest first; the table lists all.")
 @report_options
@@ -29,7 +29,7 @@ def command(search: SearchChoice, threshold: float, groups: int, report: Report)
     \b
     Examples:
       swav-tf duplicates photos.npz --output duplicates
-      swav-tf duplicates photos/ --index photos.index --output duplicates --threshold 0.98
+      swav-tf duplicates photos/ --index photos.index --output duplicates --threshold 0.99
     """
     file, graph = search.neighbours(quiet=report.quiet)
 
@@ -39,7 +39,7 @@ def command(search: SearchChoice, threshold: float, groups: int, report: Report)
         search.output, file, find_groups(graph, threshold), shown=groups, data=search.data
     )
     lines = [
-        f"{found['groups']:,} groups of {found['images']:,} images with a centered cosine of at least {threshold:g}; "
+        f"{found['groups']:,} groups of {found['images']:,} images with a cosine of at least {threshold:g}; "
         f"{found['exact_copies']:,} exact copies",
         f"page      {search.output / 'index.html'}\ntable     {search.output / 'duplicates.csv'}",
     ]

@@ -18,7 +18,7 @@ PRINTED = 12  # rows of the table on the terminal
 def command(search: SearchChoice, count: int, report: Report) -> None:
     """List the images whose features are least similar to those of their nearest images.
 
-    OUTPUT receives index.html (one file, readable offline) and outliers.csv. The score is the mean centered cosine with
+    OUTPUT receives index.html (one file, readable offline) and outliers.csv. The score is the mean cosine with
     the ten nearest images.
 
     \b

@@ -63,7 +63,7 @@ def test_many_equal_images():
 
 
 # Bug caught: plain cosines, which are all near 1 where features have a common mean.
-def test_cosines_are_centered():
+def test_cosines_are_of_standardized_features():
     features = 100 + np.random.default_rng(0).normal(size=(500, 16)).astype(np.float32)
     features[1] = features[0] + 0.01
     graph = neighbour_graph(feature_file(features, np.zeros(500)))
