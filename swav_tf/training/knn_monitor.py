@@ -184,6 +184,8 @@ class ViewEvaluator(_Evaluator):
 
     def on_train_begin(self, logs: Logs | None = None) -> None:
         """Draw the views, and measure the initial weights when a run starts."""
+        if self.job.position.step and "view_retrieval_initial" not in self.job.position.validation:
+            return  # an earlier version began this run: without that figure later ones say nothing
         group = self.recipe.crops[0].model_copy(update={"count": 2})
         multicrop, seed, pairs = MultiCrop((group,), self.recipe.augment), self.recipe.train.seed, []
         for index in map(int, self.images):
@@ -200,7 +202,7 @@ class ViewEvaluator(_Evaluator):
     def on_train_batch_end(self, batch: int, logs: Logs) -> None:
         """Measure early in the run, and at its end."""
         if self.views is not None and (self._is_early or self.job.position.at_end):
-            self._keep("views", view_retrieval=self._retrieval())
+            self._keep("views", view_retrieval=self._retrieval(), view_images=len(self.views[0]))
 
     def on_epoch_end(self, epoch: int, logs: Logs | None = None) -> None:
         """Log what the measurements say."""
