@@ -214,7 +214,7 @@ def _fill(
     trained = work / "trained"
     if not trained.exists():
         engine = faiss.index_factory(facts["feature_dim"], facts["factory"], faiss.METRIC_INNER_PRODUCT)
-        sample, _ = _split(rows, engine.nlist, facts["seed"])
+        sample, _ = _split(rows, faiss.extract_index_ivf(engine).nlist, facts["seed"])
         engine.train(unit_rows(parts.features[sample]))
         _save(trained, engine)
     complete = faiss.read_index(str(trained))
