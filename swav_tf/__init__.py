@@ -97,7 +97,7 @@ class _AfterKeras:
         return spec
 
 
-if "keras" in sys.modules:
+if sys.modules.get("keras") is not None:
     _register_in_keras()
 else:
     sys.meta_path.insert(0, _AfterKeras())

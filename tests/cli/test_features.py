@@ -213,7 +213,7 @@ def test_refusals(line, code, part, model, files, tmp_path, monkeypatch, refused
 def test_parquet_needs_its_package(monkeypatch, refused):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     monkeypatch.delitem(sys.modules, "pyarrow.parquet", raising=False)
-    refused("features digits --model nowhere --output x.parquet", 1, "pip install 'swav-tf[train]'")
+    refused("features digits --model nowhere --output x.parquet", 1, "pip install 'swav-tf[parquet]'")
 
 
 # Bug caught: a speed that counts the images of an earlier call, or a log without progress.
