@@ -19,8 +19,9 @@ from swav_tf.data.sources import open_source
 from swav_tf.data.survey import survey, this_machine
 from swav_tf.method.swav import SwAV
 from swav_tf.recipe.auto import choose
+from swav_tf.recipe.data import Data
 from swav_tf.recipe.files import recipe_of
-from swav_tf.recipe.pretraining import Data, Recipe
+from swav_tf.recipe.pretraining import Recipe
 from swav_tf.training.build import build_swav, load_swav
 from swav_tf.training.features import extract_features
 from swav_tf.training.rescue import pretrain_with_rescue

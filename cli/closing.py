@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from swav_tf.recipe.classifier import ClassifierRecipe
-    from swav_tf.recipe.pretraining import Data, Recipe
+    from swav_tf.recipe.data import Data
+    from swav_tf.recipe.pretraining import Recipe
 
 Command = Sequence[str | Path]
 

@@ -16,7 +16,7 @@ from swav_tf.data.sources import ImageSource
 from swav_tf.data.views import ViewedImage, stack_views, view_images
 from swav_tf.plumbing.errors import UsageError
 from swav_tf.plumbing.files import atomic_write
-from swav_tf.recipe.pretraining import EvaluationView
+from swav_tf.recipe.data import EvaluationView
 from swav_tf.runs.folder import epoch_in_words
 
 TOP = 5

@@ -15,7 +15,8 @@ from swav_tf.plumbing.log import log
 from swav_tf.plumbing.values import comma_list
 
 if TYPE_CHECKING:
-    from swav_tf.recipe.pretraining import Data, Recipe
+    from swav_tf.recipe.data import Data
+    from swav_tf.recipe.pretraining import Recipe
 
 _PERHAPS_LABELED = ("list", "tar", "parquet")
 # Settings of `data` that name the images.
@@ -135,8 +136,9 @@ class RecipeChoice:
         from swav_tf.data.survey import survey, this_machine
         from swav_tf.recipe.advice import check_recipe
         from swav_tf.recipe.auto import choose
+        from swav_tf.recipe.data import Data
         from swav_tf.recipe.files import recipe_of
-        from swav_tf.recipe.pretraining import Data, Recipe
+        from swav_tf.recipe.pretraining import Recipe
 
         given = dict(item.split("=", 1) for item in self.overrides if "=" in item)
         data = {key: given[f"data.{key}"] for key in _PLACE if f"data.{key}" in given}

@@ -72,13 +72,14 @@ def extract_features(
     with open_store(path, {**facts, "batch_size": batch_size}, model.feature_dim, fresh=fresh) as store:
         before, unreadable.reasons = store.images, store.unreadable
         rest, view, add = indices[before:], model.input_view, unreadable.add
+        batches = view_batches(images.source, rest, view, batch_size, threads=threads, unreadable=add)
         try:
-            for batch in view_batches(images.source, rest, view, batch_size, threads=threads, unreadable=add):
+            for batch in batches:
                 store.append(batch, model.features(stack_views(batch)))
-                batches = (
-                    batch[-1].index - rest.start
-                ) // batch_size + 1  # also those without a readable image
-                done = min(before + batches * batch_size, len(indices))
+                of_rest = (
+                    batch[-1].index - rest.start + 1
+                )  # rounded up: a batch's last images may be unreadable
+                done = min(before + -(-of_rest // batch_size) * batch_size, len(indices))
                 if time.monotonic() - store.saved_at >= save_seconds:
                     store.save(done)
                 if on_progress is not None:
@@ -86,10 +87,6 @@ def extract_features(
             store.save(len(indices))
         finally:
             unreadable.write_list()
-        if not store.rows:
-            raise DataError(
-                f"At least one image must be readable. Received: {len(indices)} unreadable images."
-            )
         facts["unreadable"] = len(unreadable.reasons)
         _write(output, store, images, facts)
     seconds = time.perf_counter() - began
@@ -111,6 +108,9 @@ def _prepare(
 
 
 def _write(output: Path | Part, store: FeatureStore, images: ImageSet, facts: dict[str, Any]) -> None:
+    if not store.rows:
+        unreadable = facts["unreadable"]
+        raise DataError(f"At least one image must be readable. Received: {unreadable} unreadable images.")
     features, index, labels = store.read()
     names = [printable(images.source.image_name(i)) for i in index.tolist()]
     if isinstance(output, Part):

@@ -22,7 +22,7 @@ from swav_tf.data.sources import ImageSource, read_image
 from swav_tf.plumbing.errors import DataError
 from swav_tf.plumbing.files import atomic_write
 from swav_tf.plumbing.names import printable
-from swav_tf.recipe.pretraining import EvaluationView
+from swav_tf.recipe.data import EvaluationView
 
 SIDE: Final = 96  # of a thumbnail, pixels
 PICTURE_PROTOTYPES: Final = 30  # in sheet.png

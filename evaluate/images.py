@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 from swav_tf.data.sources import ImageSource, contents_sha256, fingerprint, open_source, recognized
 from swav_tf.plumbing.errors import UsageError
-from swav_tf.recipe.pretraining import SPLIT_KINDS, Data
+from swav_tf.recipe.data import SPLIT_KINDS, Data
 
 KINDS: tuple[str, ...] = get_args(Data.model_fields["kind"].annotation)
 

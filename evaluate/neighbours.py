@@ -24,7 +24,7 @@ from swav_tf.plumbing.errors import UsageError
 from swav_tf.plumbing.files import atomic_write
 from swav_tf.plumbing.parallel import map_ahead
 from swav_tf.plumbing.system import available_cores
-from swav_tf.recipe.pretraining import Data, EvaluationView
+from swav_tf.recipe.data import Data, EvaluationView
 
 NEAREST: Final = 10  # neighbors of each image
 BLOCK: Final = 8_192  # images whose neighbors are compared at once

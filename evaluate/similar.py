@@ -22,7 +22,7 @@ from swav_tf.data.sources import contents_sha256
 from swav_tf.plumbing.errors import DataError, UsageError
 from swav_tf.plumbing.log import log
 from swav_tf.plumbing.names import printable
-from swav_tf.recipe.pretraining import Data
+from swav_tf.recipe.data import Data
 
 SIDE: Final = 144  # of an image in the picture, pixels
 COLUMNS: Final = 6

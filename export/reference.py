@@ -16,7 +16,7 @@ from evaluate.backends.onnx_metadata import dataset_name
 from evaluate.images import ImageSet
 from swav_tf.data.views import UnreadableImages, ViewedImage, view_images
 from swav_tf.plumbing.errors import DataError, UsageError
-from swav_tf.recipe.pretraining import EvaluationView
+from swav_tf.recipe.data import EvaluationView
 
 REFERENCE: Final = "reference.npz"
 

@@ -28,7 +28,7 @@ from swav_tf.data.labels import numbered
 from swav_tf.plumbing.errors import DataError, UsageError
 from swav_tf.plumbing.log import log
 from swav_tf.plumbing.system import version_of
-from swav_tf.recipe.pretraining import EvaluationView
+from swav_tf.recipe.data import EvaluationView
 
 if TYPE_CHECKING:
     from export.graph import TrainedModel

@@ -8,15 +8,14 @@ from typing import Any
 
 import click
 
+from cli.model_options import ModelChoice, model_options
 from cli.options import (
     ImageChoice,
-    ModelChoice,
     ReadingChoice,
     Report,
     count_option,
     image_options,
     make_folder,
-    model_options,
     output_option,
     reading_options,
     report_options,

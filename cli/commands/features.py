@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING
 
 import click
 
+from cli.model_options import ModelChoice, optional_model_options
 from cli.options import (
     ImageChoice,
-    ModelChoice,
     ReadingChoice,
     Report,
     image_options,
-    optional_model_options,
     output_option,
     reading_options,
     report_options,
@@ -22,6 +21,7 @@ from cli.options import (
 from cli.progress import image_progress, share_progress
 
 if TYPE_CHECKING:
+    from evaluate.backends.backend import Backend
     from evaluate.feature_parts import Part
     from evaluate.features import Extraction
 
@@ -81,7 +81,7 @@ def command(
         return _check(images, report)
     if output is None:
         raise click.MissingParameter(param_type="option", param_hint="'--output'")
-    from evaluate.feature_parts import Part, has_parts
+    from evaluate.feature_parts import has_parts
 
     if images.data is not None and has_parts(Path(images.data)):
         from evaluate.features import export_features
@@ -89,8 +89,20 @@ def command(
         _show(report, output, export_features(Path(images.data), output, fresh=fresh))
         return 0
     target = _target(output, part)
-    backend = model.open()
+    _compute(images, model.open(), target, reading, fresh, report)
+    return 0
 
+
+def _compute(
+    images: ImageChoice,
+    backend: Backend,
+    target: Path | Part,
+    reading: ReadingChoice,
+    fresh: bool,
+    report: Report,
+) -> None:
+    """Compute and write the features, and report on them."""
+    from evaluate.feature_parts import Part
     from evaluate.features import extract_features
 
     opened = images.open(backend)
@@ -109,7 +121,6 @@ def command(
             on_progress=progress,
         )
     _show(report, target, result, model=backend.facts.as_dict())
-    return 0
 
 
 def _target(output: Path, part: str | None) -> Path | Part:

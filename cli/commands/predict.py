@@ -7,12 +7,12 @@ from pathlib import Path
 import click
 
 from cli.classifier_options import best_option
+from cli.model_options import provider_option
 from cli.options import (
     PATH,
     Report,
     batch_option,
     output_option,
-    provider_option,
     report_options,
     threads_option,
 )
@@ -53,7 +53,7 @@ def command(
     """
     from cli.prediction import check_output, open_classifier, predict, write_predictions
     from swav_tf.data.sources import open_source, recognized
-    from swav_tf.recipe.pretraining import Data
+    from swav_tf.recipe.data import Data
 
     check_output(output)
     settings = recognized(Data(path=data))

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from cli.model_options import provider_option
 from cli.options import (
     FOLDER,
     PATH,
@@ -15,7 +16,6 @@ from cli.options import (
     amount_option,
     count_option,
     json_options,
-    provider_option,
     threads_option,
 )
 

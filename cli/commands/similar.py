@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING
 
 import click
 
+from cli.model_options import ModelChoice, model_options
 from cli.options import (
     PATH,
-    ModelChoice,
     Report,
     count_option,
     is_default,
     json_options,
-    model_options,
     picture_option,
 )
 from cli.tables.plain import print_table

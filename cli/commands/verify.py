@@ -8,17 +8,15 @@ from typing import TYPE_CHECKING
 
 import click
 
+from cli.model_options import ContractChoice, contract_options, provider_option
 from cli.options import (
     KINDS,
     PATH,
-    ContractChoice,
     ImageChoice,
     Report,
     batch_option,
-    contract_options,
     count_option,
     json_options,
-    provider_option,
     threads_option,
 )
 

@@ -18,7 +18,7 @@ from swav_tf.data.decode import Decoding, ImageLike, UndecodableImage, evaluatio
 from swav_tf.plumbing.errors import DataError, UsageError
 from swav_tf.plumbing.parallel import map_ahead
 from swav_tf.plumbing.system import available_cores
-from swav_tf.recipe.pretraining import Data, EvaluationView
+from swav_tf.recipe.data import Data, EvaluationView
 
 
 @dataclass(frozen=True)

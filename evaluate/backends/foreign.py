@@ -15,7 +15,7 @@ from evaluate.backends.onnx_metadata import KEY, OnnxMetadata, Precision, Prepro
 from swav_tf.data.records import MalformedExample, proto_fields, proto_integers, proto_messages
 from swav_tf.plumbing.errors import DataError, UsageError
 from swav_tf.plumbing.files import file_sha256
-from swav_tf.recipe.pretraining import Data
+from swav_tf.recipe.data import Data
 
 USUAL: Final = "--view 256,224 --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225"
 TYPES: Final[dict[str, Any]] = {

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from evaluate.backends.backend import ModelIdentity
 from swav_tf.plumbing.errors import DataError
-from swav_tf.recipe.pretraining import Data, EvaluationView
+from swav_tf.recipe.data import Data, EvaluationView
 from swav_tf.recipe.section import Section
 
 KEY: Final = "swav_tf"

@@ -16,7 +16,7 @@ from evaluate.backends.onnx_backend import missing_provider
 from evaluate.benchmark.machine import no_gpu_reason
 from evaluate.benchmark.schema import Kind, Settings
 from swav_tf.plumbing.errors import UsageError
-from swav_tf.recipe.pretraining import EvaluationView
+from swav_tf.recipe.data import EvaluationView
 
 
 @dataclass(frozen=True)

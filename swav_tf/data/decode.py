@@ -27,7 +27,7 @@ from PIL import ImageOps, UnidentifiedImageError
 
 from swav_tf.data.augment import Image, resize_box
 from swav_tf.data.jpeg import DamagedJpeg, read_structure
-from swav_tf.recipe.pretraining import Data, EvaluationView
+from swav_tf.recipe.data import Data, EvaluationView
 
 # Formats by Pillow's names, with the extensions of their files. HEIF needs pillow-heif.
 FORMATS: Final = {

@@ -20,7 +20,8 @@ from swav_tf.data.workers import SLOTS, CropProcesses, largest_chunk
 from swav_tf.plumbing.errors import DataError
 from swav_tf.plumbing.system import available_cores
 from swav_tf.recipe.classifier import ClassifierRecipe
-from swav_tf.recipe.pretraining import Data, EvaluationView, Recipe
+from swav_tf.recipe.data import Data, EvaluationView
+from swav_tf.recipe.pretraining import Recipe
 
 _QUIET_SECONDS = 0.1  # a data set that needs another call makes it within microseconds
 _open_calls: list[PythonCalls] = []

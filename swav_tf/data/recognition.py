@@ -16,7 +16,7 @@ from swav_tf.data.records import starts_like_records
 from swav_tf.data.shard_index import is_shard
 from swav_tf.plumbing.errors import DataError
 from swav_tf.plumbing.names import printable
-from swav_tf.recipe.pretraining import Kind
+from swav_tf.recipe.data import Kind
 
 
 class Found(NamedTuple):

@@ -20,7 +20,7 @@ from swav_tf.data.tar import TarSource
 from swav_tf.plumbing.errors import DataError
 from swav_tf.plumbing.log import log_once
 from swav_tf.plumbing.names import name_bytes
-from swav_tf.recipe.pretraining import SPLIT_KINDS, Data
+from swav_tf.recipe.data import SPLIT_KINDS, Data
 
 
 class ImageSource(Protocol):

@@ -16,7 +16,7 @@ from swav_tf.plumbing.errors import DataError
 from swav_tf.plumbing.log import log
 from swav_tf.plumbing.system import available_cores
 from swav_tf.recipe.auto import ImageFacts, Machine
-from swav_tf.recipe.pretraining import Data
+from swav_tf.recipe.data import Data
 
 SAMPLE: Final = 48  # images that are decoded
 GRAY_TOLERANCE: Final = 4  # between channels: JPEG rounds them

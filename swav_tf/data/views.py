@@ -18,7 +18,7 @@ from swav_tf.plumbing.files import atomic_write
 from swav_tf.plumbing.names import printable
 from swav_tf.plumbing.parallel import map_ahead
 from swav_tf.plumbing.system import available_cores
-from swav_tf.recipe.pretraining import EvaluationView
+from swav_tf.recipe.data import EvaluationView
 
 
 @dataclass(frozen=True)

@@ -91,7 +91,6 @@ def choose(images: ImageFacts, machine: Machine, batch: int | None = None) -> Ch
     epochs, seconds = _epochs(images, machine, batch=batch, size=large)
     parts = _parts(batch, machine, network=network, pixels=2 * large**2 + 4 * small**2)
     scales = ([0.4, 1.0], [0.2, 0.5]) if large <= 32 else ([0.3, 1.0], [0.1, 0.4])
-    jitter = 0.3 if images.gray else 0.4
     view = {"resize": large if large <= 48 else large * 8 // 7, "crop": large}
     settings = {
         "name": f"auto-{Path(images.path).name or 'images'}",
@@ -104,17 +103,7 @@ def choose(images: ImageFacts, machine: Machine, batch: int | None = None) -> Ch
             {"count": 2, "size": large, "scale": scales[0]},
             {"count": 4, "size": small, "scale": scales[1]},
         ],
-        "augment": {
-            "flip_probability": 0.5 if images.images >= FLIPPED_IMAGES and not images.gray else 0.0,
-            "jitter": {
-                "brightness": jitter,
-                "contrast": jitter,
-                "saturation": 0.0 if images.gray else jitter,
-                "hue": 0.0 if images.gray else 0.1,
-            },
-            "grayscale_probability": 0.0 if images.gray else 0.2,
-            "blur": {"probability": 0.5 if large > 64 else 0.0},
-        },
+        "augment": _augment(images, size=large),
         "model": {
             "backbone": {"name": network},
             "head_hidden": {"resnet_small": 128, "resnet50": 2048}.get(network, 512),
@@ -150,6 +139,22 @@ def _views(images: ImageFacts, machine: Machine) -> tuple[int, int, str]:
     if images.short_side <= 96:
         return 64, 40, "resnet18_32px"
     return (160, 64, "resnet18") if images.images < 20_000 else (224, 96, "resnet50")
+
+
+def _augment(images: ImageFacts, *, size: int) -> dict[str, Any]:
+    """Return the augmentation of crops of a size."""
+    jitter = 0.3 if images.gray else 0.4
+    return {
+        "flip_probability": 0.5 if images.images >= FLIPPED_IMAGES and not images.gray else 0.0,
+        "jitter": {
+            "brightness": jitter,
+            "contrast": jitter,
+            "saturation": 0.0 if images.gray else jitter,
+            "hue": 0.0 if images.gray else 0.1,
+        },
+        "grayscale_probability": 0.0 if images.gray else 0.2,
+        "blur": {"probability": 0.5 if size > 64 else 0.0},
+    }
 
 
 def _batch(images: int) -> int:

@@ -7,7 +7,8 @@ from typing import Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from swav_tf.recipe.pretraining import Augment, Blur, Checkpoints, ColorJitter, CropGroup, Data, Train
+from swav_tf.recipe.data import Data
+from swav_tf.recipe.pretraining import Augment, Blur, Checkpoints, ColorJitter, CropGroup, Train
 from swav_tf.recipe.section import AreaRange, Probability, Range, Remark, Section, refuse
 
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from swav_tf.data.sources import ImageSource
 from swav_tf.data.views import stack_views, view_batches
 from swav_tf.method.replicated_model import ReplicatedModel
-from swav_tf.recipe.pretraining import Data
+from swav_tf.recipe.data import Data
 
 
 def extract_features(

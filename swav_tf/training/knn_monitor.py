@@ -26,7 +26,8 @@ from swav_tf.knn import BASELINES, baselines_of, comparison, find_neighbours, kn
 from swav_tf.method.swav import SwAV
 from swav_tf.plumbing.errors import DataError
 from swav_tf.plumbing.log import log
-from swav_tf.recipe.pretraining import Data, Recipe
+from swav_tf.recipe.data import Data
+from swav_tf.recipe.pretraining import Recipe
 from swav_tf.training.features import extract_features
 from swav_tf.training.position import Logs
 

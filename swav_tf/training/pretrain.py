@@ -14,7 +14,7 @@ import keras
 import numpy as np
 
 from swav_tf.data.pictures import contact_sheet
-from swav_tf.data.sources import open_source
+from swav_tf.data.sources import ImageSource, open_source
 from swav_tf.knn import BASELINES, VIEWS
 from swav_tf.method.swav import SwAV
 from swav_tf.plumbing.errors import DataError
@@ -74,11 +74,7 @@ def pretrain(
     with open_job(recipe, run_dir, cluster, quiet=quiet) as job:
         source = open_source(recipe.data)
         # Every worker opens the images of the k-NN evaluation: what is wrong with them ends all at once.
-        evaluators: list[keras.callbacks.Callback] = []
-        if recipe.monitor.knn_every_epochs:
-            evaluators = [KNNEvaluator(job, recipe, source)]
-        elif recipe.monitor.view_images:
-            evaluators = [ViewEvaluator(job, recipe, source)]
+        evaluators = _evaluators(job, recipe, source)
         initial = read_pretrained(weights)[0].facts["sha256"] if weights and job.team.workers > 1 else None
         job.open(source, fresh=fresh, weights=initial)
         job.position.usage = np.zeros(recipe.model.prototypes, np.int64)
@@ -92,23 +88,35 @@ def pretrain(
         crops = " + ".join(f"{group.count} x {group.size} px" for group in recipe.crops)
         log.info(f"{recipe.name}: {len(source):,} images, {crops}, {recipe.model.prototypes} prototypes")
         ln_k = math.log(recipe.model.prototypes)
-        on_chief = [
-            keras.callbacks.LambdaCallback(on_train_begin=lambda logs: _show_crops(job, recipe)),
-            CollapseWarning(recipe, job.position, rescue),
-            *evaluators,
-        ]
-        watching = [*(on_chief if job.team.is_chief else []), *callbacks]
-        job.fit(model, watching, averaged=AVERAGED, chance=("ln K", ln_k))
-        summary = job.finish(
-            loss_first=job.position.first_loss,
-            loss_last=job.position.last_loss,
-            ln_k=ln_k,
-            **{key: job.position.validation.get(key) for key in ("knn_top1", *BASELINES, *VIEWS)},
-            prototypes_used=int(np.count_nonzero(job.position.usage)),
-            prototypes=recipe.model.prototypes,
-            images=len(source),
+        shown = keras.callbacks.LambdaCallback(on_train_begin=lambda logs: _show_crops(job, recipe))
+        on_chief = [shown, CollapseWarning(recipe, job.position, rescue), *evaluators]
+        job.fit(
+            model,
+            [*(on_chief if job.team.is_chief else []), *callbacks],
+            averaged=AVERAGED,
+            chance=("ln K", ln_k),
         )
+        summary = job.finish(ln_k=ln_k, images=len(source), **_outcome(job, recipe))
         return PretrainResult(model, job.run_dir, summary, job.team.is_chief)
+
+
+def _evaluators(job: Job, recipe: Recipe, source: ImageSource) -> list[keras.callbacks.Callback]:
+    """Return what judges the features during the run: by labels where there are some, else by views."""
+    if recipe.monitor.knn_every_epochs:
+        return [KNNEvaluator(job, recipe, source)]
+    return [ViewEvaluator(job, recipe, source)] if recipe.monitor.view_images else []
+
+
+def _outcome(job: Job, recipe: Recipe) -> dict[str, Any]:
+    """Return the loss, what judged the features, and the prototypes used."""
+    found = job.position
+    return {
+        "loss_first": found.first_loss,
+        "loss_last": found.last_loss,
+        **{key: found.validation.get(key) for key in ("knn_top1", *BASELINES, *VIEWS)},
+        "prototypes_used": int(np.count_nonzero(found.usage)),
+        "prototypes": recipe.model.prototypes,
+    }
 
 
 def _show_crops(job: Job, recipe: Recipe) -> None:

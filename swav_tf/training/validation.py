@@ -17,7 +17,7 @@ from swav_tf.model.replicas import per_replica_variable, sum_over_replicas
 from swav_tf.plumbing.errors import SwavError
 from swav_tf.plumbing.log import log
 from swav_tf.recipe.classifier import FinetuneRecipe, ProbeRecipe
-from swav_tf.recipe.pretraining import Data
+from swav_tf.recipe.data import Data
 from swav_tf.runs.model_facts import BY_IMPORT, ModelFacts
 from swav_tf.training.callbacks import MetricsLog
 from swav_tf.training.classifier import Classifier

@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from swav_tf.recipe.pretraining import Data, Recipe
+from swav_tf.recipe.data import Data
+from swav_tf.recipe.pretraining import Recipe
 
 
 @pytest.fixture(scope="session")

@@ -22,7 +22,7 @@ from swav_tf.data.recognition import recognize
 from swav_tf.data.sharding import write_shards
 from swav_tf.data.sources import contents_sha256, fingerprint, open_source
 from swav_tf.plumbing.errors import DataError
-from swav_tf.recipe.pretraining import Data
+from swav_tf.recipe.data import Data
 
 pytest.importorskip("tensorflow")
 

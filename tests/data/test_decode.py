@@ -12,7 +12,7 @@ from PIL import Image
 
 from swav_tf.data import decode as module
 from swav_tf.data.decode import Decoding, UndecodableImage, decode, evaluation_view, looks_like_an_image
-from swav_tf.recipe.pretraining import EvaluationView
+from swav_tf.recipe.data import EvaluationView
 
 
 @pytest.fixture

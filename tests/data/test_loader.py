@@ -10,7 +10,7 @@ from swav_tf.data.loader import evaluation_batches, training_batches
 from swav_tf.data.multicrop import MultiCrop
 from swav_tf.data.order import epoch_order
 from swav_tf.data.sources import read_image
-from swav_tf.recipe.pretraining import EvaluationView
+from swav_tf.recipe.data import EvaluationView
 
 tf = pytest.importorskip("tensorflow")
 

@@ -7,7 +7,7 @@ from swav_tf.data.records import MalformedExample, decode_example
 from swav_tf.data.sources import open_source
 from swav_tf.data.tfrecord import TFRecordSource
 from swav_tf.plumbing.errors import DataError
-from swav_tf.recipe.pretraining import Data
+from swav_tf.recipe.data import Data
 
 tf = pytest.importorskip("tensorflow")
 

@@ -18,7 +18,7 @@ from swav_tf.data.folders import ClassFolders, ImageFolder
 from swav_tf.data.sharding import write_shards
 from swav_tf.data.sources import fingerprint, open_source
 from swav_tf.plumbing.errors import DataError, UsageError
-from swav_tf.recipe.pretraining import Data
+from swav_tf.recipe.data import Data
 
 pytest.importorskip("tensorflow")
 

@@ -10,7 +10,7 @@ from swav_tf.data.folders import ClassFolders, ImageFolder
 from swav_tf.data.recognition import recognize
 from swav_tf.data.sources import open_source
 from swav_tf.plumbing.errors import DataError
-from swav_tf.recipe.pretraining import Data
+from swav_tf.recipe.data import Data
 
 KINDS = {"images": ImageFolder, "class_folders": ClassFolders}
 

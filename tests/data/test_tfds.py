@@ -8,7 +8,7 @@ import pytest
 from swav_tf.data.decode import decode
 from swav_tf.data.sources import open_source
 from swav_tf.plumbing.errors import DataError
-from swav_tf.recipe.pretraining import Data
+from swav_tf.recipe.data import Data
 
 tfds = pytest.importorskip("tensorflow_datasets")
 

@@ -9,7 +9,7 @@ import pytest
 from swav_tf.data.decode import DEFAULT
 from swav_tf.data.views import UnreadableImages, view_batches, view_images
 from swav_tf.plumbing.errors import DataError
-from swav_tf.recipe.pretraining import EvaluationView
+from swav_tf.recipe.data import EvaluationView
 
 VIEW = EvaluationView(resize=8, crop=8)
 

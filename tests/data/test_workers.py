@@ -24,7 +24,7 @@ from swav_tf.data.sources import open_source
 from swav_tf.data.subset import Subset
 from swav_tf.data.workers import CropProcesses
 from swav_tf.plumbing.errors import DataError
-from swav_tf.recipe.pretraining import Data
+from swav_tf.recipe.data import Data
 from tests.data.hanging import Hanging
 
 pytestmark = pytest.mark.multiprocess

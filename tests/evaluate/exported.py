@@ -9,7 +9,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from evaluate.backends.onnx_backend import OnnxBackend
 from evaluate.backends.onnx_metadata import OnnxMetadata, Preprocessing
-from swav_tf.recipe.pretraining import Data
+from swav_tf.recipe.data import Data
 
 SIDE, FEATURES = 8, 6
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)

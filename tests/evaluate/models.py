@@ -7,7 +7,7 @@ from evaluate.backends.backend import Backend, ModelIdentity
 from evaluate.feature_file import FeatureFile
 from evaluate.images import open_images
 from swav_tf.data.views import stack_views, view_images
-from swav_tf.recipe.pretraining import Data, EvaluationView
+from swav_tf.recipe.data import Data, EvaluationView
 
 SIDE, FEATURES, PROTOTYPES = 6, 5, 7
 

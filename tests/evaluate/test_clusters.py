@@ -7,7 +7,7 @@ import pytest
 from evaluate.clusters import Clusters, assign_images, summary, usage_table, write_tables
 from evaluate.images import ImageSet
 from swav_tf.plumbing.errors import UsageError
-from swav_tf.recipe.pretraining import Data
+from swav_tf.recipe.data import Data
 from tests.evaluate.models import PROTOTYPES, NumpyBackend, class_folders, outputs_of
 
 

@@ -13,7 +13,7 @@ from evaluate.features import extract_features
 from evaluate.images import open_images
 from swav_tf.plumbing.errors import DataError, UsageError
 from swav_tf.plumbing.log import log
-from swav_tf.recipe.pretraining import Data
+from swav_tf.recipe.data import Data
 from tests.evaluate.models import NumpyBackend, class_folders, outputs_of
 
 SCRIPT = Path(__file__).parent / "run_features.py"

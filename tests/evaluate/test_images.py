@@ -3,7 +3,7 @@ import pytest
 from evaluate.images import open_images
 from swav_tf.data.sources import contents_sha256, fingerprint
 from swav_tf.plumbing.errors import DataError, UsageError
-from swav_tf.recipe.pretraining import Data
+from swav_tf.recipe.data import Data
 
 
 # Bugs caught: a split or path of the digits that is applied to a folder, images identified otherwise than by a run.

@@ -28,7 +28,7 @@ from export.verify import verify
 from swav_tf.data.views import stack_views, view_images
 from swav_tf.plumbing.errors import DataError, UsageError
 from swav_tf.recipe.classifier import FinetuneRecipe
-from swav_tf.recipe.pretraining import Data
+from swav_tf.recipe.data import Data
 from swav_tf.training.classifier_folder import load_classifier
 from swav_tf.training.classify import finetune
 from tests.classifiers import pretraining_run, tiny_classifier_recipe

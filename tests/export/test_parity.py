@@ -9,7 +9,7 @@ import pytest
 from export.parity import GATES, compare, drop_by_chance, right_by_others, run_all
 from export.reference import Reference
 from swav_tf.plumbing.errors import DataError
-from swav_tf.recipe.pretraining import EvaluationView
+from swav_tf.recipe.data import EvaluationView
 
 N = 60
 

@@ -9,7 +9,8 @@ from PIL import Image
 from swav_tf.data.folders import ImageFolder
 from swav_tf.data.sources import open_source
 from swav_tf.knn import comparison, view_comparison
-from swav_tf.recipe.pretraining import Augment, Blur, ColorJitter, CropGroup, Data
+from swav_tf.recipe.data import Data
+from swav_tf.recipe.pretraining import Augment, Blur, ColorJitter, CropGroup
 from swav_tf.training.knn_monitor import (
     KNNEvaluator,
     early_epoch,

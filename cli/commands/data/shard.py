@@ -52,7 +52,7 @@ def command(
     from swav_tf.data.sharding import write_shards
     from swav_tf.data.sources import FileSource, open_source, recognized
     from swav_tf.plumbing.errors import DataError
-    from swav_tf.recipe.pretraining import Data
+    from swav_tf.recipe.data import Data
 
     load_tensorflow_quietly()  # it writes the records
     settings = recognized(Data.model_validate({"kind": kind or "auto", "path": data}))

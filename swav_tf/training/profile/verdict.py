@@ -6,7 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from swav_tf.recipe.pretraining import Data, Recipe, Train
+from swav_tf.recipe.data import Data
+from swav_tf.recipe.pretraining import Recipe, Train
 
 Bound = Literal["input", "host", "device", "communication"]
 

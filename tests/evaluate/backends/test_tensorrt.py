@@ -23,7 +23,7 @@ from evaluate.backends.engine_file import (
 from evaluate.backends.onnx_metadata import OnnxMetadata, Preprocessing
 from evaluate.backends.tensorrt_module import Gpu, NoGpuError, TensorRT, find_tensorrt, the_gpu
 from swav_tf.plumbing.errors import DataError, UsageError
-from swav_tf.recipe.pretraining import Data
+from swav_tf.recipe.data import Data
 
 PLAN = b"an engine"
 GPU = Gpu(name="NVIDIA A10", compute_capability="8.6", driver="570.10")

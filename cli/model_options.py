@@ -1,0 +1,134 @@
+"""The options of commands that take a model: a run folder, an exported file, or an ONNX file of other tools."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from cli.options import Option, option_group
+
+if TYPE_CHECKING:
+    from evaluate.backends.backend import Backend
+    from evaluate.backends.foreign import Contract
+
+
+provider_option = click.option(
+    "--provider",
+    type=click.Choice(["cpu", "cuda", "tensorrt"]),
+    show_default="cpu",
+    help="Execution provider of ONNX Runtime, for ONNX files; there is no fallback to another.",
+)
+
+
+@dataclass(frozen=True)
+class ContractChoice:
+    """The preprocessing and the output of third-party ONNX files."""
+
+    view: tuple[int, int] | None
+    mean: tuple[float, float, float] | None
+    std: tuple[float, float, float] | None
+    output_name: str | None
+
+    def contract(self) -> Contract | None:
+        """Return the contract; None without these options."""
+        if (self.view, self.mean, self.std, self.output_name) == (None, None, None, None):
+            return None
+        from evaluate.backends.foreign import USUAL, Contract
+
+        if self.view is None:
+            raise click.UsageError(
+                f"--mean, --std and --output-name require --view. The usual ones are {USUAL}."
+            )
+        return Contract(*self.view, self.mean, self.std, self.output_name)
+
+
+def _sides(context: click.Context, option: click.Parameter, value: str | None) -> tuple[int, int] | None:
+    match = re.fullmatch(r"(\d+),(\d+)", value or "")
+    if value is not None and (match is None or not 0 < int(match[2]) <= int(match[1])):
+        raise click.BadParameter(
+            f"must be RESIZE,CROP with CROP <= RESIZE, such as 256,224. Received: {value}"
+        )
+    return None if match is None else (int(match[1]), int(match[2]))
+
+
+def _channels(context: click.Context, option: click.Parameter, value: str | None) -> tuple[float, ...] | None:
+    if value is None:
+        return None
+    try:
+        red, green, blue = map(float, value.split(","))
+    except ValueError:
+        raise click.BadParameter(
+            f"must be three numbers, for red, green and blue, such as 0.485,0.456,0.406. Received: {value}"
+        ) from None
+    return red, green, blue
+
+
+_contract_options = (
+    click.option(
+        "--view",
+        callback=_sides,
+        metavar="RESIZE,CROP",
+        help="Third-party ONNX files: resize the short side, then crop the center, pixels.",
+    ),
+    click.option(
+        "--mean",
+        callback=_channels,
+        metavar="R,G,B",
+        help="Third-party ONNX files: mean of images in [0, 1].",
+    ),
+    click.option(
+        "--std",
+        callback=_channels,
+        metavar="R,G,B",
+        help="Third-party ONNX files: standard deviation; the graph gets (image / 255 - mean) / std.",
+    ),
+    click.option(
+        "--output-name",
+        metavar="NAME",
+        show_default="the only one",
+        help="Third-party ONNX files: output that has the features.",
+    ),
+)
+contract_options = option_group("contract", ContractChoice, *_contract_options)
+
+
+@dataclass(frozen=True)
+class ModelChoice:
+    """A model that computes features."""
+
+    model: str | None
+    provider: str | None
+    contract: ContractChoice
+
+    def open(self) -> Backend:
+        """Open the model; TensorFlow is loaded, quietly, for a run folder only."""
+        if self.model is None:
+            raise click.MissingParameter(param_type="option", param_hint="'--model'")
+        from evaluate import backends
+
+        if backends.is_run_folder(self.model):
+            from cli.quiet import load_tensorflow_quietly
+
+            load_tensorflow_quietly()
+        return backends.open_model(self.model, provider=self.provider, contract=self.contract.contract())
+
+
+def _model_options(*, required: bool) -> Option:
+    def build(model: str | None, provider: str | None, **contract: Any) -> ModelChoice:
+        return ModelChoice(model, provider, ContractChoice(**contract))
+
+    option = click.option(
+        "--model",
+        required=required,
+        metavar="MODEL",
+        help="Folder of a pretraining run (its newest checkpoint is used), a file written by `swav-tf export`, or a "
+        "third-party ONNX file with --view, --mean and --std.",
+    )
+    return option_group("model", build, option, provider_option, *_contract_options)
+
+
+model_options = _model_options(required=True)
+optional_model_options = _model_options(required=False)
