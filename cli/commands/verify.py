@@ -36,9 +36,7 @@ if TYPE_CHECKING:
 @click.option(
     "--kind", type=click.Choice(KINDS), show_default="the model's", help="What DATA is and how it is read."
 )
-@click.option(
-    "--split", metavar="NAME", show_default="the model's", help="Split of digits or a TFDS data set."
-)
+@click.option("--split", metavar="NAME", show_default="the model's", help="Split of the labelled images.")
 @count_option("--labelled-images", least=2, default=2000, help="Use at most N of them, drawn at random.")
 @click.option(
     "--against",

@@ -33,7 +33,6 @@ from swav_tf.plumbing.log import log
 from swav_tf.plumbing.system import available_cores
 
 BODY_SECONDS: Final = 30.0  # in which the body of a request must arrive
-SLIMMEST: Final = 50  # long side over short side of an image: the view enlarges the short side
 NPY: Final = "application/x-npy"
 _PAGE: Final = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
 
@@ -294,10 +293,6 @@ class Service:
             raise Refusal(413, "pixels", f"{name} must have at most {most:,} pixels.") from None
         except UndecodableImage as error:
             raise Refusal(400, "unreadable", f"{name} must be an image. Received: {error}.") from None
-        if max(image.shape[:2]) > SLIMMEST * min(image.shape[:2]):
-            size = f"{image.shape[1]} x {image.shape[0]}"
-            must = f"The long side of {name} must be at most {SLIMMEST} times its short side."
-            raise Refusal(400, "shape", f"{must} Received: {size} pixels.")
         return evaluation_view(image, self._model.input_view)
 
     def _compute(self, images: np.ndarray) -> np.ndarray:

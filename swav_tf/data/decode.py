@@ -66,6 +66,7 @@ _REDUCED: Final = {
     8: cv2.IMREAD_REDUCED_COLOR_8,
 }
 _PNG_SIGNATURE: Final = _SIGNATURES[1]
+SLIM: Final = 50  # long side over short side
 _STRIP: Final = 2**18  # pixels that are converted at once
 
 
@@ -297,15 +298,18 @@ def _range(image: PillowImage.Image) -> tuple[float, float]:
 def evaluation_view(image: Image, view: EvaluationView) -> Image:
     """Return the center of an image for k-NN, probes and features, uint8 (view.crop, view.crop, 3).
 
-    The short side is first resized to `view.resize`.
+    The short side is first resized to `view.resize`; of an image more than SLIM times as long as wide, only the middle
+    is: at 1 x 60,000 pixels the result would take 12 GB.
 
     Raises:
         ValueError: the crop is larger than the resized short side.
     """
     if view.crop > view.resize:
         raise ValueError(f"the crop ({view.crop} px) must fit the resized short side ({view.resize} px)")
+    short = min(image.shape[:2])
+    too_high, too_wide = (max(0, side - SLIM * short) // 2 for side in image.shape[:2])
+    image = image[too_high : image.shape[0] - too_high, too_wide : image.shape[1] - too_wide]
     height, width = image.shape[:2]
-    short = min(height, width)
     new_height, new_width = height * view.resize // short, width * view.resize // short
     resized = resize_box(image, (0, 0, height, width), new_height, new_width)
     top, left = round((new_height - view.crop) / 2), round((new_width - view.crop) / 2)

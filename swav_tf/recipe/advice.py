@@ -143,12 +143,6 @@ def _unwise_rates(recipe: Recipe) -> Iterator[Remark]:
                 f"{value:g} is above the peak of {rate.peak_learning_rate:g}",
                 "Set it below the peak; the paper's recipes have peak / 1000 at the end and 0.3 at the start",
             )
-    if rate.warmup_start_learning_rate and not rate.warmup_epochs:
-        yield Remark(
-            "optimizer.warmup_start_learning_rate",
-            "has no effect without a warm-up",
-            "Set optimizer.warmup_epochs, or leave it out",
-        )
     if rate.warmup_epochs == epochs:
         yield Remark(
             "optimizer.warmup_epochs",

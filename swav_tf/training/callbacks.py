@@ -144,6 +144,7 @@ class CollapseWarning(keras.callbacks.Callback):
         self.ln_k = math.log(recipe.model.prototypes)
         wait = recipe.frozen_steps(position.steps_per_epoch) + recipe.monitor.collapse_after_steps
         self.check_at = min(wait, position.total_steps)
+        self.short = wait > position.total_steps  # too short a run to learn: no reason to start over
         self.least_steps = min(SMOOTHING_STEPS, position.total_steps)
         self.seen = 0
         self.checked = False
@@ -168,7 +169,7 @@ class CollapseWarning(keras.callbacks.Callback):
                 f"The loss (smoothed) is {loss:.3f} after {step} steps, and ln K is {self.ln_k:.3f}: nothing has been "
                 f"learned yet (projection spread {self.spread:.3f}; 0 is complete collapse)."
             )
-            if self.rescue and (remedy := self.rescue(found)):
+            if self.rescue and not self.short and (remedy := self.rescue(found)):
                 figures = {"step": step, "loss": loss, "ln_k": self.ln_k, "projection_spread": self.spread}
                 raise Collapsed(text, figures, remedy)
             advice = "\n  ".join(f"{i}. {remedy.text}" for i, remedy in enumerate(found, 1))

@@ -307,3 +307,17 @@ def test_sizes_of_the_evaluation_view(photo):
     np.testing.assert_array_equal(evaluation_view(image, EvaluationView(resize=32, crop=32)), image)
     with pytest.raises(ValueError, match="must fit"):
         evaluation_view(photo, EvaluationView(resize=200, crop=224))
+
+
+# Bug caught: a line of 60,000 pixels enlarged to 12 GB.
+def test_slim_images_are_enlarged_in_their_middle_only(photo):
+    line = np.tile(photo[:1], (1, 94, 1))[:, :60_000]
+    tracemalloc.start()
+    try:
+        views = [evaluation_view(image, EvaluationView()) for image in (line, line.transpose(1, 0, 2))]
+        assert tracemalloc.get_traced_memory()[1] < 2**28
+    finally:
+        tracemalloc.stop()
+    expected = evaluation_view(line[:, 29_990:30_010], EvaluationView())
+    assert np.abs(views[0].astype(int) - expected).mean() < 2
+    assert np.abs(views[1].astype(int) - views[0].transpose(1, 0, 2)).max() <= 2

@@ -1,5 +1,6 @@
 import io
 import math
+from contextlib import nullcontext
 
 import pytest
 import tensorflow as tf
@@ -8,7 +9,7 @@ from tensorboard.backend.event_processing.plugin_event_accumulator import EventA
 
 from swav_tf.runs.folder import RunFolder
 from swav_tf.training import progress
-from swav_tf.training.callbacks import CollapseWarning, MetricsLog
+from swav_tf.training.callbacks import Collapsed, CollapseWarning, MetricsLog
 from swav_tf.training.position import Position, UpdatePosition
 from swav_tf.training.progress import ShowProgress
 from tests.swav_models import tiny_recipe
@@ -34,6 +35,18 @@ def test_collapse_is_warned_about_once(logged, steps, warned_at, last_loss, warn
         level == "WARNING" and "1. a smaller epsilon: -o method.epsilon=0.03, now 0.05" in text
         for level, text in logged
     )
+
+
+# Bug caught: a run of a few steps, which cannot learn, that starts over three times.
+@pytest.mark.parametrize(("steps", "rescued"), [(60, False), (1000, True)])
+def test_only_a_run_that_had_time_to_learn_starts_over(logged, steps, rescued):
+    recipe = tiny_recipe(method__prototypes_frozen_steps=100, monitor__collapse_after_steps=200)
+    position = Position(steps, steps)
+    callback = CollapseWarning(recipe, position, lambda found: found[0])
+    with pytest.raises(Collapsed) if rescued else nullcontext():
+        for position.step in range(1, steps + 1):
+            callback.on_train_batch_end(0, {"loss": LN_K, "finite": 1.0, "projection_spread": 0.1})
+    assert len(logged) == (not rescued)
 
 
 # Bug caught: a moving average that starts at the first loss: after 60 steps of learning it is a third of the average.
