@@ -93,19 +93,19 @@ def test_failures_are_explained(raised, workers, expected, message):
 STOP_EARLY = """
 import sys, time
 import keras
-from swav_tf.data import order
+from swav_tf.data.order import CropsByPosition
 from swav_tf.training.pretrain import pretrain
 from tests.swav_models import tiny_recipe
 
-original = order.read_image
+original = CropsByPosition.made
 
-def slow(source, index):
+def slow(self, data, *, index, **place):
     time.sleep(0.05)
     if sys.argv[2] == "error" and index == 70:
         raise NameError("a programming error in the data set")
-    return original(source, index)
+    return original(self, data, index=index, **place)
 
-order.read_image = slow
+CropsByPosition.made = slow
 
 class Interrupt(keras.callbacks.Callback):
     def on_train_batch_end(self, batch, logs=None):
