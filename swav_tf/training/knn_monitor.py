@@ -26,7 +26,7 @@ from swav_tf.knn import BASELINES, baselines_of, comparison, find_neighbours, kn
 from swav_tf.method.swav import SwAV
 from swav_tf.plumbing.errors import DataError
 from swav_tf.plumbing.log import log
-from swav_tf.recipe.data import Data
+from swav_tf.recipe.data import SPLIT_KINDS, Data
 from swav_tf.recipe.pretraining import Recipe
 from swav_tf.training.features import extract_features
 from swav_tf.training.position import Logs
@@ -177,7 +177,9 @@ class ViewEvaluator(_Evaluator):
 
     def __init__(self, job: Job, recipe: Recipe, source: ImageSource) -> None:
         super().__init__(job, recipe)
-        held_out = recipe.data.validation_path or recipe.data.validation_split
+        data = recipe.data
+        # A split that this kind has not is left over from another recipe, and a reason to stop for k-NN only.
+        held_out = data.validation_path or (data.kind in SPLIT_KINDS and data.validation_split)
         self.source = open_source(recipe.data, validation=True) if held_out else source
         order = np.random.default_rng(recipe.train.seed).permutation(len(self.source))
         self.images = np.sort(order[: recipe.monitor.view_images])

@@ -100,9 +100,14 @@ def test_views_find_each_other(tmp_path):
         grayscale_probability=0,
         blur=Blur(probability=0),
     )
-    recipe = tiny_recipe(data__kind="images", data__path=str(folder), monitor__view_images=512).model_copy(
-        update={"crops": (whole,), "augment": plain}
-    )
+    data = {
+        "kind": "images",
+        "path": str(folder),
+        "validation_split": "test",
+    }  # a split that folders have not
+    recipe = tiny_recipe(
+        monitor__view_images=512, **{f"data__{key}": value for key, value in data.items()}
+    ).model_copy(update={"crops": (whole,), "augment": plain})
     summary = pretrain(recipe, run_dir=tmp_path / "run", quiet=True).summary
     [first], [last] = lines(tmp_path / "run", "views_baseline"), lines(tmp_path / "run", "views")
     assert first["step"] == 0
