@@ -44,7 +44,9 @@ def test_a_source_tree_will_do(not_installed, tmp_path):
     assert any(b"swav-tf unknown" in file.read_bytes() for file in (tmp_path / "shards").glob("*.json"))
 
     model = SimpleNamespace(mean=np.float32([0.5] * 3), std=np.float32([0.2] * 3))
-    trained = SimpleNamespace(recipe=recipe, model=model, step=3, weights_sha256="0" * 64, class_names=())
+    trained = SimpleNamespace(
+        recipe=recipe, model=model, step=3, epoch=1, weights_sha256="0" * 64, class_names=()
+    )
     versions = _metadata(trained, ExportSettings(), (), recipe.data.evaluation).versions
     assert versions["swav-tf"] == "unknown"
     assert versions["onnxruntime"] == "1.2.3"

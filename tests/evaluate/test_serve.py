@@ -80,7 +80,8 @@ def test_json_and_npy_are_the_same_float32():
     assert as_json.json()["names"] == ["0.png", "1.png"]
     features = np.load(io.BytesIO(as_npy.content))
     assert (features.dtype, features.shape) == (np.float32, (2, FEATURES))
-    assert np.array_equal(np.float32(as_json.json()["features"]), features)
+    # Not to the bit: the two requests may have been computed in batches of other sizes.
+    np.testing.assert_allclose(np.float32(as_json.json()["features"]), features, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(

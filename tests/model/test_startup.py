@@ -58,6 +58,7 @@ def test_keras_with_another_backend_is_refused(tmp_path):
 import sys, types
 keras = types.ModuleType("keras")
 keras.backend = types.SimpleNamespace(backend=lambda: "jax")
+keras.saving = types.SimpleNamespace(register_keras_serializable=lambda package, name: lambda known: known)
 sys.modules["keras"] = keras
 import swav_tf
 try:

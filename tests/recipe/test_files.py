@@ -70,7 +70,7 @@ def test_names_and_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
             "swav_800",
             "no recipe 'swav_800': it is neither a file nor a bundled recipe. Did you mean 'swav_800ep'?\n",
         ),
-        ("folder/passl_4node.yaml", "Did you mean 'passl_4nodes'?\nBundled recipes: demo, "),
+        ("folder/passl_4node.yaml", "Did you mean 'passl_4nodes'?\nBundled recipes: "),
         ("qqqqqq", "neither a file nor a bundled recipe.\n"),
     ],
 )

@@ -70,8 +70,8 @@ def test_at_most_three_remedies_that_leave_the_settings_of_the_user(tmp_path, mo
         overrides = [attempt["overrides"] for attempt in result.summary["attempts"]]
         assert overrides == [
             ["method.epsilon=0.03"],
+            ["crops.0.scale=[0.7,1.0]", "crops.1.scale=[0.4,0.8]"],
             ["method.queue.length=32"],
-            ["augment.jitter.probability=0.4"],
         ]
     last = tried[-1][0]
     assert (last.method.epsilon, last.method.queue.length, last.augment.jitter.probability) == (0.03, 32, 0.4)

@@ -212,7 +212,7 @@ HEADER = b'{"x":{"dtype":"F32","shape":[9999999]}}'
         (b"version https://git-lfs.github.com/spec/v1\n", "safetensors. It starts with b'version http'"),
         (b"\x89PNG\r\n\x1a\n" + bytes(100), "not a known file of weights"),
         (pickle.dumps([1, 2]), "must contain a dictionary of tensors. It contains a list"),
-        (pickle.dumps({"epoch": 3, "lr": 0.1}), "has no tensors, nor a state_dict or model with some. Its keys: epoch, lr"),
+        (pickle.dumps({"epoch": 3, "lr": 0.1}), "has no tensors, nor dictionaries with some. Its keys: epoch, lr"),
         (pickle.dumps({"a\x1b[31m": 1}), "Its keys: a?[31m"),
         (pickle.dumps({"layers.0.w": np.zeros(3)}), "an unknown format. It has 1: layers.0.w"),
         (pickle.dumps({"conv1.weight": np.array([{1: 2}, None], object)}, 2), "an array of type 'O8', not of numbers"),
