@@ -45,7 +45,7 @@ def test_a_source_tree_will_do(not_installed, tmp_path):
 
     model = SimpleNamespace(mean=np.float32([0.5] * 3), std=np.float32([0.2] * 3))
     trained = SimpleNamespace(
-        recipe=recipe, model=model, step=3, epoch=1, weights_sha256="0" * 64, class_names=()
+        recipe=recipe, model=model, step=3, epoch="1", weights_sha256="0" * 64, class_names=()
     )
     versions = _metadata(trained, ExportSettings(), (), recipe.data.evaluation).versions
     assert versions["swav-tf"] == "unknown"

@@ -74,4 +74,4 @@ def test_at_most_three_remedies_that_leave_the_settings_of_the_user(tmp_path, mo
             ["method.queue.length=32"],
         ]
     last = tried[-1][0]
-    assert (last.method.epsilon, last.method.queue.length, last.augment.jitter.probability) == (0.03, 32, 0.4)
+    assert (last.method.epsilon, last.method.queue.length, last.crops[0].scale) == (0.03, 32, (0.7, 1.0))
