@@ -132,7 +132,7 @@ def write_duplicates(
 ) -> dict[str, Any]:
     """Write duplicates.csv, a row per image of each group, and index.html with the first `shown` groups.
 
-    Exact copies are told apart by their content. `data` is the place of the images if they have moved.
+    Exact copies are recognized by their content. `data` is the place of the images if they have moved.
 
     Returns:
         `groups`, `images` in them, and `exact_copies`: images that have the same content as an earlier one.

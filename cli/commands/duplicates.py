@@ -22,7 +22,7 @@ from cli.options import Report, count_option, report_options
 def command(search: SearchChoice, threshold: float, groups: int, report: Report) -> None:
     """Find groups of near-duplicates by the features of images: a feature file or a folder of parts.
 
-    Exact copies are told apart by their content. OUTPUT receives index.html (one file, readable offline) and
+    Exact copies are recognized by their content. OUTPUT receives index.html (one file, readable offline) and
     duplicates.csv (one row per image). What counts as near depends on the model: look at the page, and choose the
     threshold by it.
 
