@@ -219,14 +219,14 @@ class SwAV(ReplicatedModel):
 
     def _first_pass(self, crops: Crops) -> tuple[tf.Tensor, tf.Tensor]:
         """Return the assign crops' projections and scores, and leave the running averages unchanged."""
-        # Layers of other libraries move their own averages: put these back.
-        averages = [variable.value for variable in self.non_trainable_variables]
-        before = [tf.identity(average) for average in averages]
+        # Layers of other libraries have a state of their own, such as the seeds of dropout: put it back.
+        states = [variable.value for variable in self.non_trainable_variables]
+        before = [tf.identity(state) for state in states]
         with self.statistics.collect():
             projections, scores = self(crops, training=True)
         with tf.control_dependencies([projections, scores]):
-            for average, value in zip(averages, before, strict=True):
-                average.assign(value)
+            for state, value in zip(states, before, strict=True):
+                state.assign(value)
         return projections[:ASSIGN_CROPS], scores[:ASSIGN_CROPS]
 
     def _codes_of_parts(

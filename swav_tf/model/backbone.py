@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import keras
 
+from swav_tf.model.batch_norm import replace_keras_batch_norm
 from swav_tf.model.resnet import build_resnet
 from swav_tf.plumbing.errors import RecipeError
 from swav_tf.recipe.pretraining import Model
@@ -41,6 +42,7 @@ def _keras_cv_backbone(settings: Model) -> keras.Model:
             f"KerasCV could not build model.backbone.name={wanted.name} from preset={wanted.preset!r}, "
             f"arguments={wanted.arguments}: {error}"
         ) from error
+    replace_keras_batch_norm(network, synchronized=settings.batch_norm.synchronised)
     outputs = network.output
     if len(outputs.shape) == 4:
         outputs = keras.layers.GlobalAveragePooling2D(name="features")(outputs)

@@ -57,8 +57,8 @@ class BatchNorm(keras.layers.Layer):
             name="moving_variance", initializer="ones", trainable=False, **vector
         )
 
-    def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """Normalize (..., channels); same shape and dtype."""
+    def call(self, inputs: tf.Tensor, training: bool = False, mask: None = None) -> tf.Tensor:
+        """Normalize (..., channels); same shape and dtype. `mask` is what Keras' own layer is called with."""
         gamma, beta = tf.convert_to_tensor(self.gamma), tf.convert_to_tensor(self.beta)
         if not (training and self.trainable):
             mean, variance = (
@@ -98,6 +98,18 @@ class BatchNorm(keras.layers.Layer):
         config = super().get_config()
         config.update(synchronized=self.synchronized, momentum=self.momentum, epsilon=self.epsilon)
         return config
+
+
+def replace_keras_batch_norm(network: keras.Model, *, synchronized: bool) -> None:
+    """Let the layers of Keras in a network do as `BatchNorm` does; they keep their weights, momentum and epsilon.
+
+    They change their class in place: a copy of the network would miss the layers that are inside of blocks.
+    """
+    for layer in network._flatten_layers():
+        same_axes = isinstance(layer, keras.layers.BatchNormalization) and layer.axis in (-1, 3)
+        if same_axes and layer.center and layer.scale and not layer.renorm:
+            layer.__class__ = BatchNorm
+            layer.synchronized = synchronized
 
 
 _collecting = threading.local()  # a strategy traces each replica in a thread of its own

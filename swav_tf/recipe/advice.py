@@ -44,7 +44,7 @@ def check_recipe(
     advice = []
     if isinstance(recipe, Recipe):
         advice += [*_unwise_codes(recipe), *_unwise_freeze(recipe, images), *_unwise_queue(recipe, images)]
-        advice += [*_unwise_rates(recipe), *_separate_batch_norm(recipe, replicas)]
+        advice += [*_unwise_rates(recipe), *_separate_batch_norm(recipe)]
     if isinstance(recipe, FinetuneRecipe):
         advice += _unwise_fine_tuning(recipe, images)
     return advice + list(_slow_precision(recipe.train, on_cpu))
@@ -169,29 +169,17 @@ def _unwise_fine_tuning(recipe: FinetuneRecipe, images: int | None) -> Iterator[
         )
 
 
-def _separate_batch_norm(recipe: Recipe, replicas: int) -> Iterator[Remark]:
-    """Yield settings that a KerasCV backbone ignores: it has its own batch normalization."""
+def _separate_batch_norm(recipe: Recipe) -> Iterator[Remark]:
+    """Yield settings that a KerasCV backbone ignores: it has a momentum and an epsilon of its own."""
     if recipe.model.backbone.library != "keras_cv":
         return
-    changed = [name for name, value in recipe.model.batch_norm if value != getattr(BatchNorm(), name)]
+    own = ("momentum", "epsilon")
+    changed = [n for n in own if getattr(recipe.model.batch_norm, n) != getattr(BatchNorm(), n)]
     if changed:
         yield Remark(
             f"model.batch_norm.{changed[0]}",
-            f"{' and '.join(changed)} apply to the head only: a KerasCV backbone has its own batch normalization",
+            f"{' and '.join(changed)} apply to the head only: a KerasCV backbone has its own",
             "Set model.backbone.arguments, if the class takes such, or leave it out",
-        )
-    elif replicas > 1:
-        yield Remark(
-            "model.backbone.library",
-            f"a KerasCV backbone takes batch statistics of each replica's {recipe.train.batch_size // replicas} "
-            "images; only those of the head are over all replicas",
-            "Use a network of swav_tf for statistics over the complete batch",
-        )
-    if (parts := recipe.train.accumulation_steps) > 1:
-        yield Remark(
-            "train.accumulation_steps",
-            f"the running averages of a KerasCV backbone move once a part, {parts} times a step; others once a step",
-            "Use a network of swav_tf, or a smaller batch with a queue",
         )
 
 

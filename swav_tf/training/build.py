@@ -15,6 +15,7 @@ from swav_tf.method.optimizers import LARS, Adam, MomentumOptimizer
 from swav_tf.method.schedule import WarmupCosine
 from swav_tf.method.swav import ASSIGN_CROPS, SwAV
 from swav_tf.model.backbone import build_backbone
+from swav_tf.model.batch_norm import replace_keras_batch_norm
 from swav_tf.model.head import Prototypes, build_head
 from swav_tf.model.replicas import replica_count
 from swav_tf.model.startup import set_keras
@@ -35,7 +36,8 @@ def build_swav(recipe: Recipe, *, steps_per_epoch: int = 1, backbone: keras.Mode
         recipe: all settings.
         steps_per_epoch: for the schedule and the start of the queue; to compute features it is not needed.
         backbone: another network than the recipe's, from normalized images (n, height, width, 3) of all sizes of
-            crops to features (n, F), such as one of `keras.applications` with `include_top=False, pooling="avg"`.
+            crops to features (n, F), such as one of `keras.applications` with `include_top=False, pooling="avg"`. Its
+            batch normalization becomes `swav_tf.model.batch_norm.BatchNorm`, in place.
 
     Raises:
         RecipeError: the recipe's backbone does not exist.
@@ -48,7 +50,10 @@ def build_swav(recipe: Recipe, *, steps_per_epoch: int = 1, backbone: keras.Mode
         )
     keras.utils.set_random_seed(recipe.train.seed)
     with dtype_policy(recipe.train.precision):
-        backbone = build_backbone(recipe.model) if backbone is None else backbone
+        if backbone is None:
+            backbone = build_backbone(recipe.model)
+        else:
+            replace_keras_batch_norm(backbone, synchronized=recipe.model.batch_norm.synchronised)
         head = build_head(recipe.model, feature_dim=backbone.output_shape[-1])
         prototypes = Prototypes(recipe.model.prototypes, name="prototypes")
     queue = None

@@ -75,7 +75,7 @@ def _batch_norm_images(recipe: Mapping[str, Any], replicas: int) -> int:
     """Return the number of images over which batch normalization averages in training mode."""
     train, model = recipe["train"], recipe.get("model")
     images = int(train["batch_size"]) // int(train["accumulation_steps"])
-    # Fine-tuning has no such setting and always synchronizes. KerasCV's networks never do.
-    if model and not (model["batch_norm"]["synchronised"] and model["backbone"]["library"] == "swav_tf"):
+    # Fine-tuning has no such setting and always synchronizes.
+    if model and not model["batch_norm"]["synchronised"]:
         return images // replicas
     return images

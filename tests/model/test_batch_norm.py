@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from swav_tf.model.batch_norm import BatchNorm, StatisticsOfParts
+from swav_tf.model.batch_norm import BatchNorm, StatisticsOfParts, replace_keras_batch_norm
 from tests.replicas import run_on_shares
 
 
@@ -130,6 +130,30 @@ def test_inference_changes_nothing():
     layer(np.random.default_rng(0).normal(size=(8, 3)).astype(np.float32), training=True)
     for a, b in zip(before, layer.get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+# Bugs caught: a layer inside of a block that stays Keras'; averages of it that move once a part; another momentum.
+def test_batch_norm_of_keras_becomes_ours():
+    x = np.random.default_rng(0).normal(2.0, 3.0, (8, 5)).astype(np.float32)
+    block = keras.Sequential([keras.layers.BatchNormalization(momentum=0.7, epsilon=1e-3)])
+    network = keras.Sequential([block, keras.layers.BatchNormalization(scale=False)])
+    network.build((None, 5))
+    expected = network(x, training=True).numpy(), block.get_weights()
+    network.set_weights(
+        [np.full(w.shape, "gamma" in w.path or "variance" in w.path) for w in network.weights]
+    )
+    replace_keras_batch_norm(network, synchronized=True)
+    [inner], [_, other] = block.layers, network.layers
+    assert type(inner) is BatchNorm
+    assert inner.synchronized
+    assert type(other) is keras.layers.BatchNormalization  # one without gamma is left alone
+    statistics = StatisticsOfParts()
+    with statistics.collect() as part:
+        outputs = network(x, training=True)
+    np.testing.assert_array_equal(inner.moving_mean, np.zeros(5))
+    statistics.move_averages(part)
+    np.testing.assert_allclose(outputs, expected[0], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(inner.moving_mean, expected[1][2], rtol=1e-5)
 
 
 # Bugs caught: averages that move during the parts; the mean of the parts' variances alone; calls of one layer in another

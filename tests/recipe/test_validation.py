@@ -143,8 +143,6 @@ UNWISE: list[tuple[list[str], dict[str, Any], str, str]] = [
     (["train.precision=mixed_float16"], {"on_cpu": True}, "train.precision: mixed_float16 is for GPUs", "float32"),
     (["train.precision=mixed_float16", "train.logical_cpus=2"], {}, "train.precision: mixed_float16 is for GPUs", "float32"),
     ([*CV, "model.batch_norm={momentum: 0.99, epsilon: 1e-3}"], {}, "model.batch_norm.momentum: momentum and epsilon apply", "arguments"),
-    (CV, {"replicas": 2}, "model.backbone.library: a KerasCV backbone takes batch statistics of each replica's 32", "swav_tf"),
-    ([*CV, "train.accumulation_steps=2"], {}, "train.accumulation_steps: the running averages of a KerasCV", "swav_tf"),
 ]  # fmt: skip
 
 
