@@ -80,14 +80,14 @@ def nearest_images(
         k: 1 <= k <= N.
 
     Returns:
-        `name`, `label`, `class`, `cosine` and `index` (number in the source) of each, the nearest first.
+        `name`, `label`, `class`, `cosine`, `row` and `index` (number in the source) of each, the nearest first.
 
     Raises:
         DataError: features are not finite.
     """
     found = file.neighbours(features, k=k)
     return [
-        [file.entry(row) | {"cosine": cosine} for row, cosine in zip(rows, cosines, strict=True)]
+        [file.entry(row) | {"cosine": cosine, "row": row} for row, cosine in zip(rows, cosines, strict=True)]
         for rows, cosines in zip(found.indices.tolist(), found.cosines.tolist(), strict=True)
     ]
 

@@ -33,7 +33,7 @@ def _bytes(context: click.Context, option: click.Parameter, value: str) -> int:
 @seed_option("the training sample and the queries of the measurement")
 @report_options
 def command(features: Path, output: Path, memory: int, seed: int, report: Report) -> None:
-    """Index the features in a folder of parts, for `similar --index` and `knn --index`.
+    """Index the features in a folder of parts, for `similar --index`, `knn --index` and `serve --index`.
 
     The index is trained on a sample and filled block by block; an interrupted command resumes when it is run again.
     At the end so many lists are searched that 99 % of the ten nearest neighbors of held-out images are found, as the

@@ -25,6 +25,8 @@ from cli.options import (
 @click.argument("exported", type=PATH)
 @click.option("--features", type=PATH, metavar="FILE",
               help="Feature file to search for similar images, computed with the same model.")
+@click.option("--index", type=PATH, metavar="FILE",
+              help="Search an index by `swav-tf index`; --features is the place of its features if they have moved.")
 @click.option("--images", type=FOLDER, metavar="DIR", help="Folder of these images, to show them on the page.")
 @click.option("--host", default="127.0.0.1", metavar="ADDRESS", help="Address to listen at; 0.0.0.0 for all.")
 @count_option("--port", least=0, most=65535, default=8000, help="Port to listen at; 0 is a free one, which is printed.")
@@ -41,6 +43,7 @@ from cli.options import (
 def command(
     exported: Path,
     features: Path | None,
+    index: Path | None,
     images: Path | None,
     host: str,
     port: int,
@@ -52,30 +55,36 @@ def command(
     """Serve the features of EXPORTED, a file or folder written by `swav-tf export`, over HTTP, without TensorFlow.
 
     Of a folder, model-fp32.onnx is served. POST an image to /features, or several as multipart/form-data. With
-    --features, POST to /similar finds similar images, and / is a page where images can be dropped. /health says
-    whether the service is ready and which model it has, /metrics is for Prometheus. SIGTERM stops accepting; what was
-    accepted is answered. Answers and limits: docs/serve.md.
+    --features or --index, POST to /similar finds similar images, and / is a page where images can be dropped. /health
+    says whether the service is ready and which model it has, /metrics is for Prometheus. SIGTERM stops accepting; what
+    was accepted is answered. Answers and limits: docs/serve.md.
 
     \b
     Examples:
       swav-tf serve exported
       swav-tf serve exported --features train.npz --images photos/
+      swav-tf serve exported --index photos.index --images photos/
       swav-tf serve exported/model-int8-cpu.onnx --host 0.0.0.0 --port 80 --batch 8 --wait-ms 5
       curl --data-binary @cat.jpg -H 'Content-Type: image/jpeg' http://127.0.0.1:8000/features
     """
     import numpy as np
 
     from evaluate.backends import open_model
-    from evaluate.serve.gallery import Gallery
+    from evaluate.search import open_index
+    from evaluate.serve.gallery import Gallery, searchable
     from evaluate.serve.server import listen, serve
     from evaluate.serve.service import Limits, Service
 
-    if images is not None and features is None:
-        raise click.UsageError("--images needs the --features of these images.")
+    if images is not None and features is None and index is None:
+        raise click.UsageError("--images needs the --features of these images, or their --index.")
     limits["body"], limits["images"] = int(limits.pop("max_mb") * 2**20), limits.pop("max_images")
     limits["pixels"] = limits.pop("max_pixels")
     model = open_model(_model_of(exported), provider=provider, spin=False)
-    gallery = None if features is None else Gallery(features, model, images)
+    gallery = None
+    if index is not None:
+        gallery = Gallery(open_index(index, features), model, images)
+    elif features is not None:
+        gallery = Gallery(searchable(features), model, images)
     bound = listen(host, port)
     side = model.input_view.crop
     model.features(np.zeros((limits["batch"], side, side, 3), np.uint8))  # fails now, if ever

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -11,7 +12,8 @@ import cv2
 import numpy as np
 
 from evaluate.backends.backend import Backend
-from evaluate.feature_file import read_feature_file
+from evaluate.feature_file import FeatureFile, read_feature_file
+from evaluate.search import SearchIndex
 from evaluate.similar import check_searchable, nearest_images
 from swav_tf.data.decode import Decoding, UndecodableImage, decode, evaluation_view
 from swav_tf.knn import unit_rows
@@ -20,37 +22,49 @@ from swav_tf.plumbing.errors import DataError
 MOST: Final = 500  # neighbors of an image
 
 
-class Gallery:
-    """A feature file of the model, in memory, and perhaps the folder of its images.
+def searchable(path: Path) -> FeatureFile:
+    """Read a feature file into memory, for many searches.
 
     Raises:
-        UsageError: the file is missing, or of another model.
+        UsageError: it does not exist.
         DataError: it is damaged.
     """
+    file = read_feature_file(path)
+    try:
+        return replace(file, features=unit_rows(file.features), normalized=True)
+    except ValueError as error:
+        raise DataError(f"{path}: {error}") from error
 
-    def __init__(self, path: Path, model: Backend, images: Path | None = None) -> None:
-        file = read_feature_file(path)
+
+class Gallery:
+    """Features of the model, from `searchable`, and perhaps the folder of their images.
+
+    Raises:
+        UsageError: they are of another model.
+    """
+
+    def __init__(self, file: FeatureFile | SearchIndex, model: Backend, images: Path | None = None) -> None:
         check_searchable(file, model)
-        try:
-            self._file = replace(file, features=unit_rows(file.features), normalized=True)
-        except ValueError as error:
-            raise DataError(f"{path}: {error}") from error
-        self._images, self._names = images, frozenset(file.names)
+        self._file, self._images = file, images
+        self._lock = threading.Lock()  # neither FAISS's settings nor pyarrow's readers are safe among threads
         self._decoding, self._view = Decoding.of(model.data), model.input_view
         self.most = min(MOST, len(file))  # largest k
-        self.facts = {"name": path.name, "images": len(file), "shown": images is not None}
+        self.facts = {"name": file.path.name, "images": len(file), "shown": images is not None}
 
     def search(self, features: np.ndarray, k: int) -> list[list[dict[str, Any]]]:
         """Return the k nearest images to each row (n, F), 1 <= k <= `most`; see `nearest_images`."""
-        return nearest_images(self._file, features, k=k)
+        with self._lock:
+            return nearest_images(self._file, features, k=k)
 
-    def picture(self, name: str) -> bytes | None:
-        """Return the model's view of an image as JPEG; None unless images may be shown and one has that name.
+    def picture(self, row: int) -> bytes | None:
+        """Return the model's view of the image of a row as JPEG; None unless images may be shown and there is one.
 
-        Names are those of the feature file, and lead to no file outside of the folder.
+        Names lead to no file outside of the folder.
         """
-        if self._images is None or name not in self._names:
+        if self._images is None or row >= len(self._file):
             return None
+        with self._lock:
+            name = self._file.entry(row)["name"]
         path = Path(os.path.normpath(self._images / name))
         if not path.is_relative_to(os.path.normpath(self._images)):
             return None

@@ -98,7 +98,7 @@ class Service:
         if gallery is not None:
             routes += [
                 Route("/similar", self._similar, methods=["POST"]),
-                Route("/images/{name:path}", self._picture),
+                Route("/images/{row:int}", self._picture),
                 Route("/", self._page),
             ]
         self._paths = [route.path for route in routes]
@@ -166,9 +166,9 @@ class Service:
 
     async def _picture(self, request: Request) -> Response:
         assert self._gallery is not None
-        picture = await self._in_thread(self._gallery.picture, request.path_params["name"])
+        picture = await self._in_thread(self._gallery.picture, request.path_params["row"])
         if picture is None:
-            raise HTTPException(404, "the feature file must have such an image, and --images its folder")
+            raise HTTPException(404, "the features must have such a row, and --images its image")
         return Response(picture, media_type="image/jpeg")
 
     async def _page(self, request: Request) -> Response:
