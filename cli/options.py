@@ -243,6 +243,16 @@ def output_option(meaning: str, **settings: Any) -> Option:
     return click.option("--output", **usual | settings)
 
 
+def part_option(verb: str, meaning: str, *, otherwise: str) -> Option:
+    """Return `--part I/N`, for `swav_tf.plumbing.parts.part_numbers`."""
+    return click.option(
+        "--part",
+        metavar="I/N",
+        show_default=f"the task of a SLURM array, else {otherwise}",
+        help=f"{verb} the I-th of N parts, from 1/N to N/N; {meaning}.",
+    )
+
+
 def _picture(context: click.Context, option: click.Parameter, path: Path | None) -> Path | None:
     if path is not None:
         from swav_tf.data.pictures import check_picture

@@ -20,6 +20,7 @@ import numpy as np
 
 from swav_tf.plumbing.errors import DataError, UsageError
 from swav_tf.plumbing.files import atomic_write, atomic_writes, file_sha256
+from swav_tf.plumbing.parts import part_name
 from swav_tf.plumbing.values import nested_diff
 
 FACTS: Final = "features.json"
@@ -42,7 +43,7 @@ class Part:
     @property
     def base(self) -> Path:
         """The path of its files without their endings."""
-        return self.folder / f"part-{self.number:05d}-of-{self.count:05d}"
+        return self.folder / part_name(self.number, self.count)
 
     @property
     def array(self) -> Path:
@@ -70,35 +71,6 @@ class Part:
             batches * number // self.count * batch_size for number in (self.number - 1, self.number)
         )
         return range(first, min(end, images))
-
-
-def part_numbers(text: str | None, environment: Mapping[str, str]) -> tuple[int, int] | None:
-    """Return (number, count) of a part like `17/400`, or of this task of a SLURM array; None for neither.
-
-    Raises:
-        UsageError: the text is something else, or the array has gaps, so that its tasks do not number the parts.
-    """
-    if text is not None:
-        words = text.split("/")
-        if (
-            len(words) != 2
-            or not all(word.isdecimal() for word in words)
-            or not 1 <= int(words[0]) <= int(words[1])
-        ):
-            raise UsageError(f"--part must be a number of a number, from 1/400 to 400/400. Received: {text}.")
-        return int(words[0]), int(words[1])
-    if "SLURM_ARRAY_TASK_ID" not in environment:
-        return None
-    task, count, least, most, step = (
-        int(environment.get(f"SLURM_ARRAY_TASK_{name}", default))
-        for name, default in (("ID", ""), ("COUNT", "1"), ("MIN", "1"), ("MAX", "1"), ("STEP", "1"))
-    )
-    if (most - least) // step + 1 != count:
-        raise UsageError(
-            f"--part must be given in a SLURM array with gaps. Received: {count} tasks from {least} to {most}. Give "
-            "--part $SLURM_ARRAY_TASK_ID/COUNT, with the number of all parts."
-        )
-    return (task - least) // step + 1, count
 
 
 def has_parts(folder: Path) -> bool:

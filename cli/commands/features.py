@@ -15,6 +15,7 @@ from cli.options import (
     Report,
     image_options,
     output_option,
+    part_option,
     reading_options,
     report_options,
 )
@@ -30,12 +31,7 @@ if TYPE_CHECKING:
 @image_options()
 @optional_model_options
 @output_option("Feature file to write, .npz, .npy or .parquet, or a folder for parts.", metavar="PATH")
-@click.option(
-    "--part",
-    metavar="I/N",
-    show_default="the task of a SLURM array, else 1/1",
-    help="Compute the I-th of N parts, from 1/N to N/N; the output is a folder.",
-)
+@part_option("Compute", "the output is a folder", otherwise="1/1")
 @click.option(
     "--check",
     is_flag=True,
@@ -126,7 +122,8 @@ def _compute(
 def _target(output: Path, part: str | None) -> Path | Part:
     """Return the file or part to write, checked before TensorFlow loads."""
     from evaluate.feature_file import FORMATS, check_format
-    from evaluate.feature_parts import Part, part_numbers
+    from evaluate.feature_parts import Part
+    from swav_tf.plumbing.parts import part_numbers
 
     if part is None and output.suffix:
         check_format(output)

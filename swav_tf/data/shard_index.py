@@ -4,6 +4,8 @@ index.json           lists shards, classes and the checksums of all other files;
 index.records.npy    offset, length and class of each image
 index.names.bin      the names, each followed by a zero byte
 shards.plan.json     exists only while shards are being written (`swav_tf.data.sharding`)
+
+A folder of parts, each of them such a folder, is read as one: its shards, images and names are those of all parts.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import io
 import json
 import os
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -24,6 +26,7 @@ from swav_tf.data.names import PackedNames
 from swav_tf.data.records import FOOTER, HEADER
 from swav_tf.plumbing.errors import DataError
 from swav_tf.plumbing.names import printable
+from swav_tf.plumbing.parts import part_name
 
 INDEX: Final = "index.json"
 RECORDS: Final = "index.records.npy"
@@ -33,6 +36,7 @@ FORMAT: Final = "swav-tf shards"
 VERSION: Final = 1
 IMAGE_KEY, LABEL_KEY = "image/encoded", "image/class/label"
 _NUMBERED: Final = re.compile(r"-\d+-of-\d+")
+_PART: Final = re.compile(r"part-\d{5,}-of-(\d{5,})")
 _PLAIN_NAME: Final = re.compile(r"(?!\.+$)[A-Za-z0-9._-]+")
 
 
@@ -46,7 +50,7 @@ def is_shard(name: str) -> bool:
 class Shard:
     """One file of records."""
 
-    name: str  # in the folder of the index
+    name: str  # in the folder of the index; of a part with its folder
     examples: int
     bytes: int
     sha256: str
@@ -61,7 +65,7 @@ class ShardIndex:
     class_names: tuple[str, ...]  # in the order of the labels
     shards: tuple[Shard, ...]  # in the order of the images
     # Of the packed images: images, bytes, names_sha256, sizes_sha256 and, unless an early version packed them,
-    # times_sha256 (of the last changes).
+    # times_sha256 (of the last changes). Of a part also `part` and `whole`: images and names_sha256 of all parts.
     source: dict[str, Any]
     records: npt.NDArray[np.int64]  # (images, 3): offset, length, class
     names: PackedNames
@@ -72,8 +76,15 @@ class ShardIndex:
 
 
 def has_index(folder: str) -> bool:
-    """Return whether the shards of a folder have an index."""
-    return storage.is_folder(folder) and storage.exists(storage.join(folder, INDEX))
+    """Return whether the shards of a folder have an index, or its parts have."""
+    if not storage.is_folder(folder):
+        return False
+    return storage.exists(storage.join(folder, INDEX)) or bool(part_counts(folder))
+
+
+def part_counts(folder: str) -> set[int]:
+    """Return the number of all parts of the packing in a folder; empty if it is not in parts."""
+    return {int(found[1]) for name in storage.names_in(folder) if (found := _PART.fullmatch(name))}
 
 
 def is_unfinished(folder: str) -> bool:
@@ -101,11 +112,57 @@ def index_files(index: ShardIndex, *, tool: str) -> dict[str, bytes]:
 
 
 def read_index(folder: str) -> ShardIndex:
-    """Read an index. Check its files' checksums, the shards' sizes, and that every record lies in its shard.
+    """Read an index, or those of all parts. Check checksums, sizes of shards, and that every record lies in its shard.
 
     Raises:
         DataError: something is missing or damaged, or lies outside of the folder.
     """
+    if not storage.exists(storage.join(folder, INDEX)) and (counts := part_counts(folder)):
+        return _read_parts(folder, counts)
+    return _read_one(folder)
+
+
+def _read_parts(folder: str, counts: set[int]) -> ShardIndex:
+    if len(counts) > 1:
+        listed = " and of ".join(map(str, sorted(counts)))
+        raise DataError(f"{folder} must have the parts of one packing. Received: parts of {listed}.")
+    [count] = counts
+    names = {f"{number}/{count}": part_name(number, count) for number in range(1, count + 1)}
+    places = {part: storage.join(folder, name) for part, name in names.items()}
+    if missing := [
+        part
+        for part, place in places.items()
+        if is_unfinished(place) or not storage.exists(storage.join(place, INDEX))
+    ]:
+        raise DataError(
+            f"{folder} must have all its {count} parts. Missing or unfinished: {', '.join(missing)}. Make each by "
+            f"swav-tf data shard DATA {folder} --part {missing[0]}."
+        )
+    parts = [_read_one(place) for place in places.values()]
+    first = parts[0]
+    for part, other in zip(names, parts, strict=True):
+        mine, its = ((one.kind, one.class_names, one.source.get("whole")) for one in (first, other))
+        if mine != its or other.source.get("part") != part:
+            raise DataError(
+                f"All parts in {folder} must be of the same images. Part {part} is of others than part 1/{count}: the "
+                "images changed in between. Pack it again with --fresh."
+            )
+    return ShardIndex(
+        folder=folder,
+        kind=first.kind,
+        class_names=first.class_names,
+        shards=tuple(
+            replace(shard, name=f"{name}/{shard.name}")
+            for name, part in zip(names.values(), parts, strict=True)
+            for shard in part.shards
+        ),
+        source={**first.source["whole"], "bytes": sum(part.source["bytes"] for part in parts)},
+        records=np.concatenate([part.records for part in parts]),
+        names=PackedNames(b"".join(part.names.packed.tobytes() for part in parts)),
+    )
+
+
+def _read_one(folder: str) -> ShardIndex:
     path = storage.join(folder, INDEX)
     try:
         document = json.loads(storage.read_file(path))

@@ -38,6 +38,7 @@ from swav_tf.data.shard_index import (
     read_index,
     shard_damage,
 )
+from swav_tf.data.shard_parts import PartOfImages
 from swav_tf.data.sources import FileSource, fingerprint
 from swav_tf.plumbing.errors import DataError, UsageError
 from swav_tf.plumbing.files import atomic_write, atomic_writes, file_sha256, locked_folder
@@ -73,6 +74,7 @@ def write_shards(
     *,
     shards: int | None = None,
     shard_mib: int = DEFAULT_SHARD_MIB,
+    part: tuple[int, int] | None = None,
     threads: int = 0,
     fresh: bool = False,
     on_progress: Callable[[int, str], None] = lambda images, stage: None,
@@ -86,6 +88,8 @@ def write_shards(
         output: folder on this machine: new, empty, or with an earlier packing of the same images.
         shards: number of shards; None: by `shard_mib`.
         shard_mib: approximate size of a shard, MiB.
+        part: number, from 1, and count of the parts that the images are shared out in; None: pack all of them. A part
+            has its own folder in the output, and the number of shards is its own.
         threads: shards written at once; 0: one for each core.
         fresh: remove the shards of an earlier packing first.
         on_progress: called with the number of images that are done and the stage: "found", "packed" and "indexed",
@@ -99,11 +103,15 @@ def write_shards(
     if storage.is_remote(output):
         raise UsageError(f"Shards are written on this machine, then copied. Received: {output}.")
     output = Path(output).expanduser()
-    threads = threads or available_cores()
+    threads, identity = threads or available_cores(), dict[str, Any]()
+    if part is not None:
+        source = PartOfImages(source, *part)
+        output, identity = source.folder_in(output), source.identity()
     with locked(output):
         if fresh:
             _remove_packing(output)
         sizes, times, facts = _facts_of(source, lambda images: on_progress(images, "found"))
+        facts |= identity
         if (output / INDEX).exists() and not is_unfinished(str(output)):
             index = _already_packed(output, source.kind, facts, shards)
             _check_shards(index, threads, lambda images: on_progress(images, "checked"))

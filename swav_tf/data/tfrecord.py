@@ -154,9 +154,8 @@ class TFRecordSource:
 
     def stamps(self, indices: range) -> Iterator[str]:
         """Yield size and time of the last change of each shard with images of `indices`."""
-        here = np.unique(self._records[indices.start : indices.stop, 0]).tolist()
-        shards = self._shards if len(indices) == len(self) else [self._shards[shard] for shard in here]
-        return (str(storage.facts(shard)) for shard in shards)
+        here = np.unique(np.searchsorted(self._ends, np.array(indices), side="right")).tolist()
+        return (str(storage.facts(self._shards[shard])) for shard in here)
 
     def _place(self, index: int) -> tuple[str, int, int]:
         """Return shard, offset and length of record `index`."""

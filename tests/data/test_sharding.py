@@ -335,3 +335,40 @@ def test_a_flipped_bit(images, tmp_path):
     with pytest.raises(DataError, match=r"1 of 2 are damaged: images-00001-of-00002\.tfrecord \(.*--fresh"):
         write_shards(ClassFolders(images), out, shards=2)
     assert contents(out) == before
+
+
+# === Parts ===
+
+
+# Bugs caught: an image lost or twice where parts meet, classes numbered by part, parts in another order than the images,
+# a part that lacks and is not named, parts of other images read as one.
+def test_parts_are_read_as_one(images, tmp_path):
+    source, out = ClassFolders(images), tmp_path / "out"
+    for number in (3, 1):
+        write_shards(source, out, part=(number, 3), shards=2)
+    with pytest.raises(DataError, match=r"all its 3 parts. Missing or unfinished: 2/3. .*--part 2/3"):
+        opened(out)
+    write_shards(source, out, part=(2, 3))
+    found = open_source(Data(path=str(out)))
+    assert_same_images(found, source)
+    assert fingerprint(found) == fingerprint(source)
+    assert write_shards(source, out, part=(3, 3), shards=2).kept == 2
+    assert check_data(found).bad_shards == {}
+    flip_bit(out / "part-00002-of-00003" / "images-00000-of-00001.tfrecord", 100)
+    assert list(check_data(found).bad_shards) == ["part-00002-of-00003/images-00000-of-00001.tfrecord"]
+    for number, count in ((1, 4), (None, None)):
+        with pytest.raises(UsageError, match=r"(with parts of 3|must be new or empty)"):
+            write_shards(source, out, part=number and (number, count))
+    (images / "n0" / "zzz.JPEG").write_bytes((images / "n2" / "05.JPEG").read_bytes())
+    write_shards(ClassFolders(images), out, part=(2, 3), fresh=True)
+    with pytest.raises(DataError, match=r"Part 2/3 is of others than part 1/3"):
+        opened(out)
+
+
+# Bug caught: offsets of records taken for numbers of shards.
+def test_stamps_are_of_the_shards_with_the_images(images, tmp_path):
+    write_shards(ClassFolders(images), tmp_path / "out", shards=4)
+    source = opened(tmp_path / "out")
+    everything, [some] = list(source.stamps(range(23))), source.stamps(range(7, 9))
+    assert len(everything) == 4
+    assert some == everything[1]

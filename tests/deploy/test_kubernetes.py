@@ -9,7 +9,7 @@ from ruamel.yaml import YAML
 
 from cli.commands.features import command as features
 from cli.commands.pretrain import command
-from evaluate.feature_parts import part_numbers
+from swav_tf.plumbing.parts import part_numbers
 from swav_tf.recipe.files import load_recipe
 from swav_tf.training.heartbeat import LOST, Loss, WorkerLost
 

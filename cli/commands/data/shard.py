@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from functools import partial
 from pathlib import Path
 from typing import cast
 
 import click
 
-from cli.options import NEW_FOLDER, Report, count_option, report_options, threads_option
+from cli.options import NEW_FOLDER, Report, count_option, part_option, report_options, threads_option
 from cli.progress import image_progress
 
 PACKED = ("class_folders", "images", "list", "tar", "parquet")
@@ -24,6 +25,7 @@ PACKED = ("class_folders", "images", "list", "tar", "parquet")
 )  # fmt: skip
 @count_option("--shards", show_default="from --shard-mib", help="Number of shards.")
 @count_option("--shard-mib", metavar="MIB", default=256, help="Approximate size of a shard in MiB.")
+@part_option("Pack", "each has its own shards, and is read together with the others", otherwise="all images")
 @threads_option("Threads that read and pack images")
 @click.option("--fresh", is_flag=True, help="Start over and delete the shards that are already in OUTPUT.")
 @report_options
@@ -33,6 +35,7 @@ def command(
     kind: str | None,
     shards: int | None,
     shard_mib: int,
+    part: str | None,
     threads: int,
     fresh: bool,
     report: Report,
@@ -46,33 +49,37 @@ def command(
     Examples:
       swav-tf data shard ILSVRC2012/train shards/train
       swav-tf data shard photos/ shards/photos --kind images --shards 64 --threads 16
+      swav-tf data shard photos/ shards/photos --part 17/400
     """
     from cli.quiet import load_tensorflow_quietly
     from swav_tf.data.leftovers import left_out_of
     from swav_tf.data.sharding import write_shards
     from swav_tf.data.sources import FileSource, open_source, recognized
     from swav_tf.plumbing.errors import DataError
+    from swav_tf.plumbing.parts import part_numbers
     from swav_tf.recipe.data import Data
 
+    numbers = part_numbers(part, os.environ)
     load_tensorflow_quietly()  # it writes the records
     settings = recognized(Data.model_validate({"kind": kind or "auto", "path": data}))
     if settings.kind not in PACKED:
         raise DataError(f"Images that are packed are {', '.join(PACKED)}. Received: {data}, {settings.kind}.")
     source = cast(FileSource, open_source(settings))
-    with image_progress(len(source), "packed", quiet=report.quiet) as progress:
-        pack = partial(write_shards, source, output, shards=shards, shard_mib=shard_mib, threads=threads)
-        packed = pack(fresh=fresh, on_progress=progress)
+    total = len(source) // (numbers[1] if numbers else 1)
+    with image_progress(total, "packed", quiet=report.quiet) as progress:
+        pack = partial(write_shards, source, output, shards=shards, shard_mib=shard_mib, part=numbers)
+        packed = pack(threads=threads, fresh=fresh, on_progress=progress)
     index = packed.index
     size = sum(shard.bytes for shard in index.shards)
     images, classes, count = len(index.records), len(index.class_names), len(index.shards)
     lines = [
-        f"{output}: {images:,} images of {classes:,} classes in {count:,} shards, {size / 2**20:,.1f} MiB"
+        f"{index.folder}: {images:,} images of {classes:,} classes in {count:,} shards, {size / 2**20:,.1f} MiB"
     ]
     if packed.kept:
         lines.append(f"{packed.kept:,} of the shards had been written before")
     report.show(
         {
-            "output": str(output),
+            "output": index.folder,
             "images": images,
             "classes": classes,
             "shards": count,

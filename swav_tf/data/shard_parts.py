@@ -1,0 +1,54 @@
+"""A part of a packing: some of the images, in a folder of their own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from swav_tf.data.shard_index import INDEX, PLAN, part_counts
+from swav_tf.data.sources import FileSource, fingerprint
+from swav_tf.data.storage import FileFacts
+from swav_tf.data.subset import Subset
+from swav_tf.plumbing.errors import UsageError
+from swav_tf.plumbing.parts import part_name
+
+
+class PartOfImages(Subset):
+    """The images of part `number` of `count`, from 1, in the order of the source.
+
+    Raises:
+        UsageError: there are fewer images than parts.
+    """
+
+    def __init__(self, source: FileSource, number: int, count: int) -> None:
+        total = len(source)
+        if count > total:
+            raise UsageError(
+                f"Each part needs an image: {total:,} images. Received: --part {number}/{count}."
+            )
+        super().__init__(source, range(total * (number - 1) // count, total * number // count))
+        self.kind, self._files = source.kind, source
+        self._number, self._count = number, count
+
+    def facts(self, index: int) -> FileFacts:
+        """Return size and time of image `index` of the part; see `FileSource`."""
+        return self._files.facts(int(self._indices[index]))
+
+    def identity(self) -> dict[str, Any]:
+        """Return what an index says of the part and of all images."""
+        return {"part": f"{self._number}/{self._count}", "whole": fingerprint(self._files)}
+
+    def folder_in(self, output: Path) -> Path:
+        """Return the folder of the part.
+
+        Raises:
+            UsageError: the output has another packing.
+        """
+        others = (part_counts(str(output)) if output.is_dir() else set()) - {self._count}
+        if others or any((output / name).exists() for name in (INDEX, PLAN)):
+            found = f"parts of {min(others)}" if others else "shards that are in no parts"
+            raise UsageError(
+                f"The output of --part must be empty or have other parts of {self._count}. Received: {output}, with "
+                f"{found}. Choose another folder."
+            )
+        return output / part_name(self._number, self._count)

@@ -1,0 +1,41 @@
+"""Work in numbered parts, one for each process or machine, counted from 1."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from swav_tf.plumbing.errors import UsageError
+
+
+def part_name(number: int, count: int) -> str:
+    """Return the name of a part's files, without an ending."""
+    return f"part-{number:05d}-of-{count:05d}"
+
+
+def part_numbers(text: str | None, environment: Mapping[str, str]) -> tuple[int, int] | None:
+    """Return (number, count) of a part like `17/400`, or of this task of a SLURM array; None for neither.
+
+    Raises:
+        UsageError: the text is something else, or the array has gaps, so that its tasks do not number the parts.
+    """
+    if text is not None:
+        words = text.split("/")
+        if (
+            len(words) != 2
+            or not all(word.isdecimal() for word in words)
+            or not 1 <= int(words[0]) <= int(words[1])
+        ):
+            raise UsageError(f"--part must be a number of a number, from 1/400 to 400/400. Received: {text}.")
+        return int(words[0]), int(words[1])
+    if "SLURM_ARRAY_TASK_ID" not in environment:
+        return None
+    task, count, least, most, step = (
+        int(environment.get(f"SLURM_ARRAY_TASK_{name}", default))
+        for name, default in (("ID", ""), ("COUNT", "1"), ("MIN", "1"), ("MAX", "1"), ("STEP", "1"))
+    )
+    if (most - least) // step + 1 != count:
+        raise UsageError(
+            f"--part must be given in a SLURM array with gaps. Received: {count} tasks from {least} to {most}. Give "
+            "--part $SLURM_ARRAY_TASK_ID/COUNT, with the number of all parts."
+        )
+    return (task - least) // step + 1, count
