@@ -14,9 +14,10 @@ import keras
 
 from swav_tf.method.replicated_model import ReplicatedModel
 from swav_tf.plumbing.errors import SwavError
+from swav_tf.plumbing.log import leave_closed_terminal
 from swav_tf.training.position import Logs
 from swav_tf.training.state import capture
-from swav_tf.training.stopping import leave_closed_terminal, stop_signals
+from swav_tf.training.stopping import stop_signals
 
 if TYPE_CHECKING:
     from swav_tf.training.job import Job

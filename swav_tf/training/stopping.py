@@ -6,17 +6,15 @@ TensorFlow, which catches SIGTERM when a cluster starts and does nothing. So a t
 
 from __future__ import annotations
 
-import errno
-import os
 import signal
 import socket
-import termios
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 from swav_tf.plumbing.errors import SwavError
+from swav_tf.plumbing.log import leave_closed_terminal
 
 STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -24,16 +22,6 @@ STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 def stop_signals() -> list[signal.Signals]:
     """Return the signals that stop a run: all, but not the SIGHUP of a closed terminal if `nohup` disabled it."""
     return [n for n in STOPS if n != signal.SIGHUP or signal.getsignal(n) != signal.SIG_IGN]
-
-
-def leave_closed_terminal() -> None:
-    """Discard further output to a terminal that has closed: it refuses every write, which would end the run."""
-    for stream in (1, 2):
-        try:
-            termios.tcgetattr(stream)
-        except termios.error as error:
-            if error.args[0] == errno.EIO:  # other errors: not a terminal
-                os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
 
 
 class StoppedEarly(SwavError):
