@@ -4,12 +4,14 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: help demo cluster-demo test check format lint types imports bench faults gpu gpu-training gpu-inference clean
+.PHONY: help demo cluster-demo docs notebook test check format lint types imports bench faults gpu gpu-training gpu-inference clean
 
 help:
 	@echo 'make demo          train SwAV on handwritten digits, evaluate, export and time it (about five minutes on a CPU)'
 	@echo 'make cluster-demo  kill one of two workers and resume: are the weights equal? (about three minutes on 2 cores)'
 	@echo 'make test          run the tests'
+	@echo 'make docs          build the documentation site in build/site'
+	@echo 'make notebook      run docs/quickstart.ipynb as a test (about two minutes)'
 	@echo 'make check         lint, types, import rules, then the tests: what continuous integration runs'
 	@echo 'make format        format the code'
 	@echo 'make bench         measure speed side by side with the alternatives'
@@ -37,6 +39,22 @@ cluster-demo: $(INSTALLED)
 # share fixtures.
 test: $(INSTALLED)
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+
+notebook: $(INSTALLED)
+	$(BIN)/python -m pytest tests/test_quickstart.py -m notebook
+
+# An environment without TensorFlow: the API reference reads the source. The site's folder has the repository's own files,
+# in the same places, so links between them hold on the site too.
+.venv-docs/.installed: pyproject.toml
+	@$(PYTHON) -m venv .venv-docs
+	@.venv-docs/bin/python -m pip install -qq --disable-pip-version-check -e '.[docs]'
+	@touch $@
+
+docs: .venv-docs/.installed
+	@mkdir -p build/site-source
+	@for file in README.md CONTRIBUTING.md CHANGELOG.md docs deploy; do ln -sfn ../../$$file build/site-source/$$file; done
+	@NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --quiet
+	@echo 'Open build/site/index.html'
 
 check: lint types imports test
 
@@ -93,4 +111,4 @@ gpu-inference: .venv-gpu/.installed
 	exit $$status
 
 clean:
-	rm -rf .venv .venv-gpu .venv-gpu-training build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf .venv .venv-docs .venv-gpu .venv-gpu-training build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

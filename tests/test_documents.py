@@ -5,8 +5,11 @@ from pathlib import Path
 
 import pytest
 
+import swav_tf
+
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("benchmarks", "cli", "configs", "evaluate", "export", "swav_tf")
+ALIASES = {f"swav_tf.training.classify.{name}" for name in ("probe", "finetune")}  # of `train_classifier`
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("deploy/*.md")])
 
 
@@ -49,3 +52,12 @@ def test_links_lead_somewhere(document: Path) -> None:
 def test_the_readme_leads_to_every_page() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert [path.name for path in sorted(ROOT.glob("docs/*.md")) if f"](docs/{path.name})" not in text] == []
+
+
+# Bugs caught: a public name without reference, or a reference to a name that was moved; a page that the site's menu leaves out.
+def test_the_site_has_every_public_name_and_page() -> None:
+    reference = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    listed = set(re.findall(r"^::: (\S+)$", reference, re.MULTILINE))
+    assert {f"{home}.{name}" for name, home in swav_tf._HOMES.items()} - ALIASES <= listed
+    menu = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    assert [name for name in DOCUMENTS if str(name.relative_to(ROOT)) not in menu] == []

@@ -36,7 +36,8 @@ class SwAV(ReplicatedModel):
         head: features (n, F) to projections (n, D).
         prototypes: normalized projections to scores.
         method: temperature, epsilon, Sinkhorn iterations, frozen steps.
-        mean, std: of the three channels of images in [0, 1].
+        mean: of the three channels of images in [0, 1].
+        std: likewise.
         queue: past projections that join the batch when codes are computed, or None.
         loss_scale: factor on the loss, for half precision.
         accumulation_steps: parts of a batch, which come one after the other.

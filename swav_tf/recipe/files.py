@@ -49,7 +49,7 @@ def load_recipe(file_or_name: str | Path, overrides: Sequence[str] = ()) -> Reci
 
 
 def load_recipe_of(wanted: type[Wanted], file_or_name: str | Path, overrides: Sequence[str] = ()) -> Wanted:
-    """Do the same for a recipe of the given kind; another kind is an error."""
+    """Read a recipe of the given kind, as `load_recipe` does; another kind is an error."""
     recipe = load_any_recipe(file_or_name, overrides)
     if not isinstance(recipe, wanted):
         [kind] = [name for name, known in KINDS.items() if known is wanted]
@@ -62,7 +62,7 @@ def load_recipe_of(wanted: type[Wanted], file_or_name: str | Path, overrides: Se
 
 
 def load_any_recipe(file_or_name: str | Path, overrides: Sequence[str] = ()) -> AnyRecipe:
-    """Do the same for a recipe of any kind."""
+    """Read a recipe of any kind, as `load_recipe` does."""
     text, label = _read(file_or_name)
     try:
         values = _plain_data(text)
