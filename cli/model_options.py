@@ -17,9 +17,10 @@ if TYPE_CHECKING:
 
 provider_option = click.option(
     "--provider",
-    type=click.Choice(["cpu", "cuda", "tensorrt"]),
+    type=click.Choice(["cpu", "openvino", "cuda", "tensorrt"]),
     show_default="cpu",
-    help="Execution provider of ONNX Runtime, for ONNX files; there is no fallback to another.",
+    help="What runs ONNX files: ONNX Runtime on the CPU, by CUDA or by TensorRT; or OpenVINO on the CPU, in bfloat16 "
+    "where the CPU has it. There is no fallback to another.",
 )
 
 

@@ -121,7 +121,7 @@ def compare_files(
         views.images, views.labels, np.ones(len(views.images), bool), {"features": features[other]},
         other.facts.weights_sha256, other.input_view, facts={},
     )  # fmt: skip
-    return compare(reference, {"features": features[file]}, gate=GATES[file.metadata.precision])
+    return compare(reference, {"features": features[file]}, gate=GATES[file.gate])
 
 
 def _open(path: Path, provider: str, threads: int) -> Artifact:
@@ -151,7 +151,7 @@ def _compare_one(
         outputs = run_all(backend, reference.images, batch_size=batch_size)
     except DataError as error:  # ONNX Runtime opens some graphs that it cannot compute
         return Parity(0, 0, failures=(str(error),))
-    return compare(reference, outputs, gate=GATES[backend.metadata.precision], labeled=labeled)
+    return compare(reference, outputs, gate=GATES[backend.gate], labeled=labeled)
 
 
 def _labeled_features(

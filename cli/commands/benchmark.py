@@ -45,7 +45,7 @@ def _limits(
 @click.command(short_help="Measure images/s and latency of exported files and runs.")
 @click.argument("models", nargs=-1, type=PATH, metavar="MODEL...")
 @click.option("--runner", "runners", callback=names, metavar="NAME,...", show_default="all that can run a MODEL here",
-              help="ort-cpu, ort-cuda, ort-tensorrt, tensorrt, keras.")
+              help="ort-cpu, openvino-cpu, ort-cuda, ort-tensorrt, tensorrt, keras.")
 @click.option("--precision", "precisions", callback=names, metavar="NAME,...", show_default="all that MODEL has",
               help="fp32, fp16, int8.")
 @click.option("--batch", "batches", callback=counts, metavar="N,...", default="1,8,32,128", help="Images per batch.")

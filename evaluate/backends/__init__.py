@@ -25,9 +25,9 @@ def open_model(
 ) -> Backend:
     """Open a run folder (its newest checkpoint), a file from `swav-tf export` or a third-party ONNX file.
 
-    Only run folders load TensorFlow. For ONNX files only: `provider` is `cpu` (the default), `cuda` or `tensorrt`,
-    without fallback to another; `threads` compute one batch on a CPU, 0 for one per core, and without `spin` leave
-    the cores to others between batches; `contract` specifies the preprocessing of a third-party file.
+    Only run folders load TensorFlow. For ONNX files only: `provider` is `cpu` (the default), `openvino`, `cuda` or
+    `tensorrt`, without fallback to another; `threads` compute one batch on a CPU, 0 for one per core, and without
+    `spin` leave the cores to others between batches; `contract` specifies the preprocessing of a third-party file.
 
     Raises:
         UsageError: it is missing, not a model, has no checkpoint, or cannot run on this machine.

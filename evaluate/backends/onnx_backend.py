@@ -1,24 +1,25 @@
-"""Exported ONNX files by ONNX Runtime."""
+"""Exported ONNX files by ONNX Runtime, or by OpenVINO."""
 
 from __future__ import annotations
 
 import contextlib
-import importlib
+import importlib.util
 import os
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 
 from evaluate.backends.backend import Backend
 from evaluate.backends.checksums import check_unchanged, check_weights
 from evaluate.backends.foreign import TYPES, Contract, Graph, describe
-from evaluate.backends.onnx_metadata import KEY, read_metadata
+from evaluate.backends.onnx_metadata import KEY, Precision, read_metadata
 from swav_tf.plumbing.errors import DataError, UsageError
 from swav_tf.plumbing.files import file_sha256
 
+OPENVINO: Final = "openvino"  # not one of ONNX Runtime
 PROVIDERS: Final = {
     "cpu": "CPUExecutionProvider",
     "cuda": "CUDAExecutionProvider",
@@ -27,9 +28,13 @@ PROVIDERS: Final = {
 
 
 def missing_provider(provider: str) -> str | None:
-    """Return why the installed ONNX Runtime lacks a provider, None if it has it; UsageError for an unknown name."""
+    """Return why a provider is not available here, None if it is; UsageError for an unknown name."""
+    if provider == OPENVINO:
+        found = importlib.util.find_spec("openvino")
+        return None if found else "--provider openvino needs OpenVINO. Run: pip install 'swav-tf[openvino]'"
     if provider not in PROVIDERS:
-        raise UsageError(f"--provider must be one of {', '.join(PROVIDERS)}. Received: {provider}.")
+        known = ", ".join([*PROVIDERS, OPENVINO])
+        raise UsageError(f"--provider must be one of {known}. Received: {provider}.")
     needs = f"--provider {provider} needs an ONNX Runtime that has it. Received: "
     try:
         import onnxruntime as ort
@@ -54,11 +59,11 @@ def open_session(
     spin: bool = True,
     cuda_graph: bool = False,
 ) -> Any:
-    """Open an ONNX Runtime session on exactly one provider.
+    """Open a session of ONNX Runtime on exactly one provider, or one of OpenVINO that looks like it.
 
     Args:
         source: an ONNX file, or its content for `cpu`.
-        provider: a key of PROVIDERS.
+        provider: a key of PROVIDERS, or OPENVINO.
         threads: threads that compute one batch on a CPU; 0 for one per core.
         spin: whether these wait for work in a busy loop, which takes the cores from threads that decode.
         cuda_graph: record the launches of a run and replay them as one; on a GPU, for bound tensors only.
@@ -69,6 +74,11 @@ def open_session(
     """
     if (missing := missing_provider(provider)) is not None:
         raise UsageError(missing)
+    if provider == OPENVINO:
+        from evaluate.backends.openvino_session import OpenVinoSession
+
+        assert isinstance(source, Path)
+        return OpenVinoSession(source, threads=threads)
     import onnxruntime as ort
 
     wanted = PROVIDERS[provider]
@@ -177,12 +187,15 @@ class BoundRun:
 
 
 class OnnxBackend(Backend):
-    """An ONNX file by ONNX Runtime. For `provider`, `threads` and `cuda_graph` see `open_session`.
+    """An ONNX file by ONNX Runtime or OpenVINO. For `provider`, `threads` and `cuda_graph` see `open_session`.
 
     Args:
         path: a file from `swav-tf export`, whose metadata specify its preprocessing, or a third-party file.
         contract: of a third-party file, which has no other way to say how it is used.
         only_timing: open a third-party file without a contract, for images that are not normalized.
+
+    Attributes:
+        gate: the precision whose limits its features meet: `bf16` if OpenVINO computes a float32 file in bfloat16.
 
     Raises:
         UsageError: the provider is not available here, or a contract is missing or does not fit.
@@ -219,7 +232,12 @@ class OnnxBackend(Backend):
                 )
         self.input_view, self.data = self.metadata.preprocessing.view, self.metadata.data
         self.outputs = tuple(self.graph.outputs)
-        facts = self.metadata.identity(path, f"onnxruntime {provider}", self.checksum.sha256)
+        runner = f"onnxruntime {provider}"
+        self.gate: Precision | Literal["bf16"] = self.metadata.precision
+        if provider == OPENVINO:
+            in_half = self._session.bfloat16 and self.gate == "fp32"
+            runner, self.gate = ("openvino in bfloat16", "bf16") if in_half else ("openvino", self.gate)
+        facts = self.metadata.identity(path, runner, self.checksum.sha256)
         self.facts = replace(facts, contract=words)
         self.feature_dim = self._feature_dim(path, only_timing=only_timing)
 
@@ -271,7 +289,7 @@ class OnnxBackend(Backend):
             values = self._session.run([*self.graph.outputs.values()], {self.graph.input: prepared})
         except Exception as error:  # ONNX Runtime's errors have no other common class
             raise DataError(
-                f"{self.facts.path} cannot run on {count} images in ONNX Runtime: {error} Export again, or "
+                f"{self.facts.path} cannot run on {count} images in {self.facts.runner}: {error} Export again, or "
                 "give a smaller --batch if memory is short."
             ) from error
         if not self.is_foreign:

@@ -44,7 +44,7 @@ class TensorrtBackend(Backend):
         self._engine = load_engine(self._tensorrt, data, str(path))
         self.cuda_graph = cuda_graph and not self._tensorrt.is_rtx
         self.input_view = self.metadata.preprocessing.view
-        self.data = self.metadata.data
+        self.data, self.gate = self.metadata.data, self.metadata.precision
         names = [self._engine.get_tensor_name(place) for place in range(self._engine.num_io_tensors)]
         self.outputs = tuple(name for name in names if name != "images")
         if "images" not in names or "features" not in names:

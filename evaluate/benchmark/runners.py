@@ -33,6 +33,10 @@ class RunnerFacts:
 
 RUNNERS: Final[Mapping[str, RunnerFacts]] = {
     "ort-cpu": RunnerFacts("onnx", False, ("onnxruntime",), "onnx", "ONNX Runtime on the CPU", "cpu"),
+    "openvino-cpu": RunnerFacts(
+        "onnx", False, ("openvino",), "openvino",
+        "OpenVINO on the CPU; float32 files in bfloat16 where the CPU has it", "openvino",
+    ),
     "ort-cuda": RunnerFacts(
         "onnx", True, ("onnxruntime",), "onnx-gpu", "ONNX Runtime with CUDA kernels", "cuda"
     ),
@@ -110,7 +114,7 @@ def open_for_timing(runner: str, path: Path, batch: int, settings: Settings) -> 
     else:
         from evaluate.backends.onnx_backend import OnnxBackend
 
-        backend = OnnxBackend(path, threads=threads, only_timing=True)
+        backend = OnnxBackend(path, provider=str(provider), threads=threads, only_timing=True)
     return TimedModel(backend.input_view, backend.facts.weights_sha256, backend.run)
 
 

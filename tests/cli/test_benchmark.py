@@ -32,7 +32,9 @@ def test_benchmark(folder, output):
         *(("keras", "fp32", batch, "skipped") for batch in (1, 4)),
     ]
     assert "Keras runs run folders" in (folder / "a.html").read_text()
-    [cell] = json.loads(output(f"benchmark {folder}/model-fp32.onnx {QUICK} --batch 2 --json -"))["cells"]
+    [cell] = json.loads(
+        output(f"benchmark {folder}/model-fp32.onnx {QUICK} --batch 2 --runner ort-cpu --json -")
+    )["cells"]
     assert (cell["runner"], cell["batch"], cell["status"]) == ("ort-cpu", 2, "ok")
     left = folder / ".part-0123abcd-a.json"  # by a process that was killed
     left.write_text("{")
@@ -64,7 +66,7 @@ def test_fail_below(limit, code, part, folder, run):
 
 def test_a_failed_cell_is_exit_code_1(tmp_path, run):
     wrong = make_exported(tmp_path / "wrong", ("fp32",), wrong=True)
-    result = run(f"benchmark {wrong} {QUICK} --batch 1")
+    result = run(f"benchmark {wrong} {QUICK} --batch 1 --runner ort-cpu")
     assert result.code == 1
     assert "failed (its features are not the model's" in result.out
 
@@ -134,7 +136,7 @@ def test_with_the_extra_onnx_alone(folder, tmp_path, monkeypatch):
     for name in blocked:  # for the processes that measure
         (tmp_path / f"{name}.py").write_text("raise ImportError('blocked')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    measure = f"benchmark {folder} {QUICK} --batch 1 --json {file}"
+    measure = f"benchmark {folder} {QUICK} --batch 1 --runner ort-cpu --json {file}"
     result = run_without(blocked, measure, f"compare {file} {file}", f"{measure} --html {tmp_path}/b.html")
     assert result.code == 2
     assert "pip install 'swav-tf[report]'" in result.err

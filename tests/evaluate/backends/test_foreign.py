@@ -155,20 +155,8 @@ def test_commands(tmp_path, wanted, capsys):
     write_foreign(other, scale=-1)
     assert run_and_report(swav_tf, ["verify", str(own), *against]) == 1
     assert json.loads(capsys.readouterr().out)["centered_cosine_median"] < 0.9
-    line = [
-        "benchmark",
-        str(own),
-        str(other),
-        "--batch",
-        "2",
-        "--seconds",
-        "0.05",
-        "--runs",
-        "3",
-        "--json",
-        "-",
-        "--quiet",
-    ]
+    options = "--runner ort-cpu --batch 2 --seconds 0.05 --runs 3 --json - --quiet"
+    line = ["benchmark", str(own), str(other), *options.split()]
     assert run_and_report(swav_tf, line) == 0
     cells = json.loads(capsys.readouterr().out)["cells"]
     assert [(cell["model"], cell["status"]) for cell in cells] == [(tmp_path.name, "ok"), ("other", "ok")]

@@ -57,3 +57,21 @@ def test_bound_runs_compute_their_images(tmp_path):
     for images in (second, first, second):
         np.testing.assert_array_equal(bound.run_from_host(images)["features"], model.features(images))
     assert model.metadata.preprocessing.input_shape(5) == first.shape
+
+
+# Bugs caught: outputs in another order, or those of a later batch; metadata that are lost; another number of channels.
+def test_openvino_computes_what_onnx_runtime_does(tmp_path):
+    pytest.importorskip("openvino")
+    path = tmp_path / "model.onnx"
+    write_onnx(path, "fp32", weights="a" * 64)
+    one, other = (OnnxBackend(path, provider=provider, threads=1) for provider in ("cpu", "openvino"))
+    assert (other.metadata, other.outputs, other.feature_dim) == (one.metadata, one.outputs, one.feature_dim)
+    first, second = np.random.default_rng(0).integers(0, 256, (2, 5, 8, 8, 3), dtype=np.uint8)
+    found, again = other.run(first), other.run(second[:3])
+    for images, outputs in ((first, found), (second[:3], again)):
+        for name, expected in one.run(images).items():
+            error = np.linalg.norm(outputs[name] - expected) / np.linalg.norm(expected)
+            assert error < (0.02 if other.gate == "bf16" else 1e-5), name
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(DataError, match=r"model\.onnx"):
+        open_session(path, provider="openvino")
