@@ -47,6 +47,7 @@ class ClassifierChoice:
         """Load the recipe and check its settings, before anything large is imported."""
         from swav_tf.recipe.advice import check_recipe
         from swav_tf.recipe.files import load_recipe_of
+        from swav_tf.training.tracking import check_installed
 
         config, overrides = self._following()
         data_kind = load_recipe_of(kind, config, overrides).data.kind
@@ -69,6 +70,7 @@ class ClassifierChoice:
                         f"recipe '{recipe.name}' does not specify where the {what} images are (data.kind is "
                         f"{data_kind}). Give TRAIN and VALIDATION, or -o data.{key}=..."
                     )
+        check_installed(recipe.monitor.track)
         check_recipe(recipe)  # advice is given by the trainer, which knows the images and devices
         return recipe
 

@@ -115,12 +115,13 @@ class ImageChoice:
     data: str | None
     kind: str | None
     split: str | None
+    labels: str | None = None
 
     def open(self, model: Backend) -> ImageSet:
         """Open the images; without DATA, those that the model was trained on."""
         from evaluate.images import open_images
 
-        return open_images(self.data, like=model.data, kind=self.kind, split=self.split)
+        return open_images(self.data, like=model.data, kind=self.kind, split=self.split, labels=self.labels)
 
     def open_source(self) -> tuple[ImageSource, str]:
         """Open DATA where there is no model; return the source and the kind that it was read as."""
@@ -128,15 +129,16 @@ class ImageChoice:
         from swav_tf.recipe.data import Data
 
         path = None if self.kind == "digits" else self.data
-        settings = {"kind": self.kind or "auto", "path": path, "split": self.split or "train"}
-        data = recognized(Data.model_validate(settings))
+        data = recognized(
+            Data(kind=self.kind or "auto", path=path, split=self.split or "train", labels=self.labels)
+        )
         return open_source(data), data.kind
 
 
 def image_options(
     *, required: bool = False, kinds: Sequence[str] = KINDS, default: str = "recognized, or the model's"
 ) -> Option:
-    """Return DATA, --kind and --split.
+    """Return DATA, --kind, --split and --labels.
 
     Args:
         required: whether DATA must be given.
@@ -155,6 +157,11 @@ def image_options(
             metavar="NAME",
             show_default="train" if required else "the model's",
             help="Split of digits, a TFDS data set, or a folder of Parquet or tar files.",
+        ),
+        click.option(
+            "--labels",
+            metavar="FILE",
+            help="List with the labels of images that have none, as the setting data.labels.",
         ),
     )
 

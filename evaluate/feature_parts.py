@@ -203,6 +203,7 @@ def command_of(part: Part, facts: Mapping[str, Any], *, fresh: bool) -> str:
     source, runner = facts["source"], facts["model"]["runner"]
     words = ["swav-tf", "features", "digits" if source["kind"] == "digits" else source["path"]]
     words += ["--kind", source["kind"]] + (["--split", source["split"]] if source["split"] else [])
+    words += ["--labels", source["labels"]] if source.get("labels") else []
     words += ["--model", facts["model"]["path"], "--batch", str(facts["batch_size"])]
     words += [word for name in ("cuda", "tensorrt") if f"-{name}" in runner for word in ("--provider", name)]
     words += ["--output", str(part.folder), "--part", str(part)] + ["--fresh"] * fresh

@@ -30,16 +30,23 @@ class ImageSet:
             "kind": self.settings.kind,
             "path": self.settings.path,
             "split": self.settings.split if self.settings.kind in SPLIT_KINDS else None,
+            **({} if self.settings.labels is None else {"labels": self.settings.labels}),
             **fingerprint(self.source),
         }
 
 
 def open_images(
-    data: str | None, *, like: Data, kind: str | None = None, split: str | None = None
+    data: str | None,
+    *,
+    like: Data,
+    kind: str | None = None,
+    split: str | None = None,
+    labels: str | None = None,
 ) -> ImageSet:
     """Open the images that DATA names: a folder, a file, a pattern, a TFDS name, or `digits`.
 
-    `like` has the defaults, also for DATA; usually it is the settings of the model's training images.
+    `like` has the defaults, also for DATA; usually it is the settings of the model's training images. `labels` names a
+    list with the labels of images that have none.
 
     Raises:
         UsageError: the arguments contradict each other.
@@ -53,7 +60,8 @@ def open_images(
     if data is None and kind != "digits" and (like.path is None or kind != like.kind):
         raise UsageError(f"DATA must name the images. Received: no DATA, kind {kind}.")
     own = {"kind": kind, "path": None if kind == "digits" else (data or like.path)}
-    own |= {} if data is None else {"labels": None}  # which are of the model's images
+    if data is not None or labels is not None:
+        own["labels"] = labels  # others are of the model's images
     kind = recognized(like.model_copy(update=own)).kind
     if split is not None and kind not in SPLIT_KINDS:
         raise UsageError(

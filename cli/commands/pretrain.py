@@ -64,7 +64,10 @@ def command(
             "`swav-tf config auto DATA > FILE.yaml`, and pass -c FILE.yaml on all."
         )
     recipe = replace(recipe, overrides=(*recipe.overrides, *track))
+    from swav_tf.training.tracking import check_installed
+
     settings = recipe.load_for(run_dir, fresh=fresh)
+    check_installed(settings.monitor.track)
     load_tensorflow_quietly()
     from swav_tf.runs.folder import ATTEMPTS
     from swav_tf.training.pretrain import pretrain

@@ -60,7 +60,7 @@ def command(
     epoch = epoch_in_words(Path(model), classifier[1], best=best)
     own = classifier[1].data
     like = own if images.data is not None else validation_settings(own)
-    opened = open_images(images.data, like=like, kind=images.kind, split=images.split)
+    opened = open_images(images.data, like=like, kind=images.kind, split=images.split, labels=images.labels)
     if output is not None:
         make_folder(output)
     settings = opened.settings.model_copy(update={"threads": threads})

@@ -76,9 +76,8 @@ class ImageFolder(Files):
         root = _existing_folder(path)
         left_out = LeftOut()
         remote = storage.is_remote(root)
-        super().__init__(
-            root, _remote_images(root, left_out) if remote else _walk(root, "", set(), left_out), left_out
-        )
+        names = _remote_images(root, left_out) if remote else _walk(root, "", set(), left_out)
+        super().__init__(root, _not_empty(root, names, left_out), left_out)
 
     def label(self, index: int) -> int:
         """Return -1: these images have no labels."""
@@ -95,11 +94,18 @@ class ClassFolders(Files):
         counts = Counter[str]()  # in the order of the classes
         left_out = LeftOut()
 
-        def names() -> Iterator[str]:
+        folders: list[str] = []
+
+        def all_names() -> Iterator[str]:
             for folder, images in _classes(root, left_out):
-                for name in images:
-                    counts[folder] += 1
-                    yield name
+                folders.append(folder)
+                yield from images
+
+        def names() -> Iterator[str]:
+            for name in _not_empty(root, all_names(), left_out):
+                counts[name.partition("/")[0]] += 1
+                yield name
+            for folder in folders:
                 if folder not in counts:
                     log.warning(f"{root}: folder {printable(folder)} has no image and is no class.")
 
@@ -168,7 +174,21 @@ def _is_inside(name: str, left_out: LeftOut) -> bool:
 
 def _remote_images(root: str, left_out: LeftOut) -> Iterator[str]:
     """Return the images below a remote folder."""
-    return (name for name in storage.remote_files_below(root) if is_wanted(name, left_out))
+    for name, size in storage.remote_files_below(root).items():
+        if is_wanted(name, left_out):
+            if size == 0:
+                left_out.add_empty(name)
+            else:
+                yield name
+
+
+def _not_empty(root: str, names: Iterable[str], left_out: LeftOut) -> Iterator[str]:
+    """Yield the images that have content; of remote ones `_remote_images` knows."""
+    for name, size in storage.with_sizes(root, names):
+        if size == 0:
+            left_out.add_empty(name)
+        else:
+            yield name
 
 
 def is_wanted(path: str, left_out: LeftOut) -> bool:

@@ -58,7 +58,7 @@ class ListedImages(Files):
                 f"{path} must name each image once. Received: {len(twice):,} repeated ones: {first_of(twice)}."
             )
         root, left_out, kept = storage.folder_of(self._list), LeftOut(), []
-        for row, size in zip(rows, storage.sizes(root, [row.name for row in rows]), strict=True):
+        for row, (_, size) in zip(rows, storage.with_sizes(root, (row.name for row in rows)), strict=True):
             last = storage.name_of(row.name)
             if not is_image(last) and ("." in last or size is None):
                 left_out.add(last, row.name)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import errno
 import glob
 import os
+import stat
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
 
@@ -123,13 +125,16 @@ def matching(pattern: str) -> list[str]:
         return sorted(f"{prefix}{path.lstrip('/')}{chain}{archive}" for path in files.glob(inner))
 
 
-def remote_files_below(folder: str) -> list[str]:
-    """Return the paths of all files below a remote folder, relative to it: a folder's files, then its folders."""
+def remote_files_below(folder: str) -> dict[str, int | None]:
+    """Return the size of each file below a remote folder, None if unknown, by the path relative to the folder.
+
+    A folder's files come before its folders.
+    """
     with _remote(folder) as (files, inner):
-        found = files.find(inner)
+        found = files.find(inner, detail=True)
         files.invalidate_cache()  # the client library would keep a dictionary for each file
-    names = [path[len(inner.rstrip("/")) :].lstrip("/") for path in found]
-    return sorted(names, key=visiting_order)
+    sizes = {path[len(inner.rstrip("/")) :].lstrip("/"): entry.get("size") for path, entry in found.items()}
+    return {name: sizes[name] for name in sorted(sizes, key=visiting_order)}
 
 
 def visiting_order(name: str) -> list[tuple[bool, str]]:
@@ -165,23 +170,24 @@ def stamps(root: str, indices: range, name: Callable[[int], str]) -> Iterator[st
             yield f"{entry.get('size')} {[entry[key] for key in _CHANGE_KEYS if key in entry]}"
         return
 
-    yield from _of_each(_local_stamp, root, indices, name)
+    for _, stamp in _with_each(_local_stamp, root, map(name, indices)):
+        yield stamp
 
 
-def sizes(root: str, names: Sequence[str]) -> Iterator[int | None]:
-    """Yield the size of each file in bytes, None if it is missing or not accessible. Remote ones count as there."""
-    yield from _of_each(_local_size, root, range(len(names)), names.__getitem__)
+def with_sizes(root: str, names: Iterable[str]) -> Iterator[tuple[str, int | None]]:
+    """Yield each name with the bytes of its file, None if it is missing; remote files count as 1."""
+    yield from _with_each(_local_size, root, names)
 
 
-def _of_each(
-    look: Callable[[str], _T], root: str, indices: range, name: Callable[[int], str]
-) -> Iterator[_T]:
-    """Yield `look(path)` of each file. Threads: a network file system answers slowly, but many requests at a time."""
+def _with_each(look: Callable[[str], _T], root: str, names: Iterable[str]) -> Iterator[tuple[str, _T]]:
+    """Yield each name with `look(path)`. Threads: a network file system answers slowly, but many requests at a time."""
+    remaining = iter(names)
 
-    def part_from(start: int) -> list[_T]:
-        return [look(join(root, name(i))) for i in indices[start : start + _AT_ONCE]]
+    def look_at(part: list[str]) -> list[tuple[str, _T]]:
+        return [(name, look(join(root, name))) for name in part]
 
-    for part in map_ahead(part_from, range(0, len(indices), _AT_ONCE), threads=16):
+    parts = iter(lambda: list(islice(remaining, _AT_ONCE)), [])
+    for part in map_ahead(look_at, parts, threads=16, ahead=32):
         yield from part
 
 
@@ -189,7 +195,8 @@ def _local_size(path: str) -> int | None:
     if is_remote(path):
         return 1
     try:
-        return os.stat(path).st_size if os.path.isfile(path) else None
+        status = os.stat(native(path))
+        return status.st_size if stat.S_ISREG(status.st_mode) else None
     except OSError:
         return None
 

@@ -25,7 +25,7 @@ from swav_tf.data.views import stack_views, view_batches
 from swav_tf.knn import BASELINES, baselines_of, comparison, find_neighbours, knn_accuracy, view_comparison
 from swav_tf.method.swav import SwAV
 from swav_tf.plumbing.errors import DataError
-from swav_tf.plumbing.log import log
+from swav_tf.plumbing.log import log, log_once
 from swav_tf.recipe.data import SPLIT_KINDS, Data
 from swav_tf.recipe.pretraining import Recipe
 from swav_tf.training.features import extract_features
@@ -124,10 +124,11 @@ class KNNEvaluator(_Evaluator):
                 initial, pixels = self._features_accuracy(), self._accuracy(known, queries)
             self._keep("knn_baselines", knn_top1_initial=initial, knn_top1_pixels=pixels)
         if baselines := baselines_of(position.validation):
-            log.info(
-                "k-NN accuracy of %s images, by the votes of %s training images; without training: %s",
-                f"{len(self.queries):,}", f"{len(self.known):,}", baselines,
-            )  # fmt: skip
+            log_once(  # the rest of an interrupted epoch is a training of its own
+                logging.INFO,
+                f"k-NN accuracy of {len(self.queries):,} images, by the votes of {len(self.known):,} training images; "
+                f"without training: {baselines}",
+            )
 
     def on_train_batch_end(self, batch: int, logs: Logs) -> None:
         """Measure when an epoch that is due ends, early in the run, and at its end."""
@@ -187,6 +188,8 @@ class ViewEvaluator(_Evaluator):
 
     def on_train_begin(self, logs: Logs | None = None) -> None:
         """Draw the views, and measure the initial weights when a run starts."""
+        if self.views is not None:
+            return  # the rest of an interrupted epoch was a training of its own
         if self.job.position.step and "view_retrieval_initial" not in self.job.position.validation:
             return  # an earlier version began this run: without that figure later ones say nothing
         group = self.recipe.crops[0].model_copy(update={"count": 2})

@@ -89,7 +89,7 @@ class WandbRun:
             settings=self.wandb.Settings(console="off", silent=True),
         )
         self.id = str(self.run.id)
-        if self.run.url:  # none offline
+        if not self.run.offline and self.run.url:
             log.info("wandb: %s", self.run.url)
         self.run.define_metric(STEP, hidden=True)
         self.run.define_metric("*", step_metric=STEP)

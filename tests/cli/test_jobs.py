@@ -52,6 +52,7 @@ def calls(monkeypatch):
 
     for name in JOBS:
         replace(name)
+    monkeypatch.setattr("swav_tf.training.tracking.check_installed", lambda track: None)
     return made
 
 
@@ -158,6 +159,14 @@ def test_demo(monkeypatch, output):
 def test_refusals(line, part, calls, refused):
     refused(line, 2, part)
     assert calls == []
+
+
+# Bug caught: a tracker that is missing is noticed after the seconds that TensorFlow takes, or after the images are read.
+@pytest.mark.parametrize("line", ["pretrain -c demo", "probe -c probe_digits --model m"])
+def test_a_missing_tracker(line, monkeypatch, refused):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("swav_tf.model.startup.start", lambda: pytest.fail("TensorFlow is loaded"))
+    refused(f"{line} --track wandb", 2, "wandb is not installed. Run: pip install 'swav-tf[wandb]'")
 
 
 TRAINED = (

@@ -83,21 +83,29 @@ def test_what_is_left_out_is_reported(tmp_path, caplog):
         "x/1.jpg",
         "x/2.jpg",
         "y/3.jpg",
+        "y/6.jpg",
         "x/._1.jpg",
         "x/@eaDir/1.jpg",
         "y/notes.txt",
         "y/4.CR2",
         "5.jpg",
     )
+    (tmp_path / "y/0.jpg").touch()
+    (tmp_path / "z").mkdir()
+    (tmp_path / "z/0.jpg").touch()
     counts = {
-        "resource forks of macOS": 1, "of the system or an editor": 1, "with extension .txt": 1,
+        "empty": 2, "resource forks of macOS": 1, "of the system or an editor": 1, "with extension .txt": 1,
         "pictures of a format that is not read, .cr2": 1,
     }  # fmt: skip
     assert ImageFolder(tmp_path).left_out.counts == counts
     stray = {"images next to the class folders, in none of them": 1}
-    assert ClassFolders(tmp_path).left_out.counts == counts | stray
-    assert ["y/4.CR2" in record.message for record in caplog.records] == [True, True]
-    assert "in none of them (5.jpg)" in caplog.records[1].message
+    source = ClassFolders(tmp_path)
+    assert (source.left_out.counts, source.class_names) == (counts | stray, ("x", "y"))
+    assert [source.label(i) for i in range(4)] == [0, 0, 1, 1]
+    assert ["y/4.CR2" in record.message for record in caplog.records] == [True, False, True]
+    assert "folder z has no image and is no class" in caplog.records[1].message
+    assert "2 empty (y/0.jpg, z/0.jpg)" in caplog.records[2].message
+    assert "in none of them (5.jpg)" in caplog.records[2].message
     memory = fsspec.filesystem("memory")
     memory.put(str(tmp_path), "/left_out", recursive=True)
     try:

@@ -1,3 +1,5 @@
+import json
+
 import pytest
 
 from evaluate.images import open_images
@@ -35,3 +37,15 @@ def test_defaults_are_the_models(tmp_path, folders):
 def test_wrong_data(data, like, options, error, message):
     with pytest.raises(error, match=message):
         open_images(data, like=like, **options)
+
+
+# Bug caught: labels of a list that are lost, or those of the model's images given to others.
+def test_labels_of_a_list(tmp_path, folders):
+    names = [open_images(str(folders), like=Data()).source.image_name(i) for i in range(20)]
+    (tmp_path / "list.json").write_text(json.dumps(dict.fromkeys(names, "x")))
+    labels = str(tmp_path / "list.json")
+    opened = open_images(str(folders), like=Data(), labels=labels)
+    assert (opened.source.class_names, opened.facts()["labels"]) == (("x",), labels)
+    trained = Data(kind="images", path=str(folders), labels=labels)
+    assert open_images(None, like=trained).source.class_names == ("x",)
+    assert open_images(str(folders), like=trained).source.class_names != ("x",)
