@@ -19,6 +19,7 @@ EXTRAS = {
     "report": ("matplotlib", "sklearn"),
     "serve": ("orjson", "prometheus_client", "python_multipart", "starlette", "uvicorn"),
     "search": ("faiss",),
+    "ray": ("ray",),
     "parquet": ("pyarrow",),
     "tensorrt": ("tensorrt", "cuda"),
 }

@@ -104,8 +104,11 @@ class ModelChoice:
     provider: str | None
     contract: ContractChoice
 
-    def open(self) -> Backend:
-        """Open the model; TensorFlow is loaded, quietly, for a run folder only."""
+    def open(self, *, threads: int = 0) -> Backend:
+        """Open the model; TensorFlow is loaded, quietly, for a run folder only.
+
+        `threads` compute one batch of an ONNX file on a CPU, 0 for one per core.
+        """
         if self.model is None:
             raise click.MissingParameter(param_type="option", param_hint="'--model'")
         from evaluate import backends
@@ -114,7 +117,12 @@ class ModelChoice:
             from cli.quiet import load_tensorflow_quietly
 
             load_tensorflow_quietly()
-        return backends.open_model(self.model, provider=self.provider, contract=self.contract.contract())
+        return backends.open_model(
+            self.model,
+            provider=self.provider,
+            threads=threads if self.model.endswith(".onnx") else 0,
+            contract=self.contract.contract(),
+        )
 
 
 def _model_options(*, required: bool) -> Option:

@@ -11,7 +11,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, Final
 
@@ -113,6 +113,13 @@ def discard_store(output: Path) -> None:
     if companion(output, ".work").exists():
         with _locked(output) as folder:
             shutil.rmtree(folder)
+
+
+def images_done(output: Path) -> int:
+    """Return how many images another process, which may be writing right now, has done; 0 if unknown."""
+    with suppress(DataError):
+        return int(_read_progress(companion(output, ".work") / PROGRESS).get("images", 0))
+    return 0
 
 
 def _in_words(key: str, old: Any, new: Any) -> str:

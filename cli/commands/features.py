@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-import os
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,23 +19,25 @@ from cli.options import (
     Report,
     image_options,
     output_option,
-    part_option,
     reading_options,
     report_options,
 )
-from cli.progress import image_progress, share_progress
+from cli.part_options import Division, division_options
+from cli.progress import ImageProgress, image_progress, share_progress
 
 if TYPE_CHECKING:
     from evaluate.backends.backend import Backend
     from evaluate.feature_parts import Part
     from evaluate.features import Extraction
+    from evaluate.images import ImageSet
+    from evaluate.part_workers import Job
 
 
 @click.command()
 @image_options()
 @optional_model_options
 @output_option("Feature file to write, .npz, .npy or .parquet, or a folder for parts.", metavar="PATH")
-@part_option("Compute", "the output is a folder", otherwise="1/1")
+@division_options
 @click.option(
     "--check",
     is_flag=True,
@@ -44,7 +50,7 @@ def command(
     images: ImageChoice,
     model: ModelChoice,
     output: Path | None,
-    part: str | None,
+    division: Division,
     check: bool,
     reading: ReadingChoice,
     fresh: bool,
@@ -68,6 +74,7 @@ def command(
       swav-tf features digits --split test --model runs/demo --output test.npz
       swav-tf features ILSVRC2012/train --model runs/first --output train.npy --batch 256
       swav-tf features photos/ --kind images --model runs/first --output photos --part 17/400
+      swav-tf features photos/ --kind images --model runs/first --output photos --devices gpu:4
       swav-tf features photos --check
       swav-tf features photos --output photos.parquet
       swav-tf features photos/ --model resnet50.onnx --output photos.npz --view 256,224
@@ -77,67 +84,101 @@ def command(
         return _check(images, report)
     if output is None:
         raise click.MissingParameter(param_type="option", param_hint="'--output'")
-    from evaluate.feature_parts import has_parts
+    from evaluate.feature_parts import Part, has_parts
 
     if images.data is not None and has_parts(Path(images.data)):
         from evaluate.features import export_features
 
-        _show(report, output, export_features(Path(images.data), output, fresh=fresh))
+        _show(report, output, str(output), export_features(Path(images.data), output, fresh=fresh))
         return 0
-    target = _target(output, part)
-    _compute(images, model.open(), target, reading, fresh, report)
-    return 0
-
-
-def _compute(
-    images: ImageChoice,
-    backend: Backend,
-    target: Path | Part,
-    reading: ReadingChoice,
-    fresh: bool,
-    report: Report,
-) -> None:
-    """Compute and write the features, and report on them."""
-    from evaluate.feature_parts import Part
-    from evaluate.features import extract_features
-
+    target = division.target(output)
+    if isinstance(target, list):
+        _share_out(images, model, division, target, reading, fresh, report)
+        return 0
+    backend = model.open()
     opened = images.open(backend)
     total = len(opened.source)
     if isinstance(target, Part):
         total = len(target.indices(total, reading.batch))
     with image_progress(total, "features", quiet=report.quiet) as progress:
-        result = extract_features(
-            backend,
-            opened,
-            target,
-            batch_size=reading.batch,
-            threads=reading.threads,
-            max_bad_share=reading.bad_share_of(backend),
-            fresh=fresh,
-            on_progress=progress,
-        )
-    _show(report, target, result, model=backend.facts.as_dict())
+        result = _make(backend, opened, reading, fresh, target, progress)
+    what = f"{target.folder}, part {target}" if isinstance(target, Part) else str(target)
+    _show(report, target, what, result, model=backend.facts.as_dict())
+    return 0
 
 
-def _target(output: Path, part: str | None) -> Path | Part:
-    """Return the file or part to write, checked before TensorFlow loads."""
-    from evaluate.feature_file import FORMATS, check_format
-    from evaluate.feature_parts import Part
-    from swav_tf.plumbing.parts import part_numbers
+def _make(
+    backend: Backend,
+    images: ImageSet,
+    reading: ReadingChoice,
+    fresh: bool,
+    target: Path | Part,
+    on_progress: Callable[[int], None] | None = None,
+) -> Extraction:
+    from evaluate.features import extract_features
 
-    if part is None and output.suffix:
-        check_format(output)
-        return output
-    if output.suffix in FORMATS:
-        raise click.UsageError(f"--part needs a folder as --output. Received: {output}.")
-    return Part(output, *(part_numbers(part, os.environ) or (1, 1)))
+    return extract_features(
+        backend,
+        images,
+        target,
+        batch_size=reading.batch,
+        threads=reading.threads,
+        max_bad_share=reading.bad_share_of(backend),
+        fresh=fresh,
+        on_progress=on_progress,
+    )
 
 
-def _show(report: Report, output: Path | Part, result: Extraction, **facts: object) -> None:
+def _open(
+    images: ImageChoice, model: ModelChoice, reading: ReadingChoice, fresh: bool
+) -> tuple[int, Callable[[Part], Extraction]]:
+    """Open what a process of --devices needs: a job, see `evaluate.part_workers.Job`."""
+    backend = model.open(threads=reading.threads)
+    opened = images.open(backend)
+    return len(opened.source), partial(_make, backend, opened, reading, fresh)
+
+
+def _share_out(
+    images: ImageChoice,
+    model: ModelChoice,
+    division: Division,
+    parts: list[Part],
+    reading: ReadingChoice,
+    fresh: bool,
+    report: Report,
+) -> None:
+    """Let several processes compute all parts, and report on them."""
+    from evaluate.part_workers import make_parts
+
+    began = time.perf_counter()
+
+    def job(cores: int) -> Job:
+        return partial(_open, images, model, replace(reading, threads=cores), fresh)
+
+    starts = division.starts(model, job, reading.threads)
+    with ExitStack() as stack:
+        bars: list[ImageProgress] = []  # one, once the number of images is known
+
+        def show(done: int, total: int) -> None:
+            if not bars:
+                bars.append(stack.enter_context(image_progress(total, "features", quiet=report.quiet)))
+            bars[0](done)
+
+        made = make_parts(starts, parts, show)
+    images_done, unreadable, before = (
+        sum(getattr(each, name) for each in made) for name in ("images", "unreadable", "images_before")
+    )
+    seconds = time.perf_counter() - began
+    result = replace(
+        made[0], images=images_done, unreadable=unreadable, images_before=before, seconds=seconds
+    )
+    folder = parts[0].folder
+    _show(report, folder / "part-*", f"{folder}, {len(parts)} parts", result)
+
+
+def _show(report: Report, output: Path | Part, what: str, result: Extraction, **facts: object) -> None:
     computed = result.images + result.unreadable - result.images_before
     speed = computed / result.seconds if computed else None
-    path, part = (output, None) if isinstance(output, Path) else (output.folder, str(output))
-    what = f"{path}, part {part}" if part else str(path)
     lines = [f"{what}: {result.images:,} images x {result.feature_dim} features"]
     if result.images_before:
         lines.append(f"{result.images_before:,} of the images had been computed before")
@@ -149,8 +190,8 @@ def _show(report: Report, output: Path | Part, result: Extraction, **facts: obje
             f"{result.unreadable:,} unreadable images are left out, listed in {listed}.unreadable.csv"
         )
     document = {
-        "output": str(path),
-        "part": part,
+        "output": str(output if isinstance(output, Path) else output.folder),
+        "part": None if isinstance(output, Path) else str(output),
         "images": result.images,
         "feature_dim": result.feature_dim,
         "unreadable": result.unreadable,

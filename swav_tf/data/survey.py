@@ -74,3 +74,9 @@ def this_machine() -> Machine:
     except pynvml.NVMLError:
         return Machine(cores)
     return Machine(cores, gpu_gb=memory / 1e9, gpus=len(handles), bfloat16=major >= 8)
+
+
+def visible_gpus() -> list[str]:
+    """Return the names that CUDA_VISIBLE_DEVICES gives to GPUs, by default the numbers of all."""
+    names = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(this_machine().gpus))))
+    return [name for name in names.split(",") if name not in ("", "-1")]

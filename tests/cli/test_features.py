@@ -10,6 +10,8 @@ from PIL import Image
 from cli import progress
 from evaluate.feature_file import read_feature_file
 from tests.cli.command_line import TENSORFLOW, run_without, write_noise
+from tests.evaluate.exported import write_onnx
+from tests.evaluate.models import assert_same_features
 
 
 # Bugs caught: options that do not reach the extraction, JSON among other lines.
@@ -59,7 +61,28 @@ def test_parts(model, files, tmp_path, output, run, refused):
     with np.load(files / "test.npz") as expected, np.load(tmp_path / "x.npz") as exported:
         for name in ("features", "labels", "names", "index"):
             np.testing.assert_array_equal(exported[name], expected[name])
-    refused(f"{line}.npz --part 1/2", 2, "--part needs a folder")
+    refused(f"{line}.npz --part 1/2", 2, "need a folder")
+
+
+# Bugs caught: a process that gets other options, figures of one part for those of all, another number of parts when the
+# command is repeated; options that are ignored.
+@pytest.mark.multiprocess
+def test_parts_by_several_processes(tmp_path, output, refused, monkeypatch):
+    write_onnx(tmp_path / "x.onnx", "fp32", weights="a" * 64)
+    line = f"features digits --split test --model {tmp_path}/x.onnx --batch 64 --output {tmp_path}"
+    output(f"{line}/whole.npy")
+    first = json.loads(output(f"{line}/parts --devices cpu:2 --parts 3 --json"))
+    assert (first["images"], first["images_before"], first["part"]) == (360, 0, None)
+    assert "parts, 3 parts: 360 images" in output(f"{line}/parts --devices cpu:1")
+    assert_same_features(read_feature_file(tmp_path / "parts"), read_feature_file(tmp_path / "whole.npy"))
+    refused(f"{line}/parts --devices cpu:1 --parts 4", 2, "Error: ", "parts: was 3, now 4")
+    refused(f"{line}/x --parts 3", 2, "--parts and --on need --devices")
+    refused(f"{line}/x.npy --devices cpu:2", 2, "need a folder")
+    refused(f"{line}/x --devices 2", 2, "must be cpu:N or gpu:N")
+    refused(f"{line}/x --devices cpu:2 --part 1/2", 2, "--devices makes all parts. Received: 1/2")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    refused(f"{line}/x --devices gpu:2", 2, "needs --provider cuda or tensorrt")
+    refused(f"{line}/x --devices cpu:2 --provider cuda", 2, "--devices cpu:2 computes on CPUs")
 
 
 # Bugs caught: train and test swapped, another k or temperature than requested.

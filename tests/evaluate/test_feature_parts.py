@@ -14,7 +14,7 @@ from evaluate.feature_file import read_feature_file, write_feature_file
 from evaluate.feature_parts import Part, Rows, command_of, find_problems, read_facts
 from evaluate.features import export_features, extract_features
 from swav_tf.plumbing.errors import DataError, UsageError
-from tests.evaluate.models import NumpyBackend, class_folders
+from tests.evaluate.models import NumpyBackend, assert_same_features, class_folders
 
 SCRIPT = Path(__file__).parent / "run_features.py"
 
@@ -34,12 +34,6 @@ def whole(tmp_path, folders):
     return read_feature_file(tmp_path / "whole.npy")
 
 
-def same(one, other):
-    assert np.array_equal(np.asarray(one.features), np.asarray(other.features))
-    for name in ("labels", "index", "names"):
-        assert list(getattr(one, name)) == list(getattr(other, name)), name
-
-
 # Bugs caught: features of batches that begin elsewhere, names or numbers of the part instead of the source, parts that
 # overlap or leave out images, a table row of another image, an export that differs.
 @pytest.mark.parametrize("count", [1, 2, 5])
@@ -47,7 +41,7 @@ def test_parts_equal_one_process(tmp_path, folders, whole, count, monkeypatch):
     monkeypatch.setattr(feature_parts, "TABLE_ROWS", 3)
     folder = make(folders, tmp_path / "parts", *range(count, 0, -1), count=count)
     parts = read_feature_file(folder)
-    same(parts, whole)
+    assert_same_features(parts, whole)
     assert (parts.facts["unreadable"], parts.class_names) == (1, whole.class_names)
     rows = np.array([17, 0, 8, 8])
     assert np.array_equal(parts.features[rows], whole.features[rows])
@@ -58,7 +52,7 @@ def test_parts_equal_one_process(tmp_path, folders, whole, count, monkeypatch):
     assert parts.names.entry(9) == entry
     for ending in (".npz", ".npy", ".parquet"):
         export_features(folder, tmp_path / f"export{ending}")
-        same(read_feature_file(tmp_path / f"export{ending}"), whole)
+        assert_same_features(read_feature_file(tmp_path / f"export{ending}"), whole)
     with pytest.raises(UsageError, match=r"export.npz exists. .*--fresh"):
         export_features(folder, tmp_path / "export.npz")
 
@@ -75,7 +69,7 @@ def test_a_killed_part_resumes_beside_another(tmp_path, folders):
     assert run("2/2").stdout == "6\n"
     assert run("2/2").stdout == "11\n"  # complete
     assert run(tmp_path / "whole.npy").returncode == 0
-    same(read_feature_file(tmp_path / "parts"), read_feature_file(tmp_path / "whole.npy"))
+    assert_same_features(read_feature_file(tmp_path / "parts"), read_feature_file(tmp_path / "whole.npy"))
 
 
 def flip_last_byte(path):
