@@ -33,7 +33,8 @@ QUERIES: Final = (
 )
 K: Final = 10  # neighbors whose recall is measured
 RECALL: Final = 0.99
-RERANKED: Final = 100  # candidates by product codes whose exact cosines are compared
+RERANKED: Final = 100  # candidates by product codes for K neighbors, whose exact cosines are compared
+MOST_RERANKED: Final = 3_200  # if the recall needs it
 
 
 def choose_factory(rows: int, width: int, memory: int) -> str:
@@ -61,7 +62,7 @@ class SearchIndex:
     """An index of N images, open for search."""
 
     path: Path
-    facts: dict[str, Any]  # those of the features, `factory`, `probes`, `recall_at_10`
+    facts: dict[str, Any]  # those of the features, `factory`, `probes`, `candidates`, `recall_at_10`
     parts: FeatureParts
     engine: Any = field(repr=False)  # of FAISS
 
@@ -91,7 +92,8 @@ class SearchIndex:
         `on_progress` is called with the share that is done, 0 to 1.
         """
         cosines, indices = np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int64)
-        candidates = max(k, RERANKED) if ",PQ" in self.facts["factory"] else k
+        usual = RERANKED if ",PQ" in self.facts["factory"] else K  # of indexes by earlier versions
+        candidates = max(k, self.facts.get("candidates", usual) * k // K)
         for start in range(0, len(queries), 1024):
             asked = unit_rows(queries[start : start + 1024])
             for row, rows in enumerate(self._candidates(asked, min(candidates, len(self)), k), start):
@@ -188,10 +190,9 @@ def build_index(
     with locked_folder(work := companion(output, ".work")):
         try:
             engine = _fill(work, parts, facts, on_progress)
-            probes, recall, queries = _measure(engine, parts, facts)
+            facts |= _measure(engine, parts, facts)
         except ValueError as error:
             raise DataError(f"{folder}: {error}") from error
-        facts |= {"probes": probes, "recall_at_10": recall, "recall_queries": queries}
         _write(output, engine, facts)
         shutil.rmtree(work)
     return facts
@@ -255,21 +256,27 @@ def _split(rows: int, lists: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return np.sort(order[asked:]), np.sort(order[:asked])
 
 
-def _measure(engine: Any, parts: FeatureParts, facts: dict[str, Any]) -> tuple[int, float, int]:
-    """Return the number of lists to search that reaches RECALL, the recall, and the number of queries."""
+def _measure(engine: Any, parts: FeatureParts, facts: dict[str, Any]) -> dict[str, Any]:
+    """Return how to search so that the recall is RECALL, the recall, and the number of queries it was measured with.
+
+    Half of the loss is allowed to neighbors in lists that are not searched, the rest to the vectors' rounding.
+    """
     _, asked = _split(len(parts.features), engine.nlist, facts["seed"])
     queries, k = parts.features[asked], min(K, len(parts.features) - 1)
     exact = _others(asked, find_neighbours(cast(np.ndarray, parts.features), queries, k=k + 1).indices)
-    probes = 1
+    order = engine.quantizer.search(unit_rows(queries), engine.nlist)[1]  # lists, the nearest first
+    lists = engine.quantizer.search(unit_rows(parts.features[np.ravel(exact)]), 1)[1].reshape(-1, k)
+    ranks = np.take_along_axis(np.argsort(order, axis=1), lists, axis=1)
+    probes = 1 + int(np.quantile(ranks, (1 + RECALL) / 2, method="higher"))
+    candidates = RERANKED if ",PQ" in facts["factory"] else K
     while True:
-        index = SearchIndex(Path(), facts | {"probes": probes}, parts, engine)
+        found_by: dict[str, Any] = {"probes": probes, "candidates": candidates}
+        index = SearchIndex(Path(), facts | found_by, parts, engine)
         found = _others(asked, index.neighbours(queries, k=k + 1).indices)
-        recall = float(
-            np.mean([len(set(one) & set(other)) / k for one, other in zip(exact, found, strict=True)])
-        )
-        if recall >= RECALL or probes >= engine.nlist:
-            return probes, recall, len(asked)
-        probes = min(2 * probes, engine.nlist)
+        recall = np.mean([len(set(one) & set(other)) / k for one, other in zip(exact, found, strict=True)])
+        if recall >= RECALL or candidates >= min(MOST_RERANKED, len(parts.features)):
+            return found_by | {"recall_at_10": float(recall), "recall_queries": len(asked)}
+        candidates *= 2
 
 
 def _others(rows: np.ndarray, found: np.ndarray) -> list[list[int]]:

@@ -14,7 +14,7 @@ import numpy as np
 from swav_tf.data import storage
 from swav_tf.data.decode import DEFAULT, EXTENSIONS, Decoding, looks_like_an_image
 from swav_tf.data.leftovers import LeftOut, is_system
-from swav_tf.data.names import PackedNames, pack_names
+from swav_tf.data.names import PackedNames
 from swav_tf.plumbing.errors import DataError
 from swav_tf.plumbing.log import log
 from swav_tf.plumbing.names import name_bytes, printable, text_of
@@ -28,7 +28,7 @@ class Files:
 
     def __init__(self, root: str, names: Iterable[str], left_out: LeftOut, place: str | None = None) -> None:
         self.root, self.left_out = root, left_out
-        self._names = PackedNames(pack_names(names))
+        self._names = PackedNames(names)
         if not len(self._names):
             raise _no_images(root, left_out)
         left_out.report(place or root, len(self._names))

@@ -1,37 +1,66 @@
-"""Image names as one array of bytes: at 10^7 images Python strings would take gigabytes."""
+"""Image names in compressed blocks: at 10^7 images Python strings would take gigabytes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+import zlib
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import Final
 
 import numpy as np
 
 from swav_tf.plumbing.names import name_bytes, text_of
 
-
-def pack_names(names: Iterable[str]) -> bytes:
-    """Return the bytes of all names, each followed by a zero byte."""
-    packed = bytearray()
-    for name in names:
-        packed += name_bytes(name) + b"\0"
-    return bytes(packed)
+_BLOCK: Final = 32  # names that are compressed, and read, together
+_BLOCKS: Final = re.compile(rb"(?:[^\0]*\0){1,%d}" % _BLOCK)
 
 
 class PackedNames:
-    """The names in the result of `pack_names`, by position. They cost 4 bytes each beyond their own.
+    """Names by position. Those of ImageNet take 5 bytes each; they are arrays, which processes can share."""
 
-    Attributes:
-        packed: the result of `pack_names`, uint8. An array, which processes can share (`swav_tf.data.workers`).
-    """
+    _last: tuple[int, list[bytes]]  # block that was read last: names are often read in their order
 
-    def __init__(self, packed: bytes) -> None:
-        self.packed = np.frombuffer(packed, np.uint8)
-        size = np.uint32 if len(packed) < 2**32 else np.int64
-        self._ends = np.flatnonzero(self.packed == 0).astype(size)
+    def __init__(self, names: Iterable[str]) -> None:
+        names = iter(names)
+        self._pack(
+            b"".join(name_bytes(name) + b"\0" for name in block)
+            for block in iter(lambda: list(islice(names, _BLOCK)), [])
+        )
+
+    @classmethod
+    def of(cls, names: bytes) -> PackedNames:
+        """Return the names in the result of `to_bytes`."""
+        self = cls(())
+        self._pack(found[0] for found in _BLOCKS.finditer(names))
+        return self
+
+    def to_bytes(self) -> bytes:
+        """Return all names, each followed by a zero byte."""
+        return b"".join(map(self._block, range(len(self._ends))))
 
     def __len__(self) -> int:
-        return len(self._ends)
+        return self._count
 
     def __getitem__(self, index: int) -> str:
-        start = int(self._ends[index - 1]) + 1 if index > 0 else 0
-        return text_of(self.packed[start : self._ends[index]].tobytes())
+        if not 0 <= index < self._count:
+            raise IndexError(index)
+        number, place = divmod(index, _BLOCK)
+        last, names = self._last
+        if last != number:
+            names = self._block(number).split(b"\0")
+            self._last = number, names
+        return text_of(names[place])
+
+    def _pack(self, blocks: Iterator[bytes]) -> None:
+        packed, ends, self._count = bytearray(), [], 0
+        for block in blocks:
+            packed += zlib.compress(block, 1)
+            ends.append(len(packed))
+            self._count += block.count(b"\0")
+        self._packed, self._ends = np.frombuffer(packed, np.uint8), np.array(ends, np.int64)
+        self._last = -1, []
+
+    def _block(self, number: int) -> bytes:
+        start = self._ends[number - 1] if number else 0
+        return zlib.decompress(self._packed[start : self._ends[number]].tobytes())

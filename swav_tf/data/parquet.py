@@ -14,7 +14,7 @@ from swav_tf.data import storage
 from swav_tf.data.columns import LABELS, find_column, number_classes
 from swav_tf.data.container_files import PARQUET, container_files, short_names
 from swav_tf.data.decode import DEFAULT, Decoding
-from swav_tf.data.names import PackedNames, pack_names
+from swav_tf.data.names import PackedNames
 from swav_tf.data.row_groups import HELD_BYTES, RowGroups, only_leaf, opened
 from swav_tf.plumbing.errors import DataError
 from swav_tf.plumbing.log import log_once
@@ -69,7 +69,7 @@ class ParquetSource:
             )
             log_once(logging.WARNING, f"{text} `swav-tf data shard` packs the images for random access.")
         unique = None not in paths and len(set(paths)) == len(paths)
-        self._names = PackedNames(pack_names(map(str, paths if unique else names)))
+        self._names = PackedNames(map(str, paths if unique else names))
         self._groups = RowGroups(files, columns.leaf, np.array(groups, np.int64))
         self.class_names, self._labels = _classes(path, columns, labels)
 

@@ -67,7 +67,7 @@ class ShardIndex:
     # Of the packed images: images, bytes, names_sha256, sizes_sha256 and, unless an early version packed them,
     # times_sha256 (of the last changes). Of a part also `part` and `whole`: images and names_sha256 of all parts.
     source: dict[str, Any]
-    records: npt.NDArray[np.int64]  # (images, 3): offset, length, class
+    records: npt.NDArray[np.signedinteger]  # (images, 3): offset, length, class
     names: PackedNames
 
     def path(self, shard: Shard) -> str:
@@ -96,7 +96,7 @@ def index_files(index: ShardIndex, *, tool: str) -> dict[str, bytes]:
     """Return the content of the three files by name, index.json last."""
     table = io.BytesIO()
     np.save(table, index.records, allow_pickle=False)
-    files = {RECORDS: table.getvalue(), NAMES: index.names.packed.tobytes()}
+    files = {RECORDS: table.getvalue(), NAMES: index.names.to_bytes()}
     document = {
         "format": FORMAT,
         "version": VERSION,
@@ -158,7 +158,7 @@ def _read_parts(folder: str, counts: set[int]) -> ShardIndex:
         ),
         source={**first.source["whole"], "bytes": sum(part.source["bytes"] for part in parts)},
         records=np.concatenate([part.records for part in parts]),
-        names=PackedNames(b"".join(part.names.packed.tobytes() for part in parts)),
+        names=PackedNames.of(b"".join(part.names.to_bytes() for part in parts)),
     )
 
 
@@ -182,9 +182,11 @@ def _read_one(folder: str) -> ShardIndex:
             shards=tuple(_shard(entry) for entry in document["shards"]),
             source=dict(document["source"]),
             records=np.load(io.BytesIO(contents[RECORDS]), allow_pickle=False),
-            names=PackedNames(contents[NAMES]),
+            names=PackedNames.of(contents[NAMES]),
         )
         _check_records(index, int(document["images"]))
+        if max(shard.bytes for shard in index.shards) < 2**31:
+            index = replace(index, records=index.records.astype(np.int32))
     except DataError:
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from swav_tf.data import storage
-from swav_tf.data.names import PackedNames, pack_names
+from swav_tf.data.names import PackedNames
 from swav_tf.data.records import FOOTER, HEADER, read_record, record_table
 from swav_tf.data.shard_index import (
     IMAGE_KEY,
@@ -211,7 +211,9 @@ class _Packing:
 
     def _inputs(self, run: range) -> str:
         """Return a hash of what the shard of these images is made of."""
-        names = pack_names(f"{self.source.label(index)} {self.source.image_name(index)}" for index in run)
+        names = b"".join(
+            name_bytes(f"{self.source.label(index)} {self.source.image_name(index)}") + b"\0" for index in run
+        )
         part = slice(run.start, run.stop)
         parts = (self.source.kind.encode(), names, self.sizes[part].tobytes(), self.times[part].tobytes())
         return hashlib.sha256(b"".join(parts)).hexdigest()
@@ -362,7 +364,7 @@ def _write_index(
         shards=shards,
         source=facts,
         records=np.concatenate([np.concatenate(tables), labels[:, None]], axis=1),
-        names=PackedNames(pack_names(source.image_name(index) for index in range(len(source)))),
+        names=PackedNames(source.image_name(index) for index in range(len(source))),
     )
     contents = index_files(index, tool=f"swav-tf {version_of('swav-tf')}")
     with atomic_writes(*(output / name for name in contents)) as parts:

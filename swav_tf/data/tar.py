@@ -16,7 +16,7 @@ from swav_tf.data.container_files import COMPRESSED_TAR, TAR, container_files, s
 from swav_tf.data.decode import DEFAULT, Decoding
 from swav_tf.data.folders import is_wanted
 from swav_tf.data.leftovers import LeftOut
-from swav_tf.data.names import PackedNames, pack_names
+from swav_tf.data.names import PackedNames
 from swav_tf.plumbing.errors import DataError
 
 _LABELED: Final = (".cls", ".json")  # files of a sample with its label
@@ -77,7 +77,7 @@ class TarSource:
         self.class_names, self._labels = number_classes(labels)
         if several:
             names = [f"{stems[image.tar]}/{name}" for image, name in zip(images, names, strict=True)]
-        self._names = PackedNames(pack_names(names))
+        self._names = PackedNames(names)
         self._places = np.array([image[:3] for image in images], np.int64)
 
     def __len__(self) -> int:

@@ -86,7 +86,7 @@ class TFRecordSource:
         self.class_names = class_names if index is None else index.class_names
         self._shards = [str(shard) for shard in shards]
         self._image_key, self._label_key = image_key, label_key
-        self._names = PackedNames(b"") if index is None else index.names
+        self._names = PackedNames(()) if index is None else index.names
         if index is None:
             tables = [record_table(shard) for shard in self._shards]
             if slices is not None:

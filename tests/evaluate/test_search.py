@@ -44,17 +44,19 @@ def folder(tmp_path_factory):
 
 
 # Bugs caught: rows of another part or block, cosines of rounded vectors, candidates in the order of their codes, a
-# recall that is not measured, names of other rows.
+# recall that is not measured or not reached, names of other rows.
 @pytest.mark.parametrize(("memory", "kind"), [(2**30, "IVF46,SQfp16"), (100_000, "IVF46,PQ2")])
 def test_an_index_finds_what_the_exact_search_finds(folder, tmp_path, monkeypatch, memory, kind):
     monkeypatch.setattr(search, "BLOCK", 700)
     monkeypatch.setattr(search, "choose_factory", lambda *_: kind)
     facts = build_index(folder, tmp_path / "x.index", memory=memory)
     index, file = open_index(tmp_path / "x.index"), read_feature_file(folder)
-    assert facts["recall_at_10"] >= (0.99 if "SQ" in kind else 0.8)
-    queries = np.random.default_rng(1).normal(size=(50, WIDTH)).astype(np.float32)
+    assert facts["recall_at_10"] >= 0.99
+    noise = np.random.default_rng(1).normal(size=(50, WIDTH))
+    queries = file.features[np.arange(0, ROWS, 60)] + 0.1 * noise.astype(np.float32)
     exact, found = file.neighbours(queries, k=10), index.neighbours(queries, k=10)
-    assert (exact.indices == found.indices).mean() > (0.9 if "SQ" in kind else 0.6)
+    both = zip(exact.indices, found.indices, strict=True)
+    assert np.mean([len(np.intersect1d(one, other)) for one, other in both]) > 9.6
     near = file.features[found.indices[7]]
     cosines = near @ queries[7] / np.linalg.norm(near, axis=1) / np.linalg.norm(queries[7])
     np.testing.assert_allclose(found.cosines[7], cosines, rtol=1e-5)
