@@ -42,8 +42,7 @@ def command(recipe: RecipeChoice, steps: int, images: int | None, memory: bool, 
 
     found = profile(settings, steps=steps, images=images, memory=memory)
     if report.as_json:
-        document = dataclasses.asdict(found) | {"disturbed": found.disturbed}
-        report.show(document | ({"parts": []} if found.disturbed else {}))
+        report.show(dataclasses.asdict(found) | {"disturbed": found.disturbed})
         return
     from cli.tables.profile import print_profile
 

@@ -27,8 +27,8 @@ def print_profile(profile: Profile) -> None:
 
     if p.disturbed:
         console.print(
-            "[yellow]warning:[/] the machine was disturbed while this was measured: step, loop and parts contradict "
-            "each other. Repeat it when nothing else runs."
+            "[yellow]warning:[/] the machine was disturbed while this was measured: step and loop contradict each "
+            "other. Repeat it when nothing else runs."
         )
     if p.load > p.cores / 2:
         console.print(
@@ -81,17 +81,6 @@ def _table(p: Profile) -> Table:
     part("network", network, p.loop.ms)
     if rest > network:
         part("slower than the step alone", rest - network, p.loop.ms)
-    table.add_section()
-    table.add_row(f"step of {p.part_images} images", "", "", "on one replica, the quickest")
-    total = sum(part.ms for part in p.parts) or 1.0
-    if p.disturbed:
-        table.add_row("  parts", "-", "", "not known: the machine was disturbed")
-    else:
-        for measured in p.parts:
-            if measured.ms:
-                part(measured.name, measured.ms, total)
-            else:
-                table.add_row(f"  {measured.name}", "-", "", "less than the noise")
     return table
 
 

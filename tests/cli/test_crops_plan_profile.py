@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import re
 
 import numpy as np
 import pytest
@@ -11,7 +10,6 @@ from PIL import Image
 from cli.tables.profile import print_profile
 from swav_tf.training.profile.measure import Profile, Timing
 from swav_tf.training.profile.memory import Peak
-from swav_tf.training.profile.parts import Part
 from swav_tf.training.profile.verdict import Verdict
 from tests.cli.command_line import write_noise
 
@@ -77,30 +75,27 @@ PROFILE = Profile(
     accumulation_steps=1, precision="mixed_float16", cores=8, threads=8, processes=0,
     input_images_per_second=400.0, input_cpu_ms=2.5, step=Timing(100, 90, 0.01),
     loop=Timing(250, 900, 0.02), wait_ms=150.0, host_ms=5.0,
-    parts=(Part("forward, backbone", 30.0), Part("update", 10.0)), part_images=50,
-    communication_ms=25.0, tflops=3.2, memory=Peak(12_300.0, 0.0, True), hours=50.0,
+    replica_ms=40.0, communication_ms=25.0, tflops=3.2, memory=Peak(12_300.0, 0.0, True), hours=50.0,
     load=9.0, verdict=Verdict("input", 0.6, "input bound: it waits."),
 )  # fmt: skip
 
 
-# Bugs caught: parts that take longer than their step, printed as if that could be; a share of the loop without a name.
-def test_figures_that_contradict_each_other_are_not_printed(capsys):
-    def printed(parts_ms):
+# Bugs caught: measurements that contradict each other without a word; a share of the loop without a name.
+def test_a_disturbed_profile_is_reported(capsys):
+    def printed(replica_ms, loop_ms=420):
         profile = dataclasses.replace(
             PROFILE, devices="CPU", replicas=1, communication_ms=0.0, step=Timing(294, 500, 0.1),
-            loop=Timing(420, 800, 0.1), wait_ms=4.0, parts=(Part("forward, backbone", parts_ms), Part("update", 0.0)),
+            loop=Timing(loop_ms, 800, 0.1), wait_ms=4.0, replica_ms=replica_ms,
         )  # fmt: skip
         print_profile(profile)
         return capsys.readouterr().out
 
-    assert "386" not in printed(386.0)
     assert "disturbed" in printed(386.0)
+    assert "disturbed" in printed(290.0, loop_ms=200)
     fine = printed(290.0)
-    assert "290.0" in fine
     assert "disturbed" not in fine
     assert "70 %" in fine  # the network: 294 of 420
     assert "29 %" in fine  # 122 of 420: slower than the step alone
-    assert re.search(r"update +- +less than the noise", fine)  # not 0.0 ms
 
 
 def test_the_table_of_a_profile(capsys, monkeypatch):
@@ -117,7 +112,6 @@ def test_the_table_of_a_profile(capsys, monkeypatch):
         ("waiting for crops", "150.0", "60 %"),
         ("communication", "25.0", "10 %"),
         ("network", "70.0", "28 %"),
-        ("forward, backbone", "30.0", "75 %"),
         ("busy", "load 9.0"),
         ("12.30 GB",),
         ("300 steps", "50.0 hours"),

@@ -1,4 +1,4 @@
-"""Profile a recipe on this machine: the input alone, a step alone, the training loop, and the parts of a step."""
+"""Profile a recipe on this machine: the input alone, a step alone, the training loop, and a replica alone."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from swav_tf.data.bad_images import BadImages
 from swav_tf.data.loader import ended_after, made_ahead, training_batches
 from swav_tf.data.sources import ImageSource, open_source
 from swav_tf.data.workers import cpu_seconds
+from swav_tf.method.swav import Crops, SwAV
 from swav_tf.planning.estimate import image_flops
 from swav_tf.planning.images import IMAGENET_IMAGES
 from swav_tf.planning.network_cost import network_cost
@@ -30,11 +31,11 @@ from swav_tf.training.cluster import Topology, batches_on_devices, build_strateg
 from swav_tf.training.failures import explained_failures
 from swav_tf.training.profile.inputs import RandomPhotos, fixed_parts, share_of_one
 from swav_tf.training.profile.memory import Peak, measure_peak
-from swav_tf.training.profile.parts import Part, Parts, measure_parts
 from swav_tf.training.profile.verdict import Loop, Verdict, verdict
 
-PART_ROUNDS = 10
-DISTURBED = 1.15  # parts of a step cannot take longer than it, nor a loop less time than its step; and noise
+REPLICA_ROUNDS = 10
+# A replica cannot take longer than the step of all, nor a loop less time than its step; and noise.
+DISTURBED = 1.15
 SLOW_INPUT = 0.3  # an input that takes less of a step's time never makes the step wait
 
 
@@ -68,7 +69,7 @@ class Profile:
         step: a step whose crops are on the devices already.
         loop: a step of the training loop.
         wait_ms, host_ms: time of the loop spent waiting for crops; time in which a GPU idles for other reasons.
-        parts, part_images: parts of one replica's step, and the images of that step.
+        replica_ms: the quickest step of one replica while no other computes.
         communication_ms: cost of several replicas; None if the batch comes in parts.
         tflops: of all replicas, forward and backward; None for external networks.
         memory: None if it was not measured.
@@ -95,8 +96,7 @@ class Profile:
     loop: Timing
     wait_ms: float
     host_ms: float
-    parts: tuple[Part, ...]
-    part_images: int
+    replica_ms: float
     communication_ms: float | None
     tflops: float | None
     memory: Peak | None
@@ -108,8 +108,8 @@ class Profile:
     def disturbed(self) -> bool:
         """Return whether other processes slowed some of the measurements: they contradict each other."""
         one_replica = self.replicas == 1 and self.accumulation_steps == 1
-        parts = sum(part.ms for part in self.parts)
-        return one_replica and (parts > DISTURBED * self.step.ms or self.loop.ms < self.step.ms / DISTURBED)
+        slow = self.replica_ms > DISTURBED * self.step.ms
+        return one_replica and (slow or self.loop.ms < self.step.ms / DISTURBED)
 
 
 def profile(recipe: Recipe, *, steps: int = 10, images: int | None = None, memory: bool = True) -> Profile:
@@ -165,10 +165,10 @@ def profile(recipe: Recipe, *, steps: int = 10, images: int | None = None, memor
         step, loop, wait_ms = _time_steps(
             recipe, strategy, batches, steps, skip=skip, input_ms=fed.ms * elements
         )
-        log.info("measuring the parts of a step ...")
+        log.info("measuring a replica alone ...")
         [crops] = fixed_parts(one, tf.distribute.get_strategy())
-        parts = measure_parts(build_swav(one), crops, rounds=min(steps, PART_ROUNDS))
-    return _assemble(recipe, source, team, fed, step, loop, wait_ms, parts, peak, load)
+        replica = _time_replica(build_swav(one), crops, rounds=min(steps, REPLICA_ROUNDS))
+    return _assemble(recipe, source, team, fed, step, loop, wait_ms, replica, peak, load)
 
 
 def _assemble(
@@ -179,20 +179,21 @@ def _assemble(
     step: Timing,
     loop: Timing,
     wait_ms: float,
-    parts: Parts,
+    replica: tuple[float, float],
     peak: Peak | None,
     load: float,
 ) -> Profile:
     train, on_gpu, cores = recipe.train, team.devices == "GPU", available_cores()
     in_parts = train.accumulation_steps
+    replica_ms, launch_ms = replica
     part_images = train.batch_size // team.replicas // in_parts
     cpu_ms_image = fed.cpu_ms / part_images
-    communication_ms = _communication_ms(step.ms, parts.step_ms, team) if in_parts == 1 else None
+    communication_ms = _communication_ms(step.ms, replica_ms, team) if in_parts == 1 else None
     times = Loop(
         loop_ms=loop.ms,
         wait_ms=wait_ms,
         step_ms=step.ms,
-        launch_ms=in_parts * parts.launch_ms if on_gpu else None,
+        launch_ms=in_parts * launch_ms if on_gpu else None,
         communication_ms=communication_ms or 0.0,
     )
     total_steps = len(source) // train.batch_size * train.epochs
@@ -215,8 +216,7 @@ def _assemble(
         loop=loop,
         wait_ms=wait_ms,
         host_ms=times.host_ms,
-        parts=parts.parts,
-        part_images=part_images,
+        replica_ms=replica_ms,
         communication_ms=communication_ms,
         tflops=_tflops(recipe, loop.ms),
         memory=peak,
@@ -274,6 +274,22 @@ def _time_steps(
         loop = timed(lambda: step(iterator), steps)
     model.batches_in_use = None
     return alone, loop, 1000 * iterator.seconds / steps
+
+
+def _time_replica(model: SwAV, crops: Crops, *, rounds: int) -> tuple[float, float]:
+    """Return the quickest step of one replica and the median time until the host has launched it, ms.
+
+    On a CPU the launch takes nearly all of the step. The model, under no strategy, is trained.
+    """
+    step, launches, times = tf.function(lambda: model.train_step(crops)), list[float](), list[float]()
+    for _ in range(1 + rounds):
+        begun = time.perf_counter()
+        logs = step()
+        launches.append(time.perf_counter() - begun)
+        logs["loss"].numpy()  # waits for the device
+        times.append(time.perf_counter() - begun)
+    # The first step traces the function; other processes can only add to the others.
+    return 1000 * min(times[1:]), 1000 * statistics.median_high(launches[1:])
 
 
 class _Waiting:

@@ -20,12 +20,11 @@ def test_a_profile_of_random_photos(tmp_path, monkeypatch, changes):
     monkeypatch.chdir(tmp_path)
     found = profile(tiny_recipe(data__kind="class_folders", **changes), steps=2, images=800, memory=False)
     assert (found.images, found.steps, found.replicas) == (800, 2 * 100, 1)
-    assert found.part_images == 8 // found.accumulation_steps
     assert "random JPEGs" in found.source
     assert found.communication_ms == (0 if not changes else None)
     assert found.hours == pytest.approx(found.steps * found.loop.ms / 3.6e6)
     assert 0 <= found.wait_ms <= found.loop.ms
-    assert [part.name for part in found.parts][-1] == "update"
+    assert found.replica_ms > 0
     assert os.listdir(tmp_path) == []
 
 
