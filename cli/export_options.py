@@ -10,7 +10,6 @@ from cli.classifier_options import best_option
 from cli.options import (
     KINDS,
     NEW_FILE,
-    NEW_FOLDER,
     amount_option,
     count_option,
     names,
@@ -117,15 +116,13 @@ ENGINE = (
     click.option("--tensorrt", type=click.Choice(list(MODULES)),
                  show_default="TensorRT, or TensorRT-RTX if only that is installed",
                  help="Engine: build with TensorRT or TensorRT-RTX."),
-    click.option("--engine-cache", type=NEW_FOLDER, metavar="DIR", show_default="~/.cache/swav-tf/engines",
-                 help="Engine: folder with engines to reuse."),
 )  # fmt: skip
 
 
 def engine_settings(engine: dict[str, Any]) -> EngineSettings:
     """Return the settings of the engines."""
     from evaluate.backends.engine_file import Batches, BuilderOptions
-    from export.settings import PROFILE, EngineSettings, default_cache
+    from export.settings import PROFILE, EngineSettings
 
     given = {name: value for name, value in engine.items() if value is not None}
     return EngineSettings(
@@ -137,7 +134,6 @@ def engine_settings(engine: dict[str, Any]) -> EngineSettings:
         ),
         timing_cache=given.get("timing_cache"),
         module_name=MODULES[given["tensorrt"]] if "tensorrt" in given else None,  # type: ignore[arg-type]
-        cache=given.get("engine_cache") or default_cache(),
     )
 
 

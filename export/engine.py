@@ -1,24 +1,19 @@
-"""Build TensorRT engines from exported ONNX files with Polygraphy: cached, proven, and compared if there is a GPU."""
+"""Build TensorRT engines from exported ONNX files with Polygraphy: proven, and compared if there is a GPU."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from evaluate.backends.checksums import check_unchanged, check_weights
 from evaluate.backends.engine_file import (
-    FORMAT,
     EngineFacts,
     Proof,
     ProofSource,
-    differences,
-    read_engine,
-    sidecar_of,
     write_engine,
 )
 from evaluate.backends.onnx_metadata import OnnxMetadata, Precision, read_metadata
@@ -38,9 +33,8 @@ from export.engine_proof import from_inspector, from_listing, prove
 from export.parity import GATES, Parity, compare, run_all
 from export.reference import REFERENCE, Reference, read_reference
 from export.settings import EngineSettings
-from export.staging import ExportError
+from export.staging import ExportError, filled_folder
 from swav_tf.plumbing.errors import DataError, UsageError
-from swav_tf.plumbing.files import atomic_write
 from swav_tf.plumbing.log import log
 
 
@@ -49,9 +43,8 @@ class Engine:
     """A built engine."""
 
     path: Path
-    data: bytes
+    bytes: int
     facts: EngineFacts
-    from_cache: bool  # it was not built now
     parity: Parity | None = None  # the comparison with Keras; None: it was not run
     not_compared: str = ""  # the reason for that
 
@@ -66,54 +59,49 @@ def export_engines(files: Sequence[Path], output: Path, settings: EngineSettings
 
     Raises:
         UsageError: TensorRT or the GPU is missing, or TensorRT lacks an option.
-        DataError: a file is damaged, or the disk is full.
-        ExportError: an engine cannot be built, has another precision, or misses its gate.
+        DataError: a file is damaged.
+        ExportError: an engine cannot be built, has another precision, or misses its gate; or the disk is full.
     """
     exported = []
     for path in files:
-        built = build_engine(path, settings)
+        data, facts = build_engine(path, settings)
         source = path.parent / REFERENCE
         reference = read_reference(source) if source.is_file() else None
-        parity, reason = _compared(built, reference)
-        if parity is not None and not parity.passed:
-            raise ExportError(
-                f"The engine of {path.name} does not compute what Keras computes: {'; '.join(parity.failures)}."
-            )
-        if reference is not None and not (output / REFERENCE).exists():  # for `verify`
-            with atomic_write(output / REFERENCE) as partial:
-                shutil.copyfile(source, partial)
-        plan = output / f"{path.stem}.plan"
-        write_engine(plan, built.data, built.facts)
-        exported.append(replace(built, path=plan, parity=parity, not_compared=reason))
+        with filled_folder(output) as folder:
+            plan = folder / f"{path.stem}.plan"
+            write_engine(plan, data, facts)
+            parity, reason = _compared(plan, facts, reference)
+            if parity is not None and not parity.passed:
+                raise ExportError(
+                    f"The engine of {path.name} does not compute what Keras computes: {'; '.join(parity.failures)}."
+                )
+            if reference is not None and not (output / REFERENCE).exists():  # for `verify`
+                shutil.copyfile(source, folder / REFERENCE)
+        exported.append(Engine(output / plan.name, len(data), facts, parity, reason))
     return exported
 
 
-def _compared(built: Engine, reference: Reference | None) -> tuple[Parity | None, str]:
-    """Return the comparison of the engine in the cache with Keras, or None and the reason."""
-    if built.facts.gpu is None:
+def _compared(plan: Path, facts: EngineFacts, reference: Reference | None) -> tuple[Parity | None, str]:
+    """Return the comparison of an engine with Keras, or None and the reason."""
+    if facts.gpu is None:
         return None, "built for GPUs of Ampere and newer; not run, features not compared here: no GPU"
     if reference is None:
         return None, f"features not compared: no {REFERENCE} next to the ONNX file"
-    backend = TensorrtBackend(built.path)
-    outputs = run_all(backend, reference.images, batch_size=built.facts.profile.max)
+    backend = TensorrtBackend(plan)
+    outputs = run_all(backend, reference.images, batch_size=facts.profile.max)
     return compare(reference, outputs, gate=GATES[backend.metadata.precision]), ""
 
 
-def build_engine(path: Path, settings: EngineSettings) -> Engine:
-    """Return the engine of an exported ONNX file, from the cache if an undamaged one exists."""
+def build_engine(path: Path, settings: EngineSettings) -> tuple[bytes, EngineFacts]:
+    """Build the engine of an exported ONNX file, and prove its precision."""
     tensorrt, gpu = builder_here(settings.module_name)
     _check_options(tensorrt, settings)
     source = read_source(path)
-    key = engine_key(source, tensorrt, gpu, settings)
-    plan = settings.cache / f"{key}.plan"
-    if (cached := _cached(plan, tensorrt, gpu)) is not None:
-        return cached
     log.info("%s: build by %s for %s", path.name, tensorrt, gpu or "GPUs of Ampere and newer")
     data, convolutions, listing = _build(source, tensorrt, settings)
     in_float = (source.metadata.quantisation or {}).get("float32_convolutions", ())
     expected = {name: "fp32" if name in in_float else source.metadata.precision for name in convolutions}
-    facts = EngineFacts(
-        key=key,
+    return data, EngineFacts(
         plan_sha256=hashlib.sha256(data).hexdigest(),
         module=tensorrt.module_name,
         version=tensorrt.version,
@@ -125,8 +113,6 @@ def build_engine(path: Path, settings: EngineSettings) -> Engine:
         proof=_prove(data, listing, expected, tensorrt, gpu),
         properties=source.properties,
     )
-    write_engine(plan, data, facts)
-    return Engine(plan, data, facts, from_cache=False)
 
 
 def builder_here(module_name: ModuleName | None) -> tuple[TensorRT, Gpu | None]:
@@ -186,37 +172,6 @@ def read_source(path: Path) -> OnnxSource:
             "swav-tf export RUN --precision int8 --target tensorrt --output DIR"
         )
     return OnnxSource(path, checksum.sha256, properties, metadata)
-
-
-def engine_key(source: OnnxSource, tensorrt: TensorRT, gpu: Gpu | None, settings: EngineSettings) -> str:
-    """Return the SHA-256 of everything that determines an engine."""
-    facts = {
-        "format": FORMAT,
-        "onnx_sha256": source.sha256,
-        "profile": settings.profile.model_dump(),
-        "options": settings.options.model_dump(),
-        "module": tensorrt.module_name,
-        "version": tensorrt.version,
-        "gpu": None if gpu is None else gpu.model_dump(),
-    }
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-
-
-def _cached(plan: Path, tensorrt: TensorRT, gpu: Gpu | None) -> Engine | None:
-    """Return the engine KEY.plan of the cache; None if it does not exist, is damaged or of another key."""
-    if not plan.exists() and not sidecar_of(plan).exists():
-        return None
-    try:
-        data, facts = read_engine(plan)
-    except (DataError, UsageError) as error:
-        log.warning("The cached engine is not used: %s", error)
-        return None
-    wrong = differences(facts, tensorrt, gpu) + ([] if facts.key == plan.stem else ["its key differs"])
-    if wrong:
-        log.warning("The cached engine %s is not used: %s.", plan, "; ".join(wrong))
-        return None
-    log.info("%s: from the cache, %s", facts.onnx, plan)
-    return Engine(plan, data, facts, from_cache=True)
 
 
 def _build(source: OnnxSource, tensorrt: TensorRT, settings: EngineSettings) -> tuple[bytes, list[str], str]:

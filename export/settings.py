@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal, get_args
@@ -60,12 +59,6 @@ class ExportSettings:
             )
 
 
-def default_cache() -> Path:
-    """Return the folder of built engines: `swav-tf/engines` in the user's cache folder."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "swav-tf" / "engines"
-
-
 @dataclass(frozen=True)
 class EngineSettings:
     """How to build engines.
@@ -78,16 +71,11 @@ class EngineSettings:
     options: BuilderOptions = field(default_factory=BuilderOptions)
     timing_cache: Path | None = None  # file with timings of kernels, read and extended
     module_name: ModuleName | None = None  # None: TensorRT-RTX if it is the only one installed
-    cache: Path = field(default_factory=default_cache)  # folder of built engines
 
     def __post_init__(self) -> None:
-        profile, options = self.profile, self.options
+        profile = self.profile
         if not profile.min <= profile.opt <= profile.max:
             raise UsageError(
                 "--batch must be the smallest, the usual and the largest number of images, in this order. Received: "
                 f"{profile.min},{profile.opt},{profile.max}."
             )
-        if options.builder_level is not None and options.builder_level not in range(6):
-            raise UsageError(f"--builder-level must be 0 to 5. Received: {options.builder_level}.")
-        if options.workspace_gib is not None and not options.workspace_gib > 0:
-            raise UsageError(f"--workspace-gib must be greater than 0. Received: {options.workspace_gib:g}.")

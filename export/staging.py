@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import os
 import shutil
@@ -12,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from swav_tf.plumbing.errors import SwavError
+from swav_tf.plumbing.errors import SwavError, UsageError
 from swav_tf.plumbing.files import sync_to_disk
 
 PREFIX: Final = ".part-"
@@ -31,13 +30,18 @@ def filled_folder(target: Path) -> Iterator[Path]:
     Files of the same names in `target` are replaced, others stay.
 
     Raises:
+        UsageError: another process exports into `target`.
         ExportError: the disk is full or read-only; `target` is as it was.
     """
     existed = target.is_dir()
     try:
-        with staging_folder(target) as folder:
-            yield folder
-            _publish(folder, target)
+        target.mkdir(parents=True, exist_ok=True)
+        with (
+            _locked(target),
+            tempfile.TemporaryDirectory(prefix=PREFIX, dir=target, ignore_cleanup_errors=True) as name,
+        ):
+            yield Path(name)
+            _publish(Path(name), target)
     except OSError as error:
         raise ExportError(
             f"{target} could not be written: {error}. Free some space or choose another folder."
@@ -60,36 +64,24 @@ def _publish(folder: Path, target: Path) -> None:
 
 
 @contextmanager
-def staging_folder(target: Path) -> Iterator[Path]:
-    """Yield a new folder in `target` that is removed at the end; remove those that killed exports left.
+def _locked(target: Path) -> Iterator[None]:
+    """Lock a folder for this process, and remove what killed exports left in it.
 
-    A living process holds a lock on its folder. On a file system without locks, leftovers stay.
+    A file system without locks is no reason to fail: then leftovers stay.
     """
-    target.mkdir(parents=True, exist_ok=True)
-    with contextlib.ExitStack() as lock:
-        with _locked(target, fcntl.LOCK_EX):  # a folder is no leftover between its creation and its lock
-            for leftover in target.glob(f"{PREFIX}*/"):
-                with _locked(leftover, fcntl.LOCK_EX | fcntl.LOCK_NB) as unused:
-                    if unused:
-                        shutil.rmtree(leftover, ignore_errors=True)
-            folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=target))
-            lock.enter_context(_locked(folder, fcntl.LOCK_EX | fcntl.LOCK_NB))
-        try:
-            yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextmanager
-def _locked(folder: Path, operation: int) -> Iterator[bool]:
-    """Lock a folder; yield False if another process holds it or the file system has no locks."""
-    descriptor = os.open(folder, os.O_RDONLY)
+    descriptor = os.open(target, os.O_RDONLY)
     try:
-        locked = True
-        try:
-            fcntl.flock(descriptor, operation)
-        except OSError:
-            locked = False
-        yield locked
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        for leftover in target.glob(f"{PREFIX}*/"):
+            shutil.rmtree(leftover, ignore_errors=True)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise UsageError(
+            f"Only one process may export into {target}. Wait for the other one, or choose another folder."
+        ) from None
+    except OSError:
+        pass
+    try:
+        yield
     finally:
         os.close(descriptor)

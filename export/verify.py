@@ -85,9 +85,7 @@ def verify(
         parity = _compare_one(reference, backend, batch_size, on_labeled.get(name))
         results[name] = (backend.metadata.precision, parity)
         if isinstance(backend, OnnxBackend) and parity.passed:
-            checksums.setdefault(
-                name, backend.checksum
-            )  # a recorded one was checked when the file was opened
+            checksums[name] = backend.checksum  # equal to a recorded one, or opening the file had failed
     with atomic_write(folder / PARITY) as partial:
         partial.write_text(parity_text(reference, results, checksums), encoding="utf-8")
     return results

@@ -138,10 +138,9 @@ def _document(
         "engines": {
             built.path.name: {
                 "precision": built.facts.metadata(built.path).precision,
-                "bytes": len(built.data),
+                "bytes": built.bytes,
                 "builder": built.facts.builder,
                 "gpu": None if built.facts.gpu is None else built.facts.gpu.model_dump(),
-                "from_cache": built.from_cache,
                 "profile": built.facts.profile.model_dump(),
                 "proof": built.facts.proof.model_dump(),
                 "parity": None if built.parity is None else built.parity.as_dict(),
@@ -169,7 +168,7 @@ def _print(exported: list[Exported], engines: list[Engine], served: list[Path]) 
         proof = built.facts.proof
         counts = ", ".join(f"{count} convolutions in {name}" for name, count in proof.convolutions.items())
         note = f"; {built.not_compared}" if built.not_compared else ""
-        size = f"{len(built.data) / 2**20:.1f} MiB"
+        size = f"{built.bytes / 2**20:.1f} MiB"
         click.echo(f"{built.path}: {size} by {built.facts.builder}, {counts} by {proof.source}{note}")
     for path in served:
         click.echo(f"{path}: for tritonserver --model-repository {path.parent}")

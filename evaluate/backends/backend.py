@@ -31,9 +31,7 @@ class ModelIdentity:
     step: int  # optimizer steps that it was trained for
     recipe: str  # its name
     file_sha256: str | None = None  # of an exported file; None for a run folder
-    contract: str | None = (
-        None  # of a third-party file: the options that specify its preprocessing and output
-    )
+    contract: str | None = None  # of a third-party file: the options for its preprocessing and output
 
     def as_dict(self) -> dict[str, Any]:
         """Return the facts as plain data; `contract` for third-party files only."""

@@ -24,7 +24,7 @@ AMPERE: Final = (8, 0)  # the oldest compute capability of engines for several G
 
 
 class _Facts(Section):
-    """A part of the facts; keys of earlier versions (of refitting) are skipped."""
+    """A part of the facts; keys of earlier versions are skipped."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -60,7 +60,6 @@ class EngineFacts(_Facts):
     """The content of the JSON file."""
 
     format: Literal[1] = FORMAT
-    key: str  # of the cache, SHA-256 of everything that determines the engine
     plan_sha256: str
     module: ModuleName  # that built it
     version: str  # of that module
@@ -132,24 +131,17 @@ def write_engine(plan: Path, data: bytes, facts: EngineFacts) -> None:
         sidecar.write_text(facts.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
 
-def differences(facts: EngineFacts, tensorrt: TensorRT, gpu: Gpu | None) -> list[str]:
-    """Return the reasons why an engine does not fit this machine; without a GPU only TensorRT is compared."""
+def check_fits(plan: Path, facts: EngineFacts, tensorrt: TensorRT, gpu: Gpu) -> None:
+    """Raise UsageError if an engine does not fit this machine."""
     found = []
     if facts.module != tensorrt.module_name or not _version_fits(facts, tensorrt.version):
         found.append(f"it was built by {facts.builder}, but this machine has {tensorrt}")
-    if gpu is None:
-        return found
     if tensorrt.is_rtx or facts.options.hardware_compatible:
         if tuple(map(int, gpu.compute_capability.split("."))) < AMPERE:
             found.append(f"it is for GPUs of compute capability 8.0 and newer, but this machine has {gpu}")
     elif facts.gpu != gpu:
         found.append(f"it was built on {facts.gpu or 'no GPU'}, but this machine has {gpu}")
-    return found
-
-
-def check_fits(plan: Path, facts: EngineFacts, tensorrt: TensorRT, gpu: Gpu) -> None:
-    """Raise UsageError if an engine does not fit this machine."""
-    if found := differences(facts, tensorrt, gpu):
+    if found:
         raise UsageError(
             f"{plan} must be an engine for this machine. Received: {'; '.join(found)}. It was not run. "
             f"Build it here: swav-tf export {facts.onnx} --to tensorrt --output DIR"

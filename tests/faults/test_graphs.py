@@ -105,7 +105,7 @@ def test_all_commands_refuse(inputs, copy, random, tally, number):
             out / "x.png",
         ],
         ["benchmark", path, "--runner", "ort-cpu", "--batch", "1", "--seconds", "0.1", "--runs", "3"],
-        ["export", path, "--to", "tensorrt", "--output", out / "engines", "--engine-cache", out / "cache"],
+        ["export", path, "--to", "tensorrt", "--output", out / "engines"],
         ["verify", path],
     ):
         refused(*words)
