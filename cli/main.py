@@ -48,7 +48,6 @@ COMMANDS: Final = {
         "verify": "Check that exported files reproduce Keras' features.",
         "serve": "Serve features and similar images over HTTP.",
         "benchmark": "Measure the speed of exported files.",
-        "compare": "Compare two benchmarks.",
     },
 }
 SUMMARIES: Final = {name: summary for commands in COMMANDS.values() for name, summary in commands.items()}

@@ -64,8 +64,6 @@ def _limits(
               help="On a GPU, launch all kernels of a run as one CUDA graph.")
 @click.option("--timeout", type=click.FloatRange(1), metavar="SECONDS", default=1800.0,
               help="Time limit of a cell's process; a cell that takes longer has failed.")
-@click.option("--resume", is_flag=True,
-              help="Keep the cells in --json FILE that were measured with the same files and machine.")
 @click.option("--fail-below", "limits", callback=_limits, multiple=True, metavar="CELL=X",
               help="Exit code 1 if a cell is slower than X images/s or was not measured, such as ort-cpu:fp32:32=10. "
               "May be repeated.")
@@ -123,8 +121,6 @@ def _check_options(options: dict[str, Any]) -> None:
     seconds, most = options["seconds"], options["max_seconds"]
     if most < seconds:
         raise click.UsageError(f"--max-seconds must be at least --seconds. Received: {most:g} < {seconds:g}.")
-    if options["resume"] and options["json_file"] in (None, Path("-")):
-        raise click.UsageError("--resume keeps the cells in --json FILE. Received: no FILE.")
     if options["html_file"] is not None:
         check_matplotlib()
     for file in (options["json_file"], options["html_file"]):
@@ -136,12 +132,11 @@ def _measure(options: dict[str, Any], *, quiet: bool) -> Benchmark:
     from evaluate.benchmark.models import find_models
     from evaluate.benchmark.plan import plan_cells
     from evaluate.benchmark.run import run_benchmark
-    from evaluate.benchmark.schema import Settings, read_benchmark, write_benchmark
+    from evaluate.benchmark.schema import Settings, write_benchmark
 
     models, json_file = find_models(options["models"]), options["json_file"]
     planned = plan_cells(models, **{name: options[name] for name in ("runners", "precisions", "batches")})
     settings = Settings(**{name: options[name] for name in SETTINGS})
-    kept = read_benchmark(json_file) if options["resume"] and json_file.exists() else None
 
     def save(benchmark: Benchmark) -> None:
         if json_file not in (None, Path("-")):
@@ -149,9 +144,8 @@ def _measure(options: dict[str, Any], *, quiet: bool) -> Benchmark:
 
     with cell_progress(quiet=quiet) as show:
         benchmark = run_benchmark(
-            planned, models, settings, timeout_seconds=options["timeout"], kept=kept, before_each=show,
-            after_each=save,
-        )  # fmt: skip
+            planned, models, settings, timeout_seconds=options["timeout"], before_each=show, after_each=save
+        )
     save(benchmark)
     return benchmark
 

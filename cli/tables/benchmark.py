@@ -1,4 +1,4 @@
-"""Print a benchmark or a comparison on the terminal."""
+"""Print a benchmark on the terminal."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from evaluate.benchmark.compare import Comparison
     from evaluate.benchmark.schema import Benchmark, Cell, Timing
 
 
@@ -32,12 +31,12 @@ def print_benchmark(benchmark: Benchmark) -> None:
     left_out = set() if console.width >= WIDE else {"p90", "p95", "host MiB", "k-NN"}
     columns = [
         *(["model"] if several else []), "runner", "precision", "batch", "images/s", "±", "p50 ms", "p90", "p95",
-        "p99", "host MiB", "k-NN", "overhead",
+        "p99", "host MiB", "k-NN",
     ]  # fmt: skip
     columns = [column for column in columns if column not in left_out]
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for column in columns:
-        left = column in ("model", "runner", "precision", "overhead")
+        left = column in ("model", "runner", "precision")
         table.add_column(column, justify="left" if left else "right", no_wrap=True)
     for cell in benchmark.cells:
         for where, timing in ((" on the GPU", cell.device), ("", cell.host)):
@@ -51,8 +50,6 @@ def print_benchmark(benchmark: Benchmark) -> None:
 
 def _figures(benchmark: Benchmark, cell: Cell, timing: Timing, where: str) -> dict[str, str]:
     """Return a row, by column."""
-    from evaluate.benchmark.figures import overhead
-
     accuracy = benchmark.accuracy_of(cell)
     return {
         "model": cell.model,
@@ -67,7 +64,6 @@ def _figures(benchmark: Benchmark, cell: Cell, timing: Timing, where: str) -> di
         "p99": _number(timing.p99_ms),
         "host MiB": _number(cell.host_peak_mib, 0),
         "k-NN": "-" if accuracy is None or accuracy.knn is None else f"{100 * accuracy.knn:.1f} %",
-        "overhead": (overhead(cell, benchmark.cells) or "-") if timing is cell.best else "-",
     }
 
 
@@ -91,29 +87,6 @@ def _print_notes(console: Console, benchmark: Benchmark) -> None:
         names = ", ".join(dict.fromkeys(f"{cell.runner} {cell.precision}" for cell in cells))
         count = "1 cell" if len(cells) == 1 else f"{len(cells)} cells"
         console.print(f"{status} ({reason}): {names}, {count}", markup=False)
-
-
-def print_comparison(comparison: Comparison) -> None:
-    """Print other differences, a table of the cells, and the verdict."""
-    from rich.table import Table
-
-    console = _console()
-    for difference in comparison.differences:
-        console.print(f"differs: {difference}", markup=False)
-    table = Table()
-    for heading in ("cell", "A images/s", "B images/s", "B / A", "99 % interval", "verdict"):
-        table.add_column(heading, justify="left" if heading in ("cell", "verdict") else "right")
-    for one in comparison.cells:
-        table.add_row(
-            one.name,
-            _number(one.a, 1),
-            _number(one.b, 1),
-            "-" if one.ratio is None else f"{one.ratio:.3f}",
-            "-" if one.low is None or one.high is None else f"{one.low:.3f} to {one.high:.3f}",
-            one.verdict,
-        )
-    console.print(table)
-    console.print(comparison.verdict, markup=False)
 
 
 def _console() -> Console:

@@ -63,24 +63,6 @@ def relative_error(rounds: Sequence[Sequence[float]], *, between: float) -> floa
     return float(np.hypot(inside, spread / np.sqrt(len(rounds))))
 
 
-def fixed_and_per_image(batches: Sequence[int], latencies_ms: Sequence[float]) -> tuple[float, float] | None:
-    """Fit latency = fixed + batch x per_image by least relative squares.
-
-    Both costs are in milliseconds, >= 0; None for fewer than two different batches.
-    """
-    if len(set(batches)) < 2:
-        return None
-    b, t = np.asarray(batches, np.float64), np.asarray(latencies_ms, np.float64)
-    # Relative: in absolute terms the small batches, which show the fixed cost, would weigh nothing.
-    columns = np.stack([1 / t, b / t], axis=1)
-    fixed, per_image = np.linalg.lstsq(columns, np.ones(len(t)), rcond=None)[0]
-    if fixed < 0:
-        return 0.0, float(np.sum(b / t) / np.sum((b / t) ** 2))
-    if per_image < 0:
-        return float(np.sum(1 / t) / np.sum((1 / t) ** 2)), 0.0
-    return float(fixed), float(per_image)
-
-
 # === Cells ===
 
 
@@ -153,23 +135,6 @@ def disturbed(cell: Cell) -> bool:
     """Return whether other processes, the GPU's limits or varying runs disturbed a cell; a short one may be right."""
     words = [mark.removeprefix("host: ").removeprefix("device: ") for mark in cell.marks]
     return any(word.startswith(("busy", "throttled", "unstable")) for word in words)
-
-
-def overhead(cell: Cell, cells: Iterable[Cell]) -> str | None:
-    """Return the overhead that takes at least half of a cell's time, such as `launch 71 %`; None if none does.
-
-    The cells that differ in the batch alone give the fixed cost of a call.
-    """
-    if cell.best is None:
-        return None
-    shares = {}
-    if cell.host and cell.device:
-        shares["transfer"] = 1 - cell.device.p50_ms / cell.host.p50_ms
-    row = [(c.batch, c.best.p50_ms) for c in cells if c.best and c.key[:3] == cell.key[:3]]
-    if line := fixed_and_per_image(*zip(*row, strict=True)):
-        shares["launch"] = min(1.0, line[0] / cell.best.p50_ms)
-    name = max(shares, key=lambda name: shares[name], default=None)
-    return f"{name} {100 * shares[name]:.0f} %" if name is not None and shares[name] >= 0.5 else None
 
 
 def _greatest(values: Iterable[float | None]) -> float | None:

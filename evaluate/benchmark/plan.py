@@ -73,10 +73,8 @@ def _file_for(models: Sequence[Model], runner: str, precision: str) -> tuple[Mod
     fitting = [model for model in models if model.kind == facts.takes and model.precision == precision]
     if facts.takes == "onnx" and precision == "int8":
         target = "tensorrt" if facts.gpu else "cpu"
-        others, fitting = (
-            fitting,
-            [model for model in fitting if model.target in (target, None)],
-        )  # None: third-party
+        # The target of a third-party file is None.
+        others, fitting = fitting, [model for model in fitting if model.target in (target, None)]
         if others and not fitting:
             return None, (
                 f"the int8 file is for {others[0].target}, and int8 graphs differ: "

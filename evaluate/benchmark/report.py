@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from evaluate.benchmark.figures import disturbed, overhead
+from evaluate.benchmark.figures import disturbed
 from evaluate.benchmark.runners import RUNNERS
 from evaluate.benchmark.schema import Benchmark, Cell
 from evaluate.knn import meaning_among
@@ -42,7 +42,6 @@ def write_report(
         knn_meaning=meaning_among(benchmark.knn_images) if benchmark.knn_images else None,
         on_gpu=any(cell.gpu_mib is not None for cell in benchmark.cells),
         not_measured=_not_measured(benchmark),
-        overhead=overhead,
         runners={name: facts.meaning for name, facts in RUNNERS.items() if name in used},
     )
 

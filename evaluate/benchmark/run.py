@@ -10,7 +10,6 @@ from evaluate.benchmark.figures import cell_of
 from evaluate.benchmark.machine import describe_machine
 from evaluate.benchmark.schema import NOT_YET, Benchmark, Cell, Model, Settings
 from evaluate.benchmark.worker import Answer, Request, measure_in_process
-from swav_tf.plumbing.errors import UsageError
 
 
 def run_benchmark(
@@ -19,7 +18,6 @@ def run_benchmark(
     settings: Settings,
     *,
     timeout_seconds: float,
-    kept: Benchmark | None = None,
     before_each: Callable[[Cell, int, int], None] = lambda cell, done, total: None,
     after_each: Callable[[Benchmark], None] = lambda benchmark: None,
 ) -> Benchmark:
@@ -32,12 +30,8 @@ def run_benchmark(
         models: files and run folders.
         settings: how to measure.
         timeout_seconds: a cell whose process takes longer has failed.
-        kept: an earlier benchmark whose measured cells are kept.
         before_each: called before each process with its cell, the number of finished processes, and their total.
         after_each: called after each process with the state of the benchmark.
-
-    Raises:
-        UsageError: `kept` is of another machine or has other settings.
     """
     state = Benchmark(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -47,7 +41,7 @@ def run_benchmark(
         models=tuple(models),
         cells=tuple(planned),
     )
-    cells = [*planned] if kept is None else _with_kept(state, kept)
+    cells = [*planned]
     waiting = [place for place, cell in enumerate(cells) if cell.reason == NOT_YET]
     answers: dict[int, list[Answer]] = {place: [] for place in waiting}
 
@@ -68,29 +62,3 @@ def run_benchmark(
     except KeyboardInterrupt:
         return result(complete=False)
     return result(complete=True)
-
-
-def _with_kept(state: Benchmark, kept: Benchmark) -> list[Cell]:
-    """Return the cells, those from an earlier benchmark that are ok, have all rounds and an unchanged file."""
-    here, there = state.machine, kept.machine
-    facts = {
-        "CPU": (here.cpu, there.cpu),
-        "cores": (here.cores, there.cores),
-        "GPUs": tuple([gpu.name for gpu in machine.gpus] for machine in (here, there)),
-        "packages": (here.versions, there.versions),
-        "settings": (state.settings, kept.settings),
-    }
-    different = [f"{name}: {new}, was {old}" for name, (new, old) in facts.items() if new != old]
-    if different:
-        raise UsageError(
-            "--resume requires a benchmark of the same machine and settings. Received: "
-            f"{'; '.join(different)}. Give another --json file, or omit --resume."
-        )
-    contents = {model.file_sha256 for model in kept.models}
-    files = {model.file for model in state.models if model.file_sha256 in contents}
-    before = {
-        cell.key: cell
-        for cell in kept.cells
-        if cell.file in files and cell.best is not None and len(cell.best.rounds_ms) == state.settings.rounds
-    }
-    return [before.get(cell.key, cell) if cell.reason == NOT_YET else cell for cell in state.cells]

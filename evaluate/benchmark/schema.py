@@ -1,16 +1,14 @@
-"""The records of a benchmark and its JSON file, which `swav-tf benchmark` writes and `swav-tf compare` reads."""
+"""The records of a benchmark and its JSON file."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from evaluate.backends.onnx_metadata import Precision
 from evaluate.benchmark.machine import Machine
-from swav_tf.plumbing.errors import DataError, UsageError
 from swav_tf.plumbing.files import atomic_write
 from swav_tf.recipe.section import Section
 
@@ -173,25 +171,3 @@ def write_benchmark(path: Path, benchmark: Benchmark) -> None:
     """Write the JSON file atomically."""
     with atomic_write(path) as partial:
         partial.write_text(benchmark.model_dump_json(indent=1) + "\n", encoding="utf-8")
-
-
-def read_benchmark(path: Path) -> Benchmark:
-    """Read a JSON file by `write_benchmark`; DataError if it is damaged or has another format."""
-    create = "Create one with `swav-tf benchmark MODEL --json FILE`."
-    if not path.is_file():
-        raise UsageError(f"Benchmark file not found: {path}. {create}")
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} is not a readable JSON file: {error}. {create}") from error
-    found = document.get("format") if isinstance(document, dict) else None
-    if found != FORMAT:
-        raise DataError(f"{path} must be a benchmark of format {FORMAT}. Received: format {found}. {create}")
-    try:
-        return Benchmark.model_validate(document)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise DataError(
-            f"{path} is not a valid benchmark: {error.error_count()} invalid values, the first at "
-            f"{'.'.join(map(str, first['loc']))}: {first['msg']}. {create}"
-        ) from error

@@ -6,9 +6,7 @@ import pytest
 from evaluate.benchmark.figures import (
     block_means,
     cell_of,
-    fixed_and_per_image,
     marks_of,
-    overhead,
     percentile_ms,
     relative_error,
     runs_needed,
@@ -59,28 +57,6 @@ def test_the_error_is_that_of_repeated_measurements() -> None:
     steady = [[10.0] * 20]  # a single process: the difference between processes is assumed
     assert relative_error(steady, between=0.02) == pytest.approx(0.02)
     assert relative_error(steady * 2, between=0.02) == 0
-
-
-# Bug caught: a fit that the large batches alone decide, or a negative cost.
-def test_fixed_and_per_image_cost() -> None:
-    batches = [1, 8, 32, 128]
-    assert fixed_and_per_image(batches, [2 + 0.5 * b for b in batches]) == pytest.approx((2, 0.5))
-    fixed, each = fixed_and_per_image(batches, [0.5 * b * (1 + b / 500) for b in batches])
-    assert fixed == 0
-    assert 0.5 < each < 0.65
-    fixed, each = fixed_and_per_image([1, 8], [3.0, 2.9])
-    assert each == 0
-    assert 2.9 <= fixed <= 3
-    assert fixed_and_per_image([8, 8], [1.0, 1.1]) is None
-
-
-# Bug caught: an overhead that is a minor part of the time, or of another runner.
-def test_overhead() -> None:
-    cells = [CELL.model_copy(update={"batch": b, "device": timing(3 + 0.1 * b)}) for b in (1, 8, 128)]
-    assert [overhead(cell, cells) for cell in cells] == ["launch 97 %", "launch 79 %", None]
-    copies = cells[2].model_copy(update={"host": timing(2.5 * cells[2].device.p50_ms)})
-    assert overhead(copies, [copies]) == "transfer 60 %"
-    assert overhead(cells[0], cells[:1]) is None
 
 
 # Bugs caught: warm-up runs among the samples, an end before the time or the runs are over, or never.
