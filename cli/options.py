@@ -260,18 +260,17 @@ def part_option(verb: str, meaning: str, *, otherwise: str) -> Option:
     )
 
 
-def _picture(context: click.Context, option: click.Parameter, path: Path | None) -> Path | None:
-    if path is not None:
-        from swav_tf.data.pictures import check_picture
+def _picture(context: click.Context, option: click.Parameter, path: Path) -> Path:
+    from swav_tf.data.pictures import check_picture
 
-        check_picture(path)
+    check_picture(path)
     return path
 
 
-def picture_option(name: str = "--output", meaning: str = "Picture to write", **settings: Any) -> Option:
-    """Return an option for a picture, whose extension is checked before the work; `settings` as click takes them."""
-    note = f"{meaning}; the extension determines the format."
-    return click.option(name, type=NEW_PATH, metavar="FILE", callback=_picture, help=note, **settings)
+def picture_option(default: str) -> Option:
+    """Return --output for a picture, whose extension is checked before the work."""
+    meaning = "Picture to write; the extension determines the format."
+    return output_option(meaning, default=Path(default), callback=_picture)
 
 
 def make_folder(output: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from cli.quiet import load_tensorflow_quietly
 from swav_tf.data.sources import ImageSource
 from swav_tf.data.views import ViewedImage, stack_views, view_images
 from swav_tf.plumbing.errors import UsageError
-from swav_tf.plumbing.files import atomic_write
+from swav_tf.plumbing.files import atomic_write, write_csv
 from swav_tf.recipe.data import EvaluationView
 from swav_tf.runs.folder import epoch_in_words
 
@@ -157,13 +156,12 @@ def check_output(path: Path) -> None:
 
 def write_predictions(path: Path, predictions: list[Prediction]) -> None:
     """Write the file atomically, with a row or an object for each image."""
-    with atomic_write(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
-        if path.suffix.lower() == ".json":
-            entries = [_as_json(prediction) for prediction in predictions]
-            json.dump(entries, file, indent=1, ensure_ascii=False)
-            file.write("\n")
-        else:
-            csv.writer(file).writerows([CSV_COLUMNS, *map(_as_row, predictions)])
+    if path.suffix.lower() == ".csv":
+        write_csv(path, CSV_COLUMNS, map(_as_row, predictions))
+        return
+    text = json.dumps([_as_json(prediction) for prediction in predictions], indent=1, ensure_ascii=False)
+    with atomic_write(path) as partial:
+        partial.write_text(f"{text}\n", encoding="utf-8")
 
 
 def _as_row(prediction: Prediction) -> list[str]:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from evaluate.feature_file import class_name
 from evaluate.images import ImageSet
 from swav_tf.data.views import UnreadableImages, stack_views, view_batches
 from swav_tf.plumbing.errors import DataError, UsageError
-from swav_tf.plumbing.files import atomic_write
+from swav_tf.plumbing.files import atomic_write, write_csv
 from swav_tf.plumbing.names import printable
 
 
@@ -178,19 +177,14 @@ def usage_table(clusters: Clusters) -> list[dict[str, Any]]:
 def write_tables(folder: Path, clusters: Clusters, images: ImageSet, model: ModelIdentity) -> dict[str, Any]:
     """Write usage.csv, assignments.csv and clusters.json, and return the content of the last."""
     table = usage_table(clusters)
-    _write_csv(folder / "usage.csv", table[0].keys(), (row.values() for row in table))
+    write_csv(folder / "usage.csv", table[0].keys(), (row.values() for row in table))
     names = (printable(images.source.image_name(index)) for index in clusters.index.tolist())
     labels = clusters.labels.tolist()
     classes = (class_name(label, clusters.class_names) for label in labels)
     scores = (f"{score:.6f}" for score in clusters.scores.tolist())
     rows = zip(names, labels, classes, clusters.prototypes.tolist(), scores, strict=True)
-    _write_csv(folder / "assignments.csv", ("name", "label", "class", "prototype", "score"), rows)
+    write_csv(folder / "assignments.csv", ("name", "label", "class", "prototype", "score"), rows)
     report = summary(clusters) | {"unreadable": clusters.unreadable, "model": model.as_dict(), "usage": table}
     with atomic_write(folder / "clusters.json") as partial:
         partial.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     return report
-
-
-def _write_csv(path: Path, columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
-    with atomic_write(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
-        csv.writer(file).writerows([columns, *rows])

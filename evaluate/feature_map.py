@@ -11,15 +11,15 @@ import numpy as np
 from PIL import Image as PillowImage
 
 from evaluate.feature_file import FeatureFile
-from swav_tf.plumbing.errors import DataError, SwavError, UsageError
+from swav_tf.plumbing.errors import DataError, UsageError
 from swav_tf.plumbing.files import atomic_write
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-METHODS: Final = {"pca": "PCA", "tsne": "t-SNE", "umap": "UMAP"}
+METHODS: Final = {"pca": "PCA", "tsne": "t-SNE"}
 LEGEND_CLASSES: Final = 20  # more colors cannot be distinguished
-REDUCED: Final = 50  # dimensions that PCA leaves to t-SNE and UMAP, which are slow on more
+REDUCED: Final = 50  # dimensions that PCA leaves to t-SNE, which is slow on more
 PERPLEXITY: Final = 30
 
 
@@ -35,12 +35,11 @@ class FeatureMap:
 def map_features(file: FeatureFile, *, method: str, limit: int, seed: int = 0) -> FeatureMap:
     """Map the images to two dimensions by their features, normalized to length 1.
 
-    More than `limit` images are sampled. `seed` decides the sample, t-SNE and UMAP; `method` is a key of METHODS.
+    More than `limit` images are sampled. `seed` decides the sample and t-SNE; `method` is a key of METHODS.
 
     Raises:
         UsageError: there are too few images for the method.
         DataError: features are not finite.
-        SwavError: UMAP is not installed.
     """
     total, width = file.features.shape
     shown, least = min(total, limit), PERPLEXITY + 2 if method == "tsne" else 3
@@ -63,17 +62,9 @@ def map_features(file: FeatureFile, *, method: str, limit: int, seed: int = 0) -
     reduced = pca.fit_transform(features)
     if method == "pca":
         return FeatureMap(reduced, rows, tuple(pca.explained_variance_ratio_.tolist()))
-    if method == "tsne":
-        from sklearn.manifold import TSNE
+    from sklearn.manifold import TSNE
 
-        return FeatureMap(TSNE(perplexity=PERPLEXITY, random_state=seed).fit_transform(reduced), rows)
-    try:
-        import umap
-    except ImportError as error:
-        raise SwavError(
-            "--method umap needs the package umap-learn. Run: pip install umap-learn, or give --method tsne."
-        ) from error
-    return FeatureMap(umap.UMAP(random_state=seed).fit_transform(reduced), rows)
+    return FeatureMap(TSNE(perplexity=PERPLEXITY, random_state=seed).fit_transform(reduced), rows)
 
 
 def draw_map(path: Path, file: FeatureFile, drawn: FeatureMap, *, method: str) -> None:

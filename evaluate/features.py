@@ -76,9 +76,8 @@ def extract_features(
         try:
             for batch in batches:
                 store.append(batch, model.features(stack_views(batch)))
-                of_rest = (
-                    batch[-1].index - rest.start + 1
-                )  # rounded up: a batch's last images may be unreadable
+                # Rounded up: a batch's last images may be unreadable.
+                of_rest = batch[-1].index - rest.start + 1
                 done = min(before + -(-of_rest // batch_size) * batch_size, len(indices))
                 if time.monotonic() - store.saved_at >= save_seconds:
                     store.save(done)

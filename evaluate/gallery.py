@@ -20,12 +20,10 @@ from swav_tf.data.decode import UndecodableImage, evaluation_view
 from swav_tf.data.pictures import shortened
 from swav_tf.data.sources import ImageSource, read_image
 from swav_tf.plumbing.errors import DataError
-from swav_tf.plumbing.files import atomic_write
 from swav_tf.plumbing.names import printable
 from swav_tf.recipe.data import EvaluationView
 
 SIDE: Final = 96  # of a thumbnail, pixels
-PICTURE_PROTOTYPES: Final = 30  # in sheet.png
 BACKGROUND: Final = (250, 250, 248)
 INK: Final = (40, 40, 44)
 FAINT: Final = (125, 125, 130)
@@ -85,32 +83,23 @@ def draw_sheet(title: str, subtitle: str, rows: Sequence[SheetRow], side: int) -
 def write_gallery(
     folder: Path, clusters: Clusters, images: ImageSet, model: Backend, *, prototypes: int
 ) -> None:
-    """Write index.html with the most used prototypes, `prototypes` of them, and sheet.png with the first of these."""
+    """Write index.html with the most used prototypes, `prototypes` of them."""
     cards = prototype_cards(clusters, images, model.input_view, prototypes=prototypes)
-    rows = [
-        SheetRow(card["lines"], [(picture, ()) for picture, *_ in card["pictures"]])
-        for card in cards[:PICTURE_PROTOTYPES]
-    ]
     facts, settings, figures = model.facts, images.settings, summary(clusters)
     place = settings.path or f"{settings.kind}, split {settings.split}"
-    tiles = figures_in_words(figures)
-    subtitle = "   ".join(f"{value} {meaning}" for value, meaning in tiles)
-    sheet = draw_sheet("Nearest images of each prototype", subtitle, rows, SIDE)
-    with atomic_write(folder / "sheet.png") as partial:
-        sheet.save(partial)
     write_page(
         folder / "index.html",
         "clusters.html.jinja",
         title="Prototypes and their images",
         subtitle=f"Model {facts.path} ({facts.recipe}, step {facts.step:,}), images {place}",
         figures=figures,
-        tiles=tiles,
+        tiles=_in_words(figures),
         cards=cards,
         usage=sorted(clusters.usage().tolist(), reverse=True),
     )
 
 
-def figures_in_words(figures: dict[str, Any]) -> list[tuple[str, str]]:
+def _in_words(figures: dict[str, Any]) -> list[tuple[str, str]]:
     """Return the figures as text, each with its meaning."""
     tiles = [
         (f"{figures['images']:,}", "images"),

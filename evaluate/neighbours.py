@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
@@ -21,7 +20,7 @@ from evaluate.similar import images_found
 from swav_tf.data.sources import ImageSource
 from swav_tf.knn import unit_rows
 from swav_tf.plumbing.errors import UsageError
-from swav_tf.plumbing.files import atomic_write
+from swav_tf.plumbing.files import write_csv
 from swav_tf.plumbing.parallel import map_ahead
 from swav_tf.plumbing.system import available_cores
 from swav_tf.recipe.data import Data, EvaluationView
@@ -149,7 +148,7 @@ def write_duplicates(
         for number, group in enumerate(members, start=1)
         for entry, cosine, letter in group
     ]
-    _write_csv(folder / "duplicates.csv", ("group", "name", "class", "cosine", "exact"), rows)
+    write_csv(folder / "duplicates.csv", ("group", "name", "class", "cosine", "exact"), rows)
     report = {
         "groups": len(groups),
         "images": len(rows),
@@ -181,7 +180,7 @@ def write_outliers(
     rows = np.argsort(scores, kind="stable")[:count].tolist()
     found = [file.entry(row) | {"score": round(float(scores[row]), 4)} for row in rows]
     images = _open_images(file, found, data)
-    _write_csv(
+    write_csv(
         folder / "outliers.csv",
         ("name", "class", "score"),
         [(e["name"], e["class"], e["score"]) for e in found],
@@ -244,8 +243,3 @@ def _write_page(
     subtitle = f"Features {file.path}, images {images.settings.path or images.settings.kind}"
     page = {"title": title, "subtitle": subtitle, "tiles": tiles, "text": text, "cards": cards}
     write_page(folder / "index.html", "neighbours.html.jinja", **page)
-
-
-def _write_csv(path: Path, columns: Sequence[str], rows: Iterable[Iterable[Any]]) -> None:
-    with atomic_write(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
-        csv.writer(file).writerows([columns, *rows])

@@ -28,9 +28,8 @@ from swav_tf.plumbing.values import nested_diff
 
 BLOCK: Final = 131_072  # rows that are added, and kept, at once
 SAMPLES: Final = 64  # training vectors for each list
-QUERIES: Final = (
-    1_000  # held out to measure recall; fewer where the exact scan of more than 10^6 rows would take long
-)
+# Held out to measure recall; fewer where the exact scan of more than 10^6 rows would take long.
+QUERIES: Final = 1_000
 K: Final = 10  # neighbors whose recall is measured
 RECALL: Final = 0.99
 RERANKED: Final = 100  # candidates by product codes for K neighbors, whose exact cosines are compared
@@ -115,9 +114,8 @@ class SearchIndex:
 def _search(engine: Any, asked: np.ndarray, count: int, probes: int) -> np.ndarray:
     import faiss
 
-    faiss.omp_set_num_threads(
-        1 if len(asked) < 8 else available_cores()
-    )  # threads share out queries, not lists
+    # Threads share out queries, not lists.
+    faiss.omp_set_num_threads(1 if len(asked) < 8 else available_cores())
     engine.nprobe = probes
     found: np.ndarray = engine.search(asked, count)[1]
     return found

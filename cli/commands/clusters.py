@@ -54,7 +54,7 @@ def command(
     """Assign each image in DATA to the prototype with the highest score, and show each prototype's nearest images.
 
     Without DATA, the images that the model was trained on are used. OUTPUT receives index.html (one file, readable
-    offline), sheet.png, clusters.json, usage.csv (one row per prototype) and assignments.csv (one row per image).
+    offline), clusters.json, usage.csv (one row per prototype) and assignments.csv (one row per image).
 
     \b
     Examples:
@@ -85,9 +85,7 @@ def command(
         report.show(document)
         return
     _print(document, document["usage"])
-    click.echo(
-        f"page      {output / 'index.html'}\npicture   {output / 'sheet.png'}\ntables    {output}/*.csv"
-    )
+    click.echo(f"page      {output / 'index.html'}\ntables    {output}/*.csv")
 
 
 def _print(figures: Mapping[str, Any], usage: Sequence[Mapping[str, Any]]) -> None:

@@ -11,19 +11,19 @@ from cli.options import PATH, count_option, picture_option, seed_option
 
 @click.command()
 @click.argument("features", type=PATH)
-@picture_option(default=Path("plot.png"))
+@picture_option("plot.png")
 @click.option(
     "--method",
-    type=click.Choice(["pca", "tsne", "umap"]),
+    type=click.Choice(["pca", "tsne"]),
     default="pca",
-    help="Projection to 2 dimensions; umap requires the package umap-learn.",
+    help="Projection to 2 dimensions.",
 )
 @count_option(
     "--limit",
     default=5000,
     help="Draw at most N images, chosen at random; t-SNE of 5,000 takes about a minute.",
 )
-@seed_option("the choice of images, t-SNE and UMAP")
+@seed_option("the choice of images and t-SNE")
 def command(features: Path, output: Path, method: str, limit: int, seed: int) -> None:
     """Draw a map of the images in a feature file, colored by class.
 

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     help="Search an index by `swav-tf index` instead; --features is the place of its features if they have moved.",
 )
 @model_options
-@picture_option(default=Path("similar.png"))
+@picture_option("similar.png")
 @count_option("-k", most=500, default=12, help="Number of images to find.")
 @click.option("--data", metavar="DATA", help="Location of the feature file's images, if they have moved.")
 @json_options

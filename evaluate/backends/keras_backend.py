@@ -19,9 +19,8 @@ def newest_checkpoint(run_dir: Path) -> tuple[Recipe, Checkpoint]:
 
     A damaged newest checkpoint is an error: features of an older one would pass for the newest's.
     """
-    recipe = read_pretraining_recipe(
-        run_dir
-    )  # a probe gets a clearer error than a checkpoint of the wrong kind
+    # Before the checkpoint: a probe gets a clearer error than that of a checkpoint of the wrong kind.
+    recipe = read_pretraining_recipe(run_dir)
     store = CheckpointStore(run_dir / "checkpoints", kind="pretrain")
     if not store.steps():
         raise UsageError(f"{run_dir} has no checkpoint yet. Wait for `swav-tf pretrain` to write one.")

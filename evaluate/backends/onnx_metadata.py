@@ -29,11 +29,7 @@ class Preprocessing(Section):
     interpolation: Literal["bilinear, antialiased"] = "bilinear, antialiased"
     colour: Literal["RGB"] = "RGB"
     orientation: Literal["upright by EXIF"] = "upright by EXIF"
-    background: tuple[int, int, int] = (
-        255,
-        255,
-        255,
-    )  # RGB under transparent parts, which are composited over it
+    background: tuple[int, int, int] = (255, 255, 255)  # RGB; transparent parts are composited over it
     depth: Literal["8 bits; 16 bits are divided by 257"] = "8 bits; 16 bits are divided by 257"
     mean: tuple[float, float, float]  # of the three channels of images in [0, 1]
     std: tuple[float, float, float]

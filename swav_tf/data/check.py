@@ -35,7 +35,7 @@ class DataReport:
     images: int
     classes: dict[str, int] = field(
         default_factory=dict
-    )  # images by class name, or number; empty without labels
+    )  # images by class name or number; empty without labels
     unlabelled: int = 0
     corrupt: dict[str, str] = field(default_factory=dict)  # name and reason of each unreadable image
     widths: list[int] = field(default_factory=list)  # of each readable image, pixels

@@ -57,9 +57,8 @@ _SIGNATURES: Final = (
 _BRANDS: Final = (b"avif", b"avis", b"heic", b"heix", b"mif1", b"heim", b"heis")  # of ISO media files
 _HEIF: Final = _BRANDS[2:]
 _PILLOWS: Final = [name for name in FORMATS if name != "HEIF"]
-LARGE: Final = (
-    89_478_485  # pixels, 256 MiB of RGB: larger JPEGs are decoded at a half, a quarter or an eighth
-)
+# Pixels, 256 MiB of RGB: larger JPEGs are decoded at a half, a quarter or an eighth.
+LARGE: Final = 89_478_485
 _REDUCED: Final = {
     2: cv2.IMREAD_REDUCED_COLOR_2,
     4: cv2.IMREAD_REDUCED_COLOR_4,

@@ -95,9 +95,8 @@ def renumbered(
         own_keys: list[object] = list(own)
     else:
         own_keys = list(map(_key, own))
-    table = np.array(
-        [places.get(key, -1) for key in own_keys] + [-1], np.int64
-    )  # the last one is that of label -1
+    # The last place is that of label -1.
+    table = np.array([places.get(key, -1) for key in own_keys] + [-1], np.int64)
     if int(labels.max(initial=-1)) >= len(own):
         raise DataError(
             f"Labels must be less than the number of classes, {len(own):,}. Received: {labels.max():,}."

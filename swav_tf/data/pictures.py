@@ -1,4 +1,4 @@
-"""Contact sheets: an epoch's crops next to their images, and a sample of a source's images."""
+"""Contact sheets: an epoch's crops next to their images."""
 
 from __future__ import annotations
 
@@ -26,9 +26,6 @@ _RULE: Final = (222, 222, 218)
 _SMALL_GAP: Final = 4  # between the crops of a group
 _GAP: Final = 20  # around the sheet, and between groups
 _LINE: Final = 20  # height of a line of text
-_TILE_GAP: Final = 12  # between the images of a sample
-_COLUMNS: Final = 8  # of a sample
-_TILE_TEXT: Final = 34  # height of the two lines below each
 _MAX_UNREADABLE: Final = 100  # a million broken images are not all tried for one picture
 
 
@@ -75,35 +72,7 @@ def contact_sheet(
     return _draw(shown, recipe, height, f"{recipe.name}   seed {seed}   epoch {epoch}")
 
 
-def image_sheet(source: ImageSource, *, count: int = 48, side: int = 128) -> PillowImage.Image:
-    """Draw a random sample of `count` readable images, each inside a square of `side` pixels.
-
-    Raises:
-        DataError: no image can be read.
-    """
-    shown = list(_readable(source, count, seed=0, epoch=0, max_unreadable=len(source)))
-    rows, columns = -(-len(shown) // _COLUMNS), min(_COLUMNS, len(shown))
-    font, small = ImageFont.load_default(12), ImageFont.load_default(11)
-    step = side + _TILE_GAP
-    size = (_TILE_GAP + columns * step, _TILE_GAP + rows * (step + _TILE_TEXT))
-    sheet = PillowImage.new("RGB", size, _BACKGROUND)
-    pen = ImageDraw.Draw(sheet)
-    for place, (index, image) in enumerate(shown):
-        left = _TILE_GAP + place % columns * step
-        top = _TILE_GAP + place // columns * (step + _TILE_TEXT)
-        height, width = image.shape[:2]
-        tile = ImageOps.contain(PillowImage.fromarray(image), (side, side))
-        sheet.paste(tile, (left + (side - tile.width) // 2, top + (side - tile.height) // 2))
-        caption = f"{_class_name(source, index)}  {width} x {height}".strip()
-        name = printable(source.image_name(index)).rpartition("/")[2]
-        pen.text((left, top + side + 2), shortened(caption, font, side), _INK, font)
-        pen.text((left, top + side + 17), shortened(name, small, side), _FAINT, small)
-    return sheet
-
-
-def _readable(
-    source: ImageSource, count: int, *, seed: int, epoch: int, max_unreadable: int = _MAX_UNREADABLE
-) -> Iterator[tuple[int, Image]]:
+def _readable(source: ImageSource, count: int, *, seed: int, epoch: int) -> Iterator[tuple[int, Image]]:
     """Yield the first `count` readable images in the epoch's order, or fewer after too many unreadable ones."""
     reasons: list[str] = []
     found = 0
@@ -112,7 +81,7 @@ def _readable(
             image = read_image(source, index)
         except (UndecodableImage, OSError) as error:
             reasons.append(f"{printable(source.image_name(index))}: {error}")
-            if len(reasons) == max_unreadable:
+            if len(reasons) == _MAX_UNREADABLE:
                 break
             continue
         yield index, image
@@ -124,13 +93,6 @@ def _readable(
             f"At least one image must be readable. Received: {len(source):,} images; all {len(reasons)} that were "
             f"tried cannot be read. The first was {reasons[0]}. Run `swav-tf data check` for a list."
         )
-
-
-def _class_name(source: ImageSource, index: int) -> str:
-    label = source.label(index)
-    if 0 <= label < len(source.class_names):
-        return printable(source.class_names[label])
-    return str(label) if label >= 0 else ""
 
 
 def _draw(

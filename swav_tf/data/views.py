@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from swav_tf.data.augment import Image
 from swav_tf.data.decode import UndecodableImage, evaluation_view
 from swav_tf.data.sources import ImageSource, read_image
 from swav_tf.plumbing.errors import DataError
-from swav_tf.plumbing.files import atomic_write
+from swav_tf.plumbing.files import write_csv
 from swav_tf.plumbing.names import printable
 from swav_tf.plumbing.parallel import map_ahead
 from swav_tf.plumbing.system import available_cores
@@ -143,5 +142,4 @@ class UnreadableImages:
         if not self.reasons:
             self.path.unlink(missing_ok=True)
             return
-        with atomic_write(self.path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
-            csv.writer(file).writerows([("name", "reason"), *self.reasons.items()])
+        write_csv(self.path, ("name", "reason"), self.reasons.items())

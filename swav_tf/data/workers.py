@@ -110,9 +110,8 @@ class CropProcesses:
             DataError: processes are lost or hang again and again.
         """
         slot = self._free.get()
-        places = [
-            self._crops.place(position) for position in positions
-        ]  # here: only this process has the order
+        # Here: only this process has the order.
+        places = [self._crops.place(position) for position in positions]
         try:
             for _ in range(_ATTEMPTS):
                 if self._ended:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import csv
 import errno
 import fcntl
 import glob
 import hashlib
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from swav_tf.plumbing.errors import DataError, SwavError, UsageError
 
@@ -112,6 +114,12 @@ def atomic_writes(*paths: Path) -> Iterator[list[Path]]:
         for partial in partials:
             with contextlib.suppress(OSError):  # a read-only disk refuses even to remove a missing file
                 partial.unlink(missing_ok=True)
+
+
+def write_csv(path: Path, columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
+    """Write a table as CSV, completely or not at all."""
+    with atomic_write(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([columns, *rows])
 
 
 def remove_leftovers(path: Path) -> None:

@@ -34,9 +34,8 @@ from swav_tf.training.position import Logs
 if TYPE_CHECKING:
     from swav_tf.training.job import Job
 
-PIXELS_SIDE: Final = (
-    32  # to which views are reduced as raw pixels: 224 x 224 would need 12 GB for 20,000 images
-)
+# To which views are reduced as raw pixels: 224 x 224 would need 12 GB for 20,000 images.
+PIXELS_SIDE: Final = 32
 Indices = npt.NDArray[np.int64]
 VIEWS_EPOCH: Final = 2**32  # of the random numbers of views: no epoch of a run has them
 EARLY: Final = 0.1  # share of a run after which features are measured in any case

@@ -32,9 +32,7 @@ class Position:
     usage: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     validation: dict[str, Any] = field(default_factory=dict)  # latest figures of the evaluations
     # For the progress display alone:
-    measured: dict[str, float] = field(
-        default_factory=dict
-    )  # accuracies of the current epoch, 0 to 1, by name
+    measured: dict[str, float] = field(default_factory=dict)  # accuracies of the epoch, 0 to 1, by name
     activity: str = ""  # other than training
 
     @property

@@ -50,9 +50,8 @@ class ShowProgress(keras.callbacks.Callback):
         self.chance = f"{chance[0]} {chance[1]:.3f}"
         self.loss: float | None = None  # smoothed
         self._first_step = position.step
-        self._began: float | None = (
-            None  # when the second step of this process did, as the first one traces the graph
-        )
+        # When the second step of this process began: the first one traces the graph.
+        self._began: float | None = None
         self._epoch_began = self._timed_from = self._logged = time.perf_counter()
         self._timed_step = position.step  # at `_timed_from`
         self._speed = "- images/s"

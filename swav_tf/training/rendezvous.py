@@ -158,9 +158,8 @@ def _host(address: ClusterAddress, deadline: float) -> list[str]:
     finally:
         for guest in guests.values():
             if answer:
-                with contextlib.suppress(
-                    OSError
-                ):  # a node that has left is missed at the start of the cluster
+                # A node that has left is missed at the start of the cluster.
+                with contextlib.suppress(OSError):
                     guest.sendall((json.dumps(answer) + "\n").encode())
             guest.close()
 

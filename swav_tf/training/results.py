@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from swav_tf.plumbing.files import atomic_write
+from swav_tf.plumbing.files import atomic_write, write_csv
 from swav_tf.training.validation import Counts
 
 MOST_LABELS = 40  # with more classes, names and numbers would be too small to read
@@ -21,15 +20,10 @@ def write_results(folder: Path, counts: Counts, class_names: tuple[str, ...], ti
     per_class: list[list[Any]] = []
     for name, images, top1, top5 in zip(class_names, counts.images, counts.right, counts.top5, strict=True):
         per_class.append([name, images, *([top1 / images, top5 / images] if images else ["", ""])])
-    _write_csv(folder / "per_class.csv", ["class", "images", "top1", "top5"], per_class)
+    write_csv(folder / "per_class.csv", ["class", "images", "top1", "top5"], per_class)
     confusion = ([name, *row] for name, row in zip(class_names, counts.confusion, strict=True))
-    _write_csv(folder / "confusion.csv", ["true class", *class_names], confusion)
+    write_csv(folder / "confusion.csv", ["true class", *class_names], confusion)
     draw_confusion(folder / "confusion.png", counts.confusion, class_names, title=title)
-
-
-def _write_csv(path: Path, header: list[str], rows: Iterable[Sequence[Any]]) -> None:
-    with atomic_write(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
-        csv.writer(file).writerows([header, *rows])
 
 
 def draw_confusion(

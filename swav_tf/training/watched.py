@@ -26,9 +26,8 @@ COLLECTIVE_ERRORS = (
     tf.errors.CancelledError,
     tf.errors.DeadlineExceededError,
 )
-STOP_SECONDS = (
-    5.0  # in which a worker that is asked to stop must leave TensorFlow; schedulers allow 30 s and more
-)
+# In which a worker that is asked to stop must leave TensorFlow; schedulers allow 30 s and more.
+STOP_SECONDS = 5.0
 
 
 class WorkerEnded(TransientError):

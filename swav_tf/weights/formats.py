@@ -48,9 +48,7 @@ class Weights:
 
     format: str  # in words
     arrays: dict[str, np.ndarray]  # in PyTorch's layout, by the names of the released SwAV without `module.`
-    left_out: tuple[
-        str, ...
-    ] = ()  # tensors that are not part of our model, such as a classifier of 1000 classes
+    left_out: tuple[str, ...] = ()  # tensors that are no part of our model
     std: tuple[float, float, float] | None = IMAGENET_STD  # that the images were normalized by; None: unknown
     mean: tuple[float, float, float] = IMAGENET_MEAN
     step: int = 0  # optimizer steps that the weights were trained for; 0: unknown

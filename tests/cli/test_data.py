@@ -34,14 +34,14 @@ def test_shard(images, tmp_path, output):
     assert (flat["classes"], flat["shards"]) == (0, 1)
 
 
-# Bugs caught: wrong counts and sizes, a corrupt image that passes, a sheet that is not written.
+# Bugs caught: wrong counts and sizes, a corrupt image that passes.
 @pytest.mark.parametrize("kind", ["class_folders", "tfrecord"])
 def test_check(kind, images, tmp_path, run, output):
     place = images
     if kind == "tfrecord":
         place = tmp_path / "out"
         output(f"data shard {images} {place}")
-    result = run(f"data check {place} --duplicates --json --sheet {tmp_path}/sheets/s.png")
+    result = run(f"data check {place} --duplicates --json")
     report = json.loads(result.out)
     assert (result.code, report["kind"], report["images"]) == (1, kind, 8)
     assert report["classes"] == {"cat": 3, "dog": 5}
@@ -51,8 +51,6 @@ def test_check(kind, images, tmp_path, run, output):
     assert report["corrupt"] == {"dog/no image.jpg": "corrupt JPEG: no frame header"}
     assert report["duplicates"] == [["dog/1.png", "dog/copy.png"]]
     assert report["bad_shards"] == ({} if kind == "tfrecord" else None)
-    sheet = np.asarray(Image.open(tmp_path / "sheets" / "s.png"))
-    assert {(40 * n,) * 3 for n in range(6)} <= {tuple(color) for color in sheet.reshape(-1, 3).tolist()}
     printed = output(f"data check {place} --max-bad-share 0.2 --quiet")
     assert "corrupt  1 unreadable images (12.5 %)" in printed
     assert "classes  2, of 3 to 5 images, median 4" in printed
@@ -97,7 +95,7 @@ def test_check_of_unusual_names(images, tmp_path, run, output):
         report = json.loads(run(f"data check {place} --json").out)
         assert report["classes"] == {"cat": 6, r"d\xf6g": 5}
         assert set(report["corrupt"]) == corrupt
-        printed = run(f"data check {place} --sheet {tmp_path}/s.png").out
+        printed = run(f"data check {place}").out
         assert printed.isascii()
         assert "\x1b" not in printed
         assert r"         cat/new\nline.jpg: not one of the formats" in printed
@@ -123,7 +121,6 @@ def test_subset(images, tmp_path, output):
         ("shard {images} out --shards 9", 2, "8 images, 9 shards"),
         ("shard {images} {images}", 2, "new or empty"),
         ("check nowhere", 1, "nowhere. Check the path"),
-        ("check {images} --sheet sheet.txt", 2, "A picture must end in .png"),
         ("check {images} --kind tfrecord", 1, "TFRecord shards"),
         ("check s4://bucket/images", 1, "The scheme of s4:"),
         ("subset digits --share 0 --output x.txt", 2, "Invalid value for '--share'"),

@@ -112,7 +112,7 @@ def test_clusters(model, tmp_path, output):
     line = f"clusters digits --split test --model {model} --output {tmp_path}/c"
     assert "of 12 prototypes used" in output(f"{line} --prototypes 3 --nearest 4")
     names = {path.name for path in (tmp_path / "c").iterdir()}
-    assert names == {"index.html", "sheet.png", "clusters.json", "usage.csv", "assignments.csv"}
+    assert names == {"index.html", "clusters.json", "usage.csv", "assignments.csv"}
     document = json.loads((tmp_path / "c" / "clusters.json").read_text())
     assert sum(row["images"] for row in document["usage"]) == document["images"] == 360
     assert len(document["usage"]) == 12

@@ -172,13 +172,6 @@ def shards(folder: Path, ended: Ended | None = None) -> set[str]:
     return {f"{path.name} {path.stat().st_ino}" for path in folder.glob("shards/[!.]*.tfrecord")}
 
 
-def cells(folder: Path, ended: Ended | None = None) -> set[str]:
-    """Return the cells of a benchmark with the times of their runs."""
-    figures = folder / "figures.json"
-    measured = json.loads(figures.read_text())["cells"] if figures.exists() else []
-    return {f"{cell['batch']}: {cell['host']}" for cell in measured if cell["host"]}
-
-
 # === The commands ===
 
 
@@ -225,8 +218,8 @@ JOBS = {
     "export fp32,int8": replace(EXPORT, line=EXPORT.line.replace("fp32", "fp32,int8")),
     "benchmark": Job(
         "benchmark $exported --runner ort-cpu --batch 1,2,4,8,16,32 --seconds 0.1 --runs 3 --threads 1 "
-        "--json $folder/figures.json --html $folder/report.html --resume",
-        kills=5, progress=cells, varies=("report.html",),
+        "--json $folder/figures.json --html $folder/report.html",
+        kills=5, varies=("report.html",),
     ),
     "pretrain, no TensorBoard": replace(TRAINING, settings=(*PRETRAIN, "monitor.tensorboard=false"), kills=0),
     "pretrain --weights, damaged images": replace(
@@ -249,14 +242,13 @@ JOBS = {
     ),
     "predict": Job("predict $probe $images --output $folder/classes.csv", replaces=True),
     "validate": Job("validate $probe --output $folder/validated", replaces=True),
-    "data check": Job("data check $images --sheet $folder/sheet.png", replaces=True),
     "data subset": Job("data subset digits --share 0.1 --output $folder/subset.txt", replaces=True),
     "export --triton": replace(
         EXPORT, line=f"{EXPORT.line.replace('fp32', 'int8')} --triton $folder/triton", kills=0
     ),
     "export --to tensorrt": Job(
         "export $exported/model-fp32.onnx --to tensorrt --tensorrt rtx --output $folder/engines "
-        "--engine-cache $folder/cache", replaces=True, varies=("*",),
+        "", replaces=True, varies=("*",),
     ),
     "demo": Job(
         "demo --run-dir $folder/run", before=make_demo_small,

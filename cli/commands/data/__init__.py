@@ -13,7 +13,7 @@ def command() -> None:
 
     \b
     Examples:
-      swav-tf data check photos/ --sheet sheet.png
+      swav-tf data check photos/
       swav-tf data shard ILSVRC2012/train shards/train
       swav-tf data subset shards/train --share 0.1 --output ten_percent.txt
     """

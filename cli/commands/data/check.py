@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
-from cli.options import ImageChoice, Report, image_options, picture_option, report_options, threads_option
+from cli.options import ImageChoice, Report, image_options, report_options, threads_option
 from cli.progress import image_progress
 
 
@@ -17,14 +15,12 @@ from cli.progress import image_progress
     help="Largest acceptable share of unreadable images; above it, the exit code is 1.",
 )  # fmt: skip
 @click.option("--duplicates", is_flag=True, help="Also find images with identical bytes.")
-@picture_option("--sheet", "Write a picture with a sample of the images")
 @threads_option("Threads that read and decode images")
 @report_options
 def command(
     images: ImageChoice,
     max_bad_share: float,
     duplicates: bool,
-    sheet: Path | None,
     threads: int,
     report: Report,
 ) -> int:
@@ -35,22 +31,16 @@ def command(
 
     \b
     Examples:
-      swav-tf data check ILSVRC2012/train --sheet sheet.png
+      swav-tf data check ILSVRC2012/train
       swav-tf data check photos/ --kind images --duplicates --json
       swav-tf data check shards/train
     """
     from swav_tf.data.check import check_data
     from swav_tf.data.leftovers import left_out_of
-    from swav_tf.data.pictures import image_sheet
-    from swav_tf.plumbing.files import atomic_write
 
     source, kind = images.open_source()
     with image_progress(len(source), "checked", quiet=report.quiet) as progress:
         found = check_data(source, threads=threads, duplicates=duplicates, on_progress=progress)
-    if sheet is not None and len(found.corrupt) < found.images:
-        drawn = image_sheet(source)
-        with atomic_write(sheet) as partial:
-            drawn.save(partial)
     data = str(images.data)
     if report.as_json:
         report.show({"data": data, "kind": kind, **found.as_dict(), "left_out": left_out_of(source)})
@@ -58,6 +48,4 @@ def command(
         from cli.tables.data import print_report
 
         print_report(data, kind, found)
-        if sheet is not None:
-            click.echo(f"{sheet}: some of the images")
     return 1 if found.corrupt_share > max_bad_share or found.bad_shards else 0
