@@ -19,9 +19,8 @@ from cli.recipe_options import RecipeChoice, recipe_options
     show_default="ImageNet's 1,281,167",
     help="Number of training images to assume if DATA is omitted.",
 )
-@click.option("--memory/--no-memory", default=True, help="Also measure memory, in a separate process.")
 @report_options
-def command(recipe: RecipeChoice, steps: int, images: int | None, memory: bool, report: Report) -> None:
+def command(recipe: RecipeChoice, steps: int, images: int | None, report: Report) -> None:
     """Run a few steps of a recipe and report its bottleneck: input, host, device or communication.
 
     DATA is the same as for `swav-tf pretrain`. Without it, random JPEGs of typical size are used. Nothing is written
@@ -40,7 +39,7 @@ def command(recipe: RecipeChoice, steps: int, images: int | None, memory: bool, 
     load_tensorflow_quietly()
     from swav_tf.training.profile.measure import profile
 
-    found = profile(settings, steps=steps, images=images, memory=memory)
+    found = profile(settings, steps=steps, images=images)
     if report.as_json:
         report.show(dataclasses.asdict(found) | {"disturbed": found.disturbed})
         return

@@ -34,10 +34,9 @@ def print_profile(profile: Profile) -> None:
         console.print(
             f"[yellow]warning:[/] the machine was busy (load {p.load:.1f} on {p.cores} cores): figures are too slow."
         )
-    if p.memory is not None:
-        peak, before = (f"{megabytes / 1000:.2f} GB" for megabytes in (p.memory.peak_mb, p.memory.before_mb))
-        where = "of the fullest GPU" if p.memory.on_gpu else f"including {before} before a model exists"
-        console.print(f"peak memory: {peak} {where}")
+    if p.memory_mb is not None:
+        where = "of the fullest GPU" if p.devices == "GPU" else "of the process"
+        console.print(f"peak memory: {p.memory_mb / 1000:.2f} GB {where}")
     console.print(
         f"complete recipe: {p.steps:,} steps, about [bold]{_duration(p.hours)}[/] without k-NN and checkpoints"
     )

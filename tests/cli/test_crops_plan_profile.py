@@ -9,7 +9,6 @@ from PIL import Image
 
 from cli.tables.profile import print_profile
 from swav_tf.training.profile.measure import Profile, Timing
-from swav_tf.training.profile.memory import Peak
 from swav_tf.training.profile.verdict import Verdict
 from tests.cli.command_line import write_noise
 
@@ -62,11 +61,12 @@ def test_plan(monkeypatch, output):
 
 def test_profile(tmp_path, monkeypatch, run):
     monkeypatch.chdir(tmp_path)
-    result = run("profile -c demo -o train.batch_size=128 --steps 2 --no-memory --json")
+    result = run("profile -c demo -o train.batch_size=128 --steps 2 --json")
     assert (result.code, result.err) == (0, "")
     found = json.loads(result.out)
     assert found["verdict"]["bound"] in ("input", "device")
     assert found["input_cpu_ms"] > 0
+    assert found["communication_ms"] == 0
     assert list(tmp_path.iterdir()) == []  # no run folder
 
 
@@ -75,7 +75,7 @@ PROFILE = Profile(
     accumulation_steps=1, precision="mixed_float16", cores=8, threads=8, processes=0,
     input_images_per_second=400.0, input_cpu_ms=2.5, step=Timing(100, 90, 0.01),
     loop=Timing(250, 900, 0.02), wait_ms=150.0, host_ms=5.0,
-    replica_ms=40.0, communication_ms=25.0, tflops=3.2, memory=Peak(12_300.0, 0.0, True), hours=50.0,
+    replica_ms=40.0, communication_ms=25.0, tflops=3.2, memory_mb=12_300.0, hours=50.0,
     load=9.0, verdict=Verdict("input", 0.6, "input bound: it waits."),
 )  # fmt: skip
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import tensorflow as tf
@@ -30,7 +31,6 @@ from swav_tf.training.build import build_swav
 from swav_tf.training.cluster import Topology, batches_on_devices, build_strategy, topology
 from swav_tf.training.failures import explained_failures
 from swav_tf.training.profile.inputs import RandomPhotos, fixed_parts, share_of_one
-from swav_tf.training.profile.memory import Peak, measure_peak
 from swav_tf.training.profile.verdict import Loop, Verdict, verdict
 
 REPLICA_ROUNDS = 10
@@ -72,7 +72,8 @@ class Profile:
         replica_ms: the quickest step of one replica while no other computes.
         communication_ms: cost of several replicas; None if the batch comes in parts.
         tflops: of all replicas, forward and backward; None for external networks.
-        memory: None if it was not measured.
+        memory_mb: peak until the end of the loop, 10^6 bytes: on GPUs what TensorFlow took of the fullest, else of this
+            process; None on a CPU without /proc.
         hours: time of all steps.
         load: average number of runnable processes during the minute before.
         verdict: what limits the loop.
@@ -99,7 +100,7 @@ class Profile:
     replica_ms: float
     communication_ms: float | None
     tflops: float | None
-    memory: Peak | None
+    memory_mb: float | None
     hours: float
     load: float
     verdict: Verdict
@@ -112,14 +113,13 @@ class Profile:
         return one_replica and (slow or self.loop.ms < self.step.ms / DISTURBED)
 
 
-def profile(recipe: Recipe, *, steps: int = 10, images: int | None = None, memory: bool = True) -> Profile:
+def profile(recipe: Recipe, *, steps: int = 10, images: int | None = None) -> Profile:
     """Measure a recipe on this machine; nothing is written.
 
     Args:
         recipe: without images, random photographs replace them.
         steps: of each measurement, >= 2.
         images: number of random photographs; None for ImageNet's.
-        memory: measure the peak memory, too, in a separate process.
 
     Raises:
         RecipeError, DataError, UsageError: before anything is built.
@@ -134,10 +134,6 @@ def profile(recipe: Recipe, *, steps: int = 10, images: int | None = None, memor
         if recipe.data.path is not None or recipe.data.kind == "digits"
         else RandomPhotos(recipe, images or IMAGENET_IMAGES)
     )
-    peak = None
-    if memory:  # before this process takes a GPU for itself
-        log.info("measuring the memory ...")
-        peak = measure_peak(recipe)
     strategy = build_strategy(recipe.train)
     team = topology(strategy)
     check_recipe(recipe, replicas=team.replicas, images=len(source), on_cpu=team.devices == "CPU")
@@ -165,10 +161,11 @@ def profile(recipe: Recipe, *, steps: int = 10, images: int | None = None, memor
         step, loop, wait_ms = _time_steps(
             recipe, strategy, batches, steps, skip=skip, input_ms=fed.ms * elements
         )
+        memory_mb = _peak_memory_mb(team)
         log.info("measuring a replica alone ...")
         [crops] = fixed_parts(one, tf.distribute.get_strategy())
         replica = _time_replica(build_swav(one), crops, rounds=min(steps, REPLICA_ROUNDS))
-    return _assemble(recipe, source, team, fed, step, loop, wait_ms, replica, peak, load)
+    return _assemble(recipe, source, team, fed, step, loop, wait_ms, replica, memory_mb, load)
 
 
 def _assemble(
@@ -180,7 +177,7 @@ def _assemble(
     loop: Timing,
     wait_ms: float,
     replica: tuple[float, float],
-    peak: Peak | None,
+    memory_mb: float | None,
     load: float,
 ) -> Profile:
     train, on_gpu, cores = recipe.train, team.devices == "GPU", available_cores()
@@ -219,7 +216,7 @@ def _assemble(
         replica_ms=replica_ms,
         communication_ms=communication_ms,
         tflops=_tflops(recipe, loop.ms),
-        memory=peak,
+        memory_mb=memory_mb,
         hours=total_steps * loop.ms / 3.6e6,
         load=load,
         verdict=verdict(times, recipe, cores=cores, cpu_ms_image=cpu_ms_image),
@@ -290,6 +287,18 @@ def _time_replica(model: SwAV, crops: Crops, *, rounds: int) -> tuple[float, flo
         times.append(time.perf_counter() - begun)
     # The first step traces the function; other processes can only add to the others.
     return 1000 * min(times[1:]), 1000 * statistics.median_high(launches[1:])
+
+
+def _peak_memory_mb(team: Topology) -> float | None:
+    if team.devices == "GPU":
+        gpus = range(len(tf.config.list_logical_devices("GPU")))
+        return max(tf.config.experimental.get_memory_info(f"GPU:{i}")["peak"] for i in gpus) / 1e6
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return None
+    # Not getrusage: after a fork its peak includes the parent's.
+    [line] = [text for text in status.read_text().splitlines() if text.startswith("VmHWM")]
+    return int(line.split()[1]) * 1024 / 1e6
 
 
 class _Waiting:
