@@ -70,10 +70,6 @@ GRAPH = (
     click.option("--split", metavar="NAME", show_default="the training split",
                  help="Split of digits or a TFDS data set."),
     count_option("--calibration-images", least=2, default=256, help="Number of images for the calibration of int8."),
-    click.option("--calibration-method", "calibration", type=click.Choice(["minmax", "entropy", "percentile"]),
-                 default="minmax", help="How int8 derives the range of an activation from its values."),
-    click.option("--percentile", type=click.FloatRange(50, 100), metavar="X", show_default="99.99",
-                 help="With --calibration-method percentile: percentage of the values inside the range."),
     count_option("--reference-images", least=2, default=512,
                  help="Number of other images for the comparison; they are kept in reference.npz."),
     seed_option("the choice of images"),
@@ -86,8 +82,6 @@ def export_settings(graph: dict[str, Any], kinds: tuple[str, ...]) -> ExportSett
     from export.settings import ExportSettings
 
     given = {name: value for name, value in graph.items() if value is not None and name != "size"}
-    if "percentile" in given and given["calibration"] != "percentile":
-        raise click.UsageError("--percentile requires --calibration-method percentile.")
     if given.get("best") and "step" in given:
         raise click.UsageError("--best and --step name a checkpoint each: give one of them.")
     given.setdefault("target", "tensorrt" if "tensorrt" in kinds else "cpu")

@@ -23,12 +23,12 @@ from export.onnx_file import save_model
 from export.parity import GATES, compare, run_all
 from export.precision import QUANTIZED, to_int8, to_int8_tensorrt
 from export.reference import Reference, Views
-from export.settings import ExportSettings, Method
+from export.settings import ExportSettings
 from export.simplify import backbone_nodes
 from export.staging import ExportError
 from swav_tf.plumbing.log import log
 
-CALIBRATION_BATCH: Final = 8  # entropy and percentile keep every intermediate tensor of a batch
+CALIBRATION_BATCH: Final = 8
 SWEEP_IMAGES: Final = 32
 # Other images are compared in the end, and keep a little more or less: the search leaves a margin.
 SEARCH_GATE: Final = replace(GATES["int8"], neighbor_overlap=0.93)
@@ -48,8 +48,8 @@ def save_int8(
         save_model(candidate, metadata, path)
         return compare(reference, run_all(OnnxBackend(path), drawn.images), gate=SEARCH_GATE).failures
 
-    log.info("int8: calibration (%s) on %d images", settings.calibration, len(drawn.images))
-    ranges = calibrate(graph, inputs, method=settings.calibration, percentile=settings.percentile)
+    log.info("int8: calibration on %d images", len(drawn.images))
+    ranges = calibrate(graph, inputs)
     on_cpu = settings.target == "cpu"
     quantizer = to_int8 if on_cpu else to_int8_tensorrt
     quantized, kept = quantize_within(graph, ranges, inputs, failures_of=failures, quantizer=quantizer)
@@ -57,8 +57,7 @@ def save_int8(
     quantization = {
         "target": settings.target,
         "scheme": f"QDQ, activations {activations}, weights int8 with a scale for each channel",
-        "calibration": settings.calibration,
-        "percentile": settings.percentile if settings.calibration == "percentile" else None,
+        "calibration": "minmax",
         **drawn.facts,
         "float32_convolutions": kept,
     }
@@ -80,25 +79,16 @@ def _in_float32(
     return metadata.preprocessing.apply(drawn.images), reference
 
 
-def calibrate(
-    model: onnx.ModelProto, images: np.ndarray, *, method: Method, percentile: float = 99.99
-) -> Any:
-    """Return the range of every activation of a float32 graph as ONNX Runtime's TensorsData.
+def calibrate(model: onnx.ModelProto, images: np.ndarray) -> Any:
+    """Return the least and greatest value of every activation of a float32 graph as ONNX Runtime's TensorsData."""
+    from onnxruntime.quantization.calibrate import create_calibrator
 
-    It contains all values (minmax), a share of them in percent (percentile), or those between which the
-    divergence of int8 is least (entropy).
-    """
-    from onnxruntime.quantization.calibrate import CalibrationMethod, create_calibrator
-
-    kind = {"minmax": "MinMax", "entropy": "Entropy", "percentile": "Percentile"}[method]
     with tempfile.TemporaryDirectory(prefix="swav-tf-") as folder:
         onnx.save(onnx.shape_inference.infer_shapes(model), f"{folder}/model.onnx")
         calibrator = create_calibrator(
             Path(folder) / "model.onnx",
             list(QUANTIZED),
             augmented_model_path=f"{folder}/augmented.onnx",
-            calibrate_method=CalibrationMethod[kind],
-            extra_options={"percentile": percentile} if method == "percentile" else {},
         )
         with redirect_stdout(io.StringIO()):  # it prints
             for start in range(0, len(images), CALIBRATION_BATCH):
@@ -144,7 +134,7 @@ def quantize_within(
     raise ExportError(
         f"int8 must meet its gate with at least one of {len(ranked)} convolutions in int8; it did with none: "
         f"{'; '.join(failures)}. "
-        "Give more or other calibration images, or another --calibration-method."
+        "Give more or other calibration images."
     )
 
 

@@ -12,7 +12,6 @@ from evaluate.backends.tensorrt_module import ModuleName
 from swav_tf.plumbing.errors import UsageError
 
 Target = Literal["cpu", "tensorrt"]
-Method = Literal["minmax", "entropy", "percentile"]
 OUTPUTS: Final = ("features", "projections", "scores", "logits")
 PRECISIONS: Final = get_args(Precision)
 PROFILE: Final = Batches(min=1, opt=8, max=32)
@@ -41,8 +40,6 @@ class ExportSettings:
     reference_images: int = 512
     calibration_images: int = 256  # different ones, for int8
     target: Target = "cpu"  # where int8 will run; the graphs differ
-    calibration: Method = "minmax"  # how int8 finds the ranges of activations
-    percentile: float = 99.99  # of the activations inside the range; for calibration `percentile`
     seed: int = 0  # of the draw of images
 
     def __post_init__(self) -> None:

@@ -19,6 +19,8 @@ from swav_tf.plumbing.errors import DataError
 from swav_tf.plumbing.log import log
 from swav_tf.plumbing.names import name_bytes, printable, text_of
 
+_STRAY: Final = "images next to the class folders, in none of them"
+
 
 class Files:
     """Image files, each known by its path relative to `root`."""
@@ -158,7 +160,7 @@ def _classes(root: str, left_out: LeftOut) -> Iterable[tuple[str, Iterable[str]]
         return groupby(inside, key=lambda name: name.partition("/")[0])
     files, folders = _entries(root, "", left_out)
     for name in files:
-        left_out.add_stray(name)
+        left_out.add_picture(_STRAY, name)
     return (
         (folder, _walk(root, f"{folder}/", set(), left_out))
         for folder in folders
@@ -168,7 +170,7 @@ def _classes(root: str, left_out: LeftOut) -> Iterable[tuple[str, Iterable[str]]
 
 def _is_inside(name: str, left_out: LeftOut) -> bool:
     if "/" not in name:
-        left_out.add_stray(name)
+        left_out.add_picture(_STRAY, name)
     return "/" in name
 
 
@@ -217,7 +219,7 @@ def _entries(root: str, prefix: str, left_out: LeftOut) -> tuple[list[str], list
     with os.scandir(storage.join(root, prefix)) as entries:
         for entry in sorted(entries, key=lambda entry: entry.name):
             if _is_broken_link(entry):  # first: to look at links that go around in a circle is an error
-                left_out.add_broken_link(prefix + entry.name)
+                left_out.add_picture("links whose target is missing", prefix + entry.name)
             elif (is_image(entry.name) or _is_nameless_image(entry)) and entry.is_file():
                 images.append(entry.name)
             elif entry.name.startswith(".") or is_system(entry.name) or not entry.is_dir():

@@ -75,30 +75,10 @@ class LeftOut:
             reason = f"with extension .{extension.lower()}" if stem and dot else "without extension"
         self._add(reason, path)
 
-    def add_broken_link(self, path: str) -> None:
-        """Count a link whose target is missing, which probably was an image or a folder of images."""
+    def add_picture(self, reason: str, path: str) -> None:
+        """Count an image that cannot be read or is not meant, or a link that probably led to images."""
         self.pictures += 1
-        self._add("links whose target is missing", path)
-
-    def add_missing(self, path: str) -> None:
-        """Count an image that a list names and that is not there."""
-        self.pictures += 1
-        self._add("missing or not accessible", path)
-
-    def add_empty(self, path: str) -> None:
-        """Count an image without a byte, as broken downloads leave it."""
-        self.pictures += 1
-        self._add("empty", path)
-
-    def add_link(self, path: str) -> None:
-        """Count a link in an archive, which stores none of the content."""
-        self.pictures += 1
-        self._add("links, which an archive stores without their content", path)
-
-    def add_stray(self, path: str) -> None:
-        """Count an image that is next to the class folders."""
-        self.pictures += 1
-        self._add("images next to the class folders, in none of them", path)
+        self._add(reason, path)
 
     def _add(self, reason: str, path: str) -> None:
         self.counts[reason] += 1

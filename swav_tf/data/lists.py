@@ -63,7 +63,7 @@ class ListedImages(Files):
             if not is_image(last) and ("." in last or size is None):
                 left_out.add(last, row.name)
             elif not size:
-                (left_out.add_missing if size is None else left_out.add_empty)(row.name)
+                left_out.add_picture("missing or not accessible" if size is None else "empty", row.name)
             else:
                 kept.append(row)
         if left_out.pictures > len(kept) or not kept:

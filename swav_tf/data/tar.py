@@ -144,9 +144,9 @@ def _images_in(file: Any, tar: str, number: int, label_key: str, left_out: LeftO
                     others.append(name)
                 elif is_wanted(name, left_out):
                     if not member.isreg():
-                        left_out.add_link(name)
+                        left_out.add_picture("links, which an archive stores without their content", name)
                     elif not member.size:
-                        left_out.add_empty(name)
+                        left_out.add_picture("empty", name)
                     else:
                         images.append(_Image(number, member.offset_data, member.size, name, None))
             file.seek(archive.offset)

@@ -87,7 +87,7 @@ def test_int8_with_a_convolution_in_float(everything, tmp_path, settings):
         kept = any(node.op_type == "Conv" and node.input[1] in constants for node in model.graph.node)
         return [] if kept else ["no convolution is in float32"]
 
-    ranges = calibrate(graph, images, method="minmax")
+    ranges = calibrate(graph, images)
     quantized, kept = quantize_within(graph, ranges, images, failures_of=failures, quantizer=to_int8_tensorrt)
     assert len(kept) == 1
     edit_facts(quantized, precision="int8", quantisation={"target": "tensorrt", "float32_convolutions": kept})

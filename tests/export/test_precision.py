@@ -56,9 +56,8 @@ def test_fp16_refuses_weights_beyond_its_range(graph):
 
 
 # Bugs caught: convolutions left in float32, one scale for all channels, signed activations, a quantized head.
-@pytest.mark.parametrize("method", ["minmax", "entropy", "percentile"])
-def test_int8_is_int8(graph, images, method, capsys):
-    quantized = to_int8(graph, calibrate(graph, images[:16], method=method))
+def test_int8_is_int8(graph, images, capsys):
+    quantized = to_int8(graph, calibrate(graph, images[:16]))
     assert capsys.readouterr().out == ""
     maker = made_by(quantized)
     values = {tensor.name: numpy_helper.to_array(tensor) for tensor in quantized.graph.initializer}
@@ -79,7 +78,7 @@ def test_int8_is_int8(graph, images, method, capsys):
 # Bugs caught: a sweep that keeps other convolutions than those that hurt, or all of them. What is spoilt is the
 # tensor between two convolutions: alone in int8, the one that makes it rounds it as badly as the one that reads it.
 def test_the_sensitive_convolution_stays_in_float(graph, images, logged):
-    ranges = calibrate(graph, images, method="minmax")
+    ranges = calibrate(graph, images)
     [victim] = [node for node in graph.graph.node if node.op_type == "Conv" and "layer2_0_conv2" in node.name]
     data = ranges.data
     low, high = (float(np.ravel(end)[0]) for end in data[victim.input[0]].range_value)
@@ -104,7 +103,7 @@ def test_the_sensitive_convolution_stays_in_float(graph, images, logged):
 
 # Bug caught: a file in float32 that is called int8.
 def test_int8_that_nothing_makes_good_is_refused(graph, images):
-    ranges = calibrate(graph, images[:8], method="minmax")
+    ranges = calibrate(graph, images[:8])
     with pytest.raises(ExportError, match=r"int8 must meet its gate.*the limit"):
         quantize_within(graph, ranges, images, failures_of=lambda model: ["the limit"])
 

@@ -233,7 +233,7 @@ def test_run_exports_the_same_graphs(unpacked, command, tmp_path):
     )
     facts = json.loads({p.key: p.value for p in int8_before.metadata_props}["swav_tf"])
     images = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), np.uint8)
-    ranges = calibrate(fp32, images, method="minmax")
+    ranges = calibrate(fp32, images)
     int8 = to_int8(fp32, ranges, in_float=facts["quantisation"]["float32_convolutions"])
     for found, wanted in ((fp32, fp32_before), (int8, int8_before)):
         # Earlier versions imported an operator set that no node uses.
