@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -20,6 +21,7 @@ MARKERS: Final = {"fp32": "o", "fp16": "s", "int8": "D"}
 
 LOG = " (logarithmic)"
 LOG_TICKS = 4  # fewest numbers of a logarithmic axis
+LOG_DIGITS: Final = ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 5, 7), (1, 1.5, 2, 2.5, 3, 4, 5, 6, 8))
 
 Styles = dict[str, dict[str, Any]]  # keyword arguments of `plot` by name of the row
 
@@ -161,7 +163,7 @@ def _latency(rows: dict[str, list[Cell]], styles: Styles) -> str:
     for name, cells in rows.items():
         latencies = [_median_ms(cell) for cell in cells]
         axes.plot([cell.batch for cell in cells], latencies, label=name, **styles[name])
-    _number_log_ticks(axes.yaxis)
+    number_log_ticks(axes.yaxis)
     add_legend(figure, axes)
     return inline_svg(figure, "median latency by batch size")
 
@@ -190,23 +192,27 @@ def _accuracy(benchmark: Benchmark, best: dict[str, Cell], styles: Styles) -> st
     low, high = axes.get_ylim()
     missing = max(0.0, MIN_SPAN - (high - low)) / 2
     axes.set_ylim(low - missing, high + missing)
-    _number_log_ticks(axes.xaxis)
+    number_log_ticks(axes.xaxis)
     add_legend(figure, axes)
     return inline_svg(figure, "images per second and k-NN accuracy")
 
 
-def _number_log_ticks(axis: Any) -> None:
-    """Label few round numbers of a logarithmic axis."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+def number_log_ticks(axis: Any) -> None:
+    """Label few round numbers of a logarithmic axis: the fewest digits of a decade that give LOG_TICKS of them."""
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     low, high = axis.get_view_interval()
-    locators = [LogLocator(subs=subs) for subs in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 5, 7))]
-    enough = (
-        each for each in locators if sum(low <= t <= high for t in each.tick_values(low, high)) >= LOG_TICKS
-    )
-    axis.set_major_locator(next(enough, MaxNLocator(LOG_TICKS + 1, steps=[1, 2, 5, 10])))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
-    axis.set_minor_formatter(NullFormatter())
+    decades = [10.0**power for power in range(math.floor(math.log10(low)), math.ceil(math.log10(high)))]
+    for digits in LOG_DIGITS:
+        ticks = [decade * digit for decade in decades for digit in digits if low <= decade * digit <= high]
+        if len(ticks) >= LOG_TICKS:
+            axis.set_ticks(ticks)
+            break
+    else:
+        axis.set_major_locator(MaxNLocator(LOG_TICKS, steps=[1, 2, 5, 10]))
+    axis.set_ticks([], minor=True)
+    # Matplotlib's own formatters need more place: 1e4, or 10,000 next to 15,000.
+    axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v / 1000:,.6g}k" if v >= 10_000 else f"{v:,.6g}"))
 
 
 def _name(benchmark: Benchmark, cell: Cell) -> str:
