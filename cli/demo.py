@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +10,12 @@ from typing import Any
 import numpy as np
 
 from cli.demo_export import DemoExport, export_and_measure, missing_packages, write_demo_page
-from cli.demo_picture import draw_demo
 from cli.tables.benchmark import print_benchmark
 from cli.tables.plain import print_table
+from evaluate.backends import open_model
+from evaluate.images import ImageSet
 from evaluate.linear import linear_accuracy
+from evaluate.run_report import Run, draw_pictures, write_run_report
 from swav_tf.data.decode import evaluation_view
 from swav_tf.data.sources import ImageSource, open_source, read_image
 from swav_tf.knn import knn_accuracy
@@ -28,17 +28,18 @@ from swav_tf.training.features import extract_features
 from swav_tf.training.pretrain import pretrain
 
 NEIGHBOURS = 20
+SHOWN = 500  # images at most, on the run's page
 
 
 def run_demo(*, run_dir: Path, seed: int = 31, export: bool = True, quiet: bool = False) -> dict[str, Any]:
-    """Train on the training digits, evaluate on the test digits, draw a picture, then export and write a page.
+    """Train on the training digits, evaluate on the test digits, write the run's page, then export and write another.
 
     An interrupted demo resumes; a finished one is set aside and run again.
 
     Args:
-        run_dir: receives the run, summary.json and demo.png; with `export` also exported/ and demo.html.
+        run_dir: receives the run, summary.json and report.html; with `export` also exported/ and demo.html.
         seed: of weights, order and crops.
-        export: whether to continue after the picture.
+        export: whether to continue after report.html.
         quiet: print no progress and no tables.
 
     Returns:
@@ -53,19 +54,18 @@ def run_demo(*, run_dir: Path, seed: int = 31, export: bool = True, quiet: bool 
 
     log.info("computing features of the test digits")
     measured = _evaluate(result.model, recipe)
-    picture = run_dir / "demo.png"
-    _draw(picture, measured, recipe, result.summary["steps"])
     summary = _summary(result.summary, measured, seed=seed, seconds=time.perf_counter() - started)
     RunFolder(run_dir).write_summary(summary)
     if not quiet:
         _print(measured, summary)
-    log.info("picture   %s\nsummary   %s", picture, run_dir / "summary.json")
+    trained = _write_run_page(run_dir, recipe)
+    log.info("page      %s\nsummary   %s", trained, run_dir / "summary.json")
 
     exported = _export(run_dir, measured) if export else None
     if exported is not None:
         page = run_dir / "demo.html"
         write_demo_page(
-            page, picture=picture, accuracies=measured.accuracies, summary=summary, exported=exported
+            page, trained=trained, accuracies=measured.accuracies, summary=summary, exported=exported
         )
         if not quiet:
             print_benchmark(exported.benchmark)
@@ -82,14 +82,13 @@ class _Measured:
 
     Attributes:
         accuracies: (k-NN, linear) accuracy on the test digits, 0 to 1: random initialization, raw pixels, SwAV.
-        scores: (n, K) of the training digits and the prototypes.
-        train_images: uint8 (n, side, side, 3), as the model sees them.
-        test_images, test_labels: likewise.
+        train_count: number of training digits.
+        test_images: uint8 (n, side, side, 3), as the model sees them.
+        test_labels: (n,).
     """
 
     accuracies: dict[str, tuple[float, float]]
-    scores: np.ndarray
-    train_images: np.ndarray
+    train_count: int
     test_images: np.ndarray
     test_labels: np.ndarray
 
@@ -98,13 +97,12 @@ def _evaluate(model: Any, recipe: Recipe) -> _Measured:
     """Classify the test digits from the training digits, with each kind of features."""
     train, test = open_source(recipe.data), open_source(recipe.data, validation=True)
     labels, test_labels = _labels(train), _labels(test)
-    train_images, test_images = _images(train, recipe), _images(test, recipe)
-    swav = _features(model, train, recipe), _features(model, test, recipe)
+    test_images = _images(test, recipe)
     untrained = build_swav(recipe)
     kinds = {
-        "random\ninitialization": (_features(untrained, train, recipe), _features(untrained, test, recipe)),
-        "raw\npixels": (_pixels(train_images), _pixels(test_images)),
-        "SwAV": swav,
+        "random initialization": (_features(untrained, train, recipe), _features(untrained, test, recipe)),
+        "raw pixels": (_pixels(_images(train, recipe)), _pixels(test_images)),
+        "SwAV": (_features(model, train, recipe), _features(model, test, recipe)),
     }
     accuracies = {
         name: (
@@ -113,21 +111,15 @@ def _evaluate(model: Any, recipe: Recipe) -> _Measured:
         )
         for name, (known, queries) in kinds.items()
     }
-    scores = model.project(swav[0])[1].numpy()
-    return _Measured(accuracies, scores, train_images, test_images, test_labels)
+    return _Measured(accuracies, len(train), test_images, test_labels)
 
 
-def _draw(picture: Path, measured: _Measured, recipe: Recipe, steps: int) -> None:
-    losses, knn = _curves(picture.parent / "metrics.jsonl", steps / recipe.train.epochs)
-    draw_demo(
-        picture,
-        losses=losses,
-        ln_k=math.log(recipe.model.prototypes),
-        knn=knn,
-        accuracies=measured.accuracies,
-        scores=measured.scores,
-        images=measured.train_images,
-    )
+def _write_run_page(run_dir: Path, recipe: Recipe) -> Path:
+    """Write what `swav-tf report` writes."""
+    page, images = run_dir / "report.html", ImageSet(open_source(recipe.data), recipe.data)
+    pictures = draw_pictures(recipe, open_model(run_dir), images, limit=SHOWN)
+    write_run_report(page, Run.read(run_dir), pictures)
+    return page
 
 
 def _summary(
@@ -178,25 +170,14 @@ def _pixels(images: np.ndarray) -> np.ndarray:
     return images[..., 0].reshape(len(images), -1) / np.float32(255)
 
 
-def _curves(
-    path: Path, steps_per_epoch: float
-) -> tuple[list[tuple[float, float]], list[tuple[float, float]]]:
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-
-    def points(kind: str, key: str) -> list[tuple[float, float]]:
-        return [(line["step"] / steps_per_epoch, line[key]) for line in lines if line["kind"] == kind]
-
-    return points("step", "loss"), points("knn", "knn_top1")
-
-
 def _print(measured: _Measured, summary: dict[str, Any]) -> None:
     print(
-        f"Accuracy on {len(measured.test_labels):,} test digits, by {len(measured.train_images):,} training digits"
+        f"Accuracy on {len(measured.test_labels):,} test digits, by {measured.train_count:,} training digits"
     )
     print_table(
         ("features", f"{NEIGHBOURS}-NN", "linear classifier"),
         [
-            (name.replace("\n", " "), f"{100 * knn:.1f} %", f"{100 * linear:.1f} %")
+            (name, f"{100 * knn:.1f} %", f"{100 * linear:.1f} %")
             for name, (knn, linear) in measured.accuracies.items()
         ],
         left=("features",),

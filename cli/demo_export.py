@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import importlib.util
 import time
 from collections.abc import Mapping
@@ -33,10 +32,8 @@ SECTIONS: Final = {
 <tr><td>{{ name }}</td><td>{{ "%.1f" | format(100 * knn) }} %</td><td>{{ "%.1f" | format(100 * linear) }} %</td></tr>
 {% endfor %}</tbody></table></div>
 <p>Loss {{ "%.2f" | format(summary.loss_first) }} to {{ "%.2f" | format(summary.loss_last) }}; an untrained model has
-ln K = {{ "%.2f" | format(summary.ln_k) }}.</p>""",
-    "Training, and what the prototypes represent": """
-<div class="picture"><img alt="loss and k-NN accuracy by epoch; accuracies; images nearest to each prototype"
-src="data:image/png;base64,{{ picture }}"></div>""",
+ln K = {{ "%.2f" | format(summary.ln_k) }}. <a href="{{ trained }}">{{ trained }}</a> shows the training, what the
+prototypes represent and which digits are neighbors.</p>""",
     "From training to a server": """
 <p>The network as {% for file in files %}<code>{{ file }}</code>{{ ", " if not loop.last }}{% endfor %}: files that run
 without TensorFlow. Below: how closely their features match Keras, and their speed. The k-NN there is lower than
@@ -141,16 +138,16 @@ def export_and_measure(
 def write_demo_page(
     path: Path,
     *,
-    picture: Path,
+    trained: Path,
     accuracies: Mapping[str, tuple[float, float]],
     summary: Mapping[str, Any],
     exported: DemoExport,
 ) -> None:
-    """Write demo.html: the picture, the accuracies and the benchmark's report.
+    """Write demo.html: the accuracies and the benchmark's report.
 
     Args:
         path: of the page.
-        picture: demo.png, which is embedded.
+        trained: the run's page in the same folder, which is linked.
         accuracies: (k-NN, linear) accuracy, 0 to 1, by kind of features.
         summary: the content of summary.json.
         exported: the figures of the files.
@@ -162,8 +159,8 @@ def write_demo_page(
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     values = {
         "summary": summary,
-        "accuracies": {name.replace("\n", " "): pair for name, pair in accuracies.items()},
-        "picture": base64.b64encode(picture.read_bytes()).decode(),
+        "accuracies": accuracies,
+        "trained": trained.name,
         "folder": exported.folder,
         "files": sorted(file.name for file in exported.folder.glob("*.onnx")),
         "marked": any(cell.marks for cell in exported.benchmark.cells),

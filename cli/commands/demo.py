@@ -12,19 +12,17 @@ from cli.quiet import load_tensorflow_quietly
 
 @click.command()
 @run_dir_option(
-    "Folder for checkpoints, metrics, summary, picture, exported files and report.",
+    "Folder for checkpoints, metrics, summary, exported files and pages.",
     default=Path("runs/demo"),
 )
 @seed_option("weights, image order and crops", default=31)
-@click.option(
-    "--no-export", is_flag=True, help="Stop after the picture: no ONNX files, no benchmark, no report."
-)
+@click.option("--no-export", is_flag=True, help="Stop after report.html: no ONNX files, no benchmark.")
 @report_options
 def command(run_dir: Path, seed: int, no_export: bool, report: Report) -> None:
     """Train on scikit-learn's handwritten digits for a few minutes on a CPU, and measure what was learned.
 
-    The network is then exported in float32 and int8, compared with Keras and timed; demo.html in the run folder
-    shows everything. This second part requires the extra `export`.
+    report.html in the run folder shows the training. The network is then exported in float32 and int8, compared with
+    Keras and timed; demo.html shows the accuracies and the speed. This second part requires the extra `export`.
 
     \b
     Examples:

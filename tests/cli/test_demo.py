@@ -41,7 +41,7 @@ def test_without_the_packages_of_the_export(finished, monkeypatch):
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["export"] is None
     assert 0 < summary["knn_top1"] <= 1
-    assert (folder / "demo.png").is_file()
+    assert "Prototypes" in (folder / "report.html").read_text()
     assert not (folder / "exported").exists()
     assert "Export and benchmark are skipped: tf2onnx not installed" in "\n".join(warnings)
     assert missing_packages() == []
@@ -66,12 +66,12 @@ def test_export_and_page(finished, tmp_path):
     assert parity["files"]["model-int8-cpu.onnx"]["knn_images"] == len(labels) == 360
     write_demo_page(
         tmp_path / "demo.html",
-        picture=folder / "demo.png",
-        accuracies={"raw\npixels": (0.5, 0.25), "SwAV": (0.987, 0.5)},
+        trained=folder / "report.html",
+        accuracies={"raw pixels": (0.5, 0.25), "SwAV": (0.987, 0.5)},
         summary=json.loads((folder / "summary.json").read_text()),
         exported=exported,
     )
     page = (tmp_path / "demo.html").read_text()
-    for text in ("data:image/png;base64,iVBOR", "raw pixels", "98.7 %", "model-int8-cpu.onnx", "ort-cpu"):
+    for text in ('href="report.html"', "raw pixels", "98.7 %", "model-int8-cpu.onnx", "ort-cpu"):
         assert text in page
     assert "http" not in page
