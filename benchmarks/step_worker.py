@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from evaluate.benchmark.machine import peak_memory_mib
+from swav_tf.plumbing.system import peak_memory
 from swav_tf.recipe.files import load_recipe
 from swav_tf.recipe.pretraining import Recipe
 
@@ -53,7 +53,7 @@ class Step:
         return {"launch_s": launched}
 
     def peak(self) -> dict[str, float]:
-        return {"megabytes": (peak_memory_mib() or 0) * 2**20 / 1e6}
+        return {"megabytes": (peak_memory() or 0) / 1e6}
 
     def gpu_memory(self) -> dict[str, float]:
         import tensorflow as tf

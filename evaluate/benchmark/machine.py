@@ -93,16 +93,6 @@ def memory_mib() -> float:
     return round(int(psutil.Process().memory_info().rss) / 2**20, 1)
 
 
-def peak_memory_mib() -> float | None:
-    """Return the peak memory of this process, MiB; None outside Linux."""
-    # psutil has no peak on Linux, and getrusage's peak includes the parent's memory before exec.
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return round(int(line.split()[1]) / 1024, 1)
-    return None
-
-
 def others_cpu_share(before: tuple[float, float, float]) -> float | None:
     """Return the share of all cores (0 to 1) used by other processes since `before`, a result of `cpu_seconds`."""
     total, busy, own = (now - then for now, then in zip(cpu_seconds(), before, strict=True))

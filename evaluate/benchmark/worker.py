@@ -20,6 +20,7 @@ from evaluate.benchmark import machine
 from evaluate.benchmark.runners import RUNNERS, TimedModel, open_for_timing, random_images
 from evaluate.benchmark.schema import Observed, Settings
 from swav_tf.plumbing.errors import SwavError
+from swav_tf.plumbing.system import peak_memory
 from swav_tf.recipe.section import Section
 
 MIN_WARMUP_RUNS = 3
@@ -128,7 +129,7 @@ def measure_cell(request: Request) -> Answer:
         gpu_clock_mhz=gpu.clock_mhz,
         gpu_throttling=gpu.throttling,
         others_cpu_share=machine.others_cpu_share(cpu_before),
-        host_peak_mib=machine.peak_memory_mib(),
+        host_peak_mib=None if (peak := peak_memory()) is None else round(peak / 2**20, 1),
         host_before_mib=host_before,
         gpu_mib=None if before is None or gpu.memory_mib is None else max(0.0, gpu.memory_mib - before),
         load=load,

@@ -64,6 +64,16 @@ def available_memory() -> int | None:
     return min(found)
 
 
+def peak_memory() -> int | None:
+    """Return the peak memory of this process in bytes; None outside Linux."""
+    try:
+        lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    except OSError:
+        return None
+    # psutil has no peak on Linux, and getrusage's includes the parent's memory before exec.
+    return 1024 * int(lines["VmHWM"].split()[0])
+
+
 def blas_threads_for(multiplications: float) -> AbstractContextManager[object]:
     """Limit small products of matrices to one thread: more are no faster, and on a busy machine 100 times slower."""
     from threadpoolctl import threadpool_limits

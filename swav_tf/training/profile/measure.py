@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import tensorflow as tf
@@ -24,7 +23,7 @@ from swav_tf.planning.images import IMAGENET_IMAGES
 from swav_tf.planning.network_cost import network_cost
 from swav_tf.plumbing.errors import UsageError
 from swav_tf.plumbing.log import log
-from swav_tf.plumbing.system import available_cores
+from swav_tf.plumbing.system import available_cores, peak_memory
 from swav_tf.recipe.advice import check_recipe
 from swav_tf.recipe.pretraining import Recipe
 from swav_tf.training.build import build_swav
@@ -293,12 +292,8 @@ def _peak_memory_mb(team: Topology) -> float | None:
     if team.devices == "GPU":
         gpus = range(len(tf.config.list_logical_devices("GPU")))
         return max(tf.config.experimental.get_memory_info(f"GPU:{i}")["peak"] for i in gpus) / 1e6
-    status = Path("/proc/self/status")
-    if not status.exists():
-        return None
-    # Not getrusage: after a fork its peak includes the parent's.
-    [line] = [text for text in status.read_text().splitlines() if text.startswith("VmHWM")]
-    return int(line.split()[1]) * 1024 / 1e6
+    peak = peak_memory()
+    return None if peak is None else peak / 1e6
 
 
 class _Waiting:
