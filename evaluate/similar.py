@@ -8,16 +8,18 @@ from typing import Any, Final
 
 import numpy as np
 from PIL import Image as PillowImage
+from PIL import ImageDraw, ImageFont
 
 from evaluate.backends.backend import Backend
 from evaluate.feature_file import FeatureFile
-from evaluate.gallery import SheetRow, draw_sheet, scaled, thumbnail
+from evaluate.gallery import thumbnail
 from evaluate.images import ImageSet, open_images
 from evaluate.knn import check_same_model
 from evaluate.search import SearchIndex
 from swav_tf.data.augment import Image
 from swav_tf.data.decode import Decoding, UndecodableImage, decode, evaluation_view
 from swav_tf.data.folders import NamedImages
+from swav_tf.data.pictures import scaled, shortened
 from swav_tf.data.sources import contents_sha256
 from swav_tf.plumbing.errors import DataError, UsageError
 from swav_tf.plumbing.log import log
@@ -26,6 +28,7 @@ from swav_tf.recipe.data import Data
 
 SIDE: Final = 144  # of an image in the picture, pixels
 COLUMNS: Final = 6
+GAP, LINE = 10, 16  # between images, and from one line of text to the next
 
 
 def query_view(path: Path, model: Backend) -> Image:
@@ -139,14 +142,18 @@ def draw_similar(
     view: Image, title: str, found: Sequence[dict[str, Any]], images: ImageSet, model: Backend
 ) -> PillowImage.Image:
     """Draw the image, and below it its neighbors, the nearest first."""
-    rows = [SheetRow(["Image"], [(scaled(view, SIDE), (title,))])]
-    for start in range(0, len(found), COLUMNS):
-        pictures = [
-            (
-                thumbnail(images.source, near["index"], model.input_view, SIDE),
-                (f"{near['cosine']:.3f}   {near['class']}", near["name"]),
-            )
-            for near in found[start : start + COLUMNS]
-        ]
-        rows.append(SheetRow([] if start else ["Nearest images"], pictures))
-    return draw_sheet("Similar images", "with the cosine of the features", rows, SIDE)
+    cells = [(0, 0, scaled(view, SIDE), (title, ""))]
+    for place, near in enumerate(found):
+        picture = thumbnail(images.source, near["index"], model.input_view, SIDE)
+        below = (f"{near['cosine']:.3f}   {near['class']}", near["name"])
+        cells.append((1 + place // COLUMNS, place % COLUMNS, picture, below))
+    step = SIDE + 2 * LINE + GAP
+    size = (GAP + COLUMNS * (SIDE + GAP), GAP + (cells[-1][0] + 1) * step)
+    sheet, font = PillowImage.new("RGB", size, "white"), ImageFont.load_default(12)
+    pen = ImageDraw.Draw(sheet)
+    for row, column, picture, below in cells:
+        left, top = GAP + column * (SIDE + GAP), GAP + row * step
+        sheet.paste(picture, (left, top))
+        for number, line in enumerate(below):
+            pen.text((left, top + SIDE + 2 + number * LINE), shortened(line, font, SIDE), "black", font)
+    return sheet

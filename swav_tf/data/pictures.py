@@ -124,7 +124,7 @@ def _draw(
         for views, side, start, n in zip(crops, sides, starts, columns, strict=True):
             for i, view in enumerate(views):
                 x, y = start + i % n * (side + _SMALL_GAP), top + i // n * (side + _SMALL_GAP)
-                sheet.paste(_scaled(view, side), (x, y))
+                sheet.paste(scaled(view, side), (x, y))
         top += row_step
     return sheet
 
@@ -139,7 +139,7 @@ def _draw_head(pen: ImageDraw.ImageDraw, crops: tuple[CropGroup, ...], starts: l
         pen.text((start, _GAP + 2 * _LINE + 2), f"{low:g} to {high:g} % of the area", _FAINT, small)
 
 
-def _scaled(view: Image, side: int) -> PillowImage.Image:
-    """Scale a crop to the sheet; an enlarged one shows its pixels."""
+def scaled(view: Image, side: int) -> PillowImage.Image:
+    """Return a square image at another size; enlarged pixels stay sharp."""
     enlarge = PillowImage.Resampling.NEAREST if view.shape[0] < side else PillowImage.Resampling.LANCZOS
     return PillowImage.fromarray(view).resize((side, side), enlarge)
