@@ -58,20 +58,6 @@ def test_only_fields_that_exist(document):
     assert not wrong(document, FIELDS[document["kind"]], document["kind"])
 
 
-def test_the_check_finds_what_is_wrong():
-    bad = {
-        "apiVersion": "v1",
-        "kind": "PersistentVolumeClaim",
-        "metadata": {"nam": "a"},
-        "spec": {"accessModes": "all"},
-    }
-    assert wrong(bad, FIELDS["PersistentVolumeClaim"], "claim") == [
-        "claim.metadata.nam: no such field",
-        "claim.spec.accessModes: 'all' is no list",
-    ]
-    assert wrong({}, {"name!": "string"}, "x") == ["x.name: must be set"]
-
-
 @pytest.fixture(scope="module")
 def job():
     return {d["kind"]: d for path in MANIFESTS for d in YAML(typ="safe").load_all(path.read_text())}

@@ -248,16 +248,26 @@ def test_the_end_of_a_worker_before_the_first_step_ends_all(tmp_path, number, si
 
 
 # Bug caught: a worker that waits, for minutes and without a message, for one that was lost just after they met.
-@pytest.mark.parametrize("rank", [0, 1])
-def test_a_worker_that_is_lost_after_the_meeting_is_given_up(tmp_path, rank):
-    master = f"127.0.0.1:{reserve_port()}"
+def test_a_worker_that_is_lost_after_the_meeting_is_given_up(tmp_path):
     save_recipe(tiny_recipe(train__worker_timeout_seconds=5), tmp_path / "recipe.yaml")
-    arguments = (tmp_path / "recipe.yaml", tmp_path / "run", 2, rank, master)
-    left = start(PRETRAIN, *arguments, SWAV_TF_TEST_START_SECONDS="6")
-    meet(ClusterAddress(2, 1 - rank, master), timeout_seconds=120)  # and nothing follows
-    codes, messages = wait_for_end(left)
-    assert codes == [75], messages
-    assert "All workers must come to the start of the cluster" in messages[0]
+    masters = [f"127.0.0.1:{reserve_port()}" for _ in range(2)]
+    left = [  # worker 0 of one cluster and worker 1 of another
+        start(
+            PRETRAIN,
+            tmp_path / "recipe.yaml",
+            tmp_path / str(rank),
+            2,
+            rank,
+            master,
+            SWAV_TF_TEST_START_SECONDS="6",
+        )
+        for rank, master in enumerate(masters)
+    ]
+    for rank, master in enumerate(masters):
+        meet(ClusterAddress(2, 1 - rank, master), timeout_seconds=120)  # and nothing follows
+    codes, messages = wait_for_end(*left)
+    assert codes == [75, 75], messages
+    assert all("All workers must come to the start of the cluster" in message for message in messages)
 
 
 # === A lost network ===
