@@ -179,7 +179,7 @@ def _remote_images(root: str, left_out: LeftOut) -> Iterator[str]:
     for name, size in storage.remote_files_below(root).items():
         if is_wanted(name, left_out):
             if size == 0:
-                left_out.add_empty(name)
+                left_out.add_picture("empty", name)
             else:
                 yield name
 
@@ -188,7 +188,7 @@ def _not_empty(root: str, names: Iterable[str], left_out: LeftOut) -> Iterator[s
     """Yield the images that have content; of remote ones `_remote_images` knows."""
     for name, size in storage.with_sizes(root, names):
         if size == 0:
-            left_out.add_empty(name)
+            left_out.add_picture("empty", name)
         else:
             yield name
 
