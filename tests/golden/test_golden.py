@@ -1,6 +1,8 @@
 """Check that files written by commit 8d665af load, and that crops and exported graphs equal those it made.
 
-`write.py` wrote the files. Kernels of the networks are made sparse there, so that the archives are small.
+The script that wrote them is in the history (git show b5bfb80:tests/golden/write.py). It made the kernels of the networks
+sparse, so that the archives are small. A new format needs new files under new names; the old ones stay, as users' run
+folders do.
 """
 
 import io

@@ -70,19 +70,6 @@ def test_the_images_are_normalised_as_in_training(imported):
     assert (recipe.model.head_hidden, recipe.model.prototypes) == (2048, 3000)
 
 
-# The same in PyTorch's own words, where it is installed.
-def test_outputs_equal_pytorch(state, imported):
-    torch = pytest.importorskip("torch")
-    from tests.weights.torch_network import swav_outputs
-
-    images = np.random.default_rng(2).normal(size=(2, 96, 96, 3)).astype(np.float32)
-    expected = swav_outputs(torch, state, images.transpose(0, 3, 1, 2))
-    model, _ = load_swav(imported)
-    found = tf.cast(model.backbone(images, training=False), tf.float32)
-    for keras, torch_output in zip((found, *model.project(found)), expected, strict=True):
-        compare(keras, torch_output)
-
-
 # Bugs caught: anything that is lost, rounded or exchanged on the way in and out; names or an order that differ from the
 # released ones; a counter too few or too many.
 def test_an_export_is_the_released_file_again(state, imported, tmp_path):
