@@ -23,6 +23,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.common import Rows, argument_parser, compare, photos
+from evaluate.backends import open_model
+from evaluate.backends.backend import Backend
 from evaluate.backends.onnx_backend import OnnxBackend, open_session
 from evaluate.features import extract_features
 from evaluate.images import open_images
@@ -110,7 +112,7 @@ def torch_export(
     return lambda: session.run(["features"], {"images": views})[0], transposes
 
 
-def features_of_files(model: OnnxBackend, folder: Path, batch: int) -> None:
+def features_of_files(model: Backend, folder: Path, batch: int) -> None:
     """Do what `swav-tf features` does with JPEG files."""
     images = open_images(str(folder), like=model.data, kind="images")
     with tempfile.TemporaryDirectory() as place:
@@ -169,7 +171,7 @@ def measure(folder: Path, rows: Rows, *, batch: int, pairs: int) -> None:
         original = folder / "photos" / f"{number % PHOTOS:03d}.jpg"
         (jpegs / f"{number:04d}.jpg").write_bytes(original.read_bytes())
     for name, model in (("fp32", float32), ("int8", int8)):
-        from_files = partial(features_of_files, model, jpegs, batch)
+        from_files = partial(features_of_files, open_model(model.facts.path), jpegs, batch)
         alone = partial(lambda model: [model.run(views) for _ in range(images // batch)], model)
         row(f"{name}: JPEG files to features v the bare model", ">= 0.9", from_files, alone)
     # Last: TensorFlow's threads would disturb the other rows.

@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.common import Rows, argument_parser, in_turn, photos, ratios
-from evaluate import open_model
+from evaluate.backends.onnx_backend import OnnxBackend
 from swav_tf.data.decode import decode, evaluation_view
 from swav_tf.plumbing.system import available_cores
 
@@ -95,7 +95,7 @@ def as_requests(files: list[bytes]) -> list[bytes]:
 def measure(
     exported: Path, rows: Rows, counts: list[int], seconds: float, pairs: int, options: list[str]
 ) -> None:
-    model, files = open_model(exported), photos(64)
+    model, files = OnnxBackend(exported), photos(64)
     views = np.stack([evaluation_view(decode(file), model.input_view) for file in files[:BATCH]])
     requests = as_requests(files)
     loads: list[Load] = []

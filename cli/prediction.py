@@ -95,7 +95,7 @@ def open_classifier(model: Path, provider: str | None = None, *, best: bool = Fa
 def _of_file(path: Path, provider: str) -> ClassifierModel:
     from evaluate.backends.onnx_backend import OnnxBackend
 
-    runner = OnnxBackend(path, provider=provider)
+    runner = OnnxBackend(path, provider=provider, spin=False)
     if "logits" not in runner.outputs:
         raise UsageError(
             f"`predict` needs a file with an output `logits`, exported from a probe or a fine-tuned run. "

@@ -79,7 +79,7 @@ def command(
         raise click.UsageError("--images needs the --features of these images, or their --index.")
     limits["body"], limits["images"] = int(limits.pop("max_mb") * 2**20), limits.pop("max_images")
     limits["pixels"] = limits.pop("max_pixels")
-    model = open_model(_model_of(exported), provider=provider, spin=False)
+    model = open_model(_model_of(exported), provider=provider)
     gallery = None
     if index is not None:
         gallery = Gallery(open_index(index, features), model, images)

@@ -20,14 +20,13 @@ def open_model(
     *,
     provider: str | None = None,
     threads: int = 0,
-    spin: bool = True,
     contract: Contract | None = None,
 ) -> Backend:
     """Open a run folder (its newest checkpoint), a file from `swav-tf export` or a third-party ONNX file.
 
     Only run folders load TensorFlow. For ONNX files only: `provider` is `cpu` (the default), `openvino`, `cuda` or
-    `tensorrt`, without fallback to another; `threads` compute one batch on a CPU, 0 for one per core, and without
-    `spin` leave the cores to others between batches; `contract` specifies the preprocessing of a third-party file.
+    `tensorrt`, without fallback to another; `threads` compute one batch on a CPU, 0 for one per core; `contract`
+    specifies the preprocessing of a third-party file.
 
     Raises:
         UsageError: it is missing, not a model, has no checkpoint, or cannot run on this machine.
@@ -38,7 +37,8 @@ def open_model(
     if path.is_file() and path.suffix == ".onnx":
         from evaluate.backends.onnx_backend import OnnxBackend
 
-        return OnnxBackend(path, provider=provider or "cpu", threads=threads, spin=spin, contract=contract)
+        # Between batches the cores belong to the threads that decode images.
+        return OnnxBackend(path, provider=provider or "cpu", threads=threads, spin=False, contract=contract)
     if path.exists() and (provider is not None or threads or contract is not None):
         raise UsageError(
             f"--provider, threads, --view, --mean, --std and --output-name apply to ONNX files only. Received: {path}."
