@@ -209,7 +209,7 @@ def number_log_ticks(axis: Any) -> None:
             axis.set_ticks(ticks)
             break
     else:
-        axis.set_major_locator(MaxNLocator(LOG_TICKS, steps=[1, 2, 5, 10]))
+        axis.set_major_locator(MaxNLocator(2 * LOG_TICKS - 1, steps=[1, 2, 5, 10]))
     axis.set_ticks([], minor=True)
     # Matplotlib's own formatters need more place: 1e4, or 10,000 next to 15,000.
     axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v / 1000:,.6g}k" if v >= 10_000 else f"{v:,.6g}"))
