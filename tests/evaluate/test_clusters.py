@@ -42,7 +42,7 @@ def test_assignment_is_by_all_scores(tmp_path, folders, batch_size, near):
     if near == 600:
         images, readable = ImageSet(ManyImages(), Data(kind="images")), list(range(800))
     else:
-        (folders / "cat" / "04.png").write_bytes(b"")
+        (folders / "cat" / "04.png").write_bytes(b"x")
         images, readable = class_folders(folders), [i for i in range(20) if i != 4]
     clusters = assign(images, tmp_path, images_of_each=near, batch_size=batch_size)
     scores = outputs_of(images.source, readable)["scores"]

@@ -150,14 +150,14 @@ def test_unreadable_images_are_left_out_and_listed(tmp_path, folders):
 # Bug caught: a feature file of the readable rest of a broken source.
 def test_too_many_unreadable_images(tmp_path, folders):
     for number in range(3):
-        (folders / "cat" / f"{number:02d}.png").write_bytes(b"")
+        (folders / "cat" / f"{number:02d}.png").write_bytes(b"x")
     output = tmp_path / "x.npz"
     with pytest.raises(DataError, match=r"share of at most 0.1 .*2 of 20. Received: 3, .*--max-bad-share"):
         extract_features(NumpyBackend(), class_folders(folders), output, max_bad_share=0.1)
     assert not output.exists()
     assert len((tmp_path / "x.npz.unreadable.csv").read_text().splitlines()) == 4
     for path in folders.glob("*/*.png"):
-        path.write_bytes(b"")
+        path.write_bytes(b"x")
     with pytest.raises(DataError, match=r"At least one image must be readable. Received: 20"):
         extract_features(NumpyBackend(), class_folders(folders), output, max_bad_share=1, fresh=True)
 

@@ -37,7 +37,7 @@ def test_the_page_is_self_contained(tmp_path):
 
 # Bug caught: pictures of other images than their captions say, when an earlier image is unreadable.
 def test_pictures_are_of_the_images_named(tmp_path, folders):
-    (folders / "cat" / "00.png").write_bytes(b"")
+    (folders / "cat" / "00.png").write_bytes(b"x")
     images = class_folders(folders)
     page = write_page(tmp_path, images, each=4, prototypes=9)
     figures = re.findall(r'src="data:image/[a-z]+;base64,([^"]*)" alt="(.*?), class', page)
@@ -60,7 +60,7 @@ def features(tmp_path, folders):
 # Bugs caught: the query in another view than the file's images, rows taken for numbers in the source when an image
 # was unreadable.
 def test_an_image_is_nearest_to_itself(tmp_path, folders):
-    (folders / "cat" / "00.png").write_bytes(b"")
+    (folders / "cat" / "00.png").write_bytes(b"x")
     model, images = NumpyBackend(), class_folders(folders)
     extract_features(model, images, tmp_path / "x.npz", max_bad_share=0.1)
     file = read_feature_file(tmp_path / "x.npz")
