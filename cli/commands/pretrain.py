@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from cli.closing import after_pretraining
-from cli.options import PATH, Report, cluster_options, fresh_option, report_options, run_dir_option
+from cli.node_workers import node_workers
+from cli.options import (
+    PATH,
+    Report,
+    cluster_options,
+    count_option,
+    fresh_option,
+    report_options,
+    run_dir_option,
+)
 from cli.quiet import load_tensorflow_quietly
 from cli.recipe_options import RecipeChoice, auto_recipe_options, track_option
 
 if TYPE_CHECKING:
+    from swav_tf.recipe.pretraining import Recipe
+    from swav_tf.training.pretrain import PretrainResult
     from swav_tf.training.rendezvous import ClusterAddress
 
 
@@ -30,6 +42,9 @@ if TYPE_CHECKING:
 )
 @track_option
 @cluster_options
+@count_option(
+    "--workers-per-node", default=1, help="Worker processes of each machine, which divide its GPUs and cores."
+)
 @report_options
 def command(
     recipe: RecipeChoice,
@@ -38,6 +53,7 @@ def command(
     weights: Path | None,
     track: tuple[str, ...],
     cluster: ClusterAddress | None,
+    workers_per_node: int,
     report: Report,
 ) -> None:
     """Train SwAV on the images in DATA: a folder, a glob pattern of TFRecord shards or a TFDS name.
@@ -56,11 +72,12 @@ def command(
       swav-tf pretrain photos/ -c one_gpu --weights runs/released --run-dir runs/photos
       swav-tf pretrain photos/ --track tensorboard,mlflow
       swav-tf pretrain -c demo --run-dir runs/digits -o train.epochs=2
+      swav-tf pretrain ILSVRC2012/train -c my_8gpus.yaml --workers-per-node 8
       swav-tf pretrain ILSVRC2012/train -c passl_4nodes --nodes 4 --node-rank 0 --master 10.0.0.1:2222
     """
-    if cluster is not None and recipe.config == "auto":
+    if (cluster is not None or workers_per_node > 1) and recipe.config == "auto":
         raise click.UsageError(
-            "Several machines need one recipe, and -c auto chooses one for each. Write it once, "
+            "Several workers need one recipe, and -c auto chooses one for each machine. Write it once, "
             "`swav-tf config auto DATA > FILE.yaml`, and pass -c FILE.yaml on all."
         )
     recipe = replace(recipe, overrides=(*recipe.overrides, *track))
@@ -68,21 +85,32 @@ def command(
 
     settings = recipe.load_for(run_dir, fresh=fresh)
     check_installed(settings.monitor.track)
-    load_tensorflow_quietly()
     from swav_tf.runs.folder import ATTEMPTS
-    from swav_tf.training.pretrain import pretrain
-    from swav_tf.training.rescue import pretrain_with_rescue
 
     folder = run_dir or Path("runs") / settings.name
     options: dict[str, Any] = {"fresh": fresh, "weights": weights, "quiet": report.quiet}
     if recipe.is_auto:
+        load_tensorflow_quietly()
+        from swav_tf.training.rescue import pretrain_with_rescue
+
         kept = [override.split("=", 1)[0] for override in recipe.overrides]
         result = pretrain_with_rescue(settings, run_dir=folder, keep=kept, **options)
     else:
         if fresh:
             (folder / ATTEMPTS).unlink(missing_ok=True)  # of an earlier run by auto
-        result = pretrain(settings, run_dir=folder, cluster=cluster, **options)
+        train = partial(_train, settings, folder, options)
+        with node_workers(workers_per_node, cluster, train) as place:
+            load_tensorflow_quietly()
+            result = train(place)
     if report.as_json:
         report.show(result.summary)
     elif result.is_chief and not report.quiet:
         click.echo(after_pretraining(settings, folder, result.summary), err=True)
+
+
+def _train(
+    settings: Recipe, folder: Path, options: dict[str, Any], cluster: ClusterAddress | None
+) -> PretrainResult:
+    from swav_tf.training.pretrain import pretrain
+
+    return pretrain(settings, run_dir=folder, cluster=cluster, **options)

@@ -14,6 +14,7 @@ import time
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from ipaddress import ip_address
 
 from swav_tf.plumbing.errors import SwavError, TransientError, UsageError
 from swav_tf.plumbing.log import log
@@ -200,6 +201,8 @@ def _welcome(
         guest.close()
         return True
     host = host.removeprefix("::ffff:")  # the prefix of IPv4 addresses at a socket for both
+    if ip_address(host.partition("%")[0]).is_loopback:  # another worker of this machine
+        host = address.host
     taken = rank not in _missing(address, guests, workers)
     if nodes != address.nodes or taken or not 0 < rank < address.nodes:
         guests[-1] = guest  # it receives the reason, too

@@ -2,6 +2,8 @@
 
 import importlib
 import json
+import multiprocessing
+import os
 import shlex
 import subprocess
 import sys
@@ -11,6 +13,7 @@ from types import SimpleNamespace
 import click
 import pytest
 
+from cli import node_workers
 from cli.main import swav_tf
 from swav_tf.recipe.files import load_any_recipe, load_recipe
 from swav_tf.training.rendezvous import ClusterAddress
@@ -265,3 +268,34 @@ def test_probe_without_a_recipe_and_its_next_commands(model, tmp_path, run, outp
     assert figures in output(validate)
     output(f"{export} --reference-images 8 --quiet")
     assert (tmp_path / "a run" / "exported" / "model-fp32.onnx").is_file()
+
+
+# Bugs caught: workers of two machines at one place; GPUs or cores of two workers that overlap, or that none has; one
+# recipe for each worker.
+def test_workers_per_node(monkeypatch, refused):
+    started, taken = [], []
+
+    class Worker:
+        def __init__(self, target, args):
+            started.append(args[:2])
+
+        start = join = lambda self: None
+
+    monkeypatch.setattr(multiprocessing, "get_context", lambda _: SimpleNamespace(Process=Worker))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    monkeypatch.setattr(node_workers.Share, "take", lambda self: taken.append(self))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3,5,7")
+
+    def place(rank):
+        return ClusterAddress(nodes=4, node_rank=rank, master="host:2222")
+
+    with node_workers.node_workers(2, ADDRESS, lambda _: None) as own:
+        assert (own, taken) == (place(2), [node_workers.Share(("2", "3"), (0, 1, 2, 3))])
+    assert started == [(node_workers.Share(("5", "7"), (4, 5, 6, 7)), place(3))]
+    refused(
+        "pretrain -c demo --workers-per-node 3",
+        2,
+        "must divide the GPUs",
+        "3 workers, 4 visible GPUs, 8 cores",
+    )
+    refused("pretrain photos --workers-per-node 2", 2, "-c auto chooses one")

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import termios
 import time
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -107,6 +108,21 @@ def test_two_workers_equal_one_process(tmp_path, alone):
     assert_same_run(alone, newest(tmp_path / "chief"))
     assert not (tmp_path / "other").exists()
     assert_equal_finite_weights(tmp_path)
+
+
+# Bugs caught: workers of one machine that share their cores, or a place in the cluster; one that outlives the first, or
+# fails and is not noticed.
+def test_workers_of_one_machine_equal_one_process(tmp_path, alone):
+    save_recipe(tiny_recipe(**RECIPE), tmp_path / "recipe.yaml")
+    command = [sys.executable, "-m", "cli.main", "pretrain", "-c", tmp_path / "recipe.yaml"]
+    command += ["--run-dir", tmp_path / "run", "--workers-per-node", "2", "--quiet"]
+    ended = subprocess.run(
+        command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=240
+    )
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    run = newest(tmp_path / "run")
+    assert run.facts["replicas"] == 2
+    assert_same_run(alone, run)
 
 
 # Bug caught: 'finite?' decided by each worker for itself: one skips, the other steps, and they drift apart or hang.

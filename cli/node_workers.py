@@ -1,0 +1,110 @@
+"""Several workers on one machine: this process is its first worker, and starts the others.
+
+One trainer process takes fewer images a second than eight fast GPUs need (docs/many_machines.md).
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import click
+
+from swav_tf.plumbing.errors import SwavError, report_of
+from swav_tf.plumbing.log import show_log, show_message
+
+if TYPE_CHECKING:
+    from swav_tf.training.rendezvous import ClusterAddress
+
+
+@dataclass(frozen=True)
+class Share:
+    """The GPUs and cores of a worker; threads and processes that it starts have the same."""
+
+    gpus: tuple[str, ...]
+    cores: tuple[int, ...]
+
+    def take(self) -> None:
+        """Confine this process to them; TensorFlow must not have started."""
+        os.sched_setaffinity(0, self.cores)
+        if self.gpus:
+            os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(self.gpus)
+
+
+def shares(count: int) -> list[Share]:
+    """Divide the visible GPUs and the cores of this machine, neighbors together."""
+    from swav_tf.data.survey import visible_gpus
+
+    gpus, cores = visible_gpus(), sorted(os.sched_getaffinity(0))
+    if len(gpus) % count or len(cores) < count:
+        raise click.UsageError(
+            f"--workers-per-node must divide the GPUs, and leave each worker a core. Received: {count} workers, "
+            f"{len(gpus)} visible GPUs, {len(cores)} cores."
+        )
+
+    def cut(items: list[str] | list[int], number: int) -> tuple[str | int, ...]:
+        return tuple(items[len(items) * number // count : len(items) * (number + 1) // count])
+
+    return [Share(cut(gpus, number), cut(cores, number)) for number in range(count)]  # type: ignore[arg-type]
+
+
+@contextmanager
+def node_workers(
+    count: int, cluster: ClusterAddress | None, train: Callable[[ClusterAddress], object]
+) -> Iterator[ClusterAddress | None]:
+    """Start the other workers of this machine; yield the place of this process, which must then train too.
+
+    Args:
+        count: workers of each machine.
+        cluster: the place of this machine among others; None for that of SLURM's task, if there is one.
+        train: what a worker does at its place. Pickled.
+    """
+    if count == 1:
+        yield cluster
+        return
+    from swav_tf.training.rendezvous import ClusterAddress, free_port, slurm_address, slurm_tasks
+
+    own, *others = shares(count)
+    if cluster is None and slurm_tasks(os.environ) > 1:
+        cluster = slurm_address(os.environ, has_gpus=bool(own.gpus))
+    node = cluster or ClusterAddress(1, 0, f"127.0.0.1:{free_port()}")
+    places = [
+        ClusterAddress(node.nodes * count, node.node_rank * count + number, node.master)
+        for number in range(count)
+    ]
+    spawn = multiprocessing.get_context("spawn")  # TensorFlow does not survive a fork
+    workers = [
+        spawn.Process(target=_work, args=(share, place, train))
+        for share, place in zip(others, places[1:], strict=True)
+    ]
+    for worker in workers:
+        worker.start()
+    own.take()
+    try:
+        yield places[0]
+    except BaseException:
+        for worker in workers:  # they may still wait for this one
+            worker.terminate()
+        raise
+    finally:
+        for worker in workers:
+            worker.join()
+
+
+def _work(share: Share, place: ClusterAddress, train: Callable[[ClusterAddress], object]) -> None:
+    share.take()
+    show_log(logging.WARNING)
+    from cli.quiet import load_tensorflow_quietly
+
+    load_tensorflow_quietly()
+    try:
+        train(place)
+    except SwavError as error:
+        show_message(report_of(error))
+        sys.exit(error.exit_code)
