@@ -32,8 +32,9 @@ def _epoch_order(count: int, seed: int, epoch: int) -> npt.NDArray[np.signedinte
     generator = np.random.Philox(
         key=np.array([seed, _KEY], np.uint64), counter=np.array([0, 0, 0, epoch], np.uint64)
     )
-    order = np.random.Generator(generator).permutation(count)
-    order = order.astype(np.int32 if count < 2**31 else np.int64)  # 2 x 4 bytes an image stay in memory
+    small = np.int32 if count < 2**31 else np.int64  # 2 x 4 bytes an image stay in memory
+    order: npt.NDArray[np.signedinteger] = np.arange(count, dtype=np.dtype(small))
+    np.random.Generator(generator).shuffle(order)
     order.setflags(write=False)
     return order
 
