@@ -10,9 +10,6 @@ from swav_tf.recipe.classifier import ClassifierRecipe, FinetuneRecipe
 from swav_tf.recipe.pretraining import BatchNorm, Recipe, Train, nearest_multiple
 from swav_tf.recipe.section import Remark
 
-# The same as in `swav_tf.method.sinkhorn`, which imports TensorFlow. A test compares them.
-SMALLEST_PLAIN_EPSILON = 0.025  # below it `sinkhorn` computes with logarithms
-
 SMALL_DATA_IMAGES = 10_000  # SwAV collapsed on 1,437 images; the settings for ImageNet have 1,281,167
 SMALL_DATA_PIXELS = 64
 FEWEST_STEPS = 200  # of fine-tuning: the published recipes have 1,000 or more, that of the digits 240
@@ -71,7 +68,6 @@ def _impossible_batch(train: Train, replicas: int, images: int | None) -> Iterat
 
 
 def _unwise_codes(recipe: Recipe) -> Iterator[Remark]:
-    epsilon = recipe.method.epsilon
     samples = recipe.train.batch_size + recipe.queue_length
     if recipe.model.prototypes > samples:
         yield Remark(
@@ -79,13 +75,6 @@ def _unwise_codes(recipe: Recipe) -> Iterator[Remark]:
             f"{recipe.model.prototypes} prototypes share {samples} samples (batch and queue) equally: "
             "each gets less than one",
             f"Use {samples} or fewer, a larger batch or a longer queue",
-        )
-    if epsilon < SMALLEST_PLAIN_EPSILON:
-        yield Remark(
-            "method.epsilon",
-            f"exp(score / {epsilon:g}) can overflow float32, so the codes are computed with logarithms, "
-            "which is slower",
-            f"Use {SMALLEST_PLAIN_EPSILON} or more if speed matters",
         )
 
 
@@ -97,7 +86,7 @@ def _unwise_freeze(recipe: Recipe, images: int | None) -> Iterator[Remark]:
         yield Remark(
             "method.epsilon",
             f"at {method.epsilon:g} SwAV was seen to collapse on small data (the loss stays at ln K)",
-            "Try 0.03",
+            "Try 0.01",
         )
     if not method.prototypes_frozen_steps and not method.prototypes_frozen_epochs:
         epoch = f" ({images // batch} steps)" if images is not None else ""

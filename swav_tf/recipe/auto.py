@@ -1,8 +1,7 @@
 """The rules of `-c auto`: from facts about images and machine to a complete recipe, each choice with its reason.
 
-Measured: digits (32 px) and photos (48 px) with `resnet_small`, batch 64, 50 prototypes and LARS at rate 4 on two
-cores. Digits are learned; hand signs are not, by these or any other rules that were tried (docs/results.md).
-The choices for larger networks follow the paper and are not measured.
+Measured on two cores: digits, hand signs and CIFAR-10, all with `resnet10_32px`, two crops of 32 pixels, Adam and
+epsilon 0.01 (docs/results.md). The choices for larger networks are not measured.
 """
 
 from __future__ import annotations
@@ -19,11 +18,15 @@ from swav_tf.recipe.pretraining import Recipe
 LEAST_IMAGES: Final = 16
 CPU_SECONDS: Final = 900  # of training on a CPU, by the estimate below; 25 % are left for a busy machine
 # Seconds that one core needs for the crops, forward and backward pass of an image; decoding is measured.
-CORE_SECONDS: Final = {32: 0.011, 48: 0.020}
-STEPS: Final = 3000  # of a small network: features of photos still improved at 2,800 steps
+CORE_SECONDS: Final = 0.0025
+STEPS: Final = 4000  # of a small network
+# At 0.03 features of photos that look alike collapse within an epoch: their codes are nearly uniform.
+EPSILON: Final = 0.01
 EPOCHS: Final = (10, 200)  # fewest (if the time allows) and most
-# Fewer are not mirrored: that cost 12 points of k-NN accuracy on hand signs; and text or digits have a direction.
-FLIPPED_IMAGES: Final = 5_000
+# Fewer are few: not mirrored, as text, digits and hands have a direction, and cut into larger parts, which gave 8
+# points of k-NN accuracy on hand signs.
+FEW_IMAGES: Final = 5_000
+LEAST_AREA: Final = {"few": 0.5, "many": 0.3}
 GPU_STEPS, GPU_EPOCHS = 20_000, (50, 400)
 # Images up to which a batch is used. At least 20 steps an epoch, so that codes of an image change between its visits.
 BATCHES: Final = ((5_000, 64), (20_000, 128))
@@ -35,6 +38,9 @@ PROTOTYPES_PER_SAMPLE: Final = (
     0.8  # codes share the batch equally among prototypes: each gets more than one image
 )
 LARGER: Final = ((0.7, 1.0), (0.4, 0.8))  # scales of crops against a collapse
+# Peak and final rate: of Adam; of LARS with ResNet-50, as in the paper at its batch of 256.
+ADAM_RATE: Final = {"cpu": 0.002, "gpu": 0.001}
+LARS_RATES: Final = (0.6, 0.0006)
 GPU_BYTES_PER_PIXEL: Final = {
     "resnet18_32px": 4000,
     "resnet18": 700,
@@ -88,10 +94,17 @@ def choose(images: ImageFacts, machine: Machine, batch: int | None = None) -> Ch
     batch = batch or _batch(images.images)
     prototypes = max(2, int(PROTOTYPES_PER_SAMPLE * batch))
     steps = images.images // batch
-    epochs, seconds = _epochs(images, machine, batch=batch, size=large)
+    epochs, seconds = _epochs(images, machine, batch=batch)
     parts = _parts(batch, machine, network=network, pixels=2 * large**2 + 4 * small**2)
-    scales = ([0.4, 1.0], [0.2, 0.5]) if large <= 32 else ([0.3, 1.0], [0.1, 0.4])
-    view = {"resize": large if large <= 48 else large * 8 // 7, "crop": large}
+    view = {"resize": large if large <= 32 else large * 8 // 7, "crop": large}
+    crops = [
+        {
+            "count": 2,
+            "size": large,
+            "scale": [LEAST_AREA["few" if images.images < FEW_IMAGES else "many"], 1.0],
+        }
+    ]
+    crops += [{"count": 4, "size": small, "scale": [0.1, 0.4]}] if small else []
     settings = {
         "name": f"auto-{Path(images.path).name or 'images'}",
         "data": {
@@ -99,23 +112,15 @@ def choose(images: ImageFacts, machine: Machine, batch: int | None = None) -> Ch
             "path": None if images.kind == "digits" else images.path,
             "evaluation": view,
         },
-        "crops": [
-            {"count": 2, "size": large, "scale": scales[0]},
-            {"count": 4, "size": small, "scale": scales[1]},
-        ],
+        "crops": crops,
         "augment": _augment(images, size=large),
         "model": {
             "backbone": {"name": network},
-            "head_hidden": {"resnet_small": 128, "resnet50": 2048}.get(network, 512),
+            "head_hidden": 2048 if network == "resnet50" else 512,
             "prototypes": prototypes,
         },
-        "method": {"epsilon": 0.03, "prototypes_frozen_epochs": 3 if steps < 100 else 1},
-        "optimizer": {
-            "peak_learning_rate": 4.0,
-            "final_learning_rate": 0.004,
-            "warmup_epochs": "10%",
-            "warmup_start_learning_rate": 0.1 if epochs > 5 else 0.0,
-        },
+        "method": {"epsilon": EPSILON, "prototypes_frozen_epochs": 1},
+        "optimizer": _optimizer(machine, network=network),
         "monitor": {
             "knn_every_epochs": max(1, epochs // 7) if images.classes >= 2 else 0,
             "collapse_after_steps": max(COLLAPSE_STEPS, epochs * steps // 10),
@@ -131,13 +136,11 @@ def choose(images: ImageFacts, machine: Machine, batch: int | None = None) -> Ch
 
 
 def _views(images: ImageFacts, machine: Machine) -> tuple[int, int, str]:
-    """Return the sizes of large and small crops, and the network for them."""
+    """Return the sizes of large and small crops (0: none), and the network for them."""
     if not machine.gpus:
-        return (32, 20, "resnet_small") if images.short_side <= 40 else (48, 32, "resnet_small")
-    if images.short_side <= 40:
-        return 32, 20, "resnet18_32px"
+        return 32, 0, "resnet10_32px"
     if images.short_side <= 96:
-        return 64, 40, "resnet18_32px"
+        return (32 if images.short_side <= 40 else 64), 0, "resnet18_32px"
     return (160, 64, "resnet18") if images.images < 20_000 else (224, 96, "resnet50")
 
 
@@ -145,7 +148,7 @@ def _augment(images: ImageFacts, *, size: int) -> dict[str, Any]:
     """Return the augmentation of crops of a size."""
     jitter = 0.3 if images.gray else 0.4
     return {
-        "flip_probability": 0.5 if images.images >= FLIPPED_IMAGES and not images.gray else 0.0,
+        "flip_probability": 0.5 if images.images >= FEW_IMAGES and not images.gray else 0.0,
         "jitter": {
             "brightness": jitter,
             "contrast": jitter,
@@ -157,6 +160,13 @@ def _augment(images: ImageFacts, *, size: int) -> dict[str, Any]:
     }
 
 
+def _optimizer(machine: Machine, *, network: str) -> dict[str, Any]:
+    if network == "resnet50":
+        peak, final = LARS_RATES
+        return {"peak_learning_rate": peak, "final_learning_rate": final}
+    return {"kind": "adam", "peak_learning_rate": ADAM_RATE["gpu" if machine.gpus else "cpu"]}
+
+
 def _batch(images: int) -> int:
     for most, batch in BATCHES:
         if images <= most:
@@ -165,13 +175,13 @@ def _batch(images: int) -> int:
     return LARGEST_BATCH
 
 
-def _epochs(images: ImageFacts, machine: Machine, *, batch: int, size: int) -> tuple[int, float | None]:
+def _epochs(images: ImageFacts, machine: Machine, *, batch: int) -> tuple[int, float | None]:
     """Return the number of epochs and the expected seconds."""
     steps = max(1, images.images // batch)
     if machine.gpus:
         fewest, most = GPU_EPOCHS
         return min(max(GPU_STEPS // steps, fewest), most), None
-    epoch = steps * batch * (CORE_SECONDS[size] + images.decode_seconds) / machine.cores
+    epoch = steps * batch * (CORE_SECONDS + images.decode_seconds) / machine.cores
     fewest, most = EPOCHS
     wanted = min(max(STEPS // steps, fewest), most)
     epochs = max(1, min(wanted, int(CPU_SECONDS / epoch)))
@@ -196,7 +206,8 @@ def _explain(
     images: ImageFacts, machine: Machine, settings: dict[str, Any], seconds: float | None
 ) -> list[str]:
     """Return what was chosen and why, at most 12 lines."""
-    train, (large, small) = settings["train"], settings["crops"]
+    train, optimizer = settings["train"], settings["optimizer"]
+    crops = " + ".join(f"{group['count']} x {group['size']}" for group in settings["crops"])
     steps = images.images // train["batch_size"]
     labels = f"{images.classes} classes (used for k-NN only)" if images.classes else "no labels"
     color = "gray" if images.gray else "color"
@@ -211,7 +222,7 @@ def _explain(
     lines = [
         f"auto: {images.images:,} images, {images.kind}, {labels}, {color}, median short side {images.short_side} px; "
         f"{device}",
-        f"  {settings['model']['backbone']['name']}, crops 2 x {large['size']} + 4 x {small['size']} px: "
+        f"  {settings['model']['backbone']['name']}, crops {crops} px: "
         + (
             "a larger network does not finish on a CPU"
             if not machine.gpus
@@ -220,8 +231,8 @@ def _explain(
         f"  batch {train['batch_size']} in {train['accumulation_steps']} part(s), {train['precision']}: "
         f"{steps} steps an epoch",
         f"  {settings['model']['prototypes']} prototypes: each gets more than one image of a batch, so no queue",
-        f"  epsilon 0.03, prototypes frozen {settings['method']['prototypes_frozen_epochs']} epoch(s): "
-        "against collapse on small data",
+        f"  epsilon {EPSILON:g}, prototypes frozen for an epoch: against collapse on small data",
+        f"  {optimizer.get('kind', 'lars')} at rate {optimizer['peak_learning_rate']:g}",
         f"  jitter {settings['augment']['jitter']['brightness']}"
         + (", no changes of color: the images are gray" if images.gray else ", softer than ImageNet's")
         + (
@@ -234,7 +245,7 @@ def _explain(
     if not machine.gpus:
         wanted = min(max(STEPS // max(1, steps), EPOCHS[0]), EPOCHS[1])
         if train["epochs"] < wanted:
-            slow = images.decode_seconds > CORE_SECONDS[large["size"]]
+            slow = images.decode_seconds > CORE_SECONDS
             reading = (
                 f"; reading takes {images.decode_seconds * 1e3:.0f} ms an image: store smaller ones" * slow
             )
@@ -265,8 +276,8 @@ def remedies(recipe: Recipe, steps_per_epoch: int) -> list[Remedy]:
     # Beyond a third of the run too little is left to train the prototypes.
     longer = min(max(2 * frozen, steps_per_epoch), recipe.train.epochs * steps_per_epoch // 3)
     found = []
-    if method.epsilon > 0.03:
-        found.append(Remedy("a smaller epsilon", ("method.epsilon=0.03",), f"{method.epsilon:g}"))
+    if method.epsilon > EPSILON:
+        found.append(Remedy("a smaller epsilon", (f"method.epsilon={EPSILON:g}",), f"{method.epsilon:g}"))
     if longer > frozen:
         setting = f"method.prototypes_frozen_steps={longer}"
         found.append(Remedy("a longer freeze", (setting,), str(frozen)))

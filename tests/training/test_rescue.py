@@ -42,10 +42,10 @@ def test_a_collapse_is_rescued_across_an_interruption(tmp_path, monkeypatch):
     monkeypatch.setattr(rescue, "pretrain", train)
     summary = pretrain_with_rescue(recipe, run_dir=folder, quiet=True).summary
     [attempt] = summary["attempts"]
-    assert attempt["overrides"] == ["method.epsilon=0.03"]
+    assert attempt["overrides"] == ["method.epsilon=0.01"]
     assert attempt["loss"] > 0.95 * attempt["ln_k"]
     assert json.loads((folder / "summary.json").read_text())["attempts"] == [attempt]
-    assert load_recipe(folder / "config.yaml").method.epsilon == 0.03
+    assert load_recipe(folder / "config.yaml").method.epsilon == 0.01
     assert load_recipe(folder / "previous-1" / "config.yaml") == recipe
     assert (summary["resumed_from_step"], summary["steps"]) == (None, summary["images"] // 256)
 
@@ -69,9 +69,9 @@ def test_at_most_three_remedies_that_leave_the_settings_of_the_user(tmp_path, mo
         assert [fresh for _, fresh in tried] == [True] * 4
         overrides = [attempt["overrides"] for attempt in result.summary["attempts"]]
         assert overrides == [
-            ["method.epsilon=0.03"],
+            ["method.epsilon=0.01"],
             ["crops.0.scale=[0.7,1.0]", "crops.1.scale=[0.4,0.8]"],
             ["method.queue.length=32"],
         ]
     last = tried[-1][0]
-    assert (last.method.epsilon, last.method.queue.length, last.crops[0].scale) == (0.03, 32, (0.7, 1.0))
+    assert (last.method.epsilon, last.method.queue.length, last.crops[0].scale) == (0.01, 32, (0.7, 1.0))
