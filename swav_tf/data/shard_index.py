@@ -65,7 +65,8 @@ class ShardIndex:
     class_names: tuple[str, ...]  # in the order of the labels
     shards: tuple[Shard, ...]  # in the order of the images
     # Of the packed images: images, bytes, names_sha256, sizes_sha256 and, unless an early version packed them,
-    # times_sha256 (of the last changes). Of a part also `part` and `whole`: images and names_sha256 of all parts.
+    # times_sha256 (of the last changes) and labels_sha256. Of a part also `part` and `whole`: images and names_sha256
+    # of all parts.
     source: dict[str, Any]
     records: npt.NDArray[np.signedinteger]  # (images, 3): offset, length, class
     names: PackedNames

@@ -290,12 +290,15 @@ def _facts_of(
     except OSError as error:
         raise DataError(f"The size of an image cannot be read: {error}. Repair or remove it.") from error
     sizes, times = np.ascontiguousarray(found.T)
+    labels = np.array([source.label(index) for index in range(len(source))], "<i8")
+    classes = name_bytes("\0".join(source.class_names))
     facts = {
         "images": len(source),
         "bytes": int(sizes.sum()),
         "names_sha256": fingerprint(source)["names_sha256"],
         "sizes_sha256": hashlib.sha256(sizes.tobytes()).hexdigest(),
         "times_sha256": hashlib.sha256(times.tobytes()).hexdigest(),
+        "labels_sha256": hashlib.sha256(labels.tobytes() + classes).hexdigest(),
     }
     return sizes, times, facts
 
@@ -303,14 +306,20 @@ def _facts_of(
 def _already_packed(output: Path, kind: str, facts: dict[str, Any], shards: int | None) -> ShardIndex:
     """Read the index of a finished packing, and check that it is of these images as they are now."""
     index = read_index(str(output))
-    # An early version recorded no times.
+    # Early versions recorded no times and no labels.
     changed = [key for key, value in facts.items() if index.source.get(key, value) != value]
-    if index.kind != kind or shards not in (None, len(index.shards)) or set(changed) - {"times_sha256"}:
+    others = set(changed) - {"times_sha256", "labels_sha256"}
+    if index.kind != kind or shards not in (None, len(index.shards)) or others:
         raise UsageError(
             f"{output} contains shards of other images or settings: {index.source.get('images')} images, "
             f"{index.source.get('bytes')} bytes, {index.kind}, in {len(index.shards)} shards. Received: "
             f"{facts['images']} images, {facts['bytes']} bytes, {kind}{f', for {shards}' if shards else ''}. Choose "
             "another folder, or replace them with --fresh."
+        )
+    if "labels_sha256" in changed:
+        raise UsageError(
+            f"The images must have the labels that were packed into {output}. Received: other labels or names of "
+            "classes. Pack them again with --fresh, or choose another folder."
         )
     if changed:
         raise UsageError(

@@ -166,7 +166,7 @@ def stamps(root: str, indices: range, name: Callable[[int], str]) -> Iterator[st
             listed = files.find(inner, detail=True)
             files.invalidate_cache()
         for i in indices:
-            entry = listed.get(join(inner, name(i)), {})
+            entry = listed.get(join(inner, name(i)) if inner else name(i), {})  # at the top of a zip file
             yield f"{entry.get('size')} {[entry[key] for key in _CHANGE_KEYS if key in entry]}"
         return
 

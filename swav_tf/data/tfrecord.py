@@ -9,6 +9,7 @@ from typing import Final
 import numpy as np
 
 from swav_tf.data import storage
+from swav_tf.data.container_files import split_of
 from swav_tf.data.decode import DEFAULT, Decoding
 from swav_tf.data.names import PackedNames
 from swav_tf.data.records import MalformedExample, Values, decode_example, read_record, record_table
@@ -46,11 +47,20 @@ def _find_shards(pattern: str) -> list[str]:
     """Return the sorted shards that match a pattern, or of a folder the files named as shards.
 
     Raises:
-        DataError: no shard exists.
+        DataError: no shard exists, or those of a folder are of several splits.
     """
     if storage.is_folder(pattern):
         names = [name for name in storage.names_in(pattern) if is_shard(name)]
-        found = [storage.join(pattern, name) for name in names if not name.startswith(".")]
+        names = [name for name in names if not name.startswith(".")]
+        splits = sorted({split for name in names if (split := split_of(name)) is not None})
+        if len(splits) > 1:
+            wanted = "train" if "train" in splits else splits[0]
+            raise DataError(
+                f"The shards of a folder must be of one split. Received: {pattern}, with shards of "
+                f"{' and '.join(splits)}. Give a pattern of those that are meant: "
+                f"{storage.join(pattern, f'*{wanted}*')}, or {storage.join(pattern, '*')} for all."
+            )
+        found = [storage.join(pattern, name) for name in names]
     else:
         found = storage.matching(pattern)
     shards = [shard for shard in found if not storage.is_folder(shard)]

@@ -1,5 +1,7 @@
 """TFRecord files as TensorFlow writes them, read by position without it."""
 
+import shutil
+
 import numpy as np
 import pytest
 
@@ -81,6 +83,14 @@ def test_images_are_numbered_through_all_shards(shards):
         assert (source.read(i), source.label(i)) == (b"image %d" % i * (i + 1), i)
     assert source.image_name(4) == "train-00001-of-00003@12"
     assert len(opened(shards / "train-0000[12]*")) == 8
+
+
+# Bug caught: training on the validation images, which some writers of ImageNet put into the same folder.
+def test_a_folder_of_two_splits_is_refused(shards):
+    shutil.copy(shards / "train-00000-of-00003", shards / "validation-00000-of-00001")
+    with pytest.raises(DataError, match=r"shards of train and validation\. Give a pattern .*/\*train\*, or"):
+        opened(shards)
+    assert (len(opened(shards / "*train*")), len(opened(shards / "*"))) == (12, 16)
 
 
 # Bug caught: twelve images lost because of the first one.

@@ -226,11 +226,30 @@ def test_what_is_packed_is_left_alone_unless_images_changed(images, tmp_path):
     assert_same_images(opened(out), ClassFolders(images))
 
 
+# Bug caught: the list's labels corrected, and the command repeated with success while the shards keep the old ones.
+def test_changed_labels_are_not_taken_for_packed(images, tmp_path):
+    table, names = tmp_path / "list.csv", sorted(f"{p.name}" for p in (images / "n2").glob("*.JPEG"))
+    for labels, refusal in (
+        (("cat", "dog"), None),
+        (("dog", "cat"), "other labels"),
+        (("cat", "cow"), "names"),
+    ):
+        rows = [f"images/n2/{name},{labels[i % 2]}" for i, name in enumerate(names)]
+        table.write_text("\n".join(["path,label", *rows]))
+        listed = open_source(Data(kind="list", path=str(table)))
+        if refusal is None:
+            write_shards(listed, tmp_path / "out", shards=1)
+            assert_same_images(opened(tmp_path / "out"), listed)
+            continue
+        with pytest.raises(UsageError, match=rf"{refusal}.*--fresh"):
+            write_shards(listed, tmp_path / "out", shards=1)
+
+
 def test_an_index_of_an_early_version_has_no_times(images, tmp_path):
     out = tmp_path / "out"
     write_shards(ClassFolders(images), out, shards=3)
     document = json.loads((out / "index.json").read_text())
-    del document["source"]["times_sha256"]
+    del document["source"]["times_sha256"], document["source"]["labels_sha256"]
     (out / "index.json").write_text(json.dumps(document))
     os.utime(next((images / "n0").glob("*.JPEG")), ns=(1, 1))
     assert write_shards(ClassFolders(images), out, shards=3).kept == 3

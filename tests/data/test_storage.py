@@ -57,9 +57,16 @@ KINDS = [("class_folders", "images"), ("images", "images"), ("tfrecord", "shards
 # Bug caught: a replaced picture that goes unnoticed, local or remote.
 def test_the_contents_of_replaced_files_differ(tmp_path):
     memory = fsspec.filesystem("memory")
+
+    def write_zip(data):
+        with zipfile.ZipFile(tmp_path / "top.zip", "w") as zipped:  # with two folders at its top
+            for name in ("a/a.png", "b/b.png"):
+                zipped.writestr(name, data)
+
     for root, write in (
         (str(tmp_path), lambda data: (tmp_path / "a.png").write_bytes(data)),
         ("memory://replaced", lambda data: memory.pipe_file("/replaced/a.png", data)),
+        (str(tmp_path / "top.zip"), write_zip),
     ):
         found = []
         for data in (b"one", b"three"):
