@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ class ModelFacts:
     origin: dict[str, Any]  # where the initial weights of the backbone came from
     train_images: int  # 0 if unknown
     train_sha256: str  # of their names; empty if unknown
+    train_labels_sha256: str = ""  # of their classes; empty if unknown
 
     @classmethod
     def of(cls, pretrained: Recipe, origin: dict[str, Any], data: LabelledData, how: str) -> ModelFacts:
@@ -47,6 +49,7 @@ class ModelFacts:
             origin=origin,
             train_images=images["images"],
             train_sha256=images["names_sha256"],
+            train_labels_sha256=hashlib.sha256(data.train_labels.tobytes()).hexdigest(),
         )
 
     @classmethod
@@ -82,14 +85,18 @@ def save_facts(folder: RunFolder, facts: ModelFacts) -> None:
     """Write model.json, or compare it with the one in the folder.
 
     Raises:
-        UsageError: the run was started with other weights, images or classes; all differences are listed.
+        UsageError: the run was started with other weights, images, labels or classes; all differences are listed.
     """
     path = folder.path / NAME
-    if path.exists() and (changed := nested_diff(_fixed(ModelFacts.read(path)), _fixed(facts))):
+    before = ModelFacts.read(path) if path.exists() else facts
+    if not before.train_labels_sha256:  # of an earlier version
+        before = replace(before, train_labels_sha256=facts.train_labels_sha256)
+    if changed := nested_diff(_fixed(before), _fixed(facts)):
         raise UsageError(
-            f"A run resumes only with the weights, images and classes it was started with. {path} differs:\n"
+            f"A run resumes only with the weights, images and labels it was started with. {path} differs:\n"
             + "\n".join(f"  {key}: was {old}, now {new}" for key, (old, new) in changed.items())
-            + "\nUse the same --model, images and --subset, or another --run-dir or --fresh (the old run is kept)."
+            + "\nUse the same --model, images, labels and --subset, or another --run-dir or --fresh (the old run is "
+            "kept)."
         )
     if folder.writer:
         facts.write(path)
@@ -103,6 +110,7 @@ def _fixed(facts: ModelFacts) -> dict[str, Any]:
         "architecture": facts.model.model_dump(mode="json"),
         "number of training images": facts.train_images,
         "SHA-256 of the training images' names": facts.train_sha256,
+        "SHA-256 of the training images' labels": facts.train_labels_sha256,
         "classes": facts.class_names,
     }
 

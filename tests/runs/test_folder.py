@@ -1,17 +1,20 @@
 """The run folder: its lock, its recipe, earlier runs, metrics; and model.json."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from swav_tf.data.digits import Digits
+from swav_tf.data.labels import LabelledData
 from swav_tf.plumbing.errors import UsageError
 from swav_tf.recipe.classifier import ProbeRecipe
 from swav_tf.recipe.files import load_recipe, save_recipe
 from swav_tf.recipe.pretraining import Model
 from swav_tf.runs.checkpoint import CheckpointStore
 from swav_tf.runs.folder import RunFolder, read_checkpoint
-from swav_tf.runs.model_facts import ModelFacts
+from swav_tf.runs.model_facts import ModelFacts, save_facts
 from tests.classifiers import tiny_classifier_recipe
 from tests.swav_models import tiny_recipe
 
@@ -171,3 +174,22 @@ def test_an_edited_model_json_is_refused(change, readable, tmp_path):
         return
     with pytest.raises(UsageError, match=r"must contain an unchanged model\.json"):
         ModelFacts.read(path)
+
+
+# Bug caught: a run that resumes on corrected labels, half of it trained on the old ones.
+def test_a_classifier_resumes_with_its_labels_alone(tmp_path):
+    folder = RunFolder(tmp_path)
+    save_facts(folder, FACTS)  # of a version that recorded no labels
+    labelled = replace(FACTS, train_labels_sha256="1" * 64)
+    for _ in range(2):
+        save_facts(folder, labelled)
+    with pytest.raises(UsageError, match=r"images' labels: was 1+, now 2+"):
+        save_facts(folder, replace(FACTS, train_labels_sha256="2" * 64))
+    data = LabelledData(
+        Digits("test"), np.arange(3), Digits("test"), np.arange(3), tuple(map(str, range(10)))
+    )
+    one, other = (
+        ModelFacts.of(tiny_recipe(), {}, replace(data, train_labels=np.array(labels)), "sgd")
+        for labels in ([0, 1], [1, 0])
+    )
+    assert one.train_labels_sha256 != other.train_labels_sha256
