@@ -7,6 +7,7 @@ INDEX.work/  until it is complete: the trained lists, and the blocks of rows tha
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import shutil
@@ -18,7 +19,7 @@ from typing import Any, Final, cast
 import numpy as np
 
 from evaluate.feature_file import class_name, companion
-from evaluate.feature_parts import FeatureParts, open_parts, read_facts
+from evaluate.feature_parts import FeatureParts, all_parts, open_parts, part_facts, read_facts
 from swav_tf.knn import Neighbours, find_neighbours, unit_rows
 from swav_tf.plumbing.errors import DataError, UsageError
 from swav_tf.plumbing.files import atomic_write, atomic_writes, locked_folder
@@ -150,7 +151,18 @@ def open_index(path: Path, features: Path | None = None) -> SearchIndex:
     if changes := nested_diff({key: facts.get(key) for key in now}, now):
         listed = "; ".join(f"{key}: was {old!r}, now {new!r}" for key, (old, new) in changes.items())
         raise UsageError(f"{folder} must have the features that {path} was made of. Received: {listed}.")
+    if facts.get("features_sha256") not in (None, _sha256_of(folder, now)):
+        raise UsageError(
+            f"{folder} must have the features that {path} was made of. Received: parts that were made again since. "
+            "Index them again with `swav-tf index`."
+        )
     return SearchIndex(path, facts, open_parts(folder, rows), engine)
+
+
+def _sha256_of(folder: Path, facts: dict[str, Any]) -> str:
+    """Return a hash of the features in all parts, by the one that each part records."""
+    sums = (part_facts(part)["features_sha256"] for part in all_parts(folder, facts))
+    return hashlib.sha256("".join(sums).encode()).hexdigest()
 
 
 def build_index(
@@ -181,6 +193,7 @@ def build_index(
     rows, width = parts.features.shape
     facts = read_facts(folder) | {
         "features": str(folder.resolve()),
+        "features_sha256": _sha256_of(folder, parts.facts),
         "rows": parts.rows,
         "factory": choose_factory(rows, width, memory),
         "seed": seed,

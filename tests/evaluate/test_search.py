@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -7,7 +8,7 @@ from PIL import Image
 
 from evaluate import search
 from evaluate.feature_file import read_feature_file
-from evaluate.feature_parts import Part, write_part
+from evaluate.feature_parts import Part, part_facts, write_part
 from evaluate.features import extract_features
 from evaluate.knn import knn_accuracies
 from evaluate.search import build_index, choose_factory, open_index
@@ -87,6 +88,23 @@ def test_an_interrupted_index_resumes(folder, tmp_path, monkeypatch):
     build_index(folder, tmp_path / "x.index")
     assert saved == ["trained", *(f"rows-{start:012d}" for start in range(0, ROWS, 700))]
     assert len(open_index(tmp_path / "x.index")) == open_index(tmp_path / "x.index").engine.ntotal == ROWS
+
+
+# Bug caught: rows in lists by their old features, so that the search finds few of the neighbors, in silence.
+def test_features_that_were_made_again_are_refused(folder, tmp_path):
+    here, path = tmp_path / "parts", tmp_path / "x.index"
+    shutil.copytree(folder, here)
+    build_index(here, path)
+    shutil.copytree(here, tmp_path / "moved")
+    assert len(open_index(path, tmp_path / "moved")) == ROWS
+    part, old = Part(here, 2, 2), read_feature_file(here)
+    index = np.array(part.indices(ROWS, 100))
+    facts = part_facts(part)
+    write_part(part, -old.features[index], index, old.labels[index], [f"n{i}" for i in index], facts)
+    with pytest.raises(UsageError, match="made again since"):
+        open_index(path)
+    build_index(here, path)
+    assert len(open_index(path)) == ROWS
 
 
 def test_the_kind_of_index_follows_from_the_memory():
