@@ -16,6 +16,7 @@ from evaluate.gallery import thumbnail
 from evaluate.images import ImageSet, open_images
 from evaluate.knn import check_same_model
 from evaluate.search import SearchIndex
+from swav_tf.data import storage
 from swav_tf.data.augment import Image
 from swav_tf.data.decode import Decoding, UndecodableImage, decode, evaluation_view
 from swav_tf.data.folders import NamedImages
@@ -122,7 +123,9 @@ def images_of(file: FeatureFile, like: Data, data: str | None = None) -> ImageSe
             f"{file.path} must specify the source of its images, as files from `swav-tf features` do."
         )
     path = data if data is not None and source["kind"] != "digits" else source["path"]
-    images = open_images(path, like=like, kind=source["kind"], split=source["split"])
+    labels = source.get("labels")  # this list counts among the files, but it is not needed
+    labels = labels if labels and storage.exists(labels) else None
+    images = open_images(path, like=like, kind=source["kind"], split=source["split"], labels=labels)
     total = len(images.source)
     pairs = zip(file.index.tolist(), file.names, strict=True)
     if total != source["images"] or any(printable(images.source.image_name(i)) != name for i, name in pairs):

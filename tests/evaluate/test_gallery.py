@@ -12,6 +12,7 @@ from PIL import Image
 from evaluate.feature_file import read_feature_file
 from evaluate.features import extract_features
 from evaluate.gallery import thumbnail, write_gallery
+from evaluate.images import open_images
 from evaluate.similar import draw_similar, images_of, query_view, similar_images
 from swav_tf.plumbing.errors import DataError, UsageError
 from tests.evaluate.models import NumpyBackend, class_folders, feature_file, make_class_folders
@@ -83,6 +84,23 @@ def test_features_of_another_model(folders, features):
         similar_images(view, feature_file(np.ones((2, 3)), [0, 0]), model, k=1)
     with pytest.raises(UsageError, match=r"from 1 to the number of images in .*, 20. Received: 21"):
         similar_images(view, features, model, k=21)
+
+
+# Bug caught: a warning of replaced pictures, only because their labels came from a list.
+def test_labels_of_a_list_are_no_change(tmp_path, folders, caplog):
+    data, table = NumpyBackend.data, tmp_path / "labels.csv"
+    names = [f"{p.parent.name}/{p.name}" for p in sorted(folders.glob("*/*.png"))]
+    table.write_text("path,label\n" + "".join(f"{name},{name[:3]}\n" for name in names))
+    images = open_images(str(folders), like=data, kind="images", labels=str(table))
+    extract_features(NumpyBackend(), images, tmp_path / "x.npz")
+    file = read_feature_file(tmp_path / "x.npz")
+    assert len(images_of(file, data).source) == 20
+    assert "other sizes or times" not in caplog.text
+    (folders / "cat" / "00.png").touch()
+    images_of(file, data)
+    assert "other sizes or times" in caplog.text
+    table.unlink()
+    assert len(images_of(file, data).source) == 20
 
 
 # Bug caught: pictures of other images than those that were found.
