@@ -51,8 +51,8 @@ def pretrain_with_rescue(
 
         def next_remedy(found: Sequence[Remedy], tried: Collection[str] = tuple(tried)) -> Remedy | None:
             """Return the first remedy that was not tried and changes no setting of the user's."""
-            known = {_setting(override) for override in tried} | set(keep)
-            return next((one for one in found if not known & set(map(_setting, one.overrides))), None)
+            known = {_setting(override) for override in (*tried, *keep)}
+            return next((one for one in found if not any(_changes(one, setting) for setting in known)), None)
 
         try:
             result = pretrain(
@@ -79,7 +79,13 @@ def pretrain_with_rescue(
 
 
 def _setting(override: str) -> str:
-    return override.split("=", 1)[0]
+    path = override.split("=", 1)[0].strip()
+    return path.replace("frozen_epochs", "frozen_steps")  # two forms of one setting
+
+
+def _changes(remedy: Remedy, setting: str) -> bool:
+    """Return whether a remedy changes a setting, or one below it as `crops.0.scale` is below `crops`."""
+    return any(f"{_setting(override)}.".startswith(f"{setting}.") for override in remedy.overrides)
 
 
 def _remedied(recipe: Recipe, attempts: Sequence[dict[str, Any]]) -> Recipe:

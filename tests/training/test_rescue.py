@@ -59,12 +59,15 @@ def test_at_most_three_remedies_that_leave_the_settings_of_the_user(tmp_path, mo
         tried.append((recipe, fresh))
         if rescue is None:
             return SimpleNamespace(summary={})
-        raise Collapsed("collapsed.", FIGURES, rescue(remedies(recipe, 10)))
+        if (remedy := rescue(remedies(recipe, 10))) is None:
+            return SimpleNamespace(summary={})
+        raise Collapsed("collapsed.", FIGURES, remedy)
 
     monkeypatch.setattr(rescue, "pretrain", always_collapses)
-    for _ in range(2):
+    # The last one is the same setting in another form.
+    for frozen in ("method.prototypes_frozen_steps", "method.prototypes_frozen_epochs"):
         tried.clear()
-        keep = ["method.prototypes_frozen_steps"]
+        keep = [frozen]
         result = pretrain_with_rescue(tiny_recipe(), run_dir=tmp_path, fresh=True, keep=keep)
         assert [fresh for _, fresh in tried] == [True] * 4
         overrides = [attempt["overrides"] for attempt in result.summary["attempts"]]
@@ -75,3 +78,7 @@ def test_at_most_three_remedies_that_leave_the_settings_of_the_user(tmp_path, mo
         ]
     last = tried[-1][0]
     assert (last.method.epsilon, last.method.queue.length, last.crops[0].scale) == (0.01, 32, (0.7, 1.0))
+    keep = ["crops", "method"]  # and what is below them
+    result = pretrain_with_rescue(tiny_recipe(), run_dir=tmp_path, fresh=True, keep=keep)
+    overrides = [override for attempt in result.summary["attempts"] for override in attempt["overrides"]]
+    assert not [override for override in overrides if override.startswith(("crops.", "method."))]
