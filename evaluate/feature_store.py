@@ -21,7 +21,6 @@ from evaluate.feature_file import companion
 from swav_tf.data.views import ViewedImage
 from swav_tf.plumbing.errors import DataError, UsageError
 from swav_tf.plumbing.files import atomic_write, locked_folder, remove_leftovers
-from swav_tf.plumbing.log import log
 from swav_tf.plumbing.values import nested_diff
 
 FEATURES: Final = "features.f32"  # (rows, F)
@@ -96,8 +95,6 @@ def open_store(
         UsageError: another process writes it, or it was begun with other settings.
         DataError: it is damaged, or the disk refuses.
     """
-    if (old := companion(output, ".shards")).exists():
-        log.warning(f"{old} was left by an older version and is not used. Delete it.")
     with _locked(output) as folder:
         if fresh:
             for path in folder.iterdir():
