@@ -133,8 +133,8 @@ def _bars(best: dict[str, Cell], styles: Styles) -> str:
     ranked = sorted(best.items(), key=lambda item: -_speed(item[1]))[:MAX_BARS]
     figure, axes = new_axes(0.3 + 0.48 * len(ranked))
     axes.axis("off")
-    longest = _speed(ranked[0][1])
-    axes.set(xlim=(0, 1.5 * longest), ylim=(len(ranked) - 0.5, -0.6))
+    right = 1.15 * _speed(ranked[0][1])  # the errors of short cells have no limit, and end there
+    axes.set(xlim=(0, right), ylim=(len(ranked) - 0.5, -0.6))
     for place, (name, cell) in enumerate(ranked):
         timing = cell.best
         assert timing is not None
@@ -142,14 +142,8 @@ def _bars(best: dict[str, Cell], styles: Styles) -> str:
         style: dict[str, Any] = {"color": styles[name]["color"], "ecolor": INK, "error_kw": {"elinewidth": 1}}
         axes.barh(place + 0.1, speed, xerr=error, height=0.4, **style)
         axes.text(0, place - 0.17, name, va="bottom")
-        end = speed + error + 0.02 * longest
-        axes.text(
-            end,
-            place + 0.1,
-            f"{speed:,.{1 if speed < 100 else 0}f}, batch {cell.batch}{', disturbed' if disturbed(cell) else ''}",
-            va="center",
-            color=FAINT,
-        )
+        figures = f"{speed:,.{1 if speed < 100 else 0}f}, batch {cell.batch}{', disturbed' if disturbed(cell) else ''}"
+        axes.text(right, place - 0.17, figures, va="bottom", ha="right", color=FAINT)
     return inline_svg(figure, "images per second of each runner and precision at its best batch")
 
 
