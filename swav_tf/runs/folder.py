@@ -151,6 +151,11 @@ class RunFolder:
         path = self.path / "summary.json"
         return dict(json.loads(path.read_text())) if path.exists() else None
 
+    def remove_summary(self) -> None:
+        """Remove summary.json of a run that goes on, such as one with more epochs: it has not ended."""
+        if self.writer:
+            (self.path / "summary.json").unlink(missing_ok=True)
+
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write summary.json."""
         if self.writer:

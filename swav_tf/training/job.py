@@ -181,6 +181,8 @@ class Job:
         if self.team.workers > 1:
             self._check_same_step()
         self.folder.keep_metrics_until(self.position.step)
+        if not self.position.at_end:
+            self.folder.remove_summary()
         return model
 
     def _check_same_step(self) -> None:

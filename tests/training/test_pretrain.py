@@ -54,6 +54,14 @@ def test_a_run_leaves_a_complete_folder(tmp_path):
     assert loaded == recipe
     for one, other in zip(result.model.weights, model.weights, strict=True):
         np.testing.assert_array_equal(one.numpy(), other.numpy())
+    with pytest.raises(KeyboardInterrupt):  # with an epoch more the run has not ended any longer
+        pretrain(
+            recipe.model_copy(update={"train": recipe.train.model_copy(update={"epochs": 3})}),
+            run_dir=tmp_path,
+            quiet=True,
+            callbacks=[keras.callbacks.LambdaCallback(on_train_begin=interrupt)],
+        )
+    assert not (tmp_path / "summary.json").exists()
     other_settings = tiny_recipe(**LARGE, method__epsilon=0.04)
     for copy in (True, False):  # the checkpoint knows the recipe, too
         if not copy:
@@ -61,6 +69,10 @@ def test_a_run_leaves_a_complete_folder(tmp_path):
         with pytest.raises(UsageError, match=r"method.epsilon: was 0.05, now 0.04"):
             pretrain(other_settings, run_dir=tmp_path, quiet=True)
     assert not (tmp_path / "config.yaml").exists()
+
+
+def interrupt(logs):
+    raise KeyboardInterrupt
 
 
 def on_replicas(number):
