@@ -66,7 +66,7 @@ GRAPH = (
     click.option("--calibration", "data", metavar="DATA", show_default="the training images",
                  help="Images for the comparison with Keras and the calibration of int8."),
     click.option("--kind", type=click.Choice(KINDS), show_default="as the training images",
-                 help="What DATA is and how it is read."),
+                 help="Kind of data in DATA."),
     click.option("--split", metavar="NAME", show_default="the training split",
                  help="Split of digits or a TFDS data set."),
     count_option("--calibration-images", least=2, default=256, help="Number of images for the calibration of int8."),

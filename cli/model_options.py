@@ -19,8 +19,8 @@ provider_option = click.option(
     "--provider",
     type=click.Choice(["cpu", "openvino", "cuda", "tensorrt"]),
     show_default="cpu",
-    help="What runs ONNX files: ONNX Runtime on the CPU, by CUDA or by TensorRT; or OpenVINO on the CPU, in bfloat16 "
-    "where the CPU has it. There is no fallback to another.",
+    help="Runs ONNX files without fallback: cpu, cuda and tensorrt in ONNX Runtime; openvino in OpenVINO on the CPU, "
+    "in bfloat16 if the CPU has it.",
 )
 
 
@@ -72,7 +72,7 @@ _contract_options = (
         "--view",
         callback=_sides,
         metavar="RESIZE,CROP",
-        help="Third-party ONNX files: resize the short side, then crop the center, pixels.",
+        help="Third-party ONNX files: resize the short side, then crop the center, in pixels.",
     ),
     click.option(
         "--mean",
@@ -90,7 +90,7 @@ _contract_options = (
         "--output-name",
         metavar="NAME",
         show_default="the only one",
-        help="Third-party ONNX files: output that has the features.",
+        help="Third-party ONNX files: output with the features.",
     ),
 )
 contract_options = option_group("contract", ContractChoice, *_contract_options)

@@ -46,7 +46,7 @@ search_options = option_group(
     click.argument("features", type=PATH),
     click.option(
         "--index", type=PATH, metavar="FILE", show_default="exact search",
-        help="Search an index of FEATURES by `swav-tf index`; advised from 100,000 images on.",
+        help="Index of FEATURES, built by `swav-tf index`; recommended above 100,000 images.",
     ),
     output_option("Folder for the page and the table.", metavar="DIR", required=True),
     click.option("--data", metavar="DATA", help="Location of the images, if they have moved."),

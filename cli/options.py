@@ -136,7 +136,7 @@ class ImageChoice:
 
 
 def image_options(
-    *, required: bool = False, kinds: Sequence[str] = KINDS, default: str = "recognized, or the model's"
+    *, required: bool = False, kinds: Sequence[str] = KINDS, default: str = "detected, or the model's"
 ) -> Option:
     """Return DATA, --kind, --split and --labels.
 
@@ -149,9 +149,7 @@ def image_options(
         "images",
         ImageChoice,
         click.argument("data", required=required),
-        click.option(
-            "--kind", type=click.Choice(kinds), show_default=default, help="What DATA is and how it is read."
-        ),
+        click.option("--kind", type=click.Choice(kinds), show_default=default, help="Kind of data in DATA."),
         click.option(
             "--split",
             metavar="NAME",
@@ -161,7 +159,7 @@ def image_options(
         click.option(
             "--labels",
             metavar="FILE",
-            help="List with the labels of images that have none, as the setting data.labels.",
+            help="List of labels for images that have none; same as the setting data.labels.",
         ),
     )
 

@@ -181,7 +181,7 @@ track_option = click.option(
     metavar="NAMES",
     callback=_track,
     show_default="tensorboard",
-    help=f"Where metrics, recipe and pictures go besides the run folder: {', '.join(TRACKERS)}, separated by commas.",
+    help=f"Trackers that receive metrics, recipe and pictures: {', '.join(TRACKERS)}, separated by commas.",
 )
 data_argument = click.argument("data", required=False)
 recipe_options = option_group("recipe", RecipeChoice, data_argument, config_option(), override_option)

@@ -52,7 +52,7 @@ def _limits(
 @click.option("--json", "json_file", type=NEW_FILE, metavar="FILE",
               help="Write all figures to FILE after each cell, or to stdout at the end if FILE is `-`.")
 @click.option("--html", "html_file", type=NEW_FILE, metavar="FILE",
-              help="Write a report with charts to FILE: one page that needs no network.")
+              help="Write a report with charts to FILE: one page, readable offline.")
 @amount_option("--seconds", metavar="SECONDS", default=3.0, help="Minimum time per cell.")
 @count_option("--runs", default=100, help="Minimum runs per cell; a p99 needs 1000.")
 @amount_option("--max-seconds", metavar="SECONDS", default=60.0,
@@ -74,10 +74,9 @@ def command(schema: bool, quiet: bool, limits: list[tuple[str, float]], **option
 
     Third-party ONNX files of image networks are measured too, with all their outputs.
 
-    Each cell (model, runner, precision, batch) runs in a fresh process. A cell that cannot run here
-    (a GPU runner without a GPU, for example) is skipped, and the reason is shown. If nothing was measured, the
-    exit code is 1. Accuracy comes from
-    parity.json next to the files. docs/benchmark.md and the HTML report define each figure.
+    Each cell (model, runner, precision, batch) runs in a fresh process. A cell that cannot run on this machine (a GPU
+    runner without a GPU, for example) is skipped, with the reason. If nothing was measured, the exit code is 1.
+    Accuracy comes from parity.json next to the files. docs/benchmark.md and the HTML report define each figure.
 
     \b
     Examples:

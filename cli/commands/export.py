@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--to", "kinds", callback=names, metavar="NAME,...", default="onnx",
-    help="Kinds of files: onnx, tensorrt. For an engine, the ONNX file is always written too.",
+    help="Formats to write: onnx, tensorrt. An engine's ONNX file is always written, too.",
 )  # fmt: skip
 @graph_options
 @engine_options

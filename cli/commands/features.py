@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 @click.option(
     "--check",
     is_flag=True,
-    help="Check all parts in the folder DATA; list the commands for missing ones.",
+    help="Check all parts in the folder DATA, and list the commands that compute missing ones.",
 )
 @reading_options
 @click.option("--fresh", is_flag=True, help="Start over, even if the output exists or is unfinished.")
@@ -56,7 +56,7 @@ def command(
     fresh: bool,
     report: Report,
 ) -> int:
-    """Compute the features of the images in DATA: a folder, TFRecord shards, a TFDS name, or `digits`.
+    """Compute the features of the images in DATA: a folder, an archive, a list, shards, a TFDS name, or `digits`.
 
     Without DATA, the images that the model was trained on are used. An interrupted command resumes when it is run
     again. Unreadable images are skipped and listed in OUTPUT.unreadable.csv.
@@ -65,9 +65,9 @@ def command(
     .npz      one file, read into memory: up to about 100,000 images
     .npy      memory-mapped, for millions; names and labels in OUTPUT.csv, facts in OUTPUT.json
     .parquet  one row per image, for data frames and databases
-    a folder  parts, one for each process or machine; other commands take it like a file
+    a folder  parts, one per process or machine; other commands accept it like a file
 
-    If DATA is a folder of parts, OUTPUT becomes a file with the same content.
+    If DATA is a folder of parts, they are exported to OUTPUT as one file.
 
     \b
     Examples:

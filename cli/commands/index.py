@@ -35,9 +35,9 @@ def _bytes(context: click.Context, option: click.Parameter, value: str) -> int:
 def command(features: Path, output: Path, memory: int, seed: int, report: Report) -> None:
     """Index the features in a folder of parts, for `similar --index`, `knn --index` and `serve --index`.
 
-    The index is trained on a sample and filled block by block; an interrupted command resumes when it is run again.
-    At the end it measures how many lists a query must search and how many cosines compare to find 99 % of the ten
-    nearest neighbors of held-out images, and reports the share. Below 100,000 images the exact search is quick enough.
+    The index is trained on a sample and filled block by block. An interrupted command resumes when it is run again. The
+    search is then tuned to find 99 % of the ten nearest neighbors of held-out images, and the measured share is
+    reported. Below 100,000 images exact search is fast enough.
 
     \b
     Examples:

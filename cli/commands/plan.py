@@ -23,9 +23,11 @@ from swav_tf.planning.gpus import GPUS, Cluster, Gpu, own_gpu
     type=click.Choice(tuple(GPUS)),
     help="Type of GPU; a100 has 80 GB, a100-40 has 40 GB.",
 )
-@amount_option("--gpu-memory", metavar="GB", help="Another GPU: its memory, GB.")
-@amount_option("--gpu-tflops", metavar="TFLOPS", help="Its peak in the recipe's precision, dense.")
-@amount_option("--gpu-bandwidth", metavar="GB/S", help="Bandwidth of its memory, GB/s.")
+@amount_option("--gpu-memory", metavar="GB", help="GPU that is not listed: memory, GB.")
+@amount_option(
+    "--gpu-tflops", metavar="TFLOPS", help="GPU that is not listed: dense peak in the recipe's precision."
+)
+@amount_option("--gpu-bandwidth", metavar="GB/S", help="GPU that is not listed: memory bandwidth, GB/s.")
 @count_option("--gpus", default=1, help="Total number of GPUs.")
 @count_option("--gpus-per-node", default=8, help="GPUs per machine.")
 @amount_option(

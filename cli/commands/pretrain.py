@@ -56,13 +56,14 @@ def command(
     workers_per_node: int,
     report: Report,
 ) -> None:
-    """Train SwAV on the images in DATA: a folder, a glob pattern of TFRecord shards or a TFDS name.
+    """Train SwAV on the images in DATA: a folder, an archive, a list, a glob pattern of shards, or a TFDS name.
 
-    Without -c, the recipe is chosen for the images and this machine, logged, and saved in the run folder; a run that
-    collapses then starts over with the next remedy, at most three times. DATA may be omitted if the recipe names its
-    images. If the run folder contains a checkpoint, the run resumes from
-    it. To use several machines, start the same command on each. Their addresses come from TF_CONFIG, Slurm, or
-    --nodes, --node-rank (different on each machine) and --master.
+    Without -c, a recipe is chosen for the images and this machine, logged, and saved in the run folder. If this run
+    collapses, it starts over with the next remedy, at most three times. DATA may be omitted if the recipe names its
+    images. If the run folder contains a checkpoint, the run resumes.
+
+    To use several machines, start the same command on each. Their addresses come from TF_CONFIG, SLURM, or --nodes,
+    --node-rank (different on each machine) and --master.
 
     \b
     Examples:

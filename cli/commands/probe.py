@@ -34,9 +34,9 @@ def command(
 ) -> None:
     """Measure a pretrained backbone by a linear classifier on its frozen features.
 
-    TRAIN and VALIDATION are labelled images: folders with one folder per class. They may be omitted if the recipe
-    or the pretraining names both. Without -c the classifier is fitted until it converges, to features that stay in
-    memory; published figures are of SGD by the recipes `probe*`, which resumes if the run folder has a checkpoint.
+    TRAIN and VALIDATION are folders of labelled images, with one folder per class. They may be omitted if the recipe
+    or the pretraining run names both. Without -c, the classifier is fitted to features in memory until it converges.
+    Published figures use SGD: the recipes `probe*`. SGD resumes if the run folder contains a checkpoint.
 
     \b
     Examples:

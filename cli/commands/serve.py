@@ -26,17 +26,17 @@ from cli.options import (
 @click.option("--features", type=PATH, metavar="FILE",
               help="Feature file to search for similar images, computed with the same model.")
 @click.option("--index", type=PATH, metavar="FILE",
-              help="Search an index by `swav-tf index`; --features is the place of its features if they have moved.")
-@click.option("--images", type=FOLDER, metavar="DIR", help="Folder of these images, to show them on the page.")
-@click.option("--host", default="127.0.0.1", metavar="ADDRESS", help="Address to listen at; 0.0.0.0 for all.")
-@count_option("--port", least=0, most=65535, default=8000, help="Port to listen at; 0 is a free one, which is printed.")
+              help="Index to search, built by `swav-tf index`. Add --features if the features have moved.")
+@click.option("--images", type=FOLDER, metavar="DIR", help="Folder of the indexed images, to show them.")
+@click.option("--host", default="127.0.0.1", metavar="ADDRESS", help="Address to listen on; 0.0.0.0 for all.")
+@count_option("--port", least=0, most=65535, default=8000, help="Port to listen on; 0 selects a free one.")
 @count_option("--batch", default=32, help="Largest number of images computed at once.")
 @click.option("--wait-ms", type=click.FloatRange(0), default=2.0, metavar="MS",
-              help="How long the first image of a batch waits for others, milliseconds.")
-@amount_option("--max-mb", default=32.0, metavar="MB", help="Largest body of a request, in 2^20 bytes.")
-@count_option("--max-images", default=64, help="Most images in a request.")
-@count_option("--max-pixels", help="Most pixels of an image.", show_default="as in the model's recipe")
-@count_option("--queue", default=256, help="Most images that wait for their answer; more are refused with status 503.")
+              help="How long the first image of a batch waits for more, in milliseconds.")
+@amount_option("--max-mb", default=32.0, metavar="MB", help="Largest request body, in 2^20 bytes.")
+@count_option("--max-images", default=64, help="Maximum number of images in a request.")
+@count_option("--max-pixels", help="Maximum number of pixels in an image.", show_default="as in the model's recipe")
+@count_option("--queue", default=256, help="Maximum number of waiting images; more are refused with status 503.")
 @threads_option("Threads that decode images")
 @provider_option
 @json_options
@@ -54,10 +54,15 @@ def command(
 ) -> None:
     """Serve the features of EXPORTED, a file or folder written by `swav-tf export`, over HTTP, without TensorFlow.
 
-    Of a folder, model-fp32.onnx is served. POST an image to /features, or several as multipart/form-data. With
-    --features or --index, POST to /similar finds similar images, and / is a page where images can be dropped. /health
-    says whether the service is ready and which model it has, /metrics is for Prometheus. SIGTERM stops accepting; what
-    was accepted is answered. Answers and limits: docs/serve.md.
+    From a folder, model-fp32.onnx is served. On SIGTERM, accepted requests are answered first. docs/serve.md describes
+    responses and limits.
+
+    \b
+    POST /features  features of an image, or of several as multipart/form-data
+    POST /similar   similar images; requires --features or --index
+    GET /           page on which an image can be dropped; requires the same
+    GET /health     state and model
+    GET /metrics    metrics in Prometheus format
 
     \b
     Examples:

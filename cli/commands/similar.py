@@ -29,13 +29,13 @@ if TYPE_CHECKING:
     "--features",
     type=PATH,
     metavar="FILE",
-    help="Feature file, or folder of parts, to search, computed with the same model.",
+    help="Feature file or folder of parts to search, computed with the same model.",
 )
 @click.option(
     "--index",
     type=PATH,
     metavar="FILE",
-    help="Search an index by `swav-tf index` instead; --features is the place of its features if they have moved.",
+    help="Index to search instead, built by `swav-tf index`. Add --features if the features have moved.",
 )
 @model_options
 @picture_option("similar.png")
@@ -54,7 +54,7 @@ def command(
 ) -> None:
     """Find the images in a feature file that are most similar to IMAGE, by cosine similarity.
 
-    The search in a feature file is exact. An index finds nearly the same in millions of images within milliseconds.
+    The search in a feature file is exact. An index finds nearly the same images among millions, in milliseconds.
 
     \b
     Examples:

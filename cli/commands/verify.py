@@ -33,16 +33,14 @@ if TYPE_CHECKING:
     show_default="those in reference.npz",
     help="Labelled images for the k-NN accuracy.",
 )
-@click.option(
-    "--kind", type=click.Choice(KINDS), show_default="the model's", help="What DATA is and how it is read."
-)
+@click.option("--kind", type=click.Choice(KINDS), show_default="the model's", help="Kind of data in DATA.")
 @click.option("--split", metavar="NAME", show_default="the model's", help="Split of the labelled images.")
 @count_option("--labelled-images", least=2, default=2000, help="Use at most N of them, drawn at random.")
 @click.option(
     "--against",
     type=PATH,
     metavar="FILE",
-    help="Compare one ONNX file with this one instead of reference.npz, on --images. Both may be third-party files.",
+    help="Compare one ONNX file with FILE on --images, instead of with reference.npz. Both may be third-party files.",
 )
 @click.option(
     "--images", metavar="DATA", help="Images for --against; if they have labels, k-NN is compared too."
@@ -68,12 +66,15 @@ def command(
 ) -> int:
     """Run exported ONNX files and engines on the images of reference.npz, and compare their outputs with Keras'.
 
-    The gates: for fp32 a relative error of 1e-5, for fp16 a cosine of 0.9999 for every image, for int8 90 % of the
-    10 nearest images kept, a centered cosine of 0.98 (median) and 0.9 (every image) and a loss of at most 0.5
-    points of k-NN accuracy. Limits that could not be applied, as without labels, are named. A file that
-    was changed after the export fails too. The
-    figures are written to parity.json. The exit code is 1 if a file fails. With --against, one file is compared
-    with another one, and nothing is written.
+    \b
+    fp32  relative error <= 1e-5
+    fp16  cosine >= 0.9999 for every image
+    int8  centered cosine >= 0.98 (median) and >= 0.9 (every image), 90 % of the
+          10 nearest images kept, k-NN accuracy lower by at most 0.5 points
+
+    Limits that could not be applied, for example without labels, are listed. A file that was changed after the
+    export fails, too. The results are written to parity.json. The exit code is 1 if a file fails. With --against, one
+    file is compared with another, and nothing is written.
 
     \b
     Examples:

@@ -18,7 +18,7 @@ prefix_option = click.option(
     "--prefix",
     metavar="NAME",
     show_default="the usual network of a file",
-    help="Use only tensors whose names start with NAME and a dot; keys of dictionaries count, module. does not.",
+    help="Use only tensors whose names, including dictionary keys but not module., start with NAME and a dot.",
 )
 
 

@@ -9,7 +9,7 @@ from cli.progress import image_progress
 
 
 @click.command(short_help="Check every image: readability, size, class.")
-@image_options(required=True, default="guessed from the content of DATA")
+@image_options(required=True, default="detected from the content of DATA")
 @click.option(
     "--max-bad-share", type=click.FloatRange(0, 1), metavar="SHARE", default=0.0,
     help="Largest acceptable share of unreadable images; above it, the exit code is 1.",
@@ -24,10 +24,10 @@ def command(
     threads: int,
     report: Report,
 ) -> int:
-    """Read and decode every image of DATA: a folder, a file or a pattern of files, a TFDS name or `digits`.
+    """Read and decode every image of DATA: a folder, a file, a glob pattern, a TFDS name or `digits`.
 
-    Report counts, classes, sizes and unreadable images; for shards with an index, also wrong checksums. The exit
-    code is 1 if too many images are unreadable or a checksum is wrong.
+    Reports counts, classes, sizes and unreadable images, and for shards with an index wrong checksums. The exit code is
+    1 if too many images are unreadable or a checksum is wrong.
 
     \b
     Examples:

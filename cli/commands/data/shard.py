@@ -19,7 +19,7 @@ PACKED = ("class_folders", "images", "list", "tar", "parquet")
 @click.argument("data")
 @click.argument("output", type=NEW_FOLDER)
 @click.option(
-    "--kind", type=click.Choice(PACKED), show_default="recognized by the content of DATA",
+    "--kind", type=click.Choice(PACKED), show_default="detected from the content of DATA",
     help="class_folders: DATA/<class>/*.JPEG; images: any images below DATA, unlabelled; list: a file of paths; tar, "
     "parquet: files, or a folder of them.",
 )  # fmt: skip

@@ -13,7 +13,7 @@ from cli.options import NEW_FILE, ImageChoice, Report, image_options, json_optio
 @image_options(
     required=True,
     kinds=("class_folders", "list", "tar", "parquet", "tfrecord", "tfds", "digits"),
-    default="guessed from the content of DATA",
+    default="detected from the content of DATA",
 )
 @click.option(
     "--share", type=click.FloatRange(0, 1, min_open=True), metavar="SHARE", required=True,
