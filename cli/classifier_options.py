@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ClassifierChoice:
-    """A backbone, labelled images, a recipe and a run folder."""
+    """A backbone, labeled images, a recipe and a run folder."""
 
     train: str | None
     validation: str | None

@@ -37,7 +37,7 @@ def after_pretraining(recipe: Recipe, run_dir: Path, summary: dict[str, Any]) ->
     if knows_validation_images(recipe.data):
         return _words(run_dir, summary, result, [report, features, probe, export])
     labels = (
-        "To measure the features by labelled images, give training and validation images:\n"
+        "To measure the features by labeled images, give training and validation images:\n"
         f"  swav-tf probe TRAIN VALIDATION --model {shlex.quote(str(run_dir))}"
     )
     return f"{_words(run_dir, summary, result, [report, features, export])}\n{labels}"
@@ -63,7 +63,7 @@ def after_training_a_classifier(recipe: ClassifierRecipe, run_dir: Path, summary
 
 
 def knows_validation_images(data: Data) -> bool:
-    """Return whether settings name labelled images to train a classifier on, and others to validate it."""
+    """Return whether settings name labeled images to train a classifier on, and others to validate it."""
     if data.kind == "digits":
         return True
     if data.path is None or data.unlabeled:

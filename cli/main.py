@@ -26,7 +26,7 @@ COMMANDS: Final = {
         "pretrain": "Train SwAV on images.",
         "report": "Show a pretraining run on one HTML page.",
         "probe": "Train a linear classifier on frozen features.",
-        "finetune": "Train a pretrained network on labelled images.",
+        "finetune": "Train a pretrained network on labeled images.",
         "profile": "Find the bottleneck of a recipe on this machine.",
         "plan": "Estimate hours, memory and network load on other machines.",
     },

@@ -1,4 +1,4 @@
-"""`swav-tf finetune`: train backbone and classifier on labelled images."""
+"""`swav-tf finetune`: train backbone and classifier on labeled images."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def command(classifier: ClassifierChoice, cluster: ClusterAddress | None, report: Report) -> None:
     """Train a pretrained backbone and a classifier on top of it, each with its own learning rate.
 
-    TRAIN and VALIDATION are labelled images: folders with one folder per class. They may be omitted if the recipe
+    TRAIN and VALIDATION are labeled images: folders with one folder per class. They may be omitted if the recipe
     names its images. If the run folder contains a checkpoint, the run resumes from it.
 
     \b

@@ -34,7 +34,7 @@ def command(
 ) -> None:
     """Measure a pretrained backbone by a linear classifier on its frozen features.
 
-    TRAIN and VALIDATION are folders of labelled images, with one folder per class. They may be omitted if the recipe
+    TRAIN and VALIDATION are folders of labeled images, with one folder per class. They may be omitted if the recipe
     or the pretraining run names both. Without -c, the classifier is fitted to features in memory until it converges.
     Published figures use SGD: the recipes `probe*`. SGD resumes if the run folder contains a checkpoint.
 

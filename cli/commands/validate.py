@@ -37,7 +37,7 @@ def command(
     threads: int,
     report: Report,
 ) -> None:
-    """Measure the probe or fine-tuned model in RUN on the labelled images in DATA.
+    """Measure the probe or fine-tuned model in RUN on the labeled images in DATA.
 
     RUN may be an imported classifier. Without DATA, the validation images of its recipe are used. The images must
     have the classifier's classes. An unreadable image is an error, since skipping it would change the accuracy.

@@ -31,10 +31,10 @@ if TYPE_CHECKING:
     "data",
     metavar="DATA",
     show_default="those in reference.npz",
-    help="Labelled images for the k-NN accuracy.",
+    help="Labeled images for the k-NN accuracy.",
 )
 @click.option("--kind", type=click.Choice(KINDS), show_default="the model's", help="Kind of data in DATA.")
-@click.option("--split", metavar="NAME", show_default="the model's", help="Split of the labelled images.")
+@click.option("--split", metavar="NAME", show_default="the model's", help="Split of the labeled images.")
 @count_option("--labelled-images", least=2, default=2000, help="Use at most N of them, drawn at random.")
 @click.option(
     "--against",

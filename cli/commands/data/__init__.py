@@ -9,7 +9,7 @@ from cli.commands.data import check, shard, subset
 
 @click.group()
 def command() -> None:
-    """Check images, pack them into shards, draw subsets of labelled images.
+    """Check images, pack them into shards, draw subsets of labeled images.
 
     \b
     Examples:

@@ -20,7 +20,7 @@ PACKED = ("class_folders", "images", "list", "tar", "parquet")
 @click.argument("output", type=NEW_FOLDER)
 @click.option(
     "--kind", type=click.Choice(PACKED), show_default="detected from the content of DATA",
-    help="class_folders: DATA/<class>/*.JPEG; images: any images below DATA, unlabelled; list: a file of paths; tar, "
+    help="class_folders: DATA/<class>/*.JPEG; images: any images below DATA, unlabeled; list: a file of paths; tar, "
     "parquet: files, or a folder of them.",
 )  # fmt: skip
 @count_option("--shards", show_default="from --shard-mib", help="Number of shards.")

@@ -1,4 +1,4 @@
-"""`swav-tf data subset`: list a share of the labelled images."""
+"""`swav-tf data subset`: list a share of the labeled images."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from cli.options import NEW_FILE, ImageChoice, Report, image_options, json_optio
 @seed_option("the draw")
 @json_options
 def command(images: ImageChoice, share: float, output: Path, seed: int, report: Report) -> None:
-    """Draw a random share of the labelled images in DATA and list their names, for `finetune --subset`.
+    """Draw a random share of the labeled images in DATA and list their names, for `finetune --subset`.
 
     \b
     Examples:
