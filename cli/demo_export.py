@@ -24,21 +24,21 @@ TIMEOUT_SECONDS: Final = 120.0
 
 SECTIONS: Final = {
     "What it learned": """
-<p>{{ "{:,}".format(summary.images) }} training digits, {{ summary.epochs }} epochs,
-{{ "%.0f" | format(summary.seconds_pretrain) }} s, no labels. Accuracy on the test digits, by kind of features:</p>
+<p>{{ "{:,}".format(summary.images) }} training images, {{ summary.epochs }} epochs,
+{{ "%.0f" | format(summary.seconds_pretrain) }} s, no labels. Accuracy on the test images, by kind of features:</p>
 <div class="wide"><table>
-<thead><tr><th>features</th><th>k-NN: 20 nearest training digits vote</th><th>linear classifier</th></tr></thead>
+<thead><tr><th>features</th><th>k-NN: 20 nearest training images vote</th><th>linear classifier</th></tr></thead>
 <tbody>{% for name, (knn, linear) in accuracies.items() %}
 <tr><td>{{ name }}</td><td>{{ "%.1f" | format(100 * knn) }} %</td><td>{{ "%.1f" | format(100 * linear) }} %</td></tr>
 {% endfor %}</tbody></table></div>
 <p>Loss {{ "%.2f" | format(summary.loss_first) }} to {{ "%.2f" | format(summary.loss_last) }}; an untrained model has
 ln K = {{ "%.2f" | format(summary.ln_k) }}. <a href="{{ trained }}">{{ trained }}</a> shows the training, what the
-prototypes represent and which digits are neighbors.</p>""",
+prototypes represent and which images are neighbors.</p>""",
     "From training to a server": """
 <p>The network as {% for file in files %}<code>{{ file }}</code>{{ ", " if not loop.last }}{% endfor %}: files that run
 without TensorFlow. Below: how closely their features match Keras, and their speed. The k-NN there is lower than
-above by its definition: each test digit is classified by its 20 nearest among the other test digits, not among all
-training digits.{% if marked %} The cells are short and marked as
+above by its definition: each test image is classified by its 20 nearest among the other test images, not among all
+training images.{% if marked %} The cells are short and marked as
 such: for reliable figures, run the benchmark on its own.{% endif %}</p>
 <p><code>swav-tf benchmark {{ folder }}</code></p>""",
 }
@@ -90,7 +90,7 @@ def export_and_measure(
     settings: Settings | None = None,
     keras: bool = True,
 ) -> DemoExport:
-    """Export fp32 and int8, verify both on the test digits, and time them on the CPU.
+    """Export fp32 and int8, verify both on the test images, and time them on the CPU.
 
     Args:
         run_dir: of the trained run; receives the folder `exported`.
@@ -168,7 +168,7 @@ def write_demo_page(
     write_report(
         path,
         exported.benchmark,
-        title="SwAV on handwritten digits, without labels",
+        title="SwAV, without labels",
         extras=[
             (heading, environment.from_string(template).render(values))
             for heading, template in SECTIONS.items()

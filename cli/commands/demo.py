@@ -15,10 +15,16 @@ from cli.quiet import load_tensorflow_quietly
     "Folder for checkpoints, metrics, summary, exported files and pages.",
     default=Path("runs/demo"),
 )
+@click.option(
+    "--data",
+    type=click.Path(file_okay=False, exists=True, path_type=Path),
+    show_default="handwritten digits",
+    help="Folder with the folders train and test, each with a folder for each class, such as CIFAR-10's as files.",
+)
 @seed_option("weights, image order and crops", default=31)
 @click.option("--no-export", is_flag=True, help="Stop after report.html: no ONNX files, no benchmark.")
 @report_options
-def command(run_dir: Path, seed: int, no_export: bool, report: Report) -> None:
+def command(run_dir: Path, data: Path | None, seed: int, no_export: bool, report: Report) -> None:
     """Train on scikit-learn's handwritten digits for a few minutes on a CPU, and measure what was learned.
 
     report.html in the run folder shows the training. The network is then exported in float32 and int8, compared with
@@ -28,9 +34,10 @@ def command(run_dir: Path, seed: int, no_export: bool, report: Report) -> None:
     Examples:
       swav-tf demo
       swav-tf demo --no-export
+      swav-tf demo --data cifar10/ --run-dir runs/demo_cifar10
       swav-tf demo --seed 7 --run-dir runs/demo7 --json
     """
     load_tensorflow_quietly()
     from cli.demo import run_demo
 
-    report.show(run_demo(run_dir=run_dir, seed=seed, export=not no_export, quiet=report.quiet))
+    report.show(run_demo(run_dir=run_dir, data=data, seed=seed, export=not no_export, quiet=report.quiet))

@@ -4,11 +4,13 @@ import json
 import shutil
 
 import pytest
+from PIL import Image
 
 from cli import demo
 from cli.demo_export import export_and_measure, missing_packages, write_demo_page
 from evaluate.benchmark.schema import Benchmark, Settings
 from swav_tf.data.sources import open_source
+from swav_tf.plumbing.errors import UsageError
 from swav_tf.recipe.files import load_recipe
 
 SHORT = [
@@ -75,3 +77,17 @@ def test_export_and_page(finished, tmp_path):
     for text in ('href="report.html"', "raw pixels", "98.7 %", "model-int8-cpu.onnx", "ort-cpu"):
         assert text in page
     assert "http" not in page
+
+
+# Bugs caught: a demo of a folder that measures on its training images, or that fails late where there is no test folder.
+def test_folders_of_images(tmp_path):
+    with pytest.raises(UsageError, match="train and test"):
+        demo.run_demo(run_dir=tmp_path / "run", data=tmp_path)
+    for number in range(40):
+        path = tmp_path / ("test" if number % 4 == 0 else "train") / str(number % 2) / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (12, 12), (6 * number, 200, 0)).save(path)
+    recipe = demo._recipe(tmp_path, 5)
+    images = [open_source(recipe.data, validation=test) for test in (False, True)]
+    assert [len(source) for source in images] == [30, 10]
+    assert recipe.train.seed == 5
