@@ -72,7 +72,7 @@ class Cached(Section):
         min_length=1,
         description="L2 penalties to choose from: half the factor of the squared weights, added to the mean loss",
     )
-    held_out_share: float = Field(0.2, gt=0, lt=1, description="share of features to choose it on (0 to 1)")
+    held_out_share: float = Field(0.2, gt=0, lt=1, description="share of features to choose a penalty on")
     max_iterations: int = Field(500, ge=1, description="iterations of L-BFGS for each penalty, at most")
 
 

@@ -28,20 +28,20 @@ class Data(Section):
 
     kind: Kind = Field(
         "auto",
-        description="auto: recognized by the content of <path>; class_folders: <path>/<class>/*.JPEG; images: any "
+        description="auto: detected from the content of <path>; class_folders: <path>/<class>/*.JPEG; images: any "
         "images below <path>; list: a CSV, TSV, JSON or text file of paths and labels; tar: archives of a folder, or "
         "webdataset shards; parquet: Parquet files as Hugging Face writes them; tfrecord: shards below <path>; tfds: a "
         "TensorFlow Datasets name as <path>; digits: bundled",
     )
     path: str | None = Field(None, description="folder, file, pattern or TFDS name; not needed for digits")
-    labels: str | None = Field(
-        None, description="a list with the labels of the images, which has their names"
-    )
+    labels: str | None = Field(None, description="list file with the names and labels of the images")
     split: str = Field(
         "train", description="split of a tfds or digits source, or of a folder of Parquet or tar files"
     )
     validation_path: str | None = Field(None, description="labeled images for the k-NN during training")
-    validation_split: str | None = Field(None, description="the same, as a split of such a source")
+    validation_split: str | None = Field(
+        None, description="split with labeled images for the k-NN during training"
+    )
     image_key: str = Field(
         "image/encoded",
         description="TFRecord feature or Parquet column with the encoded image, or a list's column of paths; in "
@@ -59,7 +59,7 @@ class Data(Section):
     max_pixels: int = Field(
         2**28,
         ge=1,
-        description="most pixels of an image; more are taken for damage. JPEGs above 89 million are read smaller",
+        description="images with more pixels are treated as damaged. JPEGs above 89 million are decoded smaller",
     )
     threads: int = Field(0, ge=0, description="threads that decode and crop, per worker; 0: one per core")
     processes: int = Field(0, ge=0, description="processes that crop instead of threads, per worker; 0: none")

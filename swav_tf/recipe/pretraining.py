@@ -133,7 +133,7 @@ class Method(Section):
     prototypes_frozen_steps: int | None = Field(
         None,
         ge=0,
-        description="first steps, without prototype updates; null: prototypes_frozen_epochs counts",
+        description="first steps without prototype updates; null: use prototypes_frozen_epochs",
     )
     prototypes_frozen_epochs: int = Field(
         0, ge=0, description="the same in epochs, at most a third of the run; 0 if the steps are set"
@@ -188,7 +188,7 @@ class Train(Section):
     worker_timeout_seconds: float = Field(
         60.0,
         ge=0,
-        description="silence of a worker after which the others stop, seconds; 0: only TensorFlow's",
+        description="seconds without a heartbeat after which the other workers stop; 0: only TensorFlow's",
     )
 
     def impossible(self) -> Iterator[Remark]:
@@ -235,9 +235,9 @@ class Monitor(Section):
     knn_every_epochs: int = Field(0, ge=0, description="epochs between k-NN accuracies on labels; 0: never")
     knn_neighbours: int = Field(20, ge=1, description="neighbours that vote, k")
     knn_temperature: float = Field(0.07, gt=0, description="temperature of the neighbours' weights")
-    knn_images: int = Field(20_000, ge=10, description="images used for that k-NN, at most")
+    knn_images: int = Field(20_000, ge=10, description="maximum number of images for that k-NN")
     view_images: int = Field(
-        512, ge=0, description="images two views of which are compared, in a run without k-NN; 0: none"
+        512, ge=0, description="images for view_retrieval in a run without k-NN; 0: none"
     )
 
 
