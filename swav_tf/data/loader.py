@@ -66,14 +66,14 @@ class PythonCalls:
 
         return mapped
 
-    def end(self) -> None:
-        """Return when no call runs and no further one comes: the data set's buffers are full."""
+    def stop(self) -> None:
+        """Let further calls return at once."""
         self._ended = True
         self._on_end()
-        before = -1
-        while not before == self._begun == self._finished:
-            before = self._begun
-            time.sleep(_QUIET_SECONDS)
+
+    def counts(self) -> tuple[int, int]:
+        """Return how many calls have begun, and how many of them have finished."""
+        return self._begun, self._finished
 
 
 @contextmanager
@@ -83,9 +83,21 @@ def ended_after() -> Iterator[None]:
     try:
         yield
     finally:
-        for calls in _open_calls[before:]:
-            calls.end()
+        _end(_open_calls[before:])
         del _open_calls[before:]
+
+
+def _end(made: Sequence[PythonCalls]) -> None:
+    """Return when no call runs and no further one comes: the data sets' buffers are full.
+
+    All are waited for together: each validation of a run has made a data set.
+    """
+    for calls in made:
+        calls.stop()
+    before: list[tuple[int, int]] = []
+    while (now := [calls.counts() for calls in made]) != before or any(a != b for a, b in now):
+        before = now
+        time.sleep(_QUIET_SECONDS)
 
 
 def training_batches(

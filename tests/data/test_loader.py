@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from swav_tf.data import loader
 from swav_tf.data.bad_images import BadImages
 from swav_tf.data.decode import evaluation_view
 from swav_tf.data.folders import ImageFolder
@@ -177,3 +178,14 @@ def test_evaluation_batches_keep_order_and_remainder(folder, source):
     (folder / "03.jpg").write_bytes(b"no image")
     with pytest.raises(tf.errors.OpError, match=r"03\.jpg cannot be read"):
         list(evaluation_batches(source, [1, 2, 3], view, 2, 1))
+
+
+# Bug caught: a wait for each validation of a run, which ended 10 s later after 100 of them.
+def test_many_data_sets_end_together(monkeypatch):
+    waits, open_before = [], len(loader._open_calls)
+    monkeypatch.setattr(loader.time, "sleep", waits.append)
+    with loader.ended_after():
+        made = [loader.PythonCalls() for _ in range(20)]
+    assert len(waits) == 1
+    assert all(calls._ended for calls in made)
+    assert len(loader._open_calls) == open_before
