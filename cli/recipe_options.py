@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,7 +123,7 @@ class RecipeChoice:
         if not self.is_auto:
             return self.load_with_images()
         folder = run_dir or (Path("runs") / f"auto-{Path(self.data).name}" if self.data else None)
-        if folder is not None and not fresh and (folder / "config.yaml").is_file():
+        if folder is not None and not fresh and self._continues(folder):
             # What was chosen depends on the speed of this machine: a run resumes with its own settings.
             saved = RecipeChoice(self.data, str(folder / "config.yaml"), self.overrides)
             return saved.load_with_images()
@@ -130,6 +131,16 @@ class RecipeChoice:
         for line in lines:
             log.info("%s", line)
         return recipe
+
+    def _continues(self, folder: Path) -> bool:
+        """Return whether a folder has a run to resume, and not only the recipe for others of the same name."""
+        from swav_tf.recipe.files import load_any_recipe
+
+        config = folder / "config.yaml"
+        if self.data is None or not config.is_file() or (folder / "checkpoints").is_dir():
+            return config.is_file()
+        path = load_any_recipe(config).data.path
+        return path is None or os.path.abspath(path) == os.path.abspath(self.data)
 
     def choose(self) -> tuple[Recipe, tuple[str, ...]]:
         """Choose a recipe for the images on this machine; return it with the reasons."""

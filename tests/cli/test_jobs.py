@@ -15,7 +15,8 @@ import pytest
 
 from cli import node_workers
 from cli.main import swav_tf
-from swav_tf.recipe.files import load_any_recipe, load_recipe
+from cli.recipe_options import RecipeChoice
+from swav_tf.recipe.files import load_any_recipe, load_recipe, save_recipe
 from swav_tf.training.rendezvous import ClusterAddress
 from tests.cli.command_line import ROOT, write_noise
 from tests.cli.conftest import SHORT
@@ -299,3 +300,19 @@ def test_workers_per_node(monkeypatch, refused):
         "3 workers, 4 visible GPUs, 8 cores",
     )
     refused("pretrain photos --workers-per-node 2", 2, "-c auto chooses one")
+
+
+# Bug caught: the recipe that was chosen for small images, taken for large ones in another folder called `train`.
+def test_auto_chooses_anew_for_other_images_of_the_same_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, side in (("small", 16), ("large", 200)):
+        images = [f"{number}.png" for number in range(20)]
+        write_noise(tmp_path / name / "train", images, height=side, width=side)
+    chosen = RecipeChoice("small/train", "auto", ("train.epochs=7",)).load_for()
+    (tmp_path / "runs" / "auto-train").mkdir(parents=True)
+    save_recipe(chosen, tmp_path / "runs" / "auto-train" / "config.yaml")
+    for place in ("small/train", "small/train/"):
+        assert RecipeChoice(place, "auto", ()).load_for().train.epochs == 7
+    assert RecipeChoice("large/train", "auto", ()).load_for().train.epochs != 7
+    (tmp_path / "runs" / "auto-train" / "checkpoints").mkdir()  # training refuses other images, with a remedy
+    assert RecipeChoice("large/train", "auto", ()).load_for().train.epochs == 7
