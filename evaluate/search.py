@@ -22,7 +22,7 @@ from evaluate.feature_file import class_name, companion
 from evaluate.feature_parts import FeatureParts, all_parts, open_parts, part_facts, read_facts
 from swav_tf.knn import Neighbours, find_neighbours, unit_rows
 from swav_tf.plumbing.errors import DataError, UsageError
-from swav_tf.plumbing.files import atomic_write, atomic_writes, locked_folder
+from swav_tf.plumbing.files import atomic_write, atomic_writes, locked_folder, remove_leftovers
 from swav_tf.plumbing.log import log
 from swav_tf.plumbing.system import available_cores
 from swav_tf.plumbing.values import nested_diff
@@ -199,6 +199,7 @@ def build_index(
         "seed": seed,
     }
     with locked_folder(work := companion(output, ".work")):
+        remove_leftovers(output)  # as large as the index
         try:
             engine = _fill(work, parts, facts, on_progress)
             facts |= _measure(engine, parts, facts)

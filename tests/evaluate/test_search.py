@@ -69,8 +69,10 @@ def test_an_index_finds_what_the_exact_search_finds(folder, tmp_path, monkeypatc
     assert not (tmp_path / "x.index.work").exists()
 
 
-# Bugs caught: blocks that are added again after an interruption, or twice; blocks of other features that are kept.
+# Bugs caught: blocks that are added again after an interruption, or twice; blocks of other features that are kept; the
+# half-written index of a killed process, which nobody would remove.
 def test_an_interrupted_index_resumes(folder, tmp_path, monkeypatch):
+    (tmp_path / ".part-0123abcd-x.index").write_bytes(b"half")
     monkeypatch.setattr(search, "BLOCK", 700)
     saved, save = [], search._save
 
@@ -88,6 +90,7 @@ def test_an_interrupted_index_resumes(folder, tmp_path, monkeypatch):
     build_index(folder, tmp_path / "x.index")
     assert saved == ["trained", *(f"rows-{start:012d}" for start in range(0, ROWS, 700))]
     assert len(open_index(tmp_path / "x.index")) == open_index(tmp_path / "x.index").engine.ntotal == ROWS
+    assert {path.name for path in tmp_path.iterdir()} == {"x.index", "x.index.json"}
 
 
 # Bug caught: rows in lists by their old features, so that the search finds few of the neighbors, in silence.
