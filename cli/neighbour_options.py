@@ -29,13 +29,14 @@ class SearchChoice:
     def neighbours(self, *, quiet: bool) -> tuple[FeatureFile | SearchIndex, Graph]:
         """Open the features or their index, and find the neighbors of each image."""
         from evaluate.feature_file import read_feature_file
-        from evaluate.neighbours import neighbour_graph
+        from evaluate.neighbours import check_images, neighbour_graph
         from evaluate.search import open_index
 
         file = (
             read_feature_file(self.features) if self.index is None else open_index(self.index, self.features)
         )
         make_folder(self.output)
+        check_images(file, self.data)  # not after the search, which may take hours
         with share_progress("neighbors", quiet=quiet) as progress:
             return file, neighbour_graph(file, on_progress=progress)
 

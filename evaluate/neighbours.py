@@ -193,6 +193,11 @@ def write_outliers(
     return found
 
 
+def check_images(file: FeatureFile | SearchIndex, data: str | None) -> None:
+    """Raise UsageError or DataError unless the images are at `data`, or where they were."""
+    _open_images(file, (), data)
+
+
 def _open_images(
     file: FeatureFile | SearchIndex, found: Iterable[dict[str, Any]], data: str | None
 ) -> ImageSet:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -23,7 +24,7 @@ from swav_tf.data.folders import NamedImages
 from swav_tf.data.pictures import scaled, shortened
 from swav_tf.data.sources import contents_sha256
 from swav_tf.plumbing.errors import DataError, UsageError
-from swav_tf.plumbing.log import log
+from swav_tf.plumbing.log import log_once
 from swav_tf.plumbing.names import printable
 from swav_tf.recipe.data import Data
 
@@ -134,9 +135,10 @@ def images_of(file: FeatureFile, like: Data, data: str | None = None) -> ImageSe
             "with other names. Specify their place with --data."
         )
     if source.get("contents_sha256") not in (None, contents_sha256(images.source)):
-        log.warning(
+        log_once(
+            logging.WARNING,
             f"Files in {path} have other sizes or times than when {file.path} was made. If pictures were replaced, "
-            "the similar images are those of the old ones: make the features again with `swav-tf features --fresh`."
+            "the similar images are those of the old ones: make the features again with `swav-tf features --fresh`.",
         )
     return images
 

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cli.neighbour_options import SearchChoice
 from evaluate.feature_file import read_feature_file
 from evaluate.features import extract_features
 from evaluate.neighbours import (
@@ -14,6 +15,7 @@ from evaluate.neighbours import (
     write_duplicates,
     write_outliers,
 )
+from swav_tf.plumbing.errors import DataError
 from tests.evaluate.models import NumpyBackend, class_folders, feature_file
 
 
@@ -50,6 +52,17 @@ def test_duplicates(tmp_path, file):
     page = (tmp_path / "index.html").read_text()
     assert (page.count("<article>"), page.count("<figure>")) == (1, len(groups[0].rows))
     assert "duplicates.csv lists all" in page
+
+
+# Bug caught: an error after hours of search, whose result is lost.
+def test_moved_images_are_noticed_before_the_search(tmp_path, file, folders, monkeypatch):
+    monkeypatch.setattr("evaluate.neighbours.neighbour_graph", lambda *_, **__: "graph")
+    moved = tmp_path / "moved"
+    for data, place in ((None, folders), (str(moved), moved)):
+        folders.rename(place)
+        assert SearchChoice(file.path, None, tmp_path / "out", data).neighbours(quiet=True)[1] == "graph"
+    with pytest.raises(DataError, match=str(folders)):
+        SearchChoice(file.path, None, tmp_path / "out", None).neighbours(quiet=True)
 
 
 # Bug caught: more equal images than neighbors that are looked at, which fall into several groups or lose themselves.
