@@ -231,6 +231,12 @@ def _cards(run: Run) -> list[tuple[str, str, str]]:
     if knn.get("knn_top1") is not None:
         baselines = baselines_of(run.last("knn_baselines"))
         cards.append((f"{100 * knn['knn_top1']:.1f} %", "k-NN accuracy", baselines))
+    views = run.last("views_baseline") | run.last("views")
+    if views.get("view_retrieval") is not None:
+        initial = views.get("view_retrieval_initial")
+        remark = "" if initial is None else f"the initial weights {100 * initial:.1f} %"
+        found = f"{100 * views['view_retrieval']:.1f} %"
+        cards.append((found, "of views find the other of their image", remark))
     if "prototypes_used" in epoch:
         cards.append((f"{epoch['prototypes_used']:,} of {count:,}", "prototypes used in the last epoch", ""))
     if run.summary:

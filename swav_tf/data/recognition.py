@@ -28,6 +28,7 @@ class Found(NamedTuple):
 
 _CONTAINERS: Final[dict[str, Kind]] = {**dict.fromkeys(TAR, "tar"), **dict.fromkeys(PARQUET, "parquet")}
 NOT_FOUND: Final = Found("class_folders", "not found")  # to open it as that is an error
+CLASSES: Final = Found("class_folders", "one folder for each class")
 
 
 def recognize(path: str, *, labels: str | None = None) -> Found:
@@ -82,7 +83,11 @@ def _in_folder(folder: str) -> Found:
         ]
         if kinds and not images:
             return Found(kinds[0], f"it contains {kinds[0]} files")
-        return Found("images", "images at the top") if images else Found("class_folders", "folders")
+        if images:
+            return Found("images", "images at the top, without labels")
+        folders = (name for name in names if storage.is_folder(storage.join(folder, name)))
+        first = list(islice(folders, 2))
+        return Found("images", _one(first[0])) if len(first) == 1 else CLASSES
     inside = (name for name in names if os.path.isdir(storage.join(folder, name)))
     classes = list(islice((name for name in inside if has_images(folder, name)), 2 if not images else 1))
     if images:
@@ -93,5 +98,9 @@ def _in_folder(folder: str) -> Found:
     if not classes:
         return Found("images", "no image was found")
     if len(classes) == 1:
-        return Found("images", f"one folder with images, {printable(classes[0])}: no classes, no labels")
-    return Found("class_folders", "one folder for each class")
+        return Found("images", _one(classes[0]))
+    return CLASSES
+
+
+def _one(folder: str) -> str:
+    return f"one folder with images, {printable(folder)}: no classes, no labels"

@@ -23,7 +23,7 @@ import tensorflow as tf
 
 from swav_tf.data.bad_images import BadImages
 from swav_tf.data.loader import ended_after, training_batches
-from swav_tf.data.sources import ImageSource, contents_sha256, fingerprint
+from swav_tf.data.sources import ImageSource, contents_sha256, fingerprint, recognized
 from swav_tf.method.replicated_model import ReplicatedModel
 from swav_tf.plumbing.errors import SwavError
 from swav_tf.plumbing.log import log
@@ -78,6 +78,7 @@ def open_job(
         if not team.is_chief:
             log.setLevel(_SILENT)
         with watched(strategy, team, train), explained_failures(train, team), ExitStack() as stack:
+            recipe = recipe.model_copy(update={"data": recognized(recipe.data)})
             yield Job(recipe, Path(run_dir), strategy, team, started, quiet, stack)
     finally:
         log.setLevel(level)

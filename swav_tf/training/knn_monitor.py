@@ -214,7 +214,7 @@ class ViewEvaluator(_Evaluator):
         position, found = self.job.position, self.job.position.validation
         if self.views is None or not (self._is_early or position.at_end):
             return
-        level, text = view_verdict(found)
+        level, text = view_verdict(found, at_end=position.at_end)
         log.log(level, f"Epoch {position.epoch + 1} of {self.recipe.train.epochs}: {text}")
 
     def _retrieval(self) -> float | None:
@@ -236,17 +236,18 @@ class ViewEvaluator(_Evaluator):
         return float(np.mean(np.stack(nearest) == np.arange(len(one))))
 
 
-def view_verdict(found: Mapping[str, Any]) -> tuple[int, str]:
+def view_verdict(found: Mapping[str, Any], *, at_end: bool) -> tuple[int, str]:
     """Return level and text of what the retrieval of views says about the features."""
     what = view_comparison(found)
     if found.get("view_retrieval_initial") is None:
         return logging.INFO, f"{what}."
     if exceeds(found["view_retrieval"] or 0.0, found["view_retrieval_initial"], int(found["view_images"])):
         return logging.INFO, f"{what}: the features are better than the initial weights."
+    meaning = "Nothing useful" if at_end else "If that is so at the end, nothing useful"
     return logging.WARNING, (
-        f"{what}: the features are not clearly better than the initial weights, whatever the loss. If that is so at "
-        "the end, nothing useful was learned: use crops of larger scales, a lower rate, more epochs or more images, or "
-        "start from released weights (--weights)."
+        f"{what}: the features are not clearly better than the initial weights, whatever the loss. {meaning} "
+        "was learned: use crops of larger scales, a lower rate, more epochs or more images, or start from released "
+        "weights (--weights)."
     )
 
 

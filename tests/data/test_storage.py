@@ -106,6 +106,10 @@ def test_a_zip_file_is_read_as_the_folder_in_it(places, tmp_path):
     there = pickle.loads(pickle.dumps(there))  # as crop processes get it
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(there.read, range(16))) == [here.read(i) for i in range(16)]
+    with zipfile.ZipFile(archive, "w") as zipped:
+        zipped.writestr("photos/2024/1.jpg", b"x")
+        zipped.writestr("photos/read.me", b"x")
+    assert recognize(str(archive)).kind == "images"  # one folder is no class
     archive.write_bytes(b"no archive")
     with pytest.raises(DataError, match="must be a zip file"):
         recognize(str(archive))

@@ -13,6 +13,7 @@ from swav_tf.recipe.classifier import FinetuneRecipe
 from swav_tf.runs.checkpoint import Checkpoint
 from swav_tf.training.cluster import Topology
 from swav_tf.training.failures import explained_failures
+from swav_tf.training.job import open_job
 from swav_tf.training.resume import log_config_changes
 from swav_tf.training.watched import WorkerEnded
 from tests.classifiers import tiny_classifier_recipe
@@ -133,3 +134,11 @@ def test_a_process_ends_while_images_are_being_read(tmp_path):
             process.kill()
         assert process.returncode not in (0, -9)
         assert message in errors
+
+
+# Bug caught: `data.kind: auto` in config.yaml, so that a folder that grows is read otherwise later.
+def test_the_recognized_kind_is_saved(tmp_path):
+    for name in "ab":
+        (tmp_path / f"{name}.jpg").write_bytes(b"x")
+    with open_job(tiny_recipe(data__kind="auto", data__path=str(tmp_path)), tmp_path / "run") as job:
+        assert job.recipe.data.kind == "images"
