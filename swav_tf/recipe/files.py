@@ -139,6 +139,8 @@ def _read(file_or_name: str | Path) -> tuple[str, str]:
             return read_text(path), f"recipe file {name}"
         except UnicodeDecodeError as error:
             raise RecipeError(f"recipe file {name} must be UTF-8 text; byte {error.start} is not.") from error
+    if name == "auto":
+        raise RecipeError("auto is no file: it is chosen for images. Print it: `swav-tf config auto DATA`.")
     names = bundled_recipes()
     raise RecipeError(
         f"no recipe '{name}': it is neither a file nor a bundled recipe."

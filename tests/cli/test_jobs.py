@@ -138,8 +138,8 @@ def test_demo(monkeypatch, output):
     output("demo")
     assert json.loads(output("demo --seed 7 --run-dir x --no-export --json")) == {"knn_top1": 0.97}
     assert calls == [
-        {"run_dir": Path("runs/demo"), "seed": 31, "export": True, "quiet": False},
-        {"run_dir": Path("x"), "seed": 7, "export": False, "quiet": True},
+        {"run_dir": Path("runs/demo"), "data": None, "seed": 31, "export": True, "quiet": False},
+        {"run_dir": Path("x"), "data": None, "seed": 7, "export": False, "quiet": True},
     ]
 
 

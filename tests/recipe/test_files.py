@@ -72,6 +72,7 @@ def test_names_and_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         ),
         ("folder/passl_4node.yaml", "Did you mean 'passl_4nodes'?\nBundled recipes: "),
         ("qqqqqq", "neither a file nor a bundled recipe.\n"),
+        ("auto", "chosen for images. Print it: `swav-tf config auto DATA`."),
     ],
 )
 def test_a_missing_recipe_names_the_nearest(requested: str, part: str) -> None:
