@@ -243,17 +243,23 @@ def _fill(
 
 
 def _save(path: Path, engine: Any) -> None:
+    with atomic_write(path) as partial:
+        _write_engine(engine, partial)
+
+
+def _write_engine(engine: Any, path: Path) -> None:
+    """Write an index; FAISS raises a RuntimeError for a full disk, which ends in the system's words in parentheses."""
     import faiss
 
-    with atomic_write(path) as partial:
-        faiss.write_index(engine, str(partial))
+    try:
+        faiss.write_index(engine, str(path))
+    except RuntimeError as error:
+        raise OSError(str(error).rpartition("(")[2].rstrip(") \n")) from error
 
 
 def _write(output: Path, engine: Any, facts: dict[str, Any]) -> None:
-    import faiss
-
     with atomic_writes(output, companion(output, ".json")) as (index, text):
-        faiss.write_index(engine, str(index))
+        _write_engine(engine, index)
         facts["bytes"] = index.stat().st_size
         text.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
         companion(output, ".json").unlink(missing_ok=True)  # so that old facts never meet a new index

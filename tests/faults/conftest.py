@@ -74,10 +74,10 @@ def folder(tmp_path):
 
 @pytest.fixture(scope="session")
 def inputs(server, tmp_path_factory):
-    """Return what commands read, by name: a run, its export, probe and features, a benchmark, images."""
+    """Return what commands read, by name: a run, its export, probe and features, images."""
     folder = tmp_path_factory.mktemp("inputs")
     found = {"run": folder / "run", "exported": folder / "exported", "probe": folder / "probe/run"}
-    found |= {"features": folder / "digits.npz", "figures": folder / "figures.json"}
+    found |= {"features": folder / "digits.npz", "parts": folder / "parts"}
     found |= {
         "images": write_images(folder / "images", 1200),
         "damaged": write_images(folder / "damaged", 120),
@@ -88,10 +88,9 @@ def inputs(server, tmp_path_factory):
     JOBS["pretrain"].run(folder, found)
     EXPORT.run(folder, found)
     JOBS["probe"].run(folder / "probe", found)
-    JOBS["benchmark"].run(folder, found)
-    harness.run(
-        "features", "digits", "--split", "test", "--model", found["run"], "--output", found["features"]
-    )
+    features = ("features", "digits", "--split", "test", "--model", found["run"], "--output")
+    harness.run(*features, found["features"])
+    harness.run(*features, found["parts"], "--part", "1/1")
     return found
 
 

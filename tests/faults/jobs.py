@@ -236,6 +236,10 @@ JOBS = {
     "verify": Job("verify $folder/exported", copies="exported", replaces=True),
     "crops": Job("crops -c demo --output $folder/crops.png", replaces=True),
     "plot": Job("plot $features --output $folder/map.png --method pca", replaces=True),
+    "report": Job("report $run --output $folder/report.html", replaces=True),
+    "duplicates": Job("duplicates $features --output $folder/duplicates", replaces=True),
+    "outliers": Job("outliers $features --output $folder/outliers", replaces=True),
+    "index": Job("index $parts --output $folder/x.index"),
     "clusters": Job("clusters --model $run --output $folder/clusters", replaces=True),
     "similar": Job(
         "similar $image --features $features --model $run --output $folder/similar.png", replaces=True
@@ -252,7 +256,7 @@ JOBS = {
     ),
     "demo": Job(
         "demo --run-dir $folder/run", before=make_demo_small,
-        varies=("run/demo.*", "run/exported/*", "run/benchmark.html", "run/config.yaml"),
+        varies=("run/*.html", "run/exported/*", "run/config.yaml"),
     ),
 }  # fmt: skip
 KILLED = [name for name, job in JOBS.items() if job.kills]

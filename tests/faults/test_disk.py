@@ -21,8 +21,8 @@ ROOM, PAGE = 256 * 2**20, 4096
 CANNOT_WRITE = ("ead-only file system", "must be in a writable folder")
 # Commands that write nothing but their output on the terminal.
 ONLY_PRINT = {
-    "config list", "config settings", "config check", "config show", "data check", "doctor", "knn", "plan",
-    "profile", "weights show",
+    "config auto", "config list", "config settings", "config check", "config show", "data check", "doctor", "knn", "plan",
+    "profile", "serve", "weights show",
 }  # fmt: skip
 writers = pytest.mark.parametrize(
     "name",
