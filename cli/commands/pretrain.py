@@ -72,7 +72,6 @@ def command(
       swav-tf pretrain ILSVRC2012/train -c one_gpu --run-dir runs/first
       swav-tf pretrain photos/ -c one_gpu --weights runs/released --run-dir runs/photos
       swav-tf pretrain photos/ --track tensorboard,mlflow
-      swav-tf pretrain -c demo --run-dir runs/digits -o train.epochs=2
       swav-tf pretrain ILSVRC2012/train -c my_8gpus.yaml --workers-per-node 8
       swav-tf pretrain ILSVRC2012/train -c passl_4nodes --nodes 4 --node-rank 0 --master 10.0.0.1:2222
     """
@@ -81,13 +80,12 @@ def command(
             "Several workers need one recipe, and -c auto chooses one for each machine. Write it once, "
             "`swav-tf config auto DATA > FILE.yaml`, and pass -c FILE.yaml on all."
         )
-    recipe = replace(recipe, overrides=(*recipe.overrides, *track))
+    from swav_tf.runs.folder import ATTEMPTS
     from swav_tf.training.tracking import check_installed
 
+    recipe = replace(recipe, overrides=(*recipe.overrides, *track))
     settings = recipe.load_for(run_dir, fresh=fresh)
     check_installed(settings.monitor.track)
-    from swav_tf.runs.folder import ATTEMPTS
-
     folder = run_dir or Path("runs") / settings.name
     options: dict[str, Any] = {"fresh": fresh, "weights": weights, "quiet": report.quiet}
     if recipe.is_auto:

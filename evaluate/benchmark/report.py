@@ -122,7 +122,7 @@ def _charts(benchmark: Benchmark) -> list[tuple[str, str, str]]:
             charts.append(
                 (
                     "Images per second and k-NN accuracy",
-                    "Better is up and to the right. " + meaning_among(benchmark.knn_images),
+                    "Better is up and to the right. " + meaning_among(benchmark.knn_images).replace("`", ""),
                     scatter,
                 )
             )
