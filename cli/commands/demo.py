@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from cli.options import Report, report_options, run_dir_option, seed_option
+from cli.options import FOLDER, Report, report_options, run_dir_option, seed_option
 from cli.quiet import load_tensorflow_quietly
 
 
@@ -17,9 +17,9 @@ from cli.quiet import load_tensorflow_quietly
 )
 @click.option(
     "--data",
-    type=click.Path(file_okay=False, exists=True, path_type=Path),
+    type=FOLDER,
     show_default="handwritten digits",
-    help="Folder with the folders train and test, each with a folder for each class, such as CIFAR-10's as files.",
+    help="Folder with subfolders train and test, each with one folder per class.",
 )
 @seed_option("weights, image order and crops", default=31)
 @click.option("--no-export", is_flag=True, help="Stop after report.html: no ONNX files, no benchmark.")
