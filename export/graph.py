@@ -161,10 +161,16 @@ def build_graph(
 
 
 def _kernels(trained: TrainedModel, outputs: Sequence[str]) -> list[keras.Variable]:
-    """Return the large weights: convolutions before a BatchNorm of `swav_tf.model`, and the heads."""
-    layers = trained.model.backbone.layers
-    native = any(isinstance(layer, BatchNorm) for layer in layers)
-    found = [layer.kernel for layer in layers if native and isinstance(layer, keras.layers.Conv2D)]
+    """Return the large weights: convolutions that only a BatchNorm of `swav_tf.model` reads, and the heads."""
+    convolutions = [
+        layer for layer in trained.model.backbone.layers if isinstance(layer, keras.layers.Conv2D)
+    ]
+    readers = [[node.operation for node in layer._outbound_nodes] for layer in convolutions]
+    found = [
+        layer.kernel
+        for layer, by in zip(convolutions, readers, strict=True)
+        if len(by) == 1 and isinstance(by[0], BatchNorm)
+    ]
     if set(outputs) == {"features"}:
         return found
     if isinstance(trained.model, Classifier):

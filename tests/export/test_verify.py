@@ -68,7 +68,10 @@ def test_the_script_of_the_docs(everything, tmp_path):
 # composited; a batch that is lost at the end; an unreadable file without its name.
 def test_features_of_any_images(everything, tmp_path):
     paths = write_photos(tmp_path)
-    example = (ROOT / "docs" / "evaluation.md").read_text().split("```python\n")[1].split("```")[0]
+    blocks = (ROOT / "docs" / "evaluation.md").read_text().split("```python\n")[1:]
+    [example] = [
+        block.split("```")[0] for block in blocks if 'open_model("exported/' in block.split("```")[0]
+    ]
     example = example.replace("exported/", f"{everything}/").replace("photos/1.jpg", str(paths[0]))
     names: dict = {}
     exec(example.replace("photos/2.png", str(paths[2])), names)

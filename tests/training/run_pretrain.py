@@ -30,6 +30,17 @@ def poison_gradients(step):
     SwAV._gradients = gradients
 
 
+def train_slowly(seconds):
+    """Wait before each step, so that a signal comes before the end."""
+    original = SwAV._next
+
+    def after_a_while(self, iterator):
+        time.sleep(seconds)
+        return original(self, iterator)
+
+    SwAV._next = after_a_while
+
+
 def open_slowly(marker):
     """Create a file, then never finish opening the images, as on a slow file system."""
 
@@ -45,6 +56,8 @@ if __name__ == "__main__":
         open_slowly(os.environ["SWAV_TF_TEST_STUCK_OPENING"])
     if "SWAV_TF_TEST_POISONED_STEP" in os.environ:
         poison_gradients(int(os.environ["SWAV_TF_TEST_POISONED_STEP"]))
+    if "SWAV_TF_TEST_STEP_SECONDS" in os.environ:
+        train_slowly(float(os.environ["SWAV_TF_TEST_STEP_SECONDS"]))
     if "SWAV_TF_TEST_START_SECONDS" in os.environ:
         cluster.START_SECONDS = float(os.environ["SWAV_TF_TEST_START_SECONDS"])
     recipe, run_dir, *cluster = sys.argv[1:]

@@ -134,8 +134,11 @@ def test_a_non_finite_gradient_on_one_worker_skips_the_step_on_both(tmp_path):
 
 # Bugs caught: a signal that stops one worker and hangs the other; an exit code that means a failure for those that
 # were not signalled; a run that cannot resume with more workers, or with fewer.
-def test_a_signal_to_one_worker_stops_all_and_the_run_resumes_with_more_or_fewer(tmp_path, alone):
+def test_a_signal_to_one_worker_stops_all_and_the_run_resumes_with_more_or_fewer(
+    tmp_path, alone, monkeypatch
+):
     save_recipe(tiny_recipe(**RECIPE), tmp_path / "recipe.yaml")
+    monkeypatch.setenv("SWAV_TF_TEST_STEP_SECONDS", "0.2")
     run, stopped_at = tmp_path / "run", []
     for workers, step in ((1, 2), (4, 8)):
         terminal, screen = os.openpty()
@@ -148,6 +151,7 @@ def test_a_signal_to_one_worker_stops_all_and_the_run_resumes_with_more_or_fewer
         finish(*processes, code=143 if workers > 1 else 129)
         stopped_at.append(newest(run).step)
     assert 2 <= stopped_at[0] < stopped_at[1] < 22
+    monkeypatch.delenv("SWAV_TF_TEST_STEP_SECONDS")
     finish(start_alone(tmp_path))
     assert resumed_from(run) == stopped_at[1]
     assert_same_run(alone, newest(run))
@@ -179,9 +183,10 @@ def start_alone(folder):
     ids=["chief killed", "other stopped"],
 )
 def test_the_loss_of_a_worker_ends_the_others_and_the_same_command_resumes(
-    tmp_path, alone, how, victim, message
+    tmp_path, alone, monkeypatch, how, victim, message
 ):
     save_recipe(tiny_recipe(**RECIPE, train__worker_timeout_seconds=5), tmp_path / "recipe.yaml")
+    monkeypatch.setenv("SWAV_TF_TEST_STEP_SECONDS", "0.2")
     run, processes = tmp_path / "run", start_cluster(tmp_path, 2)
     wait_for_step(run, 4, processes)
     processes[1].send_signal(signal.SIGUSR1)
@@ -194,6 +199,7 @@ def test_the_loss_of_a_worker_ends_the_others_and_the_same_command_resumes(
     assert "The last checkpoint is kept" in errors
     processes[victim].send_signal(signal.SIGCONT)  # a stopped one must not continue alone
     processes[victim].communicate(timeout=240)
+    monkeypatch.delenv("SWAV_TF_TEST_STEP_SECONDS")
     assert processes[victim].returncode == (-signal.SIGKILL if how == signal.SIGKILL else 75)
     kept = newest(run).step
     assert 4 <= kept < 22
@@ -317,8 +323,9 @@ def two_machines():
 
 
 # Bug caught: a cut cable, which closes no connection, so that both sides wait forever.
-def test_both_sides_of_a_lost_network_name_each_other(tmp_path, two_machines):
+def test_both_sides_of_a_lost_network_name_each_other(tmp_path, two_machines, monkeypatch):
     names, addresses, cut = two_machines
+    monkeypatch.setenv("SWAV_TF_TEST_STEP_SECONDS", "0.2")
     recipes = [tiny_recipe(**RECIPE, train__worker_timeout_seconds=5)] * 2
     before = [["ip", "netns", "exec", name] for name in names]
     processes = start_two(tmp_path, recipes, before=before, address=f"{addresses[0]}:9000")
