@@ -31,9 +31,6 @@ GPU_STEPS, GPU_EPOCHS = 20_000, (50, 400)
 # Images up to which a batch is used. At least 20 steps an epoch, so that codes of an image change between its visits.
 BATCHES: Final = ((5_000, 64), (20_000, 128))
 LARGEST_BATCH: Final = 256
-COLLAPSE_STEPS: Final = (
-    100  # fewest at ln K after the freeze before a run is rescued, else a tenth of the run
-)
 PROTOTYPES_PER_SAMPLE: Final = (
     0.8  # codes share the batch equally among prototypes: each gets more than one image
 )
@@ -93,7 +90,6 @@ def choose(images: ImageFacts, machine: Machine, batch: int | None = None) -> Ch
     large, small, network = _views(images, machine)
     batch = batch or _batch(images.images)
     prototypes = max(2, int(PROTOTYPES_PER_SAMPLE * batch))
-    steps = images.images // batch
     epochs, seconds = _epochs(images, machine, batch=batch)
     parts = _parts(batch, machine, network=network, pixels=2 * large**2 + 4 * small**2)
     view = {"resize": large if large <= 32 else large * 8 // 7, "crop": large}
@@ -123,7 +119,6 @@ def choose(images: ImageFacts, machine: Machine, batch: int | None = None) -> Ch
         "optimizer": _optimizer(machine, network=network),
         "monitor": {
             "knn_every_epochs": max(1, epochs // 7) if images.classes >= 2 else 0,
-            "collapse_after_steps": max(COLLAPSE_STEPS, epochs * steps // 10),
         },
         "train": {
             "epochs": epochs,

@@ -230,7 +230,10 @@ class Monitor(Section):
         (), description="trackers that receive the run as well"
     )
     collapse_after_steps: int = Field(
-        500, ge=1, description="steps with unfrozen prototypes at a loss of ln K until a collapse is reported"
+        500,
+        ge=1,
+        description="steps with unfrozen prototypes at a loss of ln K until a collapse is reported; at most a tenth "
+        "of the run, or 100",
     )
     knn_every_epochs: int = Field(0, ge=0, description="epochs between k-NN accuracies on labels; 0: never")
     knn_neighbours: int = Field(20, ge=1, description="neighbours that vote, k")

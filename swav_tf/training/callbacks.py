@@ -114,6 +114,7 @@ def _discard_later_steps(board: tf.summary.SummaryWriter, step: int) -> None:
 SMOOTHING = 0.98  # of the loss: it averages over about 50 steps
 LEAST_SPREAD = 0.01  # of projections: below, they are all but equal
 SMOOTHING_STEPS = 50  # a smoothed loss over fewer steps is too noisy to judge
+FEWEST_STEPS = 100  # after the freeze: shorter waits would judge a run that has just begun
 
 
 class Collapsed(SwavError):
@@ -142,7 +143,8 @@ class CollapseWarning(keras.callbacks.Callback):
         super().__init__()
         self.recipe, self.position, self.rescue = recipe, position, rescue
         self.ln_k = math.log(recipe.model.prototypes)
-        wait = recipe.frozen_steps(position.steps_per_epoch) + recipe.monitor.collapse_after_steps
+        after = min(recipe.monitor.collapse_after_steps, max(FEWEST_STEPS, position.total_steps // 10))
+        wait = recipe.frozen_steps(position.steps_per_epoch) + after
         self.check_at = min(wait, position.total_steps)
         self.short = wait > position.total_steps  # too short a run to learn: no reason to start over
         self.least_steps = min(SMOOTHING_STEPS, position.total_steps)

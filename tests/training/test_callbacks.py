@@ -20,7 +20,7 @@ LN_K = math.log(12)
 
 # Bugs caught: a collapse without a warning; a warning while the prototypes are frozen, at every step, or for a run
 # that learns; a run too short for the wait that is never judged.
-@pytest.mark.parametrize(("steps", "warned_at"), [(1000, 300), (60, 60)])
+@pytest.mark.parametrize(("steps", "warned_at"), [(1000, 200), (4000, 300), (60, 60)])
 @pytest.mark.parametrize(("last_loss", "warnings"), [(LN_K + 0.4, 1), (0.99 * LN_K, 1), (0.8 * LN_K, 0)])
 def test_collapse_is_warned_about_once(logged, steps, warned_at, last_loss, warnings):
     recipe = tiny_recipe(method__prototypes_frozen_steps=100, monitor__collapse_after_steps=200)
