@@ -226,7 +226,11 @@ def _cards(run: Run) -> list[tuple[str, str, str]]:
     cards = []
     if epoch.get("loss") is not None:
         cards.append(
-            (f"{epoch['loss']:.2f}", "loss, mean of the last epoch", f"ln K {ln_k:.2f}: nothing learned")
+            (
+                f"{epoch['loss']:.2f}",
+                "loss, mean of the last epoch",
+                f"an untrained model has ln K = {ln_k:.2f}",
+            )
         )
     if knn.get("knn_top1") is not None:
         baselines = baselines_of(run.last("knn_baselines"))
@@ -286,17 +290,17 @@ def _charts(run: Run) -> list[tuple[str, str, str]]:
     initial = run.last("views_baseline").get("view_retrieval_initial")
     views = [(x, 100 * share) for x, share in points("views", "view_retrieval")]
     before = {} if initial is None else {"the initial weights": 100 * initial}
-    ln_k = {f"ln K, {np.log(count):.2f}: nothing learned": float(np.log(count))}
+    ln_k = {f"ln K, {np.log(count):.2f} (untrained)": float(np.log(count))}
     with matplotlib.rc_context(STYLE):
         charts = [
             ("Loss", "Swapped-prediction loss of single steps and means of epochs.", "loss",
              {"step": points("step", "loss"), "epoch": points("epoch", "loss")}, ln_k),
-            ("k-NN accuracy", "Of labelled images, %; a falling loss alone does not show that something was learned.",
+            ("k-NN accuracy", "Of labeled images, %; a falling loss alone does not show that something was learned.",
              "accuracy, %", {"k-NN": knn}, levels),
-            ("Views that find each other", "Of unlabelled images, %: both crops of an image are nearest by features.",
+            ("Views that find each other", "Of unlabeled images, %: both crops of an image are nearest by features.",
              "views, %", {"views": views}, before),
-            ("Learning rate", "Of each step.", "learning rate", {"rate": points("step", "learning_rate")}, {}),
-            ("Prototypes used", "That are the first choice of some sample of the epoch.", "prototypes",
+            ("Learning rate", "By step.", "learning rate", {"rate": points("step", "learning_rate")}, {}),
+            ("Prototypes used", "Prototypes with the highest score for at least one sample of the epoch.", "prototypes",
              {"prototypes": points("epoch", "prototypes_used")}, {f"all {count:,}": float(count)}),
         ]  # fmt: skip
         return [
