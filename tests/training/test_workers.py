@@ -163,6 +163,7 @@ def start_at(screen, folder):
     streams = {"stdin": screen, "stdout": screen, "stderr": screen}
 
     def take():
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup, which ignores it
         fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
     return subprocess.Popen(command, **streams, start_new_session=True, preexec_fn=take)
