@@ -152,7 +152,7 @@ class RunFolder:
         return dict(json.loads(path.read_text())) if path.exists() else None
 
     def remove_summary(self) -> None:
-        """Remove summary.json of a run that goes on, such as one with more epochs: it has not ended."""
+        """Remove summary.json of a run that continues, such as one with more epochs: it has not ended."""
         if self.writer:
             (self.path / "summary.json").unlink(missing_ok=True)
 

@@ -1,5 +1,7 @@
 """The tf.data pipelines: the same crops whatever the threads, workers and point of resumption."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -183,7 +185,7 @@ def test_evaluation_batches_keep_order_and_remainder(folder, source):
 # Bug caught: a wait for each validation of a run, which ended 10 s later after 100 of them.
 def test_many_data_sets_end_together(monkeypatch):
     waits, open_before = [], len(loader._open_calls)
-    monkeypatch.setattr(loader.time, "sleep", waits.append)
+    monkeypatch.setattr(loader, "time", SimpleNamespace(sleep=waits.append))  # other threads sleep as they do
     with loader.ended_after():
         made = [loader.PythonCalls() for _ in range(20)]
     assert len(waits) == 1
