@@ -39,7 +39,7 @@ class Clusters:
         return len(self.nearest)
 
     @property
-    def labelled(self) -> bool:
+    def labeled(self) -> bool:
         """Whether every image has a class."""
         return bool((self.labels >= 0).all())
 
@@ -144,7 +144,7 @@ def summary(clusters: Clusters) -> dict[str, Any]:
         "largest_share": float(shares.max()),
         "mean_score": float(clusters.scores.mean()),
     }
-    if clusters.labelled:
+    if clusters.labeled:
         figures["purity"] = float(clusters.class_counts().max(axis=1).sum() / usage.sum())
     return figures
 
@@ -156,7 +156,7 @@ def usage_table(clusters: Clusters) -> list[dict[str, Any]]:
     """
     usage = clusters.usage()
     totals = np.bincount(clusters.prototypes, clusters.scores, minlength=clusters.count)
-    counts = clusters.class_counts() if clusters.labelled else None
+    counts = clusters.class_counts() if clusters.labeled else None
     table = []
     for prototype in np.argsort(-usage, kind="stable").tolist():
         images = int(usage[prototype])

@@ -110,12 +110,12 @@ def _draw_points(axes: Any, file: FeatureFile, drawn: FeatureMap) -> int:
     classes = np.unique(labels[labels >= 0])
     size = float(np.clip(20_000 / len(labels), 3, 28))
     style: dict[str, Any] = {"s": size, "alpha": 0.8, "linewidths": 0}
-    unlabelled = labels < 0
-    if unlabelled.any():
-        axes.scatter(*drawn.places[unlabelled].T, color="0.6", label="no label", **style)
+    unlabeled = labels < 0
+    if unlabeled.any():
+        axes.scatter(*drawn.places[unlabeled].T, color="0.6", label="no label", **style)
     if len(classes) > LEGEND_CLASSES:
-        colors = np.searchsorted(classes, labels[~unlabelled])
-        axes.scatter(*drawn.places[~unlabelled].T, c=colors, cmap="turbo", **style)
+        colors = np.searchsorted(classes, labels[~unlabeled])
+        axes.scatter(*drawn.places[~unlabeled].T, c=colors, cmap="turbo", **style)
         return len(classes)
     palette = colormaps["tab10" if len(classes) <= 10 else "tab20"]
     for number, label in enumerate(classes.tolist()):

@@ -134,10 +134,10 @@ def _check(known: FeatureFile, asked: FeatureFile, neighbours: Sequence[int]) ->
         )
     check_same_model(known.facts, asked.facts, str(known.path), str(asked.path))
     for file in (known, asked):
-        unlabelled = int((file.labels < 0).sum())
-        if unlabelled:
+        unlabeled = int((file.labels < 0).sum())
+        if unlabeled:
             raise DataError(
-                f"k-NN accuracy needs labels. Received: {file.path}, where {unlabelled} of "
+                f"k-NN accuracy needs labels. Received: {file.path}, where {unlabeled} of "
                 f"{len(file)} images have none. Make it from class folders (--kind class_folders)."
             )
     if known.facts.get("source") and known.facts.get("source") == asked.facts.get("source"):

@@ -162,7 +162,7 @@ def _labeled_features(
     exact = [name for name, backend in backends.items() if backend.metadata.precision == "fp32"]
     if not exact:
         raise UsageError(
-            "--labelled compares the files with the fp32 file, which must be among them. Received: "
+            "--images compares the files with the fp32 file, which must be among them. Received: "
             f"{', '.join(backends) or 'none that can be run'}."
         )
     return {

@@ -68,7 +68,7 @@ def bare_classifier(recipe, backbone=None, *, class_count=4, steps_per_epoch=3) 
     return model
 
 
-def labelled_batches(count, *, size=8, pixels=12, classes=4, seed=0):
+def labeled_batches(count, *, size=8, pixels=12, classes=4, seed=0):
     """Return `count` batches (uint8 (size, 1, pixels, pixels, 3), classes (size,))."""
     draw = np.random.default_rng(seed)
     shape = (size, 1, pixels, pixels, 3)

@@ -27,23 +27,20 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("paths", nargs=-1, required=True, type=PATH, metavar="DIR|FILES...")
 @click.option(
-    "--labelled",
+    "--images",
     "data",
     metavar="DATA",
     show_default="those in reference.npz",
-    help="Labeled images for the k-NN accuracy.",
+    help="Labeled images for the k-NN accuracy; with --against, the images to compare on, with or without labels.",
 )
 @click.option("--kind", type=click.Choice(KINDS), show_default="the model's", help="Kind of data in DATA.")
-@click.option("--split", metavar="NAME", show_default="the model's", help="Split of the labeled images.")
-@count_option("--labelled-images", least=2, default=2000, help="Use at most N of them, drawn at random.")
+@click.option("--split", metavar="NAME", show_default="the model's", help="Split of DATA.")
+@count_option("--limit", least=2, default=2000, help="Use at most N images of DATA, drawn at random.")
 @click.option(
     "--against",
     type=PATH,
     metavar="FILE",
-    help="Compare one ONNX file with FILE on --images, instead of with reference.npz. Both may be third-party files.",
-)
-@click.option(
-    "--images", metavar="DATA", help="Images for --against; if they have labels, k-NN is compared too."
+    help="Compare one ONNX file with FILE instead of with reference.npz. Both may be third-party files.",
 )
 @contract_options
 @provider_option
@@ -55,9 +52,8 @@ def command(
     data: str | None,
     kind: str | None,
     split: str | None,
-    labelled_images: int,
+    limit: int,
     against: Path | None,
-    images: str | None,
     contract: ContractChoice,
     provider: str | None,
     threads: int,
@@ -82,25 +78,25 @@ def command(
     \b
     Examples:
       swav-tf verify exported/
-      swav-tf verify exported/model-fp32.onnx exported/model-int8-cpu.onnx --labelled digits --split test
+      swav-tf verify exported/model-fp32.onnx exported/model-int8-cpu.onnx --images digits --split test
       swav-tf verify exported/model-int8-cpu.onnx --against exported/model-fp32.onnx --images photos/
       swav-tf verify exported/model-fp32.onnx --against resnet50.onnx --images photos/ --view 256,224
         --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225
     """
+    images = ImageChoice(data, kind, split)
     if against is not None:
-        source = ImageChoice(images, kind, split)
-        return _against(paths, against, source, contract, provider, threads, (labelled_images, batch), report)
-    if images is not None or contract.contract() is not None:
-        raise click.UsageError("--images, --view, --mean, --std and --output-name require --against.")
+        return _against(paths, against, images, contract, provider, threads, (limit, batch), report)
+    if contract.contract() is not None:
+        raise click.UsageError("--view, --mean, --std and --output-name require --against.")
+    if data is None and (kind, split) != (None, None):
+        raise click.UsageError("--kind and --split require --images.")
     from evaluate.backends.checksums import PARITY
     from export.verify import find_artifacts, verify
 
     artifacts = find_artifacts(paths)
-    if data is None and (kind, split) != (None, None):
-        raise click.UsageError("--kind and --split require --labelled.")
-    labelled = None if data is None else _labelled(artifacts, data, kind, split, labelled_images)
+    labeled = None if data is None else _draw_labeled(artifacts, images, limit)
     results = verify(
-        artifacts, provider=provider or "cpu", threads=threads, batch_size=batch, labeled=labelled
+        artifacts, provider=provider or "cpu", threads=threads, batch_size=batch, labeled=labeled
     )
     if report.as_json:
         report.show(json.loads((artifacts[0].parent / PARITY).read_bytes()))
@@ -150,23 +146,19 @@ def _against(
     return 0 if parity.passed else 1
 
 
-def _labelled(artifacts: list[Path], data: str, kind: str | None, split: str | None, count: int) -> Views:
+def _draw_labeled(artifacts: list[Path], images: ImageChoice, limit: int) -> Views:
     from evaluate.backends.onnx_backend import OnnxBackend
-    from evaluate.images import open_images
     from export.reference import draw_images
-    from swav_tf.plumbing.errors import DataError, UsageError
+    from swav_tf.plumbing.errors import DataError
 
-    exported = [path for path in artifacts if path.suffix == ".onnx"]
-    if not exported:
-        raise UsageError(
-            "--labelled compares with the fp32 ONNX file, which must be among the files. "
-            f"Received: {', '.join(path.name for path in artifacts)}."
-        )
-    runner = OnnxBackend(exported[0])
-    images = open_images(data, like=runner.data, kind=kind, split=split)
-    drawn, _ = draw_images(
-        images, (count, 0), runner.input_view, seed=0, max_bad_share=runner.data.max_bad_share
-    )
+    exported = next((path for path in artifacts if path.suffix == ".onnx"), None)
+    if exported is None:
+        raise click.UsageError("--images compares with the fp32 ONNX file, which must be among the files.")
+    model = OnnxBackend(exported)
+    view, share = model.input_view, model.data.max_bad_share
+    drawn, _ = draw_images(images.open(model), (limit, 0), view, seed=0, max_bad_share=share)
     if (drawn.labels < 0).any():
-        raise DataError(f"--labelled must be images with classes (--kind class_folders). Received: {data}.")
+        raise DataError(
+            f"--images must have classes (--kind class_folders), except with --against. Received: {images.data}."
+        )
     return drawn

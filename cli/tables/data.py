@@ -40,8 +40,8 @@ def print_report(data: str, kind: str, report: DataReport) -> None:
             click.echo(
                 "         fewest: " + ", ".join(f"{printable(name)} {count:,}" for name, count in fewest)
             )
-    if report.unlabelled:
-        click.echo(f"         {report.unlabelled:,} images have no class")
+    if report.unlabeled:
+        click.echo(f"         {report.unlabeled:,} images have no class")
     if report.duplicates is not None:
         extra = sum(len(names) - 1 for names in report.duplicates)
         click.echo(f"copies   {extra:,} images are byte-identical to another")

@@ -36,7 +36,7 @@ class DataReport:
     classes: dict[str, int] = field(
         default_factory=dict
     )  # images by class name or number; empty without labels
-    unlabelled: int = 0
+    unlabeled: int = 0
     corrupt: dict[str, str] = field(default_factory=dict)  # name and reason of each unreadable image
     widths: list[int] = field(default_factory=list)  # of each readable image, pixels
     heights: list[int] = field(default_factory=list)
@@ -68,7 +68,7 @@ class DataReport:
         return {
             "images": self.images,
             "classes": {printable(name): count for name, count in self.classes.items()},
-            "unlabelled": self.unlabelled,
+            "unlabeled": self.unlabeled,
             "corrupt": self.corrupt,
             "corrupt_share": self.corrupt_share,
             **{name: spread._asdict() for name, spread in self.spreads().items()},
@@ -129,7 +129,7 @@ def check_data(
     if index is not None:
         results = {name: damage.result() for name, damage in damages.items()}
         report.bad_shards = {name: damage for name, damage in results.items() if damage is not None}
-    report.unlabelled = labels.pop(-1, 0)
+    report.unlabeled = labels.pop(-1, 0)
     named = source.class_names if max(labels, default=-1) < len(source.class_names) else ()
     names = dict(enumerate(named)) or {label: str(label) for label in sorted(labels)}
     report.classes = {name: labels[label] for label, name in names.items()}

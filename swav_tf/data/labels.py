@@ -1,4 +1,4 @@
-"""Labelled images to train and validate a classifier on, with one numbering of classes."""
+"""Labeled images to train and validate a classifier on, with one numbering of classes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from swav_tf.recipe.classifier import ClassifierRecipe
 
 
 @dataclass(frozen=True)
-class LabelledData:
+class LabeledData:
     """Training and validation images with one numbering of classes."""
 
     train: ImageSource  # may be a subset
@@ -27,7 +27,7 @@ class LabelledData:
     class_names: tuple[str, ...]  # of all classes, also of those without images in the subset; printable
 
 
-def open_labelled(recipe: ClassifierRecipe) -> LabelledData:
+def open_labeled(recipe: ClassifierRecipe) -> LabeledData:
     """Open the images that a recipe names and check them before anything is trained.
 
     Raises:
@@ -50,7 +50,7 @@ def open_labelled(recipe: ClassifierRecipe) -> LabelledData:
             f"{first_of(names[label] for label in train_labels[:1])}. Add images of others"
             f"{f' to {recipe.subset}' if recipe.subset else ''}."
         )
-    return LabelledData(train, train_labels, validation, validation_labels, printable_names(names))
+    return LabeledData(train, train_labels, validation, validation_labels, printable_names(names))
 
 
 def printable_names(class_names: Sequence[str]) -> tuple[str, ...]:
@@ -131,10 +131,10 @@ def numbered(count: int) -> tuple[str, ...]:
 
 def _labels(source: ImageSource, what: str) -> npt.NDArray[np.int64]:
     labels = np.array([source.label(index) for index in range(len(source))], np.int64)
-    unlabelled = int((labels < 0).sum())
-    if unlabelled:
+    unlabeled = int((labels < 0).sum())
+    if unlabeled:
         raise DataError(
-            f"A classifier needs labels. Received: {what} images, {unlabelled:,} of {len(labels):,} without one. "
+            f"A classifier needs labels. Received: {what} images, {unlabeled:,} of {len(labels):,} without one. "
             "Put them into one folder for each class, or give a list with their labels (data.labels)."
         )
     return labels

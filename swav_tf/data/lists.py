@@ -84,7 +84,7 @@ class ListedImages(Files):
         yield from super().stamps(indices)
 
 
-class RelabelledImages(Subset):
+class RelabeledImages(Subset):
     """Images of another source with the labels of a list."""
 
     def __init__(self, source: Any, path: str, *, image_key: str, label_key: str) -> None:
@@ -103,16 +103,16 @@ class RelabelledImages(Subset):
             )
         names = [row.name for row in rows]
         found = find_images(names, source, path, partly=True)
-        labelled = {place: index for place, index in enumerate(found) if index is not None}
-        if 2 * len(labelled) < min(len(rows), len(source)):
+        labeled = {place: index for place, index in enumerate(found) if index is not None}
+        if 2 * len(labeled) < min(len(rows), len(source)):
             find_images(names, source, path)  # raises, with the likely cause
-        self.class_names, labels = number_classes(rows[place].label for place in labelled)
+        self.class_names, labels = number_classes(rows[place].label for place in labeled)
         self._labels: npt.NDArray[np.int64] = np.full(len(source), -1, np.int64)
-        self._labels[list(labelled.values())] = labels
+        self._labels[list(labeled.values())] = labels
         self.left_out = getattr(source, "left_out", None)
         remarks = {
-            "images have no label": (len(source) - len(labelled), len(source)),
-            "names are of no image": (len(rows) - len(labelled), len(rows)),
+            "images have no label": (len(source) - len(labeled), len(source)),
+            "names are of no image": (len(rows) - len(labeled), len(rows)),
         }
         if text := "; ".join(f"{n:,} of {of:,} {what}" for what, (n, of) in remarks.items() if n):
             log_once(logging.WARNING, f"{path}: {text}.")

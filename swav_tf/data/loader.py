@@ -111,7 +111,7 @@ def training_batches(
     worker: int,
     replica_batch_size: int,
     bad_images: BadImages,
-    labelled: bool = False,
+    labeled: bool = False,
 ) -> tf.data.Dataset:
     """Return the crops of one worker for the optimizer steps `start_step` to `total_steps` - 1.
 
@@ -129,11 +129,11 @@ def training_batches(
         worker: number of this worker, w, from 0.
         replica_batch_size: images of one element.
         bad_images: counts unreadable images; its `fatal`, if set, is why the data set failed.
-        labelled: append the classes.
+        labeled: append the classes.
 
     Returns:
         Data set of tuples of static shape: per crop group a uint8 (replica_batch_size, count, size, size, 3), with
-        `labelled` also the classes, int64 (replica_batch_size,).
+        `labeled` also the classes, int64 (replica_batch_size,).
 
     Raises:
         ValueError: the batch size is not divisible so, or an epoch has too few images.
@@ -143,7 +143,7 @@ def training_batches(
     _check_sizes(batch_size, workers, replica_batch_size, steps_per_epoch, len(source))
     share = batch_size // workers
     of_part = share // recipe.train.accumulation_steps
-    crops = CropsByPosition(recipe, source, images_per_epoch=steps_per_epoch * batch_size, labelled=labelled)
+    crops = CropsByPosition(recipe, source, images_per_epoch=steps_per_epoch * batch_size, labeled=labeled)
     make, end, chunk, parallel = _maker(recipe.data, crops, replica_batch_size, bad_images)
 
     def chunk_at(number: int) -> list[npt.NDArray[Any]] | None:
@@ -157,7 +157,7 @@ def training_batches(
     numbers = tf.data.Dataset.range(start_step * share // chunk, total_steps * share // chunk)
     chunks = numbers.map(mapped, num_parallel_calls=parallel, deterministic=True)
     chunks = chunks.batch(replica_batch_size // chunk, drop_remainder=True)
-    batches = chunks.map(lambda *parts: tuple(map(_joined, parts if labelled else parts[:-1])))
+    batches = chunks.map(lambda *parts: tuple(map(_joined, parts if labeled else parts[:-1])))
     return batches.prefetch(recipe.data.prefetch_batches).with_options(_options(parallel))
 
 

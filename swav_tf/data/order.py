@@ -53,11 +53,11 @@ class CropsByPosition:
         source: ImageSource,
         *,
         images_per_epoch: int,
-        labelled: bool = False,
+        labeled: bool = False,
     ) -> None:
         self.shapes: list[tuple[int, ...]] = [(g.count, g.size, g.size, 3) for g in recipe.crops]
         self.images_per_epoch = images_per_epoch
-        self._source, self._seed, self._labelled = source, recipe.train.seed, labelled
+        self._source, self._seed, self._labeled = source, recipe.train.seed, labeled
         self._multicrop = MultiCrop(recipe.crops, recipe.augment)
 
     def at(self, position: int, *, attempt: int = 0) -> tuple[list[Image], int]:
@@ -85,7 +85,7 @@ class CropsByPosition:
         """Return crops and class of image `index`, given what `read` returned."""
         image = data if isinstance(data, np.ndarray) else decode(data, self._source.decoding)
         crops = self._multicrop(image, seed=self._seed, epoch=epoch, index=index, attempt=attempt)
-        return crops, self._source.label(index) if self._labelled else -1
+        return crops, self._source.label(index) if self._labeled else -1
 
     def readable_at(self, position: int, bad_images: BadImages) -> tuple[list[Image], int]:
         """Return the same of the first image from a position on that can be read, and count the others.

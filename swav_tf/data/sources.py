@@ -13,7 +13,7 @@ from swav_tf.data import storage
 from swav_tf.data.augment import Image
 from swav_tf.data.decode import Decoding, decode
 from swav_tf.data.folders import ClassFolders, ImageFolder
-from swav_tf.data.lists import ListedImages, RelabelledImages
+from swav_tf.data.lists import ListedImages, RelabeledImages
 from swav_tf.data.parquet import ParquetSource
 from swav_tf.data.recognition import NOT_FOUND, recognize
 from swav_tf.data.tar import TarSource
@@ -103,7 +103,7 @@ def open_source(data: Data, *, validation: bool = False) -> ImageSource:
                 "data.kind=images, or data.labels=null."
             )
         with storage.reachable(data.labels):
-            source = RelabelledImages(source, data.labels, image_key=data.image_key, label_key=data.label_key)
+            source = RelabeledImages(source, data.labels, image_key=data.image_key, label_key=data.label_key)
     source.decoding = Decoding.of(data)
     return source
 

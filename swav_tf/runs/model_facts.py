@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from swav_tf.data.labels import LabelledData
+from swav_tf.data.labels import LabeledData
 from swav_tf.data.sources import fingerprint
 from swav_tf.plumbing.errors import UsageError
 from swav_tf.plumbing.files import atomic_write
@@ -37,7 +37,7 @@ class ModelFacts:
     train_labels_sha256: str = ""  # of their classes; empty if unknown
 
     @classmethod
-    def of(cls, pretrained: Recipe, origin: dict[str, Any], data: LabelledData, how: str) -> ModelFacts:
+    def of(cls, pretrained: Recipe, origin: dict[str, Any], data: LabeledData, how: str) -> ModelFacts:
         """Collect the facts of a new run from the recipe and origin of its backbone and from its images."""
         images = fingerprint(data.train)
         return cls(

@@ -13,7 +13,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from swav_tf.data.labels import LabelledData, open_labelled
+from swav_tf.data.labels import LabeledData, open_labeled
 from swav_tf.data.sources import fingerprint
 from swav_tf.method.optimizers import SGD, EpochSchedule, epoch_shares
 from swav_tf.plumbing.log import log
@@ -104,7 +104,7 @@ def train_classifier(
         return ClassifierResult(classifier, job.run_dir, summary, job.team.is_chief)
 
 
-def _validate(job: Job, classifier: Classifier, data: LabelledData) -> Validate:
+def _validate(job: Job, classifier: Classifier, data: LabeledData) -> Validate:
     batch_size = min(job.replica_batch_size, LARGEST_VALIDATION_BATCH)
     images, labels, settings = data.validation, data.validation_labels, job.recipe.data
     validation = Validation(
@@ -158,14 +158,14 @@ def open_run(
     from_scratch: bool,
     fresh: bool,
     least_steps: int = 0,
-) -> tuple[ProbeRecipe | FinetuneRecipe, Start, LabelledData]:
+) -> tuple[ProbeRecipe | FinetuneRecipe, Start, LabeledData]:
     """Read the backbone, open the images and the run folder, and write model.json; return the recipe to train by.
 
     Raises:
         UsageError: workers differ, or the folder contains a run with other settings, weights or images.
     """
     start = start_from(model, from_scratch=from_scratch)
-    data = open_labelled(recipe)
+    data = open_labeled(recipe)
     if isinstance(recipe, FinetuneRecipe):
         job.recipe = recipe = _for_few_images(recipe, len(data.train), len(data.class_names), least_steps)
     job.open(
@@ -205,7 +205,7 @@ def _for_few_images(
 
 
 def run_facts(
-    recipe: ProbeRecipe | FinetuneRecipe, start: Start, data: LabelledData, how: str
+    recipe: ProbeRecipe | FinetuneRecipe, start: Start, data: LabeledData, how: str
 ) -> dict[str, Any]:
     """Return what the summaries of all classifiers contain."""
     return {
@@ -218,7 +218,7 @@ def run_facts(
     }
 
 
-def save_results(job: Job, counts: Counts, data: LabelledData, *, title: str) -> None:
+def save_results(job: Job, counts: Counts, data: LabeledData, *, title: str) -> None:
     """Write the accuracy of the trained classifier by class."""
     figures = counts.as_dict()
     if job.team.is_chief:

@@ -259,7 +259,7 @@ class Job:
             worker=team.worker,
             replica_batch_size=self.replica_batch_size,
             bad_images=self.bad_images,
-            labelled=not isinstance(self.recipe, Recipe),
+            labeled=not isinstance(self.recipe, Recipe),
         )
 
     @property

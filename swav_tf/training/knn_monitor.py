@@ -93,8 +93,8 @@ class KNNEvaluator(_Evaluator):
         else:
             cut = len(chosen) // 5
             self.queries, self.known = np.sort(chosen[:cut]), np.sort(chosen[cut:])
-        self.known, self.labels = _labelled(source, self.known)
-        self.queries, self.query_labels = _labelled(self.query_source, self.queries)
+        self.known, self.labels = _labeled(source, self.known)
+        self.queries, self.query_labels = _labeled(self.query_source, self.queries)
         if not (len(self.known) and len(self.queries)):
             raise DataError(
                 "monitor.knn_every_epochs needs labeled images. Received: images without labels. "
@@ -292,7 +292,7 @@ def verdict(found: dict[str, Any], queries: int) -> tuple[int, str]:
     )
 
 
-def _labelled(source: ImageSource, indices: Indices) -> tuple[Indices, Indices]:
+def _labeled(source: ImageSource, indices: Indices) -> tuple[Indices, Indices]:
     """Return those of the images that have a label, and the labels."""
     labels = np.array([source.label(int(index)) for index in indices], np.int64)
     return indices[labels >= 0], labels[labels >= 0]

@@ -198,7 +198,7 @@ def test_plot(files, tmp_path, output):
         ),
         ("knn gone.npz {files}/test.npz", 2, "Feature file not found"),
         ("knn {files}/digit.png {files}/test.npz", 2, "must end in"),
-        ("knn {files}/train.npy {files}/unlabelled.npz", 1, "needs labels"),
+        ("knn {files}/train.npy {files}/unlabeled.npz", 1, "needs labels"),
         ("knn {files}/train.npy {files}/text.npz", 1, "It cannot be read"),
         ("knn {files}/train.npy {files}/test.npz -k 2000", 2, "Received: 2000"),
         ("knn {files}/train.npy {files}/test.npz -k 0", 2, "whole numbers >= 1"),
@@ -224,7 +224,7 @@ def test_plot(files, tmp_path, output):
 def test_refusals(line, code, part, model, files, tmp_path, monkeypatch, refused):
     np.savez(files / "narrow.npz", features=np.ones((9, 3), np.float32), labels=np.zeros(9, np.int64))
     with np.load(files / "test.npz") as file:
-        np.savez(files / "unlabelled.npz", features=file["features"])
+        np.savez(files / "unlabeled.npz", features=file["features"])
     (files / "text.npz").write_text("text")
     (tmp_path / "empty").mkdir()
     monkeypatch.chdir(tmp_path)

@@ -190,7 +190,7 @@ def test_batches_and_resumption_are_those_of_the_folder(folder, made, recipe):
     def batches(source, start):
         found = training_batches(
             settings, source, steps_per_epoch=3, start_step=start, total_steps=5, workers=1, worker=0,
-            replica_batch_size=4, bad_images=BadImages(None, images=12, max_share=0), labelled=True,
+            replica_batch_size=4, bad_images=BadImages(None, images=12, max_share=0), labeled=True,
         )  # fmt: skip
         return [part.numpy() for batch in found for part in batch]
 

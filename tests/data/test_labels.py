@@ -1,10 +1,10 @@
-"""Labelled images of a classifier, and subsets of them by a list."""
+"""Labeled images of a classifier, and subsets of them by a list."""
 
 import numpy as np
 import pytest
 
 from swav_tf.data.folders import ClassFolders, ImageFolder
-from swav_tf.data.labels import open_labelled, renumbered
+from swav_tf.data.labels import open_labeled, renumbered
 from swav_tf.data.sharding import write_shards
 from swav_tf.data.subset import draw_subset, read_subset
 from swav_tf.plumbing.errors import DataError
@@ -114,7 +114,7 @@ def test_a_share_needs_classes_and_names_of_one_line(tmp_path):
         draw_subset(ClassFolders(tmp_path), share=1, seed=0)
 
 
-# === Labelled images ===
+# === Labeled images ===
 
 
 def recipe(tmp_path, *, kind="class_folders", **changes):
@@ -127,7 +127,7 @@ def recipe(tmp_path, *, kind="class_folders", **changes):
 def test_a_subset_is_of_the_training_images(tmp_path, subset):
     make_folders(tmp_path / "val", n01=["a.png"], n02=["b.png", "c.png"])
     subset("n02_1.JPEG\nn01_1.JPEG")
-    data = open_labelled(recipe(tmp_path, subset=str(tmp_path / "list.txt")))
+    data = open_labeled(recipe(tmp_path, subset=str(tmp_path / "list.txt")))
     np.testing.assert_array_equal(data.train_labels, [0, 1])
     np.testing.assert_array_equal(data.validation_labels, [0, 1, 1])
     assert data.class_names == ("n01", "n02")
@@ -155,7 +155,7 @@ def test_classes_are_matched_by_name_and_number(own, names, expected):
 def test_a_validation_set_may_lack_classes(tmp_path, source, caplog):
     make_folders(tmp_path / "val", n02=["b.png", "c.png"])
     (tmp_path / "val" / "n01").mkdir()
-    np.testing.assert_array_equal(open_labelled(recipe(tmp_path)).validation_labels, [1, 1])
+    np.testing.assert_array_equal(open_labeled(recipe(tmp_path)).validation_labels, [1, 1])
     assert "1 of 2 classes have no validation image: n01." in caplog.text
     assert "folder n01 has no image" in caplog.text
 
@@ -175,7 +175,7 @@ def test_a_validation_set_may_lack_classes(tmp_path, source, caplog):
 def test_validation_images_that_do_not_fit_are_refused(tmp_path, source, validation, message):
     make_folders(tmp_path / "val", **validation)
     with pytest.raises(DataError, match=message):
-        open_labelled(recipe(tmp_path))
+        open_labeled(recipe(tmp_path))
 
 
 # Bug caught: images without labels are trained on as class -1.
@@ -183,4 +183,4 @@ def test_images_without_labels_are_refused(tmp_path, source):
     for name in ("train", "val"):
         write_shards(ImageFolder(source.root), tmp_path / "shards" / name, shards=1)
     with pytest.raises(DataError, match="training images, 5 of 5 without one"):
-        open_labelled(recipe(tmp_path / "shards", kind="tfrecord"))
+        open_labeled(recipe(tmp_path / "shards", kind="tfrecord"))

@@ -55,7 +55,7 @@ def labels_by_step(recipe, source, readers):
     for reader in range(readers):
         batches = training_batches(
             recipe, source, steps_per_epoch=steps, start_step=0, total_steps=EPOCHS * steps, workers=readers,
-            worker=reader, replica_batch_size=BATCH // readers, labelled=True,
+            worker=reader, replica_batch_size=BATCH // readers, labeled=True,
             bad_images=BadImages(None, images=len(source), max_share=0),
         )  # fmt: skip
         seen.append(np.stack([batch[-1].numpy() for batch in batches]))

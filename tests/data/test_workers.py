@@ -328,7 +328,7 @@ def test_a_run_sees_the_same(spoiled, recipe, monkeypatch, tmp_path_factory, ste
         with ended_after():
             data = training_batches(
                 settings, source, steps_per_epoch=3, start_step=start, total_steps=steps, workers=of,
-                worker=worker, replica_batch_size=8 // of, labelled=True,
+                worker=worker, replica_batch_size=8 // of, labeled=True,
                 bad_images=BadImages(tallies / f"{processes}.txt", images=24, max_share=0.5),
             )  # fmt: skip
             iterator = iter(data)

@@ -91,9 +91,9 @@ def test_changed_settings_are_refused(tmp_path, folders):
         extract_features(NumpyBackend(), images, output, batch_size=5)
     with pytest.raises(UsageError, match=r"model.weights_sha256: was 'aaaa"):
         extract_features(NumpyBackend("b" * 64), images, output, **FOURS)
-    unlabelled = open_images(str(folders), like=Data(), kind="images")
+    unlabeled = open_images(str(folders), like=Data(), kind="images")
     with pytest.raises(UsageError, match=r"source.kind: was 'class_folders', now 'images'"):
-        extract_features(NumpyBackend(), unlabelled, output, **FOURS)
+        extract_features(NumpyBackend(), unlabeled, output, **FOURS)
     assert extract_features(NumpyBackend(path="elsewhere"), images, output, **FOURS).images_before == 8
 
 

@@ -11,7 +11,7 @@ from tests.evaluate.models import feature_file
 
 
 @pytest.fixture
-def labelled():
+def labeled():
     draw = np.random.default_rng(1)
     centres = draw.normal(size=(6, 12))
 
@@ -32,8 +32,8 @@ def small_blocks(monkeypatch):
 # Bugs caught: a block's offset that is not added, a neighbor lost between two blocks or slabs, a later block that is
 # left out, rows that are not normalized, an order that is not by distance.
 @pytest.mark.parametrize("k", [1, 5, 16, 40, 211])
-def test_neighbours_are_scikit_learns(labelled, small_blocks, k):
-    (known, _), (asked, _) = labelled
+def test_neighbours_are_scikit_learns(labeled, small_blocks, k):
+    (known, _), (asked, _) = labeled
     found = knn.find_neighbours(known * 3, asked * 0.1, k=k)
     distances, indices = (
         NearestNeighbors(n_neighbors=k, metric="cosine", algorithm="brute").fit(known).kneighbors(asked)
@@ -45,8 +45,8 @@ def test_neighbours_are_scikit_learns(labelled, small_blocks, k):
 # Bugs caught: weights by another temperature or by distance, top-1 of other neighbors than the k nearest, classes
 # without a single vote that count as fourth and fifth guess.
 @pytest.mark.parametrize("temperature", [0.07, 1.0])
-def test_accuracies_are_scikit_learns(labelled, small_blocks, temperature):
-    (known, labels), (asked, truth) = labelled
+def test_accuracies_are_scikit_learns(labeled, small_blocks, temperature):
+    (known, labels), (asked, truth) = labeled
     files = feature_file(known, labels), feature_file(asked, truth)
     accuracies = knn_accuracies(*files, neighbours=(3, 20, 100), temperature=temperature)
     for k, accuracy in accuracies.items():
@@ -122,8 +122,8 @@ def test_files_that_do_not_match_are_refused(known, asked, error, message):
 
 
 # Bugs caught: classes of two files compared by position, an accuracy of files without a common class.
-def test_classes_of_two_files_are_matched_by_name(labelled, caplog):
-    (known, labels), (asked, truth) = labelled
+def test_classes_of_two_files_are_matched_by_name(labeled, caplog):
+    (known, labels), (asked, truth) = labeled
     names = [f"n{number}" for number in range(6)]
     turned = feature_file(asked, 5 - truth, class_names=names[::-1])
     expected = knn_accuracies(feature_file(known, labels), feature_file(asked, truth), neighbours=(5,))

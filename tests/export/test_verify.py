@@ -116,7 +116,7 @@ def features_by_hand(folder, paths):
 # Bugs caught: figures that are not written, a verdict other than the exit code, k-NN of other images than requested.
 def test_passes(exported, capsys):
     (exported / "parity.json").unlink()
-    arguments = ["verify", str(exported), "--labelled", "digits", "--split", "test", "--json"]
+    arguments = ["verify", str(exported), "--images", "digits", "--split", "test", "--json"]
     assert run_and_report(swav_tf, arguments) == 0
     found = json.loads(capsys.readouterr().out)
     assert found == json.loads((exported / "parity.json").read_text())

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from swav_tf.data.digits import Digits
-from swav_tf.data.labels import LabelledData
+from swav_tf.data.labels import LabeledData
 from swav_tf.plumbing.errors import UsageError
 from swav_tf.recipe.classifier import ProbeRecipe
 from swav_tf.recipe.files import load_recipe, save_recipe
@@ -180,14 +180,12 @@ def test_an_edited_model_json_is_refused(change, readable, tmp_path):
 def test_a_classifier_resumes_with_its_labels_alone(tmp_path):
     folder = RunFolder(tmp_path)
     save_facts(folder, FACTS)  # of a version that recorded no labels
-    labelled = replace(FACTS, train_labels_sha256="1" * 64)
+    labeled = replace(FACTS, train_labels_sha256="1" * 64)
     for _ in range(2):
-        save_facts(folder, labelled)
+        save_facts(folder, labeled)
     with pytest.raises(UsageError, match=r"images' labels: was 1+, now 2+"):
         save_facts(folder, replace(FACTS, train_labels_sha256="2" * 64))
-    data = LabelledData(
-        Digits("test"), np.arange(3), Digits("test"), np.arange(3), tuple(map(str, range(10)))
-    )
+    data = LabeledData(Digits("test"), np.arange(3), Digits("test"), np.arange(3), tuple(map(str, range(10))))
     one, other = (
         ModelFacts.of(tiny_recipe(), {}, replace(data, train_labels=np.array(labels)), "sgd")
         for labels in ([0, 1], [1, 0])

@@ -7,7 +7,7 @@ from swav_tf.model.backbone import build_backbone
 from swav_tf.recipe.classifier import FinetuneRecipe, ProbeRecipe
 from swav_tf.training.classify import compile_classifier
 from swav_tf.training.state import capture, restore
-from tests.classifiers import MEAN, STD, bare_classifier, labelled_batches, tiny_classifier_recipe
+from tests.classifiers import MEAN, STD, bare_classifier, labeled_batches, tiny_classifier_recipe
 from tests.replicas import REPLICAS
 from tests.swav_models import tiny_recipe
 
@@ -25,7 +25,7 @@ def test_probe_steps_equal_float64():
     weights, bias = (v.numpy().astype(np.float64) for v in model.classifier.weights)
     assert abs(weights.std() / 0.01 - 1) < 0.4
     assert not bias.any()
-    batches = labelled_batches(4)
+    batches = labeled_batches(4)
     logs = train(model, batches)
     buffers = [np.zeros_like(weights), np.zeros_like(bias)]
     for i, (images, labels) in enumerate(batches):
@@ -53,7 +53,7 @@ def test_each_part_has_its_own_rate():
         kernels[0].assign(np.random.default_rng(1).normal(size=kernels[0].shape) * 0.1)
         kernels[1].assign(np.random.default_rng(2).normal(size=kernels[1].shape) * 0.1)
         before = [kernel.numpy() for kernel in kernels]
-        [logs] = train(model, labelled_batches(1))
+        [logs] = train(model, labeled_batches(1))
         return [kernel.numpy() - old for kernel, old in zip(kernels, before, strict=True)], logs
 
     (conv, dense), logs = change()
@@ -66,7 +66,7 @@ def test_each_part_has_its_own_rate():
 
 # Bugs caught: gradients of the last part only, a sum that is not divided, sums that are not cleared.
 def test_a_batch_in_parts_equals_an_undivided_one():
-    batches = labelled_batches(3)
+    batches = labeled_batches(3)
     complete = bare_classifier(tiny_classifier_recipe(FinetuneRecipe))
     parts = bare_classifier(tiny_classifier_recipe(FinetuneRecipe, train__accumulation_steps=2))
     for one, other in zip(complete.weights, parts.weights, strict=True):
@@ -84,7 +84,7 @@ def test_a_batch_in_parts_equals_an_undivided_one():
 def test_two_replicas_equal_one_with_synchronised_batch_norm(mirrored):
     recipe = tiny_classifier_recipe(FinetuneRecipe)
     settings = tiny_recipe().model
-    batches = labelled_batches(3, size=16, pixels=16)
+    batches = labeled_batches(3, size=16, pixels=16)
     single = bare_classifier(recipe, build_backbone(settings))
     with mirrored.scope():
         double = bare_classifier(recipe, build_backbone(settings))
@@ -115,7 +115,7 @@ def test_a_non_finite_step_changes_no_weight_and_halves_the_loss_scale():
     model = bare_classifier(recipe)
     model.backbone.get_layer("conv").bias.assign([np.nan] * 10)
     before = capture(model, batch_size=8)
-    [logs] = train(model, labelled_batches(1))
+    [logs] = train(model, labeled_batches(1))
     after = capture(model, batch_size=8)
     assert logs["finite"] == 0
     assert after["loss_scale/factor"] == before["loss_scale/factor"] / 2
@@ -143,7 +143,7 @@ def test_dropout_resumes_at_the_same_place():
         found = keras.layers.GlobalAveragePooling2D()(keras.layers.Conv2D(16, 3, name="conv")(images))
         return bare_classifier(recipe, keras.Model(images, keras.layers.Dropout(0.5)(found)))
 
-    model, batches = fresh(), labelled_batches(4)
+    model, batches = fresh(), labeled_batches(4)
     train(model, batches[:2])
     state = capture(model, batch_size=8)
     resumed = fresh()
