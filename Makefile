@@ -106,7 +106,7 @@ gpu-inference: .venv-gpu/.installed
 		.venv-gpu/bin/swav-tf export $$file --to tensorrt --batch 1,32,128 --output $(EXPORTED) || status=1; \
 	done; \
 	.venv-gpu/bin/swav-tf verify $(EXPORTED) --batch 128 || status=1; \
-	.venv-gpu/bin/swav-tf benchmark $(EXPORTED) --runner ort-cuda,ort-tensorrt,tensorrt --rounds 3 \
+	.venv-gpu/bin/swav-tf benchmark $(EXPORTED) --runner ort-cuda,ort-tensorrt,tensorrt \
 		--json gpu-results.json --html gpu-results.html || status=1; \
 	exit $$status
 

@@ -20,7 +20,6 @@ NEEDED: Final = ("onnx", "onnxruntime", "tf2onnx")
 FOLDER: Final = "exported"
 BATCHES: Final = (1, 8, 32)
 KERAS_BATCH: Final = 32  # Keras' processes take long to start: one is enough to compare with
-TIMEOUT_SECONDS: Final = 120.0
 
 SECTIONS: Final = {
     "What it learned": """
@@ -121,12 +120,11 @@ def export_and_measure(
     planned = plan_cells(models, runners=("ort-cpu",), precisions=None, batches=BATCHES)
     if keras:
         planned += plan_cells(models, runners=("keras",), precisions=None, batches=(KERAS_BATCH,))
-    settings = settings or Settings(seconds=1, runs=50, max_seconds=4, rounds=1, threads=0, cuda_graph=False)
+    settings = settings or Settings(seconds=1, runs=50, threads=0, cuda_graph=False)
     benchmark = run_benchmark(
         planned,
         models,
         settings,
-        timeout_seconds=TIMEOUT_SECONDS,
         before_each=lambda cell, done, total: log.info("speed %d/%d: %s", done + 1, total, cell.label),
     )
     if not benchmark.complete:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,7 +24,7 @@ from cli.progress import cell_progress
 if TYPE_CHECKING:
     from evaluate.benchmark.schema import Benchmark, Cell
 
-SETTINGS = ("seconds", "runs", "max_seconds", "rounds", "threads", "cuda_graph")
+SETTINGS = ("seconds", "runs", "threads", "cuda_graph")
 
 
 def _limits(
@@ -43,7 +42,7 @@ def _limits(
 
 # fmt: off
 @click.command(short_help="Measure images/s and latency of exported files and runs.")
-@click.argument("models", nargs=-1, type=PATH, metavar="MODEL...")
+@click.argument("models", nargs=-1, required=True, type=PATH, metavar="MODEL...")
 @click.option("--runner", "runners", callback=names, metavar="NAME,...", show_default="all that can run a MODEL here",
               help="ort-cpu, openvino-cpu, ort-cuda, ort-tensorrt, tensorrt, keras.")
 @click.option("--precision", "precisions", callback=names, metavar="NAME,...", show_default="all that MODEL has",
@@ -54,22 +53,15 @@ def _limits(
 @click.option("--html", "html_file", type=NEW_FILE, metavar="FILE",
               help="Write a report with charts to FILE: one page, readable offline.")
 @amount_option("--seconds", metavar="SECONDS", default=3.0, help="Minimum time per cell.")
-@count_option("--runs", default=100, help="Minimum runs per cell; a p99 needs 1000.")
-@amount_option("--max-seconds", metavar="SECONDS", default=60.0,
-               help="Maximum time per cell; cells with too few runs are marked.")
-@count_option("--rounds", default=1,
-              help="Processes per cell, in turn with the other cells; several show the variation between processes.")
+@count_option("--runs", default=100, help="Minimum runs per cell, within a minute; a p99 needs 1000.")
 @threads_option("Threads that compute a batch on a CPU")
 @click.option("--cuda-graph/--no-cuda-graph", default=True,
               help="On a GPU, launch all kernels of a run as one CUDA graph.")
-@click.option("--timeout", type=click.FloatRange(1), metavar="SECONDS", default=1800.0,
-              help="Time limit of a cell's process; a cell that takes longer has failed.")
 @click.option("--fail-below", "limits", callback=_limits, multiple=True, metavar="CELL=X",
               help="Exit code 1 if a cell is slower than X images/s or was not measured, such as ort-cpu:fp32:32=10. "
               "May be repeated.")
-@click.option("--schema", is_flag=True, help="Print the JSON Schema of --json and exit.")
 @quiet_option
-def command(schema: bool, quiet: bool, limits: list[tuple[str, float]], **options: Any) -> int:
+def command(quiet: bool, limits: list[tuple[str, float]], **options: Any) -> int:
     """Measure images/s and latency of MODELs: folders or files written by `swav-tf export`, or run folders (in Keras).
 
     Third-party ONNX files of image networks are measured too, with all their outputs.
@@ -81,15 +73,10 @@ def command(schema: bool, quiet: bool, limits: list[tuple[str, float]], **option
     \b
     Examples:
       swav-tf benchmark exported --html report.html
-      swav-tf benchmark exported runs/first --batch 1,32 --rounds 3 --json today.json
+      swav-tf benchmark exported runs/first --batch 1,32 --json today.json
       swav-tf benchmark exported --runner ort-cpu --fail-below ort-cpu:int8:32=100
     """
-    if schema:
-        from evaluate.benchmark.schema import json_schema
-
-        click.echo(json.dumps(json_schema(), indent=2))
-        return 0
-    _check_options(options)
+    _prepare(options)
     json_file, html_file = options["json_file"], options["html_file"]
     benchmark = _measure(options, quiet=quiet)
     if json_file == Path("-"):
@@ -110,16 +97,11 @@ def command(schema: bool, quiet: bool, limits: list[tuple[str, float]], **option
 
 
 # fmt: on
-def _check_options(options: dict[str, Any]) -> None:
-    """Refuse impossible options before an hour of measuring; remove what a killed benchmark left."""
+def _prepare(options: dict[str, Any]) -> None:
+    """Report a missing matplotlib before an hour of measuring; remove what a killed benchmark left."""
     from evaluate.page import check_matplotlib
     from swav_tf.plumbing.files import remove_leftovers
 
-    if not options["models"]:
-        raise click.UsageError("Missing argument 'MODEL...'.")
-    seconds, most = options["seconds"], options["max_seconds"]
-    if most < seconds:
-        raise click.UsageError(f"--max-seconds must be at least --seconds. Received: {most:g} < {seconds:g}.")
     if options["html_file"] is not None:
         check_matplotlib()
     for file in (options["json_file"], options["html_file"]):
@@ -142,9 +124,7 @@ def _measure(options: dict[str, Any], *, quiet: bool) -> Benchmark:
             write_benchmark(json_file, benchmark)
 
     with cell_progress(quiet=quiet) as show:
-        benchmark = run_benchmark(
-            planned, models, settings, timeout_seconds=options["timeout"], before_each=show, after_each=save
-        )
+        benchmark = run_benchmark(planned, models, settings, before_each=show, after_each=save)
     save(benchmark)
     return benchmark
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import psutil
-from pydantic import Field
 
 from swav_tf.plumbing.system import UNKNOWN, available_cores, cpu_field, cpu_flags, version_of
 from swav_tf.recipe.section import Section
@@ -33,25 +32,25 @@ THROTTLING: Final = {
 class Gpu(Section):
     """One NVIDIA GPU."""
 
-    name: str = Field(description="its name")
-    driver: str = Field(description="version of the driver")
-    memory_mib: float = Field(description="its memory, MiB")
-    clock_mhz: float | None = Field(None, description="current clock of its processors, MHz")
+    name: str
+    driver: str  # its version
+    memory_mib: float
+    clock_mhz: float | None = None  # of its processors, now
 
 
 class Machine(Section):
     """What speeds depend on in addition to the model."""
 
-    cpu: str = Field(description="processor model")
-    cores: int = Field(description="logical cores available to this process")
-    cpu_flags: tuple[str, ...] = Field(description="instruction sets that decide the speed of products")
-    cpu_clock_mhz: float | None = Field(description="current clock of the CPU, MHz")
-    memory_gib: float = Field(description="memory of the machine or of its container, GiB")
-    gpus: tuple[Gpu, ...] = Field(description="NVIDIA GPUs")
-    system: str = Field(description="operating system")
-    python: str = Field(description="version of Python")
-    versions: dict[str, str] = Field(description="versions of the relevant installed packages")
-    load: float = Field(description="load average of the minute before the first cell")
+    cpu: str  # processor model
+    cores: int  # logical ones, available to this process
+    cpu_flags: tuple[str, ...]  # instruction sets that decide the speed of products
+    cpu_clock_mhz: float | None  # now
+    memory_gib: float  # of the machine or of its container
+    gpus: tuple[Gpu, ...]
+    system: str
+    python: str  # its version
+    versions: dict[str, str]  # of the relevant installed packages
+    load: float  # average of the minute before the first cell
 
 
 def describe_machine() -> Machine:
@@ -68,13 +67,8 @@ def describe_machine() -> Machine:
         system=platform.platform(),
         python=platform.python_version(),
         versions={package: version for package, version in versions.items() if version != UNKNOWN},
-        load=load(),
+        load=round(float(psutil.getloadavg()[0]), 2),
     )
-
-
-def load() -> float:
-    """Return the load average of the last minute."""
-    return round(float(psutil.getloadavg()[0]), 2)
 
 
 # === Memory and CPU time ===
@@ -86,11 +80,6 @@ def memory_gib() -> float:
     with contextlib.suppress(OSError, ValueError):  # not in a container, or in one without a limit
         sizes.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
     return round(min(sizes) / 2**30, 1)
-
-
-def memory_mib() -> float:
-    """Return the memory of this process, MiB."""
-    return round(int(psutil.Process().memory_info().rss) / 2**20, 1)
 
 
 def others_cpu_share(before: tuple[float, float, float]) -> float | None:

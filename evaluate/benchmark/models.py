@@ -129,20 +129,11 @@ def _name_runs(models: Sequence[Model]) -> list[Model]:
 
 def _check_names(models: Sequence[Model]) -> None:
     """Refuse models that a cell could not distinguish."""
-    folders: dict[str, Path] = {}
     files: dict[tuple[str, str, str, str | None], str] = {}
     for model in models:
-        path = Path(model.file).resolve()
-        folder = path if model.kind == "run" else path.parent
-        if model.kind != "run" or model.name == path.name:  # else it is named after its export
-            other = folders.setdefault(model.name, folder)
-            if other != folder:
-                raise UsageError(
-                    f"Folders of models must have different names. Received: {other} and {folder}. Rename one of them."
-                )
         twin = files.setdefault((model.name, model.kind, model.precision, model.target), model.file)
         if twin != model.file:
             raise UsageError(
-                f"A folder must have one file of a kind and precision. Received: {twin} and {model.file}, both "
-                f"{model.precision}. Keep them in two folders."
+                "Folders of models must have different names, and one file of a kind and precision. "
+                f"Received: {twin} and {model.file}. Rename a folder, or move one of the files."
             )

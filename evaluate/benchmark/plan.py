@@ -29,65 +29,56 @@ def plan_cells(
         known = ", ".join(PRECISIONS)
         raise UsageError(f"--precision must be one of {known}. Received: {', '.join(sorted(unknown))}.")
     cells = []
-    names = dict.fromkeys(model.name for model in models)
-    for runner in _useful_runners(models) if runners is None else runners:
+    for runner in runners or _useful_runners(models):
         unavailable = why_unavailable(runner)
-        for name in names:
+        for name in dict.fromkeys(model.name for model in models):
             files = [model for model in models if model.name == name]
             available = sorted({model.precision for model in files}, key=PRECISIONS.index)
             for precision in precisions or available:
                 if runner == "keras" and precision != "fp32":
                     continue
                 model, missing = _file_for(files, runner, precision)
-                if model is None and runners is None:
-                    continue
-                file = None if model is None else model.file
+                if model is None and not runners and not precisions:
+                    continue  # nobody asked for it
                 for batch in batches:
                     reason = unavailable or missing or _outside_profile(model, batch) or NOT_YET
+                    file = None if model is None else model.file
                     settings = {"precision": precision, "batch": batch, "file": file, "reason": reason}
                     cells.append(Cell(model=name, runner=runner, status="skipped", **settings))
-    if runners is None and (left := _left_out(models, cells, precisions)):
-        takers = [name for name, facts in RUNNERS.items() if facts.takes in {model.kind for model in left}]
-        cells += plan_cells(left, runners=takers, precisions=precisions, batches=batches)
     return cells
 
 
-def _left_out(
-    models: Sequence[Model], cells: Sequence[Cell], precisions: Sequence[str] | None
-) -> Sequence[Model]:
-    """Return the files without a cell, whose reasons are to be shown; all files if there is no cell at all."""
-    used = {cell.file for cell in cells}
-    wanted = [model for model in models if precisions is None or model.precision in precisions]
-    return [model for model in wanted if model.file not in used] if cells else models
-
-
 def _useful_runners(models: Sequence[Model]) -> list[str]:
+    """Return the runners of these kinds of models; without a GPU not those of ONNX files, which run on the CPU too."""
     kinds = {model.kind for model in models}
-    gpu = no_gpu_reason() is None
-    return [name for name, facts in RUNNERS.items() if facts.takes in kinds and (gpu or not facts.gpu)]
+    if no_gpu_reason() is None:
+        return [name for name, facts in RUNNERS.items() if facts.takes in kinds]
+    return [
+        name
+        for name, facts in RUNNERS.items()
+        if facts.takes in kinds and not (facts.gpu and facts.takes == "onnx")
+    ]
 
 
 def _file_for(models: Sequence[Model], runner: str, precision: str) -> tuple[Model | None, str | None]:
-    """Return the file a runner takes in a precision, or why there is none."""
+    """Return the file a runner takes in a precision, and why it cannot."""
     facts = RUNNERS[runner]
     fitting = [model for model in models if model.kind == facts.takes and model.precision == precision]
-    if facts.takes == "onnx" and precision == "int8":
-        target = "tensorrt" if facts.gpu else "cpu"
-        # The target of a third-party file is None.
-        others, fitting = fitting, [model for model in fitting if model.target in (target, None)]
-        if others and not fitting:
-            return None, (
-                f"the int8 file is for {others[0].target}, and int8 graphs differ: "
-                f"swav-tf export --precision int8 --target {target}"
-            )
-    if fitting:
-        return fitting[0], None
-    missing = {
-        "onnx": f"no {precision} .onnx file was given: swav-tf export --precision {precision}",
-        "engine": f"no {precision} engine was given: swav-tf export --to tensorrt --precision {precision}",
-        "run": "Keras runs run folders, and none was given",
-    }
-    return None, missing[facts.takes]
+    if not fitting:
+        return None, {
+            "onnx": f"no {precision} .onnx file was given: swav-tf export --precision {precision}",
+            "engine": f"no {precision} engine was given: swav-tf export --to tensorrt --precision {precision}",
+            "run": "Keras runs run folders, and none was given",
+        }[facts.takes]
+    target = "tensorrt" if facts.gpu else "cpu"
+    # None: of a third-party file, or any other precision than int8.
+    suitable = [model for model in fitting if model.target in (target, None)]
+    if not suitable:
+        return fitting[0], (
+            f"the int8 file is for {fitting[0].target}, and int8 graphs differ: "
+            f"swav-tf export --precision int8 --target {target}"
+        )
+    return suitable[0], None
 
 
 def _outside_profile(model: Model | None, batch: int) -> str | None:

@@ -41,7 +41,6 @@ def test_benchmark(folder, output):
     assert not left.exists()
     assert sum(line.split()[:1] == ["ort-cpu"] for line in table.splitlines()) == 2
     assert "skipped (Keras runs run folders, and none was given): keras fp32, 1 cell" in table
-    assert "images_per_second" in json.loads(output("benchmark --schema"))["$defs"]["Timing"]["properties"]
 
 
 # Bugs caught: a gate that accepts a slow or a missing cell, or refuses a fast one.
@@ -81,7 +80,6 @@ def test_a_failed_cell_is_exit_code_1(tmp_path, run):
         ("benchmark {folder} --precision fp8", "--precision must be one of"),
         ("benchmark {folder} --batch 0", "whole numbers >= 1"),
         ("benchmark {folder} --seconds 0", "x>0"),
-        ("benchmark {folder} --seconds 9 --max-seconds 3", "at least --seconds"),
     ],
 )
 def test_refusals(line, part, folder, refused):

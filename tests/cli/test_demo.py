@@ -20,7 +20,7 @@ SHORT = [
     "optimizer.warmup_epochs=0",
     "method.prototypes_frozen_steps=0",
 ]
-QUICK = Settings(seconds=0.02, runs=3, max_seconds=5, rounds=1, threads=1, cuda_graph=False)
+QUICK = Settings(seconds=0.02, runs=3, threads=1, cuda_graph=False)
 
 
 @pytest.fixture(scope="module")

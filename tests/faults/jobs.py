@@ -182,7 +182,7 @@ def make_demo_small() -> None:
     from evaluate.benchmark.schema import Settings
     from swav_tf.recipe.files import load_recipe
 
-    short = Settings(seconds=0.05, runs=3, max_seconds=1, rounds=1, threads=1, cuda_graph=False)
+    short = Settings(seconds=0.05, runs=3, threads=1, cuda_graph=False)
     more = (*PRETRAIN, "model.prototypes=50")  # the picture shows 24
     measure = partial(cli.demo_export.export_and_measure, settings=short, keras=False)
     vars(cli.demo)["load_recipe"] = lambda name, given: load_recipe(name, [*given, *more])

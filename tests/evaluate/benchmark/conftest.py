@@ -8,7 +8,7 @@ from evaluate.benchmark.run import run_benchmark
 from evaluate.benchmark.schema import Benchmark, Settings
 from tests.evaluate.exported import make_exported
 
-QUICK = Settings(seconds=0.02, runs=5, max_seconds=5, rounds=1, threads=1, cuda_graph=True)
+QUICK = Settings(seconds=0.02, runs=5, threads=1, cuda_graph=True)
 
 
 @pytest.fixture(scope="session")
@@ -22,7 +22,7 @@ def measure():
 
     def measure(folder: Path, **requested) -> Benchmark:
         models = find_models([folder])
-        return run_benchmark(plan_cells(models, **requested), models, QUICK, timeout_seconds=60)
+        return run_benchmark(plan_cells(models, **requested), models, QUICK)
 
     return measure
 
