@@ -5,18 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from swav_tf.planning.estimate import Plan
 
 
 def print_plan(plan: Plan) -> None:
-    """Print what the run needs, how long it takes at each pace, and the assumptions."""
+    """Print what the run needs, how long it takes, and the assumptions."""
     from rich.console import Console
     from rich.table import Table
 
     console = Console(highlight=False)
     cluster, cost, memory, links = plan.cluster, plan.cost, plan.memory, plan.communication
+    pace = plan.pace
     where = f" in {cluster.nodes} machines" if cluster.nodes > 1 else ""
     console.print(
         f"[bold]{plan.recipe}[/] on {cluster.gpus} x {cluster.gpu.name}{where}: {plan.images:,} images, "
@@ -47,9 +46,19 @@ def print_plan(plan: Plan) -> None:
         else "none: one GPU",
     )
     facts.add_row("checkpoint", f"{plan.checkpoint_megabytes:,.0f} MB each")
+    facts.add_row(
+        "speed",
+        f"{pace.images_per_second:,.0f} images/s, {pace.images_per_second_gpu:,.0f} per GPU; {pace.step_ms:,.0f} ms a "
+        f"step, {100 * pace.communication_share:.0f} % of it communication",
+    )
+    facts.add_row("complete run", f"{pace.hours:,.1f} hours, {pace.gpu_hours:,.0f} GPU hours")
+    facts.add_row(
+        "input per machine",
+        f"{pace.node_images_per_second:,.0f} images/s: {pace.node_cpu_cores:,.1f} cores to decode and crop, "
+        f"{pace.node_jpeg_megabytes:,.0f} MB/s of JPEGs from disk or network, "
+        f"{pace.node_crop_megabytes:,.0f} MB/s of crops to the GPUs",
+    )
     console.print(facts)
-
-    console.print(_paces(plan))
     for warning in plan.warnings:
         console.print(f"[yellow]warning:[/] {warning}.")
     console.print("assumptions:")
@@ -59,29 +68,3 @@ def print_plan(plan: Plan) -> None:
 
 def _flops(count: float) -> str:
     return f"{count / 1e12:,.0f} TFLOP" if count >= 1e13 else f"{count / 1e9:,.1f} GFLOP"
-
-
-def _paces(plan: Plan) -> Table:
-    from rich import box
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("pace")
-    for pace in plan.paces:
-        table.add_column(pace.name, justify="right")
-    for name, values in (
-        (
-            "images/s",
-            [f"{p.images_per_second:,.0f}, {p.images_per_second_gpu:,.0f} per GPU" for p in plan.paces],
-        ),
-        ("step", [f"{p.step_ms:,.0f} ms" for p in plan.paces]),
-        ("  communication", [f"{100 * p.communication_share:.0f} %" for p in plan.paces]),
-        ("complete run", [f"{p.hours:,.1f} hours" for p in plan.paces]),
-        ("", [f"{p.gpu_hours:,.0f} GPU hours" for p in plan.paces]),
-        ("input per machine", [f"{p.node_images_per_second:,.0f} images/s" for p in plan.paces]),
-        ("  cores to decode and crop", [f"{p.node_cpu_cores:,.1f}" for p in plan.paces]),
-        ("  JPEGs from disk or network", [f"{p.node_jpeg_megabytes:,.0f} MB/s" for p in plan.paces]),
-        ("  crops to the GPUs", [f"{p.node_crop_megabytes:,.0f} MB/s" for p in plan.paces]),
-    ):
-        table.add_row(name, *values)
-    return table

@@ -5,14 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 
+from swav_tf.data.sources import open_source
 from swav_tf.planning.gpus import GPUS, Cluster, Gpu
-from swav_tf.planning.images import IMAGENET_IMAGES, image_count, names_data
 from swav_tf.planning.network_cost import PASSES_OF_OUTPUTS, NetworkCost, network_cost
-from swav_tf.plumbing.errors import UsageError
+from swav_tf.plumbing.errors import DataError, UsageError
 from swav_tf.recipe.advice import check_recipe
 from swav_tf.recipe.files import load_recipe
 from swav_tf.recipe.pretraining import Recipe
 
+IMAGENET_IMAGES = 1_281_167
 JPEG_BYTES = 110_000  # of a typical ImageNet file
 CPU_MS = 7.0  # to decode and crop 2x224 + 6x96 in one of many threads (docs/performance.md: 3.7 alone)
 DECODE_SHARE = 0.25  # of that, independent of the crops
@@ -24,11 +25,7 @@ MOMENTARY = 1.25  # activations including short-lived tensors; 1.24 was measured
 CONTEXT_BYTES = 1e9  # of the driver, the libraries and their workspaces
 USABLE = 0.95  # of a GPU's memory; the rest is lost to fragmentation
 
-# The only published speed of this method: 3 min 40 s per epoch at batch 4096 on 64 V100 (91 images/s each).
-REFERENCE = ("swav_100ep", "v100", 64, 8, 100.0)  # recipe, GPU, GPUs, GPUs per node, Gbit/s (not published)
-REFERENCE_EPOCH_S = 220.0
-# This program's step, batch 256 of the same recipe on one H200 (docs/performance.md); float32 was not measured.
-MEASURED_GPU = "h200"
+# This program's step on one H200, batch 256 of swav_100ep (docs/performance.md); float32 was not measured.
 MEASURED_IMAGES_PER_SECOND = {"mixed_float16": 1774.5, "mixed_bfloat16": 1263.0}
 
 
@@ -74,10 +71,8 @@ class Communication:
 
 @dataclass(frozen=True)
 class Pace:
-    """The speed of the run under one assumption."""
+    """The speed of the run, and what the input must supply for it."""
 
-    name: str
-    efficiency: float | None  # share of the roofline; None if the speed was given
     images_per_second_gpu: float
     images_per_second: float
     step_ms: float
@@ -108,7 +103,7 @@ class Plan:
     cost: NetworkCost
     memory: Memory
     communication: Communication
-    paces: tuple[Pace, ...]
+    pace: Pace
     checkpoint_megabytes: float
     warnings: tuple[str, ...]
     assumptions: tuple[str, ...]
@@ -138,16 +133,18 @@ def make_plan(
         raise UsageError(
             f"{cluster.gpu.name} has no bfloat16 arithmetic. Use -o train.precision=mixed_float16, or another --gpu."
         )
-    imagenet = images is None and not names_data(recipe)
-    images = image_count(recipe) if images is None else images
+    given = images if images is not None else _image_count(recipe)
+    images = IMAGENET_IMAGES if given is None else given
     check_recipe(recipe, replicas=cluster.gpus, images=images)
     train, cost = recipe.train, network_cost(recipe)
     memory, communication = memory_of(recipe, cost, cluster), communication_of(recipe, cost, cluster)
     steps = images // train.batch_size * train.epochs
-    paces = tuple(
-        _pace(name, efficiency, step_s, recipe, cost, cluster, communication, steps)
-        for name, efficiency, step_s in _speeds(recipe, cost, cluster, communication, images_per_second)
-    )
+    if images_per_second is not None:
+        step_s = train.batch_size / cluster.gpus / images_per_second
+    else:
+        computing = roofline_seconds(recipe, cost, cluster.gpu) * train.batch_size / cluster.gpus
+        step_s = computing / measured_efficiency(train.precision) + communication.ms / 1000
+    pace = _pace(step_s, steps, recipe, cost, cluster, communication)
     queue = 2 * recipe.queue_length * recipe.model.projection_dim
     return Plan(
         recipe=recipe.name,
@@ -164,14 +161,38 @@ def make_plan(
         cost=cost,
         memory=memory,
         communication=communication,
-        paces=paces,
+        pace=pace,
         checkpoint_megabytes=4 * (2 * cost.parameters + cost.averages + queue) / 1e6,
-        warnings=tuple(_warnings(recipe, cluster, memory, paces[-1])),
+        warnings=tuple(_warnings(recipe, cluster, memory, pace)),
         assumptions=(
-            *(["the recipe names no data: the images of ImageNet, or give --images"] if imagenet else []),
+            *(
+                ["the recipe names no data: the images of ImageNet, or give --images"]
+                if given is None
+                else []
+            ),
             *_assumptions(recipe, cluster, cost, measured=images_per_second is not None),
         ),
     )
+
+
+def _image_count(recipe: Recipe) -> int | None:
+    """Return the number of the recipe's training images, None if it names no data.
+
+    Raises:
+        UsageError: the images are not here, or are a TFDS data set, which would be downloaded.
+    """
+    data = recipe.data
+    if data.kind != "digits" and not data.path:
+        return None
+    try:
+        if data.kind == "tfds":
+            raise DataError("their number is not known without downloading them")
+        return len(open_source(data))
+    except DataError as error:
+        raise UsageError(
+            f"The number of images must be given for {recipe.name}: --images N. Its data are {data.kind} "
+            f"{data.path or ''}: {error}"
+        ) from error
 
 
 # === Speed ===
@@ -194,64 +215,27 @@ def roofline_seconds(recipe: Recipe, cost: NetworkCost, gpu: Gpu) -> float:
 
 
 @cache
-def reference_efficiency() -> float:
-    """Return the share of the roofline that the reference reached, without its communication."""
-    name, gpu, gpus, gpus_per_node, link_gbit = REFERENCE
-    recipe = load_recipe(name)
-    cluster = Cluster(GPUS[gpu], gpus, gpus_per_node, link_gbit)
-    cost = network_cost(recipe)
-    steps = IMAGENET_IMAGES // recipe.train.batch_size
-    computing = REFERENCE_EPOCH_S / steps - communication_of(recipe, cost, cluster).ms / 1000
-    return roofline_seconds(recipe, cost, cluster.gpu) * recipe.train.batch_size / gpus / computing
-
-
-@cache
 def measured_efficiency(precision: str) -> float:
     """Return the share of the roofline that this program reached; of mixed_float16 if another was not measured."""
     precision = precision if precision in MEASURED_IMAGES_PER_SECOND else "mixed_float16"
-    recipe = load_recipe(REFERENCE[0], [f"train.precision={precision}"])
-    seconds = roofline_seconds(recipe, network_cost(recipe), GPUS[MEASURED_GPU])
+    recipe = load_recipe("swav_100ep", [f"train.precision={precision}"])
+    seconds = roofline_seconds(recipe, network_cost(recipe), GPUS["h200"])
     return seconds * MEASURED_IMAGES_PER_SECOND[precision]
 
 
-def _speeds(
-    recipe: Recipe,
-    cost: NetworkCost,
-    cluster: Cluster,
-    communication: Communication,
-    images_per_second: float | None,
-) -> list[tuple[str, float | None, float]]:
-    """Return each assumption's name, efficiency and seconds per step."""
-    batch_size = recipe.train.batch_size
-    if images_per_second is not None:
-        return [("as measured", None, batch_size / cluster.gpus / images_per_second)]
-    compute = roofline_seconds(recipe, cost, cluster.gpu) * batch_size / cluster.gpus
-    return [
-        (name, efficiency, compute / efficiency + communication.ms / 1000)
-        for name, efficiency in (
-            ("as the reference ran", reference_efficiency()),
-            ("as measured on an H200", measured_efficiency(recipe.train.precision)),
-        )
-    ]
-
-
 def _pace(
-    name: str,
-    efficiency: float | None,
     step_s: float,
+    steps: int,
     recipe: Recipe,
     cost: NetworkCost,
     cluster: Cluster,
     communication: Communication,
-    steps: int,
 ) -> Pace:
     speed = recipe.train.batch_size / step_s
     node = speed / cluster.nodes
     cpu_s = CPU_MS / 1000 * (DECODE_SHARE + (1 - DECODE_SHARE) * cost.crop_pixels / CPU_PIXELS)
     hours = steps * step_s / 3600
     return Pace(
-        name=name,
-        efficiency=efficiency,
         images_per_second_gpu=speed / cluster.gpus,
         images_per_second=speed,
         step_ms=1000 * step_s,
@@ -327,7 +311,7 @@ def memory_of(recipe: Recipe, cost: NetworkCost, cluster: Cluster) -> Memory:
 # === Text ===
 
 
-def _warnings(recipe: Recipe, cluster: Cluster, memory: Memory, fastest: Pace) -> list[str]:
+def _warnings(recipe: Recipe, cluster: Cluster, memory: Memory, pace: Pace) -> list[str]:
     found, train = [], recipe.train
     if not memory.fits:
         shares = train.batch_size // cluster.gpus
@@ -341,16 +325,16 @@ def _warnings(recipe: Recipe, cluster: Cluster, memory: Memory, fastest: Pace) -
             f"{shares // train.accumulation_steps} images do not fit {cluster.gpu.name}: {memory.total:.1f} of "
             f"{memory.usable:.1f} usable GB. Remedy: {remedy}"
         )
-    if fastest.communication_share > 0.15:
+    if pace.communication_share > 0.15:
         found.append(
-            f"communication takes up to {100 * fastest.communication_share:.0f} % of a step: a faster --link-gbit, "
+            f"communication takes {100 * pace.communication_share:.0f} % of a step: a faster --link-gbit, "
             "more images per GPU, or batch statistics per GPU (model.batch_norm.synchronised=false)"
         )
-    if not recipe.data.processes and fastest.node_images_per_second > PROCESS_IMAGES_PER_SECOND:
+    if not recipe.data.processes and pace.node_images_per_second > PROCESS_IMAGES_PER_SECOND:
         found.append(
-            f"a node needs up to {fastest.node_images_per_second:,.0f} images/s, and the threads of one process share "
+            f"a machine needs {pace.node_images_per_second:,.0f} images/s, and the threads of one process share "
             f"Python's lock: above about {PROCESS_IMAGES_PER_SECOND:,} let processes make the crops (-o "
-            f"data.processes={-(-fastest.node_cpu_cores // 1):.0f})"
+            f"data.processes={-(-pace.node_cpu_cores // 1):.0f})"
         )
     return found
 
@@ -366,9 +350,8 @@ def _assumptions(recipe: Recipe, cluster: Cluster, cost: NetworkCost, *, measure
         roofline = 1 / roofline_seconds(recipe, cost, gpu)
         found += [
             f"roofline (products, then memory traffic of unfused operations): {roofline:,.0f} images/s per GPU",
-            f"of it {100 * reference_efficiency():.0f} % as the reference ran: 91 images/s per V100, 64 of them at "
-            f"batch 4096; {100 * measured_efficiency(precision):.0f} % as this program's step ran on one H200, "
-            f"batch 256{'' if precision in MEASURED_IMAGES_PER_SECOND else ' in mixed_float16'}",
+            f"of it {100 * measured_efficiency(precision):.0f} %, as this program's step ran on one H200, batch 256"
+            f"{'' if precision in MEASURED_IMAGES_PER_SECOND else ' in mixed_float16'}",
         ]
     if cluster.gpus > 1:
         inside = f"{gpu.link} {gpu.link_gb / 2:g} GB/s each way in a machine"

@@ -18,8 +18,7 @@ from swav_tf.data.loader import ended_after, made_ahead, training_batches
 from swav_tf.data.sources import ImageSource, open_source
 from swav_tf.data.workers import cpu_seconds
 from swav_tf.method.swav import Crops, SwAV
-from swav_tf.planning.estimate import image_flops
-from swav_tf.planning.images import IMAGENET_IMAGES
+from swav_tf.planning.estimate import IMAGENET_IMAGES, image_flops
 from swav_tf.planning.network_cost import network_cost
 from swav_tf.plumbing.errors import UsageError
 from swav_tf.plumbing.log import log
