@@ -145,6 +145,9 @@ def make_plan(
         computing = roofline_seconds(recipe, cost, cluster.gpu) * train.batch_size / cluster.gpus
         step_s = computing / measured_efficiency(train.precision) + communication.ms / 1000
     pace = _pace(step_s, steps, recipe, cost, cluster, communication)
+    assumptions = _assumptions(recipe, cluster, cost, measured=images_per_second is not None)
+    if given is None:
+        assumptions.insert(0, "the recipe names no data: the images of ImageNet, or give --images")
     queue = 2 * recipe.queue_length * recipe.model.projection_dim
     return Plan(
         recipe=recipe.name,
@@ -162,16 +165,9 @@ def make_plan(
         memory=memory,
         communication=communication,
         pace=pace,
-        checkpoint_megabytes=4 * (2 * cost.parameters + cost.averages + queue) / 1e6,
+        checkpoint_megabytes=4 * ((1 + _momenta(recipe)) * cost.parameters + cost.averages + queue) / 1e6,
         warnings=tuple(_warnings(recipe, cluster, memory, pace)),
-        assumptions=(
-            *(
-                ["the recipe names no data: the images of ImageNet, or give --images"]
-                if given is None
-                else []
-            ),
-            *_assumptions(recipe, cluster, cost, measured=images_per_second is not None),
-        ),
+        assumptions=tuple(assumptions),
     )
 
 
@@ -285,7 +281,7 @@ def memory_of(recipe: Recipe, cost: NetworkCost, cluster: Cluster) -> Memory:
     parts, several = recipe.train.accumulation_steps, cluster.gpus > 1
     replica_batch = recipe.train.batch_size // cluster.gpus // parts
     weights = (6 if half else 4) * cost.parameters + 4 * cost.averages
-    momentum = 4 * cost.parameters * (2 if recipe.optimizer.kind == "adam" else 1)
+    momentum = 4 * cost.parameters * _momenta(recipe)
     # The sum over replicas needs a flat vector before and after; the sum over parts another.
     gradients = 4 * cost.parameters * (1 + (2 if several else 0) + (1 if parts > 1 else 0))
     queue = recipe.queue_length // cluster.gpus
@@ -306,6 +302,11 @@ def memory_of(recipe: Recipe, cost: NetworkCost, cluster: Cluster) -> Memory:
         available=cluster.gpu.memory_gb,
         largest_batch=max(0, int(free // image)),
     )
+
+
+def _momenta(recipe: Recipe) -> int:
+    """Return the numbers that the optimizer keeps for each parameter."""
+    return 2 if recipe.optimizer.kind == "adam" else 1
 
 
 # === Text ===

@@ -65,8 +65,10 @@ def test_bytes_of_a_ring():
     assert inside.transfer_ms == pytest.approx(1000 * 2 * 7 / 8 * 4 * numbers / 300e9)  # NVLink, one way
 
 
-def test_a_checkpoint_has_the_size_of_the_trainers():
-    recipe = tiny_recipe(method__queue={"length": 16})
+# Bug caught: one momentum of Adam, which has two.
+@pytest.mark.parametrize("optimizer", ["lars", "adam"])
+def test_a_checkpoint_has_the_size_of_the_trainers(optimizer):
+    recipe = tiny_recipe(method__queue={"length": 16}, optimizer__kind=optimizer)
     arrays = capture(build_swav(recipe), batch_size=8)
     estimate = make_plan(recipe, Cluster(GPUS["t4"], 1, 8, 1.0), images=1000)
     assert estimate.checkpoint_megabytes * 1e6 == pytest.approx(
