@@ -68,7 +68,7 @@ class ClassifierChoice:
                 if getattr(recipe.data, key) is None and splits is None:
                     raise click.UsageError(
                         f"recipe '{recipe.name}' does not specify where the {what} images are (data.kind is "
-                        f"{data_kind}). Give TRAIN and VALIDATION, or -o data.{key}=..."
+                        f"{data_kind}). Pass TRAIN and VALIDATION, or -o data.{key}=..."
                     )
         check_installed(recipe.monitor.track)
         check_recipe(recipe)  # advice is given by the trainer, which knows the images and devices

@@ -37,7 +37,7 @@ def after_pretraining(recipe: Recipe, run_dir: Path, summary: dict[str, Any]) ->
     if knows_validation_images(recipe.data):
         return _words(run_dir, summary, result, [report, features, probe, export])
     labels = (
-        "To measure the features by labeled images, give training and validation images:\n"
+        "To measure the features on labeled images:\n"
         f"  swav-tf probe TRAIN VALIDATION --model {shlex.quote(str(run_dir))}"
     )
     return f"{_words(run_dir, summary, result, [report, features, export])}\n{labels}"

@@ -83,7 +83,7 @@ def export_settings(graph: dict[str, Any], kinds: tuple[str, ...]) -> ExportSett
 
     given = {name: value for name, value in graph.items() if value is not None and name != "size"}
     if given.get("best") and "step" in given:
-        raise click.UsageError("--best and --step name a checkpoint each: give one of them.")
+        raise click.UsageError("--best and --step both select a checkpoint: use one of them.")
     given.setdefault("target", "tensorrt" if "tensorrt" in kinds else "cpu")
     size = graph["size"]
     settings = ExportSettings(

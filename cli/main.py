@@ -37,7 +37,7 @@ COMMANDS: Final = {
         "similar": "Find the images most similar to one image.",
         "index": "Index features for search among millions of images.",
         "duplicates": "Find near-duplicates and exact copies among images.",
-        "outliers": "Find the images that are like no others.",
+        "outliers": "Find the most unusual images.",
         "plot": "Draw a 2-D map of features.",
         "predict": "Predict the classes of images.",
         "validate": "Measure the accuracy of a classifier.",

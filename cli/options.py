@@ -206,7 +206,9 @@ def _cluster(nodes: int | None, node_rank: int | None, master: str | None) -> Cl
     if nodes is None and node_rank is None and master is None:
         return None
     if nodes is None or node_rank is None or master is None:
-        raise click.UsageError("--nodes, --node-rank and --master belong together: give all three or none.")
+        raise click.UsageError(
+            "--nodes, --node-rank and --master must be used together: pass all three or none."
+        )
     from swav_tf.training.rendezvous import ClusterAddress
 
     return ClusterAddress(nodes=nodes, node_rank=node_rank, master=master)

@@ -46,7 +46,7 @@ class Division:
             return Part(output, *(one or (1, 1)))
         if one is not None:
             raise click.UsageError(
-                f"--devices makes all parts. Received: {one[0]}/{one[1]}, by --part or a SLURM array. Omit "
+                f"--devices computes all parts. Received: {one[0]}/{one[1]}, by --part or a SLURM array. Omit "
                 "--devices, or start it outside of an array."
             )
         kept = read_facts(output)["parts"] if has_parts(output) else self.devices.count
@@ -65,7 +65,7 @@ class Division:
             )
         if self.devices.kind == "cpu" and on_gpu:
             raise click.UsageError(
-                f"--devices {self.devices} computes on CPUs. Received: --provider {model.provider}. Give gpu:N."
+                f"--devices {self.devices} computes on CPUs. Received: --provider {model.provider}. Use gpu:N."
             )
         if self.on == "ray":
             from evaluate.ray_workers import ray_starts
@@ -95,7 +95,7 @@ division_options = option_group(
         "--devices",
         callback=_devices,
         metavar="KIND:N",
-        help="Compute all parts by N processes: gpu:N with a GPU each, cpu:N with a share of the cores each.",
+        help="Compute all parts in N processes: gpu:N, each with a GPU; cpu:N, each with a share of the cores.",
     ),
     count_option(
         "--parts", show_default="those in OUTPUT, else one per device", help="Number of parts with --devices."

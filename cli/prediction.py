@@ -75,7 +75,7 @@ def open_classifier(model: Path, provider: str | None = None, *, best: bool = Fa
     """
     if model.is_file() or model.suffix == ".onnx":
         if best:
-            raise UsageError(f"--best is for run folders. Received: {model}. Give it to `swav-tf export`.")
+            raise UsageError(f"--best is for run folders. Received: {model}. Pass it to `swav-tf export`.")
         return _of_file(model, provider or "cpu")
     if provider is not None:
         raise UsageError(f"--provider is for ONNX files. Received: {model}, which is a run folder.")

@@ -155,7 +155,7 @@ class RecipeChoice:
         data = {key: given[f"data.{key}"] for key in _PLACE if f"data.{key}" in given}
         data |= {"path": self.data} if self.data else {}
         if data.get("path") is None and data.get("kind") != "digits":
-            raise click.UsageError("Give DATA, the images to choose a recipe for, or a recipe: -c NAME.")
+            raise click.UsageError("Pass DATA, the images to choose a recipe for, or a recipe: -c NAME.")
         size = given.get("train.batch_size", "")
         facts = survey(Data.model_validate(data))
         choice = choose(facts, this_machine(), int(size) if size.isdecimal() else None)
@@ -171,7 +171,7 @@ class RecipeChoice:
         if recipe.data.path is None and recipe.data.kind != "digits":
             raise click.UsageError(
                 f"recipe '{recipe.name}' does not specify where the images are (data.kind is {recipe.data.kind}). "
-                "Give DATA, or -o data.path=..."
+                "Pass DATA, or -o data.path=..."
             )
         return recipe
 
@@ -182,7 +182,9 @@ def _track(context: click.Context, option: click.Parameter, value: str | None) -
         return ()
     found = comma_list(value)
     if not set(found) <= set(TRACKERS):
-        raise click.BadParameter(f"must be of {', '.join(TRACKERS)}, separated by commas. Received: {value}")
+        raise click.BadParameter(
+            f"must be among {', '.join(TRACKERS)}, separated by commas. Received: {value}"
+        )
     others = [name for name in found if name != TRACKERS[0]]
     return f"monitor.tensorboard={json.dumps(TRACKERS[0] in found)}", f"monitor.track={json.dumps(others)}"
 

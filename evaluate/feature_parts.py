@@ -65,7 +65,7 @@ class Part:
         if self.count > batches:
             raise UsageError(
                 f"{images:,} images in batches of {batch_size} can be in at most {batches:,} parts. Received: --part "
-                f"{self}. Give fewer parts or a smaller --batch."
+                f"{self}. Use fewer parts or a smaller --batch."
             )
         first, end = (
             batches * number // self.count * batch_size for number in (self.number - 1, self.number)
@@ -345,6 +345,6 @@ def _refuse_problems(folder: Path) -> None:
         listed = "; ".join(problem for _, problem in problems[:5])
         more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
         raise DataError(
-            f"{folder} must have all its parts. Received: {listed}{more}. List the commands that make them "
+            f"{folder} must have all its parts. Received: {listed}{more}. List the commands that compute them "
             f"by `swav-tf features {folder} --check`."
         )

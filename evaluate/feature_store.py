@@ -44,7 +44,7 @@ class FeatureStore:
         self.images, self.rows = int(progress.get("images", 0)), int(progress.get("rows", 0))
         self.unreadable: dict[str, str] = progress.get("unreadable", {})
         if progress:
-            refuse_changes(progress["settings"], settings, f"{folder} was begun with other settings")
+            refuse_changes(progress["settings"], settings, f"{folder} was started with other settings")
         self._features = files.enter_context(_open_array(folder / FEATURES, self.rows * feature_dim * 4))
         self._rows = files.enter_context(_open_array(folder / ROWS, self.rows * 2 * 8))
         self.saved_at = time.monotonic()
@@ -92,7 +92,7 @@ def open_store(
     `settings` are everything that the features depend on; `fresh` discards earlier progress.
 
     Raises:
-        UsageError: another process writes it, or it was begun with other settings.
+        UsageError: another process writes it, or it was started with other settings.
         DataError: it is damaged, or the disk refuses.
     """
     with _locked(output) as folder:
@@ -126,7 +126,7 @@ def _in_words(key: str, old: Any, new: Any) -> str:
         return (
             "  image files: sizes and times were not recorded, so whether pictures were replaced is unknown"
         )
-    return "  image files: other sizes or times of their last change (pictures were replaced, or copied)"
+    return "  image files: other sizes or modification times (pictures were replaced, or copied)"
 
 
 def refuse_changes(before: dict[str, Any], now: dict[str, Any], what: str, *, fresh: bool = True) -> None:
@@ -139,7 +139,7 @@ def refuse_changes(before: dict[str, Any], now: dict[str, Any], what: str, *, fr
     if changes:
         lines = "\n".join(_in_words(key, *values) for key, values in changes.items())
         remedy = ", another --output, or --fresh to start over." if fresh else " or another --output."
-        raise UsageError(f"{what}:\n{lines}\nGive the old values{remedy}")
+        raise UsageError(f"{what}:\n{lines}\nUse the old values{remedy}")
 
 
 @contextmanager
@@ -162,7 +162,7 @@ def _read_progress(path: Path) -> dict[str, Any]:
         return {}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
-            f"{path} is damaged: {error}. Give --fresh to start over, or another --output."
+            f"{path} is damaged: {error}. Use --fresh to start over, or another --output."
         ) from error
 
 
@@ -174,7 +174,7 @@ def _open_array(path: Path, size: int) -> Iterator[IO[bytes]]:
     with file:
         if file.tell() < size:
             raise DataError(
-                f"{path} must contain at least {size:,} bytes. Received: {file.tell():,}; the file is damaged. Give "
+                f"{path} must contain at least {size:,} bytes. Received: {file.tell():,}; the file is damaged. Use "
                 "--fresh to start over, or another --output."
             )
         file.truncate(size)
@@ -188,5 +188,5 @@ def _disk_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         raise DataError(
             f"{path} could not be written: {error.strerror or error}. Free some space and run the same command again "
-            "to resume, or give another --output."
+            "to resume, or use another --output."
         ) from error

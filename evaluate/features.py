@@ -146,7 +146,7 @@ def _complete_part(part: Part, facts: dict[str, Any], indices: range) -> Extract
     if not part.table.exists():
         return None
     if problem := problem_of(part, {}):
-        log.warning(f"{problem}. It is made again.")
+        log.warning(f"{problem}. It is recomputed.")
         return None
     before = part_facts(part)
     refuse_changes(
@@ -176,7 +176,7 @@ def export_features(folder: Path, output: Path, *, fresh: bool = False) -> Extra
     """
     check_format(output)
     if output.exists() and not fresh:
-        raise UsageError(f"{output} exists. Give another --output, or --fresh to replace it.")
+        raise UsageError(f"{output} exists. Use another --output, or --fresh to replace it.")
     began = time.perf_counter()
     file = read_feature_file(folder)
     write_feature_file(replace(file, path=output))

@@ -24,7 +24,7 @@ def meaning_among(counts: Iterable[int]) -> str:
     numbers = " or ".join(f"{count:,}" for count in sorted(set(counts)))
     return (
         f"k-NN: each of {numbers} labeled images is classified by its 20 nearest among the others. It is lower than "
-        "the accuracy of `swav-tf knn` and of training, where all training images vote; the change counts."
+        "the accuracy of `swav-tf knn` and of training, where all training images vote; look at the change."
     )
 
 
@@ -85,7 +85,7 @@ def check_same_model(
     if all(weights) and weights[0] != weights[1]:
         raise UsageError(
             f"Only features of one model can be compared. Received: {one_name} of weights {weights[0][:12]}..., "
-            f"{other_name} of weights {weights[1][:12]}..., another model or another step of its training."
+            f"{other_name} of weights {weights[1][:12]}..., from another model or training step."
         )
     contracts = [(facts.get("model") or {}).get("contract") for facts in (one, other)]
     if all(weights) and contracts[0] != contracts[1]:
@@ -142,7 +142,7 @@ def _check(known: FeatureFile, asked: FeatureFile, neighbours: Sequence[int]) ->
             )
     if known.facts.get("source") and known.facts.get("source") == asked.facts.get("source"):
         raise UsageError(
-            "The images that vote and those that are classified must be different ones. Received: "
+            "The images that vote and those that are classified must differ. Received: "
             f"{known.path} and {asked.path}, both of the same images, so that each image finds itself."
         )
     if wrong := [k for k in neighbours if not 1 <= k <= len(known)]:

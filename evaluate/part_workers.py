@@ -119,7 +119,8 @@ def make_parts(
         part, error = failed[0]
         refusal = type(error) if isinstance(error, SwavError) else DataError
         raise refusal(
-            f"{len(failed)} of {len(parts)} parts failed; the same command makes these again. Part {part}: {error}"
+            f"{len(failed)} of {len(parts)} parts failed; run the same command again to compute them. Part {part}: "
+            f"{error}"
         ) from error
     return done
 
@@ -155,7 +156,7 @@ class _Team:
                     self.results.put((part, DataError(f"{lost}; {deaths} in a row have died.")))
                     deaths = 0
                 elif not self._ended:
-                    log.warning(f"{lost}. Another takes its place.")
+                    log.warning(f"{lost}. Starting another one.")
                     self.left.extendleft([part] if part else [])
             except Exception as error:
                 self.results.put((part, error))
@@ -255,7 +256,7 @@ def process_starts(
     names = visible_gpus()
     if len(names) < devices.count:
         raise UsageError(
-            f"--devices {devices} needs as many GPUs. Received: {len(names)} visible ones. Give fewer, or name them in "
+            f"--devices {devices} needs as many GPUs. Received: {len(names)} visible. Use fewer, or list them in "
             "CUDA_VISIBLE_DEVICES."
         )
     return [

@@ -61,7 +61,7 @@ def actor_cores(nodes: Sequence[Mapping[str, float]], devices: Devices, cores: i
     least = cores or 1
     raise UsageError(
         f"--devices {devices} with {least} cores each must fit into the Ray cluster. Received: {have} on {len(nodes)} "
-        f"nodes, room for {room(least)}. Give fewer devices or --threads, or start more nodes first."
+        f"nodes, room for {room(least)}. Use fewer devices or --threads, or start more nodes first."
     )
 
 

@@ -150,11 +150,13 @@ def open_index(path: Path, features: Path | None = None) -> SearchIndex:
     now = read_facts(folder)
     if changes := nested_diff({key: facts.get(key) for key in now}, now):
         listed = "; ".join(f"{key}: was {old!r}, now {new!r}" for key, (old, new) in changes.items())
-        raise UsageError(f"{folder} must have the features that {path} was made of. Received: {listed}.")
+        raise UsageError(
+            f"{folder} must contain the features that {path} was built from. Received: {listed}."
+        )
     if facts.get("features_sha256") not in (None, _sha256_of(folder, now)):
         raise UsageError(
-            f"{folder} must have the features that {path} was made of. Received: parts that were made again since. "
-            "Index them again with `swav-tf index`."
+            f"{folder} must contain the features that {path} was built from. Received: parts recomputed since. "
+            "Build it again with `swav-tf index`."
         )
     return SearchIndex(path, facts, open_parts(folder, rows), engine)
 
@@ -218,7 +220,7 @@ def _fill(
 
     settings, rows = work / "settings.json", len(parts.features)
     if settings.exists() and json.loads(settings.read_text()) != facts:
-        log.warning(f"{work} was begun with other features or settings. It starts over.")
+        log.warning(f"{work} was started with other features or settings. Starting over.")
         for path in work.iterdir():
             if path.name != ".lock":
                 path.unlink()

@@ -132,13 +132,14 @@ def images_of(file: FeatureFile, like: Data, data: str | None = None) -> ImageSe
     if total != source["images"] or any(printable(images.source.image_name(i)) != name for i, name in pairs):
         raise UsageError(
             f"{path} must contain the {source['images']:,} images of {file.path}, by name. Received: {total:,} images "
-            "with other names. Specify their place with --data."
+            "with other names. Specify their location with --data."
         )
     if source.get("contents_sha256") not in (None, contents_sha256(images.source)):
         log_once(
             logging.WARNING,
-            f"Files in {path} have other sizes or times than when {file.path} was made. If pictures were replaced, "
-            "the similar images are those of the old ones: make the features again with `swav-tf features --fresh`.",
+            f"Files in {path} have changed in size or modification time since {file.path} was written. If pictures "
+            "were replaced, the similar images are those of the old ones: make the features again with `swav-tf "
+            "features --fresh`.",
         )
     return images
 

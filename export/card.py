@@ -84,7 +84,7 @@ def write_card(
     image, classes = metadata.preprocessing, metadata.class_names
     last = "Scale to [0, 1], subtract the mean {mean} and divide by {std}; float32 (n, 3, {crop}, {crop})."
     if image.inside:
-        last = "Give the bytes as they are: uint8 (n, {crop}, {crop}, 3)."
+        last = "Pass the bytes unchanged: uint8 (n, {crop}, {crop}, 3)."
     text = _CARD.format(
         mark=_MARK,
         task="image-classification" if classes else "image-feature-extraction",

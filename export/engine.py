@@ -73,7 +73,7 @@ def export_engines(files: Sequence[Path], output: Path, settings: EngineSettings
             parity, reason = _compared(plan, facts, reference)
             if parity is not None and not parity.passed:
                 raise ExportError(
-                    f"The engine of {path.name} does not compute what Keras computes: {'; '.join(parity.failures)}."
+                    f"The engine of {path.name} does not reproduce Keras' outputs: {'; '.join(parity.failures)}."
                 )
             if reference is not None and not (output / REFERENCE).exists():  # for `verify`
                 shutil.copyfile(source, folder / REFERENCE)
@@ -97,7 +97,7 @@ def build_engine(path: Path, settings: EngineSettings) -> tuple[bytes, EngineFac
     tensorrt, gpu = builder_here(settings.module_name)
     _check_options(tensorrt, settings)
     source = read_source(path)
-    log.info("%s: build by %s for %s", path.name, tensorrt, gpu or "GPUs of Ampere and newer")
+    log.info("%s: building with %s for %s", path.name, tensorrt, gpu or "GPUs of Ampere and newer")
     data, convolutions, listing = _build(source, tensorrt, settings)
     in_float = (source.metadata.quantisation or {}).get("float32_convolutions", ())
     expected = {name: "fp32" if name in in_float else source.metadata.precision for name in convolutions}
@@ -186,7 +186,7 @@ def _build(source: OnnxSource, tensorrt: TensorRT, settings: EngineSettings) -> 
             network = NetworkFromOnnxPath(str(source.path), strongly_typed=True)()
         except PolygraphyException as error:
             raise ExportError(
-                f"{source.path} is not a graph that {tensorrt} takes: {messages.reason()}"
+                f"{source.path} is not a graph that {tensorrt} accepts: {messages.reason()}"
             ) from error
         try:
             if timings is not None:
@@ -241,7 +241,7 @@ def use_timings(config: Any, path: Path) -> None:
     if cache is None or not config.set_timing_cache(cache, False):
         raise DataError(
             "--timing-cache must be written by this TensorRT on this GPU, or be a new file. "
-            f"Received: {path}, which is damaged or of another GPU or version. Give another name."
+            f"Received: {path}, which is damaged or of another GPU or version. Use another name."
         )
 
 

@@ -119,7 +119,7 @@ def quantize_within(
         node.name for node in model.graph.node if node.op_type == "Conv" and node.name in backbone
     ]
     log.info(
-        "int8 misses its gate: %s; looking for the sensitive ones of %d convolutions, of which %d are measured",
+        "int8 misses its gate: %s; searching for the most sensitive of %d convolutions, measuring %d",
         "; ".join(failures), len(convolutions), min(MEASURED, len(convolutions)),
     )  # fmt: skip
     ranked = _by_error(model, ranges, images[:SWEEP_IMAGES], convolutions, quantizer)
@@ -134,7 +134,7 @@ def quantize_within(
     raise ExportError(
         f"int8 must meet its gate with at least one of {len(ranked)} convolutions in int8; it did with none: "
         f"{'; '.join(failures)}. "
-        "Give more or other calibration images."
+        "Use more or other calibration images."
     )
 
 

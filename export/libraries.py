@@ -90,7 +90,7 @@ def _write_timm(run: Path, to: Path, *, best: bool) -> None:
     if backbone.name not in TIMM or backbone.width != 1:
         raise UsageError(
             f"timm and KerasHub have {', '.join(TIMM)}, of width 1. Received: {backbone.name} of width "
-            f"{backbone.width}. Give --to keras."
+            f"{backbone.width}. Use --to keras."
         )
     classes = () if isinstance(facts, Recipe) else facts.class_names
     config = {

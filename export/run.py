@@ -101,13 +101,13 @@ def _convert(run_dir: Path, settings: ExportSettings) -> Source:
         view = EvaluationView(resize=round(settings.size * view.resize / view.crop), crop=settings.size)
     compared, calibration = _draw(trained, settings, view)
     reference = _reference(trained, outputs, view, compared, settings.seed)
-    log.info("graph in float32")
+    log.info("converting the graph in float32")
     size = None if settings.dynamic_size else view.crop
     graph = build_graph(trained, outputs=outputs, size=size, graph_input=settings.graph_input)
     if "int8" in settings.precisions and weight_bytes(graph) > onnx_file.ONE_FILE_BYTES:
         raise UsageError(
             f"int8 is made from a float32 graph of {onnx_file.ONE_FILE_BYTES / 2**30:.2f} GiB at most. Received: "
-            f"{weight_bytes(graph) / 2**30:.2f} GiB. Give --precision fp32,fp16."
+            f"{weight_bytes(graph) / 2**30:.2f} GiB. Use --precision fp32,fp16."
         )
     return Source(graph, _metadata(trained, settings, outputs, view), reference, calibration)
 
@@ -118,8 +118,8 @@ def _outputs(trained: TrainedModel, requested: tuple[str, ...]) -> tuple[str, ..
         return available if "logits" in available else ("features",)
     if missing := [name for name in requested if name not in available]:
         raise UsageError(
-            f"--outputs of this model must be of {', '.join(available)}. Received: {', '.join(missing)}. Logits come "
-            "from the folder of a probe or fine-tuning run, projections and scores from that of pretraining."
+            f"--outputs of this model must be among {', '.join(available)}. Received: {', '.join(missing)}. Logits "
+            "come from the folder of a probe or fine-tuning run, projections and scores from that of pretraining."
         )
     return requested
 
@@ -133,7 +133,9 @@ def _draw(trained: TrainedModel, settings: ExportSettings, view: EvaluationView)
     except (UsageError, DataError) as error:
         if given or "int8" in settings.precisions:
             raise type(error)(f"--calibration: {error}") from error
-        log.info("No real images are compared, random pixels only: %s Give some with --calibration.", error)
+        log.info(
+            "Only random pixels are compared, no real images: %s Provide some with --calibration.", error
+        )
         return no_images(view), no_images(view)
     counts = settings.reference_images, settings.calibration_images if "int8" in settings.precisions else 0
     return draw_images(images, counts, view, seed=settings.seed, max_bad_share=data.max_bad_share)
@@ -211,7 +213,7 @@ def _export_one(source: Source, precision: Precision, folder: Path, settings: Ex
     backend = OnnxBackend(path)
     parity = compare(source.reference, run_all(backend, source.reference.images), gate=GATES[precision])
     if not parity.passed:
-        raise ExportError(f"{precision} does not compute what Keras computes: {'; '.join(parity.failures)}.")
+        raise ExportError(f"{precision} does not reproduce Keras' outputs: {'; '.join(parity.failures)}.")
     size = sum(part.stat().st_size for part in folder.glob(f"{path.name}*"))
     return Exported(
         path, precision, size, parity, backend.checksum, metadata.step, metadata.epoch, tuple(kept)

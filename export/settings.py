@@ -46,13 +46,13 @@ class ExportSettings:
         known = set(self.outputs) <= set(OUTPUTS) and len(set(self.outputs)) == len(self.outputs)
         if not known or (self.outputs and "features" not in self.outputs):
             raise UsageError(
-                f"--outputs must be of {', '.join(OUTPUTS)}, each once and features among them. "
+                f"--outputs must be among {', '.join(OUTPUTS)}, each once and including features. "
                 f"Received: {', '.join(self.outputs)}."
             )
         wrong = [precision for precision in self.precisions if precision not in PRECISIONS]
         if wrong or not self.precisions:
             raise UsageError(
-                f"--precision must be of {', '.join(PRECISIONS)}. Received: {', '.join(wrong) or 'nothing'}."
+                f"--precision must be among {', '.join(PRECISIONS)}. Received: {', '.join(wrong) or 'nothing'}."
             )
 
 

@@ -45,7 +45,7 @@ def _check_operators(graph: onnx.GraphProto) -> None:
     if foreign:
         raise ExportError(
             f"Every operation of the network must exist in ONNX opset {OPSET}. Received: {', '.join(foreign)}, "
-            "which only TensorFlow has."
+            "which exist only in TensorFlow."
         )
 
 
@@ -55,7 +55,7 @@ def _keep_one_input(graph: onnx.GraphProto, name: str) -> None:
     lost = [value.name for value in graph.input if value.name != name and value.name in read]
     if lost or name not in read:
         raise ExportError(
-            f"The graph must read `{name}` and no other input. Received also: {', '.join(lost)}."
+            f"The graph must read `{name}` and no other input. It also reads: {', '.join(lost)}."
         )
     keep(graph.input, lambda value: value.name == name)
 
@@ -194,7 +194,7 @@ def _only_reader(readers: Mapping[str, list[onnx.NodeProto]], name: str, kind: s
 def _unknown_form(name: str) -> ExportError:
     return ExportError(
         f"`{name}` must pass one Transpose and one Conv into one BatchNormalization. tf2onnx built a different "
-        "graph. Leave out --size, and install the version of tf2onnx in constraints.txt."
+        "graph. Omit --size, and install the version of tf2onnx in constraints.txt."
     )
 
 

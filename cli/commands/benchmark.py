@@ -137,7 +137,7 @@ def _exit_code(cells: Sequence[Cell], limits: Sequence[tuple[str, float]]) -> in
     for name, least in limits:
         matching = [cell for cell in cells if cell.label == name]
         if not matching:
-            problems.append(f"--fail-below {name}: there is no such cell")
+            problems.append(f"--fail-below {name}: no such cell")
         for cell in matching:
             speed = cell.best.images_per_second if cell.best else None
             if speed is None or speed < least:

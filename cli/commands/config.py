@@ -29,7 +29,7 @@ def command() -> None:
 @command.command("list", short_help="List the bundled recipes.")
 @json_options
 def list_recipes(report: Report) -> None:
-    """List the bundled recipes, with the command that each is for.
+    """List the bundled recipes, with the command that uses each.
 
     \b
     Examples:
@@ -101,7 +101,7 @@ def check(
 ) -> int:
     """Report all errors in recipes (exit code 2), or settings that are known to work badly (exit code 0).
 
-    Of several recipes, JSON has a mapping from each to its result.
+    With several recipes, --json maps each to its result.
 
     \b
     Examples:

@@ -15,7 +15,7 @@ from swav_tf.plumbing.log import show_log
 @click.command()
 @auto_recipe_options
 @count_option("--rows", most=100, default=6, help="Number of images.")
-@count_option("--epoch", least=0, default=0, help="Epoch to which the crops belong, starting at 0.")
+@count_option("--epoch", least=0, default=0, help="Epoch whose crops to draw, starting at 0.")
 @picture_option("crops.png")
 def command(recipe: RecipeChoice, rows: int, epoch: int, output: Path) -> None:
     """Draw a contact sheet: images of DATA, each followed by the crops that training would cut from it.

@@ -23,8 +23,8 @@ def command(search: SearchChoice, threshold: float, groups: int, report: Report)
     """Find groups of near-duplicates by the features of images: a feature file or a folder of parts.
 
     Exact copies are recognized by their content. OUTPUT receives index.html (one file, readable offline) and
-    duplicates.csv (one row per image). What counts as near depends on the model: look at the page, and choose the
-    threshold by it.
+    duplicates.csv (one row per image). The right threshold depends on the model: choose it by
+    looking at the page.
 
     \b
     Examples:

@@ -186,9 +186,7 @@ def _show(report: Report, output: Path | Part, what: str, result: Extraction, **
         lines.append(f"{speed:,.0f} images/s over {result.seconds:.1f} s")
     if result.unreadable:
         listed = output if isinstance(output, Path) else output.base
-        lines.append(
-            f"{result.unreadable:,} unreadable images are left out, listed in {listed}.unreadable.csv"
-        )
+        lines.append(f"{result.unreadable:,} unreadable images skipped, listed in {listed}.unreadable.csv")
     document = {
         "output": str(output if isinstance(output, Path) else output.folder),
         "part": None if isinstance(output, Path) else str(output),

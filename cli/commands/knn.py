@@ -20,7 +20,7 @@ from cli.tables.plain import print_table
     callback=counts,
     metavar="N,...",
     default="10,20,100,200",
-    help="Numbers of neighbors that vote; each gives a row of the result.",
+    help="Numbers of neighbors that vote; one row of the result for each.",
 )
 @amount_option(
     "--temperature", metavar="X", default=0.07, help="A neighbor's vote has weight exp(cosine / X)."

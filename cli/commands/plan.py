@@ -96,6 +96,6 @@ def _gpu(name: str | None, memory: float | None, tflops: float | None, bandwidth
         return GPUS[name]
     if name is not None or memory is None or tflops is None or bandwidth is None:
         raise click.UsageError(
-            "Name the GPU by --gpu, or give --gpu-memory, --gpu-tflops and --gpu-bandwidth: all three, without --gpu."
+            "Specify the GPU by --gpu, or by all of --gpu-memory, --gpu-tflops and --gpu-bandwidth."
         )
     return own_gpu(memory_gb=memory, tflops=tflops, bandwidth_gb=bandwidth)

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 def command(
     classifier: ClassifierChoice, cluster: ClusterAddress | None, report: Report, cached: bool | None
 ) -> None:
-    """Measure a pretrained backbone by a linear classifier on its frozen features.
+    """Measure a pretrained backbone with a linear classifier on its frozen features.
 
     TRAIN and VALIDATION are folders of labeled images, with one folder per class. They may be omitted if the recipe
     or the pretraining run names both. Without -c, the classifier is fitted to features in memory until it converges.
@@ -52,7 +52,7 @@ def command(
         cached = classifier.config is None
     if cached and cluster is not None:
         raise click.UsageError(
-            "--cached runs on one machine: give --sgd, or omit --nodes, --node-rank and --master."
+            "--cached runs on one machine: use --sgd, or omit --nodes, --node-rank and --master."
         )
     load_tensorflow_quietly()
     if cached:

@@ -109,6 +109,6 @@ def _model_of(exported: Path) -> Path:
     if not usual.is_file():
         raise click.UsageError(
             f"EXPORTED must be a file from `swav-tf export`, or a folder with {usual.name}. Received: {exported}, a "
-            "folder without it. Name the file to serve."
+            "folder without it. Pass the file to serve."
         )
     return usual

@@ -113,9 +113,9 @@ def import_(
     """Convert the weights in FILE into a run folder or a .safetensors file.
 
     The model in the folder's recipe follows from the tensors' shapes. Every tensor must be present with the right
-    shape, and none may be left over; otherwise all problems are listed and nothing is written. A classifier, also
-    torchvision's fc, becomes the folder of a probe, for `predict`, `validate` and `export`; with --backbone-only it
-    is left out.
+    shape, and none may be left over; otherwise all problems are listed and nothing is written. A classifier,
+    including torchvision's fc, becomes the folder of a probe, for `predict`, `validate` and `export`; --backbone-only
+    omits it.
 
     \b
     Examples:

@@ -55,8 +55,8 @@ def check_unchanged(path: Path) -> Checksum:
     recorded = read_checksums(path.parent).get(path.name, found)
     if found != recorded:
         raise DataError(
-            f"{path} must have the {recorded} recorded in {PARITY}. Received: {found}. The file is damaged or another "
-            "one and was not run. Copy it again or export again. If you changed it on purpose, remove "
+            f"{path} must have the {recorded} recorded in {PARITY}. Received: {found}. The file is damaged or was "
+            "replaced, and was not run. Copy it again or export again. If you changed it on purpose, remove "
             f"{PARITY} and run `swav-tf verify`."
         )
     return found
@@ -74,5 +74,5 @@ def check_weights(path: Path, weights: WeightsFile | None) -> None:
     if found != weights.sha256:
         raise DataError(
             f"{file} must have the SHA-256 {weights.sha256[:12]}... recorded in {path.name}. Received: "
-            f"{found[:12]}.... The file is damaged or another one and was not run. Copy both again or export again."
+            f"{found[:12]}.... The file is damaged or was replaced, and was not run. Copy both again or export again."
         )

@@ -115,7 +115,7 @@ def read_engine(plan: Path) -> tuple[bytes, EngineFacts]:
     if found != facts.plan_sha256:
         raise DataError(
             f"{plan} must have the SHA-256 {facts.plan_sha256[:12]}... of its JSON file. Received: {found[:12]}.... "
-            "The file is damaged or another engine. Build it again."
+            "The file is damaged or another engine's. Build it again."
         )
     return data, facts
 

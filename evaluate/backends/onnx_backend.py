@@ -290,7 +290,7 @@ class OnnxBackend(Backend):
         except Exception as error:  # ONNX Runtime's errors have no other common class
             raise DataError(
                 f"{self.facts.path} cannot run on {count} images in {self.facts.runner}: {error} Export again, or "
-                "give a smaller --batch if memory is short."
+                "use a smaller --batch if memory is short."
             ) from error
         if not self.is_foreign:
             return dict(zip(self.outputs, values, strict=True))

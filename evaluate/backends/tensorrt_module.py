@@ -91,7 +91,7 @@ def the_gpu() -> Gpu:
         from cuda.bindings import runtime
     except ImportError as error:
         raise NoGpuError(
-            f"A GPU is used through the package cuda-python. Received: {error}. Run: {INSTALL['tensorrt']}"
+            f"Using a GPU needs the package cuda-python. Received: {error}. Run: {INSTALL['tensorrt']}"
         ) from error
     try:
         status, count = runtime.cudaGetDeviceCount()

@@ -23,7 +23,7 @@ def find_models(paths: Sequence[Path]) -> list[Model]:
     for path in paths:
         if not path.exists():
             raise UsageError(
-                f"MODEL not found: {path}. Give a folder or file from `swav-tf export`, an ONNX file or a run folder."
+                f"MODEL not found: {path}. Pass a folder or file from `swav-tf export`, an ONNX file or a run folder."
             )
         if is_run_folder(path):
             found[path.resolve()] = _run_folder(path)

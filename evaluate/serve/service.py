@@ -168,7 +168,7 @@ class Service:
         assert self._gallery is not None
         picture = await self._in_thread(self._gallery.picture, request.path_params["row"])
         if picture is None:
-            raise HTTPException(404, "the features must have such a row, and --images its image")
+            raise HTTPException(404, "no such row of the features, or no such image in --images")
         return Response(picture, media_type="image/jpeg")
 
     async def _page(self, request: Request) -> Response:
@@ -302,9 +302,7 @@ class Service:
         except Exception as error:
             log.error(f"{len(images)} images could not be computed: {error}")
             self._change_status("failing")
-            raise Refusal(
-                500, "model", "The model must run. It failed; the server's log says why."
-            ) from error
+            raise Refusal(500, "model", "The model must run. It failed; see the server's log.") from error
         self._change_status("ready")
         self.metrics.batches.observe(len(images))
         self.metrics.images.inc(len(images))
@@ -328,7 +326,7 @@ class Service:
         return await self._refuse(request, Refusal(error.status_code, "path", sentence, headers))
 
     async def _fail(self, request: Request, error: Exception) -> Response:
-        sentence = "The server failed; its log says why."
+        sentence = "The server failed; see its log."
         return await self._refuse(request, Refusal(500, "internal", sentence))
 
 

@@ -162,8 +162,8 @@ def _decode_jpeg(data: bytes, settings: Decoding) -> Image:
 def _refuse_bomb(height: int, width: int, settings: Decoding) -> None:
     if height * width > settings.max_pixels:
         raise TooManyPixels(
-            f"{width} x {height} pixels, more than data.max_pixels, {settings.max_pixels:,}. If it is no damage, set "
-            f"-o data.max_pixels={height * width}"
+            f"{width} x {height} pixels, more than data.max_pixels, {settings.max_pixels:,}. If the image is intact, "
+            f"set -o data.max_pixels={height * width}"
         )
 
 

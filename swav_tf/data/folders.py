@@ -19,7 +19,7 @@ from swav_tf.plumbing.errors import DataError
 from swav_tf.plumbing.log import log
 from swav_tf.plumbing.names import name_bytes, printable, text_of
 
-_STRAY: Final = "images next to the class folders, in none of them"
+_STRAY: Final = "images next to the class folders, not in one of them"
 
 
 class Files:
@@ -109,7 +109,7 @@ class ClassFolders(Files):
                 yield name
             for folder in folders:
                 if folder not in counts:
-                    log.warning(f"{root}: folder {printable(folder)} has no image and is no class.")
+                    log.warning(f"{root}: folder {printable(folder)} has no images and is not a class.")
 
         super().__init__(root, names(), left_out)
         self.class_names = tuple(text_of(name_bytes(name)) for name in counts)
@@ -125,7 +125,9 @@ def _existing_folder(path: str | Path) -> str:
     if not storage.exists(folder):
         raise DataError(f"The folder of images must exist. Not found: {folder}. Check the path.")
     if not storage.is_folder(folder):
-        raise DataError(f"Images are read from a folder, but {folder} is a file. Give the folder it is in.")
+        raise DataError(
+            f"Images are read from a folder, but {folder} is a file. Pass the folder that contains it."
+        )
     return folder
 
 

@@ -47,7 +47,7 @@ def open_labeled(recipe: ClassifierRecipe) -> LabeledData:
     if len(np.unique(train_labels)) < 2:
         raise DataError(
             f"A classifier needs images of at least two classes. Received: {len(train):,} training images, all of "
-            f"{first_of(names[label] for label in train_labels[:1])}. Add images of others"
+            f"{first_of(names[label] for label in train_labels[:1])}. Add images of other classes"
             f"{f' to {recipe.subset}' if recipe.subset else ''}."
         )
     return LabeledData(train, train_labels, validation, validation_labels, printable_names(names))
@@ -83,7 +83,7 @@ def renumbered(
     """
     if not (own and names) and not _are_numbers(own or names):
         log.warning(
-            "One list of labels has no names of classes: label 0 is taken for the first name of the other."
+            "One list of labels has no class names: label 0 is assumed to be the first name of the other."
         )
         return np.where(labels < len(names or own), labels, -1)
     count = 1 + int(labels.max(initial=-1))
@@ -135,7 +135,7 @@ def _labels(source: ImageSource, what: str) -> npt.NDArray[np.int64]:
     if unlabeled:
         raise DataError(
             f"A classifier needs labels. Received: {what} images, {unlabeled:,} of {len(labels):,} without one. "
-            "Put them into one folder for each class, or give a list with their labels (data.labels)."
+            "Put them into one folder per class, or provide a list of labels (data.labels)."
         )
     return labels
 

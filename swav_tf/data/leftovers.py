@@ -96,7 +96,7 @@ class LeftOut:
         if self.pictures > images:
             raise DataError(
                 f"Most pictures of a folder must be readable. Received: {text} Convert them to JPEG or PNG, read "
-                "images next to class folders with data.kind=images, or give a folder of the images that are meant."
+                "images next to class folders with data.kind=images, or pass a folder of the images you want."
             )
         if self:
             log_once(logging.WARNING if self.pictures else logging.INFO, text)

@@ -68,8 +68,8 @@ class ListedImages(Files):
                 kept.append(row)
         if left_out.pictures > len(kept) or not kept:
             raise DataError(
-                f"{path} must name images, by paths relative to {root} or complete ones. Received: {len(kept):,} "
-                f"images; left out: {left_out}. Move the list to the folder that its paths begin in."
+                f"{path} must list images by absolute paths or paths relative to {root}. Received: {len(kept):,} "
+                f"images; left out: {left_out}. Move the list to the folder that its paths are relative to."
             )
         super().__init__(root, (row.name for row in kept), left_out, place=path)
         self.class_names, self._labels = number_classes(row.label for row in kept)

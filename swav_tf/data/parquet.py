@@ -164,7 +164,7 @@ def _classes(
     numbers = np.array([-1 if label is None else label for label in labels], np.int64)
     if len(numbers) and not -1 <= numbers.min() <= numbers.max() < len(columns.classes):
         raise DataError(
-            f"Labels must number the {len(columns.classes)} classes that {path} names. Received: {numbers.min()} to "
+            f"Labels must be numbers of the {len(columns.classes)} classes in {path}. Received: {numbers.min()} to "
             f"{numbers.max()} in column {columns.label}."
         )
     return columns.classes, numbers

@@ -90,8 +90,8 @@ def _readable(source: ImageSource, count: int, *, seed: int, epoch: int) -> Iter
             return
     if not found:
         raise DataError(
-            f"At least one image must be readable. Received: {len(source):,} images; all {len(reasons)} that were "
-            f"tried cannot be read. The first was {reasons[0]}. Run `swav-tf data check` for a list."
+            f"At least one image must be readable. Received: {len(source):,} images; none of the {len(reasons)} that "
+            f"were tried can be read. The first was {reasons[0]}. Run `swav-tf data check` for a list."
         )
 
 

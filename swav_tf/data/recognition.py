@@ -68,7 +68,7 @@ def _in_files(place: str) -> Found:
     raise DataError(
         "Images are read from a folder, a zip or tar file, Parquet, TFRecord shards or a list of paths (.csv, .tsv, "
         f".json, .jsonl, .txt). Received: {printable(place)}, {'an image' if image else 'none of them'}. "
-        "Give the folder it is in."
+        "Pass the folder that contains it."
     )
 
 

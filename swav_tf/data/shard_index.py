@@ -126,7 +126,7 @@ def read_index(folder: str) -> ShardIndex:
 def _read_parts(folder: str, counts: set[int]) -> ShardIndex:
     if len(counts) > 1:
         listed = " and of ".join(map(str, sorted(counts)))
-        raise DataError(f"{folder} must have the parts of one packing. Received: parts of {listed}.")
+        raise DataError(f"{folder} must contain parts of the same packing. Received: parts of {listed}.")
     [count] = counts
     names = {f"{number}/{count}": part_name(number, count) for number in range(1, count + 1)}
     places = {part: storage.join(folder, name) for part, name in names.items()}
@@ -136,7 +136,7 @@ def _read_parts(folder: str, counts: set[int]) -> ShardIndex:
         if is_unfinished(place) or not storage.exists(storage.join(place, INDEX))
     ]:
         raise DataError(
-            f"{folder} must have all its {count} parts. Missing or unfinished: {', '.join(missing)}. Make each by "
+            f"{folder} must have all its {count} parts. Missing or unfinished: {', '.join(missing)}. Create each with "
             f"swav-tf data shard DATA {folder} --part {missing[0]}."
         )
     parts = [_read_one(place) for place in places.values()]
@@ -145,7 +145,7 @@ def _read_parts(folder: str, counts: set[int]) -> ShardIndex:
         mine, its = ((one.kind, one.class_names, one.source.get("whole")) for one in (first, other))
         if mine != its or other.source.get("part") != part:
             raise DataError(
-                f"All parts in {folder} must be of the same images. Part {part} is of others than part 1/{count}: the "
+                f"All parts in {folder} must contain the same images. Part {part} does not match part 1/{count}: the "
                 "images changed in between. Pack it again with --fresh."
             )
     return ShardIndex(
@@ -219,7 +219,7 @@ def _check_records(index: ShardIndex, images: int) -> None:
     offsets, lengths, labels = records.T
     outside = (offsets < HEADER) | (lengths < 0) | (lengths > ends - FOOTER - offsets)
     if (outside | (labels < -1) | (labels >= max(1, len(index.class_names)))).any():
-        raise ValueError(f"{RECORDS} contains places outside of the shards, or classes that do not exist")
+        raise ValueError(f"{RECORDS} contains positions outside the shards, or classes that do not exist")
 
 
 def _check_file(index: ShardIndex, shard: Shard) -> None:

@@ -24,7 +24,7 @@ class PartOfImages(Subset):
         total = len(source)
         if count > total:
             raise UsageError(
-                f"Each part needs an image: {total:,} images. Received: --part {number}/{count}."
+                f"Each part needs at least one image: {total:,} images. Received: --part {number}/{count}."
             )
         super().__init__(source, range(total * (number - 1) // count, total * number // count))
         self.kind, self._files = source.kind, source
@@ -48,7 +48,7 @@ class PartOfImages(Subset):
         if others or any((output / name).exists() for name in (INDEX, PLAN)):
             found = f"parts of {min(others)}" if others else "shards that are in no parts"
             raise UsageError(
-                f"The output of --part must be empty or have other parts of {self._count}. Received: {output}, with "
+                f"The output of --part must be empty or contain other parts of {self._count}. Received: {output}, with "
                 f"{found}. Choose another folder."
             )
         return output / part_name(self._number, self._count)

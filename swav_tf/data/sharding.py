@@ -101,7 +101,9 @@ def write_shards(
             packed before, and shards are damaged.
     """
     if storage.is_remote(output):
-        raise UsageError(f"Shards are written on this machine, then copied. Received: {output}.")
+        raise UsageError(
+            f"Shards can only be written to a local folder; copy them afterwards. Received: {output}."
+        )
     output = Path(output).expanduser()
     threads, identity = threads or available_cores(), dict[str, Any]()
     if part is not None:
@@ -118,7 +120,9 @@ def write_shards(
             return Packed(index, len(index.shards))
         count = shards or max(1, round(int(sizes.sum()) / (shard_mib * MIB)))
         if count > len(source):
-            raise UsageError(f"Each shard needs an image: {len(source):,} images, {count:,} shards.")
+            raise UsageError(
+                f"Each shard needs at least one image: {len(source):,} images, {count:,} shards."
+            )
         packing = _Packing(source, output, sizes, times, count)
         kept = packing.keep(threads)
         packing.require_room()
@@ -138,7 +142,7 @@ def locked(output: Path) -> Iterator[None]:
     others = [name for name in names if not name.startswith(".")]
     if others and not {INDEX, PLAN} & set(names):
         raise UsageError(
-            f"The folder of the shards must be new or empty. Received: {output}, with {len(others)} entries, among "
+            f"The folder of the shards must be new or empty. Received: {output}, with {len(others)} entries, including "
             f"them {printable(min(others))}. Choose another one."
         )
     with locked_folder(output):
@@ -175,7 +179,7 @@ class _Packing:
             if _OWN.fullmatch(path.name) and path.name not in {PLAN, *kept}:
                 path.unlink()
         if before and not kept:
-            log.warning(f"No shard in {self.output} is of these images and settings: all are packed again.")
+            log.warning(f"No shard in {self.output} matches these images and settings; all are packed again.")
         with atomic_write(self.output / PLAN) as part:
             part.write_text(json.dumps({"inputs": plan}))
         self.missing = [name for name in plan if name not in kept]
@@ -318,13 +322,13 @@ def _already_packed(output: Path, kind: str, facts: dict[str, Any], shards: int 
         )
     if "labels_sha256" in changed:
         raise UsageError(
-            f"The images must have the labels that were packed into {output}. Received: other labels or names of "
+            f"The images must have the labels that were packed into {output}. Received: other labels or class "
             "classes. Pack them again with --fresh, or choose another folder."
         )
     if changed:
         raise UsageError(
             f"The images must be those that were packed into {output}. Received: the same names and sizes, but other "
-            "times of their last change. If they were only copied or touched, the shards are still valid (swav-tf data "
+            "modification times. If they were only copied or touched, the shards are still valid (swav-tf data "
             f"check {output} checks them). If images were changed, pack them again with --fresh."
         )
     return index
@@ -342,8 +346,8 @@ def _check_shards(index: ShardIndex, threads: int, on_progress: Callable[[int], 
     if bad:
         raise DataError(
             f"The shards in {index.folder} must match their {INDEX}; {len(bad)} of {len(index.shards)} are damaged: "
-            f"{', '.join(bad[:_SHOWN])}{', ...' if len(bad) > _SHOWN else ''}. Copy them from an intact copy, or pack "
-            "the images again with --fresh; and check the disk."
+            f"{', '.join(bad[:_SHOWN])}{', ...' if len(bad) > _SHOWN else ''}. Restore them from an intact copy, or "
+            "pack the images again with --fresh, and check the disk."
         )
 
 

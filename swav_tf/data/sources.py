@@ -99,8 +99,8 @@ def open_source(data: Data, *, validation: bool = False) -> ImageSource:
     if data.labels is not None:
         if data.kind in ("class_folders", "digits", "tfds"):
             raise DataError(
-                f"data.labels is for images without own labels. Received: {data.labels}, data.kind {data.kind}. Set "
-                "data.kind=images, or data.labels=null."
+                f"data.labels is for images without labels of their own. Received: {data.labels}, data.kind "
+                f"{data.kind}. Set data.kind=images, or data.labels=null."
             )
         with storage.reachable(data.labels):
             source = RelabeledImages(source, data.labels, image_key=data.image_key, label_key=data.label_key)

@@ -83,7 +83,7 @@ def read_subset(path: Path | str, source: ImageSource) -> Subset:
     """
     names = read_lines(path, "The list of a subset")
     if not names:
-        raise DataError(f"The list of a subset must name images, one a line. {path} contains no name.")
+        raise DataError(f"A subset list must name images, one per line. {path} contains no names.")
 
     return Subset(source, sorted(index for index in find_images(names, source, path) if index is not None))
 

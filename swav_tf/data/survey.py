@@ -40,7 +40,9 @@ def survey(data: Data) -> ImageFacts:
             pixels = image.astype(np.int16)
             grays.append(int(np.ptp(pixels, axis=2).max()) <= GRAY_TOLERANCE)
     if not sides:
-        raise DataError(f"None of {SAMPLE} images of {path} can be decoded. Check with `swav-tf data check`.")
+        raise DataError(
+            f"None of {SAMPLE} images of {path} can be decoded. Run `swav-tf data check` for details."
+        )
     return ImageFacts(
         path=path,
         kind=data.kind,
@@ -62,7 +64,7 @@ def this_machine() -> Machine:
     except ImportError:
         if not Path("/dev/nvidia0").exists():
             return Machine(cores)
-        log.warning("The GPU's memory is not known without nvidia-ml-py; 16 GB are assumed.")
+        log.warning("The GPU's memory cannot be queried without nvidia-ml-py; assuming 16 GB.")
         return Machine(cores, gpu_gb=16, gpus=1)
     try:
         pynvml.nvmlInit()

@@ -120,7 +120,7 @@ def _images_in(file: Any, tar: str, number: int, label_key: str, left_out: LeftO
     """Return the images of an archive, in its order; the archive is read from header to header."""
     if tar.lower().endswith(COMPRESSED_TAR):
         raise DataError(
-            f"Tar archives must be uncompressed, for reads at any place. Received: {tar}. Unpack it, or only "
+            f"Tar archives must be uncompressed, for random access. Received: {tar}. Extract it, or "
             "decompress it (gunzip, unxz, bunzip2 or unzstd)."
         )
     images: list[_Image] = []

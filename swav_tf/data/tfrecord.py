@@ -36,7 +36,7 @@ def open_shards(path: str, *, image_key: str = IMAGE_KEY, label_key: str = LABEL
     folder = storage.local_or_remote(path)
     if is_unfinished(folder):
         raise DataError(
-            f"The shards in {folder} are not complete. Repeat the command swav-tf data shard that was interrupted."
+            f"The shards in {folder} are incomplete. Repeat the interrupted `swav-tf data shard` command."
         )
     index = read_index(folder) if has_index(folder) else None
     shards = _find_shards(folder) if index is None else [index.path(shard) for shard in index.shards]
@@ -57,7 +57,7 @@ def _find_shards(pattern: str) -> list[str]:
             wanted = "train" if "train" in splits else splits[0]
             raise DataError(
                 f"The shards of a folder must be of one split. Received: {pattern}, with shards of "
-                f"{' and '.join(splits)}. Give a pattern of those that are meant: "
+                f"{' and '.join(splits)}. Use a pattern for one split: "
                 f"{storage.join(pattern, f'*{wanted}*')}, or {storage.join(pattern, '*')} for all."
             )
         found = [storage.join(pattern, name) for name in names]

@@ -132,7 +132,7 @@ class UnreadableImages:
         self.reasons[image.name] = image.reason or ""
         if len(self.reasons) > self.allowed:
             raise DataError(
-                f"A share of at most {self.max_share:g} of the images may be unreadable, {self.allowed} of "
+                f"At most a share of {self.max_share:g} of the images may be unreadable, {self.allowed} of "
                 f"{self.images}. Received: {len(self.reasons)}, listed in {self.path}. The last is {image.name}: "
                 f"{image.reason}. Repair or remove them, or raise --max-bad-share."
             )

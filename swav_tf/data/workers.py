@@ -207,7 +207,7 @@ class CropProcesses:
             while any(process.exitcode is None for process in lost):
                 time.sleep(0.01)  # the executor's thread is about to set it
             self._lost = ", ".join(f"process {p.pid} ({_in_words(p.exitcode or 0)})" for p in lost)
-            log.warning(f"data.processes: lost {self._lost}. All are started again; the crops stay the same.")
+            log.warning(f"data.processes: lost {self._lost}. Restarting all; the crops stay the same.")
             self._start()
 
     def _kill_others(self, processes: list[BaseProcess]) -> None:

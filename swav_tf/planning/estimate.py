@@ -147,7 +147,7 @@ def make_plan(
     pace = _pace(step_s, steps, recipe, cost, cluster, communication)
     assumptions = _assumptions(recipe, cluster, cost, measured=images_per_second is not None)
     if given is None:
-        assumptions.insert(0, "the recipe names no data: the images of ImageNet, or give --images")
+        assumptions.insert(0, "the recipe names no data: ImageNet is assumed; --images sets another number")
     queue = 2 * recipe.queue_length * recipe.model.projection_dim
     return Plan(
         recipe=recipe.name,

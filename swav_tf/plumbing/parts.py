@@ -35,7 +35,7 @@ def part_numbers(text: str | None, environment: Mapping[str, str]) -> tuple[int,
     )
     if (most - least) // step + 1 != count:
         raise UsageError(
-            f"--part must be given in a SLURM array with gaps. Received: {count} tasks from {least} to {most}. Give "
-            "--part $SLURM_ARRAY_TASK_ID/COUNT, with the number of all parts."
+            f"--part must be given in a SLURM array with gaps. Received: {count} tasks from {least} to {most}. Use "
+            "--part $SLURM_ARRAY_TASK_ID/COUNT, where COUNT is the number of all parts."
         )
     return (task - least) // step + 1, count

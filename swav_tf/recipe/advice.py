@@ -62,7 +62,7 @@ def _impossible_batch(train: Train, replicas: int, images: int | None) -> Iterat
     if images is not None and images < size:
         yield Remark(
             "train.batch_size",
-            f"{images} images do not fill one batch of {size}, so an epoch would have no step",
+            f"{images} images do not fill one batch of {size}, so an epoch would have no steps",
             f"Set it to {images} or less, or use more images",
         )
 

@@ -45,7 +45,7 @@ class Data(Section):
     image_key: str = Field(
         "image/encoded",
         description="TFRecord feature or Parquet column with the encoded image, or a list's column of paths; in "
-        "lists and Parquet the default stands for the usual names",
+        "lists and Parquet the default matches the usual names",
     )
     label_key: str = Field(
         "image/class/label",
@@ -72,7 +72,7 @@ class Data(Section):
         """Load runs of earlier versions, which had a setting `service`; it never changed the crops."""
         if isinstance(values, dict) and values.pop("service", None) is not None:
             log.warning(
-                "data.service was removed: this machine makes the crops. Set data.processes to its cores."
+                "data.service was removed; crops are made on this machine. Set data.processes to its number of cores."
             )
         return values
 

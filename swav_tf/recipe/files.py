@@ -56,7 +56,7 @@ def load_recipe_of(wanted: type[Wanted], file_or_name: str | Path, overrides: Se
         names = bundled_recipes()
         raise RecipeError(
             f"a recipe of kind {kind} is needed here. Received: {file_or_name}, of kind {recipe.kind}. "
-            f"Of kind {kind} are: {', '.join(name for name in names if load_any_recipe(name).kind == kind)}."
+            f"Recipes of this kind: {', '.join(name for name in names if load_any_recipe(name).kind == kind)}."
         )
     return recipe
 
@@ -88,7 +88,7 @@ def recipe_of(values: dict[str, Any], overrides: Sequence[str] = (), *, label: s
     _resolve_shares(values)
     kind = values.get("kind", "pretrain")
     if kind not in ("probe", "finetune") and "kind" in values:
-        raise _error(label, [*errors, f"kind: must be 'probe' or 'finetune', or left out, got {shown(kind)}"])
+        raise _error(label, [*errors, f"kind: must be 'probe' or 'finetune', or omitted, got {shown(kind)}"])
     try:
         # Strict JSON takes lists for tuples and whole numbers for floats, but not "10" for 10 or `true` for 1.
         recipe = KINDS[kind].model_validate_json(json.dumps(values), strict=True)
@@ -140,7 +140,9 @@ def _read(file_or_name: str | Path) -> tuple[str, str]:
         except UnicodeDecodeError as error:
             raise RecipeError(f"recipe file {name} must be UTF-8 text; byte {error.start} is not.") from error
     if name == "auto":
-        raise RecipeError("auto is no file: it is chosen for images. Print it: `swav-tf config auto DATA`.")
+        raise RecipeError(
+            "auto is not a file: it is chosen for the images. Print it: `swav-tf config auto DATA`."
+        )
     names = bundled_recipes()
     raise RecipeError(
         f"no recipe '{name}': it is neither a file nor a bundled recipe."

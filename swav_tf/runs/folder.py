@@ -242,12 +242,12 @@ def best_checkpoint(run_dir: Path) -> Path:
     if best is None:
         raise UsageError(
             "--best is for runs of `swav-tf finetune` and of `swav-tf probe` by SGD, which are validated after epochs. "
-            f"Received: {run_dir}, which has no validated epoch. Leave out --best."
+            f"Received: {run_dir}, which has no validated epoch. Omit --best."
         )
     if best.get("step") not in store.steps():
         raise UsageError(
             f"--best needs the checkpoint of the best epoch, {best['epoch']}, and {run_dir} does not contain it: "
-            "earlier versions kept only the last ones. Leave out --best, or train again."
+            "earlier versions kept only the last ones. Omit --best, or train again."
         )
     return store.path(best["step"])
 

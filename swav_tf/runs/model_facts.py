@@ -136,7 +136,7 @@ def read_pretraining_recipe(run_dir: Path) -> Recipe:
             "Import its backbone: swav-tf weights import --backbone-only."
         )
     raise UsageError(
-        f"A pretraining run is needed here. Received: {run_dir}, a {what}. Use the pretraining run it was made from"
+        f"A pretraining run is needed here. Received: {run_dir}, a {what}. Use the pretraining run it was trained from"
         + (f", {source}" if source else "")
-        + f", or where an ONNX file will do: swav-tf export {run_dir} --output DIR, then DIR/model-fp32.onnx."
+        + f", or, where an ONNX file suffices: swav-tf export {run_dir} --output DIR, then DIR/model-fp32.onnx."
     )

@@ -46,7 +46,7 @@ def build_swav(recipe: Recipe, *, steps_per_epoch: int = 1, backbone: keras.Mode
     if backbone is not None and len(backbone.output_shape) != 2:
         raise UsageError(
             "backbone must return features (n, F). Received: a model with outputs of shape "
-            f"{backbone.output_shape}. Add keras.layers.GlobalAveragePooling2D, or give it pooling='avg'."
+            f"{backbone.output_shape}. Add keras.layers.GlobalAveragePooling2D, or use pooling='avg'."
         )
     keras.utils.set_random_seed(recipe.train.seed)
     with dtype_policy(recipe.train.precision):

@@ -53,8 +53,8 @@ def probe_cached(
         order, held_out = held_out_first(len(data.train), recipe)
         if len(np.unique(data.train_labels[order[held_out:]])) < 2:
             raise DataError(
-                "The cached probe needs training images of at least two classes beside those it holds out. Received: "
-                f"{len(data.train):,} images, {held_out:,} held out. Add images, or give --sgd."
+                "The cached probe needs training images of at least two classes in addition to those it holds out. "
+                f"Received: {len(data.train):,} images, {held_out:,} held out. Add images, or use --sgd."
             )
         classifier = start.build(recipe, class_count=classes)
         _check_memory(len(data.train), len(data.validation), int(classifier.backbone.output_shape[-1]))
@@ -94,7 +94,7 @@ def _check_memory(train: int, validation: int, features: int) -> None:
     if available is not None and needed > available:
         raise UsageError(
             f"The features must fit into memory: {train:,} images x {features} numbers need {needed / 2**30:.1f} GiB "
-            f"with the solver. Available: {available / 2**30:.1f} GiB. Give --sgd, which trains on crops, or --subset."
+            f"with the solver. Available: {available / 2**30:.1f} GiB. Use --sgd, which trains on crops, or --subset."
         )
 
 
@@ -190,6 +190,7 @@ def _log_choice(accuracies: dict[float, float], chosen: float, held_out: int) ->
         )
     elif len(accuracies) > 1 and chosen in (min(accuracies), max(accuracies)):
         log.warning(
-            "The best of cached.penalties, %g, is at the end of the grid. A better one may lie beyond; add some there.",
+            "The best of cached.penalties, %g, is at the end of the grid. A better one may lie beyond it: extend the "
+            "grid.",
             chosen,
         )

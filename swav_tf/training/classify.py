@@ -120,7 +120,7 @@ def _report_convergence(job: Job, class_count: int) -> bool:
     warning = still_improving(job.folder.metrics, chance=math.log(class_count)) if job.team.is_chief else None
     if warning is not None:
         probe = job.recipe.kind == "probe"
-        remedy = " Or give --cached: that fits the converged classifier." if probe else ""
+        remedy = " Or use --cached, which fits the classifier to convergence." if probe else ""
         log.warning("%s", warning + remedy)
     return warning is None
 
@@ -193,13 +193,13 @@ def _for_few_images(
     longer = recipe.lengthened(images, least_steps=least_steps)
     if longer != recipe:
         log.warning(
-            f"{images:,} images make few steps: the recipe is lengthened from {recipe.train.epochs} to "
-            f"{longer.train.epochs} epochs. To train as it is, give -o train.epochs={recipe.train.epochs}."
+            f"{images:,} images give few steps: the recipe is extended from {recipe.train.epochs} to "
+            f"{longer.train.epochs} epochs. To keep its length, use -o train.epochs={recipe.train.epochs}."
         )
     if (each := images / class_count) < FEWEST_LABELS:
         log.warning(
-            f"{images:,} images of {class_count:,} classes are {each:.1f} a class: the accuracy depends on which ones "
-            "they are. Compare it with `swav-tf probe` and --from-scratch on the same --subset."
+            f"{images:,} images of {class_count:,} classes are {each:.1f} per class: the accuracy depends on which "
+            "ones they are. Compare it with `swav-tf probe` and --from-scratch on the same --subset."
         )
     return longer
 

@@ -105,7 +105,7 @@ def build_strategy(settings: Train, cluster: ClusterAddress | None = None) -> tf
     if kind == "multi_worker":
         if settings.logical_cpus > 1:
             raise UsageError(
-                f"train.logical_cpus={settings.logical_cpus} makes replicas of one process's CPU; each of several "
+                f"train.logical_cpus={settings.logical_cpus} splits one process's CPU into replicas; each of several "
                 "workers has one. Omit it, or start more workers."
             )
         return _multi_worker(cluster, settings, has_gpus=bool(gpus))
@@ -129,7 +129,7 @@ def _configure_devices(settings: Train, gpus: Sequence[tf.config.PhysicalDevice]
     os.environ.setdefault(FUSED_BATCH_NORM, "1")  # read at the first batch normalization on a GPU
     if settings.logical_cpus and gpus:
         raise UsageError(
-            f"train.logical_cpus={settings.logical_cpus} makes replicas of the CPU, for trials without a GPU; this "
+            f"train.logical_cpus={settings.logical_cpus} splits the CPU into replicas, for trials without a GPU; this "
             f"machine has {len(gpus)} GPU(s), which would be used instead. Omit it, or hide them: "
             "CUDA_VISIBLE_DEVICES=-1 swav-tf ..."
         )
@@ -207,7 +207,7 @@ def _multi_worker(
         )
     except tf.errors.OpError as error:
         raise TransientError(
-            "All workers must come to the start of the cluster. One has ended, or cannot be reached; its own message "
+            "All workers must reach the start of the cluster. One has exited or cannot be reached; its own error "
             f"gives the reason. Start the same command on all machines. TensorFlow's error: {str(error)[:800]}"
         ) from error
 
@@ -261,7 +261,7 @@ def _tf_config_workers() -> int:
             raise UsageError(
                 "TF_CONFIG may contain the roles chief and worker: all processes train together, without parameter "
                 f"servers and separate evaluators. Received: {', '.join(map(repr, unknown))}. Start no process for "
-                "other roles, and leave them out."
+                "other roles, and remove them."
             )
         if members and not 0 <= int(task["index"]) < len(members.get(task["type"], [])):
             raise ValueError(f"there is no {task['type']} {task['index']}")

@@ -172,7 +172,7 @@ class Job:
             model = make()
         checkpoint, problems = self.store.newest()
         for problem in problems:
-            log.warning("%s The one before it is used.", problem)
+            log.warning("%s Using the previous one.", problem)
         if checkpoint is not None:
             check_resumable(checkpoint, self.images, self.contents_sha256)
             restore(model, checkpoint.arrays, batch_size=self.recipe.train.batch_size)

@@ -151,7 +151,7 @@ class KNNEvaluator(_Evaluator):
         elif self._is_early and (lost := lost_to(found, queries, ["knn_top1_initial"])):
             log.warning(
                 f"After {position.epoch + 1} of {self.recipe.train.epochs} epochs the features are not better than "
-                f"{lost}. If that stays so, the run learns nothing useful."
+                f"{lost}. If this does not change, the run learns nothing useful."
             )
 
     def _features_accuracy(self) -> float | None:

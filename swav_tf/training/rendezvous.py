@@ -248,7 +248,7 @@ def _join(address: ClusterAddress, deadline: float) -> list[str]:
             with socket.create_connection((address.host, address.port), timeout=5.0) as master:
                 if master.getsockname() == master.getpeername():
                     # Linux connects a socket to itself if nobody listens at a port that it takes for its own.
-                    raise ConnectionRefusedError("nobody listens there")
+                    raise ConnectionRefusedError("nothing is listening there")
                 master.sendall(hello.encode())
                 master.settimeout(max(deadline - time.monotonic(), 0.001))
                 lines = master.makefile("r")

@@ -38,8 +38,8 @@ def check_resumable(checkpoint: Checkpoint, images: Mapping[str, Any], contents_
     before_sha256 = checkpoint.facts.get("contents_sha256", contents_sha256)  # older versions recorded none
     if contents_sha256 and contents_sha256 != before_sha256:
         log.warning(
-            "Image files have other sizes or times than when the run was last saved. It resumes; if pictures were "
-            "replaced, it trains on the new ones from here on."
+            "Sizes or modification times of image files have changed since the run was last saved. If pictures were "
+            "replaced, training continues on the new ones."
         )
 
 
@@ -52,15 +52,15 @@ def log_config_changes(
     log.info("Resuming from step %s (%s).", checkpoint.step, checkpoint.path)
     if replicas != team.replicas:
         log.info(
-            f"The run moves from {replicas} to {team.replicas} replica(s): the batch of {batch_size} stays, "
+            f"Resuming with {team.replicas} instead of {replicas} replica(s): the batch size stays {batch_size}, "
             f"{batch_size // team.replicas} images each."
         )
     if changed := changes(before, recipe, free=True):
         log.info("Settings changed since the checkpoint:\n%s", "\n".join(changed))
     if (earlier := before["train"]["epochs"]) < recipe.train.epochs:
         log.warning(
-            f"The run gets {recipe.train.epochs} epochs instead of {earlier}. The learning rate follows the longer "
-            f"schedule from step {checkpoint.step} on, so it rises at once, and the run differs from one that was "
+            f"The run now has {recipe.train.epochs} epochs instead of {earlier}. The learning rate follows the longer "
+            f"schedule from step {checkpoint.step} on, so it rises at once; the result differs from that of a run "
             f"started with {recipe.train.epochs} epochs."
         )
     then = _batch_norm_images(before, replicas)

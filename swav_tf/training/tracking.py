@@ -171,7 +171,8 @@ class Tracking:
             except Exception as error:  # a server that cannot be reached must not end a training
                 del self.trackers[name]
                 log.warning(
-                    "%s receives no more of this run, which continues: %s. metrics.jsonl has everything.",
+                    "%s failed and receives nothing more of this run: %s. Training continues; metrics.jsonl is "
+                    "complete.",
                     name,
                     error,
                 )

@@ -223,7 +223,7 @@ def measure(
     unnamed = facts.how == BY_IMPORT and names == numbered(len(names))
     if unnamed and len(source.class_names) == len(names) and not all(map(str.isdecimal, source.class_names)):
         log.warning(
-            "The imported classifier's classes have no names: its outputs are taken for the images' classes in the "
+            "The imported classifier has no class names: its outputs are assumed to be the images' classes in the "
             "order of their names. Import it with --classes FILE to match them by name."
         )
         names = printable_names(source.class_names)

@@ -35,7 +35,7 @@ class WorkerEnded(TransientError):
 
     def __init__(self) -> None:
         super().__init__(
-            "Another worker has ended; its own message gives the reason. The last checkpoint is kept: start the same "
+            "Another worker has exited; its own error gives the reason. The last checkpoint is kept: start the same "
             "command on all machines to resume."
         )
 

@@ -59,7 +59,7 @@ def pretraining_recipe(
         f"{key}: must be {value}, is {loaded[key]}" for key, value in model.items() if loaded[key] != value
     ]
     if wrong:
-        raise UsageError("The weights fix these settings; leave them out:\n  " + "\n  ".join(wrong))
+        raise UsageError("The weights determine these settings; omit them:\n  " + "\n  ".join(wrong))
     return recipe
 
 
@@ -97,7 +97,7 @@ def classifier_run(
     if needed != given:
         raise UsageError(
             f"The classifier must fit the backbone's features. {source} takes {needed}, {base_source} gives "
-            f"{given}. Give the backbone that the classifier was trained on."
+            f"{given}. Use the backbone that the classifier was trained on."
         )
     origin = {"weights": "imported", "file": source.name, "format": found.format, "sha256": sha256_of(source)}
     if backbone is not None:
@@ -126,12 +126,12 @@ def _backbone_of(
 ) -> tuple[Weights, Fitted, Path]:
     if fitted.sizes.network is None and backbone is None:
         raise UsageError(
-            f"A classifier needs a backbone: give --backbone RUN_OR_FILE, the weights that it was trained on; or keep "
-            f"it as --to FILE.safetensors. {source} has: {fitted.sizes}."
+            f"A classifier needs a backbone: pass --backbone RUN_OR_FILE, the weights that it was trained on; or write "
+            f"it to a file with --to FILE.safetensors. {source} has: {fitted.sizes}."
         )
     if fitted.sizes.network is not None and backbone is not None:
         raise UsageError(
-            f"--backbone is for a classifier without one. {source} has a backbone: {fitted.sizes}."
+            f"--backbone is for a classifier without a backbone. {source} has a backbone: {fitted.sizes}."
         )
     if backbone is None:
         return found, fitted, source
@@ -145,7 +145,7 @@ def _class_names(path: Path | None, count: int) -> tuple[str, ...]:
     names = tuple(read_lines(path, "--classes", UsageError))
     if len(names) != count:
         raise UsageError(
-            f"--classes must name each of the classifier's {count:,} classes, one a line, in the order of its "
+            f"--classes must name each of the classifier's {count:,} classes, one per line, in the order of its "
             f"outputs. Received: {path}, {len(names):,} names."
         )
     return names

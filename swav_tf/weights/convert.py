@@ -133,7 +133,7 @@ def _check_target(to: Path, as_file: bool, for_classifier: bool, *, with_recipe:
     if to.exists() and (as_file or not to.is_dir() or any(to.iterdir())):
         raise UsageError(f"--to must be new: nothing is overwritten. Received: {to}, which exists.")
     if as_file and with_recipe:
-        raise UsageError("A file has no recipe: give --config and -o only with a run folder.")
+        raise UsageError("A file has no recipe: use --config and -o only with a run folder.")
     if as_file and for_classifier:
         raise UsageError(
             "--backbone and --classes are for a run folder: a file contains only what FILE does."
@@ -208,7 +208,7 @@ def export_weights(
         )
     names = names or ("swav" if as_torch_file else "swav_tf")
     if names == "swav_tf" and as_torch_file:
-        raise UsageError("Our own names are only for .safetensors: PyTorch has other layouts.")
+        raise UsageError("--names swav_tf is only for .safetensors: PyTorch uses other layouts.")
     if best:
         source = best_checkpoint(source)
     own = read_own(source) if names == "swav_tf" else None
@@ -246,7 +246,7 @@ def _swav(fitted: Fitted, source: Path) -> tuple[dict[str, np.ndarray], tuple[st
     if not complete and not (sizes.network is None and sizes.classes is not None):
         raise UsageError(
             f"The names of the released SwAV are for a backbone with head and prototypes. {source} has: {sizes}. "
-            "Give --names torchvision."
+            "Use --names torchvision."
         )
     return {f"module.{name}": array for name, array in fitted.by_torch_names().items()}, ()
 

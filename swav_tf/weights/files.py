@@ -169,7 +169,9 @@ def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]
     except (OSError, ValueError, SafetensorError) as error:
         raise WeightsError(f"{path} is not a complete safetensors file: {error}.") from error
     except KeyError as error:
-        raise WeightsError(f"{path} has tensors of type {error}; known are {', '.join(_DTYPES)}.") from error
+        raise WeightsError(
+            f"{path} has tensors of type {error}; supported are {', '.join(_DTYPES)}."
+        ) from error
     return arrays, metadata
 
 

@@ -86,7 +86,7 @@ def recognize(tree: Any, source: str, *, prefix: str | None = None) -> Weights:
     raise WeightsError(
         f"{source} has tensors of an unknown format. It has {len(state)}: {_first(state)}. Known: ResNets of SwAV, its "
         "linear probe, torchvision, timm, PASSL, VISSL, solo-learn, lightly, MoCo, DINO and others, and the files of "
-        "swav-tf. If the network is in a dictionary of its own, name it: --prefix NAME."
+        "swav-tf. If the network is in a nested dictionary, select it with --prefix NAME."
     )
 
 
@@ -142,7 +142,7 @@ def _state_of(tree: Any, source: str, prefix: str | None) -> tuple[dict[str, np.
         state = {name.removeprefix(start): array for name, array in named.items() if name.startswith(start)}
         if not state:
             raise UsageError(
-                f"--prefix must be the start of names in {source}, up to a dot. Received: {prefix!r}. Starts there: "
+                f"--prefix must be the start of names in {source}, up to a dot. Received: {prefix!r}. Available: "
                 f"{_first(dict.fromkeys(name.partition('.')[0] for name in named))}."
             )
         return state, False

@@ -277,7 +277,7 @@ def _network_of(arrays: Mapping[str, np.ndarray], stem_channels: int) -> str | N
     if what is None and unknown and all(depths) and -likeness(best)[0] >= TENSORS_OF_A_BLOCK:
         what = f"a ResNet of {'-'.join(map(str, depths))} {kind} blocks"
     if what is not None:
-        raise WeightsError(f"This is {what}: not supported. Known are {', '.join(ARCHITECTURES)}.")
+        raise WeightsError(f"This is {what}, which is not supported. Supported: {', '.join(ARCHITECTURES)}.")
     if len(networks[best].keys() & backbone) < len(networks[best]) / 2:
         raise WeightsError(
             f"The backbone must be one of {', '.join(ARCHITECTURES)}. Received {len(backbone)} tensors that "

@@ -142,9 +142,9 @@ class _Reader(pickle.Unpickler):
         name = f"{'builtins' if module == '__builtin__' else module}.{name}"  # Python 2's name
         if name not in self._allowed:
             raise WeightsError(
-                f"{self._source} is refused: it asks for {name}, and a file of weights may contain only arrays, "
-                "numbers and names. Nothing in it was run. If you trust it, load it where it was made and save only "
-                "its state dictionary."
+                f"{self._source} is refused: it refers to {name}, and a file of weights may contain only arrays, "
+                "numbers and names. No code was run. If you trust the file, load it in the project that wrote it and "
+                "save only its state dictionary."
             )
         return self._allowed[name]
 
@@ -177,7 +177,7 @@ def read_pickle(
         # The unpickler allocates the highest memo index that is named: four bytes could ask for 64 GB.
         for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
             if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(argument or 0) > count:
-                raise pickle.UnpicklingError("its memo has an absurd index")
+                raise pickle.UnpicklingError("its memo has an invalid index")
         end = file.tell()
         file.seek(start)
         return _Reader(file.read(end - start), allowed, storage, source).load()

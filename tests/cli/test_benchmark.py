@@ -49,7 +49,7 @@ def test_benchmark(folder, output):
     [
         ("ort-cpu:fp32:1=0.001", 0, ""),
         ("ort-cpu:fp32:1=1e12", 1, "must make 1e+12 images/s, but makes"),
-        ("ort-cpu:fp32:64=1", 1, "there is no such cell"),
+        ("ort-cpu:fp32:64=1", 1, "no such cell"),
         ("keras:fp32:1=1", 1, "but was skipped"),
         ("ort-cpu:fp32=1", 2, "RUNNER:PRECISION:BATCH"),
         ("ort-cpu:fp32:1=fast", 2, "RUNNER:PRECISION:BATCH"),

@@ -79,7 +79,7 @@ def test_parts_by_several_processes(tmp_path, output, refused, monkeypatch):
     refused(f"{line}/x --parts 3", 2, "--parts and --on need --devices")
     refused(f"{line}/x.npy --devices cpu:2", 2, "need a folder")
     refused(f"{line}/x --devices 2", 2, "must be cpu:N or gpu:N")
-    refused(f"{line}/x --devices cpu:2 --part 1/2", 2, "--devices makes all parts. Received: 1/2")
+    refused(f"{line}/x --devices cpu:2 --part 1/2", 2, "--devices computes all parts. Received: 1/2")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     refused(f"{line}/x --devices gpu:2", 2, "needs --provider cuda or tensorrt")
     refused(f"{line}/x --devices cpu:2 --provider cuda", 2, "--devices cpu:2 computes on CPUs")

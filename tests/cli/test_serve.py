@@ -69,7 +69,7 @@ def test_sigterm_answers_what_was_accepted(tmp_path):
 
 def test_addresses_and_folders_are_checked(refused, tmp_path):
     folder = make_exported(tmp_path / "exported", ("int8",))
-    refused(f"serve {folder}", 2, "or a folder with model-fp32.onnx", "Name the file to serve")
+    refused(f"serve {folder}", 2, "or a folder with model-fp32.onnx", "Pass the file to serve")
     refused(
         f"serve {folder / 'model-int8.onnx'} --host 192.0.2.1", 2, "must be a free address of this machine"
     )

@@ -334,7 +334,7 @@ def test_labels_for_a_folder(folder, tmp_path, caplog):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("photo.jpg", b"\xff\xd8\xff", "Received: .*photo.jpg, an image. Give the folder"),
+        ("photo.jpg", b"\xff\xd8\xff", "Received: .*photo.jpg, an image. Pass the folder"),
         ("notes.rar", b"Rar!", "none of them"),
         ("empty.csv", b"", "must have a column of paths.*Received: nothing"),
         ("a.csv", b"width,height\n1,2\n", "must have a column of paths.*Received: width, height"),
@@ -374,7 +374,7 @@ def test_damaged_archives(folder, tmp_path, damage):
 @pytest.mark.parametrize(
     ("kind", "labels", "message"),
     [
-        ("class_folders", "label\nx", "images without own labels"),
+        ("class_folders", "label\nx", "images without labels of their own"),
         ("images", "path\n00.jpg", "without labels"),
         ("images", "path,label\n" + "".join(f"z{i}.jpg,a\n" for i in range(12)), "12 of 12 are not among the images"),
     ],

@@ -89,7 +89,7 @@ def test_records_outside_of_their_shard(out, column, value):
     records = np.load(out / "index.records.npy")
     records[5, column] = value
     replace_records(out, records)
-    with pytest.raises(DataError, match="outside of the shards, or classes that do not exist"):
+    with pytest.raises(DataError, match="outside the shards, or classes that do not exist"):
         open_shards(str(out))
 
 

@@ -380,7 +380,7 @@ def test_parts_are_read_as_one(images, tmp_path):
             write_shards(source, out, part=number and (number, count))
     (images / "n0" / "zzz.JPEG").write_bytes((images / "n2" / "05.JPEG").read_bytes())
     write_shards(ClassFolders(images), out, part=(2, 3), fresh=True)
-    with pytest.raises(DataError, match=r"Part 2/3 is of others than part 1/3"):
+    with pytest.raises(DataError, match=r"Part 2/3 does not match part 1/3"):
         opened(out)
 
 

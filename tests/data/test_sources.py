@@ -98,12 +98,12 @@ def test_what_is_left_out_is_reported(tmp_path, caplog):
         "pictures of a format that is not read, .cr2": 1,
     }  # fmt: skip
     assert ImageFolder(tmp_path).left_out.counts == counts
-    stray = {"images next to the class folders, in none of them": 1}
+    stray = {"images next to the class folders, not in one of them": 1}
     source = ClassFolders(tmp_path)
     assert (source.left_out.counts, source.class_names) == (counts | stray, ("x", "y"))
     assert [source.label(i) for i in range(4)] == [0, 0, 1, 1]
     assert ["y/4.CR2" in record.message for record in caplog.records] == [True, False, True]
-    assert "folder z has no image and is no class" in caplog.records[1].message
+    assert "folder z has no images and is not a class" in caplog.records[1].message
     assert "2 empty (y/0.jpg, z/0.jpg)" in caplog.records[2].message
     assert "in none of them (5.jpg)" in caplog.records[2].message
     memory = fsspec.filesystem("memory")

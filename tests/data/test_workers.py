@@ -159,7 +159,7 @@ def test_a_killed_process_is_named_and_replaced(maker, caplog):
         maker.kill(maker.processes._processes[:1])
         for number in range(8):
             maker.assert_right(number)
-        assert f"lost process {killed} (ended by SIGKILL). All are started again" in caplog.text
+        assert f"lost process {killed} (ended by SIGKILL). Restarting all" in caplog.text
         assert f"process {other}" not in caplog.text
         assert len(caplog.records) == 1
         assert not {killed, other} & set(maker.pids())

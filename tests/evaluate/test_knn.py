@@ -106,7 +106,7 @@ def of_model(weights):
         (feature_file(np.eye(4), [0, 1, -1, -1]), same(), DataError, "needs labels.*where 2 of 4"),
         (same(), feature_file(np.eye(4), [-1] * 4), DataError, "needs labels.*where 4 of 4"),
         (same(class_names=list("abcd")), same(class_names=list("abce")), UsageError, "1 others: e"),
-        (same(source={"path": "x"}), same(source={"path": "x"}), UsageError, "must be different ones"),
+        (same(source={"path": "x"}), same(source={"path": "x"}), UsageError, "must differ"),
         (feature_file(np.full((4, 4), np.inf), range(4)), same(), DataError, "must be finite"),
         (
             feature_file(np.eye(2), [0, 1]),

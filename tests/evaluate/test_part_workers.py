@@ -41,7 +41,7 @@ def test_a_killed_process_is_replaced(tmp_path, folders, whole, logged):
     assert sorted(each.images_before for each in made) == [0, 0, 0, 3]
     assert done[-1] == (20, 20)
     [(_, message)] = logged
-    assert "ended with code -9. Another takes its place" in message
+    assert "ended with code -9. Starting another one" in message
 
 
 # Bugs caught: a part that kills its processes, or fails, and ends the others or is tried forever; a model that cannot

@@ -195,7 +195,7 @@ def test_a_failure_of_the_model_is_answered_and_seen(logged):
 
     failed, failing, healthy, after = exchange(talk, model)
     assert failed.status_code == 500
-    assert failed.json() == {"error": "The model must run. It failed; the server's log says why."}
+    assert failed.json() == {"error": "The model must run. It failed; see the server's log."}
     assert ("ERROR", "1 images could not be computed: out of memory on /dev/secret") in logged
     assert (failing.status_code, failing.json()["status"]) == (503, "failing")
     assert (healthy.status_code, after.status_code) == (200, 200)
@@ -204,7 +204,7 @@ def test_a_failure_of_the_model_is_answered_and_seen(logged):
 def test_a_bug_is_answered_without_a_traceback(monkeypatch, logged):
     monkeypatch.setattr(Service, "_view", lambda *_: 1 / 0)
     answer = exchange(lambda client, service: post(client, PNG))
-    assert (answer.status_code, answer.json()) == (500, {"error": "The server failed; its log says why."})
+    assert (answer.status_code, answer.json()) == (500, {"error": "The server failed; see its log."})
     assert ("ERROR", "POST /features failed.") in logged
 
 
@@ -301,7 +301,7 @@ def test_only_images_of_the_feature_file_below_the_folder_are_shown(searched, fo
     assert "Drop an image" in shown[-1].text
     hidden = exchange(talk, gallery=Gallery(searchable(searched), NumpyBackend()))
     assert [answer.status_code for answer in hidden] == [404] * 6 + [200]
-    assert "must have such a row" in hidden[0].json()["error"]
+    assert "no such row" in hidden[0].json()["error"]
 
 
 # Bug caught: the picture of another row, or neighbors other than those of the index.

@@ -140,7 +140,7 @@ def test_int8_of_a_cpu_is_refused(everything, tmp_path, settings):
         build_engine(path, settings)
     facts = {"quantisation": {"target": "tensorrt"}}
     path = edit(path, lambda model: edit_facts(model, **facts), tmp_path / "model.onnx")
-    with pytest.raises(ExportError, match=r"is not a graph that TensorRT-RTX .* takes: .*DequantizeLinear"):
+    with pytest.raises(ExportError, match=r"is not a graph that TensorRT-RTX .* accepts: .*DequantizeLinear"):
         build_engine(path, settings)
 
 
@@ -264,6 +264,6 @@ def test_an_engine_that_misses_its_gate_is_not_written(everything, tmp_path, set
             return {name: np.ones((len(images), 1)) for name in ("features", "projections", "scores")}
 
     monkeypatch.setattr(engine, "TensorrtBackend", Backend)
-    with pytest.raises(ExportError, match=r"does not compute what Keras computes: .* must have shape"):
+    with pytest.raises(ExportError, match=r"does not reproduce Keras' outputs: .* must have shape"):
         engine.export_engines([everything / "model-fp16.onnx"], tmp_path / "out", settings)
     assert not (tmp_path / "out").exists()

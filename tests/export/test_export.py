@@ -291,7 +291,7 @@ def test_a_full_disk_leaves_what_was_there(exported):
     assert {path.name: path.read_bytes() for path in exported.iterdir()} == before
 
 
-# Bug caught: a file that does not compute what Keras computes and is written all the same.
+# Bug caught: a file that does not reproduce Keras' outputs and is written all the same.
 def test_a_graph_that_is_wrong_is_not_written(tmp_path, monkeypatch):
     import export.graph
 
@@ -306,6 +306,6 @@ def test_a_graph_that_is_wrong_is_not_written(tmp_path, monkeypatch):
         return model
 
     monkeypatch.setattr(export.graph, "build_graph", wrong)
-    with pytest.raises(ExportError, match="fp32 does not compute what Keras computes: relative error"):
+    with pytest.raises(ExportError, match="fp32 does not reproduce Keras' outputs: relative error"):
         export_run(tiny_run(), tmp_path / "out", ExportSettings(reference_images=10))
     assert not (tmp_path / "out").exists()

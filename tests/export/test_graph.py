@@ -133,7 +133,7 @@ def test_an_operation_that_onnx_lacks():
     def backbone(images, training):
         return tf.reduce_mean(tf.image.resize(images, (8, 8), antialias=True), axis=(1, 2))
 
-    with pytest.raises(ExportError, match="ScaleAndTranslate, which only TensorFlow has"):
+    with pytest.raises(ExportError, match="ScaleAndTranslate, which exist only in TensorFlow"):
         build_graph(stand_in(backbone), outputs=["features"], size=32, graph_input="uint8")
 
 

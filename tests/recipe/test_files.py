@@ -72,7 +72,7 @@ def test_names_and_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         ),
         ("folder/passl_4node.yaml", "Did you mean 'passl_4nodes'?\nBundled recipes: "),
         ("qqqqqq", "neither a file nor a bundled recipe.\n"),
-        ("auto", "chosen for images. Print it: `swav-tf config auto DATA`."),
+        ("auto", "chosen for the images. Print it: `swav-tf config auto DATA`."),
     ],
 )
 def test_a_missing_recipe_names_the_nearest(requested: str, part: str) -> None:
@@ -149,7 +149,7 @@ def test_a_file_that_is_not_text(tmp_path: Path) -> None:
         ("crops.0.scale=[0.1]", "crops.0.scale: must have 2 values, got [0.1]"),
         ("crops.0.scale=[0.1, 0.2, 0.3]", "crops.0.scale: must have 2 values, got [0.1, 0.2, 0.3]"),
         ("crops.0.size=4", "crops.0.size: must be greater than or equal to 8, got 4"),
-        ("kind=prob", "kind: must be 'probe' or 'finetune', or left out, got \"prob\""),
+        ("kind=prob", "kind: must be 'probe' or 'finetune', or omitted, got \"prob\""),
         ("crops.7.size=40", "override 'crops.7.size=40': crops is a list of 2; its items are 0 to 1"),
         ("crops.x=1", "override 'crops.x=1': crops is a list of 2; its items are 0 to 1"),
         ("crops.0.size.x=1", "override 'crops.0.size.x=1': crops.0.size is 32; it has no 'x' below it"),

@@ -137,7 +137,7 @@ def test_a_stopped_run_in_parts_equals_an_uninterrupted_one(tmp_path, caplog, mo
     image.with_name("other.png").rename(image)
     os.utime(image, (1, 1))
     pretrain(recipe, run_dir=tmp_path / "run")
-    assert "Image files have other sizes or times" in caplog.text
+    assert "Sizes or modification times of image files have changed" in caplog.text
     assert_same_bits(newest(tmp_path / "straight"), newest(tmp_path / "run"))
 
 

@@ -81,7 +81,7 @@ def test_a_tracker_that_fails(run, logged, monkeypatch):
     assert made[0].calls == [(step, {"step/loss": 2.0}) for step in (1, 2, 3)]
     [(level, text)] = logged
     assert level == "WARNING"
-    assert "mlflow receives no more" in text
+    assert "mlflow failed and receives nothing more" in text
     assert run(["mlflow"]).trackers["mlflow"].id == "id 0"
 
 

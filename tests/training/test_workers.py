@@ -290,7 +290,7 @@ def test_a_worker_that_is_lost_after_the_meeting_is_given_up(tmp_path):
         meet(ClusterAddress(2, 1 - rank, master), timeout_seconds=120)  # and nothing follows
     codes, messages = wait_for_end(*left)
     assert codes == [75, 75], messages
-    assert all("All workers must come to the start of the cluster" in message for message in messages)
+    assert all("All workers must reach the start of the cluster" in message for message in messages)
 
 
 # === A lost network ===

@@ -225,7 +225,7 @@ def test_a_backbone_that_is_not_one_of_our_resnets():
 )
 def test_resnets_of_other_kinds_are_named(changed, words):
     with pytest.raises(
-        WeightsError, match=rf"This is a ResNet .*{words}.*: not supported. Known are resnet50"
+        WeightsError, match=rf"This is a ResNet .*{words}.*, which is not supported. Supported: resnet50"
     ):
         fit(recognize(changed(BACKBONE), "x"), "x")
 
@@ -240,7 +240,7 @@ def test_a_prefix_chooses_a_network():
         assert (
             fit(recognize(tree, "x", prefix=prefix), "x", backbone_only=True).sizes.network == "resnet_small"
         )
-    with pytest.raises(UsageError, match=r"Received: 'stud'\. Starts there: teacher, student\."):
+    with pytest.raises(UsageError, match=r"Received: 'stud'\. Available: teacher, student\."):
         recognize(tree, "x", prefix="stud")
 
 

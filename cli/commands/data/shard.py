@@ -63,7 +63,7 @@ def command(
     load_tensorflow_quietly()  # it writes the records
     settings = recognized(Data.model_validate({"kind": kind or "auto", "path": data}))
     if settings.kind not in PACKED:
-        raise DataError(f"Images that are packed are {', '.join(PACKED)}. Received: {data}, {settings.kind}.")
+        raise DataError(f"`data shard` packs {', '.join(PACKED)}. Received: {data}, {settings.kind}.")
     source = cast(FileSource, open_source(settings))
     total = len(source) // (numbers[1] if numbers else 1)
     with image_progress(total, "packed", quiet=report.quiet) as progress:

@@ -225,8 +225,8 @@ def _on_this_machine(recipe: Recipe) -> Recipe:
     """Return the recipe for this machine's devices alone."""
     if os.environ.get("TF_CONFIG") or int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
         raise UsageError(
-            "A profile covers one machine. TF_CONFIG or a SLURM job of several tasks describes more: start it "
-            "outside of that (env -u TF_CONFIG swav-tf profile ..., or srun --ntasks=1)."
+            "A profile covers one machine. TF_CONFIG or a SLURM job of several tasks describes more: run it "
+            "without them (env -u TF_CONFIG swav-tf profile ..., or srun --ntasks=1)."
         )
     if recipe.train.strategy != "multi_worker":
         return recipe

@@ -94,11 +94,11 @@ def test_paths_that_are_not_models(tmp_path):
 @pytest.mark.parametrize(
     ("kind", "what", "origin", "instead"),
     [
-        (ProbeRecipe, "a probe", {"run": "runs/first"}, "it was made from, runs/first, or"),
-        (ProbeRecipe, "a probe", {"backbone": "runs/released"}, "it was made from, runs/released, or"),
-        (FinetuneRecipe, "a fine-tuned run", {"run": "runs/first"}, "it was made from, runs/first, or"),
-        (FinetuneRecipe, "a fine-tuned run", {"weights": "random"}, "it was made from, or where an ONNX"),
-        (FinetuneRecipe, "a fine-tuned run", None, "it was made from, or where an ONNX"),
+        (ProbeRecipe, "a probe", {"run": "runs/first"}, "it was trained from, runs/first, or"),
+        (ProbeRecipe, "a probe", {"backbone": "runs/released"}, "it was trained from, runs/released, or"),
+        (FinetuneRecipe, "a fine-tuned run", {"run": "runs/first"}, "it was trained from, runs/first, or"),
+        (FinetuneRecipe, "a fine-tuned run", {"weights": "random"}, "it was trained from, or, where an ONNX"),
+        (FinetuneRecipe, "a fine-tuned run", None, "it was trained from, or, where an ONNX"),
     ],
 )
 def test_a_classifiers_run_names_the_run_to_give(tmp_path, reader, kind, what, origin, instead):
