@@ -334,7 +334,7 @@ def _warnings(recipe: Recipe, cluster: Cluster, memory: Memory, pace: Pace) -> l
     if not recipe.data.processes and pace.node_images_per_second > PROCESS_IMAGES_PER_SECOND:
         found.append(
             f"a machine needs {pace.node_images_per_second:,.0f} images/s, and the threads of one process share "
-            f"Python's lock: above about {PROCESS_IMAGES_PER_SECOND:,} let processes make the crops (-o "
+            f"Python's lock: above about {PROCESS_IMAGES_PER_SECOND:,} images/s, make the crops in processes (-o "
             f"data.processes={-(-pace.node_cpu_cores // 1):.0f})"
         )
     return found

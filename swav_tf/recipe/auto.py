@@ -212,7 +212,7 @@ def _explain(
     time = (
         "not known before the first steps"
         if seconds is None
-        else f"about {max(1, round(seconds / 60))} minutes"
+        else f"about {max(1, round(seconds / 60))} min"
     )
     lines = [
         f"auto: {images.images:,} images, {images.kind}, {labels}, {color}, median short side {images.short_side} px; "

@@ -82,7 +82,7 @@ class ClassifierMonitor(Section):
     log_every_steps: int = Field(10, ge=1, description="steps between lines of metrics.jsonl and TensorBoard")
     tensorboard: bool = Field(True, description="write TensorBoard event files")
     track: tuple[Literal["mlflow", "wandb"], ...] = Field(
-        (), description="trackers that receive the run as well"
+        (), description="trackers in addition to metrics.jsonl and TensorBoard"
     )
     validate_every_epochs: int = Field(1, ge=1, description="epochs between validations, and after the last")
 

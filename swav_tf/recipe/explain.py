@@ -86,7 +86,7 @@ def _type_name(annotation: Any) -> str:
     if origin is tuple:
         length = "" if arguments[-1] is Ellipsis else f"{len(arguments)} "
         item = getattr(arguments[0], "__origin__", arguments[0])  # without bounds
-        return f"list of {length}{item.__name__}"
+        return f"list of {length}{_type_name(arguments[0]) if item is typing.Literal else item.__name__}"
     return str(annotation.__name__) if origin is None else str(annotation).replace("typing.", "")
 
 

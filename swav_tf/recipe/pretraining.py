@@ -227,7 +227,7 @@ class Monitor(Section):
     log_every_steps: int = Field(10, ge=1, description="steps between lines of metrics.jsonl and TensorBoard")
     tensorboard: bool = Field(True, description="write TensorBoard event files")
     track: tuple[Literal["mlflow", "wandb"], ...] = Field(
-        (), description="trackers that receive the run as well"
+        (), description="trackers in addition to metrics.jsonl and TensorBoard"
     )
     collapse_after_steps: int = Field(
         500,
@@ -236,8 +236,8 @@ class Monitor(Section):
         "of the run, or 100",
     )
     knn_every_epochs: int = Field(0, ge=0, description="epochs between k-NN accuracies on labels; 0: never")
-    knn_neighbours: int = Field(20, ge=1, description="neighbours that vote, k")
-    knn_temperature: float = Field(0.07, gt=0, description="temperature of the neighbours' weights")
+    knn_neighbours: int = Field(20, ge=1, description="neighbors that vote, k")
+    knn_temperature: float = Field(0.07, gt=0, description="temperature of the neighbors' weights")
     knn_images: int = Field(20_000, ge=10, description="maximum number of images for that k-NN")
     view_images: int = Field(
         512, ge=0, description="images for view_retrieval in a run without k-NN; 0: none"

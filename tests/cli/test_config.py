@@ -104,6 +104,7 @@ def test_settings(kind, output):
     if kind == "pretrain":
         assert document["crops.N.scale"]["type"] == "list of 2 float"
         assert document["train.precision"]["type"] == "float32 | mixed_float16 | mixed_bfloat16"
+        assert document["monitor.track"]["type"] == "list of mlflow | wandb"
         assert document["augment.jitter.hue"]["type"] == "float >= 0 <= 0.5"
         assert document["train.batch_size"]["default"] == "must be set"
         text = output("config settings")
