@@ -24,11 +24,12 @@ from swav_tf.recipe.files import recipe_of
 from swav_tf.recipe.pretraining import Recipe
 from swav_tf.training.build import build_swav, load_swav
 from swav_tf.training.features import extract_features
+from swav_tf.training.knn_monitor import pixel_features
 from swav_tf.training.rescue import pretrain_with_rescue
 
 COLUMNS = (
     "images | seed | epochs | minutes | ln K - loss | 20-NN: pixels | initial | trained | "
-    "linear: initial | trained"
+    "linear: pixels | initial | trained"
 )
 
 
@@ -41,7 +42,7 @@ def study(path: Path, seed: int, folder: Path, changes: Sequence[str]) -> str:
     run = folder / f"{path.name}-{seed}"
     summary = pretrain_with_rescue(recipe, run_dir=run).summary
     trained, recipe = load_swav(run)
-    linear = [_linear(model, recipe) for model in (build_swav(recipe), trained)]
+    linear = [_linear(model, recipe) for model in (None, build_swav(recipe), trained)]
     shares = [summary["knn_top1_pixels"], summary["knn_top1_initial"], summary["knn_top1"], *linear]
     cells = [f"{100 * share:.1f} %" for share in shares]
     loss = f"{summary['ln_k'] - summary['loss_last']:.2f}"
@@ -54,11 +55,17 @@ def study(path: Path, seed: int, folder: Path, changes: Sequence[str]) -> str:
     return f"| {' | '.join([*first, loss, *cells])} |"
 
 
-def _linear(model: SwAV, recipe: Recipe) -> float:
+def _linear(model: SwAV | None, recipe: Recipe) -> float:
+    """Return the linear accuracy of features; without a model, of raw pixels."""
     source = open_source(recipe.data)
     drawn = np.random.default_rng(recipe.train.seed).permutation(len(source))[: recipe.monitor.knn_images]
     queries, known = np.split(drawn, [len(drawn) // 5])
-    features = [extract_features(model, source, part, recipe.data) for part in (known, queries)]
+    features = [
+        extract_features(model, source, part, recipe.data)
+        if model
+        else pixel_features(source, part, recipe.data)
+        for part in (known, queries)
+    ]
     labels = [np.array([source.label(int(i)) for i in part]) for part in (known, queries)]
     return linear_accuracy(features[0], labels[0], features[1], labels[1])
 
