@@ -105,7 +105,7 @@ def test_what_is_left_out_is_reported(tmp_path, caplog):
     assert ["y/4.CR2" in record.message for record in caplog.records] == [True, False, True]
     assert "folder z has no images and is not a class" in caplog.records[1].message
     assert "2 empty (y/0.jpg, z/0.jpg)" in caplog.records[2].message
-    assert "in none of them (5.jpg)" in caplog.records[2].message
+    assert "not in one of them (5.jpg)" in caplog.records[2].message
     memory = fsspec.filesystem("memory")
     memory.put(str(tmp_path), "/left_out", recursive=True)
     try:

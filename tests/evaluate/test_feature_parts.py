@@ -124,7 +124,7 @@ def test_other_settings_are_refused(tmp_path, folders):
         make(folders, folder, 2, count=4)
     make(folders, folder, 2, 3, model=NumpyBackend(path="elsewhere"))
     (folders / "cat" / "00.png").write_bytes((folders / "cat" / "01.png").read_bytes())
-    with pytest.raises(UsageError, match=r"image files: other sizes or times"):
+    with pytest.raises(UsageError, match=r"image files: other sizes or modification times"):
         make(folders, folder, 1)
     make(folders, folder, 3)  # none of its pictures
     other = make(folders, tmp_path / "other", 2, model=NumpyBackend("b" * 64))

@@ -104,7 +104,7 @@ def test_replaced_pictures_are_refused(tmp_path, folders):
     interrupt(class_folders(folders), begun)
     (folders / "cat" / "00.png").write_bytes((folders / "cat" / "01.png").read_bytes())
     for output in (complete, begun):
-        with pytest.raises(UsageError, match=r"image files: other sizes or times .*\n.*--fresh"):
+        with pytest.raises(UsageError, match=r"image files: other sizes or modification times .*\n.*--fresh"):
             extract_features(NumpyBackend(), class_folders(folders), output, **FOURS)
 
 

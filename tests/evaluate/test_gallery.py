@@ -95,10 +95,10 @@ def test_labels_of_a_list_are_no_change(tmp_path, folders, caplog):
     extract_features(NumpyBackend(), images, tmp_path / "x.npz")
     file = read_feature_file(tmp_path / "x.npz")
     assert len(images_of(file, data).source) == 20
-    assert "other sizes or times" not in caplog.text
+    assert "changed in size or modification time" not in caplog.text
     (folders / "cat" / "00.png").touch()
     images_of(file, data)
-    assert "other sizes or times" in caplog.text
+    assert "changed in size or modification time" in caplog.text
     table.unlink()
     assert len(images_of(file, data).source) == 20
 

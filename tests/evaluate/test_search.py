@@ -104,7 +104,7 @@ def test_features_that_were_made_again_are_refused(folder, tmp_path):
     index = np.array(part.indices(ROWS, 100))
     facts = part_facts(part)
     write_part(part, -old.features[index], index, old.labels[index], [f"n{i}" for i in index], facts)
-    with pytest.raises(UsageError, match="made again since"):
+    with pytest.raises(UsageError, match="recomputed since"):
         open_index(path)
     build_index(here, path)
     assert len(open_index(path)) == ROWS

@@ -208,7 +208,7 @@ train: {epochs: 3}
 def test_kinds_are_kept_apart() -> None:
     with pytest.raises(RecipeError, match=r"of kind pretrain is needed here. Received: probe, of kind probe"):
         load_recipe("probe")
-    with pytest.raises(RecipeError, match="Of kind probe are: probe, probe_digits"):
+    with pytest.raises(RecipeError, match="Recipes of this kind: probe, probe_digits"):
         load_recipe_of(ProbeRecipe, "finetune_full")
     [line] = errors_of("probe", "optimizer.learning_rat=1")
     assert "Did you mean 'optimizer.learning_rate'?" in line

@@ -124,7 +124,7 @@ def test_from_files_and_back(folder):
 @pytest.mark.parametrize(
     ("words", "part"),
     [
-        (["linear.pth", "--to", "x"], "give --backbone RUN_OR_FILE"),
+        (["linear.pth", "--to", "x"], "pass --backbone RUN_OR_FILE"),
         (["linear.pth", "--to", "x", "--backbone", "none.pth"], "not found: none.pth"),
         (["linear.pth", "--to", "x", "--backbone", "linear.pth"], "has no backbone"),
         (["wide.pth", "--to", "x", "--backbone", "swav.pth"], "takes 256, swav.pth gives 128"),

@@ -72,7 +72,7 @@ def test_a_hostile_pickle_is_refused_by_name(wrap, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for module, name, *texts in HOSTILE:
         message = refusal(tmp_path, wrap(call(module, name, *texts)))
-        assert f"asks for {module.replace('__builtin__', 'builtins')}.{name}," in message
+        assert f"refers to {module.replace('__builtin__', 'builtins')}.{name}," in message
         assert "No code was run" in message
     assert not (tmp_path / "canary").exists()
     assert "antigravity" not in sys.modules
