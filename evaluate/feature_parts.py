@@ -174,7 +174,7 @@ def problem_of(part: Part, facts: Mapping[str, Any], *, read_all: bool = False) 
     other.pop("model.path", None)  # a run folder may move
     if other:
         changes = ", ".join(f"{key} {mine!r} instead of {ours!r}" for key, (ours, mine) in other.items())
-        return f"part {part} is of other settings than {FACTS}: {changes}"
+        return f"part {part} has other settings than {FACTS}: {changes}"
     return None
 
 

@@ -161,7 +161,7 @@ def _complete(output: Path, facts: dict[str, Any]) -> Extraction:
     """Return the result of an earlier call, which must have had the same arguments."""
     file = read_feature_file(output)
     before = {key: file.facts.get(key) for key in facts}
-    refuse_changes(before, facts, f"{output} exists and was made with other settings")
+    refuse_changes(before, facts, f"{output} exists and was created with other settings")
     discard_store(output)
     rows, width = file.features.shape
     return Extraction(rows, width, file.facts["unreadable"], facts["source"]["images"], seconds=0.0)

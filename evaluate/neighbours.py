@@ -188,7 +188,7 @@ def write_outliers(
     pictures = _pictures([(each, each["score"], "") for each in found], images, file)
     card = {"lines": ["Outliers"], "share": None, "pictures": pictures}
     tiles = [(f"{len(scores):,}", "images"), (f"{float(np.median(scores)):.3f}", "median score")]
-    text = "The images of lowest score, the lowest first. Score: the mean cosine with the ten nearest images."
+    text = "Images with the lowest scores, lowest first. Score: the mean cosine with the ten nearest images."
     _write_page(folder, "Outliers", file, images, tiles, text, [card])
     return found
 

@@ -240,7 +240,7 @@ def _cards(run: Run) -> list[tuple[str, str, str]]:
         initial = views.get("view_retrieval_initial")
         remark = "" if initial is None else f"the initial weights {100 * initial:.1f} %"
         found = f"{100 * views['view_retrieval']:.1f} %"
-        cards.append((found, "of views find the other of their image", remark))
+        cards.append((found, "of views find the other view of their image", remark))
     if "prototypes_used" in epoch:
         cards.append((f"{epoch['prototypes_used']:,} of {count:,}", "prototypes used in the last epoch", ""))
     if run.summary:

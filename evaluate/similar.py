@@ -138,7 +138,7 @@ def images_of(file: FeatureFile, like: Data, data: str | None = None) -> ImageSe
         log_once(
             logging.WARNING,
             f"Files in {path} have changed in size or modification time since {file.path} was written. If pictures "
-            "were replaced, the similar images are those of the old ones: make the features again with `swav-tf "
+            "were replaced, the similar images are those of the old ones: compute the features again with `swav-tf "
             "features --fresh`.",
         )
     return images

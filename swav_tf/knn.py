@@ -168,7 +168,7 @@ def view_comparison(found: Mapping[str, Any]) -> str:
     initial = found.get("view_retrieval_initial")
     before = f" (the initial weights {100 * initial:.1f} %)" if initial is not None else ""
     images = found["view_images"]
-    return f"{100 * found['view_retrieval']:.1f} % of views find the other of their image among {images:,}{before}"
+    return f"{100 * found['view_retrieval']:.1f} % of views find the other view of their image among {images:,}{before}"
 
 
 def comparison(found: Mapping[str, Any]) -> str:

@@ -113,7 +113,7 @@ def _charts(benchmark: Benchmark) -> list[tuple[str, str, str]]:
         color = SERIES[runners.index(cell.key[:2]) % len(SERIES)]
         styles[name] = {"color": color, "marker": MARKERS[cell.precision]}
     with matplotlib.rc_context(STYLE):
-        steep = "A line as steep as the batch is limited by computing, a flat one by the cost of a call."
+        steep = "Latency in proportion to the batch is limited by computation, constant latency by the cost of a call."
         charts = [
             ("Images per second", "At the best batch, with twice the standard error.", _bars(best, styles)),
             ("Latency", steep, _latency(rows, styles)),

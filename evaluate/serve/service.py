@@ -231,9 +231,7 @@ class Service:
 
     def _accept(self, images: int) -> None:
         if self._waiting + images > self._limits.queue:
-            sentence = (
-                f"At most {self._limits.queue} images may wait. The queue is full: send it again later."
-            )
+            sentence = f"At most {self._limits.queue} images may wait. The queue is full: try again later."
             raise Refusal(503, "queue", sentence, {"Retry-After": "1"})
         self._waiting += images
 

@@ -85,14 +85,14 @@ def _unwise_freeze(recipe: Recipe, images: int | None) -> Iterator[Remark]:
     if method.epsilon >= 0.05 and small:
         yield Remark(
             "method.epsilon",
-            f"at {method.epsilon:g} SwAV was seen to collapse on small data (the loss stays at ln K)",
+            f"at {method.epsilon:g} SwAV has collapsed on small data (the loss stays at ln K)",
             "Try 0.01",
         )
     if not method.prototypes_frozen_steps and not method.prototypes_frozen_epochs:
         epoch = f" ({images // batch} steps)" if images is not None else ""
         yield Remark(
             "method.prototypes_frozen_steps",
-            "SwAV was seen to collapse when the prototypes move from the first step",
+            "SwAV has collapsed when prototypes were trained from the first step",
             f"Freeze them for about an epoch{epoch}, on small data for three",
         )
     elif images is not None and recipe.frozen_steps(images // batch) >= images // batch * recipe.train.epochs:
@@ -146,7 +146,7 @@ def _unwise_fine_tuning(recipe: FinetuneRecipe, images: int | None) -> Iterator[
         yield Remark(
             "train.epochs",
             f"{images} images in batches of {batch} make {steps} steps in {epochs} epochs; with 20 steps the accuracy "
-            "was seen to stay at chance",
+            "has stayed at chance",
             f"Set it to {-(-FEWEST_STEPS // (images // batch))} or more, and optimizer.decay_epochs in proportion",
         )
     rate, proportional = recipe.optimizer.classifier_learning_rate, HIGHEST_RATE * batch / 256
@@ -168,7 +168,7 @@ def _separate_batch_norm(recipe: Recipe) -> Iterator[Remark]:
         yield Remark(
             f"model.batch_norm.{changed[0]}",
             f"{' and '.join(changed)} apply to the head only: a KerasCV backbone has its own",
-            "Set model.backbone.arguments, if the class takes such, or leave it out",
+            "Set model.backbone.arguments, if the class accepts them, or omit it",
         )
 
 

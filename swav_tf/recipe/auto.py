@@ -210,9 +210,7 @@ def _explain(
         f"{machine.gpus} GPU(s) of {machine.gpu_gb:.0f} GB" if machine.gpus else f"{machine.cores} CPU cores"
     )
     time = (
-        "not known before the first steps"
-        if seconds is None
-        else f"about {max(1, round(seconds / 60))} min"
+        "not known before the first steps" if seconds is None else f"about {max(1, round(seconds / 60))} min"
     )
     lines = [
         f"auto: {images.images:,} images, {images.kind}, {labels}, {color}, median short side {images.short_side} px; "
@@ -244,7 +242,9 @@ def _explain(
             reading = (
                 f"; reading takes {images.decode_seconds * 1e3:.0f} ms an image: store smaller ones" * slow
             )
-            lines.append(f"  With more time {wanted} epochs are better: -o train.epochs={wanted}{reading}")
+            lines.append(
+                f"  If you have more time, {wanted} epochs are better: -o train.epochs={wanted}{reading}"
+            )
         lines.append("  With a GPU, auto would choose a larger network, larger crops and more epochs.")
     return lines
 

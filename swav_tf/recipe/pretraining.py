@@ -91,7 +91,7 @@ class Backbone(Section):
             yield Remark(
                 "model.backbone.width",
                 f"only the networks of swav_tf have a width; got {self.width} for keras_cv",
-                "Leave it out, or set the arguments of the class in model.backbone.arguments",
+                "Omit it, or set the arguments of the class in model.backbone.arguments",
             )
 
 

@@ -243,7 +243,7 @@ def view_verdict(found: Mapping[str, Any], *, at_end: bool) -> tuple[int, str]:
         return logging.INFO, f"{what}."
     if exceeds(found["view_retrieval"] or 0.0, found["view_retrieval_initial"], int(found["view_images"])):
         return logging.INFO, f"{what}: the features are better than the initial weights."
-    meaning = "Nothing useful" if at_end else "If that is so at the end, nothing useful"
+    meaning = "Nothing useful" if at_end else "If this is still so at the end, nothing useful"
     return logging.WARNING, (
         f"{what}: the features are not clearly better than the initial weights, whatever the loss. {meaning} "
         "was learned: use crops of larger scales, a lower rate, more epochs or more images, or start from released "
@@ -282,7 +282,10 @@ def exceeds(share: float, base: float, count: int) -> bool:
 def verdict(found: dict[str, Any], queries: int) -> tuple[int, str]:
     """Return level and text of what the k-NN accuracy says about the features at the end of a run."""
     if "knn_top1_initial" not in found:
-        return logging.INFO, "The k-NN accuracy has no baselines, as an earlier version began this run."
+        return (
+            logging.INFO,
+            "The k-NN accuracy has no baselines, because an earlier version started this run.",
+        )
     by = f"{comparison(found)} of {queries:,} images: the features are"
     if not (lost := lost_to(found, queries)):
         return logging.INFO, f"{by} better than {' and '.join(BASELINES.values())}."

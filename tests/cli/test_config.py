@@ -45,7 +45,7 @@ def test_show_with_overrides(output):
         ("probe --replicas 8", []),
         ("passl_1node", ["method.queue.length: 3840 is not a multiple"]),
         ("demo -o model.prototypes=100 -o method.prototypes_frozen_steps=0",
-         ["model.prototypes: 100 prototypes share 64", "method.prototypes_frozen_steps: SwAV was seen"]),
+         ["model.prototypes: 100 prototypes share 64", "method.prototypes_frozen_steps: SwAV has collapsed"]),
         ("demo -o method.prototypes_frozen_steps=616 --images 1437 --replicas 2",
          ["method.prototypes_frozen_steps: the run has 616 steps"]),
     ],

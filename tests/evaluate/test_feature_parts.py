@@ -130,7 +130,7 @@ def test_other_settings_are_refused(tmp_path, folders):
     other = make(folders, tmp_path / "other", 2, model=NumpyBackend("b" * 64))
     for name in ("npy", "parquet"):
         os.replace(other / f"part-00002-of-00003.{name}", folder / f"part-00002-of-00003.{name}")
-    with pytest.raises(DataError, match=r"part 2/3 is of other settings .*model.weights_sha256 'bbbb"):
+    with pytest.raises(DataError, match=r"part 2/3 has other settings .*model.weights_sha256 'bbbb"):
         read_feature_file(folder)
     (folders / "cat" / "new.png").write_bytes((folders / "cat" / "01.png").read_bytes())
     with pytest.raises(UsageError, match=r"source.images: was 20, now 21"):

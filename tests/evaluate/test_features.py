@@ -118,7 +118,7 @@ def test_a_complete_file(tmp_path, folders):
     again = extract_features(model, images, output)
     assert (model.batches, again.images, again.images_before) == ([], 20, 20)
     assert not (tmp_path / "x.npz.work").exists()
-    with pytest.raises(UsageError, match="exists and was made with other settings"):
+    with pytest.raises(UsageError, match="exists and was created with other settings"):
         extract_features(NumpyBackend("b" * 64), images, output)
     assert extract_features(NumpyBackend("b" * 64), images, output, fresh=True).images_before == 0
     assert read_feature_file(output).facts["model"]["weights_sha256"] == "b" * 64
