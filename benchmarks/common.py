@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from evaluate.benchmark.machine import describe_machine
-from swav_tf.data.decode import DEFAULT, Decoding
+from swav_tf.data.image_source import ImageSource
 from swav_tf.plumbing.files import atomic_write
 
 T = TypeVar("T")
@@ -143,11 +143,8 @@ def photos(count: int) -> list[bytes]:
     return files
 
 
-class Photos:
+class Photos(ImageSource):
     """Files in memory as a source of images; not in a script, whose classes other processes cannot unpickle."""
-
-    class_names: tuple[str, ...] = ()
-    decoding: Decoding = DEFAULT
 
     def __init__(self, files: list[bytes]) -> None:
         self.files = files
@@ -157,9 +154,6 @@ class Photos:
 
     def read(self, index: int) -> bytes:
         return self.files[index]
-
-    def label(self, index: int) -> int:
-        return -1
 
     def image_name(self, index: int) -> str:
         return str(index)

@@ -18,7 +18,8 @@ from evaluate.images import ImageSet
 from evaluate.linear import linear_accuracy
 from evaluate.run_report import Run, draw_pictures, write_run_report
 from swav_tf.data.decode import evaluation_view
-from swav_tf.data.sources import ImageSource, open_source, read_image
+from swav_tf.data.image_source import ImageSource
+from swav_tf.data.sources import open_source, read_image
 from swav_tf.data.survey import survey, this_machine
 from swav_tf.knn import knn_accuracy
 from swav_tf.plumbing.errors import UsageError

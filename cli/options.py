@@ -20,7 +20,7 @@ from swav_tf.plumbing.values import comma_list
 if TYPE_CHECKING:
     from evaluate.backends.backend import Backend
     from evaluate.images import ImageSet
-    from swav_tf.data.sources import ImageSource
+    from swav_tf.data.image_source import ImageSource
     from swav_tf.training.rendezvous import ClusterAddress
 
 Option = Callable[[Any], Any]

@@ -13,8 +13,9 @@ from evaluate.feature_file import class_name
 from evaluate.images import ImageSet
 from evaluate.page import write_page
 from swav_tf.data.decode import UndecodableImage, evaluation_view
+from swav_tf.data.image_source import ImageSource
 from swav_tf.data.pictures import scaled
-from swav_tf.data.sources import ImageSource, read_image
+from swav_tf.data.sources import read_image
 from swav_tf.plumbing.errors import DataError
 from swav_tf.plumbing.names import printable
 from swav_tf.recipe.data import EvaluationView

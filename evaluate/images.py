@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-from swav_tf.data.sources import ImageSource, contents_sha256, fingerprint, open_source, recognized
+from swav_tf.data.image_source import ImageSource
+from swav_tf.data.sources import contents_sha256, fingerprint, open_source, recognized
 from swav_tf.plumbing.errors import UsageError
 from swav_tf.recipe.data import SPLIT_KINDS, Data
 

@@ -17,7 +17,7 @@ from evaluate.images import ImageSet
 from evaluate.page import write_page
 from evaluate.search import SearchIndex
 from evaluate.similar import images_found
-from swav_tf.data.sources import ImageSource
+from swav_tf.data.image_source import ImageSource
 from swav_tf.knn import unit_rows
 from swav_tf.plumbing.errors import UsageError
 from swav_tf.plumbing.files import write_csv

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from swav_tf.data.decode import UndecodableImage, decode
+from swav_tf.data.image_source import ImageSource
 from swav_tf.data.shard_index import Shard, ShardIndex, shard_damage
-from swav_tf.data.sources import ImageSource
 from swav_tf.plumbing.names import printable
 from swav_tf.plumbing.parallel import map_ahead
 from swav_tf.plumbing.system import available_cores

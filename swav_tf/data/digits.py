@@ -6,14 +6,13 @@ by exp(cosine / 0.07)) of about 0.88, which leaves room for features that ignore
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Final
 
 import cv2
 import numpy as np
 
 from swav_tf.data.augment import Image
-from swav_tf.data.decode import DEFAULT, Decoding
+from swav_tf.data.image_source import ImageSource
 from swav_tf.plumbing.errors import DataError
 
 CANVAS: Final = 32
@@ -22,11 +21,13 @@ TRAIN_SHARE: Final = 0.8
 _SEED: Final = 1797  # of places and split; part of the data set, not of a run
 
 
-class Digits:
-    """Handwritten digits, uint8 (32, 32, 3) with equal channels, split 1437 train / 360 test."""
+class Digits(ImageSource):
+    """Handwritten digits, uint8 (32, 32, 3) with equal channels, split 1437 train / 360 test.
+
+    Names are `digits/` and the number in scikit-learn's order.
+    """
 
     class_names = tuple(str(digit) for digit in range(10))
-    decoding: Decoding = DEFAULT
 
     def __init__(self, split: str) -> None:
         """Load `train` or `test`."""
@@ -43,31 +44,16 @@ class Digits:
         corners = generator.integers(0, CANVAS - DIGIT + 1, size=(len(digits), 2))
         shuffled = generator.permutation(len(digits))
         train = int(TRAIN_SHARE * len(digits))
-        self._members = np.sort(shuffled[:train] if split == "train" else shuffled[train:])
-        self._labels = labels[self._members]
-        self._images = np.zeros((len(self._members), CANVAS, CANVAS, 3), np.uint8)
-        for image, member in zip(self._images, self._members, strict=True):
+        members = np.sort(shuffled[:train] if split == "train" else shuffled[train:])
+        self._names, self._labels = [f"digits/{member}" for member in members], labels[members]
+        self._images = np.zeros((len(members), CANVAS, CANVAS, 3), np.uint8)
+        for image, member in zip(self._images, members, strict=True):
             small = digits[member].reshape(8, 8).astype(np.float32) * (255 / 16)  # levels 0 to 16
             large = cv2.resize(small, (DIGIT, DIGIT), interpolation=cv2.INTER_LINEAR)
             top, left = corners[member]
             image[top : top + DIGIT, left : left + DIGIT] = np.rint(large)[..., None]
 
-    def __len__(self) -> int:
-        return len(self._members)
-
     def read(self, index: int) -> Image:
         """Return image `index`, uint8 (32, 32, 3)."""
         image: Image = self._images[index]
         return image
-
-    def label(self, index: int) -> int:
-        """Return the digit in image `index`."""
-        return int(self._labels[index])
-
-    def stamps(self, indices: range) -> Iterator[str]:
-        """Yield nothing: there is one version of the digits."""
-        return iter(())
-
-    def image_name(self, index: int) -> str:
-        """Return `digits/` and the number in scikit-learn's order."""
-        return f"digits/{self._members[index]}"

@@ -12,7 +12,8 @@ from typing import Final
 import numpy as np
 
 from swav_tf.data import storage
-from swav_tf.data.decode import DEFAULT, EXTENSIONS, Decoding, looks_like_an_image
+from swav_tf.data.decode import EXTENSIONS, looks_like_an_image
+from swav_tf.data.image_source import ImageSource
 from swav_tf.data.leftovers import LeftOut, is_system
 from swav_tf.data.names import PackedNames
 from swav_tf.plumbing.errors import DataError
@@ -22,11 +23,8 @@ from swav_tf.plumbing.names import name_bytes, printable, text_of
 _STRAY: Final = "images next to the class folders, not in one of them"
 
 
-class Files:
-    """Image files, each known by its path relative to `root`."""
-
-    decoding: Decoding = DEFAULT
-    _names: PackedNames | Mapping[int, str]
+class Files(ImageSource):
+    """Image files, each known by its path relative to `root`, in class folders `<class>/<file>`."""
 
     def __init__(self, root: str, names: Iterable[str], left_out: LeftOut, place: str | None = None) -> None:
         self.root, self.left_out = root, left_out
@@ -34,9 +32,6 @@ class Files:
         if not len(self._names):
             raise _no_images(root, left_out)
         left_out.report(place or root, len(self._names))
-
-    def __len__(self) -> int:
-        return len(self._names)
 
     def read(self, index: int) -> bytes:
         """Return the encoded file of image `index`."""
@@ -50,29 +45,18 @@ class Files:
         """Return size and time of the last change of the file of image `index`."""
         return storage.facts(storage.join(self.root, self._names[index]))
 
-    def image_name(self, index: int) -> str:
-        """Return the path of image `index` relative to the folder; in class folders `<class>/<file>`."""
-        return self._names[index]
-
 
 class NamedImages(Files):
     """Some images of a folder by number and name. The folder is not listed."""
 
-    class_names: tuple[str, ...] = ()
-
     def __init__(self, path: str | Path, names: Mapping[int, str]) -> None:
         self.root, self._names = _existing_folder(path), names
-
-    def label(self, index: int) -> int:
-        """Return -1: these images have no labels."""
-        return -1
 
 
 class ImageFolder(Files):
     """All images below a folder at any depth, unlabeled; a folder's files come before its folders, by name."""
 
-    kind: Final = "images"
-    class_names: tuple[str, ...] = ()
+    kind = "images"
 
     def __init__(self, path: str | Path) -> None:
         root = _existing_folder(path)
@@ -81,15 +65,11 @@ class ImageFolder(Files):
         names = _remote_images(root, left_out) if remote else _walk(root, "", set(), left_out)
         super().__init__(root, _not_empty(root, names, left_out), left_out)
 
-    def label(self, index: int) -> int:
-        """Return -1: these images have no labels."""
-        return -1
-
 
 class ClassFolders(Files):
     """One folder for each class, `<root>/<class>/*.JPEG` as in ImageNet; classes are numbered by sorted name."""
 
-    kind: Final = "class_folders"
+    kind = "class_folders"
 
     def __init__(self, path: str | Path) -> None:
         root = _existing_folder(path)
@@ -114,10 +94,6 @@ class ClassFolders(Files):
         super().__init__(root, names(), left_out)
         self.class_names = tuple(text_of(name_bytes(name)) for name in counts)
         self._labels = np.repeat(np.arange(len(counts), dtype=np.int32), list(counts.values()))
-
-    def label(self, index: int) -> int:
-        """Return the number of the class of image `index`."""
-        return int(self._labels[index])
 
 
 def _existing_folder(path: str | Path) -> str:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from swav_tf.data.sources import ImageSource, open_source
+from swav_tf.data.image_source import ImageSource
+from swav_tf.data.sources import open_source
 from swav_tf.data.subset import first_of, read_subset
 from swav_tf.plumbing.errors import DataError
 from swav_tf.plumbing.log import log

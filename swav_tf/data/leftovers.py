@@ -73,14 +73,15 @@ class LeftOut:
             self.pictures += 1
         else:
             reason = f"with extension .{extension.lower()}" if stem and dot else "without extension"
-        self._add(reason, path)
+        self.add_reason(reason, path)
 
     def add_picture(self, reason: str, path: str) -> None:
         """Count an image that cannot be read or is not meant, or a link that probably led to images."""
         self.pictures += 1
-        self._add(reason, path)
+        self.add_reason(reason, path)
 
-    def _add(self, reason: str, path: str) -> None:
+    def add_reason(self, reason: str, path: str) -> None:
+        """Count a file or folder that is left out for another reason."""
         self.counts[reason] += 1
         examples = self._examples.setdefault(reason, [])
         if len(examples) < _SHOWN:
@@ -100,9 +101,3 @@ class LeftOut:
             )
         if self:
             log_once(logging.WARNING if self.pictures else logging.INFO, text)
-
-
-def left_out_of(source: object) -> dict[str, int]:
-    """Return the number of files by reason that a source left out; empty if it is not of files."""
-    left_out: LeftOut | None = getattr(source, "left_out", None)
-    return {} if left_out is None else dict(left_out.counts)

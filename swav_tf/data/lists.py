@@ -11,11 +11,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from swav_tf.data import storage
 from swav_tf.data.columns import LABELS, find_column, number_classes
 from swav_tf.data.folders import Files, is_image
+from swav_tf.data.image_source import ImageSource
 from swav_tf.data.leftovers import LeftOut
 from swav_tf.data.subset import Subset, find_images, first_of
 from swav_tf.plumbing.errors import DataError
@@ -43,7 +43,7 @@ class _Row(NamedTuple):
 class ListedImages(Files):
     """The images that a list names, in its order; names are relative to the list's folder, or complete."""
 
-    kind: Final = "list"
+    kind = "list"
 
     def __init__(self, path: str, *, image_key: str, label_key: str) -> None:
         """Read the list; images that are missing, empty or of no known format are left out and counted.
@@ -74,10 +74,6 @@ class ListedImages(Files):
         super().__init__(root, (row.name for row in kept), left_out, place=path)
         self.class_names, self._labels = number_classes(row.label for row in kept)
 
-    def label(self, index: int) -> int:
-        """Return the number of the class of image `index`, -1 without a label."""
-        return int(self._labels[index])
-
     def stamps(self, indices: range) -> Iterator[str]:
         """Yield size and time of the last change of the list and of each file."""
         yield str(storage.facts(self._list))
@@ -87,7 +83,7 @@ class ListedImages(Files):
 class RelabeledImages(Subset):
     """Images of another source with the labels of a list."""
 
-    def __init__(self, source: Any, path: str, *, image_key: str, label_key: str) -> None:
+    def __init__(self, source: ImageSource, path: str, *, image_key: str, label_key: str) -> None:
         """Find the images that the list names, by their path or file name; the others have no label.
 
         Raises:
@@ -107,9 +103,8 @@ class RelabeledImages(Subset):
         if 2 * len(labeled) < min(len(rows), len(source)):
             find_images(names, source, path)  # raises, with the likely cause
         self.class_names, labels = number_classes(rows[place].label for place in labeled)
-        self._labels: npt.NDArray[np.int64] = np.full(len(source), -1, np.int64)
+        self._labels = np.full(len(source), -1, np.int64)
         self._labels[list(labeled.values())] = labels
-        self.left_out = getattr(source, "left_out", None)
         remarks = {
             "images have no label": (len(source) - len(labeled), len(source)),
             "names are of no image": (len(rows) - len(labeled), len(rows)),
@@ -119,7 +114,7 @@ class RelabeledImages(Subset):
 
     def label(self, index: int) -> int:
         """Return the number of the class of image `index`, -1 without a label."""
-        return int(self._labels[index])
+        return ImageSource.label(self, index)  # not the source's
 
     def stamps(self, indices: range) -> Iterator[str]:
         """Yield size and time of the last change of the list, then those of the images."""

@@ -14,8 +14,9 @@ import tensorflow as tf
 
 from swav_tf.data.bad_images import BadImages
 from swav_tf.data.decode import UndecodableImage, evaluation_view
+from swav_tf.data.image_source import ImageSource
 from swav_tf.data.order import CropsByPosition
-from swav_tf.data.sources import ImageSource, read_image
+from swav_tf.data.sources import read_image
 from swav_tf.data.workers import SLOTS, CropProcesses, largest_chunk
 from swav_tf.plumbing.errors import DataError
 from swav_tf.plumbing.system import available_cores

@@ -11,8 +11,8 @@ import numpy.typing as npt
 from swav_tf.data.augment import Image
 from swav_tf.data.bad_images import BadImages
 from swav_tf.data.decode import UndecodableImage, decode
+from swav_tf.data.image_source import ImageSource
 from swav_tf.data.multicrop import MultiCrop
-from swav_tf.data.sources import ImageSource
 from swav_tf.plumbing.errors import DataError
 from swav_tf.recipe.classifier import ClassifierRecipe
 from swav_tf.recipe.pretraining import Recipe

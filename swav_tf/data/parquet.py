@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -12,8 +12,7 @@ import numpy.typing as npt
 
 from swav_tf.data import storage
 from swav_tf.data.columns import LABELS, find_column, number_classes
-from swav_tf.data.container_files import PARQUET, container_files, short_names
-from swav_tf.data.decode import DEFAULT, Decoding
+from swav_tf.data.container_files import PARQUET, ContainerSource, container_files, short_names
 from swav_tf.data.names import PackedNames
 from swav_tf.data.row_groups import HELD_BYTES, RowGroups, only_leaf, opened
 from swav_tf.plumbing.errors import DataError
@@ -32,11 +31,13 @@ class _Columns(NamedTuple):
     classes: tuple[str, ...]  # that the labels number; empty: they are names or any numbers
 
 
-class ParquetSource:
-    """The images of Parquet files, numbered through all files. For one image its row group is read."""
+class ParquetSource(ContainerSource):
+    """The images of Parquet files, numbered through all files. For one image its row group is read.
 
-    kind: Final = "parquet"
-    decoding: Decoding = DEFAULT
+    Names are the paths that are stored with the images; if these are not unique, file and row.
+    """
+
+    kind = "parquet"
 
     def __init__(self, path: str, *, split: str, image_key: str, label_key: str) -> None:
         """Find the columns, and read names and labels.
@@ -44,7 +45,7 @@ class ParquetSource:
         Raises:
             DataError: a file is damaged, there are no images, or files differ in their columns.
         """
-        files = container_files(path, PARQUET, split)
+        self._files = files = container_files(path, PARQUET, split)
         groups, names, paths, labels, size = [], [], [], [], 0
         columns: _Columns | None = None
         for number, (file, name) in enumerate(zip(files, short_names(files), strict=True)):
@@ -73,9 +74,6 @@ class ParquetSource:
         self._groups = RowGroups(files, columns.leaf, np.array(groups, np.int64))
         self.class_names, self._labels = _classes(path, columns, labels)
 
-    def __len__(self) -> int:
-        return len(self._names)
-
     def read(self, index: int) -> bytes:
         """Return the encoded image of row `index`.
 
@@ -87,21 +85,9 @@ class ParquetSource:
             raise OSError("the row has no image")
         return value
 
-    def label(self, index: int) -> int:
-        """Return the number of the class of row `index`, -1 without a label."""
-        return int(self._labels[index])
-
-    def image_name(self, index: int) -> str:
-        """Return the path that is stored with image `index`; if these are not unique, file and row."""
-        return self._names[index]
-
     def facts(self, index: int) -> storage.FileFacts:
         """Return the size of image `index`, and the time of the last change of its file."""
         return storage.FileFacts(len(self.read(index)), storage.facts(self._groups.file(index)).changed_ns)
-
-    def stamps(self, indices: range) -> Iterator[str]:
-        """Yield size and time of the last change of each file."""
-        return (str(storage.facts(file)) for file in self._groups.files)
 
 
 def _values(parquet: Any, column: str | None, count: int) -> list[Any]:

@@ -12,9 +12,10 @@ from PIL import ImageDraw, ImageFont, ImageOps
 
 from swav_tf.data.augment import Image
 from swav_tf.data.decode import UndecodableImage
+from swav_tf.data.image_source import ImageSource
 from swav_tf.data.multicrop import MultiCrop
 from swav_tf.data.order import epoch_order
-from swav_tf.data.sources import ImageSource, read_image
+from swav_tf.data.sources import read_image
 from swav_tf.plumbing.errors import DataError, UsageError
 from swav_tf.plumbing.names import printable
 from swav_tf.recipe.pretraining import CropGroup, Recipe

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from swav_tf.data.image_source import ImageSource
 from swav_tf.data.shard_index import INDEX, PLAN, part_counts
-from swav_tf.data.sources import FileSource, fingerprint
-from swav_tf.data.storage import FileFacts
+from swav_tf.data.sources import fingerprint
 from swav_tf.data.subset import Subset
 from swav_tf.plumbing.errors import UsageError
 from swav_tf.plumbing.parts import part_name
@@ -20,23 +20,18 @@ class PartOfImages(Subset):
         UsageError: there are fewer images than parts.
     """
 
-    def __init__(self, source: FileSource, number: int, count: int) -> None:
+    def __init__(self, source: ImageSource, number: int, count: int) -> None:
         total = len(source)
         if count > total:
             raise UsageError(
                 f"Each part needs at least one image: {total:,} images. Received: --part {number}/{count}."
             )
         super().__init__(source, range(total * (number - 1) // count, total * number // count))
-        self.kind, self._files = source.kind, source
         self._number, self._count = number, count
-
-    def facts(self, index: int) -> FileFacts:
-        """Return size and time of image `index` of the part; see `FileSource`."""
-        return self._files.facts(int(self._indices[index]))
 
     def identity(self) -> dict[str, Any]:
         """Return what an index says of the part and of all images."""
-        return {"part": f"{self._number}/{self._count}", "whole": fingerprint(self._files)}
+        return {"part": f"{self._number}/{self._count}", "whole": fingerprint(self._source)}
 
     def folder_in(self, output: Path) -> Path:
         """Return the folder of the part.

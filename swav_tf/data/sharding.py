@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from swav_tf.data import storage
+from swav_tf.data.image_source import ImageSource
 from swav_tf.data.names import PackedNames
 from swav_tf.data.records import FOOTER, HEADER, read_record, record_table
 from swav_tf.data.shard_index import (
@@ -39,7 +40,7 @@ from swav_tf.data.shard_index import (
     shard_damage,
 )
 from swav_tf.data.shard_parts import PartOfImages
-from swav_tf.data.sources import FileSource, fingerprint
+from swav_tf.data.sources import fingerprint
 from swav_tf.plumbing.errors import DataError, UsageError
 from swav_tf.plumbing.files import atomic_write, atomic_writes, file_sha256, locked_folder
 from swav_tf.plumbing.log import log
@@ -69,7 +70,7 @@ class Packed:
 
 
 def write_shards(
-    source: FileSource,
+    source: ImageSource,
     output: Path | str,
     *,
     shards: int | None = None,
@@ -152,7 +153,7 @@ def locked(output: Path) -> Iterator[None]:
 class _Packing:
     """The shards of one call."""
 
-    def __init__(self, source: FileSource, output: Path, sizes: Int64s, times: Int64s, count: int) -> None:
+    def __init__(self, source: ImageSource, output: Path, sizes: Int64s, times: Int64s, count: int) -> None:
         self.source, self.output, self.sizes, self.times = source, output, sizes, times
         bounds = [len(source) * number // count for number in range(count + 1)]
         self.runs = {
@@ -280,7 +281,7 @@ class _Packing:
 
 
 def _facts_of(
-    source: FileSource, on_progress: Callable[[int], None]
+    source: ImageSource, on_progress: Callable[[int], None]
 ) -> tuple[Int64s, Int64s, dict[str, Any]]:
     """Return sizes and times of the images, and the facts by which an index identifies them."""
     found = np.empty((len(source), 2), "<i8")

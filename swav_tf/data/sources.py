@@ -1,11 +1,10 @@
-"""Images by position: what a source provides, and how one is opened."""
+"""Open the images that a recipe names."""
 
 from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -13,6 +12,7 @@ from swav_tf.data import storage
 from swav_tf.data.augment import Image
 from swav_tf.data.decode import Decoding, decode
 from swav_tf.data.folders import ClassFolders, ImageFolder
+from swav_tf.data.image_source import ImageSource
 from swav_tf.data.lists import ListedImages, RelabeledImages
 from swav_tf.data.parquet import ParquetSource
 from swav_tf.data.recognition import NOT_FOUND, recognize
@@ -21,37 +21,6 @@ from swav_tf.plumbing.errors import DataError
 from swav_tf.plumbing.log import log_once
 from swav_tf.plumbing.names import name_bytes
 from swav_tf.recipe.data import SPLIT_KINDS, Data
-
-
-class ImageSource(Protocol):
-    """Numbered images, read in any order and from any thread."""
-
-    class_names: tuple[str, ...]  # empty when the source does not name its classes
-    decoding: Decoding  # how `read_image` decodes its files
-
-    def __len__(self) -> int:
-        """Return the number of images."""
-
-    def read(self, index: int) -> bytes | Image:
-        """Return image `index`: an encoded file, or uint8 RGB (height, width, 3)."""
-
-    def label(self, index: int) -> int:
-        """Return the class of image `index`, from 0; -1 if it has none."""
-
-    def image_name(self, index: int) -> str:
-        """Return the name of image `index` for messages: a path relative to the source."""
-
-    def stamps(self, indices: range) -> Iterator[str]:
-        """Yield size and time, or a tag, of each file that images `indices` are read from."""
-
-
-class FileSource(ImageSource, Protocol):
-    """Images whose encoded bytes can be packed."""
-
-    kind: str
-
-    def facts(self, index: int) -> storage.FileFacts:
-        """Return size of image `index`, and the time of the last change of the file that it is in."""
 
 
 def read_image(source: ImageSource, index: int) -> Image:

@@ -5,24 +5,23 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from swav_tf.data.augment import Image
+from swav_tf.data.image_source import ImageSource
+from swav_tf.data.storage import FileFacts
 from swav_tf.plumbing.errors import DataError
 from swav_tf.plumbing.files import read_lines
 
-if TYPE_CHECKING:
-    from swav_tf.data.sources import ImageSource
 
-
-class Subset:
+class Subset(ImageSource):
     """The images of a source at some indices, in their order, with the classes of the source."""
 
     def __init__(self, source: ImageSource, indices: Sequence[int] | npt.NDArray[np.int64]) -> None:
-        self.class_names, self.decoding = source.class_names, source.decoding
+        self.kind, self.class_names, self.decoding = source.kind, source.class_names, source.decoding
+        self.left_out = source.left_out
         self._source, self._indices = source, np.array(indices, np.int64)
 
     def __len__(self) -> int:
@@ -43,6 +42,10 @@ class Subset:
     def stamps(self, indices: range) -> Iterator[str]:
         """Yield those of the complete source."""
         return self._source.stamps(range(len(self._source)))
+
+    def facts(self, index: int) -> FileFacts:
+        """Return its size, and the time of the last change of its file."""
+        return self._source.facts(int(self._indices[index]))
 
 
 def draw_subset(source: ImageSource, *, share: float, seed: int) -> list[str]:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from typing import Any
 
 from swav_tf.data.augment import Image
-from swav_tf.data.decode import DEFAULT, Decoding
-from swav_tf.data.sources import ImageSource
+from swav_tf.data.image_source import ImageSource
 from swav_tf.data.tfrecord import TFRecordSource
 from swav_tf.plumbing.errors import DataError
 
@@ -77,10 +75,8 @@ def _first_feature(builder: Any, kind: type) -> str | None:
     return next((key for key, feature in builder.info.features.items() if isinstance(feature, kind)), None)
 
 
-class TFDSSource:
+class TFDSSource(ImageSource):
     """The records of a TFDS data source."""
-
-    decoding: Decoding = DEFAULT
 
     def __init__(
         self, records: Any, name: str, image_key: str, label_key: str | None, class_names: tuple[str, ...]
@@ -100,10 +96,6 @@ class TFDSSource:
     def label(self, index: int) -> int:
         """Return the class of record `index`, -1 if the data set has no labels."""
         return -1 if self._label_key is None else int(self._records[index][self._label_key])
-
-    def stamps(self, indices: range) -> Iterator[str]:
-        """Yield nothing: a version of a data set does not change."""
-        return iter(())
 
     def image_name(self, index: int) -> str:
         """Return data set, split and number of record `index`."""

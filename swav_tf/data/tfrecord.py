@@ -10,7 +10,7 @@ import numpy as np
 
 from swav_tf.data import storage
 from swav_tf.data.container_files import split_of
-from swav_tf.data.decode import DEFAULT, Decoding
+from swav_tf.data.image_source import ImageSource
 from swav_tf.data.names import PackedNames
 from swav_tf.data.records import MalformedExample, Values, decode_example, read_record, record_table
 from swav_tf.data.shard_index import (
@@ -72,10 +72,8 @@ def _find_shards(pattern: str) -> list[str]:
     return shards
 
 
-class TFRecordSource:
+class TFRecordSource(ImageSource):
     """The images of TFRecord shards."""
-
-    decoding: Decoding = DEFAULT
 
     def __init__(
         self,

@@ -11,7 +11,8 @@ import numpy as np
 
 from swav_tf.data.augment import Image
 from swav_tf.data.decode import UndecodableImage, evaluation_view
-from swav_tf.data.sources import ImageSource, read_image
+from swav_tf.data.image_source import ImageSource
+from swav_tf.data.sources import read_image
 from swav_tf.plumbing.errors import DataError
 from swav_tf.plumbing.files import write_csv
 from swav_tf.plumbing.names import printable

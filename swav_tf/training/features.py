@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from swav_tf.data.sources import ImageSource
+from swav_tf.data.image_source import ImageSource
 from swav_tf.data.views import stack_views, view_batches
 from swav_tf.method.replicated_model import ReplicatedModel
 from swav_tf.recipe.data import Data

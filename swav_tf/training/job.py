@@ -22,8 +22,9 @@ import keras
 import tensorflow as tf
 
 from swav_tf.data.bad_images import BadImages
+from swav_tf.data.image_source import ImageSource
 from swav_tf.data.loader import ended_after, training_batches
-from swav_tf.data.sources import ImageSource, contents_sha256, fingerprint, recognized
+from swav_tf.data.sources import contents_sha256, fingerprint, recognized
 from swav_tf.method.replicated_model import ReplicatedModel
 from swav_tf.plumbing.errors import SwavError
 from swav_tf.plumbing.log import log

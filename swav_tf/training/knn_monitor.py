@@ -18,9 +18,10 @@ import numpy as np
 import numpy.typing as npt
 
 from swav_tf.data.decode import UndecodableImage
+from swav_tf.data.image_source import ImageSource
 from swav_tf.data.labels import renumbered
 from swav_tf.data.multicrop import MultiCrop
-from swav_tf.data.sources import ImageSource, open_source, read_image
+from swav_tf.data.sources import open_source, read_image
 from swav_tf.data.views import stack_views, view_batches
 from swav_tf.knn import BASELINES, baselines_of, comparison, find_neighbours, knn_accuracy, view_comparison
 from swav_tf.method.swav import SwAV

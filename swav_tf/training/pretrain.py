@@ -13,8 +13,9 @@ from typing import Any
 import keras
 import numpy as np
 
+from swav_tf.data.image_source import ImageSource
 from swav_tf.data.pictures import contact_sheet
-from swav_tf.data.sources import ImageSource, open_source
+from swav_tf.data.sources import open_source
 from swav_tf.knn import BASELINES, VIEWS
 from swav_tf.method.swav import SwAV
 from swav_tf.plumbing.errors import DataError

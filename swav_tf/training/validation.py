@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
+from swav_tf.data.image_source import ImageSource
 from swav_tf.data.labels import labels_among, numbered, printable_names
 from swav_tf.data.loader import ended_after, evaluation_batches
-from swav_tf.data.sources import ImageSource
 from swav_tf.model.replicas import per_replica_variable, sum_over_replicas
 from swav_tf.plumbing.errors import SwavError
 from swav_tf.plumbing.log import log

@@ -270,6 +270,25 @@ def test_what_an_archive_leaves_out_is_counted(tmp_path, caplog):
     assert "3 images; left out" in caplog.text
 
 
+# Bugs caught: two images under one name after `tar -r`, of which a name gives either; images behind the first end of
+# `cat a.tar b.tar` that are left out without a word.
+def test_updated_and_joined_archives(tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for name, data in (("x/1.jpg", b"old"), ("x/2.jpg", b"2"), ("x/1.jpg", b"new")):
+            add(tar, name, data)
+    with tarfile.open(tmp_path / "b.tar", "w") as tar:
+        add(tar, "y/3.jpg", b"3")
+    joined = (tmp_path / "a.tar").read_bytes() + (tmp_path / "b.tar").read_bytes()
+    (tmp_path / "joined.tar").write_bytes(joined)
+    source = open_source(Data(path=str(tmp_path / "joined.tar")))
+    found = {source.image_name(i): (source.read(i), source.label(i)) for i in range(len(source))}
+    assert found == {"x/1.jpg": (b"new", 0), "x/2.jpg": (b"2", 0), "y/3.jpg": (b"3", 1)}
+    assert source.left_out.counts == {"replaced by a later image of the same name": 1}
+    (tmp_path / "joined.tar").write_bytes(joined + b"no header")
+    with pytest.raises(DataError, match=f"no header at byte {len(joined)}"):
+        open_source(Data(path=str(tmp_path / "joined.tar")))
+
+
 # Bugs caught: a validation set that is read for training, or the other way round.
 def test_splits(folder, tmp_path):
     def write(path, count):

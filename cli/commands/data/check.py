@@ -36,14 +36,14 @@ def command(
       swav-tf data check shards/train
     """
     from swav_tf.data.check import check_data
-    from swav_tf.data.leftovers import left_out_of
 
     source, kind = images.open_source()
     with image_progress(len(source), "checked", quiet=report.quiet) as progress:
         found = check_data(source, threads=threads, duplicates=duplicates, on_progress=progress)
     data = str(images.data)
     if report.as_json:
-        report.show({"data": data, "kind": kind, **found.as_dict(), "left_out": left_out_of(source)})
+        left_out = source.left_out.counts if source.left_out else {}
+        report.show({"data": data, "kind": kind, **found.as_dict(), "left_out": left_out})
     else:
         from cli.tables.data import print_report
 

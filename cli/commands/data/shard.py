@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from functools import partial
 from pathlib import Path
-from typing import cast
 
 import click
 
@@ -52,9 +51,8 @@ def command(
       swav-tf data shard photos/ shards/photos --part 17/400
     """
     from cli.quiet import load_tensorflow_quietly
-    from swav_tf.data.leftovers import left_out_of
     from swav_tf.data.sharding import write_shards
-    from swav_tf.data.sources import FileSource, open_source, recognized
+    from swav_tf.data.sources import open_source, recognized
     from swav_tf.plumbing.errors import DataError
     from swav_tf.plumbing.parts import part_numbers
     from swav_tf.recipe.data import Data
@@ -64,7 +62,7 @@ def command(
     settings = recognized(Data.model_validate({"kind": kind or "auto", "path": data}))
     if settings.kind not in PACKED:
         raise DataError(f"`data shard` packs {', '.join(PACKED)}. Received: {data}, {settings.kind}.")
-    source = cast(FileSource, open_source(settings))
+    source = open_source(settings)
     total = len(source) // (numbers[1] if numbers else 1)
     with image_progress(total, "packed", quiet=report.quiet) as progress:
         pack = partial(write_shards, source, output, shards=shards, shard_mib=shard_mib, part=numbers)
@@ -85,7 +83,7 @@ def command(
             "shards": count,
             "bytes": size,
             "kept_shards": packed.kept,
-            "left_out": left_out_of(source),
+            "left_out": source.left_out.counts if source.left_out else {},
         },
         lines,
     )

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import cv2
 import numpy as np
 import tensorflow as tf
 
-from swav_tf.data.decode import DEFAULT, Decoding
+from swav_tf.data.image_source import ImageSource
 from swav_tf.recipe.pretraining import Recipe
 
 WIDTH, HEIGHT = 500, 375  # of a typical ImageNet file
@@ -17,16 +16,13 @@ QUALITY, GRAIN = 92, 22.5  # give files of about 110 KB, as ImageNet's
 DIFFERENT = 8
 
 
-class RandomPhotos:
+class RandomPhotos(ImageSource):
     """JPEG files in memory: of ImageNet's typical size for crops of 224 pixels, in proportion for others.
 
     Args:
         recipe: its largest crop gives the size.
         count: length of the source; only DIFFERENT files exist.
     """
-
-    class_names: tuple[str, ...] = ()
-    decoding: Decoding = DEFAULT
 
     def __init__(self, recipe: Recipe, count: int) -> None:
         scale = max(group.size for group in recipe.crops) / 224
@@ -42,17 +38,9 @@ class RandomPhotos:
         """Return one of the files."""
         return self._files[index % DIFFERENT]
 
-    def label(self, index: int) -> int:
-        """Return -1: they have no classes."""
-        return -1
-
     def image_name(self, index: int) -> str:
         """Return a name made of the index."""
         return f"random/{index}"
-
-    def stamps(self, indices: range) -> Iterator[str]:
-        """Yield nothing: they are not files."""
-        return iter(())
 
     def __str__(self) -> str:
         kilobytes = sum(map(len, self._files)) / DIFFERENT / 1000

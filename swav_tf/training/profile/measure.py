@@ -14,8 +14,9 @@ from typing import Any
 import tensorflow as tf
 
 from swav_tf.data.bad_images import BadImages
+from swav_tf.data.image_source import ImageSource
 from swav_tf.data.loader import ended_after, made_ahead, training_batches
-from swav_tf.data.sources import ImageSource, open_source
+from swav_tf.data.sources import open_source
 from swav_tf.data.workers import cpu_seconds
 from swav_tf.method.swav import Crops, SwAV
 from swav_tf.planning.estimate import IMAGENET_IMAGES, image_flops

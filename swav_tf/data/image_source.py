@@ -1,0 +1,59 @@
+"""What every source of images provides: numbered images with names, perhaps labels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from swav_tf.data.augment import Image
+from swav_tf.data.decode import DEFAULT, Decoding
+from swav_tf.data.leftovers import LeftOut
+from swav_tf.data.names import PackedNames
+from swav_tf.data.storage import FileFacts
+
+
+class ImageSource:
+    """Numbered images, read in any order and from any thread.
+
+    Attributes:
+        kind: the `data.kind` it is opened by; empty for one that a recipe cannot name.
+        class_names: by label; empty when the source does not name its classes.
+        decoding: how `read_image` decodes its files.
+        left_out: files that are no images, if it is of files.
+    """
+
+    kind: str = ""
+    class_names: tuple[str, ...] = ()
+    decoding: Decoding = DEFAULT
+    left_out: LeftOut | None = None
+    _names: PackedNames | Sequence[str] | Mapping[int, str] = ()
+    _labels: npt.NDArray[np.signedinteger] | None = None
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def read(self, index: int) -> bytes | Image:
+        """Return image `index`: an encoded file, or uint8 RGB (height, width, 3).
+
+        Raises:
+            OSError: it cannot be read.
+        """
+        raise NotImplementedError
+
+    def label(self, index: int) -> int:
+        """Return the class of image `index`, from 0; -1 if it has none."""
+        return -1 if self._labels is None else int(self._labels[index])
+
+    def image_name(self, index: int) -> str:
+        """Return the name of image `index` in the source, such as a path relative to its folder."""
+        return self._names[index]
+
+    def stamps(self, indices: range) -> Iterator[str]:
+        """Yield size and time, or a tag, of each file that images `indices` are read from."""
+        return iter(())
+
+    def facts(self, index: int) -> FileFacts:
+        """Return size of image `index`, and the time of the last change of the file that it is in, for packing."""
+        raise NotImplementedError
