@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
@@ -14,7 +13,7 @@ import numpy as np
 
 from swav_tf.data.decode import UndecodableImage, decode
 from swav_tf.data.image_source import ImageSource
-from swav_tf.data.shard_index import Shard, ShardIndex, shard_damage
+from swav_tf.data.shard_index import ShardIndex, shard_damage
 from swav_tf.plumbing.names import printable
 from swav_tf.plumbing.parallel import map_ahead
 from swav_tf.plumbing.system import available_cores
@@ -33,9 +32,8 @@ class DataReport:
     """What a check found."""
 
     images: int
-    classes: dict[str, int] = field(
-        default_factory=dict
-    )  # images by class name or number; empty without labels
+    # Images by class name or number; empty without labels.
+    classes: dict[str, int] = field(default_factory=dict)
     unlabeled: int = 0
     corrupt: dict[str, str] = field(default_factory=dict)  # name and reason of each unreadable image
     widths: list[int] = field(default_factory=list)  # of each readable image, pixels
@@ -102,33 +100,26 @@ def check_data(
         duplicates: find images with the same bytes.
         on_progress: called with the number of images done.
     """
-    report = DataReport(len(source))
+    report, threads = DataReport(len(source)), threads or available_cores()
     same: dict[bytes, list[str]] = defaultdict(list)
     labels: Counter[int] = Counter()
+    look = partial(_look, source, duplicates)
+    for number, finding in enumerate(map_ahead(look, range(len(source)), threads=threads), start=1):
+        labels[finding.label] += 1
+        if finding.reason is not None:
+            report.corrupt[finding.name] = finding.reason
+        else:
+            report.heights.append(finding.height)
+            report.widths.append(finding.width)
+            report.sizes.append(finding.size)
+            if duplicates:
+                same[finding.digest].append(finding.name)
+        on_progress(number)
     index: ShardIndex | None = getattr(source, "index", None)  # of shards only
-    shards = {} if index is None else _by_end(index)
-    damages: dict[str, Future[str | None]] = {}
-    with ThreadPoolExecutor(1, thread_name_prefix="checksum") as pool:
-        look = partial(_look, source, duplicates)
-        findings = map_ahead(look, range(len(source)), threads=threads or available_cores())
-        for number, finding in enumerate(findings, start=1):
-            labels[finding.label] += 1
-            if finding.reason is not None:
-                report.corrupt[finding.name] = finding.reason
-            else:
-                report.heights.append(finding.height)
-                report.widths.append(finding.width)
-                report.sizes.append(finding.size)
-                if duplicates:
-                    same[finding.digest].append(finding.name)
-            # A shard whose images have just been read is still in the page cache.
-            for shard in shards.get(number, ()):
-                assert index is not None
-                damages[shard.name] = pool.submit(shard_damage, index, shard)
-            on_progress(number)
     if index is not None:
-        results = {name: damage.result() for name, damage in damages.items()}
-        report.bad_shards = {name: damage for name, damage in results.items() if damage is not None}
+        damages = map_ahead(partial(shard_damage, index), index.shards, threads=threads)
+        found = zip(index.shards, damages, strict=True)
+        report.bad_shards = {shard.name: damage for shard, damage in found if damage is not None}
     report.unlabeled = labels.pop(-1, 0)
     named = source.class_names if max(labels, default=-1) < len(source.class_names) else ()
     names = dict(enumerate(named)) or {label: str(label) for label in sorted(labels)}
@@ -151,11 +142,3 @@ def _look(source: ImageSource, hashed: bool, index: int) -> _Finding:
     height, width = pixels.shape[:2]
     size = data.nbytes if isinstance(data, np.ndarray) else len(data)
     return _Finding(name, label, None, height, width, size, digest)
-
-
-def _by_end(index: ShardIndex) -> dict[int, list[Shard]]:
-    """Return the shards by the number of images up to their end."""
-    ends: dict[int, list[Shard]] = defaultdict(list)
-    for shard, end in zip(index.shards, np.cumsum([shard.examples for shard in index.shards]), strict=True):
-        ends[max(1, int(end))].append(shard)
-    return ends

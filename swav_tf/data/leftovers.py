@@ -1,13 +1,9 @@
 """Files that are no images of a folder: which they are, and the report that names them.
 
-Hidden files and folders are left out, among them `._` files, .AppleDouble (motioneye-project/motioneye#89),
-.thumbnails (photoprism/photoprism#233), .stversions and .dtrash. The lists below have what does not hide itself, from
-public reports:
-- Synology's @eaDir: immich-app/immich#7980 and pull 12566, darickc/MMM-BackgroundSlideshow#26
-- #recycle: photoprism/photoprism#4921, bpatrik/pigallery2#1137; $RECYCLE.BIN: bpatrik/pigallery2#238
-- QNAP's @Recycle and @Recently-Snapshot: nova-video-player/aos-AVP#1308; #snapshot: immich-app/immich pull 15773
-- System Volume Information: photoview/photoview#475; lost+found: nextcloud/server#52258
-- __MACOSX: fire-eggs/DarkThumbs#36; libraries of Photos and Lightroom: Geektoolkit/Dynaframe3#71
+Hidden files and folders are left out. The lists below have what does not hide itself, from public reports:
+immich-app/immich#7980, #12566, #15773 (@eaDir, #snapshot), photoprism/photoprism#4921 and bpatrik/pigallery2#238, #1137
+(recycle bins), nova-video-player/aos-AVP#1308 (QNAP), nextcloud/server#52258 (file systems),
+fire-eggs/DarkThumbs#36 (__MACOSX), Geektoolkit/Dynaframe3#71 (libraries of Photos and Lightroom).
 """
 
 from __future__ import annotations

@@ -101,7 +101,7 @@ class RelabeledImages(Subset):
         found = find_images(names, source, path, partly=True)
         labeled = {place: index for place, index in enumerate(found) if index is not None}
         if 2 * len(labeled) < min(len(rows), len(source)):
-            find_images(names, source, path)  # raises, with the likely cause
+            find_images(names, source, path)  # raises
         self.class_names, labels = number_classes(rows[place].label for place in labeled)
         self._labels = np.full(len(source), -1, np.int64)
         self._labels[list(labeled.values())] = labels

@@ -21,16 +21,8 @@ from swav_tf.plumbing.parallel import map_ahead
 
 # What fsspec's file systems call the version or the time of a change of a file.
 _CHANGE_KEYS: Final = (
-    "ETag",
-    "etag",
-    "LastModified",
-    "last_modified",
-    "updated",
-    "modified",
-    "mtime",
-    "created",
-    "date_time",
-)
+    "ETag", "etag", "LastModified", "last_modified", "updated", "modified", "mtime", "created", "date_time",
+)  # fmt: skip
 _AT_ONCE: Final = 1000  # files per task
 _T = TypeVar("_T")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -123,26 +123,9 @@ def find_images(
     lines = [f"  {len(n):,} of {len(names):,} {what}: {first_of(n)}" for what, n in wrong.items() if n]
     if lines:
         must = f"Each line of {path} must name one image, by its path below the folder or its file name."
-        raise DataError("\n".join([must, *lines, *_likely_cause(wrong["are not among the images"], by_path)]))
+        example = f"  An image's name is, for example, {next(iter(by_path))}."
+        raise DataError("\n".join([must, *lines, example]))
     return found
-
-
-def _likely_cause(missing: Sequence[str], known: Iterable[str]) -> list[str]:
-    """Return a line on why names are missing, if the same change of all of them finds some."""
-    known = list(known)
-    changes: dict[str, Callable[[str], str]] = {
-        "differ in upper and lower case": str.lower,
-        "have another folder in front": lambda name: name.rpartition("/")[2],
-        "differ in the ending of the file's name": lambda name: (
-            name.rpartition("/")[2].rpartition(".")[0] or name
-        ),
-    }
-    for cause, change in changes.items():
-        like = {change(name): name for name in known}
-        found = [name for name in missing if change(name) in like]
-        if found:
-            return [f"  {len(found):,} of them {cause}: {found[0]} is perhaps {like[change(found[0])]}."]
-    return [f"  An image's name is, for example, {known[0]}."] if missing else []
 
 
 def first_of(names: Iterable[str]) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Final
 
 import numpy as np
 
@@ -23,8 +22,6 @@ from swav_tf.data.shard_index import (
     read_index,
 )
 from swav_tf.plumbing.errors import DataError
-
-_MAX_DAMAGED: Final = 100  # records in a row from the start, before a source is refused
 
 
 def open_shards(path: str, *, image_key: str = IMAGE_KEY, label_key: str = LABEL_KEY) -> TFRecordSource:
@@ -88,7 +85,7 @@ class TFRecordSource(ImageSource):
         """Find the records, in the index if one is given; `slices` selects records of each shard.
 
         Raises:
-            DataError: a shard is truncated or compressed, no record exists, or the first intact one lacks `image_key`.
+            DataError: a shard is truncated or compressed, no record exists, or the first one lacks `image_key`.
         """
         self.index = index
         self.class_names = class_names if index is None else index.class_names
@@ -106,26 +103,15 @@ class TFRecordSource(ImageSource):
         self._ends = np.cumsum(counts)  # by shard: the number of images up to its end
         if not len(self._records):
             raise DataError(f"TFRecord shards need images; the {len(self._shards)} given have no record.")
-        features = self._first_features()
+        try:
+            features = self._features(0)
+        except OSError:  # reading it reports the damage, and other records are as they should be
+            return
         if image_key not in features:
             raise DataError(
                 f"data.image_key must name the feature with the encoded image; {image_key!r} is not one of those in "
                 f"{self._shards[0]}: {', '.join(sorted(features))}."
             )
-
-    def _first_features(self) -> dict[str, Values]:
-        """Return the features of the first intact record: a damaged one is lost alone, when it is read."""
-        tried = min(len(self._records), _MAX_DAMAGED)
-        first: OSError | None = None
-        for index in range(tried):
-            try:
-                return self._features(index)
-            except OSError as error:
-                first = first or error
-        raise DataError(
-            f"TFRecord shard {self._shards[0]}: the first {tried} records are damaged, the first one because: {first}. "
-            "Copy or write it again."
-        ) from first
 
     def __len__(self) -> int:
         return len(self._records)

@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from swav_tf.recipe.data import Data
-from swav_tf.recipe.pretraining import Augment, Blur, Checkpoints, ColorJitter, CropGroup, Train
+from swav_tf.recipe.pretraining import Augment, Blur, Checkpoints, ColorJitter, CropGroup, Metrics, Train
 from swav_tf.recipe.section import AreaRange, Probability, Range, Remark, Section, refuse
 
 
@@ -76,14 +76,9 @@ class Cached(Section):
     max_iterations: int = Field(500, ge=1, description="iterations of L-BFGS for each penalty, at most")
 
 
-class ClassifierMonitor(Section):
+class ClassifierMonitor(Metrics):
     """Metrics during training."""
 
-    log_every_steps: int = Field(10, ge=1, description="steps between lines of metrics.jsonl and TensorBoard")
-    tensorboard: bool = Field(True, description="write TensorBoard event files")
-    track: tuple[Literal["mlflow", "wandb"], ...] = Field(
-        (), description="trackers in addition to metrics.jsonl and TensorBoard"
-    )
     validate_every_epochs: int = Field(1, ge=1, description="epochs between validations, and after the last")
 
 

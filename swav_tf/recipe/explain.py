@@ -113,7 +113,7 @@ def _explain(error: ErrorDetails, recipe: type[Section]) -> str:
 
 def _hint(kind: str, received: Any) -> str:
     if kind == "string_type" and isinstance(received, int | float):
-        return f"; write it in quotes: '{received}'"
+        return "; write it in quotes"
     if kind in ("int_type", "float_type", "bool_type") and isinstance(received, str):
         return "; write it without quotes" if _NUMBER_OR_BOOL.fullmatch(received) else ""
     if kind in ("int_from_float", "int_type") and isinstance(received, float) and received.is_integer():

@@ -16,10 +16,10 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 from ruamel.yaml import YAML
+from ruamel.yaml.constructor import SafeConstructor
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import ScalarNode, SequenceNode
 from ruamel.yaml.representer import SafeRepresenter
-from ruamel.yaml.resolver import VersionedResolver
 
 from swav_tf.plumbing.errors import RecipeError
 from swav_tf.plumbing.files import atomic_write, read_text
@@ -257,24 +257,11 @@ def _apply(override: str, values: dict[str, Any]) -> str | None:
 # === YAML ===
 
 
-class _CoreSchema(VersionedResolver):
-    """Which words are not strings. ruamel.yaml adds dates, hexadecimal numbers and 1_000, which recipes have not."""
-
-    @property
-    def versioned_resolver(self) -> Any:
-        return self.yaml_implicit_resolvers
+class _Constructor(SafeConstructor):
+    """Read dates as text: a run may be named by one."""
 
 
-for _tag, _pattern, _first in (
-    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
-    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
-    ("int", r"[-+]?(?:0|[1-9][0-9]*)", list("-+0123456789")),
-    ("float", r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?", list("-+0123456789.")),
-    ("float", r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)", list("-+.")),
-):
-    _CoreSchema.add_implicit_resolver_base(
-        f"tag:yaml.org,2002:{_tag}", re.compile(f"(?:{_pattern})$"), _first
-    )
+_Constructor.add_constructor("tag:yaml.org,2002:timestamp", SafeConstructor.construct_yaml_str)
 
 
 class _Representer(SafeRepresenter):
@@ -300,7 +287,7 @@ _Representer.add_representer(float, _represent_float)
 
 def _yaml() -> YAML:
     yaml = YAML(typ="safe", pure=True)
-    yaml.Resolver, yaml.Representer = _CoreSchema, _Representer
+    yaml.Constructor, yaml.Representer = _Constructor, _Representer
     yaml.default_flow_style = False
     yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
     return yaml

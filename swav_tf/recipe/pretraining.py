@@ -221,14 +221,19 @@ class Checkpoints(Section):
     keep_every_epochs: int = Field(25, ge=0, description="epochs between checkpoints kept forever; 0: none")
 
 
-class Monitor(Section):
-    """Metrics and warnings during training."""
+class Metrics(Section):
+    """Where the metrics of a training job go."""
 
     log_every_steps: int = Field(10, ge=1, description="steps between lines of metrics.jsonl and TensorBoard")
     tensorboard: bool = Field(True, description="write TensorBoard event files")
     track: tuple[Literal["mlflow", "wandb"], ...] = Field(
         (), description="trackers in addition to metrics.jsonl and TensorBoard"
     )
+
+
+class Monitor(Metrics):
+    """Metrics and warnings during training."""
+
     collapse_after_steps: int = Field(
         500,
         ge=1,
