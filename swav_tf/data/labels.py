@@ -91,13 +91,8 @@ def renumbered(
     own = printable_names(own or numbered(count))
     names = printable_names(names or numbered(1 + max(map(int, own), default=0)))
     places = {name: place for place, name in enumerate(map(_key, names))}
-    if len(places) < len(names):  # `1` and `01` are two classes here
-        places = {name: place for place, name in enumerate(names)}
-        own_keys: list[object] = list(own)
-    else:
-        own_keys = list(map(_key, own))
     # The last place is that of label -1.
-    table = np.array([places.get(key, -1) for key in own_keys] + [-1], np.int64)
+    table = np.array([places.get(_key(name), -1) for name in own] + [-1], np.int64)
     if int(labels.max(initial=-1)) >= len(own):
         raise DataError(
             f"Labels must be less than the number of classes, {len(own):,}. Received: {labels.max():,}."

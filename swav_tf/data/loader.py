@@ -126,9 +126,9 @@ def training_batches(
         steps_per_epoch: times the batch size at most len(source).
         start_step: first step, from 0.
         total_steps: steps of the complete run.
-        workers: number of workers, W.
+        workers: number of workers, W, which divides the batch size.
         worker: number of this worker, w, from 0.
-        replica_batch_size: images of one element.
+        replica_batch_size: images of one element; it divides a worker's share of a step.
         bad_images: counts unreadable images; its `fatal`, if set, is why the data set failed.
         labeled: append the classes.
 
@@ -137,11 +137,9 @@ def training_batches(
         `labeled` also the classes, int64 (replica_batch_size,).
 
     Raises:
-        ValueError: the batch size is not divisible so, or an epoch has too few images.
         DataError: the recipe's processes do not start.
     """
     batch_size = recipe.train.batch_size
-    _check_sizes(batch_size, workers, replica_batch_size, steps_per_epoch, len(source))
     share = batch_size // workers
     of_part = share // recipe.train.accumulation_steps
     crops = CropsByPosition(recipe, source, images_per_epoch=steps_per_epoch * batch_size, labeled=labeled)
@@ -165,19 +163,6 @@ def training_batches(
 def _joined(chunks: tf.Tensor) -> tf.Tensor:
     """Reshape (chunks, images, ...) to (chunks * images, ...)."""
     return tf.reshape(chunks, (chunks.shape[0] * chunks.shape[1], *chunks.shape[2:]))
-
-
-def _check_sizes(batch_size: int, workers: int, part: int, steps_per_epoch: int, images: int) -> None:
-    if batch_size % workers or batch_size // workers % part:
-        raise ValueError(
-            "The batch size must be a multiple of workers x replica_batch_size. Received: "
-            f"{batch_size}, {workers} and {part}."
-        )
-    if steps_per_epoch * batch_size > images:
-        raise ValueError(
-            f"An epoch reads each image at most once. Received: {steps_per_epoch} steps of {batch_size} from "
-            f"{images} images."
-        )
 
 
 def _maker(

@@ -23,20 +23,12 @@ from swav_tf.recipe.data import EvaluationView
 
 @dataclass(frozen=True)
 class ViewedImage:
-    """An image as the model sees it, or the reason why it cannot be read.
+    """An image as the model sees it, or the reason why it cannot be read."""
 
-    Attributes:
-        index: its number in the source.
-        name: its printable name there.
-        label: its class, -1 for none.
-        view: uint8 (crop, crop, 3); None if it cannot be read.
-        reason: why it cannot be read, None if it can.
-    """
-
-    index: int
-    name: str
-    label: int
-    view: Image | None
+    index: int  # in the source
+    name: str  # its printable name there
+    label: int  # -1 for none
+    view: Image | None  # uint8 (crop, crop, 3)
     reason: str | None
 
 
@@ -45,12 +37,7 @@ def view_images(
 ) -> Generator[ViewedImage, None, None]:
     """Yield the views of the images at `indices`, in that order.
 
-    Args:
-        source: the images.
-        indices: their numbers.
-        view: resizing and cropping.
-        threads: threads that decode; 0 for one per core.
-        ahead: images decoded in advance, which bounds the memory.
+    As many `threads` decode, 0 for one per core, at most `ahead` images in advance, which bounds the memory.
     """
 
     def read(index: int) -> ViewedImage:
@@ -81,15 +68,8 @@ def view_batches(
 ) -> Generator[list[ViewedImage], None, None]:
     """Yield the readable images of each `batch_size` indices in turn; what a batch contains depends on nothing else.
 
-    A batch is smaller if it is the last one or has unreadable images; without a readable one it is left out.
-
-    Args:
-        source: the images.
-        indices: their numbers.
-        view: resizing and cropping.
-        batch_size: indices of a batch.
-        threads: threads that decode; 0 for one per core.
-        unreadable: called with each image that cannot be read.
+    A batch is smaller if it is the last one or has unreadable images, which `unreadable` is called with; without a
+    readable one it is left out.
     """
     batch: list[ViewedImage] = []
     with closing(view_images(source, indices, view, threads=threads, ahead=2 * batch_size)) as images:

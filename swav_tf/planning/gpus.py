@@ -8,27 +8,16 @@ from typing import Final
 
 @dataclass(frozen=True)
 class Gpu:
-    """One kind of GPU.
-
-    Attributes:
-        name: common name.
-        half_tflops: peak of dense half-precision products summed in float32, TFLOP/s.
-        single_tflops: peak of float32 products, TFLOP/s; not TF32, which training turns off.
-        memory_gb: 10^9 bytes.
-        bandwidth_gb: of its memory, 10^9 bytes per second.
-        link_gb: to other GPUs of the same machine, both directions together, 10^9 bytes per second.
-        link: kind of that link.
-        bfloat16: whether its half-precision units support bfloat16.
-    """
+    """One kind of GPU. GB are 10^9 bytes."""
 
     name: str
-    half_tflops: float
-    single_tflops: float
+    half_tflops: float  # peak of dense half-precision products summed in float32, TFLOP/s
+    single_tflops: float  # peak of float32 products, TFLOP/s; not TF32, which training turns off
     memory_gb: float
-    bandwidth_gb: float
-    link_gb: float
+    bandwidth_gb: float  # of its memory, per second
+    link_gb: float  # to other GPUs of the same machine, both directions together, per second
     link: str = "NVLink"
-    bfloat16: bool = True
+    bfloat16: bool = True  # whether its half-precision units support it
 
 
 PCIE: Final = "PCI Express"
@@ -71,19 +60,12 @@ def own_gpu(*, memory_gb: float, tflops: float, bandwidth_gb: float) -> Gpu:
 
 @dataclass(frozen=True)
 class Cluster:
-    """GPUs of one kind and their links.
-
-    Attributes:
-        gpu: the kind.
-        gpus: number over all machines.
-        gpus_per_node: number in one machine.
-        link_gbit: network of one machine in each direction, Gbit/s.
-    """
+    """GPUs of one kind and their links."""
 
     gpu: Gpu
-    gpus: int
+    gpus: int  # over all machines
     gpus_per_node: int
-    link_gbit: float
+    link_gbit: float  # network of one machine in each direction, Gbit/s
 
     @property
     def nodes(self) -> int:

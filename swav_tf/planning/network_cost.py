@@ -21,22 +21,14 @@ PASSES_OF_INPUTS = 3
 
 @dataclass(frozen=True)
 class Convolution:
-    """One convolution on one square image, followed by batch normalization.
+    """One convolution on one square image, followed by batch normalization."""
 
-    Attributes:
-        kernel: side in pixels; the padding is kernel // 2.
-        stride: in both directions.
-        inputs, outputs: channels.
-        in_size: side of the input in pixels.
-        relu: whether a ReLU follows, so that its result is kept in addition to the convolution's.
-    """
-
-    kernel: int
-    stride: int
-    inputs: int
+    kernel: int  # side in pixels; the padding is kernel // 2
+    stride: int  # in both directions
+    inputs: int  # channels
     outputs: int
-    in_size: int
-    relu: bool
+    in_size: int  # side of the input in pixels
+    relu: bool  # whether a ReLU follows, so that its result is kept in addition to the convolution's
 
     @property
     def out_size(self) -> int:
@@ -97,33 +89,19 @@ def convolutions(architecture: Architecture, *, width: int, size: int) -> list[C
 
 @dataclass(frozen=True)
 class NetworkCost:
-    """The cost of one image, all its crops, through backbone, head and prototypes.
+    """The cost of one image, all its crops, through backbone, head and prototypes."""
 
-    Attributes:
-        backbone_macs: multiply-adds of a forward pass of all crops through the backbone.
-        head_macs: the same through head and prototypes.
-        first_macs: those of the first convolution, whose input needs no gradient.
-        parameters: trainable numbers.
-        averages: running means and variances.
-        normalizations: calls of batch normalization in a forward pass.
-        normalized_channels: channels of these calls.
-        kept: numbers that the backward pass needs, in the precision of the backbone.
-        kept_single: the same, in float32 always.
-        moved: numbers that pass through memory in a forward and backward pass.
-        crop_pixels: of all crops.
-    """
-
-    backbone_macs: int
-    head_macs: int
-    first_macs: int
-    parameters: int
-    averages: int
-    normalizations: int
-    normalized_channels: int
-    kept: int
-    kept_single: int
-    moved: int
-    crop_pixels: int
+    backbone_macs: int  # multiply-adds of a forward pass of all crops through the backbone
+    head_macs: int  # the same through head and prototypes
+    first_macs: int  # those of the first convolution, whose input needs no gradient
+    parameters: int  # trainable numbers
+    averages: int  # running means and variances
+    normalizations: int  # calls of batch normalization in a forward pass
+    normalized_channels: int  # channels of these calls
+    kept: int  # numbers that the backward pass needs, in the precision of the backbone
+    kept_single: int  # the same, in float32 always
+    moved: int  # numbers that pass through memory in a forward and backward pass
+    crop_pixels: int  # of all crops
 
     @property
     def forward_macs(self) -> int:

@@ -63,14 +63,12 @@ def load_recipe_of(wanted: type[Wanted], file_or_name: str | Path, overrides: Se
 
 def load_any_recipe(file_or_name: str | Path, overrides: Sequence[str] = ()) -> AnyRecipe:
     """Read a recipe of any kind, as `load_recipe` does."""
-    text, label = _read(file_or_name)
+    _, label = _read(file_or_name)
     try:
-        values = _plain_data(text)
-    except ValueError as unreadable:
-        raise _error(label, [str(unreadable)]) from unreadable
-    if not isinstance(values, dict):
-        raise _error(label, [f"must be a mapping of settings, such as `name: my_run`; got {shown(values)}"])
-    return recipe_of(_inherit(values, label, file_or_name), overrides, label=label)
+        values = _settings_in(file_or_name)
+    except ValueError as error:
+        raise _error(label, [str(error)]) from error
+    return recipe_of(values, overrides, label=label)
 
 
 def recipe_of(values: dict[str, Any], overrides: Sequence[str] = (), *, label: str = "recipe") -> AnyRecipe:
@@ -159,29 +157,30 @@ def _error(label: str, errors: Sequence[str]) -> RecipeError:
 # === Inheritance and shares of the run ===
 
 
-def _inherit(values: dict[str, Any], label: str, file_or_name: str | Path) -> dict[str, Any]:
-    """Return the settings on top of those of the recipe that `base:` names; lists are replaced, sections merged."""
-    base, seen = values.pop("base", None), [str(file_or_name)]
-    here = Path(file_or_name).parent
-    while base is not None:
-        if not isinstance(base, str):
-            raise _error(label, [f"base: must be a recipe's name or file; got {shown(base)}"])
-        found = here / base if (here / base).is_file() else base
-        if str(found) in seen:
-            raise _error(
-                label, [f"base: recipes inherit from each other: {' -> '.join([*seen, str(found)])}"]
-            )
-        seen.append(str(found))
-        try:
-            text, where = _read(found)
-            inherited = _plain_data(text)
-        except (RecipeError, ValueError) as error:
-            raise _error(label, [f"base: {error}"]) from error
-        if not isinstance(inherited, dict):
-            raise _error(label, [f"base: {where} must be a mapping of settings; got {shown(inherited)}"])
-        base, here = inherited.pop("base", None), Path(found).parent
-        values = _merged(inherited, values)
-    return values
+def _settings_in(file_or_name: str | Path, above: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Return a recipe's settings on top of those of the recipe that `base:` names, as plain data.
+
+    Sections are merged, lists replaced; `above` are the recipes that inherit from this one.
+
+    Raises:
+        ValueError: it is not a mapping in YAML, or a base cannot be read.
+    """
+    values = _plain_data(_read(file_or_name)[0])
+    if not isinstance(values, dict):
+        raise ValueError(f"must be a mapping of settings, such as `name: my_run`; got {shown(values)}")
+    base = values.pop("base", None)
+    if base is None:
+        return values
+    if not isinstance(base, str):
+        raise ValueError(f"base: must be a recipe's name or file; got {shown(base)}")
+    beside, seen = Path(file_or_name).parent / base, (*above, str(file_or_name))
+    found = str(beside) if beside.is_file() else base
+    if found in seen:
+        raise ValueError(f"base: recipes inherit from each other: {' -> '.join([*seen, found])}")
+    try:
+        return _merged(_settings_in(found, seen), values)
+    except (RecipeError, ValueError) as error:
+        raise ValueError(f"base: {error}") from error
 
 
 def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:

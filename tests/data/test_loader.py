@@ -21,11 +21,9 @@ STEPS_PER_EPOCH, BATCH = 2, 8  # 16 of the folder's 24 images each epoch
 TOTAL = 6
 
 
-def data_set(
-    recipe, source, *, start=0, total=TOTAL, workers=1, worker=0, part=BATCH, bad=None, steps=STEPS_PER_EPOCH
-):
+def data_set(recipe, source, *, start=0, total=TOTAL, workers=1, worker=0, part=BATCH, bad=None):
     return training_batches(
-        recipe, source, steps_per_epoch=steps, start_step=start, total_steps=total,
+        recipe, source, steps_per_epoch=STEPS_PER_EPOCH, start_step=start, total_steps=total,
         workers=workers, worker=worker, replica_batch_size=part,
         bad_images=bad or BadImages(None, images=len(source), max_share=0.5),
     )  # fmt: skip
@@ -160,13 +158,6 @@ def test_too_many_bad_images_end_the_run_with_the_reason_kept(folder, recipe, so
         batches(recipe(folder), source, bad=tally)
     assert "3 of 24 images cannot be read" in str(tally.fatal)
     assert tally.count == 3
-
-
-@pytest.mark.parametrize(("workers", "part", "steps"), [(3, 1, 2), (1, 5, 2), (2, 8, 2), (1, 8, 4)])
-def test_sizes_that_do_not_divide_are_refused(folder, recipe, source, workers, part, steps):
-    # Images dropped or repeated without a message.
-    with pytest.raises(ValueError, match=r"multiple of|at most once"):
-        data_set(recipe(folder), source, workers=workers, part=part, steps=steps)
 
 
 # Bugs caught: a dropped last batch, or features with the labels of other images; an unreadable image left out.
