@@ -229,7 +229,9 @@ def _fill(
     trained = work / "trained"
     if not trained.exists():
         engine = faiss.index_factory(facts["feature_dim"], facts["factory"], faiss.METRIC_INNER_PRODUCT)
-        sample, _ = _split(rows, faiss.extract_index_ivf(engine).nlist, facts["seed"])
+        lists = faiss.extract_index_ivf(engine)
+        lists.cp.min_points_per_centroid = 1  # no warning for a few hundred images
+        sample, _ = _split(rows, lists.nlist, facts["seed"])
         engine.train(unit_rows(parts.features[sample]))
         _save(trained, engine)
     complete = faiss.read_index(str(trained))

@@ -181,7 +181,7 @@ def _show(report: Report, output: Path | Part, what: str, result: Extraction, **
     speed = computed / result.seconds if computed else None
     lines = [f"{what}: {result.images:,} images x {result.feature_dim} features"]
     if result.images_before:
-        lines.append(f"{result.images_before:,} of the images had been computed before")
+        lines.append(f"{result.images_before:,} of the images were already computed")
     if speed is not None:
         lines.append(f"{speed:,.0f} images/s over {result.seconds:.1f} s")
     if result.unreadable:

@@ -56,7 +56,7 @@ def command(features: Path, output: Path, memory: int, seed: int, report: Report
     document = {"output": str(output), "images": images, "seconds": seconds}
     lines = [
         f"{output}: {images:,} images x {facts['feature_dim']} features, {size:,.0f} MiB in {seconds:.0f} s",
-        f"recall@10 {100 * facts['recall_at_10']:.1f} % of {facts['recall_queries']:,} held-out images, with "
-        f"{facts['factory']}, {facts['probes']} of its lists searched and {facts['candidates']} cosines compared",
+        f"recall@10 {100 * facts['recall_at_10']:.1f} % of {facts['recall_queries']:,} held-out images; "
+        f"{facts['factory']}, {facts['probes']} lists searched and {facts['candidates']} cosines compared per query",
     ]
     report.show(document | {name: facts[name] for name in reported}, lines)

@@ -97,7 +97,7 @@ def command(
     address, found = bound.getsockname()[:2]
     url = f"http://[{address}]:{found}" if ":" in address else f"http://{address}:{found}"
     facts = {"url": url, "host": address, "port": found, "model": model.facts.as_dict()}
-    line = json.dumps(facts) if report.as_json else f"{model.facts.path} is served at {url}"
+    line = json.dumps(facts) if report.as_json else f"Serving {model.facts.path} at {url}"
     serve(service, bound, lambda: click.echo(line))
 
 

@@ -23,26 +23,26 @@ def print_parity(results: Mapping[str, Parity], reference: str = "Keras in float
         table.add_column(name.removesuffix(".onnx"), justify="right")
     rows: list[tuple[str, Callable[[Parity], str]]] = [
         ("logits' accuracy", lambda parity: _percent(parity.logits)),
-        ("its change, points", lambda parity: _points(parity.logits_drop_points)),
+        ("change, points", lambda parity: _points(parity.logits_drop_points)),
         ("images", lambda parity: f"{parity.images:,}"),
         ("of random pixels", lambda parity: f"{parity.images - parity.real_images:,}"),
         ("relative error", lambda parity: _error(parity.relative_error)),
-        ("least cosine", lambda parity: _figure(parity.cosine_min)),
+        ("minimum cosine", lambda parity: _figure(parity.cosine_min)),
         ("median cosine", lambda parity: _figure(parity.cosine_median)),
-        ("least centered cosine", lambda parity: _figure(parity.centered_cosine_min)),
+        ("minimum centered cosine", lambda parity: _figure(parity.centered_cosine_min)),
         ("median centered cosine", lambda parity: _figure(parity.centered_cosine_median)),
         ("10 nearest kept", lambda parity: _percent(parity.neighbour_overlap)),
         ("same prototype", lambda parity: _percent(parity.cluster_agreement)),
         ("same class", lambda parity: _percent(parity.class_agreement)),
         ("k-NN among these images", lambda parity: _percent(parity.knn)),
-        ("its change, points", lambda parity: _points(parity.knn_drop_points)),
+        ("change, points", lambda parity: _points(parity.knn_drop_points)),
         ("least-squares classifier on features", lambda parity: _percent(parity.probe)),
-        ("its change, points", lambda parity: _points(parity.probe_drop_points)),
+        ("change, points", lambda parity: _points(parity.probe_drop_points)),
         ("verdict", lambda parity: "passed" if parity.passed else "FAILED"),
     ]
     for heading, figure in rows:
         cells = [figure(parity) for parity in compared.values()]
-        if set(cells) != {"-"}:  # what none of them has needs no row
+        if set(cells) != {"-"}:  # no row for what none of the files has
             table.add_row(heading, *cells)
     console = Console(highlight=False, soft_wrap=True)
     if compared:

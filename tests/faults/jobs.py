@@ -162,7 +162,7 @@ def steps(folder: Path, ended: Ended | None = None) -> set[str]:
 
 def images(folder: Path, ended: Ended | None = None) -> set[str]:
     if ended is not None:
-        return set(re.findall(r"([\d,]+) of the images had been computed before", ended.out))
+        return set(re.findall(r"([\d,]+) of the images were already computed", ended.out))
     saved = [json.loads(path.read_text())["images"] for path in folder.glob("*.work/progress.json")]
     return {f"{number:,}" for number in saved if number}
 

@@ -74,7 +74,7 @@ def command(
         f"{index.folder}: {images:,} images of {classes:,} classes in {count:,} shards, {size / 2**20:,.1f} MiB"
     ]
     if packed.kept:
-        lines.append(f"{packed.kept:,} of the shards had been written before")
+        lines.append(f"{packed.kept:,} of the shards were already written")
     report.show(
         {
             "output": index.folder,
