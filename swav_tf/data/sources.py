@@ -87,7 +87,7 @@ def recognized(data: Data) -> Data:
         return data
     path = _required(data.path, "data.path", "the folder of the images")
     found = recognize(path, labels=data.labels)
-    if found != NOT_FOUND:
+    if found != NOT_FOUND and found.kind != "digits":
         log_once(logging.INFO, f"{path} is read as {found.kind}: {found.why}.")
     return data.model_copy(update={"kind": found.kind, "path": None if found.kind == "digits" else path})
 

@@ -246,7 +246,7 @@ def reachable(path: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise DataError(
-            f"The images at {path} cannot be accessed: {error}. Check the path and its permissions."
+            f"{path} cannot be accessed: {error}. Check the path and its permissions."
         ) from error
 
 
