@@ -3,9 +3,11 @@
 import re
 from pathlib import Path
 
+import click
 import pytest
 
 import swav_tf
+from cli.main import swav_tf as program
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("benchmarks", "cli", "configs", "evaluate", "export", "swav_tf")
@@ -61,3 +63,38 @@ def test_the_site_has_every_public_name_and_page() -> None:
     assert {f"{home}.{name}" for name, home in swav_tf._HOMES.items()} - ALIASES <= listed
     menu = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
     assert [name for name in DOCUMENTS if str(name.relative_to(ROOT)) not in menu] == []
+
+
+def commands_of(text: str) -> list[str]:
+    """Commands in code spans, indented lines, consoles and headers of recipes, without `swav-tf`."""
+    text = re.sub(r"\\\n#?\s*", "", text)
+    code = re.findall(r"^(?: {4}|\$ |# Command).*$|`[^`\n]+`", text, re.MULTILINE)
+    return [words for line in code for words in re.findall(r"\bswav-tf ([a-z][^#`\n]*)", line)]
+
+
+def unknown_options(words: str) -> list[str]:
+    """Return the options of a command line that the command does not have; [name] if there is no such command."""
+    command: click.Command | None = program
+    context = click.Context(program)
+    for name in words.split():
+        if not isinstance(command, click.Group):
+            break
+        command = command.get_command(context, name)
+    if command is None:
+        return [words]
+    known = {option for each in command.params for option in (*each.opts, *each.secondary_opts)} | {"--help"}
+    return [option for option in re.findall(r"(?<!\S)--?[a-z][\w-]*", words) if option not in known]
+
+
+# Bug caught: a command in a document, a recipe or a help text that was removed, or has an option that was.
+@pytest.mark.parametrize("folder", [".", "docs", "configs", "cli/commands"])
+def test_documented_commands_and_options_exist(folder: str) -> None:
+    files = [path for ending in ("md", "yaml", "py") for path in sorted((ROOT / folder).glob(f"*.{ending}"))]
+    found = {
+        (path.name, words): unknown
+        for path in files
+        if path.name != "CHANGELOG.md"
+        for words in commands_of(path.read_text(encoding="utf-8"))
+        if (unknown := unknown_options(words))
+    }
+    assert found == {}
