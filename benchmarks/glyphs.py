@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw, ImageFont
 from benchmarks.common import documented_parser
 
 LETTERS = string.ascii_uppercase
-DINGBATS = {"D050000L"}  # says that it has the letters of English
+DINGBATS = {"D050000L"}  # states that it has the letters of English
 
 
 def installed_fonts() -> dict[str, list[str]]:

@@ -4,7 +4,7 @@
 
 2 x 224 + 6 x 96 px crops from 500 x 375 JPEG files of 110 KB, uint8 crops out, on the CPU. The rows of Pillow count
 the CPU time of one thread, with the same random draws in both; the rows of other layers the CPU time of the process in
-tf.data; those of threads and processes wall time. Normalization is left out everywhere: it is the device's.
+tf.data; those of threads and processes wall time. Normalization is omitted everywhere: the device does it.
 """
 
 from __future__ import annotations

@@ -81,7 +81,7 @@ def _index(folder: Path, name: str) -> dict[str, Any]:
 
 def similar(folder: Path, name: str) -> dict[str, Any]:
     """Time the opening of an index and 200 queries, images of other clusters one after the other."""
-    import faiss  # noqa: F401 -- its import is no part of the opening
+    import faiss  # noqa: F401 -- its import does not count as opening
     import pyarrow.parquet  # noqa: F401
 
     from evaluate.search import open_index

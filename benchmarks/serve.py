@@ -33,7 +33,7 @@ BATCH = 32
 
 @dataclass
 class Load:
-    """What the clients saw. A request is lost if it was sent as a whole and its connection ended without an answer."""
+    """What the clients saw. A request is lost if it was sent completely and its connection ended without an answer."""
 
     seconds: list[float] = field(default_factory=list)
     failed: int = 0

@@ -1,4 +1,4 @@
-"""The training step compared with what it cannot do without, with its parts left out, and with PyTorch's.
+"""The training step compared with the bare minimum, with parts of it omitted, and with PyTorch's.
 
     python -m benchmarks.step [--rows torch,bf16] [--batch 16] [--pairs 10] [--json FILE]
     python -m benchmarks.step --list          the rows; most take 3 to 6 minutes

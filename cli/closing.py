@@ -1,4 +1,4 @@
-"""What a training command prints at its end: the time, the result, and the next commands, ready to copy."""
+"""The last lines of a training command: the time, the result, and the next commands, ready to copy."""
 
 from __future__ import annotations
 

@@ -120,7 +120,9 @@ def swav_tf(debug: bool) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit: 0 success, 1 failure, 2 usage error, 75 transient failure, 130 interrupted."""
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a name that the terminal cannot show is no reason to fail
+        if isinstance(
+            stream, io.TextIOWrapper
+        ):  # a name that the terminal cannot show must not cause an error
             stream.reconfigure(errors="backslashreplace")
     sys.exit(run_and_report(swav_tf, sys.argv[1:] if arguments is None else list(arguments)))
 

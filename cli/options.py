@@ -87,7 +87,7 @@ NEW_FOLDER = Output(file_okay=False)
 
 
 def count_option(*names: str, least: int = 1, most: int | None = None, **settings: Any) -> Option:
-    """Return an option for a whole number; `settings` as click takes them."""
+    """Return an option for an integer; `settings` are passed to click."""
     usual: dict[str, Any] = {"type": click.IntRange(least, most), "metavar": "N"}
     return click.option(*names, **usual | settings)
 

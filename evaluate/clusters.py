@@ -28,10 +28,10 @@ class Clusters:
     labels: np.ndarray  # (N,) classes, -1 for none
     prototypes: np.ndarray  # (N,) the prototype of highest score
     scores: np.ndarray  # (N,) that score, the cosine of projection and prototype
-    nearest: np.ndarray  # (K, m) rows of the images of highest score, best first, whatever their prototype
+    nearest: np.ndarray  # (K, m) rows of the images with the highest score, best first, of any prototype
     nearest_scores: np.ndarray  # (K, m)
     class_names: tuple[str, ...]  # by label; empty if unknown
-    unreadable: int = 0  # number of images that are left out
+    unreadable: int = 0  # number of skipped images
 
     @property
     def count(self) -> int:
@@ -67,7 +67,7 @@ def assign_images(
 ) -> Clusters:
     """Assign all readable images to prototypes, with one batch in memory at a time.
 
-    Unreadable images are left out and listed in the CSV file `unreadable_list`, up to a share of `max_bad_share`.
+    Unreadable images are skipped and listed in the CSV file `unreadable_list`, up to a share of `max_bad_share`.
     `on_progress` is called with the number of images that are done.
 
     Raises:

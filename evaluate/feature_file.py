@@ -121,7 +121,7 @@ def read_feature_file(path: Path | str) -> FeatureFile:
     try:
         file = FORMATS[path.suffix][0](path)
     except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, csv.Error) as error:
-        # NumPy's own message suggests to load the pickle, which would run whatever is in it.
+        # NumPy's own message suggests loading the pickle, which would run any code in it.
         reason = "it contains no plain arrays" if "pickle" in str(error) else error
         raise DataError(f"{path} must be a feature file. It cannot be read: {reason}.") from error
     features = file.features
@@ -148,7 +148,7 @@ def _classes_of(labels: np.ndarray) -> tuple[np.ndarray, dict[str, list[str]]]:
     """Return labels as numbers, -1 for none, and the fact `class_names` if they are names.
 
     Raises:
-        ValueError: labels are no whole numbers and no text.
+        ValueError: labels are neither integers nor text.
     """
     if labels.dtype.kind == "O":  # text of Parquet, None where there is none
         labels = np.array(["" if label is None else label for label in labels.tolist()], str)

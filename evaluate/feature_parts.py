@@ -1,4 +1,4 @@
-"""Features in numbered parts: a folder that many machines fill, a part each, and that nobody has to merge.
+"""Features in numbered parts: a folder that many machines fill, one part each, and that needs no merge.
 
 features.json                   facts of all parts: model, view, images, classes, batch size, number of parts
 part-00017-of-00400.npy         features (n, F) float32 of a range of the images
@@ -56,7 +56,7 @@ class Part:
         return self.base.with_name(f"{self.base.name}.parquet")
 
     def indices(self, images: int, batch_size: int) -> range:
-        """Return the numbers of its images: whole batches, so that every image has the same batch in any partition.
+        """Return the numbers of its images: complete batches, so that every image has the same batch in any partition.
 
         Raises:
             UsageError: there are more parts than batches.

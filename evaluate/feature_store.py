@@ -132,7 +132,7 @@ def _in_words(key: str, old: Any, new: Any) -> str:
 def refuse_changes(before: dict[str, Any], now: dict[str, Any], what: str, *, fresh: bool = True) -> None:
     """Raise UsageError if settings differ; the message begins with `what` and lists the differences.
 
-    `fresh` says whether the message proposes to start over.
+    `fresh`: whether the message proposes to start over.
     """
     changes = nested_diff(before, now)
     changes.pop("model.path", None)  # a run folder may move

@@ -27,7 +27,7 @@ class Extraction:
 
     images: int  # rows in the feature file or part
     feature_dim: int
-    unreadable: int  # images that are left out
+    unreadable: int  # skipped images
     images_before: int  # images that an earlier call had done
     seconds: float  # time for the others
 
@@ -57,11 +57,11 @@ def extract_features(
         save_seconds: time between two saves, the most that an interruption loses.
         threads: threads that decode; 0 for one per core.
         max_bad_share: largest share of unreadable images (0 to 1).
-        fresh: start over, whatever an earlier call left.
+        fresh: start over, ignoring the results of earlier calls.
         on_progress: called with the number of images that are done.
 
     Raises:
-        UsageError: the output exists or was begun with another model, images or settings.
+        UsageError: the output exists or was started with another model, images or settings.
         DataError: too many images are unreadable, or the disk is full.
     """
     began = time.perf_counter()

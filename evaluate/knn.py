@@ -102,7 +102,7 @@ def check_same_model(
 
 
 def _truths(known: FeatureFile, asked: FeatureFile) -> np.ndarray:
-    """Return the labels of `asked` in the numbering of `known`; report classes that nobody votes for."""
+    """Return the labels of `asked` in the numbering of `known`; report classes without votes."""
     truths = asked.labels
     if known.class_names or asked.class_names:
         truths = renumbered(asked.labels, asked.class_names, known.class_names)

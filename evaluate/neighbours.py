@@ -1,4 +1,4 @@
-"""What the nearest neighbors of every image tell: groups of near-duplicates, and images that are like no other."""
+"""Uses of every image's nearest neighbors: groups of near-duplicates, and unusual images."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ class Run:
         """Read a run folder.
 
         Raises:
-            UsageError: it is no pretraining run.
+            UsageError: it is not a pretraining run.
         """
         recipe, own = read_pretraining_recipe(folder), RunFolder(folder, writer=False)
         attempts, bad = folder / ATTEMPTS, sorted(folder.glob("bad_images*.txt"))

@@ -215,7 +215,7 @@ def build_index(
 def _fill(
     work: Path, parts: FeatureParts, facts: dict[str, Any], on_progress: Callable[[float], None]
 ) -> Any:
-    """Return the filled index, made of the blocks in the work folder and of those that are missing there."""
+    """Return the filled index: the blocks in the work folder, and those that are still missing."""
     import faiss
 
     settings, rows = work / "settings.json", len(parts.features)

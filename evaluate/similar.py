@@ -81,7 +81,7 @@ def nearest_images(
 
     Args:
         file: N images.
-        features: of the images to which others are similar.
+        features: of the query images.
         k: 1 <= k <= N.
 
     Returns:
@@ -117,7 +117,7 @@ def images_found(
 
 
 def images_of(file: FeatureFile, like: Data, data: str | None = None) -> ImageSet:
-    """Open the images that a feature file was made of, at `data` if they have moved."""
+    """Open the images of a feature file, at `data` if they have moved."""
     source = file.facts.get("source")
     if not source:
         raise UsageError(

@@ -68,7 +68,7 @@ class TrainedModel:
 
 
 def load_trained(run_dir: Path, *, step: int | None = None, best: bool = False) -> TrainedModel:
-    """Load a checkpoint to compute in float32, whatever precision it was trained in; see `best_step` for `best`."""
+    """Load a checkpoint in float32, regardless of the precision it was trained in; see `best_step` for `best`."""
     if not (run_dir / "config.yaml").exists():
         raise UsageError(f"RUN must be a run folder, with config.yaml and checkpoints/. Received: {run_dir}.")
     recipe = load_any_recipe(run_dir / "config.yaml")

@@ -141,7 +141,7 @@ def quantize_within(
 def _by_error(
     model: onnx.ModelProto, ranges: Any, images: np.ndarray, convolutions: Sequence[str], quantizer: Quantizer
 ) -> list[str]:
-    """Sort convolutions, the worst first: MEASURED by the error of each alone in int8, the others by rounding."""
+    """Sort convolutions, worst first: MEASURED of them by the error of each alone in int8, the rest by rounding."""
     exact, backbone = _features(model, images), backbone_nodes(model)
     rounding = _rounding(model, ranges, convolutions)
     likely = sorted(convolutions, key=lambda name: -rounding[name])

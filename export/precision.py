@@ -201,7 +201,7 @@ class _Pairs:
         return f"{name}_scale", f"{name}_zero"
 
     def _add(self, operator: str, inputs: Sequence[str], output: str, axis: int | None = None) -> str:
-        # An axis of None is left out.
+        # An axis of None is omitted.
         node = helper.make_node(operator, inputs, [output], name=f"{output}_{operator}", axis=axis)
         self.nodes.append(node)
         return output

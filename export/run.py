@@ -53,7 +53,7 @@ class Exported:
 
 @dataclass(frozen=True)
 class Source:
-    """What all files of an export are made of."""
+    """What all files of an export are built from."""
 
     graph: onnx.ModelProto  # float32
     metadata: OnnxMetadata

@@ -67,7 +67,7 @@ def _publish(folder: Path, target: Path) -> None:
 def _locked(target: Path) -> Iterator[None]:
     """Lock a folder for this process, and remove what killed exports left in it.
 
-    A file system without locks is no reason to fail: then leftovers stay.
+    A file system without locks is not an error: leftovers then stay.
     """
     descriptor = os.open(target, os.O_RDONLY)
     try:

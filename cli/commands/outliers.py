@@ -1,4 +1,4 @@
-"""`swav-tf outliers`: images that are like no others."""
+"""`swav-tf outliers`: the most unusual images."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ def plan_cells(
                     continue
                 model, missing = _file_for(files, runner, precision)
                 if model is None and not runners and not precisions:
-                    continue  # nobody asked for it
+                    continue  # not requested
                 for batch in batches:
                     reason = unavailable or missing or _outside_profile(model, batch) or NOT_YET
                     file = None if model is None else model.file

@@ -64,7 +64,7 @@ class Limits:
 
 
 class Refusal(Exception):
-    """Answer a request with an error: status, a reason for the metrics, and a sentence that says what must hold."""
+    """Answer a request with an error: status, a reason for the metrics, and a sentence that states what must hold."""
 
     def __init__(
         self, status: int, reason: str, sentence: str, headers: dict[str, str] | None = None
@@ -175,7 +175,7 @@ class Service:
         return HTMLResponse(_PAGE)
 
     async def _health(self, request: Request) -> Response:
-        if self.status == "failing":  # nobody sends images any more, so that only this shows a recovery
+        if self.status == "failing":  # no client sends images any more, so only this detects a recovery
             side = self._model.input_view.crop
             with contextlib.suppress(Refusal):
                 await self._row(np.full, (side, side, 3), 128, np.uint8)

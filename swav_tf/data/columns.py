@@ -14,7 +14,7 @@ from swav_tf.plumbing.errors import DataError
 from swav_tf.plumbing.names import printable
 
 LABELS: Final = ("label", "labels", "class", "class_name", "cls", "category", "target")
-_WHOLE: Final = re.compile(r"(\d+)\.0+")  # what pandas makes of whole numbers next to missing ones
+_WHOLE: Final = re.compile(r"(\d+)\.0+")  # as pandas writes integers next to missing values
 
 
 def find_column(place: str, columns: Sequence[str], key: str, usual: Sequence[str]) -> str | None:

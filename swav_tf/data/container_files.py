@@ -44,7 +44,7 @@ def container_files(path: str, endings: tuple[str, ...], split: str) -> list[str
     """Return the sorted files with an ending: one, those that match a pattern, or of a folder those of a split.
 
     A folder whose files name no split, or one other than the default, is read as a whole. Files of other splits are
-    left out and reported. An empty split stands for validation, or without it test.
+    left out and reported. An empty split means validation, or test if there is no validation split.
 
     Raises:
         DataError: there is none, or none of the split.

@@ -94,7 +94,7 @@ DEFAULT: Final = Decoding()
 
 
 def looks_like_an_image(head: bytes) -> bool:
-    """Return whether the first 16 bytes of a file are those of an image, whatever its name."""
+    """Return whether the first 16 bytes of a file are those of an image, regardless of its name."""
     webp = head.startswith(b"RIFF") and head[8:12] == b"WEBP"
     return webp or head.startswith(_SIGNATURES) or (head[4:8] == b"ftyp" and head[8:12] in _BRANDS)
 
@@ -226,7 +226,7 @@ _no_limit: Final = _NoLimit()
 
 
 def _instead_of_an_image(data: bytes) -> str:
-    """Return what a file is that is no image, where it is one of those that downloads leave behind."""
+    """Describe a file that is not an image, such as those that failed downloads leave behind."""
     head = data[:64].lstrip().lower()
     if not data:
         return "the file is empty"

@@ -21,7 +21,7 @@ class ImageSource:
         kind: the `data.kind` it is opened by; empty for one that a recipe cannot name.
         class_names: by label; empty when the source does not name its classes.
         decoding: how `read_image` decodes its files.
-        left_out: files that are no images, if it is of files.
+        left_out: skipped files that are not images, if the source reads files.
     """
 
     kind: str = ""

@@ -47,7 +47,7 @@ def read_structure(data: bytes) -> tuple[int, int]:
             scanned = True
             if (following := data.find(_NEXT_IMAGE, position)) >= 0:
                 end = following
-            # A photo that ends as it should needs no walk over its scans. The bytes of a video prove nothing.
+            # A photo that ends correctly needs no walk over its scans. The bytes of an appended video prove nothing.
             if size is not None and data.endswith(b"\xff\xd9", 0, end) and data.find(b"ftyp", 0, end) < 0:
                 return size
     if size is None:

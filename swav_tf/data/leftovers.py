@@ -1,6 +1,6 @@
-"""Files that are no images of a folder: which they are, and the report that names them.
+"""Files in a folder that are not images: how they are recognized and reported.
 
-Hidden files and folders are left out. The lists below have what does not hide itself, from public reports:
+Hidden files and folders are skipped. The lists below name leftovers that are not hidden, from public reports:
 immich-app/immich#7980, #12566, #15773 (@eaDir, #snapshot), photoprism/photoprism#4921 and bpatrik/pigallery2#238, #1137
 (recycle bins), nova-video-player/aos-AVP#1308 (QNAP), nextcloud/server#52258 (file systems),
 fire-eggs/DarkThumbs#36 (__MACOSX), Geektoolkit/Dynaframe3#71 (libraries of Photos and Lightroom).

@@ -1,4 +1,4 @@
-"""Images by a list of their paths, with labels or without: CSV, TSV, JSON, JSON lines, or a path a line."""
+"""Images by a list of their paths, with labels or without: CSV, TSV, JSON, JSON lines, or one path per line."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class ListedImages(Files):
     kind = "list"
 
     def __init__(self, path: str, *, image_key: str, label_key: str) -> None:
-        """Read the list; images that are missing, empty or of no known format are left out and counted.
+        """Read the list; images that are missing, empty or of an unknown format are skipped and counted.
 
         Raises:
             DataError: the list cannot be read, names an image twice, or less than half of its images are there.

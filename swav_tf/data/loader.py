@@ -116,7 +116,7 @@ def training_batches(
 ) -> tf.data.Dataset:
     """Return the crops of one worker for the optimizer steps `start_step` to `total_steps` - 1.
 
-    Accumulation divides each step's images into equal parts, one after the other, whatever the number of workers;
+    Accumulation divides each step's images into equal parts, one after the other, for any number of workers;
     worker w of W takes the w-th of W equal shares of each part. An image that cannot be read is replaced by the next
     one in the epoch's order that can, with random numbers of its own.
 

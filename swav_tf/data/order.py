@@ -88,7 +88,7 @@ class CropsByPosition:
         return crops, self._source.label(index) if self._labeled else -1
 
     def readable_at(self, position: int, bad_images: BadImages) -> tuple[list[Image], int]:
-        """Return the same of the first image from a position on that can be read, and count the others.
+        """Return the same for the first readable image from a position on, and count those before it.
 
         Raises:
             DataError: none can be read, or too many cannot.

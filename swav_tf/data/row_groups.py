@@ -1,4 +1,4 @@
-"""Row groups of Parquet files: read as a whole, held for a while, and shared by threads."""
+"""Row groups of Parquet files: read completely, cached, and shared by threads."""
 
 from __future__ import annotations
 

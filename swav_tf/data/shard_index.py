@@ -89,7 +89,7 @@ def part_counts(folder: str) -> set[int]:
 
 
 def is_unfinished(folder: str) -> bool:
-    """Return whether a packing into the folder was begun and has not ended."""
+    """Return whether packing into the folder has started and is not finished."""
     return storage.is_folder(folder) and storage.exists(storage.join(folder, PLAN))
 
 

@@ -30,7 +30,7 @@ class PartOfImages(Subset):
         self._number, self._count = number, count
 
     def identity(self) -> dict[str, Any]:
-        """Return what an index says of the part and of all images."""
+        """Return what an index records about the part and about all images."""
         return {"part": f"{self._number}/{self._count}", "whole": fingerprint(self._source)}
 
     def folder_in(self, output: Path) -> Path:

@@ -215,7 +215,7 @@ class _Packing:
                     future.cancel()
 
     def _inputs(self, run: range) -> str:
-        """Return a hash of what the shard of these images is made of."""
+        """Return a hash of the content of the shard with these images."""
         names = b"".join(
             name_bytes(f"{self.source.label(index)} {self.source.image_name(index)}") + b"\0" for index in run
         )

@@ -108,7 +108,7 @@ def validation_settings(data: Data) -> Data:
         meaning += f"; or data.validation_split=null, which data.kind={data.kind} does not use"
     path = _required(data.validation_path, "data.validation_path", meaning)
     kind = recognize(path).kind
-    # Validation needs labels: the error of class folders says what is wrong with images without.
+    # Validation needs labels: the error of class folders explains what is wrong with unlabeled images.
     kind = "class_folders" if kind == "images" else kind
     own = {"kind": kind, "path": path, "labels": None, "split": data.validation_split or ""}
     return data.model_copy(update=own)

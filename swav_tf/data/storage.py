@@ -48,7 +48,7 @@ def local_or_remote(path: str | Path) -> str:
 
 
 def _folder_in_zip(archive: str) -> str:
-    """Return the path of the folder that a zip file was made of, or of the top if it contains several entries.
+    """Return the path of the folder that was zipped, or of the top if the archive contains several entries.
 
     Raises:
         DataError: the file is not a zip file.
@@ -222,7 +222,7 @@ def opened(path: str) -> Iterator[Any]:
 
 
 def read_range(path: str, offset: int, length: int) -> bytes:
-    """Return `length` bytes of a file from `offset` on, fewer at its end. The offset must be within the file.
+    """Return `length` bytes of a file from `offset` on, or fewer at its end. The offset must be within the file.
 
     The file is opened for each call: a thousand open shards would exceed a process's usual limit.
     """
@@ -245,9 +245,7 @@ def reachable(path: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise DataError(
-            f"{path} cannot be accessed: {error}. Check the path and its permissions."
-        ) from error
+        raise DataError(f"{path} cannot be accessed: {error}. Check the path and its permissions.") from error
 
 
 def _type(path: str) -> str | None:

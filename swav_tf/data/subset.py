@@ -1,4 +1,4 @@
-"""Some of a source's images, by a list with one name a line, like SimCLR's lists of 1 % and 10 % of ImageNet."""
+"""Some of a source's images, by a list with one name per line, like SimCLR's lists of 1 % and 10 % of ImageNet."""
 
 from __future__ import annotations
 

@@ -142,7 +142,7 @@ def _images_in(
     except tarfile.TarError as error:
         raise DataError(f"{tar} must be an intact tar archive. {error}. Copy it again.") from error
     keys = set(map(_key, images))
-    for name in others:  # a sample's label and caption are no files that are left out
+    for name in others:  # a sample's label and caption do not count as skipped files
         if _key(name) not in keys:
             left_out.add(storage.name_of(name), name)
     return images, labels

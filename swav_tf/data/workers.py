@@ -149,7 +149,7 @@ class CropProcesses:
             return any(wait([future], timeout=1).done for _ in range(seconds))
 
         while not is_done(PATIENCE_SECONDS):
-            # A slow disk holds up this process, too, and is no reason to kill others.
+            # A slow disk also delays this process, and is not a reason to kill others.
             for position in positions:
                 self._make(position)
             if not is_done(_GRACE_SECONDS):
@@ -319,7 +319,7 @@ def _fill(slot: int, places: Sequence[tuple[int, int]]) -> list[int | None]:
     for row, ((epoch, index), read) in enumerate(zip(places, reads, strict=True)):
         try:
             made, label = crops.made(read.result(), epoch=epoch, index=index)
-        except Exception:  # whatever it is, the trainer tries the same and reports it
+        except Exception:  # the trainer then tries the same images and reports the error
             classes.append(None)
             continue
         for group, one in zip(_work["slots"][slot], made, strict=True):

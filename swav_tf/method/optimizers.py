@@ -258,7 +258,7 @@ def epoch_shares(settings: SGDSettings, *, epochs: int) -> list[float]:
     """Return each epoch's factor of the initial learning rate (docs/algorithm.md, "Linear probe").
 
     cosine: (1 + cos(pi epoch / epochs)) / 2, which would reach 0 in the epoch after the last.
-    steps: decay_factor to the number of decay_epochs that have begun.
+    steps: decay_factor to the number of decay_epochs that have started.
     """
     if settings.decay == "cosine":
         return [0.5 * (1.0 + math.cos(math.pi * epoch / epochs)) for epoch in range(epochs)]

@@ -223,7 +223,7 @@ class ReplicatedModel(keras.Model):
         self.epoch.sums.clear()
 
     def _get_metrics_result_or_logs(self, logs: dict[str, float]) -> dict[str, float]:
-        """Return what `fit` reports of an epoch: means over its finite steps; settings as they are at its end."""
+        """Return what `fit` reports of an epoch: means over its finite steps; settings as of its last step."""
         steps = self.epoch.sums["finite"]
         if not steps:
             return logs

@@ -18,7 +18,7 @@ from swav_tf.recipe.pretraining import BatchNorm as Settings
 class BatchNorm(keras.layers.Layer):
     """Batch normalization over all axes but the last (channels).
 
-    Statistics and running averages are float32 whatever the dtype policy. The weights have
+    Statistics and running averages are float32 under any dtype policy. The weights have
     Keras' names, shapes and meaning (`gamma`, `beta`, `moving_mean`, `moving_variance`).
 
     Args:
@@ -116,7 +116,7 @@ _collecting = threading.local()  # a strategy traces each replica in a thread of
 
 
 class StatisticsOfParts:
-    """Statistics of a batch whose parts come one after the other; running averages move once, at its end."""
+    """Statistics of a batch whose parts come one after the other; running averages move once, after the last part."""
 
     def __init__(self) -> None:
         self._layers: tuple[BatchNorm, ...] = ()  # in the order of their calls
@@ -148,7 +148,7 @@ class StatisticsOfParts:
 
 
 def statistics_of_whole(parts: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Return mean and biased variance of a whole from those of its P equal parts, (P, 2, channels).
+    """Return mean and biased variance of a batch from those of its P equal parts, (P, 2, channels).
 
     With m_p and v_p of part p, the mean is m = mean of m_p, and the variance mean of v_p + mean of (m_p - m)^2.
     """

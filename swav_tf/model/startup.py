@@ -34,7 +34,8 @@ def start() -> None:
     """
     if "keras" not in sys.modules:
         _avoid_a_fatal_file()
-    # By default TensorFlow uses oneDNN only on processors with VNNI or AMX. On others it halves the time of a step too.
+    # By default TensorFlow uses oneDNN only on processors with VNNI or AMX.
+    # On other processors it also halves the time of a step.
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
     level = os.environ.get(LOG_LEVEL)
     if "tensorflow" not in sys.modules and level not in ("0", "1"):

@@ -25,7 +25,7 @@ PCIE: Final = "PCI Express"
 # Compared with tables that cite the makers, not with their documents: hmc-tech.com/gpu (B200, MI300X, RTX 4080, 4090,
 # 5080), waredb.com/processor (RTX 4090), glennklockwood.com/garden/processors (A100), inferenceengineering.tech (H100,
 # H200, L4), llmbook.apartsin.com appendix G (L40S), gamingpcbuilder.com (RTX 30; their tensor figures are four times
-# ours), baseten.co/blog (A10G's memory). Not found there, and unchecked: products of A10G, RTX 5070, RTX A6000; V100,
+# ours), baseten.co/blog (A10G's memory). Not found there and not verified: products of A10G, RTX 5070, RTX A6000; V100,
 # T4. B200 is that of HGX, whose 180 GB differ from the module's 192. GeForce's products are summed in float32, which
 # halves their better known number. Without sparsity, which doubles some.
 GPUS: Final = {

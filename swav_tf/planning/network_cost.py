@@ -37,7 +37,7 @@ class Convolution:
 
     @property
     def weights(self) -> int:
-        """Return the size of the kernel; there is no bias."""
+        """Return the size of the kernel (no bias)."""
         return self.kernel**2 * self.inputs * self.outputs
 
     @property

@@ -1,1 +1,1 @@
-"""Widely used helpers that know nothing of SwAV: errors, files, names, system."""
+"""General helpers that do not depend on SwAV: errors, files, names, system."""

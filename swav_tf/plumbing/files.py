@@ -23,12 +23,12 @@ _NOT_FOR_FOLDERS = (errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES)
 
 
 def read_lines(path: Path | str, what: str, refusal: type[SwavError] = DataError) -> list[str]:
-    """Return the lines of a text file that people write, without spaces at their ends; empty lines are left out.
+    """Return the lines of a hand-written text file, stripped; empty lines are skipped.
 
     Editors of other systems end lines by CRLF, put a byte-order mark first, or write UTF-16 after one.
 
     Raises:
-        refusal: the file cannot be read as text; `what` says what it should be.
+        refusal: the file cannot be read as text; `what` describes what it should be.
     """
     try:
         lines = read_text(path).splitlines()

@@ -8,7 +8,7 @@ import os
 def printable(name: str) -> str:
     r"""Return a name on one line, with characters that cannot be shown as escapes.
 
-    Newlines, control characters (a terminal would obey them) and bytes that are no UTF-8, which
+    Newlines, control characters (a terminal would obey them) and bytes that are not UTF-8, which
     Python keeps as surrogates, come out as `\n`, `\x1b` and `\xe9`.
     """
     if name.isprintable():
@@ -18,7 +18,7 @@ def printable(name: str) -> str:
 
 def _escape(character: str) -> str:
     code = ord(character)
-    if 0xDC80 <= code <= 0xDCFF:  # how Python spells a byte that is no UTF-8
+    if 0xDC80 <= code <= 0xDCFF:  # how Python represents a byte that is not valid UTF-8
         return f"\\x{code - 0xDC00:02x}"
     return character.encode("unicode_escape", "surrogatepass").decode()
 

@@ -70,7 +70,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class Choice:
-    """A recipe as plain settings, and what was chosen and why, a line each."""
+    """A recipe as plain settings, and one line per choice with its reason."""
 
     settings: dict[str, Any]
     lines: tuple[str, ...]

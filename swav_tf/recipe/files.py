@@ -88,7 +88,7 @@ def recipe_of(values: dict[str, Any], overrides: Sequence[str] = (), *, label: s
     if kind not in ("probe", "finetune") and "kind" in values:
         raise _error(label, [*errors, f"kind: must be 'probe' or 'finetune', or omitted, got {shown(kind)}"])
     try:
-        # Strict JSON takes lists for tuples and whole numbers for floats, but not "10" for 10 or `true` for 1.
+        # Strict JSON accepts lists for tuples and integers for floats, but not "10" for 10 or `true` for 1.
         recipe = KINDS[kind].model_validate_json(json.dumps(values), strict=True)
     except ValidationError as invalid:
         raise _error(label, errors + explain_errors(invalid, KINDS[kind])) from None
@@ -197,12 +197,12 @@ _SHARE = re.compile(r"(\d+(?:\.\d+)?) ?%")
 
 
 def _resolve_shares(values: dict[str, Any]) -> None:
-    """Turn shares of the run such as `10%` into whole epochs, in place. What is no share is left to validation."""
+    """Turn shares of the run such as `10%` into whole epochs, in place. Other values are left to validation."""
     sections = [values.get(name) for name in ("train", "optimizer", "method")]
     train, optimizer, method = (section if isinstance(section, dict) else {} for section in sections)
     epochs = train.get("epochs")
     if not isinstance(epochs, int) or isinstance(epochs, bool):
-        epochs = 1000  # validation reports it; the shares of it are no further errors
+        epochs = 1000  # validation reports it; its shares are not reported again
 
     def resolved(length: Any) -> Any:
         share = _SHARE.fullmatch(length) if isinstance(length, str) else None
@@ -217,7 +217,7 @@ def _resolve_shares(values: dict[str, Any]) -> None:
         whole = [resolved(item) for item in decays]
         kept = [item for item in whole if not isinstance(item, int) or 0 < item < epochs]
         optimizer["decay_epochs"] = list(dict.fromkeys(kept))
-        if not kept:  # one epoch has one rate, whatever the decay
+        if not kept:  # a single epoch has a single rate, with any decay
             optimizer["decay"] = "cosine"
 
 

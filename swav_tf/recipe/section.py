@@ -1,4 +1,4 @@
-"""What all recipes are made of: groups of typed settings that find combinations that cannot work."""
+"""The base of all recipes: groups of typed settings that detect impossible combinations."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ class CheckpointStore:
 
     Args:
         folder: created by the first write.
-        kind: "pretrain", "probe" or "finetune"; others are never loaded.
+        kind: "pretrain", "probe" or "finetune"; checkpoints of another kind are never loaded.
         keep_last: number of newest checkpoints to keep; those written with `keep=True` are kept for good.
     """
 
@@ -213,6 +213,6 @@ class CheckpointStore:
 
 
 def sha256_of_facts(facts: Mapping[str, Any]) -> str:
-    """Return the SHA-256 of facts as JSON holds them, whatever its layout."""
+    """Return the SHA-256 of facts as JSON, independent of its layout."""
     as_json = json.loads(json.dumps(facts))
     return hashlib.sha256(json.dumps(as_json, sort_keys=True).encode()).hexdigest()

@@ -182,7 +182,7 @@ def changes(
 ) -> list[str]:
     """Return one line per setting that changed: settings that must not change, or those that are `free` to.
 
-    With the number of `images`, the same freeze in epochs as in steps is no change.
+    With the number of `images`, the same freeze in epochs instead of steps is not a change.
     """
     # Settings that an earlier version did not know had their defaults.
     with contextlib.suppress(ValidationError):

@@ -162,7 +162,7 @@ def init_from(model: SwAV, source: Path | str | None, folder: RunFolder, *, resu
         resumed: whether the model was restored.
 
     Raises:
-        UsageError: the weights do not fit the model, or the resumed run was started from others.
+        UsageError: the weights do not fit the model, or the resumed run was started from other weights.
         CheckpointError: the source's checkpoint is damaged.
     """
     record = folder.path / "started_from.json"

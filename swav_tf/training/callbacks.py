@@ -114,7 +114,7 @@ def _discard_later_steps(board: tf.summary.SummaryWriter, step: int) -> None:
 SMOOTHING = 0.98  # of the loss: it averages over about 50 steps
 LEAST_SPREAD = 0.01  # of projections: below, they are all but equal
 SMOOTHING_STEPS = 50  # a smoothed loss over fewer steps is too noisy to judge
-FEWEST_STEPS = 100  # after the freeze: shorter waits would judge a run that has just begun
+FEWEST_STEPS = 100  # after the freeze: shorter waits would judge a run that has just started
 
 
 class Collapsed(SwavError):
@@ -164,7 +164,7 @@ class CollapseWarning(keras.callbacks.Callback):
             return
         self.checked = True
         loss = self.smoothed / (1 - SMOOTHING**self.seen)  # without it the first losses count for too much
-        # A model that knows nothing has ln K; 5 % less is more than noise and less than learning.
+        # An untrained model has ln K; 5 % less is more than noise and less than learning.
         if loss > 0.95 * self.ln_k or self.spread < LEAST_SPREAD:
             found = remedies(self.recipe, self.position.steps_per_epoch)
             text = (

@@ -360,7 +360,7 @@ def check_workers_consistent(
 
 
 def differences(workers: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Describe what workers have other than worker 0, a line each."""
+    """Describe how workers differ from worker 0, one line each."""
     return [
         f"  worker {worker} has {name} {other!r}, worker 0 has {first!r}"
         for worker, values in enumerate(workers)

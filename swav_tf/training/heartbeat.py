@@ -25,7 +25,7 @@ from swav_tf.training.rendezvous import listen
 LOST = TransientError.exit_code  # the same command, started again, resumes
 BEATS = 8  # within the time limit
 LONGEST_MESSAGE = 2000  # characters of a failure that are sent
-HELLO_SECONDS = 5.0  # in which whoever connects must introduce itself
+HELLO_SECONDS = 5.0  # time in which a connecting worker must identify itself
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ class Heartbeat:
             _in_thread(self._watch, other)
 
     def leave(self, farewell: Loss | None = None) -> None:
-        """End the heartbeat; the others receive the reason, if there is one, and take this for no loss."""
+        """End the heartbeat; the others receive the reason, if any, and do not report a lost worker."""
         if self._left.is_set():
             return
         self._left.set()

@@ -290,7 +290,7 @@ class Job:
         }
         self.folder.write_summary(summary)
         if self.team.is_chief:
-            self.metrics.tracking.begin()  # without steps, as in a cached probe, nothing has begun it
+            self.metrics.tracking.begin()  # without steps, as in a cached probe, nothing has started it
             self.metrics.tracking.summary(summary)
         return summary
 

@@ -238,7 +238,7 @@ class ViewEvaluator(_Evaluator):
 
 
 def view_verdict(found: Mapping[str, Any], *, at_end: bool) -> tuple[int, str]:
-    """Return level and text of what the retrieval of views says about the features."""
+    """Return level and text of the verdict by retrieval of views."""
     what = view_comparison(found)
     if found.get("view_retrieval_initial") is None:
         return logging.INFO, f"{what}."
@@ -281,7 +281,7 @@ def exceeds(share: float, base: float, count: int) -> bool:
 
 
 def verdict(found: dict[str, Any], queries: int) -> tuple[int, str]:
-    """Return level and text of what the k-NN accuracy says about the features at the end of a run."""
+    """Return level and text of the verdict by k-NN accuracy at the end of a run."""
     if "knn_top1_initial" not in found:
         return (
             logging.INFO,

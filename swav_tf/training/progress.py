@@ -1,4 +1,4 @@
-"""The progress of a training run: a line for each epoch, and below it a live line on a terminal."""
+"""The progress of a training run: one line per epoch, and below it a live line on a terminal."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LOSS_SMOOTHING: Final = 0.9
 
 
 class ShowProgress(keras.callbacks.Callback):
-    """Log a line at the end of an epoch; in between show a live line on a terminal, elsewhere log a line now and then.
+    """Log a line at the end of an epoch; in between show a live line on a terminal; elsewhere log a line at intervals.
 
     Next to the loss it shows that of an untrained model.
 

@@ -247,7 +247,7 @@ def _join(address: ClusterAddress, deadline: float) -> list[str]:
         try:
             with socket.create_connection((address.host, address.port), timeout=5.0) as master:
                 if master.getsockname() == master.getpeername():
-                    # Linux connects a socket to itself if nobody listens at a port that it takes for its own.
+                    # Linux connects a socket to itself if nothing listens on a port that it picks as its own.
                     raise ConnectionRefusedError("nothing is listening there")
                 master.sendall(hello.encode())
                 master.settimeout(max(deadline - time.monotonic(), 0.001))

@@ -118,7 +118,7 @@ TRACKERS: dict[str, Callable[[RunFolder, AnyRecipe, str | None], Tracker]] = {
 
 
 class Tracking:
-    """The trackers that a recipe names, or none. What fails during a run is logged and left out from then on."""
+    """The trackers that a recipe names, or none. A tracker that fails during a run is logged and dropped."""
 
     def __init__(self, folder: RunFolder, recipe: AnyRecipe) -> None:
         self.folder, self.recipe = folder, recipe

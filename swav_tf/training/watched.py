@@ -1,4 +1,4 @@
-"""A job of several workers whose loss of one ends all others, with its name."""
+"""A job of several workers: if one is lost, all others end and name it."""
 
 from __future__ import annotations
 

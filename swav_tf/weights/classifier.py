@@ -85,7 +85,7 @@ def classifier_run(
         overrides: `path=value`, for the recipe.
 
     Raises:
-        UsageError: there is no backbone or one too many, or its number of features is not the classifier's; or
+        UsageError: the backbone is missing or superfluous, or its number of features is not the classifier's; or
             the list of classes does not fit.
     """
     base, base_fitted, base_source = _backbone_of(found, fitted, source, backbone)

@@ -88,9 +88,9 @@ def import_weights(
         to: a new folder, or a new file that ends in .safetensors.
         config: recipe of the run folder; its model becomes that of the weights.
         overrides: `path=value`, for the recipe.
-        backbone_only: use only the backbone, whatever else is present or missing.
+        backbone_only: use only the backbone, regardless of what else is present or missing.
         backbone: for a classifier without one: run folder or file with the backbone that it was trained on.
-        classes: for a classifier: text file with a name for each class, one a line; None: numbers.
+        classes: for a classifier: text file with the class names, one per line; None: numbers.
         prefix: of the wanted names in a file with several networks, such as `student` or `model_ema`, with the keys
             of dictionaries and without wrappers (`module.`); None: the usual one.
 

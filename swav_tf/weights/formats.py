@@ -48,7 +48,7 @@ class Weights:
 
     format: str  # in words
     arrays: dict[str, np.ndarray]  # in PyTorch's layout, by the names of the released SwAV without `module.`
-    left_out: tuple[str, ...] = ()  # tensors that are no part of our model
+    left_out: tuple[str, ...] = ()  # tensors that are not part of the model
     std: tuple[float, float, float] | None = IMAGENET_STD  # that the images were normalized by; None: unknown
     mean: tuple[float, float, float] = IMAGENET_MEAN
     step: int = 0  # optimizer steps that the weights were trained for; 0: unknown
@@ -91,7 +91,7 @@ def recognize(tree: Any, source: str, *, prefix: str | None = None) -> Weights:
 
 
 def _backbone_of(state: dict[str, np.ndarray], root: str, is_sequential: bool = False) -> Weights:
-    """Return the network below `root`, with a classifier if it is supervised; what else there is is left out."""
+    """Return the network below `root`, with a classifier if it is supervised; everything else is dropped."""
     arrays, left_out = {}, []
     supervised = root == "" and not _any(state, "projection_head.")
     for name, array in state.items():

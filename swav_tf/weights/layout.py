@@ -25,7 +25,7 @@ _OTHER_RESNETS = (
     (r"\.convs\.\d", "a Res2Net"),
 )
 TENSORS_OF_A_BLOCK = 10  # of the smallest
-_AXES = {4: (2, 3, 1, 0), 2: (1, 0), 1: (0,)}  # from PyTorch's layout to ours, by number of axes
+_AXES = {4: (2, 3, 1, 0), 2: (1, 0), 1: (0,)}  # from PyTorch's layout to Keras', by number of axes
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Read pickles of numbers, names and arrays without running anything in them.
 
 A pickle is a program that may call any function. Here every function and class that it names is looked up in a table of
-stand-ins, which only build arrays and plain data. A name that the table lacks ends the reading.
+stand-ins, which only build arrays and plain data. Any other name is an error.
 """
 
 from __future__ import annotations

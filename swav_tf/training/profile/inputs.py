@@ -39,7 +39,7 @@ class RandomPhotos(ImageSource):
         return self._files[index % DIFFERENT]
 
     def image_name(self, index: int) -> str:
-        """Return a name made of the index."""
+        """Return a name that contains the index."""
         return f"random/{index}"
 
     def __str__(self) -> str:
