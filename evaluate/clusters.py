@@ -14,7 +14,8 @@ import numpy as np
 from evaluate.backends.backend import Backend, ModelIdentity
 from evaluate.feature_file import class_name
 from evaluate.images import ImageSet
-from swav_tf.data.views import UnreadableImages, stack_views, view_batches
+from swav_tf.data.bad_images import BadImages
+from swav_tf.data.views import stack_views, view_batches
 from swav_tf.plumbing.errors import DataError, UsageError
 from swav_tf.plumbing.files import atomic_write, write_csv
 from swav_tf.plumbing.names import printable
@@ -80,9 +81,9 @@ def assign_images(
             f"{', '.join(model.outputs)}."
         )
     total, nearest, parts = len(images.source), _Nearest(images_of_each), []
-    unreadable = UnreadableImages(total, max_bad_share, unreadable_list)
+    unreadable = BadImages(images=total, max_share=max_bad_share, setting="--max-bad-share")
     batches = view_batches(
-        images.source, range(total), model.input_view, batch_size, threads=threads, unreadable=unreadable.add
+        images.source, range(total), model.input_view, batch_size, threads=threads, unreadable=unreadable.bad
     )
     try:
         for batch in batches:
@@ -93,12 +94,12 @@ def assign_images(
             if on_progress is not None:
                 on_progress(batch[-1].index + 1)
     finally:
-        unreadable.write_list()
+        unreadable.write_list(unreadable_list)
     if not parts:
         raise DataError(f"At least one image must be readable. Received: {total} unreadable images.")
     names = tuple(map(printable, images.source.class_names))
     index, labels, prototypes, scores = (np.concatenate(column) for column in zip(*parts, strict=True))
-    return Clusters(index, labels, prototypes, scores, *nearest.sorted(), names, len(unreadable.reasons))
+    return Clusters(index, labels, prototypes, scores, *nearest.sorted(), names, unreadable.count)
 
 
 class _Nearest:

@@ -14,8 +14,9 @@ from evaluate.feature_file import FeatureFile, check_format, companion, read_fea
 from evaluate.feature_parts import Part, join_folder, part_facts, problem_of, write_part
 from evaluate.feature_store import FeatureStore, discard_store, open_store, refuse_changes
 from evaluate.images import ImageSet
+from swav_tf.data.bad_images import BadImages
 from swav_tf.data.sources import contents_sha256
-from swav_tf.data.views import UnreadableImages, stack_views, view_batches
+from swav_tf.data.views import stack_views, view_batches
 from swav_tf.plumbing.errors import DataError, UsageError
 from swav_tf.plumbing.log import log
 from swav_tf.plumbing.names import printable
@@ -68,10 +69,10 @@ def extract_features(
     path, indices, facts, done_before = _prepare(model, images, output, batch_size, fresh)
     if done_before is not None:
         return done_before
-    unreadable = UnreadableImages(len(indices), max_bad_share, companion(path, ".unreadable.csv"))
+    unreadable = BadImages(images=len(indices), max_share=max_bad_share, setting="--max-bad-share")
     with open_store(path, {**facts, "batch_size": batch_size}, model.feature_dim, fresh=fresh) as store:
         before, unreadable.reasons = store.images, store.unreadable
-        rest, view, add = indices[before:], model.input_view, unreadable.add
+        rest, view, add = indices[before:], model.input_view, unreadable.bad
         batches = view_batches(images.source, rest, view, batch_size, threads=threads, unreadable=add)
         try:
             for batch in batches:
@@ -85,8 +86,8 @@ def extract_features(
                     on_progress(done)
             store.save(len(indices))
         finally:
-            unreadable.write_list()
-        facts["unreadable"] = len(unreadable.reasons)
+            unreadable.write_list(companion(path, ".unreadable.csv"))
+        facts["unreadable"] = unreadable.count
         _write(output, store, images, facts)
     seconds = time.perf_counter() - began
     return Extraction(store.rows, model.feature_dim, facts["unreadable"], before, seconds)

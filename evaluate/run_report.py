@@ -19,6 +19,7 @@ from evaluate.feature_map import METHODS, PERPLEXITY, map_features, map_picture
 from evaluate.gallery import SIDE, prototype_cards, thumbnail
 from evaluate.images import ImageSet
 from evaluate.page import FAINT, SERIES, STYLE, add_legend, inline_svg, new_axes, write_page
+from swav_tf.data.bad_images import BadImages
 from swav_tf.data.pictures import contact_sheet
 from swav_tf.data.views import ViewedImage, stack_views, view_batches
 from swav_tf.knn import BASELINES, baselines_of, find_neighbours
@@ -139,9 +140,9 @@ def _outputs(
     total = len(images.source)
     chosen = np.random.default_rng(seed).permutation(total)[:limit]
     shown: list[ViewedImage] = []
-    features, scores, unreadable = [], [], list[ViewedImage]()
+    features, scores, unreadable = [], [], BadImages(images=total, max_share=1)
     for batch in view_batches(
-        images.source, np.sort(chosen), model.input_view, BATCH, unreadable=unreadable.append
+        images.source, np.sort(chosen), model.input_view, BATCH, unreadable=unreadable.bad
     ):
         outputs = model.run(stack_views(batch))
         features.append(outputs["features"])
@@ -150,7 +151,7 @@ def _outputs(
         on_progress(len(shown))
     if not shown:
         raise DataError(
-            f"At least one image must be readable. Received: {len(unreadable)} unreadable images."
+            f"At least one image must be readable. Received: {unreadable.count} unreadable images."
         )
     file = FeatureFile(
         Path(model.facts.path),

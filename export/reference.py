@@ -14,7 +14,8 @@ import numpy as np
 
 from evaluate.backends.onnx_metadata import dataset_name
 from evaluate.images import ImageSet
-from swav_tf.data.views import UnreadableImages, ViewedImage, view_images
+from swav_tf.data.bad_images import BadImages
+from swav_tf.data.views import ViewedImage, view_images
 from swav_tf.plumbing.errors import DataError, UsageError
 from swav_tf.recipe.data import EvaluationView
 
@@ -47,11 +48,11 @@ def draw_images(
     """
     order = np.random.default_rng(seed).permutation(len(images.source))
     total = sum(counts)
-    unreadable = UnreadableImages(min(total, len(order)), max_bad_share, Path("no list is written"))
+    unreadable = BadImages(images=min(total, len(order)), max_share=max_bad_share)
     seen: list[ViewedImage] = []
     for image in view_images(images.source, order, view, ahead=64):
         if image.view is None:
-            unreadable.add(image)
+            unreadable.bad(image.name, image.reason or "")
             continue
         seen.append(image)
         if len(seen) == total:

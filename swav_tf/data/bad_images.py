@@ -1,4 +1,4 @@
-"""The tally of unreadable images: each is listed once, and too many end the run."""
+"""The tally of unreadable images: each is listed once, and too many are an error."""
 
 from __future__ import annotations
 
@@ -6,40 +6,47 @@ import threading
 from pathlib import Path
 
 from swav_tf.plumbing.errors import DataError
+from swav_tf.plumbing.files import write_csv
 from swav_tf.plumbing.names import printable
 
 _FIRST = 100  # this many tries show that nothing at all can be read; 1 % of 1.28 million would take an hour
 
 
 class BadImages:
-    """Count distinct unreadable images and list them in a file. Threads may share a tally.
+    """Count distinct unreadable images. Threads may share a tally.
 
     An exception in a tf.data function reaches the training loop as a TensorFlow error with a stack trace as
     its message; `fatal` keeps the error that was meant.
+
+    Attributes:
+        reasons: why images cannot be read, by printable name.
     """
 
-    def __init__(self, path: Path | None, *, images: int, max_share: float) -> None:
+    def __init__(
+        self, path: Path | None = None, *, images: int, max_share: float, setting: str = "data.max_bad_share"
+    ) -> None:
         """Count the images that `path` lists already, from an earlier part of the run.
 
         Args:
-            path: the list; None: only count.
+            path: the list, a name and a reason a line; None: only count.
             images: number of images of the source.
             max_share: share of them that may be bad, 0 to 1. Unless it is 0, one bad image is always allowed.
+            setting: that of the share.
         """
-        self.path, self.images, self.max_share = path, images, max_share
+        self.path, self.images, self.max_share, self.setting = path, images, max_share, setting
         self.allowed = max(1, int(max_share * images)) if max_share > 0 else 0
         self.fatal: DataError | None = None
         self._lock = threading.Lock()
         self._tried = self._tried_bad = 0
-        self._names: set[str] = set()
+        self.reasons: dict[str, str] = {}
         if path is not None and path.exists():
             lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-            self._names = {line.split("\t")[0] for line in lines}
+            self.reasons = {name: reason for name, _, reason in (line.partition("\t") for line in lines)}
 
     @property
     def count(self) -> int:
         """Number of distinct bad images so far."""
-        return len(self._names)
+        return len(self.reasons)
 
     def good(self) -> None:
         """Count a readable image."""
@@ -60,8 +67,8 @@ class BadImages:
             if self._tried < _FIRST:
                 self._tried += 1
                 self._tried_bad += 1
-            if name not in self._names:
-                self._names.add(name)
+            if name not in self.reasons:
+                self.reasons[name] = reason
                 if self.path is not None:
                     with self.path.open("a", encoding="utf-8") as file:
                         file.write(f"{name}\t{reason}\n")
@@ -70,14 +77,21 @@ class BadImages:
     def _stop_if_too_many(self, name: str, reason: str) -> None:
         if self.count > self.allowed:
             found = f"{self.count} of {self.images}"
-        elif self._tried_bad > _FIRST / 2 and self.max_share < 0.5:
+        # In training, whose order is random.
+        elif self.path is not None and self._tried_bad > _FIRST / 2 and self.max_share < 0.5:
             found = f"{self._tried_bad} of the first {self._tried}"
         else:
             return
         listed = f" They are listed in {self.path}." if self.path is not None else ""
         self.fatal = DataError(
-            f"{found} images cannot be read; the recipe allows a share of {self.max_share:g} "
-            f"(data.max_bad_share), {self.allowed} here.{listed} The last was {name}: {reason}. "
-            "Repair or remove them, or raise data.max_bad_share."
+            f"{found} images cannot be read; {self.setting} is a share of {self.max_share:g}, {self.allowed} here."
+            f"{listed} The last was {name}: {reason}. Repair or remove them, or raise {self.setting}."
         )
         raise self.fatal
+
+    def write_list(self, path: Path) -> None:
+        """Write names and reasons as CSV; remove the file if there are none."""
+        if self.reasons:
+            write_csv(path, ("name", "reason"), self.reasons.items())
+        else:
+            path.unlink(missing_ok=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -14,7 +13,6 @@ from swav_tf.data.decode import UndecodableImage, evaluation_view
 from swav_tf.data.image_source import ImageSource
 from swav_tf.data.sources import read_image
 from swav_tf.plumbing.errors import DataError
-from swav_tf.plumbing.files import write_csv
 from swav_tf.plumbing.names import printable
 from swav_tf.plumbing.parallel import map_ahead
 from swav_tf.plumbing.system import available_cores
@@ -52,9 +50,9 @@ def view_images(
     return map_ahead(read, indices, threads=threads or available_cores(), ahead=ahead)
 
 
-def refuse(image: ViewedImage) -> None:
+def refuse(name: str, reason: str) -> None:
     """Raise DataError for an image that cannot be read: without it, features and labels would not match."""
-    raise DataError(f"{image.name} cannot be read: {image.reason}. Repair or remove it.")
+    raise DataError(f"{name} cannot be read: {reason}. Repair or remove it.")
 
 
 def view_batches(
@@ -64,18 +62,18 @@ def view_batches(
     batch_size: int,
     *,
     threads: int = 0,
-    unreadable: Callable[[ViewedImage], None] = refuse,
+    unreadable: Callable[[str, str], None] = refuse,
 ) -> Generator[list[ViewedImage], None, None]:
     """Yield the readable images of each `batch_size` indices in turn; what a batch contains depends on nothing else.
 
-    A batch is smaller if it is the last one or has unreadable images, which `unreadable` is called with; without a
-    readable one it is left out.
+    A batch is smaller if it is the last one or has unreadable images, with whose names and reasons `unreadable` is
+    called; without a readable one it is left out.
     """
     batch: list[ViewedImage] = []
     with closing(view_images(source, indices, view, threads=threads, ahead=2 * batch_size)) as images:
         for number, image in enumerate(images, start=1):
             if image.view is None:
-                unreadable(image)
+                unreadable(image.name, image.reason or "")
             else:
                 batch.append(image)
             if number % batch_size == 0 and batch:
@@ -88,39 +86,3 @@ def view_batches(
 def stack_views(batch: Sequence[ViewedImage]) -> np.ndarray:
     """Return the views of readable images, uint8 (n, crop, crop, 3)."""
     return np.stack([image.view for image in batch if image.view is not None])
-
-
-class UnreadableImages:
-    """Counts images that cannot be read; too many are an error.
-
-    Args:
-        images: number of all images.
-        max_share: largest share (0 to 1) that may be unreadable; one image always may, unless it is 0.
-        path: CSV file that lists them.
-    """
-
-    def __init__(self, images: int, max_share: float, path: Path) -> None:
-        self.images, self.max_share, self.path = images, max_share, path
-        self.reasons: dict[str, str] = {}
-        self.allowed = max(1, int(max_share * images)) if max_share > 0 else 0
-
-    def add(self, image: ViewedImage) -> None:
-        """Count an image.
-
-        Raises:
-            DataError: there are too many.
-        """
-        self.reasons[image.name] = image.reason or ""
-        if len(self.reasons) > self.allowed:
-            raise DataError(
-                f"At most a share of {self.max_share:g} of the images may be unreadable, {self.allowed} of "
-                f"{self.images}. Received: {len(self.reasons)}, listed in {self.path}. The last is {image.name}: "
-                f"{image.reason}. Repair or remove them, or raise --max-bad-share."
-            )
-
-    def write_list(self) -> None:
-        """Write the names and reasons; remove the file if there are none."""
-        if not self.reasons:
-            self.path.unlink(missing_ok=True)
-            return
-        write_csv(self.path, ("name", "reason"), self.reasons.items())

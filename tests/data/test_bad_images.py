@@ -45,9 +45,9 @@ def test_the_run_ends_past_the_allowed_share(images, max_share, allowed):
     assert "max_bad_share" in str(tally.fatal)
 
 
-def test_a_source_of_which_nothing_can_be_read_ends_the_run_early():
+def test_a_source_of_which_nothing_can_be_read_ends_the_run_early(tmp_path):
     # 1 % of 1.28 million bad images would take an hour to meet.
-    tally = BadImages(None, images=1_281_167, max_share=0.01)
+    tally = BadImages(tmp_path / "bad.txt", images=1_281_167, max_share=0.01)
     for i in range(50):
         tally.bad(f"{i}.jpg", "corrupt")
     with pytest.raises(DataError, match="51 of the first 51"):

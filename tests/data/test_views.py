@@ -6,8 +6,9 @@ import time
 import numpy as np
 import pytest
 
+from swav_tf.data.bad_images import BadImages
 from swav_tf.data.decode import DEFAULT
-from swav_tf.data.views import UnreadableImages, view_batches, view_images
+from swav_tf.data.views import view_batches, view_images
 from swav_tf.plumbing.errors import DataError
 from swav_tf.recipe.data import EvaluationView
 
@@ -63,21 +64,15 @@ def test_decoding_does_not_run_away():
 
 # Bugs caught: an unreadable image that shifts the others into other batches; labels that no longer match the features.
 def test_batches_depend_on_the_numbers_alone(tmp_path):
-    unreadable = UnreadableImages(30, 0.1, tmp_path / "bad.csv")
-    batches = view_batches(SlowSource(30), range(30), VIEW, 8, unreadable=unreadable.add)
+    unreadable = BadImages(images=30, max_share=0.1)
+    batches = view_batches(SlowSource(30), range(30), VIEW, 8, unreadable=unreadable.bad)
     assert [[image.index for image in batch] for batch in batches] == [
         [*range(7)],
         [*range(8, 16)],
         [*range(16, 24)],
         [*range(24, 30)],
     ]
-    unreadable.write_list()
-    assert [line.split(",")[0] for line in unreadable.path.read_text().splitlines()] == ["name", "n7"]
+    unreadable.write_list(tmp_path / "bad.csv")
+    assert [line.split(",")[0] for line in (tmp_path / "bad.csv").read_text().splitlines()] == ["name", "n7"]
     with pytest.raises(DataError, match="n7 cannot be read: not one of the formats"):
         list(view_batches(SlowSource(30), range(30), VIEW, 8))
-
-
-# Bug caught: a share of 0 that lets one image pass, a small share of few images that lets none pass.
-@pytest.mark.parametrize(("share", "images", "allowed"), [(0, 1000, 0), (0.01, 50, 1), (0.01, 1000, 10)])
-def test_allowed_share(tmp_path, share, images, allowed):
-    assert UnreadableImages(images, share, tmp_path / "bad.csv").allowed == allowed

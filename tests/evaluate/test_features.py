@@ -86,7 +86,7 @@ def test_changed_settings_are_refused(tmp_path, folders):
     images, output = class_folders(folders), tmp_path / "x.npy"
     interrupt(images, output)
     with pytest.raises(
-        UsageError, match=r"begun with other settings:\n  batch_size: was 4, now 5\n.*--fresh"
+        UsageError, match=r"started with other settings:\n  batch_size: was 4, now 5\n.*--fresh"
     ):
         extract_features(NumpyBackend(), images, output, batch_size=5)
     with pytest.raises(UsageError, match=r"model.weights_sha256: was 'aaaa"):
@@ -148,7 +148,7 @@ def test_too_many_unreadable_images(tmp_path, folders):
     for number in range(3):
         (folders / "cat" / f"{number:02d}.png").write_bytes(b"x")
     output = tmp_path / "x.npz"
-    with pytest.raises(DataError, match=r"share of at most 0.1 .*2 of 20. Received: 3, .*--max-bad-share"):
+    with pytest.raises(DataError, match=r"3 of 20 images cannot .*--max-bad-share is a share of 0.1, 2 here"):
         extract_features(NumpyBackend(), class_folders(folders), output, max_bad_share=0.1)
     assert not output.exists()
     assert len((tmp_path / "x.npz.unreadable.csv").read_text().splitlines()) == 4
