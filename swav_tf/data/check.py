@@ -1,4 +1,4 @@
-"""Read every image of a source once: which are unreadable or duplicates, how large they are, of which classes."""
+"""Read every image of a source once: find unreadable images and duplicates, count classes, measure sizes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from swav_tf.plumbing.system import available_cores
 
 
 class Spread(NamedTuple):
-    """Least, median and greatest of some numbers."""
+    """Minimum, median and maximum of some numbers."""
 
     least: float
     median: float
@@ -29,7 +29,7 @@ class Spread(NamedTuple):
 
 @dataclass
 class DataReport:
-    """What a check found."""
+    """The result of a check."""
 
     images: int
     # Images by class name or number; empty without labels.

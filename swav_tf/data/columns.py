@@ -1,4 +1,4 @@
-"""Tables of images and labels: which column has what, and the classes of the labels."""
+"""Find the columns of images and labels in a table, and number the classes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _WHOLE: Final = re.compile(r"(\d+)\.0+")  # as pandas writes integers next to mi
 
 
 def find_column(place: str, columns: Sequence[str], key: str, usual: Sequence[str]) -> str | None:
-    """Return the column that a recipe names, else the first with a usual name in any case; None if there is none.
+    """Return the column that a recipe names, else the first with a usual name in any case, else None.
 
     Args:
         place: the file, for the message.
@@ -41,7 +41,7 @@ def find_column(place: str, columns: Sequence[str], key: str, usual: Sequence[st
 
 
 def number_classes(labels: Iterable[str | None]) -> tuple[tuple[str, ...], npt.NDArray[np.int64]]:
-    """Return the classes, by number if all are numbers, else by name, and the class of each label; None has -1."""
+    """Return the classes, sorted as numbers if all are numbers, and the class of each label, -1 for None."""
     cleaned = [_WHOLE.sub(r"\1", label.strip()) if label else None for label in labels]
     found = {label for label in cleaned if label}
     numbers = all(label.isascii() and label.isdecimal() for label in found)

@@ -1,4 +1,4 @@
-"""The files of a data set that comes in few large files: tar archives or Parquet files, in a folder or by a pattern."""
+"""Data sets in a few large files: tar archives or Parquet files, in a folder or matching a pattern."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ _DEPTH: Final = 3  # folders below that of the data set
 
 
 class ContainerSource(ImageSource):
-    """Images in few large files."""
+    """Images in a few large files."""
 
     _files: Sequence[str]
 
     def stamps(self, indices: range) -> Iterator[str]:
-        """Yield size and time of the last change of each file."""
+        """Yield size and modification time of each file."""
         return (str(storage.facts(file)) for file in self._files)
 
 
 def split_of(name: str) -> str | None:
-    """Return the split that a path names: `data/train-00000-of-00002.parquet` is of train."""
+    """Return the split in a path: `data/train-00000-of-00002.parquet` belongs to train."""
     return next((_SPLITS[word] for word in re.split(r"[^a-z]+", name.lower()) if word in _SPLITS), None)
 
 
 def container_files(path: str, endings: tuple[str, ...], split: str) -> list[str]:
-    """Return the sorted files with an ending: one, those that match a pattern, or of a folder those of a split.
+    """Return the file at a path, the sorted files that match a pattern, or those of a split in a folder.
 
     A folder whose files name no split, or one other than the default, is read as a whole. Files of other splits are
     left out and reported. An empty split means validation, or test if there is no validation split.

@@ -1,4 +1,4 @@
-"""Encoded image files to pixels, and the view of an image for evaluation.
+"""Decode image files, and cut the view for evaluation.
 
 OpenCV decodes JPEG, Pillow everything else. The rules for what RGB of 8 bits cannot express:
 
@@ -86,7 +86,7 @@ class Decoding:
 
     @classmethod
     def of(cls, data: Data) -> Decoding:
-        """Return those of a recipe."""
+        """Return the settings of a recipe."""
         return cls(data.background, data.max_pixels)
 
 
@@ -273,7 +273,7 @@ def _strips(image: PillowImage.Image) -> Iterator[tuple[int, PillowImage.Image]]
 
 
 def _is_deep(image: PillowImage.Image) -> bool:
-    """Return whether it is gray of more than 8 bits."""
+    """Return whether an image is gray with more than 8 bits."""
     return image.mode.startswith("I;16") or image.mode in ("I", "F")
 
 

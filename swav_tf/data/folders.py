@@ -1,4 +1,4 @@
-"""Images that are files below a folder: unlabeled, or with one folder for each class."""
+"""Image files below a folder: unlabeled, or in one folder for each class."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ class Files(ImageSource):
         return storage.read_file(storage.join(self.root, self._names[index]))
 
     def stamps(self, indices: range) -> Iterator[str]:
-        """Yield size and time of the last change of the files of images `indices`."""
+        """Yield size and modification time of the files of images `indices`."""
         return storage.stamps(self.root, indices, self.image_name)
 
     def facts(self, index: int) -> storage.FileFacts:
-        """Return size and time of the last change of the file of image `index`."""
+        """Return size and modification time of the file of image `index`."""
         return storage.facts(storage.join(self.root, self._names[index]))
 
 
@@ -132,7 +132,7 @@ def is_image(name: str) -> bool:
 
 
 def _classes(root: str, left_out: LeftOut) -> Iterable[tuple[str, Iterable[str]]]:
-    """Return each folder in `root` with the names of its images, sorted; folders without images too."""
+    """Return the sorted folders in `root`, also empty ones, each with the names of its images."""
     if storage.is_remote(root):
         inside = (name for name in _remote_images(root, left_out) if _is_inside(name, left_out))
         return groupby(inside, key=lambda name: name.partition("/")[0])
@@ -163,7 +163,7 @@ def _remote_images(root: str, left_out: LeftOut) -> Iterator[str]:
 
 
 def _not_empty(root: str, names: Iterable[str], left_out: LeftOut) -> Iterator[str]:
-    """Yield the images that have content; of remote ones `_remote_images` knows."""
+    """Yield the images that have content; `_remote_images` has checked remote ones."""
     for name, size in storage.with_sizes(root, names):
         if size == 0:
             left_out.add_picture("empty", name)
@@ -172,7 +172,7 @@ def _not_empty(root: str, names: Iterable[str], left_out: LeftOut) -> Iterator[s
 
 
 def is_wanted(path: str, left_out: LeftOut) -> bool:
-    """Return whether a path is that of an image, in no hidden or system folder; else count it."""
+    """Return whether a path is that of an image in no hidden or system folder; count it otherwise."""
     parts = path.split("/")
     unwanted = [part for part in parts[:-1] if part.startswith(".") or is_system(part)]
     if unwanted or not is_image(parts[-1]):
@@ -208,12 +208,12 @@ def _entries(root: str, prefix: str, left_out: LeftOut) -> tuple[list[str], list
 
 
 def _is_broken_link(entry: os.DirEntry[str]) -> bool:
-    """Return whether an entry is a link that leads nowhere, or around in a circle."""
+    """Return whether an entry is a dangling or circular link."""
     return entry.is_symlink() and not os.path.exists(entry.path)
 
 
 def _is_nameless_image(entry: os.DirEntry[str]) -> bool:
-    """Return whether a local file without an extension has the content of an image, as downloads and caches do."""
+    """Return whether a file without an extension, as in caches, has the content of an image."""
     if "." in entry.name or is_system(entry.name) or not entry.is_file():
         return False
     try:
@@ -224,7 +224,7 @@ def _is_nameless_image(entry: os.DirEntry[str]) -> bool:
 
 
 def _is_new(root: str, name: str, seen: set[str]) -> bool:
-    """Return whether a folder is to be walked: not if it is a link to a folder it is in, or to one in `seen`."""
+    """Return whether to walk a folder: unless it is a link to one of its parents, or to a folder in `seen`."""
     path = storage.join(root, name)
     if not os.path.islink(path):
         return True

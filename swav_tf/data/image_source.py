@@ -1,4 +1,4 @@
-"""What every source of images provides: numbered images with names, perhaps labels."""
+"""The interface of all image sources: numbered images with names and perhaps labels."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class ImageSource:
     """Numbered images, read in any order and from any thread.
 
     Attributes:
-        kind: the `data.kind` it is opened by; empty for one that a recipe cannot name.
-        class_names: by label; empty when the source does not name its classes.
+        kind: its `data.kind`; empty if recipes cannot name it.
+        class_names: by label; empty if the source does not name its classes.
         decoding: how `read_image` decodes its files.
         left_out: skipped files that are not images, if the source reads files.
     """
@@ -51,9 +51,9 @@ class ImageSource:
         return self._names[index]
 
     def stamps(self, indices: range) -> Iterator[str]:
-        """Yield size and time, or a tag, of each file that images `indices` are read from."""
+        """Yield size and modification time, or a tag, of each file that images `indices` are read from."""
         return iter(())
 
     def facts(self, index: int) -> FileFacts:
-        """Return size of image `index`, and the time of the last change of the file that it is in, for packing."""
+        """Return the size of image `index` and the modification time of its file, for packing."""
         raise NotImplementedError

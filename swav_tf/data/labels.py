@@ -1,4 +1,4 @@
-"""Labeled images to train and validate a classifier on, with one numbering of classes."""
+"""Labeled images for training and validating a classifier, with common class numbers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from swav_tf.recipe.classifier import ClassifierRecipe
 
 @dataclass(frozen=True)
 class LabeledData:
-    """Training and validation images with one numbering of classes."""
+    """Training and validation images with common class numbers."""
 
     train: ImageSource  # may be a subset
     train_labels: npt.NDArray[np.int64]
@@ -55,7 +55,7 @@ def open_labeled(recipe: ClassifierRecipe) -> LabeledData:
 
 
 def printable_names(class_names: Sequence[str]) -> tuple[str, ...]:
-    """Return class names as they are written to files: a folder's name may contain bytes that are not text."""
+    """Return class names for files; the name of a folder may contain bytes that are not text."""
     return tuple(map(printable, class_names))
 
 
@@ -77,7 +77,7 @@ def labels_among(class_names: Sequence[str], validation: ImageSource) -> npt.NDA
 def renumbered(
     labels: npt.NDArray[np.int64], own: Sequence[str], names: Sequence[str]
 ) -> npt.NDArray[np.int64]:
-    """Return labels that number the classes `own` as numbers of the classes `names`; -1 for classes not among them.
+    """Return labels of the classes `own` as labels of the classes `names`; -1 for classes that are missing there.
 
     Classes are matched by name, and names that are numbers by number: `07` is `7`. Labels without names are numbers,
     which match names that are all numbers; other names leave only the position, which is reported.

@@ -30,7 +30,7 @@ _SHOWN: Final = 2  # examples for each reason
 
 
 def is_system(name: str) -> bool:
-    """Return whether operating systems, network storage or picture editors give this name to what they leave behind."""
+    """Return whether operating systems, network storage or picture editors create files of this name."""
     lower = name.lower()
     return lower in _SYSTEM or lower.endswith(_SYSTEM_ENDINGS)
 
@@ -72,7 +72,7 @@ class LeftOut:
         self.add_reason(reason, path)
 
     def add_picture(self, reason: str, path: str) -> None:
-        """Count an image that cannot be read or is not meant, or a link that probably led to images."""
+        """Count an image that is left out, or a link that probably led to images."""
         self.pictures += 1
         self.add_reason(reason, path)
 
@@ -84,7 +84,7 @@ class LeftOut:
             examples.append(path)
 
     def report(self, root: str, images: int) -> None:
-        """Log what was left out of a folder, once; pictures among it are a warning.
+        """Log once what was left out of a folder, as a warning if it contains pictures.
 
         Raises:
             DataError: more pictures were left out than read.

@@ -75,7 +75,7 @@ class ListedImages(Files):
         self.class_names, self._labels = number_classes(row.label for row in kept)
 
     def stamps(self, indices: range) -> Iterator[str]:
-        """Yield size and time of the last change of the list and of each file."""
+        """Yield size and modification time of the list and of each file."""
         yield str(storage.facts(self._list))
         yield from super().stamps(indices)
 
@@ -117,7 +117,7 @@ class RelabeledImages(Subset):
         return ImageSource.label(self, index)  # not the source's
 
     def stamps(self, indices: range) -> Iterator[str]:
-        """Yield size and time of the last change of the list, then those of the images."""
+        """Yield size and modification time of the list, then those of the images."""
         yield str(storage.facts(self._list))
         yield from super().stamps(indices)
 
@@ -149,7 +149,7 @@ def _read_rows(path: str, image_key: str, label_key: str) -> list[_Row]:
 
 
 def _relative(path: str, name: str) -> str:
-    """Return a name with `/` between folders, unless it is that of a file with backslashes."""
+    """Return a name with `/` between folders, unless a file with backslashes in its name exists."""
     if "\\" in name and not storage.exists(storage.join(storage.folder_of(path), name)):
         name = name.replace("\\", "/")
     return name.removeprefix("./")
@@ -163,7 +163,7 @@ def _label(path: str, value: Any) -> str | None:
 
 
 def _parse(text: str, name: str) -> tuple[Sequence[str], list[dict[str, Any]]]:
-    """Return the names of the columns and the rows, of a list without a heading as `path` and `label`.
+    """Return the column names and the rows; without a heading the columns are `path` and `label`.
 
     Raises:
         ValueError, csv.Error: the text is not of the format of its name.

@@ -89,7 +89,7 @@ def ended_after() -> Iterator[None]:
 
 
 def _end(made: Sequence[PythonCalls]) -> None:
-    """Return when no call runs and no further one comes: the data sets' buffers are full.
+    """Wait until no call runs and no further one comes, because the buffers of the data sets are full.
 
     All are waited for together: each validation of a run has made a data set.
     """

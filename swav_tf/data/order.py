@@ -1,4 +1,4 @@
-"""Which image a run reads at which position, and its crops: a permutation per epoch, given seed and epoch."""
+"""The image and its crops at each position of a run: a permutation per epoch, given seed and epoch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Images in Parquet files, as `datasets` of Hugging Face writes them: a column of images and perhaps one of labels."""
+"""Images in Parquet files, such as those of Hugging Face `datasets`: a column of images and perhaps one of labels."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ class ParquetSource(ContainerSource):
         return value
 
     def facts(self, index: int) -> storage.FileFacts:
-        """Return the size of image `index`, and the time of the last change of its file."""
+        """Return the size of image `index`, and the modification time of its file."""
         return storage.FileFacts(len(self.read(index)), storage.facts(self._groups.file(index)).changed_ns)
 
 

@@ -34,7 +34,7 @@ PICTURE_ENDINGS: Final = (".png", ".jpg", ".jpeg", ".webp")
 
 
 def check_picture(path: Path) -> None:
-    """Check the name of a picture before the work that it is to show.
+    """Check the name of a picture before any work is done.
 
     Raises:
         UsageError: the ending is not one of PICTURE_ENDINGS, or the path is a folder.

@@ -1,4 +1,4 @@
-"""Recognize by their content how the images at a path are to be read."""
+"""Detect from its content how to read the images at a path."""
 
 from __future__ import annotations
 

@@ -18,10 +18,10 @@ HELD_BYTES: Final = 256 << 20  # of row groups, in each process
 
 
 class RowGroups:
-    """The images of row groups. Those read last are held, up to HELD_BYTES, and shared by threads."""
+    """The images of row groups. The last groups are cached, up to HELD_BYTES, and shared by threads."""
 
     def __init__(self, files: Sequence[str], leaf: str, table: npt.NDArray[np.int64]) -> None:
-        """Prepare to read; `table` has for each group number of the file, of the group in it, and rows."""
+        """Prepare to read; `table` has a row for each group: file, group in the file, and number of rows."""
         self.__setstate__((files, leaf, table))
 
     def __getstate__(self) -> Any:

@@ -35,7 +35,7 @@ def read_image(source: ImageSource, index: int) -> Image:
 
 
 def fingerprint(source: ImageSource) -> dict[str, Any]:
-    """Return what identifies these images: their number, and the SHA-256 of their names.
+    """Identify the images by their number and the SHA-256 of their names.
 
     `names_sha256` covers the names' bytes on disk, each followed by a zero byte. The facts of an
     `evaluate.images.ImageSet` have a field of that name over printable lines: the two do not compare.
@@ -47,7 +47,7 @@ def fingerprint(source: ImageSource) -> dict[str, Any]:
 
 
 def contents_sha256(source: ImageSource, indices: range | None = None) -> str:
-    """Return the SHA-256 of size and time of the last change of all files of a source, or of those of some images.
+    """Return the SHA-256 of the sizes and modification times of all files of a source, or of those of some images.
 
     It changes when a picture is replaced by another of the same name, which `fingerprint` does not notice.
     """

@@ -40,7 +40,7 @@ def is_remote(path: str | Path) -> bool:
 
 
 def local_or_remote(path: str | Path) -> str:
-    """Return the path as text, `~` expanded unless it has a scheme; for a zip file that of the folder in it."""
+    """Return the path as text with `~` expanded; for a zip file the path of the folder in it."""
     if is_remote(path):
         return str(path)
     local = os.path.expanduser(path)
@@ -136,7 +136,7 @@ def visiting_order(name: str) -> list[tuple[bool, str]]:
 
 
 def facts(path: str) -> FileFacts:
-    """Return size and time of the last change of a file."""
+    """Return size and modification time of a file."""
     if not is_remote(path):
         status = os.stat(native(path))
         return FileFacts(status.st_size, status.st_mtime_ns)
@@ -149,9 +149,10 @@ def facts(path: str) -> FileFacts:
 
 
 def stamps(root: str, indices: range, name: Callable[[int], str]) -> Iterator[str]:
-    """Yield for each file `name(i)` below a folder its size with its time or tag: another once the file is replaced.
+    """Yield size and modification time, or a tag, of each file `name(i)` below a folder, to notice replaced files.
 
-    A remote folder is listed once, as a request for each file would take hours.
+    A remote folder is listed once, as a request for each file would take hours. Nothing is asked about files outside of
+    it, or behind URLs in a list of local files.
     """
     if is_remote(root):
         with _remote(root) as (files, inner):
@@ -172,7 +173,7 @@ def with_sizes(root: str, names: Iterable[str]) -> Iterator[tuple[str, int | Non
 
 
 def _with_each(look: Callable[[str], _T], root: str, names: Iterable[str]) -> Iterator[tuple[str, _T]]:
-    """Yield each name with `look(path)`. Threads: a network file system answers slowly, but many requests at a time."""
+    """Yield each name with `look(path)`, from threads: network file systems answer many requests at a time."""
     remaining = iter(names)
 
     def look_at(part: list[str]) -> list[tuple[str, _T]]:

@@ -44,7 +44,7 @@ class Subset(ImageSource):
         return self._source.stamps(range(len(self._source)))
 
     def facts(self, index: int) -> FileFacts:
-        """Return its size, and the time of the last change of its file."""
+        """Return its size, and the modification time of its file."""
         return self._source.facts(int(self._indices[index]))
 
 

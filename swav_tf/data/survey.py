@@ -23,7 +23,7 @@ GRAY_TOLERANCE: Final = 4  # between channels: JPEG rounds them
 
 
 def survey(data: Data) -> ImageFacts:
-    """Return facts about the images of some settings; some of them are decoded.
+    """Return facts about images, of which a sample is decoded.
 
     Raises:
         DataError: there are no images, or none of the sample can be decoded.

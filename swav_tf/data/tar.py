@@ -97,7 +97,7 @@ class TarSource(ContainerSource):
         return data
 
     def facts(self, index: int) -> storage.FileFacts:
-        """Return the size of image `index`, and the time of the last change of its archive."""
+        """Return the size of image `index`, and the modification time of its archive."""
         tar, _, size = self._places[index].tolist()
         return storage.FileFacts(size, storage.facts(self._files[tar]).changed_ns)
 
@@ -149,7 +149,7 @@ def _images_in(
 
 
 def _members(file: Any) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
-    """Yield the members of an archive, and of those that `cat` put behind it.
+    """Yield the members of an archive, and of others that `cat` appended to it.
 
     Raises:
         TarError: it is damaged.
@@ -168,7 +168,7 @@ def _members(file: Any) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
 
 
 def _next_header(file: Any, offset: int) -> int | None:
-    """Return the place of the first block from an offset on that is not of zeros, None without one."""
+    """Return the offset of the first block, from an offset on, that is not all zeros; None if there is none."""
     file.seek(offset)
     while data := file.read(1 << 20):
         if rest := data.lstrip(b"\0"):
@@ -178,7 +178,7 @@ def _next_header(file: Any, offset: int) -> int | None:
 
 
 def _key(name: str) -> str:
-    """Return the key of the sample that a file is of: its path up to the first dot of its name."""
+    """Return the key of a file's sample: its path up to the first dot of its name."""
     folder, slash, file = name.rpartition("/")
     return f"{folder}{slash}{file.partition('.')[0]}"
 

@@ -41,7 +41,7 @@ def open_shards(path: str, *, image_key: str = IMAGE_KEY, label_key: str = LABEL
 
 
 def _find_shards(pattern: str) -> list[str]:
-    """Return the sorted shards that match a pattern, or of a folder the files named as shards.
+    """Return the sorted shards that match a pattern, or the files in a folder that are named like shards.
 
     Raises:
         DataError: no shard exists, or those of a folder are of several splits.
@@ -147,7 +147,7 @@ class TFRecordSource(ImageSource):
         return f"{storage.name_of(shard)}@{offset}"
 
     def stamps(self, indices: range) -> Iterator[str]:
-        """Yield size and time of the last change of each shard with images of `indices`."""
+        """Yield size and modification time of each shard with images of `indices`."""
         here = np.unique(np.searchsorted(self._ends, np.array(indices), side="right")).tolist()
         return (str(storage.facts(self._shards[shard])) for shard in here)
 

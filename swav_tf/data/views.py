@@ -1,4 +1,4 @@
-"""Evaluation views of a source's images, decoded in threads: the input of every feature extraction."""
+"""Evaluation views of images, decoded in threads: the input of all feature extraction."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def view_images(
 ) -> Generator[ViewedImage, None, None]:
     """Yield the views of the images at `indices`, in that order.
 
-    As many `threads` decode, 0 for one per core, at most `ahead` images in advance, which bounds the memory.
+    `threads` decode (0: one per core), at most `ahead` images in advance, which bounds the memory.
     """
 
     def read(index: int) -> ViewedImage:

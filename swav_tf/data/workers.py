@@ -138,7 +138,7 @@ class CropProcesses:
             self._kill()
 
     def _answer(self, future: Future[list[int | None]], positions: Sequence[int]) -> list[int | None]:
-        """Wait for the classes of a chunk; kill processes that do not make what this process can make.
+        """Wait for the classes of a chunk; kill the processes if they do not make what this process can make.
 
         Raises:
             BrokenProcessPool: a process was killed.

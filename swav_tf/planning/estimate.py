@@ -65,7 +65,7 @@ class Communication:
 
     @property
     def ms(self) -> float:
-        """Return the time of all, one after the other; nothing is computed meanwhile."""
+        """Return the time of all, one after the other, without overlap with computing."""
         return self.transfer_ms + self.latency_ms
 
 
@@ -201,7 +201,7 @@ def image_flops(recipe: Recipe, cost: NetworkCost) -> int:
 
 
 def roofline_seconds(recipe: Recipe, cost: NetworkCost, gpu: Gpu) -> float:
-    """Return the time of one image if products ran at their peak and then memory at its own, without overlap."""
+    """Return the time of one image if arithmetic ran at its peak, then memory traffic at its own, without overlap."""
     single = recipe.train.precision == "float32"
     twice = recipe.train.accumulation_steps > 1
     flops = image_flops(recipe, cost)
@@ -212,7 +212,7 @@ def roofline_seconds(recipe: Recipe, cost: NetworkCost, gpu: Gpu) -> float:
 
 @cache
 def measured_efficiency(precision: str) -> float:
-    """Return the share of the roofline that this program reached; of mixed_float16 if another was not measured."""
+    """Return the share of the roofline that this program reached; mixed_float16 stands for what was not measured."""
     precision = precision if precision in MEASURED_IMAGES_PER_SECOND else "mixed_float16"
     recipe = load_recipe("swav_100ep", [f"train.precision={precision}"])
     seconds = roofline_seconds(recipe, network_cost(recipe), GPUS["h200"])

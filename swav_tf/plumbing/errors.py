@@ -12,7 +12,7 @@ class SwavError(Exception):
 
 
 def report_of(error: SwavError) -> str:
-    """Return the line that reports an error; a stop by a signal (exit codes above 128) was requested and is none."""
+    """Return the line that reports an error; a requested stop (exit codes above 128, by signal) is not one."""
     return str(error) if error.exit_code > 128 else f"Error: {error}"
 
 

@@ -49,7 +49,7 @@ def decode_text(data: bytes) -> str:
 
 
 def check_writable(path: Path, refusal: type[SwavError] = DataError) -> None:
-    """Check that a file or folder can be written, before the work whose result it is to hold; nothing is left behind.
+    """Check that a file or folder can be written, before the work of hours; nothing is left behind.
 
     Raises:
         refusal: the nearest existing folder above it takes no file.

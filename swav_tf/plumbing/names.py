@@ -1,4 +1,4 @@
-"""File names as text: Linux allows any bytes in them, people and JSON need one line of characters."""
+"""File names as text: Linux allows any bytes in names; people and JSON need one line of characters."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ UNKNOWN: Final = "unknown"
 
 
 def cpu_field(name: str) -> str | None:
-    """Return a field of the first core in /proc/cpuinfo, None if it is absent."""
+    """Return a field of the first core in /proc/cpuinfo, None if it is missing."""
     try:
         lines = CPUINFO.read_text().splitlines()
     except OSError:

@@ -123,7 +123,7 @@ def _unwise_queue(recipe: Recipe, images: int | None) -> Iterator[Remark]:
 
 
 def _unwise_rates(recipe: Recipe) -> Iterator[Remark]:
-    rate, epochs = recipe.optimizer, recipe.train.epochs
+    rate = recipe.optimizer
     for setting in ("final_learning_rate", "warmup_start_learning_rate"):
         value = getattr(rate, setting)
         if value > rate.peak_learning_rate:
@@ -132,12 +132,6 @@ def _unwise_rates(recipe: Recipe) -> Iterator[Remark]:
                 f"{value:g} is above the peak of {rate.peak_learning_rate:g}",
                 "Set it below the peak; the paper's recipes have peak / 1000 at the end and 0.3 at the start",
             )
-    if rate.warmup_epochs == epochs:
-        yield Remark(
-            "optimizer.warmup_epochs",
-            "the warm-up lasts as long as the run, so the rate never decays",
-            f"Set it to {epochs // 10}, or train longer",
-        )
 
 
 def _unwise_fine_tuning(recipe: FinetuneRecipe, images: int | None) -> Iterator[Remark]:

@@ -47,7 +47,7 @@ GPU_BYTES_PER_PIXEL: Final = {
 
 @dataclass(frozen=True)
 class ImageFacts:
-    """What a look at a folder of images found."""
+    """Facts about a folder of images."""
 
     path: str
     kind: str  # data.kind
@@ -60,7 +60,7 @@ class ImageFacts:
 
 @dataclass(frozen=True)
 class Machine:
-    """What a recipe has to fit."""
+    """The machine that a recipe must fit."""
 
     cores: int
     gpu_gb: float = 0.0  # memory of one GPU, 10^9 bytes; 0: no GPU
@@ -78,7 +78,7 @@ class Choice:
 
 
 def choose(images: ImageFacts, machine: Machine, batch: int | None = None) -> Choice:
-    """Return the recipe for these images on this machine; what depends on the batch follows a given one.
+    """Return the recipe for these images on this machine; a given batch replaces the chosen one.
 
     Raises:
         DataError: there are too few images to learn from.
@@ -200,7 +200,7 @@ def _precision(machine: Machine) -> str:
 def _explain(
     images: ImageFacts, machine: Machine, settings: dict[str, Any], seconds: float | None
 ) -> list[str]:
-    """Return what was chosen and why, at most 12 lines."""
+    """Return the choices and their reasons, in at most 12 lines."""
     train, optimizer = settings["train"], settings["optimizer"]
     crops = " + ".join(f"{group['count']} x {group['size']}" for group in settings["crops"])
     steps = images.images // train["batch_size"]
@@ -265,7 +265,7 @@ class Remedy:
 
 
 def remedies(recipe: Recipe, steps_per_epoch: int) -> list[Remedy]:
-    """Return what to change in this recipe against a collapse, the likeliest help first."""
+    """Return changes of this recipe against a collapse, the most likely remedy first."""
     method, jitter, rate = recipe.method, recipe.augment.jitter, recipe.optimizer.peak_learning_rate
     frozen, prototypes = recipe.frozen_steps(steps_per_epoch), recipe.model.prototypes
     # Beyond a third of the run too little is left to train the prototypes.

@@ -1,4 +1,4 @@
-"""The recipes of what follows pretraining: a linear probe, and fine-tuning."""
+"""Recipes for linear probes and fine-tuning."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ def shown(value: Any) -> str:
 
 
 def section_of(annotation: Any) -> type[Section] | None:
-    """Return the section that an annotation means: the class itself, or the item of `tuple[Class, ...]`."""
+    """Return the section in an annotation: the class itself, or the item of `tuple[Class, ...]`."""
     for candidate in (annotation, *typing.get_args(annotation)):
         if isinstance(candidate, type) and issubclass(candidate, Section):
             return candidate
@@ -122,7 +122,7 @@ def _hint(kind: str, received: Any) -> str:
 
 
 def _nearest_setting(keys: Sequence[Any], recipe: type[Section]) -> str:
-    """Return which setting was probably meant: one of the same section, else one of that name elsewhere."""
+    """Suggest the intended setting: a similar one in the same section, else one of that name elsewhere."""
     section, _ = _follow(keys[:-1], recipe)
     assert section is not None  # only sections refuse unknown keys
     word = str(keys[-1])

@@ -257,14 +257,14 @@ def _apply(override: str, values: dict[str, Any]) -> str | None:
 
 
 class _Constructor(SafeConstructor):
-    """Read dates as text: a run may be named by one."""
+    """Read dates as text: a run may be named after one."""
 
 
 _Constructor.add_constructor("tag:yaml.org,2002:timestamp", SafeConstructor.construct_yaml_str)
 
 
 class _Representer(SafeRepresenter):
-    """Write lists of plain values in one line, and nothing as an alias."""
+    """Write lists of plain values on one line, and no aliases."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True

@@ -138,7 +138,6 @@ UNWISE: list[tuple[list[str], dict[str, Any], str, str]] = [
     (["method.queue={length: 1408, from_epoch: 35}"], {"images": 1437}, "method.queue.from_epoch: only 22 steps", "Start it earlier"),
     (["optimizer.final_learning_rate=5"], {}, "optimizer.final_learning_rate: 5 is above the peak of 4", "below the peak"),
     (["optimizer.warmup_start_learning_rate=5"], {}, "optimizer.warmup_start_learning_rate: 5 is above", "below the peak"),
-    (["optimizer.warmup_epochs=36"], {}, "optimizer.warmup_epochs: the warm-up lasts as long as the run", "Set it to 3,"),
     (["train.precision=mixed_float16"], {"on_cpu": True}, "train.precision: mixed_float16 is for GPUs", "float32"),
     (["train.precision=mixed_float16", "train.logical_cpus=2"], {}, "train.precision: mixed_float16 is for GPUs", "float32"),
     ([*CV, "model.batch_norm={momentum: 0.99, epsilon: 1e-3}"], {}, "model.batch_norm.momentum: momentum and epsilon apply", "arguments"),
