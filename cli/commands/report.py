@@ -55,6 +55,6 @@ def command(run: Path, output: Path | None, data: str | None, limit: int, report
             pictures = draw_pictures(found.recipe, open_model(run), images, limit=limit, on_progress=progress)
     except SwavError as error:
         missing = str(error)
-        log.warning("Prototypes, neighbors, map and crops are left out. %s", missing)
+        log.warning("Prototypes, neighbors, map and crops are not shown. %s", missing)
     write_run_report(output, found, pictures, missing=missing)
     report.show({"page": str(output), "missing": missing}, [f"page      {output}"])
