@@ -48,7 +48,7 @@ def test_a_run_without_its_images(folder):
         "the initial weights 25.0 %",
     ):
         assert text in page
-    assert "are left out. No &lt;b&gt;images&lt;/b&gt;." in page
+    assert "are not shown. No &lt;b&gt;images&lt;/b&gt;." in page
     assert [
         page.count(f"<h3>{name}</h3>")
         for name in ("Loss", "k-NN accuracy", "Learning rate", "Prototypes used")
