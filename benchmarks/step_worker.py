@@ -72,7 +72,7 @@ class SwavStep(Step):
         from swav_tf.training.build import build_swav
         from swav_tf.training.cluster import build_strategy
 
-        strategy = build_strategy(self.recipe.train)
+        strategy, _ = build_strategy(self.recipe.train)
         with strategy.scope():
             self.model = build_swav(self.recipe, steps_per_epoch=STEPS_PER_EPOCH)
         replicas = strategy.num_replicas_in_sync

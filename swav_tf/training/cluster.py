@@ -22,7 +22,7 @@ from swav_tf.plumbing.errors import TransientError, UsageError, report_of
 from swav_tf.plumbing.values import nested_diff
 from swav_tf.recipe.files import AnyRecipe
 from swav_tf.recipe.pretraining import Train
-from swav_tf.training.rendezvous import ClusterAddress, meet, slurm_address, slurm_tasks
+from swav_tf.training.rendezvous import ClusterAddress, Meeting, meet, slurm_address, slurm_tasks
 from swav_tf.training.stopping import StoppedEarly, stoppable
 
 SEVERAL_DEVICES = (tf.distribute.MirroredStrategy, tf.distribute.MultiWorkerMirroredStrategy)
@@ -58,7 +58,7 @@ def topology(strategy: tf.distribute.Strategy) -> Topology:
     if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy) or resolver is None:
         kind = "mirrored" if isinstance(strategy, tf.distribute.MirroredStrategy) else "one device"
         return Topology(kind, workers=1, worker=0, replicas=replicas, devices=devices)
-    workers = max(len(worker_addresses(strategy)), 1)
+    workers = max(len(_workers(resolver.cluster_spec().as_dict())), 1)
     return Topology(
         "multi worker", workers=workers, worker=_own_number(resolver), replicas=replicas, devices=devices
     )
@@ -70,11 +70,6 @@ def _own_number(resolver: tf.distribute.cluster_resolver.ClusterResolver) -> int
     return int(resolver.task_id or 0) + (chiefs if resolver.task_type == "worker" else 0)
 
 
-def worker_addresses(strategy: tf.distribute.Strategy) -> list[str]:
-    """Return `host:port` of every worker by number."""
-    return _workers(strategy.cluster_resolver.cluster_spec().as_dict())
-
-
 def _workers(members: Mapping[str, list[str]]) -> list[str]:
     return [*members.get("chief", []), *members.get("worker", [])]
 
@@ -82,8 +77,12 @@ def _workers(members: Mapping[str, list[str]]) -> list[str]:
 # === Strategy ===
 
 
-def build_strategy(settings: Train, cluster: ClusterAddress | None = None) -> tf.distribute.Strategy:
+def build_strategy(
+    settings: Train, cluster: ClusterAddress | None = None
+) -> tuple[tf.distribute.Strategy, Meeting | None]:
     """Build the strategy that a recipe requests; call it before any other TensorFlow work.
+
+    The meeting of its workers is None if there is only one.
 
     `auto` selects several workers if a cluster is described (`cluster`, TF_CONFIG or SLURM), else all visible GPUs
     (or `logical_cpus`), else one device.
@@ -111,8 +110,8 @@ def build_strategy(settings: Train, cluster: ClusterAddress | None = None) -> tf
         return _multi_worker(cluster, settings, has_gpus=bool(gpus))
     if kind == "mirrored":
         devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
-        return mirrored(tuple(device.name for device in devices))
-    return tf.distribute.get_strategy()
+        return mirrored(tuple(device.name for device in devices)), None
+    return tf.distribute.get_strategy(), None
 
 
 @functools.cache
@@ -173,16 +172,17 @@ def _split_cpu(count: int) -> None:
 
 def _multi_worker(
     cluster: ClusterAddress | None, settings: Train, *, has_gpus: bool
-) -> tf.distribute.Strategy:
+) -> tuple[tf.distribute.Strategy, Meeting | None]:
     if cluster is not None and os.environ.get("TF_CONFIG"):
         raise UsageError("The cluster must be described once: either --nodes or TF_CONFIG. Received: both.")
     if cluster is None and not _tf_config_workers() and slurm_tasks(os.environ) > 1:
         cluster = slurm_address(os.environ, has_gpus=has_gpus)
-    resolver = tf.distribute.cluster_resolver.TFConfigClusterResolver()
+    resolver, meeting = tf.distribute.cluster_resolver.TFConfigClusterResolver(), None
     if cluster is not None:
+        meeting = _meet(cluster)
         # Not through TF_CONFIG, which would be inherited by the processes that this one starts.
         resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
-            tf.train.ClusterSpec({"worker": _meet(cluster)}),
+            tf.train.ClusterSpec({"worker": list(meeting.workers)}),
             task_type="worker",
             task_id=cluster.node_rank,
             rpc_layer="grpc",
@@ -195,11 +195,11 @@ def _multi_worker(
     else:
         own, members = _own_number(resolver), _workers(resolver.cluster_spec().as_dict())
         if len(members) > 1:  # they then listen at the ports of TF_CONFIG
-            _meet(ClusterAddress(len(members), own, members[0]))
+            meeting = _meet(ClusterAddress(len(members), own, members[0]))
     _configure_coordination(resolver.cluster_spec().as_dict(), settings.worker_timeout_seconds)
     implementation = tf.distribute.experimental.CommunicationImplementation
     try:
-        return tf.distribute.MultiWorkerMirroredStrategy(
+        strategy = tf.distribute.MultiWorkerMirroredStrategy(
             cluster_resolver=resolver,
             communication_options=tf.distribute.experimental.CommunicationOptions(
                 implementation=implementation.NCCL if has_gpus else implementation.RING
@@ -210,9 +210,10 @@ def _multi_worker(
             "All workers must reach the start of the cluster. One has exited or cannot be reached; its own error "
             f"gives the reason. Start the same command on all machines. TensorFlow's error: {str(error)[:800]}"
         ) from error
+    return strategy, meeting if meeting and meeting.connections else None
 
 
-def _meet(cluster: ClusterAddress) -> list[str]:
+def _meet(cluster: ClusterAddress) -> Meeting:
     """Meet before TensorFlow starts: it waits without a word, and no signal ends it."""
     with stoppable(_exit):
         return meet(cluster)

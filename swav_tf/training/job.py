@@ -74,11 +74,15 @@ def open_job(
     try:
         if quiet:
             log.setLevel(logging.WARNING)
-        strategy = build_strategy(train, cluster)
+        strategy, meeting = build_strategy(train, cluster)
         team = topology(strategy)
         if not team.is_chief:
             log.setLevel(_SILENT)
-        with watched(strategy, team, train), explained_failures(train, team), ExitStack() as stack:
+        with (
+            watched(meeting, train.worker_timeout_seconds),
+            explained_failures(train, team),
+            ExitStack() as stack,
+        ):
             recipe = recipe.model_copy(update={"data": recognized(recipe.data)})
             yield Job(recipe, Path(run_dir), strategy, team, started, quiet, stack)
     finally:

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import socket
+import threading
 import time
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address
+from typing import Any
 
 from swav_tf.plumbing.errors import SwavError, TransientError, UsageError
 from swav_tf.plumbing.log import log
@@ -62,7 +65,7 @@ class ClusterAddress:
 
     @property
     def port(self) -> int:
-        """Return the master's port, used only until the nodes have met."""
+        """Return the master's port."""
         return split_address(self.master)[1]
 
 
@@ -121,140 +124,206 @@ def slurm_address(environment: Mapping[str, str], *, has_gpus: bool) -> ClusterA
 # === Meeting ===
 
 
-def meet(address: ClusterAddress, *, timeout_seconds: float = 600.0) -> list[str]:
-    """Wait for all nodes, and return `host:port` of every node's worker by rank.
+class Connection:
+    """A TCP connection over which JSON values are sent, one a line."""
+
+    def __init__(self, connected: socket.socket) -> None:
+        self.socket = connected
+        self._lines = connected.makefile("r", encoding="utf-8")
+
+    def send(self, value: Any) -> None:
+        """Send a value."""
+        self.socket.sendall((json.dumps(value) + "\n").encode())
+
+    def receive(self) -> Any:
+        """Return the next value.
+
+        Raises:
+            TimeoutError: none came within the socket's timeout.
+            OSError: the connection was closed.
+            ValueError: something else came.
+        """
+        line = self._lines.readline()
+        if not line.endswith("\n"):
+            raise ConnectionError("the connection was closed")
+        return json.loads(line)
+
+    def has_closed(self) -> bool:
+        """Return whether the other end, which sends nothing now, has closed the connection."""
+        timeout = self.socket.gettimeout()
+        try:
+            self.socket.setblocking(False)
+            return self.socket.recv(1) == b""
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+        finally:
+            self.socket.settimeout(timeout)
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._lines.close()
+        self.socket.close()
+
+
+@dataclass(frozen=True)
+class Meeting:
+    """What a node knows of the others.
+
+    Attributes:
+        rank: of this node.
+        workers: `host:port` of every node's worker by rank.
+        names: of every node by rank, for messages.
+        connections: by rank; node 0 has one to every other node, and these have one to node 0.
+    """
+
+    rank: int
+    workers: tuple[str, ...]
+    names: tuple[str, ...]
+    connections: Mapping[int, Connection]
+
+
+waiting = threading.Event()  # set while this process waits for other nodes
+
+
+def meet(address: ClusterAddress, *, timeout_seconds: float = 600.0) -> Meeting:
+    """Wait for all nodes.
 
     Raises:
         TransientError: some nodes did not come in time (their ranks are named), or node 0 was lost.
         UsageError: two nodes have one rank, or --nodes differs.
     """
     deadline = time.monotonic() + timeout_seconds
-    return (_join if address.node_rank else _host)(address, deadline)
-
-
-def _host(address: ClusterAddress, deadline: float) -> list[str]:
-    """Collect the addresses of all nodes at node 0, and send each the list, or the reason why there is none."""
+    name = f"Worker {address.node_rank} ({socket.gethostname()}, process {os.getpid()})"
+    waiting.set()
     try:
-        server = listen(address.port)
-    except OSError as error:
-        raise SwavError(
-            f"Node 0 must be able to listen at port {address.port} of --master {address.master}: {error}. "
-            "Another job may use it: choose another port, the same on all nodes."
-        ) from error
-    guests: dict[int, socket.socket] = {}
-    workers = {0: join_address(address.host, free_port())}
-    answer: list[str] | dict[str, object] = []
-    try:
-        with server:
-            shown: list[int] = []
-            while missing := _missing(address, guests, workers):
-                if not _welcome(server, address, deadline, guests, workers) and missing != shown:
-                    shown = missing
-                    _announce(missing, guests)
-        answer = [workers[rank] for rank in range(address.nodes)]
-        return answer
-    except SwavError as error:
-        answer = {"refused": str(error), "exit_code": error.exit_code}
-        raise
+        return _join(address, name, deadline) if address.node_rank else _Host(address, name, deadline).meet()
     finally:
-        for guest in guests.values():
-            if answer:
-                # A node that has left is missed at the start of the cluster.
-                with contextlib.suppress(OSError):
-                    guest.sendall((json.dumps(answer) + "\n").encode())
-            guest.close()
+        waiting.clear()
 
 
-def _missing(address: ClusterAddress, guests: dict[int, socket.socket], workers: dict[int, str]) -> list[int]:
-    """Return the ranks that have not come, or have come and left, as after kill -9: these are forgotten."""
-    for rank in [rank for rank, guest in guests.items() if _has_left(guest)]:
-        guests.pop(rank).close()
-        del workers[rank]
-    return [rank for rank in range(address.nodes) if rank not in workers]
+class _Host:
+    """Node 0, which collects the addresses of all nodes, and sends each the list, or the reason why there is none."""
 
+    def __init__(self, address: ClusterAddress, name: str, deadline: float) -> None:
+        self.address, self.deadline = address, deadline
+        self.workers, self.names = {0: join_address(address.host, free_port())}, {0: name}
+        self.guests: dict[int, Connection] = {}
 
-def _welcome(
-    server: socket.socket,
-    address: ClusterAddress,
-    deadline: float,
-    guests: dict[int, socket.socket],
-    workers: dict[int, str],
-) -> bool:
-    """Accept one node, or return False if none comes for a while; connections of anything else are closed."""
-    left = deadline - time.monotonic()
-    server.settimeout(max(min(left, NOTICE_SECONDS), 0.001))
-    try:
-        guest, (host, *_) = server.accept()
-    except TimeoutError:
-        if left > NOTICE_SECONDS:
-            return False
-        missing = ", ".join(map(str, _missing(address, guests, workers)))
-        raise TransientError(
-            f"All {address.nodes} nodes must start within the time limit. Missing: node rank {missing}. Is the "
-            f"command running there, with the same --nodes, and can it reach {address.master}?"
-        ) from None
-    try:
-        guest.settimeout(HELLO_SECONDS)
-        hello = json.loads(guest.makefile("r").readline())
-        rank, port, nodes = int(hello["rank"]), int(hello["port"]), int(hello["nodes"])
-    except (OSError, ValueError, KeyError, TypeError):
-        guest.close()
-        return True
-    host = host.removeprefix("::ffff:")  # the prefix of IPv4 addresses at a socket for both
-    if ip_address(host.partition("%")[0]).is_loopback:  # another worker of this machine
-        host = address.host
-    taken = rank not in _missing(address, guests, workers)
-    if nodes != address.nodes or taken or not 0 < rank < address.nodes:
-        guests[-1] = guest  # it receives the reason, too
-        raise UsageError(
-            f"Each node needs its own --node-rank and the same --nodes {address.nodes}. "
-            f"Received: rank {rank} of {nodes} from {host}; present: {sorted(workers)}."
+    def meet(self) -> Meeting:
+        try:
+            server = listen(self.address.port)
+        except OSError as error:
+            raise SwavError(
+                f"Node 0 must be able to listen at port {self.address.port} of --master {self.address.master}: "
+                f"{error}. Another job may use it: choose another port, the same on all nodes."
+            ) from error
+        try:
+            with server:
+                shown: list[int] = []
+                while missing := self._missing():
+                    if not self._welcome(server) and missing != shown:
+                        shown = missing
+                        _log_missing(missing)
+                        self._send_to_all({"missing": missing})
+        except SwavError as error:
+            self._send_to_all({"refused": str(error), "exit_code": error.exit_code})
+            for guest in self.guests.values():
+                guest.close()
+            raise
+        workers, names = (
+            [by_rank[rank] for rank in sorted(by_rank)] for by_rank in (self.workers, self.names)
         )
-    guests[rank], workers[rank] = guest, join_address(host, port)
-    return True
+        self._send_to_all({"workers": workers, "names": names})
+        return Meeting(0, tuple(workers), tuple(names), self.guests)
 
+    def _send_to_all(self, value: Any) -> None:
+        for guest in self.guests.values():
+            with contextlib.suppress(OSError):  # a node that has left is missed at the start of the cluster
+                guest.send(value)
 
-def _announce(missing: list[int], guests: Mapping[int, socket.socket]) -> None:
-    """Log who is missing, here and at the nodes that have come."""
-    _log_missing(missing)
-    for guest in guests.values():
-        with contextlib.suppress(OSError):
-            guest.sendall((json.dumps({"missing": missing}) + "\n").encode())
+    def _missing(self) -> list[int]:
+        """Return the ranks that have not come, or have come and left, as after kill -9: these are forgotten."""
+        for rank in [rank for rank, guest in self.guests.items() if guest.has_closed()]:
+            self.guests.pop(rank).close()
+            del self.workers[rank], self.names[rank]
+        return [rank for rank in range(self.address.nodes) if rank not in self.workers]
+
+    def _welcome(self, server: socket.socket) -> bool:
+        """Accept one node, or return False if none comes for a while; connections of anything else are closed."""
+        address, left = self.address, self.deadline - time.monotonic()
+        server.settimeout(max(min(left, NOTICE_SECONDS), 0.001))
+        try:
+            accepted, (host, *_) = server.accept()
+        except TimeoutError:
+            if left > NOTICE_SECONDS:
+                return False
+            missing = ", ".join(map(str, self._missing()))
+            raise TransientError(
+                f"All {address.nodes} nodes must start within the time limit. Missing: node rank {missing}. Is the "
+                f"command running there, with the same --nodes, and can it reach {address.master}?"
+            ) from None
+        accepted.settimeout(HELLO_SECONDS)
+        guest = Connection(accepted)
+        try:
+            hello = guest.receive()
+            rank, port, nodes = (int(hello[key]) for key in ("rank", "port", "nodes"))
+            name = str(hello["name"])
+        except (OSError, ValueError, KeyError, TypeError):
+            guest.close()
+            return True
+        host = host.removeprefix("::ffff:")  # the prefix of IPv4 addresses at a socket for both
+        if ip_address(host.partition("%")[0]).is_loopback:  # another worker of this machine
+            host = address.host
+        taken = rank not in self._missing()
+        if nodes != address.nodes or taken or not 0 < rank < address.nodes:
+            self.guests[-1] = guest  # it receives the reason, too
+            raise UsageError(
+                f"Each node needs its own --node-rank and the same --nodes {address.nodes}. "
+                f"Received: rank {rank} of {nodes} from {host}; present: {sorted(self.workers)}."
+            )
+        self.guests[rank], self.workers[rank], self.names[rank] = guest, join_address(host, port), name
+        return True
 
 
 def _log_missing(missing: Sequence[int]) -> None:
     log.info("Waiting for node rank %s to start.", ", ".join(map(str, missing)))
 
 
-def _has_left(guest: socket.socket) -> bool:
-    """Return whether a waiting node has ended: it may have been started again."""
+def _join(address: ClusterAddress, name: str, deadline: float) -> Meeting:
+    """Send this node's address to node 0, and return its answer."""
+    master = _connect(address, deadline)
+    who = f"this node (rank {address.node_rank} of {address.nodes})"
     try:
-        guest.setblocking(False)
-        return guest.recv(1) == b""
-    except BlockingIOError:
-        return False
-    except OSError:
-        return True
-    finally:
-        guest.settimeout(HELLO_SECONDS)
+        master.send({"rank": address.node_rank, "port": free_port(), "nodes": address.nodes, "name": name})
+        while missing := (answer := master.receive()).get("missing"):
+            _log_missing(missing)
+    except TimeoutError as error:
+        raise TransientError(f"Node 0 at {address.master} did not answer {who} in time.") from error
+    except (OSError, ValueError) as error:
+        raise TransientError(
+            f"Node 0 at {address.master} was lost while {who} waited for the others: its connection closed without "
+            "notice, as after kill -9. Start the same command on all machines."
+        ) from error
+    if "refused" in answer:
+        kind = UsageError if answer["exit_code"] == UsageError.exit_code else TransientError
+        raise kind(f"Node 0 at {address.master} refused {who}: {answer['refused']}")
+    return Meeting(address.node_rank, tuple(answer["workers"]), tuple(answer["names"]), {0: master})
 
 
-def _join(address: ClusterAddress, deadline: float) -> list[str]:
-    """Send this node's address to node 0, and return the list that it answers."""
-    hello = json.dumps({"rank": address.node_rank, "port": free_port(), "nodes": address.nodes}) + "\n"
+def _connect(address: ClusterAddress, deadline: float) -> Connection:
+    """Connect to node 0 as soon as it listens."""
     notice: float | None = time.monotonic() + NOTICE_SECONDS
     while True:
         try:
-            with socket.create_connection((address.host, address.port), timeout=5.0) as master:
-                if master.getsockname() == master.getpeername():
-                    # Linux connects a socket to itself if nothing listens on a port that it picks as its own.
-                    raise ConnectionRefusedError("nothing is listening there")
-                master.sendall(hello.encode())
+            master = socket.create_connection((address.host, address.port), timeout=5.0)
+            if master.getsockname() != master.getpeername():
                 master.settimeout(max(deadline - time.monotonic(), 0.001))
-                lines = master.makefile("r")
-                while (answer := lines.readline()).startswith('{"missing"'):
-                    _log_missing(json.loads(answer)["missing"])
-                break
+                return Connection(master)
+            # Linux connects a socket to itself if nothing listens on a port that it picks as its own.
+            master.close()
+            raise ConnectionRefusedError("nothing is listening there")
         except OSError as error:
             if time.monotonic() > deadline:
                 raise TransientError(f"Node 0 did not answer at {address.master}: {error}.") from error
@@ -262,17 +331,6 @@ def _join(address: ClusterAddress, deadline: float) -> list[str]:
                 log.info("Waiting for node 0 at %s to start (%s).", address.master, error)
                 notice = None
             time.sleep(0.5)
-    who = f"this node (rank {address.node_rank} of {address.nodes})"
-    if not answer.endswith("\n"):
-        raise TransientError(
-            f"Node 0 at {address.master} was lost while {who} waited for the others: its connection closed without "
-            "notice, as after kill -9. Start the same command on all machines."
-        )
-    found = json.loads(answer)
-    if isinstance(found, dict):
-        kind = UsageError if found["exit_code"] == UsageError.exit_code else TransientError
-        raise kind(f"Node 0 at {address.master} refused {who}: {found['refused']}")
-    return [str(worker) for worker in found]
 
 
 # === Addresses ===

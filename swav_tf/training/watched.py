@@ -11,12 +11,10 @@ from contextlib import contextmanager
 import tensorflow as tf
 from tensorflow.python.eager import context as tf_context
 
-from swav_tf.plumbing.errors import SwavError, TransientError, UsageError, report_of
-from swav_tf.recipe.pretraining import Train
+from swav_tf.plumbing.errors import SwavError, TransientError, report_of
 from swav_tf.training.checkpointing import StoppedBySignal
-from swav_tf.training.cluster import Topology, mean_over_workers, worker_addresses
 from swav_tf.training.heartbeat import Heartbeat, Loss, WorkerLost
-from swav_tf.training.rendezvous import split_address
+from swav_tf.training.rendezvous import Meeting
 from swav_tf.training.stopping import StoppedEarly, stoppable
 
 # What a collective raises when another worker has ended or is silent, or when it was aborted.
@@ -41,53 +39,56 @@ class WorkerEnded(TransientError):
 
 
 @contextmanager
-def watched(strategy: tf.distribute.Strategy, team: Topology, train: Train) -> Iterator[None]:
-    """End this worker within `train.worker_timeout_seconds` after the loss of another.
+def watched(meeting: Meeting | None, timeout_seconds: float) -> Iterator[None]:
+    """End this worker within `timeout_seconds` after the loss of another.
 
     What waits for the others is aborted, so that this process leaves as after any other error; if it does not
     within the same time again, it is killed. All workers must enter together, as soon as there is a strategy.
     SIGTERM, SIGINT and SIGHUP end this worker within seconds, except while `Checkpointing` handles them. Error messages
     begin with the number of this worker.
 
+    Args:
+        meeting: of the workers; None if there are no others.
+        timeout_seconds: 0 for no heartbeat.
+
     Raises:
         WorkerLost: another worker died, hangs, lost its network, or failed.
         WorkerEnded: the same, of an unknown worker.
         StoppedEarly: this worker was asked to stop while it was not training.
     """
-    if team.workers == 1:
+    if meeting is None:
         yield
         return
+    watch = _Watch(meeting, timeout_seconds)
     try:
-        with _Watch(team, train.worker_timeout_seconds).watching(strategy):
+        with watch.watching():
             yield
     except SwavError as error:
-        # Several workers may write into one log.
-        error.args = (f"worker {team.worker} of {team.workers}: {error}",)
+        watch.number(error)
         raise
     except COLLECTIVE_ERRORS as error:
-        ended = WorkerEnded()
-        ended.args = (f"worker {team.worker} of {team.workers}: {ended}",)
-        raise ended from error
+        raise watch.number(WorkerEnded()) from error
 
 
 class _Watch:
-    def __init__(self, team: Topology, timeout_seconds: float) -> None:
-        self.team, self.timeout_seconds = team, timeout_seconds
+    def __init__(self, meeting: Meeting, timeout_seconds: float) -> None:
+        self.meeting, self.timeout_seconds = meeting, timeout_seconds
         self.ended = threading.Event()
         self.heartbeat: Heartbeat | None = None
-        if timeout_seconds:
-            self.heartbeat = Heartbeat(
-                worker=team.worker, timeout_seconds=timeout_seconds, on_loss=self._on_loss
-            )
+
+    def number(self, error: SwavError) -> SwavError:
+        """Let a message begin with this worker's number: several workers may write into one log."""
+        error.args = (f"worker {self.meeting.rank} of {len(self.meeting.workers)}: {error}",)
+        return error
 
     @contextmanager
-    def watching(self, strategy: tf.distribute.Strategy) -> Iterator[None]:
+    def watching(self) -> Iterator[None]:
+        if self.timeout_seconds:
+            self.heartbeat = Heartbeat(
+                self.meeting, timeout_seconds=self.timeout_seconds, on_loss=self._on_loss
+            )
         try:
             with stoppable(self._on_stop):
-                ports = exchange_ports(strategy, self.team, self.heartbeat.port if self.heartbeat else 0)
-                hosts = [split_address(address)[0] for address in worker_addresses(strategy)]
-                if self.heartbeat:
-                    self.heartbeat.start(list(zip(hosts, ports, strict=True)))
                 yield
         except StoppedBySignal:
             self._leave()  # the others stop at the same step
@@ -129,27 +130,9 @@ class _Watch:
         tf_context.context().abort_collective_ops(tf.errors.UNAVAILABLE, str(error))
         if not self.ended.wait(seconds):
             self._leave(farewell)
-            error.args = (f"worker {self.team.worker} of {self.team.workers}: {error}",)
-            print(report_of(error), file=sys.stderr, flush=True)
+            print(report_of(self.number(error)), file=sys.stderr, flush=True)
             os._exit(error.exit_code)
 
     def _leave(self, farewell: Loss | None = None) -> None:
         if self.heartbeat:
             self.heartbeat.leave(farewell)
-
-
-def exchange_ports(strategy: tf.distribute.Strategy, team: Topology, port: int) -> list[int]:
-    """Return the heartbeat's port of every worker, 0 for none; all workers must call it together.
-
-    Raises:
-        UsageError: some workers have a heartbeat and some do not; on all workers.
-    """
-    own = [float(port) if worker == team.worker else 0.0 for worker in range(team.workers)]
-    ports = [round(mean * team.workers) for mean in mean_over_workers(strategy, own)]
-    without = [worker for worker, port in enumerate(ports) if not port]
-    if 0 < len(without) < team.workers:
-        raise UsageError(
-            "train.worker_timeout_seconds must be 0 on all workers or on none. Received: 0 on worker(s) "
-            f"{', '.join(map(str, without))} of {team.workers}. Use the same value on every machine."
-        )
-    return ports

@@ -44,13 +44,14 @@ def no_cluster(monkeypatch):
 )
 def test_kinds(changes, kind, replicas, monkeypatch):
     monkeypatch.setenv("SLURM_NTASKS", "4")
-    team = topology(build_strategy(settings(**changes)))
+    team = topology(build_strategy(settings(**changes))[0])
     assert (team.kind, team.replicas, team.workers, team.is_chief) == (kind, replicas, 1, True)
 
 
 # Bug caught: a number that counts once for each replica of its worker.
 def test_the_mean_over_workers_counts_each_worker_once():
-    assert mean_over_workers(build_strategy(settings(strategy="mirrored")), [0.0, 65535.0]) == [0.0, 65535.0]
+    strategy, _ = build_strategy(settings(strategy="mirrored"))
+    assert mean_over_workers(strategy, [0.0, 65535.0]) == [0.0, 65535.0]
 
 
 DESCRIBED = '{"cluster": {"worker": ["a:1", "b:1"]}, "task": {"type": "worker", "index": 0}}'
@@ -155,13 +156,14 @@ SLURM = {
 PRINT_CLUSTER = """
 import json, os, tensorflow as tf
 from swav_tf.training import cluster
+from swav_tf.training.rendezvous import Meeting
 tf.distribute.MultiWorkerMirroredStrategy = lambda cluster_resolver, communication_options: print(json.dumps({
     "cluster": cluster_resolver.cluster_spec().as_dict(),
     "task": [cluster_resolver.task_type, cluster_resolver.task_id],
     "how": communication_options.implementation.value,
     "inherited": os.environ.get("TF_CONFIG"),
 }))
-cluster.meet = lambda address: [address.host + ":1", "node08:2"]
+cluster.meet = lambda address: Meeting(1, (address.host + ":1", "node08:2"), (), {})
 from swav_tf.recipe.pretraining import Train
 cluster.build_strategy(Train(epochs=1, batch_size=8))
 """
@@ -203,6 +205,6 @@ def test_no_iterator_on_a_device_is_autotuned(monkeypatch):
         return make(dataset, *rest, **named)
 
     monkeypatch.setattr(gen_dataset_ops, "make_iterator", spy)
-    strategy = build_strategy(settings(strategy="mirrored"))
+    strategy, _ = build_strategy(settings(strategy="mirrored"))
     next(iter(batches_on_devices(strategy, lambda: tf.data.Dataset.range(4).batch(1).repeat())))
     assert enabled == [False] * strategy.num_replicas_in_sync

@@ -100,10 +100,13 @@ def test_all_nodes_get_the_same_list_by_rank(port):
 
     with ThreadPoolExecutor(4) as pool:
         pool.submit(knock)
-        lists = list(pool.map(lambda r: meet(ClusterAddress(3, r, master), timeout_seconds=30), (2, 0, 1)))
-    assert lists[0] == lists[1] == lists[2]
-    assert len(set(lists[0])) == 3
-    assert all(worker.startswith("127.0.0.1:") for worker in lists[0])
+        found = list(pool.map(lambda r: meet(ClusterAddress(3, r, master), timeout_seconds=30), (2, 0, 1)))
+    assert [meeting.rank for meeting in found] == [2, 0, 1]
+    assert [set(meeting.connections) for meeting in found] == [{0}, {1, 2}, {0}]
+    assert len({(meeting.workers, meeting.names) for meeting in found}) == 1
+    assert len(set(found[0].workers)) == 3
+    assert all(worker.startswith("127.0.0.1:") for worker in found[0].workers)
+    assert [name.partition(" (")[0] for name in found[0].names] == ["Worker 0", "Worker 1", "Worker 2"]
 
 
 # Bugs caught: a wait without end, an error that names no node, an exit code that means a final failure.
@@ -146,7 +149,7 @@ def test_two_nodes_of_one_rank_are_refused(port):
 @pytest.mark.parametrize("last", [1, 2])
 def test_a_restarted_node_takes_its_place(port, last):
     def say_hello(worker_port):
-        hello = json.dumps({"rank": 1, "port": worker_port, "nodes": 3}) + "\n"
+        hello = json.dumps({"rank": 1, "port": worker_port, "nodes": 3, "name": "x"}) + "\n"
         while True:
             try:
                 node = socket.create_connection(("127.0.0.1", port))
@@ -165,8 +168,9 @@ def test_a_restarted_node_takes_its_place(port, last):
         time.sleep(0.3 if two else 0)
         with say_hello(6) as again:
             two = two or meet_two()
-            assert zero.result() == two.result() == json.loads(again.makefile("r").readline())
-    assert zero.result()[1] == "127.0.0.1:6"
+            answer = json.loads(again.makefile("r").readline())
+    assert zero.result().workers == two.result().workers == tuple(answer["workers"])
+    assert zero.result().workers[1] == "127.0.0.1:6"
 
 
 # Bug caught: a node that waits for others and shows nothing.
@@ -189,7 +193,7 @@ def test_all_that_wait_log_who_is_missing(port, monkeypatch, logged):
         lists.append(pool.submit(join, 1))
         wait_for("Waiting for node rank 3 to start.", 3)
         lists.append(pool.submit(join, 3))
-        assert len({tuple(found.result()) for found in lists}) == 1
+        assert len({found.result().workers for found in lists}) == 1
 
 
 def test_an_occupied_port_is_reported():
@@ -217,9 +221,9 @@ def test_addresses(master, host, port):
 def test_nodes_meet_over_ipv6(port):
     master = f"[::1]:{port}"
     with ThreadPoolExecutor(2) as pool:
-        lists = list(pool.map(lambda r: meet(ClusterAddress(2, r, master), timeout_seconds=30), (1, 0)))
-    assert lists[0] == lists[1]
-    assert all(worker.startswith("[::1]:") for worker in lists[0])
+        one, other = pool.map(lambda r: meet(ClusterAddress(2, r, master), timeout_seconds=30), (1, 0))
+    assert one.workers == other.workers
+    assert all(worker.startswith("[::1]:") for worker in one.workers)
 
 
 @pytest.mark.parametrize(

@@ -133,7 +133,7 @@ def profile(recipe: Recipe, *, steps: int = 10, images: int | None = None) -> Pr
         if recipe.data.path is not None or recipe.data.kind == "digits"
         else RandomPhotos(recipe, images or IMAGENET_IMAGES)
     )
-    strategy = build_strategy(recipe.train)
+    strategy, _ = build_strategy(recipe.train)
     team = topology(strategy)
     check_recipe(recipe, replicas=team.replicas, images=len(source), on_cpu=team.devices == "CPU")
     bad_images = BadImages(None, images=len(source), max_share=recipe.data.max_bad_share)
