@@ -9,17 +9,20 @@ import logging
 import multiprocessing
 import os
 import sys
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import click
 
-from swav_tf.plumbing.errors import SwavError, report_of
+from swav_tf.plumbing.errors import SwavError, TransientError, report_of
 from swav_tf.plumbing.log import show_log, show_message
 
 if TYPE_CHECKING:
+    from multiprocessing.context import SpawnProcess
+
     from swav_tf.training.rendezvous import ClusterAddress
 
 
@@ -85,6 +88,7 @@ def node_workers(
     ]
     for worker in workers:
         worker.start()
+        threading.Thread(target=_end_with, args=(worker, workers), daemon=True).start()
     own.take()
     try:
         yield places[0]
@@ -95,6 +99,21 @@ def node_workers(
     finally:
         for worker in workers:
             worker.join()
+
+
+def _end_with(worker: SpawnProcess, workers: Sequence[SpawnProcess]) -> None:
+    """End all workers of this machine if one fails while this process waits for it; later the heartbeat notices."""
+    from swav_tf.training.rendezvous import waiting
+
+    worker.join()
+    if code := worker.exitcode:
+        waiting.wait()
+        show_message(
+            "Error: another worker of this machine ended before all workers had met; its own message gives the reason."
+        )
+        for other in workers:
+            other.terminate()
+        os._exit(code if code > 0 else TransientError.exit_code)  # nothing has to be saved
 
 
 def _work(share: Share, place: ClusterAddress, train: Callable[[ClusterAddress], object]) -> None:

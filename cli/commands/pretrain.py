@@ -80,7 +80,6 @@ def command(
             "Several workers need one recipe, and -c auto chooses one for each machine. Write it once, "
             "`swav-tf config auto DATA > FILE.yaml`, and pass -c FILE.yaml on all."
         )
-    from swav_tf.runs.folder import ATTEMPTS
     from swav_tf.training.tracking import check_installed
 
     recipe = replace(recipe, overrides=(*recipe.overrides, *track))
@@ -95,8 +94,6 @@ def command(
         kept = [override.split("=", 1)[0] for override in recipe.overrides]
         result = pretrain_with_rescue(settings, run_dir=folder, keep=kept, **options)
     else:
-        if fresh:
-            (folder / ATTEMPTS).unlink(missing_ok=True)  # of an earlier run by auto
         train = partial(_train, settings, folder, options)
         with node_workers(workers_per_node, cluster, train) as place:
             load_tensorflow_quietly()

@@ -52,8 +52,16 @@ FREE_WITH_MORE_EPOCHS = ("train.epochs", "optimizer.warmup_epochs")
 
 
 ATTEMPTS = "attempts.json"  # collapsed attempts of the run in a folder; they are in its previous-N/
-# What people keep next to a run before it starts: scripts, logs, notes and recipes.
+# What people keep next to a run: scripts, logs, notes and recipes. A run has files with such names, too.
 JOB_FILES = (".err", ".json", ".log", ".md", ".out", ".sbatch", ".sh", ".txt", ".yaml", ".yml")
+OWN_FILES = (
+    "config.yaml",
+    "summary.json",
+    "model.json",
+    "started_from.json",
+    "tracked.json",
+    "bad_images*.txt",
+)
 
 
 class RunFolder:
@@ -117,8 +125,8 @@ class RunFolder:
                 f"--run-dir must be a new folder or contain a {kind} run. Received: {self.path}, which contains a "
                 f"{saved.kind} run. Set another --run-dir."
             )
-        if fresh and saved is not None:
-            self._set_aside()
+        if fresh and (saved is not None or (self.path / ATTEMPTS).exists()):
+            self.set_aside(attempts=True)
             saved = None
         newest = CheckpointStore(self.checkpoints, kind=kind).newest_facts()
         if newest is not None and "recipe" in newest[1]:
@@ -162,14 +170,17 @@ class RunFolder:
             with atomic_write(self.path / "summary.json") as partial:
                 partial.write_text(json.dumps(summary, indent=1) + "\n")
 
-    def _set_aside(self) -> None:
-        """Move the run in the folder into `previous-N/`."""
+    def set_aside(self, *, attempts: bool) -> None:
+        """Move the run in the folder into `previous-N/`, and with `attempts` also the record of those before it."""
         numbers = [int(p.name[9:]) for p in self.path.glob("previous-*") if p.name[9:].isdigit()]
         target = self.path / f"previous-{1 + max(numbers, default=0)}"
         target.mkdir()
-        stays = (".lock", ATTEMPTS)
+        own = (*OWN_FILES, ATTEMPTS) if attempts else OWN_FILES
         earlier = [
-            p for p in self.path.iterdir() if p.name not in stays and not p.name.startswith("previous-")
+            path
+            for path in self.path.iterdir()
+            if any(path.match(name) for name in own)
+            or not (path.name.startswith(("previous-", ".lock")) or path.suffix in JOB_FILES)
         ]
         # The recipe goes last: if this is interrupted, the remaining files still form a recognizable run.
         for path in sorted(earlier, key=lambda p: p.name == "config.yaml"):

@@ -112,7 +112,9 @@ def _validate(job: Job, classifier: Classifier, data: LabeledData) -> Validate:
     )
     assert not isinstance(job.recipe, Recipe)
     every = job.recipe.monitor.validate_every_epochs
-    return Validate(validation, job.position, job.metrics, every_epochs=every)
+    names = fingerprint(images)["names_sha256"]
+    identity = hashlib.sha256(names.encode() + labels.tobytes()).hexdigest()
+    return Validate(validation, job.position, job.metrics, every_epochs=every, images=identity)
 
 
 def _report_convergence(job: Job, class_count: int) -> bool:

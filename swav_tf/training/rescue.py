@@ -40,12 +40,11 @@ def pretrain_with_rescue(
     """
     path, config = run_dir / ATTEMPTS, run_dir / "config.yaml"
     attempts: list[dict[str, Any]] = []
-    if fresh:
-        path.unlink(missing_ok=True)
-    elif path.exists():
+    if path.exists() and not fresh:
         attempts = json.loads(path.read_text())
         # Interrupted between the record of a collapse and the start of the next attempt?
-        fresh = config.exists() and _remedied(saved := load_recipe(config), attempts) != saved
+        if config.exists() and _remedied(saved := load_recipe(config), attempts) != saved:
+            _set_aside(run_dir)
     while True:
         tried = [override for attempt in attempts for override in attempt["overrides"]]
 
@@ -70,12 +69,18 @@ def pretrain_with_rescue(
                 "%s Rescue %s of at most %s: the run starts over with %s.",
                 *(collapse, len(attempts), MOST_RESCUES, collapse.remedy.text),
             )
-            fresh = True
+            _set_aside(run_dir)
+            fresh = False
             continue
         if attempts:
             result.summary["attempts"] = attempts
             RunFolder(run_dir).write_summary(result.summary)
         return result
+
+
+def _set_aside(run_dir: Path) -> None:
+    with RunFolder(run_dir) as folder:
+        folder.set_aside(attempts=False)
 
 
 def _setting(override: str) -> str:

@@ -174,16 +174,32 @@ class Validate(keras.callbacks.Callback):
     """Validate every `every_epochs` epochs and at the end, on all workers.
 
     `position.validation` gets `last` and `best`, each with epoch (from 1), step, top1, top5 and loss. The best epoch is
-    the first with the highest top-1; its checkpoint is kept.
+    the first with the highest top-1; its checkpoint is kept. `images` identifies the images and their labels.
     """
 
     def __init__(
-        self, validation: Validation, position: Position, metrics: MetricsLog, *, every_epochs: int
+        self,
+        validation: Validation,
+        position: Position,
+        metrics: MetricsLog,
+        *,
+        every_epochs: int,
+        images: str,
     ) -> None:
         super().__init__()
         self.validation, self.position, self.metrics = validation, position, metrics
         self.every_epochs = every_epochs
         self.counts: Counts | None = None  # of the last validation
+        self.images = images
+
+    def on_train_begin(self, logs: Logs | None = None) -> None:
+        """Forget the best epoch on other images: accuracies of different images cannot be compared."""
+        found = self.position.validation
+        if found and found.setdefault("images", self.images) != self.images:  # earlier versions recorded none
+            log.warning(
+                "The validation images have changed: the best epoch is chosen among those from here on."
+            )
+            del found["best"], found["images"]
 
     def on_train_batch_end(self, batch: int, logs: Logs) -> None:
         """Measure when an epoch that is due ends."""
@@ -199,7 +215,7 @@ class Validate(keras.callbacks.Callback):
         best = position.validation.get("best")
         if best is None or last["top1"] > best["top1"]:
             best = last
-        position.validation = {"last": last, "best": best}
+        position.validation = {"last": last, "best": best, "images": self.images}
         self.metrics.write("validation", {**figures, "best_top1": best["top1"]})
 
 

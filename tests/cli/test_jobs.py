@@ -281,6 +281,7 @@ def test_workers_per_node(monkeypatch, refused):
             started.append(args[:2])
 
         start = join = lambda self: None
+        exitcode = 0
 
     monkeypatch.setattr(multiprocessing, "get_context", lambda _: SimpleNamespace(Process=Worker))
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
@@ -300,6 +301,33 @@ def test_workers_per_node(monkeypatch, refused):
         "3 workers, 4 visible GPUs, 8 cores",
     )
     refused("pretrain photos --workers-per-node 2", 2, "-c auto chooses one")
+
+
+LOST_WORKER = """
+import multiprocessing, os
+from cli import node_workers
+from swav_tf.training.rendezvous import meet
+
+node_workers.Share.take = lambda self: os._exit(3) if multiprocessing.parent_process() else None
+if __name__ == "__main__":
+    with node_workers.node_workers(2, None, print) as place:
+        meet(place)
+"""
+
+
+# Bug caught: a worker that waits ten minutes for one of the same machine that has failed before they met.
+@pytest.mark.multiprocess
+def test_a_worker_that_fails_before_the_meeting_ends_the_others(tmp_path):
+    (tmp_path / "start.py").write_text(LOST_WORKER)
+    ended = subprocess.run(
+        [sys.executable, tmp_path / "start.py"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=100,
+    )
+    assert ended.returncode == 3
+    assert "another worker of this machine ended" in ended.stderr
 
 
 # Bug caught: the recipe that was chosen for small images, taken for large ones in another folder called `train`.

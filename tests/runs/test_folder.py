@@ -121,17 +121,22 @@ def test_metrics_after_the_checkpoint_are_removed(tmp_path):
     assert [json.loads(line)["step"] for line in folder.metrics.read_text().splitlines()] == [1, 2]
 
 
-# Bug caught: --fresh that deletes what was computed, or moves files that are not a run.
+# Bugs caught: --fresh that deletes what was computed, or the record of collapsed attempts before anything is checked; that
+# moves the user's own files; a number of an earlier run that is used again.
 def test_fresh_keeps_the_earlier_run(tmp_path):
     with RunFolder(tmp_path) as folder:
-        (tmp_path / "notes.txt").write_text("no run")
+        (tmp_path / "job.sh").write_text("swav-tf pretrain ...")
         folder.begin(tiny_recipe(), fresh=True)
-        assert (tmp_path / "notes.txt").exists()
         for number in (1, 2):
-            (tmp_path / "summary.json").write_text(str(number))
+            for name in ("summary.json", "attempts.json", "confusion.png"):
+                (tmp_path / name).write_text(str(number))
+            with pytest.raises(UsageError, match="contains a pretrain run"):
+                folder.begin(tiny_classifier_recipe(ProbeRecipe), fresh=True)
             folder.begin(tiny_recipe(method__epsilon=0.03), fresh=True)
-            assert (tmp_path / f"previous-{number}" / "summary.json").read_text() == str(number)
-        assert not (tmp_path / "summary.json").exists()
+            for name in ("summary.json", "attempts.json", "confusion.png"):
+                assert (tmp_path / f"previous-{number}" / name).read_text() == str(number)
+            names = {path.name for path in tmp_path.iterdir()} - {"previous-1", "previous-2"}
+            assert names == {".lock", "config.yaml", "job.sh"}
         (tmp_path / "previous-1").rename(tmp_path / "elsewhere")
         folder.begin(tiny_recipe(), fresh=True)
         assert (tmp_path / "previous-3" / "elsewhere").exists()

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -6,7 +8,8 @@ from swav_tf.data.decode import evaluation_view
 from swav_tf.plumbing.errors import SwavError
 from swav_tf.recipe.classifier import ProbeRecipe
 from swav_tf.training.cluster import Topology
-from swav_tf.training.validation import Validation, counts_of, tally
+from swav_tf.training.position import Position
+from swav_tf.training.validation import Counts, Validate, Validation, counts_of, tally
 from tests.classifiers import bare_classifier, tiny_classifier_recipe
 
 IMAGES = 23  # divides by nothing that follows
@@ -108,3 +111,24 @@ def test_ties_padding_and_nan():
     logits[1] = np.nan
     with pytest.raises(SwavError, match="NaN or infinity for 1 validation images"):
         counts_of([v.numpy() for v in tally(tf.constant(logits), tf.constant([0, 4, 5, -1], tf.int64))])
+
+
+# Bug caught: a best epoch that was measured on other images than those of a later one.
+def test_the_best_epoch_is_one_of_the_same_images(logged):
+    position, metrics = Position(1, 9), SimpleNamespace(write=lambda kind, values: None)
+
+    def validate(epoch, images, right):
+        counts = Counts(np.array([[right, 10 - right], [0, 0]]), np.array([10, 0]), loss=1.0)
+        measured = SimpleNamespace(measure=lambda: counts)
+        callback = Validate(measured, position, metrics, every_epochs=1, images=images)
+        callback.on_train_begin()
+        position.step = epoch
+        callback.on_train_batch_end(0, {})
+        return position.best_step
+
+    assert [validate(1, "a", 9), validate(2, "a", 3)] == [1, 1]
+    assert not logged
+    assert [validate(3, "b", 6), validate(4, "b", 5)] == [3, 3]
+    assert [level for level, _ in logged] == ["WARNING"]
+    del position.validation["images"]  # as an earlier version wrote it
+    assert validate(5, "b", 7) == 5
