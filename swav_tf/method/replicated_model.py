@@ -31,7 +31,7 @@ class EpochSums:
 class ReplicatedModel(keras.Model):
     """A backbone and what is trained on it; a step sums over replicas first and decides on the sum.
 
-    A subclass creates its other weights, calls `finish_init`, and defines `make_train_function`.
+    A subclass creates its other weights, calls `finish_init`, and defines `train_step` and the same in parts.
 
     Args:
         name: of the model.
@@ -192,6 +192,29 @@ class ReplicatedModel(keras.Model):
         """Return the next batch; keep the iterator alive while Python calls of its data set run."""
         self.batches_in_use = iterator
         return next(iterator)
+
+    def make_train_function(self, force: bool = False) -> TrainFunction:
+        """Return a function that does one step from an iterator of batches, or of their parts.
+
+        Keras' own fails on scalars under MultiWorkerMirroredStrategy and does not support accumulation.
+        """
+        if self.train_function is not None and not force:
+            return self.train_function
+        step, step_in_parts = self.on_replicas(self.train_step), self._make_step_in_parts()
+
+        def train_function(iterator: Iterator[Any]) -> dict[str, float]:
+            requests = tf.constant(self.requests)
+            batch, *others = [self._next(iterator) for _ in range(self.accumulation_steps)]
+            return self._to_host(
+                step_in_parts([batch, *others], requests) if others else step(batch, requests)
+            )
+
+        self.train_function = train_function
+        return train_function
+
+    def _make_step_in_parts(self) -> Callable[[list[Any], tf.Tensor], dict[str, Any]]:
+        """Return a function that does one step on the parts of a batch."""
+        raise NotImplementedError
 
     def on_replicas(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Return a traced function that every replica computes from its own arguments."""

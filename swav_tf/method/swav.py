@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -12,7 +12,7 @@ import tensorflow as tf
 from swav_tf.method.feature_queue import FeatureQueue
 from swav_tf.method.loss import swapped_prediction_loss
 from swav_tf.method.loss_scale import LossScale
-from swav_tf.method.replicated_model import ReplicatedModel, TrainFunction
+from swav_tf.method.replicated_model import ReplicatedModel
 from swav_tf.method.sinkhorn import sinkhorn
 from swav_tf.model.head import Prototypes
 from swav_tf.model.replicas import replica_count, sum_over_replicas, update_on_all_replicas
@@ -263,33 +263,20 @@ class SwAV(ReplicatedModel):
             requests,
         )
 
-    # === What Keras' `fit` calls ===
-
-    def make_train_function(self, force: bool = False) -> TrainFunction:
-        """Return a function that does one step from an iterator of batches.
-
-        Keras' own fails on scalars under MultiWorkerMirroredStrategy, and does not support
-        accumulation under a strategy.
-        """
-        if self.train_function is not None and not force:
-            return self.train_function
-        step = self.on_replicas(self.train_step)
+    def _make_step_in_parts(self) -> Callable[[list[Crops], tf.Tensor], dict[str, Any]]:
         begin = self.on_replicas(self.normalize_prototypes)
         first_pass, assign = self.on_replicas(self._first_pass), self.on_replicas(self._codes_of_parts)
         accumulate, finish = self.on_replicas(self._accumulate), self.on_replicas(self._finish)
 
-        def train_function(iterator: Iterator[Crops]) -> dict[str, float]:
-            requests = tf.constant(self.requests)
-            if self.accumulation_steps == 1:
-                return self._to_host(step(self._next(iterator), requests))
-            parts = [self._next(iterator) for _ in range(self.accumulation_steps)]
+        def step(parts: list[Crops], requests: tf.Tensor) -> dict[str, Any]:
             begin()
             projections, codes = assign([first_pass(part) for part in parts])
             done = [accumulate(part, part_codes) for part, part_codes in zip(parts, codes, strict=True)]
-            return self._to_host(finish(done, projections, codes, requests))
+            return finish(done, projections, codes, requests)
 
-        self.train_function = train_function
-        return train_function
+        return step
+
+    # === One step on given crops ===
 
     def train_on_crops(self, crops: Crops) -> dict[str, float]:
         """Do one optimizer step on one batch of crops, and return its metrics.

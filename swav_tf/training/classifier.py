@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
 
 from swav_tf.method.loss_scale import LossScale
-from swav_tf.method.replicated_model import ReplicatedModel, TrainFunction
+from swav_tf.method.replicated_model import ReplicatedModel
 from swav_tf.model.replicas import replica_count, sum_over_replicas, update_on_all_replicas
+
+Batch = tuple[tf.Tensor, tf.Tensor]  # crops uint8 (b, 1, size, size, 3), classes int64 (b,)
 
 
 @keras.saving.register_keras_serializable("swav_tf")
@@ -78,12 +80,13 @@ class Classifier(ReplicatedModel):
 
     # === One step, as one replica sees it ===
 
-    def train_step(self, crops: tf.Tensor, labels: tf.Tensor, requests: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Make one optimizer step on this replica's share: crops uint8 (b, 1, size, size, 3), labels int64 (b,)."""
-        return self._update(*self._learn(crops, labels), requests)
+    def train_step(self, batch: Batch, requests: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Do one optimizer step on this replica's share of a complete batch."""
+        return self._update(*self._learn(batch), requests)
 
-    def _learn(self, crops: tf.Tensor, labels: tf.Tensor) -> tuple[list[tf.Tensor], tf.Tensor]:
+    def _learn(self, batch: Batch) -> tuple[list[tf.Tensor], tf.Tensor]:
         """Return the gradients of the scaled loss, and this share's (loss, top-1 accuracy)."""
+        crops, labels = batch
         with tf.GradientTape() as tape:
             logits = self(crops[:, 0], training=True)
             losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
@@ -114,10 +117,10 @@ class Classifier(ReplicatedModel):
         )
         return logs
 
-    def _accumulate(self, crops: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def _accumulate(self, batch: Batch) -> tuple[tf.Tensor, tf.Tensor]:
         """Return (loss, top-1 accuracy) of a part and the statistics of its batch normalizations."""
         with self.statistics.collect() as statistics:
-            gradients, measures = self._learn(crops, labels)
+            gradients, measures = self._learn(batch)
         self._add_to_sums(gradients)
         return measures, statistics[0]
 
@@ -128,21 +131,6 @@ class Classifier(ReplicatedModel):
         self.statistics.move_averages(statistics)
         return self._update(self._take_sums(), tf.reduce_mean(tf.stack(measures), axis=0), requests)
 
-    # === What Keras' `fit` calls ===
-
-    def make_train_function(self, force: bool = False) -> TrainFunction:
-        """Return the function that makes one step from an iterator of (crops, labels)."""
-        if self.train_function is not None and not force:
-            return self.train_function
-        step = self.on_replicas(self.train_step)
+    def _make_step_in_parts(self) -> Callable[[list[Batch], tf.Tensor], dict[str, Any]]:
         accumulate, finish = self.on_replicas(self._accumulate), self.on_replicas(self._finish)
-
-        def train_function(iterator: Iterator[Any]) -> dict[str, float]:
-            requests = tf.constant(self.requests)
-            if self.accumulation_steps == 1:
-                return self._to_host(step(*self._next(iterator), requests))
-            parts = [accumulate(*self._next(iterator)) for _ in range(self.accumulation_steps)]
-            return self._to_host(finish(parts, requests))
-
-        self.train_function = train_function
-        return train_function
+        return lambda parts, requests: finish([accumulate(part) for part in parts], requests)
