@@ -27,8 +27,8 @@ def test_recipes_need_no_tensorflow():
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
 
 
-# Bugs caught: documented code that fails; a file of `model.save` that a new process cannot load after `import swav_tf`
-# alone, or that loses weights. (test_swav_step.py has the rest of the state.)
+# Bugs caught: documented code that fails; a file of `model.save` that a new process cannot load, or that loses weights.
+# (test_swav_step.py has the rest of the state.)
 def test_fit_save_and_load_as_documented(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     text = (Path(swav_tf.__file__).parents[1] / "docs" / "keras.md").read_text()

@@ -41,7 +41,7 @@ def command(recipe: RecipeChoice, steps: int, images: int | None, report: Report
 
     found = profile(settings, steps=steps, images=images)
     if report.as_json:
-        report.show(dataclasses.asdict(found) | {"disturbed": found.disturbed})
+        report.show(dataclasses.asdict(found))
         return
     from cli.tables.profile import print_profile
 

@@ -25,11 +25,6 @@ def print_profile(profile: Profile) -> None:
 
     console.print(_table(p))
 
-    if p.disturbed:
-        console.print(
-            "[yellow]warning:[/] the machine was disturbed while this was measured: step and loop contradict each "
-            "other. Repeat it when nothing else runs."
-        )
     if p.load > p.cores / 2:
         console.print(
             f"[yellow]warning:[/] the machine was busy (load {p.load:.1f} on {p.cores} cores): figures are too slow."

@@ -5,8 +5,6 @@ A user's keras.json, KERAS_BACKEND and log level are meant for other programs: h
 
 from __future__ import annotations
 
-import atexit
-import json
 import logging
 import os
 import sys
@@ -32,8 +30,6 @@ def start() -> None:
     Raises:
         UsageError: this process has imported Keras with another backend.
     """
-    if "keras" not in sys.modules:
-        _avoid_a_fatal_file()
     # By default TensorFlow uses oneDNN only on processors with VNNI or AMX.
     # On other processors it also halves the time of a step.
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
@@ -65,20 +61,6 @@ def set_keras() -> None:
                 f"Keras' {name} is {needed} in this process, instead of {found} as in your Keras settings."
             )
             getattr(keras.config, f"set_{name}")(needed)
-
-
-def _avoid_a_fatal_file() -> None:
-    """Give Keras an empty folder if the import, also TensorFlow's, would fail at keras.json: at floatx bfloat16."""
-    file = Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser() / "keras.json"
-    try:
-        floatx = json.loads(file.read_text(encoding="utf-8")).get("floatx", "float32")
-    except (OSError, ValueError, AttributeError):  # Keras ignores such a file
-        return
-    if floatx not in ("float16", "float32", "float64"):
-        log.info(f"Your Keras settings in {file} are not used: Keras does not accept their floatx, {floatx}.")
-        folder = tempfile.TemporaryDirectory(prefix="swav-tf-keras-")
-        atexit.register(folder.cleanup)
-        os.environ["KERAS_HOME"] = folder.name
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import importlib.util
 import json
 import os
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -25,26 +25,8 @@ IDS = "tracked.json"  # in the run folder: the id of the tracked run by tracker,
 STEP = "optimizer_step"  # W&B's own steps must rise, and those of a resumed run do not
 
 
-class Tracker(Protocol):
-    """A run in a tracker. `id` identifies it there."""
-
-    id: str
-
-    def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        """Log numbers."""
-
-    def image(self, step: int, name: str, image: np.ndarray) -> None:
-        """Log a uint8 image (height, width, 3)."""
-
-    def summary(self, folder: RunFolder, figures: Mapping[str, Any]) -> None:
-        """Log the content of summary.json."""
-
-    def close(self, *, complete: bool) -> None:
-        """End the run."""
-
-
 class MlflowRun:
-    """A run of MLflow, new or that of an id."""
+    """A run of MLflow, new or that of an id; `Tracking` explains the methods."""
 
     def __init__(self, folder: RunFolder, recipe: AnyRecipe, known: str | None) -> None:
         self.mlflow = importlib.import_module("mlflow")
@@ -74,7 +56,7 @@ class MlflowRun:
 
 
 class WandbRun:
-    """A run of Weights & Biases, new or that of an id."""
+    """A run of Weights & Biases, new or that of an id; `Tracking` explains the methods."""
 
     def __init__(self, folder: RunFolder, recipe: AnyRecipe, known: str | None) -> None:
         self.wandb = importlib.import_module("wandb")
@@ -111,10 +93,7 @@ class WandbRun:
         self.run.finish(exit_code=0 if complete else 1)
 
 
-TRACKERS: dict[str, Callable[[RunFolder, AnyRecipe, str | None], Tracker]] = {
-    "mlflow": MlflowRun,
-    "wandb": WandbRun,
-}
+TRACKERS: dict[str, type[MlflowRun | WandbRun]] = {"mlflow": MlflowRun, "wandb": WandbRun}
 
 
 class Tracking:
@@ -122,7 +101,7 @@ class Tracking:
 
     def __init__(self, folder: RunFolder, recipe: AnyRecipe) -> None:
         self.folder, self.recipe = folder, recipe
-        self.trackers: dict[str, Tracker] = {}
+        self.trackers: dict[str, MlflowRun | WandbRun] = {}
 
     def begin(self) -> None:
         """Begin the tracked runs, or continue those whose ids are in the run folder.
@@ -164,7 +143,7 @@ class Tracking:
         self._each(lambda tracker: tracker.close(complete=complete))
         self.trackers.clear()
 
-    def _each(self, use: Callable[[Tracker], None]) -> None:
+    def _each(self, use: Callable[[MlflowRun | WandbRun], None]) -> None:
         for name, tracker in list(self.trackers.items()):
             try:
                 use(tracker)

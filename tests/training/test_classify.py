@@ -2,7 +2,6 @@
 
 import csv
 import json
-import signal
 
 import numpy as np
 import pytest
@@ -31,7 +30,6 @@ from tests.training.runs import (
     metrics,
     newest,
     start,
-    wait_until,
 )
 
 
@@ -209,27 +207,3 @@ def test_fine_tuning_by_two_workers_equals_one_process(tmp_path, pretrained):
     assert images[0] == images[1]
     assert last(chief)["loss"] == pytest.approx(last(alone)["loss"], rel=2e-3)
     assert last(chief)["top1"] == pytest.approx(last(alone)["top1"], abs=0.006)  # two images on a border
-
-
-# Bugs caught: a signal that stops one worker and hangs the other, a frozen backbone that moves on one of them, a probe
-# that cannot resume with fewer workers.
-@pytest.mark.multiprocess
-def test_a_probe_of_two_workers_is_stopped_and_resumed_by_one_process(tmp_path, pretrained):
-    recipe = tiny_classifier_recipe(ProbeRecipe, train__epochs=3, train__batch_size=32)
-    save_recipe(recipe, tmp_path / "recipe.yaml")
-    alone, run = tmp_path / "alone", tmp_path / "run"
-    workers = start_workers(tmp_path / "recipe.yaml", pretrained, run, run)
-    wait_until(lambda: any(line["step"] >= 50 for line in lines(run)), *workers)  # after the first validation
-    workers[1].send_signal(signal.SIGTERM)  # not the chief
-    for worker in workers:
-        worker.communicate(timeout=240)
-    assert workers[1].returncode == 143
-    assert workers[0].returncode != 0
-    stopped_at = newest(run, "probe").step
-    assert 50 <= stopped_at < 132
-    for run_dir in (alone, run):
-        probe(recipe, model=pretrained, run_dir=run_dir, quiet=True)
-    assert json.loads((run / "summary.json").read_text())["resumed_from_step"] == stopped_at
-    assert_equal_but_for_rounding(newest(alone, "probe"), newest(run, "probe"))
-    assert_backbone_is(run, "probe", pretrained)
-    assert last(run)["loss"] == pytest.approx(last(alone)["loss"], rel=2e-3)

@@ -33,8 +33,6 @@ from swav_tf.training.profile.inputs import RandomPhotos, fixed_parts, share_of_
 from swav_tf.training.profile.verdict import Loop, Verdict, verdict
 
 REPLICA_ROUNDS = 10
-# A replica cannot take longer than the step of all, nor a loop less time than its step; and noise.
-DISTURBED = 1.15
 SLOW_INPUT = 0.3  # an input that takes less of a step's time never makes the step wait
 
 
@@ -103,13 +101,6 @@ class Profile:
     hours: float
     load: float
     verdict: Verdict
-
-    @property
-    def disturbed(self) -> bool:
-        """Return whether other processes slowed some of the measurements: they contradict each other."""
-        one_replica = self.replicas == 1 and self.accumulation_steps == 1
-        slow = self.replica_ms > DISTURBED * self.step.ms
-        return one_replica and (slow or self.loop.ms < self.step.ms / DISTURBED)
 
 
 def profile(recipe: Recipe, *, steps: int = 10, images: int | None = None) -> Profile:
