@@ -8,10 +8,27 @@ from contextlib import contextmanager
 
 import tensorflow as tf
 
-from swav_tf.plumbing.errors import DataError, SwavError
+from swav_tf.plumbing.errors import DataError, SwavError, TransientError
 from swav_tf.recipe.pretraining import Train
 from swav_tf.training.cluster import Topology
-from swav_tf.training.watched import COLLECTIVE_ERRORS, WorkerEnded
+
+# What a collective raises when another worker has ended or is silent, or when it was aborted.
+COLLECTIVE_ERRORS = (
+    tf.errors.UnavailableError,
+    tf.errors.AbortedError,
+    tf.errors.CancelledError,
+    tf.errors.DeadlineExceededError,
+)
+
+
+class WorkerEnded(TransientError):
+    """Report that another worker has ended, without knowing which."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "Another worker has exited; its own error gives the reason. The last checkpoint is kept: start the same "
+            "command on all machines to resume."
+        )
 
 
 @contextmanager

@@ -43,14 +43,14 @@ from swav_tf.training.cluster import (
     mean_over_workers,
     topology,
 )
-from swav_tf.training.failures import explained_failures
+from swav_tf.training.failures import WorkerEnded, explained_failures
 from swav_tf.training.position import Position, UpdatePosition
 from swav_tf.training.progress import ShowProgress
 from swav_tf.training.rendezvous import ClusterAddress
 from swav_tf.training.resume import check_resumable, log_config_changes
 from swav_tf.training.state import restore
 from swav_tf.training.tracking import check_installed
-from swav_tf.training.watched import WorkerEnded, watched
+from swav_tf.training.watched import watched
 
 ModelT = TypeVar("ModelT", bound=ReplicatedModel)
 _SILENT = logging.CRITICAL + 1

@@ -11,31 +11,15 @@ from contextlib import contextmanager
 import tensorflow as tf
 from tensorflow.python.eager import context as tf_context
 
-from swav_tf.plumbing.errors import SwavError, TransientError, report_of
+from swav_tf.plumbing.errors import SwavError, report_of
 from swav_tf.training.checkpointing import StoppedBySignal
+from swav_tf.training.failures import WorkerEnded
 from swav_tf.training.heartbeat import Heartbeat, Loss, WorkerLost
 from swav_tf.training.rendezvous import Meeting
 from swav_tf.training.stopping import StoppedEarly, stoppable
 
-# What a collective raises when another worker has ended or is silent, or when it was aborted.
-COLLECTIVE_ERRORS = (
-    tf.errors.UnavailableError,
-    tf.errors.AbortedError,
-    tf.errors.CancelledError,
-    tf.errors.DeadlineExceededError,
-)
 # In which a worker that is asked to stop must leave TensorFlow; schedulers allow 30 s and more.
 STOP_SECONDS = 5.0
-
-
-class WorkerEnded(TransientError):
-    """Report that another worker has ended, without knowing which."""
-
-    def __init__(self) -> None:
-        super().__init__(
-            "Another worker has exited; its own error gives the reason. The last checkpoint is kept: start the same "
-            "command on all machines to resume."
-        )
 
 
 @contextmanager
@@ -43,7 +27,8 @@ def watched(meeting: Meeting | None, timeout_seconds: float) -> Iterator[None]:
     """End this worker within `timeout_seconds` after the loss of another.
 
     What waits for the others is aborted, so that this process leaves as after any other error; if it does not
-    within the same time again, it is killed. All workers must enter together, as soon as there is a strategy.
+    within the same time again, it is killed. All workers must enter together, as soon as there is a strategy; inside,
+    `explained_failures` turns the errors of collectives into `WorkerEnded`.
     SIGTERM, SIGINT and SIGHUP end this worker within seconds, except while `Checkpointing` handles them. Error messages
     begin with the number of this worker.
 
@@ -66,8 +51,6 @@ def watched(meeting: Meeting | None, timeout_seconds: float) -> Iterator[None]:
     except SwavError as error:
         watch.number(error)
         raise
-    except COLLECTIVE_ERRORS as error:
-        raise watch.number(WorkerEnded()) from error
 
 
 class _Watch:
@@ -76,10 +59,9 @@ class _Watch:
         self.ended = threading.Event()
         self.heartbeat: Heartbeat | None = None
 
-    def number(self, error: SwavError) -> SwavError:
+    def number(self, error: SwavError) -> None:
         """Let a message begin with this worker's number: several workers may write into one log."""
         error.args = (f"worker {self.meeting.rank} of {len(self.meeting.workers)}: {error}",)
-        return error
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -106,13 +88,11 @@ class _Watch:
         heartbeat = self.heartbeat
         if heartbeat is None:
             return
-        if isinstance(error, (WorkerEnded, *COLLECTIVE_ERRORS)):
+        if isinstance(error, WorkerEnded):
             heartbeat.lost.wait(self.timeout_seconds)  # TensorFlow may have noticed first
         if heartbeat.loss is not None and isinstance(error, (WorkerEnded, tf.errors.OpError)):
             heartbeat.leave(heartbeat.loss)
             raise WorkerLost(heartbeat.loss) from error
-        if isinstance(error, COLLECTIVE_ERRORS):
-            error = WorkerEnded()
         known = isinstance(error, SwavError)
         message = str(error) if known else f"{type(error).__name__}: {error}"
         heartbeat.leave(heartbeat.failure(message, getattr(error, "exit_code", 1) if known else 1))
@@ -130,7 +110,8 @@ class _Watch:
         tf_context.context().abort_collective_ops(tf.errors.UNAVAILABLE, str(error))
         if not self.ended.wait(seconds):
             self._leave(farewell)
-            print(report_of(self.number(error)), file=sys.stderr, flush=True)
+            self.number(error)
+            print(report_of(error), file=sys.stderr, flush=True)
             os._exit(error.exit_code)
 
     def _leave(self, farewell: Loss | None = None) -> None:

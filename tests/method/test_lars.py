@@ -66,12 +66,6 @@ def test_an_unwanted_update_changes_neither_value_nor_momentum(tensors):
     assert int(optimizer.iterations.numpy()) == 2
 
 
-# Bug caught: an optimizer that Keras cannot save and load.
-def test_config_makes_the_same_optimizer():
-    again = LARS.from_config(LARS(1.5, momentum=0.8, weight_decay=1e-4, trust_coefficient=0.01).get_config())
-    assert (again.momentum, again.coupled_weight_decay, again.trust_coefficient) == (0.8, 1e-4, 0.01)
-
-
 # Bug caught: scalars or complete tensors that each variable computes alone. ResNet-50 has 166 variables, most of
 # them small: on a GPU thirty operations on each took longer to launch than to run.
 def test_operations_of_a_step_on_each_variable():

@@ -47,7 +47,7 @@ def test_keras_with_another_backend_is_refused(tmp_path):
 import sys, types
 keras = types.ModuleType("keras")
 keras.backend = types.SimpleNamespace(backend=lambda: "jax")
-sys.modules["keras"] = keras
+sys.modules |= {"keras": keras, "tensorflow": types.ModuleType("tensorflow")}
 import swav_tf
 try:
     swav_tf.build_swav

@@ -1,7 +1,4 @@
-import json
 import os
-import subprocess
-import sys
 import time
 
 import numpy as np
@@ -10,6 +7,7 @@ import tensorflow as tf
 
 from swav_tf.plumbing.errors import UsageError
 from swav_tf.recipe.pretraining import Train
+from swav_tf.training import cluster
 from swav_tf.training.cluster import (
     FUSED_BATCH_NORM,
     batches_on_devices,
@@ -18,7 +16,7 @@ from swav_tf.training.cluster import (
     mean_over_workers,
     topology,
 )
-from swav_tf.training.rendezvous import ClusterAddress
+from swav_tf.training.rendezvous import ClusterAddress, Meeting
 
 
 def settings(**changes):
@@ -60,7 +58,7 @@ NO_TASK = '{"cluster": {"worker": ["a:1", "b:1"]}}'
 
 # Bug caught: a cluster that is requested, does not exist, and is silently replaced by one device.
 @pytest.mark.parametrize(
-    ("changes", "tf_config", "cluster", "message"),
+    ("changes", "tf_config", "address", "message"),
     [
         ({"strategy": "multi_worker"}, "", None, "needs a description of the cluster"),
         ({}, "{workers: 2", None, "TF_CONFIG must be JSON"),
@@ -74,10 +72,10 @@ NO_TASK = '{"cluster": {"worker": ["a:1", "b:1"]}}'
         ({"strategy": "multi_worker", "logical_cpus": 2}, "", None, "each of several workers has one"),
     ],
 )
-def test_impossible_requests_are_refused(changes, tf_config, cluster, message, monkeypatch):
+def test_impossible_requests_are_refused(changes, tf_config, address, message, monkeypatch):
     monkeypatch.setenv("TF_CONFIG", tf_config)
     with pytest.raises(UsageError, match=message):
-        build_strategy(settings(**changes), cluster)
+        build_strategy(settings(**changes), address)
 
 
 # Bug caught: replicas of the CPU that are requested and silently replaced by one GPU.
@@ -153,39 +151,23 @@ SLURM = {
     "SLURM_STEP_TASKS_PER_NODE": "1(x2)",
     "SLURM_NTASKS": "2",
 }
-PRINT_CLUSTER = """
-import json, os, tensorflow as tf
-from swav_tf.training import cluster
-from swav_tf.training.rendezvous import Meeting
-tf.distribute.MultiWorkerMirroredStrategy = lambda cluster_resolver, communication_options: print(json.dumps({
-    "cluster": cluster_resolver.cluster_spec().as_dict(),
-    "task": [cluster_resolver.task_type, cluster_resolver.task_id],
-    "how": communication_options.implementation.value,
-    "inherited": os.environ.get("TF_CONFIG"),
-}))
-cluster.meet = lambda address: Meeting(1, (address.host + ":1", "node08:2"), (), {})
-from swav_tf.recipe.pretraining import Train
-cluster.build_strategy(Train(epochs=1, batch_size=8))
-"""
 
 
 # Bugs caught: a wrong rank, NCCL without a GPU, a description that is inherited by processes that this one starts.
-@pytest.mark.multiprocess
-def test_a_slurm_step_becomes_a_cluster():
-    process = subprocess.run(
-        [sys.executable, "-c", PRINT_CLUSTER],
-        env={**os.environ, **SLURM},
-        capture_output=True,
-        text=True,
-        timeout=100,
-    )
-    assert process.returncode == 0, process.stderr[-2000:]
-    assert json.loads(process.stdout.strip().splitlines()[-1]) == {
-        "cluster": {"worker": ["node07:1", "node08:2"]},
-        "task": ["worker", 1],
-        "how": "RING",
-        "inherited": None,
-    }
+def test_a_slurm_step_becomes_a_cluster(monkeypatch):
+    for name, value in SLURM.items():
+        monkeypatch.setenv(name, value)
+    met = Meeting(1, ("node07:1", "node08:2"), ("", ""), {0: None})
+    monkeypatch.setattr(cluster, "meet", lambda address: met)
+    monkeypatch.setattr(cluster, "_configure_coordination", lambda jobs, timeout_seconds: None)
+    monkeypatch.setattr(tf.distribute, "MultiWorkerMirroredStrategy", lambda **made: made)
+    made, meeting = build_strategy(settings())
+    resolver = made["cluster_resolver"]
+    assert meeting is met
+    assert resolver.cluster_spec().as_dict() == {"worker": ["node07:1", "node08:2"]}
+    assert (resolver.task_type, resolver.task_id) == ("worker", 1)
+    assert made["communication_options"].implementation.value == "RING"
+    assert "TF_CONFIG" not in os.environ
 
 
 # Bug caught: a worker that is done lives on for up to a minute, as an autotune thread of an iterator sleeps.
