@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import tensorflow as tf
 
-from swav_tf.model.replicas import mirrored_variable
+from swav_tf.model.replicas import Update, mirrored_variable
 
 
 class LossScale(tf.Module):
@@ -27,7 +25,7 @@ class LossScale(tf.Module):
         self.factor = mirrored_variable(tf.constant(initial if enabled else 1.0), "factor")
         self.finite_steps = mirrored_variable(tf.constant(0, tf.int64), "finite_steps")
 
-    def updates(self, finite: tf.Tensor) -> list[tuple[tf.Variable, Any, tuple[Any, ...]]]:
+    def updates(self, finite: tf.Tensor) -> list[Update]:
         """Return the updates of a step, for `update_on_all_replicas`."""
         if not self.enabled:
             return []

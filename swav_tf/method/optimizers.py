@@ -10,6 +10,7 @@ import keras
 import tensorflow as tf
 
 from swav_tf.method.norms import norms
+from swav_tf.model.replicas import Update
 from swav_tf.recipe.classifier import SGDSettings
 
 
@@ -65,12 +66,21 @@ class MomentumOptimizer(keras.optimizers.Optimizer):
         gradients: Sequence[tf.Tensor],
         variables: Sequence[keras.Variable],
         applied: Sequence[tf.Tensor],
-    ) -> list[tuple[tf.Variable, Any, tuple[Any, ...]]]:
+    ) -> list[Update]:
         """Return one step, for `update_on_all_replicas`, on gradients that are equal on all replicas.
 
         A variable whose scalar bool in `applied` is false keeps its value and its momentum,
         as if it had no gradient. `iterations` counts every step.
         """
+        steps = self._steps(gradients, variables, applied)
+        return [*steps, (self.iterations.value, lambda iterations: iterations.assign_add(1), ())]
+
+    def _steps(
+        self,
+        gradients: Sequence[tf.Tensor],
+        variables: Sequence[keras.Variable],
+        applied: Sequence[tf.Tensor],
+    ) -> list[Update]:
         parameters = [tf.convert_to_tensor(variable) for variable in variables]
         wanted = tf.stack(applied)
         # v <- 1 v + 0 g + 0 p; p <- p - 0 v: skipped variables keep their values.
@@ -83,13 +93,12 @@ class MomentumOptimizer(keras.optimizers.Optimizer):
                 (self.momentum * ones, ones),
             )
         ]
-        steps: list[tuple[tf.Variable, Any, tuple[Any, ...]]] = [
+        return [
             (variable.value, _update, (momentum.value, gradient, *numbers))
             for variable, momentum, gradient, *numbers in zip(
                 variables, self.momentums, gradients, *of_each, strict=True
             )
         ]
-        return [*steps, (self.iterations.value, lambda iterations: iterations.assign_add(1), ())]
 
     def get_config(self) -> dict[str, Any]:
         """Return what Keras needs to rebuild this optimizer."""
@@ -203,20 +212,16 @@ class Adam(MomentumOptimizer):
         target, function, arguments = self._update_of(number, gradient, variable, tf.constant(True))
         function(target, *arguments)
 
-    def updates(
+    def _steps(
         self,
         gradients: Sequence[tf.Tensor],
         variables: Sequence[keras.Variable],
         applied: Sequence[tf.Tensor],
-    ) -> list[tuple[tf.Variable, Any, tuple[Any, ...]]]:
-        """Return one step, for `update_on_all_replicas`, on gradients that are equal on all replicas."""
+    ) -> list[Update]:
         each = enumerate(zip(gradients, variables, applied, strict=True))
-        steps = [self._update_of(number, *one) for number, one in each]
-        return [*steps, (self.iterations.value, lambda iterations: iterations.assign_add(1), ())]
+        return [self._update_of(number, *one) for number, one in each]
 
-    def _update_of(
-        self, number: int, gradient: tf.Tensor, variable: Any, wanted: tf.Tensor
-    ) -> tuple[tf.Variable, Any, tuple[Any, ...]]:
+    def _update_of(self, number: int, gradient: tf.Tensor, variable: Any, wanted: tf.Tensor) -> Update:
         value = variable.value if isinstance(variable, keras.Variable) else variable
         state = (buffer[number].value for buffer in (self.momentums, self.squares, self.steps))
         rate = tf.cast(self.learning_rate, tf.float32)

@@ -40,9 +40,11 @@ def gather_from_replicas(tensor: tf.Tensor) -> tf.Tensor:
     return tf.distribute.get_replica_context().all_gather(stacked, axis=0)
 
 
-def update_on_all_replicas(
-    updates: Sequence[tuple[tf.Variable, Callable[..., Any], tuple[Any, ...]]],
-) -> None:
+# A variable, a function of it and of further arguments, and these.
+Update = tuple[tf.Variable, Callable[..., Any], tuple[Any, ...]]
+
+
+def update_on_all_replicas(updates: Sequence[Update]) -> None:
     """Run `update(variable, *arguments)` on each device's copy of each mirrored variable.
 
     The arguments must be equal on all replicas (sum them first), or the copies drift apart.
