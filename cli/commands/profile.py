@@ -21,7 +21,7 @@ from cli.recipe_options import RecipeChoice, recipe_options
 )
 @report_options
 def command(recipe: RecipeChoice, steps: int, images: int | None, report: Report) -> None:
-    """Run a few steps of a recipe and report its bottleneck: input, host, device or communication.
+    """Run a few steps of a recipe and report its bottleneck: input, host or device.
 
     DATA is the same as for `swav-tf pretrain`. Without it, random JPEGs of typical size are used. Nothing is written
     to disk.

@@ -65,14 +65,10 @@ def _table(p: Profile) -> Table:
     part("waiting for crops", p.wait_ms, p.loop.ms)
     if p.devices == "GPU":
         part("host", p.host_ms, p.loop.ms)
-    if p.communication_ms is None:
-        table.add_row("  communication", "-", "", "not measured for a batch in parts")
-    elif p.replicas > 1:
-        part("communication", p.communication_ms, p.loop.ms)
     host_ms = p.host_ms if p.devices == "GPU" else 0.0
-    rest = max(0.0, p.loop.ms - p.wait_ms - host_ms - (p.communication_ms or 0.0))
+    rest = max(0.0, p.loop.ms - p.wait_ms - host_ms)
     network = min(rest, p.step.ms)
-    part("network", network, p.loop.ms)
+    part("network" if p.replicas == 1 else "network and communication", network, p.loop.ms)
     if rest > network:
         part("slower than the step alone", rest - network, p.loop.ms)
     return table

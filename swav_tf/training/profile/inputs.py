@@ -69,16 +69,3 @@ def fixed_parts(recipe: Recipe, strategy: tf.distribute.Strategy) -> list[tuple[
 
     # Equal parts cost as much as different ones and need less memory.
     return [tuple(crops(group.count, group.size) for group in recipe.crops)] * parts
-
-
-def share_of_one(recipe: Recipe, replicas: int) -> Recipe:
-    """Return a recipe for one device: what a replica computes at once, its share of a part of the batch."""
-    size = recipe.train.batch_size // replicas // recipe.train.accumulation_steps
-    length = recipe.queue_length // replicas
-    queue = recipe.method.queue.model_copy(update={"length": max(length, size) if length else 0})
-    return recipe.model_copy(
-        update={
-            "train": recipe.train.model_copy(update={"batch_size": size, "accumulation_steps": 1}),
-            "method": recipe.method.model_copy(update={"queue": queue}),
-        }
-    )

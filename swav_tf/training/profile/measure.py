@@ -1,4 +1,4 @@
-"""Profile a recipe on this machine: the input alone, a step alone, the training loop, and a replica alone."""
+"""Profile a recipe on this machine: the input alone, a step alone, and the training loop."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from swav_tf.data.image_source import ImageSource
 from swav_tf.data.loader import ended_after, made_ahead, training_batches
 from swav_tf.data.sources import open_source
 from swav_tf.data.workers import cpu_seconds
-from swav_tf.method.swav import Crops, SwAV
 from swav_tf.planning.estimate import IMAGENET_IMAGES, image_flops
 from swav_tf.planning.network_cost import network_cost
 from swav_tf.plumbing.errors import UsageError
@@ -29,10 +28,9 @@ from swav_tf.recipe.pretraining import Recipe
 from swav_tf.training.build import build_swav
 from swav_tf.training.cluster import Topology, batches_on_devices, build_strategy, topology
 from swav_tf.training.failures import explained_failures
-from swav_tf.training.profile.inputs import RandomPhotos, fixed_parts, share_of_one
+from swav_tf.training.profile.inputs import RandomPhotos, fixed_parts
 from swav_tf.training.profile.verdict import Loop, Verdict, verdict
 
-REPLICA_ROUNDS = 10
 SLOW_INPUT = 0.3  # an input that takes less of a step's time never makes the step wait
 
 
@@ -66,8 +64,6 @@ class Profile:
         step: a step whose crops are on the devices already.
         loop: a step of the training loop.
         wait_ms, host_ms: time of the loop spent waiting for crops; time in which a GPU idles for other reasons.
-        replica_ms: the quickest step of one replica while no other computes.
-        communication_ms: cost of several replicas; None if the batch comes in parts.
         tflops: of all replicas, forward and backward; None for external networks.
         memory_mb: peak until the end of the loop, 10^6 bytes: on GPUs what TensorFlow took of the fullest, else of this
             process; None on a CPU without /proc.
@@ -94,8 +90,6 @@ class Profile:
     loop: Timing
     wait_ms: float
     host_ms: float
-    replica_ms: float
-    communication_ms: float | None
     tflops: float | None
     memory_mb: float | None
     hours: float
@@ -128,7 +122,7 @@ def profile(recipe: Recipe, *, steps: int = 10, images: int | None = None) -> Pr
     team = topology(strategy)
     check_recipe(recipe, replicas=team.replicas, images=len(source), on_cpu=team.devices == "CPU")
     bad_images = BadImages(None, images=len(source), max_share=recipe.data.max_bad_share)
-    one = share_of_one(recipe, team.replicas)
+    share = recipe.train.batch_size // team.replicas // recipe.train.accumulation_steps
     steps_per_epoch = len(source) // recipe.train.batch_size
     batches = partial(
         training_batches,
@@ -139,23 +133,19 @@ def profile(recipe: Recipe, *, steps: int = 10, images: int | None = None) -> Pr
         total_steps=steps_per_epoch * recipe.train.epochs,
         workers=1,
         worker=0,
-        replica_batch_size=one.train.batch_size,
+        replica_batch_size=share,
         bad_images=bad_images,
     )
     with explained_failures(recipe.train, team):
         log.info("measuring the input alone ...")
-        ahead = made_ahead(recipe.data, one.train.batch_size)
+        ahead = made_ahead(recipe.data, share)
         elements = team.replicas * recipe.train.accumulation_steps  # of a step
         fed = _drain(batches, skip=ahead + 1, elements=steps * elements)
         skip = -(-ahead // elements) + 1  # steps that use up what was made ahead
         step, loop, wait_ms = _time_steps(
             recipe, strategy, batches, steps, skip=skip, input_ms=fed.ms * elements
         )
-        memory_mb = _peak_memory_mb(team)
-        log.info("measuring a replica alone ...")
-        [crops] = fixed_parts(one, tf.distribute.get_strategy())
-        replica = _time_replica(build_swav(one), crops, rounds=min(steps, REPLICA_ROUNDS))
-    return _assemble(recipe, source, team, fed, step, loop, wait_ms, replica, memory_mb, load)
+    return _assemble(recipe, source, team, fed, step, loop, wait_ms, load)
 
 
 def _assemble(
@@ -166,24 +156,12 @@ def _assemble(
     step: Timing,
     loop: Timing,
     wait_ms: float,
-    replica: tuple[float, float],
-    memory_mb: float | None,
     load: float,
 ) -> Profile:
-    train, on_gpu, cores = recipe.train, team.devices == "GPU", available_cores()
-    in_parts = train.accumulation_steps
-    replica_ms, launch_ms = replica
-    part_images = train.batch_size // team.replicas // in_parts
-    cpu_ms_image = fed.cpu_ms / part_images
-    communication_ms = _communication_ms(step.ms, replica_ms, team) if in_parts == 1 else None
-    times = Loop(
-        loop_ms=loop.ms,
-        wait_ms=wait_ms,
-        step_ms=step.ms,
-        launch_ms=in_parts * launch_ms if on_gpu else None,
-        communication_ms=communication_ms or 0.0,
-    )
-    total_steps = len(source) // train.batch_size * train.epochs
+    train, cores = recipe.train, available_cores()
+    share = train.batch_size // team.replicas // train.accumulation_steps
+    times = Loop(loop_ms=loop.ms, wait_ms=wait_ms, step_ms=step.ms, on_gpu=team.devices == "GPU")
+    cpu_ms_image, total_steps = fed.cpu_ms / share, len(source) // train.batch_size * train.epochs
     return Profile(
         recipe=recipe.name,
         source=str(source) if isinstance(source, RandomPhotos) else recipe.data.path or "the bundled digits",
@@ -192,24 +170,22 @@ def _assemble(
         devices=team.devices,
         replicas=team.replicas,
         batch_size=train.batch_size,
-        accumulation_steps=in_parts,
+        accumulation_steps=train.accumulation_steps,
         precision=train.precision,
         cores=cores,
         threads=recipe.data.threads or cores,
         processes=recipe.data.processes,
-        input_images_per_second=1000 * part_images / fed.ms,
+        input_images_per_second=1000 * share / fed.ms,
         input_cpu_ms=cpu_ms_image,
         step=step,
         loop=loop,
         wait_ms=wait_ms,
         host_ms=times.host_ms,
-        replica_ms=replica_ms,
-        communication_ms=communication_ms,
         tflops=_tflops(recipe, loop.ms),
-        memory_mb=memory_mb,
+        memory_mb=_peak_memory_mb(team),
         hours=total_steps * loop.ms / 3.6e6,
         load=load,
-        verdict=verdict(times, recipe, cores=cores, cpu_ms_image=cpu_ms_image),
+        verdict=verdict(times, recipe, cores=cores, cpu_ms_image=cpu_ms_image, replicas=team.replicas),
     )
 
 
@@ -263,22 +239,6 @@ def _time_steps(
     return alone, loop, 1000 * iterator.seconds / steps
 
 
-def _time_replica(model: SwAV, crops: Crops, *, rounds: int) -> tuple[float, float]:
-    """Return the quickest step of one replica and the median time until the host has launched it, ms.
-
-    On a CPU the launch takes nearly all of the step. The model, under no strategy, is trained.
-    """
-    step, launches, times = tf.function(lambda: model.train_step(crops)), list[float](), list[float]()
-    for _ in range(1 + rounds):
-        begun = time.perf_counter()
-        logs = step()
-        launches.append(time.perf_counter() - begun)
-        logs["loss"].numpy()  # waits for the device
-        times.append(time.perf_counter() - begun)
-    # The first step traces the function; other processes can only add to the others.
-    return 1000 * min(times[1:]), 1000 * statistics.median_high(launches[1:])
-
-
 def _peak_memory_mb(team: Topology) -> float | None:
     if team.devices == "GPU":
         gpus = range(len(tf.config.list_logical_devices("GPU")))
@@ -319,14 +279,6 @@ def timing_of(walls: list[float], cpu: float) -> Timing:
     return Timing(
         ms=1000 * statistics.fmean(walls), cpu_ms=1000 * cpu / len(walls), spread=(high - low) / 2 / median
     )
-
-
-def _communication_ms(step_ms: float, alone_ms: float, team: Topology) -> float:
-    """Return the time of a step of all replicas beyond that of one replica alone."""
-    if team.replicas == 1:
-        return 0.0
-    # Replicas on one CPU share its cores: they compute one after the other.
-    return max(0.0, step_ms - (alone_ms if team.devices == "GPU" else team.replicas * alone_ms))
 
 
 def _tflops(recipe: Recipe, loop_ms: float) -> float | None:

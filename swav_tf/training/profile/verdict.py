@@ -9,10 +9,9 @@ from typing import Literal
 from swav_tf.recipe.data import Data
 from swav_tf.recipe.pretraining import Recipe, Train
 
-Bound = Literal["input", "host", "device", "communication"]
+Bound = Literal["input", "host", "device"]
 
 WAITING_SHARE = 0.10  # crops are made ahead of the step, so steady waiting means that the input is too slow
-LAUNCH_SHARE = 0.9  # of a GPU's step: if launching takes longer, the GPU waits for the host
 
 
 @dataclass(frozen=True)
@@ -23,36 +22,28 @@ class Loop:
         loop_ms: the complete step.
         wait_ms: time of it spent waiting for crops.
         step_ms: a step whose crops are on the device already.
-        launch_ms: time until the host has launched a step on a GPU; None on a CPU.
-        communication_ms: cost of several replicas; 0 for one.
+        on_gpu: the step computes on GPUs, not on the cores that make crops.
     """
 
     loop_ms: float
     wait_ms: float
     step_ms: float
-    launch_ms: float | None
-    communication_ms: float
+    on_gpu: bool
 
     @property
     def input_ms(self) -> float:
         """Return what crops cost: waiting, and on a CPU the cores that they take from the step."""
-        if self.launch_ms is None:
-            return max(self.wait_ms, self.loop_ms - self.step_ms, 0.0)
-        return self.wait_ms
+        return self.wait_ms if self.on_gpu else max(self.wait_ms, self.loop_ms - self.step_ms, 0.0)
 
     @property
     def host_ms(self) -> float:
-        """Return the time in which a GPU idles although crops are ready: Python, copies, slow launches."""
-        if self.launch_ms is None:
-            return 0.0
-        between = max(0.0, self.loop_ms - self.wait_ms - self.step_ms)
-        slow = self.launch_ms >= LAUNCH_SHARE * self.step_ms
-        return between + (max(0.0, self.launch_ms - self.communication_ms) if slow else 0.0)
+        """Return the time in which a GPU idles although crops are ready: Python and copies."""
+        return max(0.0, self.loop_ms - self.wait_ms - self.step_ms) if self.on_gpu else 0.0
 
     @property
     def device_ms(self) -> float:
-        """Return the remaining time: the network's."""
-        return max(0.0, self.loop_ms - self.input_ms - self.host_ms - self.communication_ms)
+        """Return the remaining time: the network's, with the communication of replicas."""
+        return max(0.0, self.loop_ms - self.input_ms - self.host_ms)
 
 
 @dataclass(frozen=True)
@@ -64,7 +55,7 @@ class Verdict:
     sentence: str
 
 
-def verdict(loop: Loop, recipe: Recipe, *, cores: int, cpu_ms_image: float) -> Verdict:
+def verdict(loop: Loop, recipe: Recipe, *, cores: int, cpu_ms_image: float, replicas: int) -> Verdict:
     """Return the largest part of the loop, or the input if the step waits for it.
 
     Args:
@@ -72,33 +63,30 @@ def verdict(loop: Loop, recipe: Recipe, *, cores: int, cpu_ms_image: float) -> V
         recipe: the settings that the advice may change.
         cores: cores available to this process.
         cpu_ms_image: CPU time of one image's crops.
+        replicas: number of devices.
     """
-    parts: dict[Bound, float] = {
-        "input": loop.input_ms,
-        "host": loop.host_ms,
-        "communication": loop.communication_ms,
-        "device": loop.device_ms,
-    }
+    parts: dict[Bound, float] = {"input": loop.input_ms, "host": loop.host_ms, "device": loop.device_ms}
     waits = loop.wait_ms >= WAITING_SHARE * loop.loop_ms
     bound: Bound = "input" if waits else max(parts, key=lambda name: parts[name])
     share = min(1.0, parts[bound] / loop.loop_ms)
-    percent, on_gpu = f"{100 * share:.0f} %", loop.launch_ms is not None
+    percent = f"{100 * share:.0f} %"
     if bound == "input":
         needed = math.ceil(cpu_ms_image * recipe.train.batch_size / loop.step_ms)
-        text = (
-            f"crops cost the step {percent} of its time; {_faster_input(recipe.data, cores, needed, on_gpu)}"
-        )
+        faster = _faster_input(recipe.data, cores, needed, loop.on_gpu)
+        text = f"crops cost the step {percent} of its time; {faster}"
     elif bound == "host":
         text = (
             f"the GPU waits for the host {percent} of the time; give it more work per launch: a larger "
             "train.batch_size or fewer train.accumulation_steps, or use a faster processor core"
         )
-    elif bound == "communication":
-        own = "model.batch_norm.synchronised=false, " if recipe.model.batch_norm.synchronised else ""
-        text = f"replicas communicate {percent} of the time; {own}more images per replica, or a faster link"
     else:
-        advice = _faster_network(recipe.train) if on_gpu else "a GPU, or a smaller network and fewer crops"
-        text = f"the network computes {percent} of the time and crops are ready in time; {advice}"
+        advice = (
+            _faster_network(recipe.train) if loop.on_gpu else "a GPU, or a smaller network and fewer crops"
+        )
+        what = "the network computes"
+        if replicas > 1:
+            what = "the replicas compute and communicate (`swav-tf plan` estimates how much)"
+        text = f"{what} {percent} of the time and crops are ready in time; {advice}"
     return Verdict(bound, share, f"{bound} bound: {text}.")
 
 
