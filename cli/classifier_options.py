@@ -23,7 +23,8 @@ from cli.recipe_options import following, override_option, track_option, with_va
 if TYPE_CHECKING:
     from swav_tf.recipe.classifier import FinetuneRecipe, ProbeRecipe
     from swav_tf.recipe.pretraining import Recipe
-    from swav_tf.training.classify import ClassifierResult
+    from swav_tf.training.classifier import Classifier
+    from swav_tf.training.job import Result
 
     Kind = TypeVar("Kind", ProbeRecipe, FinetuneRecipe)
 
@@ -135,7 +136,7 @@ best_option = click.option(
 )
 
 
-def show_classifier(report: Report, recipe: ProbeRecipe | FinetuneRecipe, result: ClassifierResult) -> None:
+def show_classifier(report: Report, recipe: ProbeRecipe | FinetuneRecipe, result: Result[Classifier]) -> None:
     """Print the summary as JSON, or the closing words."""
     if report.as_json:
         report.show(result.summary)

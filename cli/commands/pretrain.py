@@ -24,8 +24,9 @@ from cli.quiet import load_tensorflow_quietly
 from cli.recipe_options import RecipeChoice, auto_recipe_options, track_option
 
 if TYPE_CHECKING:
+    from swav_tf.method.swav import SwAV
     from swav_tf.recipe.pretraining import Recipe
-    from swav_tf.training.pretrain import PretrainResult
+    from swav_tf.training.job import Result
     from swav_tf.training.rendezvous import ClusterAddress
 
 
@@ -106,7 +107,7 @@ def command(
 
 def _train(
     settings: Recipe, folder: Path, options: dict[str, Any], cluster: ClusterAddress | None
-) -> PretrainResult:
+) -> Result[SwAV]:
     from swav_tf.training.pretrain import pretrain
 
     return pretrain(settings, run_dir=folder, cluster=cluster, **options)

@@ -9,7 +9,6 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from swav_tf.method.norms import norms
 from swav_tf.model.replicas import Update
 from swav_tf.recipe.classifier import SGDSettings
 
@@ -121,6 +120,14 @@ def _update(
     tf.raw_ops.ResourceApplyMomentum(
         var=variable.handle, accum=accumulated.handle, lr=rate, grad=direction, momentum=momentum
     )
+
+
+def norms(tensors: Sequence[tf.Tensor]) -> tf.Tensor:
+    """Return the Euclidean norm of each float32 tensor, as one vector; not finite where an element is not.
+
+    Each tensor is read by one operation, and the rest is vectorized: on a GPU each small operation costs a launch.
+    """
+    return tf.sqrt(2.0 * tf.stack([tf.nn.l2_loss(tensor) for tensor in tensors]))
 
 
 def lars_factors(

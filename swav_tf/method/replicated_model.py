@@ -12,8 +12,7 @@ import tensorflow as tf
 
 from swav_tf.method.feature_queue import FeatureQueue
 from swav_tf.method.loss_scale import LossScale
-from swav_tf.method.norms import norms
-from swav_tf.method.optimizers import MomentumOptimizer
+from swav_tf.method.optimizers import MomentumOptimizer, norms
 from swav_tf.model.batch_norm import StatisticsOfParts
 from swav_tf.model.replicas import per_replica_variable, replica_count, sum_over_replicas
 from swav_tf.plumbing.errors import UsageError

@@ -16,9 +16,10 @@ from swav_tf.plumbing.log import log
 from swav_tf.plumbing.system import available_memory, blas_threads_for
 from swav_tf.recipe.classifier import Cached, ProbeRecipe
 from swav_tf.runs.model_facts import BY_CACHE
-from swav_tf.training.classify import ClassifierResult, open_run, run_facts, save_results
+from swav_tf.training.classifier import Classifier
+from swav_tf.training.classify import open_run, run_facts, save_results
 from swav_tf.training.features import extract_features
-from swav_tf.training.job import open_job
+from swav_tf.training.job import Result, open_job
 from swav_tf.training.state import named_variables
 from swav_tf.training.validation import counts_of, tally
 
@@ -37,7 +38,7 @@ def probe_cached(
     from_scratch: bool = False,
     fresh: bool = False,
     quiet: bool = False,
-) -> ClassifierResult:
+) -> Result[Classifier]:
     """Fit logistic regression to features of the evaluation view, on one device of one process.
 
     The penalty is chosen on a held-out part of the TRAINING images, then all of them are used. Crops, optimizer and
@@ -85,7 +86,7 @@ def probe_cached(
             held_out_top1={f"{value:g}": accuracy for value, accuracy in accuracies.items()},
             seconds_features=seconds_features,
         )
-        return ClassifierResult(model=classifier, run_dir=job.run_dir, summary=summary)
+        return job.result(classifier, summary)
 
 
 def _check_memory(train: int, validation: int, features: int) -> None:

@@ -6,7 +6,6 @@ import hashlib
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from swav_tf.recipe.pretraining import Recipe
 from swav_tf.runs.model_facts import BY_SGD, ModelFacts, save_facts
 from swav_tf.training.classifier import Classifier
 from swav_tf.training.classifier_folder import Start, start_from
-from swav_tf.training.job import Job, open_job
+from swav_tf.training.job import Job, Result, open_job
 from swav_tf.training.rendezvous import ClusterAddress
 from swav_tf.training.results import write_results
 from swav_tf.training.validation import Counts, Validate, Validation
@@ -31,16 +30,6 @@ AVERAGED = ("loss", "top1", "gradient_norm")
 FEWEST_LABELS = 5  # a class, for fine-tuning without a remark
 SMALLEST_FALL = 0.01  # of the loss over a tenth of the run, as a share of ln C, that is reported
 LARGEST_VALIDATION_BATCH = 256  # per replica
-
-
-@dataclass(frozen=True)
-class ClassifierResult:
-    """A completed run: the trained model and the content of summary.json."""
-
-    model: Classifier
-    run_dir: Path
-    summary: dict[str, Any]
-    is_chief: bool = True  # this process wrote the folder
 
 
 def train_classifier(
@@ -54,7 +43,7 @@ def train_classifier(
     quiet: bool = False,
     least_steps: int = 0,
     callbacks: Sequence[keras.callbacks.Callback] = (),
-) -> ClassifierResult:
+) -> Result[Classifier]:
     """Train a linear classifier on a frozen backbone, or fine-tune both, by the kind of the recipe.
 
     A probe's backbone is in inference mode, has no gradient and keeps its moving averages. In fine-tuning, batch
@@ -101,7 +90,7 @@ def train_classifier(
             train_loss_first=position.first_loss,
             train_loss_last=position.last_loss,
         )
-        return ClassifierResult(classifier, job.run_dir, summary, job.team.is_chief)
+        return job.result(classifier, summary)
 
 
 def _validate(job: Job, classifier: Classifier, data: LabeledData) -> Validate:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import keras
 import tensorflow as tf
@@ -54,6 +54,16 @@ from swav_tf.training.watched import watched
 
 ModelT = TypeVar("ModelT", bound=ReplicatedModel)
 _SILENT = logging.CRITICAL + 1
+
+
+@dataclass(frozen=True)
+class Result(Generic[ModelT]):
+    """A completed run: the trained model and the content of summary.json."""
+
+    model: ModelT
+    run_dir: Path
+    summary: dict[str, Any]
+    is_chief: bool  # this process wrote the folder
 
 
 @contextmanager
@@ -297,6 +307,10 @@ class Job:
             self.metrics.tracking.begin()  # without steps, as in a cached probe, nothing has started it
             self.metrics.tracking.summary(summary)
         return summary
+
+    def result(self, model: ModelT, summary: dict[str, Any]) -> Result[ModelT]:
+        """Return what a job returns."""
+        return Result(model, self.run_dir, summary, self.team.is_chief)
 
     def _description(self) -> str:
         train, team = self.recipe.train, self.team

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,23 +23,11 @@ from swav_tf.recipe.auto import Remedy
 from swav_tf.recipe.pretraining import Recipe
 from swav_tf.training.build import build_swav, init_from, read_pretrained
 from swav_tf.training.callbacks import CollapseWarning
-from swav_tf.training.job import Job, open_job
+from swav_tf.training.job import Job, Result, open_job
 from swav_tf.training.knn_monitor import KNNEvaluator, ViewEvaluator
 from swav_tf.training.rendezvous import ClusterAddress
 
-__all__ = ["ClusterAddress", "PretrainResult", "pretrain"]
-
 AVERAGED = ("loss", "code_entropy", "projection_spread", "gradient_norm")
-
-
-@dataclass(frozen=True)
-class PretrainResult:
-    """A completed run: the trained model and the content of summary.json."""
-
-    model: SwAV
-    run_dir: Path
-    summary: dict[str, Any]
-    is_chief: bool = True  # this process wrote the folder
 
 
 def pretrain(
@@ -53,7 +40,7 @@ def pretrain(
     quiet: bool = False,
     callbacks: Sequence[keras.callbacks.Callback] = (),
     rescue: Callable[[list[Remedy]], Remedy | None] | None = None,
-) -> PretrainResult:
+) -> Result[SwAV]:
     """Pretrain by a recipe, or resume the run in `run_dir`.
 
     Args:
@@ -84,7 +71,7 @@ def pretrain(
         init_from(model, weights, job.folder, resumed=job.resumed_from is not None)
         if job.position.at_end and (summary := job.folder.read_summary()):
             log.info("This run is complete: %s", job.folder.path / "summary.json")
-            return PretrainResult(model, job.run_dir, summary, job.team.is_chief)
+            return job.result(model, summary)
 
         crops = " + ".join(f"{group.count} x {group.size} px" for group in recipe.crops)
         log.info(f"{recipe.name}: {len(source):,} images, {crops}, {recipe.model.prototypes} prototypes")
@@ -98,7 +85,7 @@ def pretrain(
             chance=("ln K", ln_k),
         )
         summary = job.finish(ln_k=ln_k, images=len(source), **_outcome(job, recipe))
-        return PretrainResult(model, job.run_dir, summary, job.team.is_chief)
+        return job.result(model, summary)
 
 
 def _evaluators(job: Job, recipe: Recipe, source: ImageSource) -> list[keras.callbacks.Callback]:

@@ -20,6 +20,10 @@ from swav_tf.recipe.pretraining import Recipe
 from swav_tf.training.position import Logs, Position
 
 LOSS_SMOOTHING: Final = 0.9
+EPOCH_SECONDS: Final = (
+    2.0  # shorter epochs have a line only as often as this, after an evaluation and at the end
+)
+LINE_SECONDS: Final = 30.0  # between lines within an epoch, where there is no terminal
 
 
 class ShowProgress(keras.callbacks.Callback):
@@ -31,22 +35,11 @@ class ShowProgress(keras.callbacks.Callback):
         recipe: of the run.
         position: of the run.
         chance: name and value of the loss of an untrained model.
-        epoch_seconds: shorter epochs have a line only as often as this, after an evaluation and at the end.
-        line_seconds: time between lines within an epoch, where there is no terminal.
     """
 
-    def __init__(
-        self,
-        recipe: AnyRecipe,
-        position: Position,
-        *,
-        chance: tuple[str, float],
-        epoch_seconds: float = 2.0,
-        line_seconds: float = 30.0,
-    ) -> None:
+    def __init__(self, recipe: AnyRecipe, position: Position, *, chance: tuple[str, float]) -> None:
         super().__init__()
         self.recipe, self.position = recipe, position
-        self.epoch_seconds, self.line_seconds = epoch_seconds, line_seconds
         self.chance = f"{chance[0]} {chance[1]:.3f}"
         self.loss: float | None = None  # smoothed
         self._first_step = position.step
@@ -122,7 +115,7 @@ class ShowProgress(keras.callbacks.Callback):
         figures = f"smoothed loss {loss}  {self._speed}  lr {logs.get('learning_rate', 0.0):.4g}"
         if self._task is not None:
             self._bar.update(self._task, completed=position.step, epoch=epoch, figures=figures)
-        elif now - self._logged >= self.line_seconds and not position.at_epoch_end:
+        elif now - self._logged >= LINE_SECONDS and not position.at_epoch_end:
             self._logged = now
             steps = f"step {position.step}/{position.total_steps}"
             log.info(f"epoch {epoch}  {steps}  {self.stage}  {figures}  {self._left(now)}")
@@ -130,7 +123,7 @@ class ShowProgress(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: Logs | None = None) -> None:
         """Show the epoch, after its evaluation."""
         position, now = self.position, time.perf_counter()
-        due = now - self._logged >= self.epoch_seconds or position.measured or position.at_end
+        due = now - self._logged >= EPOCH_SECONDS or position.measured or position.at_end
         if not (position.at_epoch_end and due):
             return
         self._logged = now

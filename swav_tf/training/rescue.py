@@ -11,6 +11,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from swav_tf.method.swav import SwAV
 from swav_tf.plumbing.files import atomic_write
 from swav_tf.plumbing.log import log
 from swav_tf.recipe.auto import Remedy
@@ -18,14 +19,15 @@ from swav_tf.recipe.files import load_recipe, recipe_of
 from swav_tf.recipe.pretraining import Recipe
 from swav_tf.runs.folder import ATTEMPTS, RunFolder
 from swav_tf.training.callbacks import Collapsed
-from swav_tf.training.pretrain import PretrainResult, pretrain
+from swav_tf.training.job import Result
+from swav_tf.training.pretrain import pretrain
 
 MOST_RESCUES: Final = 3
 
 
 def pretrain_with_rescue(
     recipe: Recipe, *, run_dir: Path, fresh: bool = False, keep: Collection[str] = (), **options: Any
-) -> PretrainResult:
+) -> Result[SwAV]:
     """Pretrain on one machine; after a collapse start over with the next remedy, at most MOST_RESCUES times.
 
     Args:
