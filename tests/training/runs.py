@@ -13,15 +13,14 @@ import pytest
 
 from swav_tf.runs.checkpoint import CheckpointStore
 
-FOLDER = Path(__file__).parent
-PRETRAIN, CLASSIFIER = FOLDER / "run_pretrain.py", FOLDER / "run_classifier.py"
+SCRIPT = Path(__file__).with_name("run_job.py")
 CLOCKS = ("time", "images_per_second")
 
 
-def start(script, *arguments, before=(), **environment):
-    """Start one of the scripts as a process; `before` is a command that runs it."""
+def start(*arguments, before=(), **environment):
+    """Start a job in a process; `before` is a command that runs it."""
     return subprocess.Popen(
-        [*before, sys.executable, script, *map(str, arguments)],
+        [*before, sys.executable, SCRIPT, *map(str, arguments)],
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, **environment},

@@ -21,7 +21,6 @@ from swav_tf.training.classify import finetune, probe, still_improving
 from tests.classifiers import pretraining_run, tiny_classifier_recipe
 from tests.ports import reserve_port
 from tests.training.runs import (
-    CLASSIFIER,
     StopAfter,
     assert_equal_but_for_rounding,
     assert_same_bits,
@@ -179,7 +178,7 @@ def test_fine_tuning_resumes_and_starts_from_scratch(tmp_path, pretrained):
 def start_workers(recipe, pretrained, *run_dirs):
     master = f"127.0.0.1:{reserve_port()}"
     return [
-        start(CLASSIFIER, recipe, pretrained, run_dir, len(run_dirs), rank, master)
+        start(recipe, run_dir, len(run_dirs), rank, master, SWAV_TF_TEST_MODEL=str(pretrained))
         for rank, run_dir in enumerate(run_dirs)
     ]
 

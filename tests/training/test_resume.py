@@ -8,7 +8,6 @@ import pytest
 from swav_tf.recipe.files import save_recipe
 from tests.swav_models import tiny_recipe
 from tests.training.runs import (
-    PRETRAIN,
     assert_same_bits,
     finish,
     lines,
@@ -34,10 +33,10 @@ def test_killed_and_stopped_ends_with_the_same_bits(tmp_path):
         ),
         recipe,
     )
-    straight = start(PRETRAIN, recipe, a)
+    straight = start(recipe, a)
 
     def run_until_step(step):
-        process = start(PRETRAIN, recipe, b)
+        process = start(recipe, b)
         wait_until(lambda: any(line["step"] >= step for line in lines(b)), process)
         return process
 
@@ -55,7 +54,7 @@ def test_killed_and_stopped_ends_with_the_same_bits(tmp_path):
     stopped_at = newest(b).step
     assert stopped_at > before
 
-    finish(straight, start(PRETRAIN, recipe, b))
+    finish(straight, start(recipe, b))
     assert json.loads((b / "summary.json").read_text())["resumed_from_step"] == stopped_at
     assert_same_bits(newest(a), newest(b))
     assert metrics(a) == metrics(b)

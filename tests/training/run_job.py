@@ -1,4 +1,4 @@
-"""Pretrain in a process: python run_pretrain.py RECIPE RUN_DIR [NODES RANK MASTER]."""
+"""Train by a recipe of any kind in a process: python run_job.py RECIPE RUN_DIR [NODES RANK MASTER]."""
 
 import os
 import sys
@@ -12,9 +12,11 @@ import tensorflow as tf
 
 from swav_tf.method.swav import SwAV
 from swav_tf.plumbing.errors import SwavError
-from swav_tf.recipe.files import load_recipe
+from swav_tf.recipe.files import load_any_recipe
+from swav_tf.recipe.pretraining import Recipe
 from swav_tf.training import cluster
 from swav_tf.training import pretrain as job
+from swav_tf.training.classify import train_classifier
 from swav_tf.training.rendezvous import ClusterAddress
 from swav_tf.training.state import named_variables
 
@@ -62,10 +64,13 @@ if __name__ == "__main__":
         cluster.START_SECONDS = float(os.environ["SWAV_TF_TEST_START_SECONDS"])
     recipe, run_dir, *cluster = sys.argv[1:]
     address = ClusterAddress(int(cluster[0]), int(cluster[1]), cluster[2]) if cluster else None
+    recipe = load_any_recipe(recipe)
+    options = {"run_dir": run_dir, "cluster": address, "quiet": not sys.stderr.isatty()}
     try:
-        result = job.pretrain(
-            load_recipe(recipe), run_dir=run_dir, cluster=address, quiet=not sys.stderr.isatty()
-        )
+        if isinstance(recipe, Recipe):
+            result = job.pretrain(recipe, **options)
+        else:
+            result = train_classifier(recipe, model=os.environ["SWAV_TF_TEST_MODEL"], **options)
         if "SWAV_TF_TEST_WEIGHTS" in os.environ:
             weights = {name: v.numpy() for name, v in named_variables(result.model).items()}
             np.savez(os.environ["SWAV_TF_TEST_WEIGHTS"], **weights)
