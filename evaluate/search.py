@@ -228,10 +228,10 @@ def _fill(
         partial.write_text(json.dumps(facts))
     trained = work / "trained"
     if not trained.exists():
-        engine = faiss.index_factory(facts["feature_dim"], facts["factory"], faiss.METRIC_INNER_PRODUCT)
-        lists = faiss.extract_index_ivf(engine)
-        lists.cp.min_points_per_centroid = 1  # no warning for a few hundred images
-        sample, _ = _split(rows, lists.nlist, facts["seed"])
+        engine: Any = faiss.index_factory(facts["feature_dim"], facts["factory"], faiss.METRIC_INNER_PRODUCT)
+        for clustering in [engine.cp] + ([engine.pq.cp] if ",PQ" in facts["factory"] else []):
+            clustering.min_points_per_centroid = 1  # no warnings for small sets: the recall is measured
+        sample, _ = _split(rows, engine.nlist, facts["seed"])
         engine.train(unit_rows(parts.features[sample]))
         _save(trained, engine)
     complete = faiss.read_index(str(trained))

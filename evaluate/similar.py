@@ -102,12 +102,15 @@ def images_found(
 ) -> ImageSet:
     """Open the images that were found in a feature file or index, at `data` if they have moved.
 
-    A folder of images is not listed for an index: the files are opened by their names.
+    A folder of images is not listed for an index: the files are opened by their names, if these are printable.
     """
     if isinstance(file, FeatureFile):
         return images_of(file, like, data)
     source = file.facts["source"]
-    if source["kind"] not in ("class_folders", "images"):
+    escaped = any(
+        "\\" in each["name"] for each in found
+    )  # a name that cannot be printed is known by number only
+    if escaped or source["kind"] not in ("class_folders", "images"):
         return open_images(data or source["path"], like=like, kind=source["kind"], split=source["split"])
     path = data or source["path"]
     settings = like.model_copy(update={"kind": source["kind"], "path": path})

@@ -6,6 +6,7 @@ import re
 import zlib
 from collections.abc import Iterable, Iterator
 from itertools import islice
+from mmap import mmap
 from typing import Final
 
 import numpy as np
@@ -13,7 +14,7 @@ import numpy as np
 from swav_tf.plumbing.names import name_bytes, text_of
 
 _BLOCK: Final = 32  # names that are compressed, and read, together
-_BLOCKS: Final = re.compile(rb"(?:[^\0]*\0){1,%d}" % _BLOCK)
+_FULL_BLOCK: Final = re.compile(rb"(?:[^\0]*\0){%d}" % _BLOCK)
 
 
 class PackedNames:
@@ -29,10 +30,10 @@ class PackedNames:
         )
 
     @classmethod
-    def of(cls, names: bytes) -> PackedNames:
-        """Return the names in the result of `to_bytes`."""
+    def of(cls, contents: Iterable[bytes | mmap]) -> PackedNames:
+        """Return the names in results of `to_bytes`, one after the other."""
         self = cls(())
-        self._pack(found[0] for found in _BLOCKS.finditer(names))
+        self._pack(_blocks_in(contents))
         return self
 
     def to_bytes(self) -> bytes:
@@ -64,3 +65,16 @@ class PackedNames:
     def _block(self, number: int) -> bytes:
         start = self._ends[number - 1] if number else 0
         return zlib.decompress(self._packed[start : self._ends[number]].tobytes())
+
+
+def _blocks_in(contents: Iterable[bytes | mmap]) -> Iterator[bytes]:
+    rest = b""
+    for content in contents:
+        text = rest + content if rest else content
+        end = 0
+        for found in _FULL_BLOCK.finditer(text):
+            yield found[0]
+            end = found.end()
+        rest = text[end:]
+    if rest:
+        yield rest

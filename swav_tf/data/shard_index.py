@@ -13,10 +13,11 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import mmap
 import os
 import re
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +35,7 @@ NAMES: Final = "index.names.bin"
 PLAN: Final = "shards.plan.json"
 FORMAT: Final = "swav-tf shards"
 VERSION: Final = 1
+WHOLE_LABELS: Final = "whole_labels_sha256"
 IMAGE_KEY, LABEL_KEY = "image/encoded", "image/class/label"
 _NUMBERED: Final = re.compile(r"-\d+-of-\d+")
 _PART: Final = re.compile(r"part-\d{5,}-of-(\d{5,})")
@@ -65,8 +67,8 @@ class ShardIndex:
     class_names: tuple[str, ...]  # in the order of the labels
     shards: tuple[Shard, ...]  # in the order of the images
     # Of the packed images: images, bytes, names_sha256, sizes_sha256 and, unless an early version packed them,
-    # times_sha256 (of the last changes) and labels_sha256. Of a part also `part` and `whole`: images and names_sha256
-    # of all parts.
+    # times_sha256 (of the last changes) and labels_sha256. Of a part also `part`, and of all parts `whole` (images and
+    # names_sha256) and, unless an early version packed it, WHOLE_LABELS.
     source: dict[str, Any]
     records: npt.NDArray[np.signedinteger]  # (images, 3): offset, length, class
     names: PackedNames
@@ -148,6 +150,12 @@ def _read_parts(folder: str, counts: set[int]) -> ShardIndex:
                 f"All parts in {folder} must contain the same images. Part {part} does not match part 1/{count}: the "
                 "images changed in between. Pack it again with --fresh."
             )
+        if len({one.source[WHOLE_LABELS] for one in (first, other) if WHOLE_LABELS in one.source}) > 1:
+            raise DataError(
+                f"All parts in {folder} must have been packed with the same labels. Received: other labels for part "
+                f"{part} than for part 1/{count}. Labels changed in between: repeat swav-tf data shard for every part, "
+                "with --fresh where it reports other labels."
+            )
     return ShardIndex(
         folder=folder,
         kind=first.kind,
@@ -159,7 +167,7 @@ def _read_parts(folder: str, counts: set[int]) -> ShardIndex:
         ),
         source={**first.source["whole"], "bytes": sum(part.source["bytes"] for part in parts)},
         records=np.concatenate([part.records for part in parts]),
-        names=PackedNames.of(b"".join(part.names.to_bytes() for part in parts)),
+        names=PackedNames.of(part.names.to_bytes() for part in parts),
     )
 
 
@@ -172,22 +180,19 @@ def _read_one(folder: str) -> ShardIndex:
                 f"{path} must be an index of {FORMAT}, version {VERSION}; it is {document.get('format')!r}, "
                 f"version {document.get('version')!r}. Read it with the version of swav-tf that wrote it."
             )
-        contents = {name: storage.read_file(storage.join(folder, name)) for name in (RECORDS, NAMES)}
-        for name, data in contents.items():
-            if hashlib.sha256(data).hexdigest() != document["files"][name]:
-                raise _damaged(folder, f"{name} is not the file that was written with {INDEX}")
+        names, records = (_content(folder, name, document["files"][name]) for name in (NAMES, RECORDS))
         index = ShardIndex(
             folder=folder,
             kind=str(document["kind"]),
             class_names=tuple(map(str, document["classes"])),
             shards=tuple(_shard(entry) for entry in document["shards"]),
             source=dict(document["source"]),
-            records=np.load(io.BytesIO(contents[RECORDS]), allow_pickle=False),
-            names=PackedNames.of(contents[NAMES]),
+            records=_array_in(records),
+            names=PackedNames.of([names]),
         )
         _check_records(index, int(document["images"]))
-        if max(shard.bytes for shard in index.shards) < 2**31:
-            index = replace(index, records=index.records.astype(np.int32))
+        small = max(shard.bytes for shard in index.shards) < 2**31
+        index = replace(index, records=index.records.astype(np.int32 if small else np.int64))
     except DataError:
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -195,6 +200,29 @@ def _read_one(folder: str) -> ShardIndex:
     for shard in index.shards:
         _check_file(index, shard)
     return index
+
+
+def _content(folder: str, name: str, sha256: str) -> bytes | mmap.mmap:
+    """Return the content of a file of the index; a local one is mapped, as it is larger than what is kept of it."""
+    path = storage.join(folder, name)
+    if storage.is_remote(path):
+        content: bytes | mmap.mmap = storage.read_file(path)
+    else:
+        with storage.opened(path) as file:
+            content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise _damaged(folder, f"{name} is not the file that was written with {INDEX}")
+    return content
+
+
+def _array_in(content: bytes | mmap.mmap) -> npt.NDArray[np.int64]:
+    """Return the array in the content of an .npy file without copying it."""
+    head = io.BytesIO(content[:1024])
+    if np.lib.format.read_magic(head) != (1, 0):
+        raise ValueError(f"{RECORDS} is of another version of NumPy's format")
+    shape, fortran, dtype = np.lib.format.read_array_header_1_0(head)
+    order: Literal["F", "C"] = "F" if fortran else "C"
+    return np.frombuffer(content, dtype, offset=head.tell()).reshape(shape, order=order)
 
 
 def _shard(entry: dict[str, Any]) -> Shard:
@@ -215,11 +243,13 @@ def _check_records(index: ShardIndex, images: int) -> None:
         raise ValueError(f"{RECORDS} and {NAMES} do not contain {images} images")
     if sum(shard.examples for shard in index.shards) != images or not images:
         raise ValueError(f"its shards do not contain {images} images")
-    ends = np.repeat([shard.bytes for shard in index.shards], [shard.examples for shard in index.shards])
-    offsets, lengths, labels = records.T
-    outside = (offsets < HEADER) | (lengths < 0) | (lengths > ends - FOOTER - offsets)
-    if (outside | (labels < -1) | (labels >= max(1, len(index.class_names)))).any():
-        raise ValueError(f"{RECORDS} contains positions outside the shards, or classes that do not exist")
+    start = 0
+    for shard in index.shards:
+        offsets, lengths, labels = records[start : start + shard.examples].T
+        outside = (offsets < HEADER) | (lengths < 0) | (lengths > shard.bytes - FOOTER - offsets)
+        if (outside | (labels < -1) | (labels >= max(1, len(index.class_names)))).any():
+            raise ValueError(f"{RECORDS} contains positions outside the shards, or classes that do not exist")
+        start += shard.examples
 
 
 def _check_file(index: ShardIndex, shard: Shard) -> None:

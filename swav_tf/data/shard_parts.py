@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from swav_tf.data.image_source import ImageSource
-from swav_tf.data.shard_index import INDEX, PLAN, part_counts
+from swav_tf.data.shard_index import INDEX, PLAN, WHOLE_LABELS, part_counts
 from swav_tf.data.sources import fingerprint
 from swav_tf.data.subset import Subset
 from swav_tf.plumbing.errors import UsageError
+from swav_tf.plumbing.names import name_bytes
 from swav_tf.plumbing.parts import part_name
 
 
@@ -31,7 +35,11 @@ class PartOfImages(Subset):
 
     def identity(self) -> dict[str, Any]:
         """Return what an index records about the part and about all images."""
-        return {"part": f"{self._number}/{self._count}", "whole": fingerprint(self._source)}
+        return {
+            "part": f"{self._number}/{self._count}",
+            "whole": fingerprint(self._source),
+            WHOLE_LABELS: labels_sha256(self._source),
+        }
 
     def folder_in(self, output: Path) -> Path:
         """Return the folder of the part.
@@ -47,3 +55,9 @@ class PartOfImages(Subset):
                 f"{found}. Choose another folder."
             )
         return output / part_name(self._number, self._count)
+
+
+def labels_sha256(source: ImageSource) -> str:
+    """Return the SHA-256 of the labels of all images and of the names of the classes."""
+    labels = np.array([source.label(index) for index in range(len(source))], "<i8")
+    return hashlib.sha256(labels.tobytes() + name_bytes("\0".join(source.class_names))).hexdigest()

@@ -15,7 +15,7 @@ import shutil
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -32,6 +32,7 @@ from swav_tf.data.shard_index import (
     INDEX,
     LABEL_KEY,
     PLAN,
+    WHOLE_LABELS,
     Shard,
     ShardIndex,
     index_files,
@@ -39,7 +40,7 @@ from swav_tf.data.shard_index import (
     read_index,
     shard_damage,
 )
-from swav_tf.data.shard_parts import PartOfImages
+from swav_tf.data.shard_parts import PartOfImages, labels_sha256
 from swav_tf.data.sources import fingerprint
 from swav_tf.plumbing.errors import DataError, UsageError
 from swav_tf.plumbing.files import atomic_write, atomic_writes, file_sha256, locked_folder
@@ -295,15 +296,13 @@ def _facts_of(
     except OSError as error:
         raise DataError(f"The size of an image cannot be read: {error}. Repair or remove it.") from error
     sizes, times = np.ascontiguousarray(found.T)
-    labels = np.array([source.label(index) for index in range(len(source))], "<i8")
-    classes = name_bytes("\0".join(source.class_names))
     facts = {
         "images": len(source),
         "bytes": int(sizes.sum()),
         "names_sha256": fingerprint(source)["names_sha256"],
         "sizes_sha256": hashlib.sha256(sizes.tobytes()).hexdigest(),
         "times_sha256": hashlib.sha256(times.tobytes()).hexdigest(),
-        "labels_sha256": hashlib.sha256(labels.tobytes() + classes).hexdigest(),
+        "labels_sha256": labels_sha256(source),
     }
     return sizes, times, facts
 
@@ -313,7 +312,7 @@ def _already_packed(output: Path, kind: str, facts: dict[str, Any], shards: int 
     index = read_index(str(output))
     # Early versions recorded no times and no labels.
     changed = [key for key, value in facts.items() if index.source.get(key, value) != value]
-    others = set(changed) - {"times_sha256", "labels_sha256"}
+    others = set(changed) - {"times_sha256", "labels_sha256", WHOLE_LABELS}
     if index.kind != kind or shards not in (None, len(index.shards)) or others:
         raise UsageError(
             f"{output} contains shards of other images or settings: {index.source.get('images')} images, "
@@ -326,6 +325,12 @@ def _already_packed(output: Path, kind: str, facts: dict[str, Any], shards: int 
             f"The images must have the labels that were packed into {output}. Received: other labels or class "
             "classes. Pack them again with --fresh, or choose another folder."
         )
+    if changed == [WHOLE_LABELS]:  # the labels of other parts were corrected
+        index = replace(index, source=index.source | facts)
+        document = json.loads((output / INDEX).read_bytes()) | {"source": index.source}
+        with atomic_write(output / INDEX) as partial:
+            partial.write_text(json.dumps(document, indent=1) + "\n")
+        return index
     if changed:
         raise UsageError(
             f"The images must be those that were packed into {output}. Received: the same names and sizes, but other "

@@ -384,6 +384,26 @@ def test_parts_are_read_as_one(images, tmp_path):
         opened(out)
 
 
+# Bugs caught: parts packed before and after a correction of labels that are read as one; parts to be packed again
+# although none of their own labels changed.
+def test_parts_with_labels_of_different_times(images, tmp_path):
+    source, out = ClassFolders(images), tmp_path / "out"
+    write_shards(source, out, part=(1, 2))
+    source._labels = source._labels.copy()
+    source._labels[0] = 2
+    write_shards(source, out, part=(2, 2))
+    with pytest.raises(DataError, match="Labels changed in between"):
+        opened(out)
+    with pytest.raises(UsageError, match="other labels"):
+        write_shards(source, out, part=(1, 2))
+    write_shards(source, out, part=(1, 2), fresh=True)
+    assert opened(out).label(0) == 2
+    source._labels[-1] = 0  # of part 2
+    assert write_shards(source, out, part=(1, 2)).kept
+    write_shards(source, out, part=(2, 2), fresh=True)
+    assert opened(out).label(len(source) - 1) == 0
+
+
 # Bug caught: offsets of records taken for numbers of shards.
 def test_stamps_are_of_the_shards_with_the_images(images, tmp_path):
     write_shards(ClassFolders(images), tmp_path / "out", shards=4)

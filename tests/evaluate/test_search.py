@@ -45,12 +45,13 @@ def folder(tmp_path_factory):
 
 
 # Bugs caught: rows of another part or block, cosines of rounded vectors, candidates in the order of their codes, a
-# recall that is not measured or not reached, names of other rows.
+# recall that is not measured or not reached, names of other rows, warnings by FAISS that users cannot follow.
 @pytest.mark.parametrize(("memory", "kind"), [(2**30, "IVF46,SQfp16"), (100_000, "IVF46,PQ2")])
-def test_an_index_finds_what_the_exact_search_finds(folder, tmp_path, monkeypatch, memory, kind):
+def test_an_index_finds_what_the_exact_search_finds(folder, tmp_path, monkeypatch, capfd, memory, kind):
     monkeypatch.setattr(search, "BLOCK", 700)
     monkeypatch.setattr(search, "choose_factory", lambda *_: kind)
     facts = build_index(folder, tmp_path / "x.index", memory=memory)
+    assert "WARNING" not in capfd.readouterr().err
     index, file = open_index(tmp_path / "x.index"), read_feature_file(folder)
     assert facts["recall_at_10"] >= 0.99
     noise = np.random.default_rng(1).normal(size=(50, WIDTH))
@@ -137,8 +138,11 @@ def test_other_features_and_damage_are_refused(folder, tmp_path):
         open_index(path)
 
 
-# Bugs caught: a query that lists the folder of images; a picture of another image; an accuracy by other neighbors.
+# Bugs caught: a query that lists the folder of images; a picture of another image; a file whose name is not UTF-8
+# searched under its printable name; an accuracy by other neighbors.
 def test_search_of_images(tmp_path, folders, monkeypatch):
+    odd = os.path.join(os.fsencode(folders), b"cat", b"\xe9.png")
+    os.rename(folders / "cat" / "02.png", odd)
     model, images = NumpyBackend(), class_folders(folders)
     extract_features(model, images, Part(tmp_path / "parts", 1, 1))
     build_index(tmp_path / "parts", tmp_path / "x.index")
@@ -148,6 +152,9 @@ def test_search_of_images(tmp_path, folders, monkeypatch):
     assert found == similar_images(view, file, model, k=4)
     assert (found[0]["name"], found[0]["class"]) == ("cat/07.png", "cat")
     listed = images_of(file, model.data)
+    [near] = [entry for entry in map(index.entry, range(len(index))) if "\\" in entry["name"]]
+    with open(odd, "rb") as png:
+        assert images_found([near], index, model.data).source.read(near["index"]) == png.read()
     monkeypatch.setattr(os, "scandir", None)
     named = images_found(found, index, model.data)
     for near in found:
