@@ -22,7 +22,6 @@ from cli.recipe_options import following, override_option, track_option, with_va
 
 if TYPE_CHECKING:
     from swav_tf.recipe.classifier import FinetuneRecipe, ProbeRecipe
-    from swav_tf.recipe.pretraining import Recipe
     from swav_tf.training.classifier import Classifier
     from swav_tf.training.job import Result
 
@@ -36,7 +35,7 @@ class ClassifierChoice:
     train: str | None
     validation: str | None
     model: str
-    config: str | None  # None: made for the run, see `_settings`
+    config: str | None  # None: `probe`, with the images and the view of the pretraining
     overrides: tuple[str, ...]
     track: tuple[str, ...]
     subset: Path | None
@@ -50,7 +49,11 @@ class ClassifierChoice:
         from swav_tf.recipe.files import load_recipe_of
         from swav_tf.training.tracking import check_installed
 
-        config, overrides = self._following()
+        config = self.config or "probe"
+        made: tuple[str, ...] = () if self.config else self._settings_of_pretraining()
+        plain = load_recipe_of(kind, config, [*made, *self.overrides])
+        follow: list[str] = following(plain.data, self.train, self.overrides, name=plain.name)
+        overrides = [*made, *follow, *self.overrides, *self.track]
         data_kind = load_recipe_of(kind, config, overrides).data.kind
         validation_key = {"digits": None, "tfds": "validation_split"}.get(data_kind, "validation_path")
         if self.validation is not None and validation_key is None:
@@ -75,43 +78,27 @@ class ClassifierChoice:
         check_recipe(recipe)  # advice is given by the trainer, which knows the images and devices
         return recipe
 
-    def _following(self) -> tuple[str, list[str]]:
-        """Return the recipe and its overrides, among them those by which it follows TRAIN."""
-        from swav_tf.recipe.files import load_any_recipe
-
-        config, made = self._settings()
-        recipe = load_any_recipe(config, [*made, *self.overrides])
-        follow = following(recipe.data, self.train, self.overrides, name=recipe.name)
-        return config, [*made, *follow, *self.overrides, *self.track]
-
-    def _settings(self) -> tuple[str, tuple[str, ...]]:
-        """Return the recipe and its settings: without -c, `probe` with the images and the view of the pretraining."""
-        if self.config is not None:
-            return self.config, ()
-        data = self._pretraining().data
-        view = data.evaluation
-        if self.train is not None:
-            kind = "tfds" if data.kind == "tfds" else "auto"
-            own = {"path": self.train, "validation_path": None, "labels": None}
-            own |= {"validation_split": None} if kind == "auto" else {}
-            data = data.model_copy(update={"kind": kind, **own})
-        elif data.kind == "digits" and data.validation_split is None:
-            data = data.model_copy(update={"validation_split": "test"})
-        made = (f"data={data.model_dump_json()}", f"crop.size={view.crop}")
-        return "probe", made
-
-    def _pretraining(self) -> Recipe:
-        """Return the recipe of --model, a run or, with --from-scratch, also a recipe."""
+    def _settings_of_pretraining(self) -> tuple[str, ...]:
+        """Return settings for the images and the view of --model, a run or, with --from-scratch, also a recipe."""
         from swav_tf.recipe.files import load_recipe
         from swav_tf.runs.model_facts import read_pretraining_recipe
 
         if (Path(self.model) / "config.yaml").exists():
-            return read_pretraining_recipe(Path(self.model))
-        if self.from_scratch:
-            return load_recipe(self.model)
-        raise click.UsageError(
-            f"--model must be the folder of a pretraining run, with config.yaml. Received: {self.model}."
-        )
+            data = read_pretraining_recipe(Path(self.model)).data
+        elif self.from_scratch:
+            data = load_recipe(self.model).data
+        else:
+            raise click.UsageError(
+                f"--model must be the folder of a pretraining run, with config.yaml. Received: {self.model}."
+            )
+        if self.train is not None:
+            kind = "tfds" if data.kind == "tfds" else "auto"
+            own = {"kind": kind, "path": self.train, "validation_path": None, "labels": None}
+            own |= {"validation_split": None} if kind == "auto" else {}
+            data = data.model_copy(update=own)
+        elif data.kind == "digits" and data.validation_split is None:
+            data = data.model_copy(update={"validation_split": "test"})
+        return f"data={data.model_dump_json()}", f"crop.size={data.evaluation.crop}"
 
     def sets(self, *keys: str) -> bool:
         """Return whether -o gives one of these settings, or the section that it is in."""

@@ -47,12 +47,10 @@ def run_and_report(command: click.Command, arguments: list[str]) -> int:
     except Exception as error:
         if "--debug" in arguments:
             traceback.print_exc()
-        report = (
-            report_of(error) if isinstance(error, SwavError) else f"Error: {message_of(error, arguments)}"
-        )
-        show_message(report)
+        known = error if isinstance(error, SwavError) else None
+        show_message(report_of(known) if known else f"Error: {message_of(error, arguments)}")
         _discard_stdout()
-        return error.exit_code if isinstance(error, SwavError) else 1
+        return known.exit_code if known else 1
 
 
 # What other tools call settings of a recipe, and how the paths of these end.
@@ -89,9 +87,7 @@ def _discard_stdout() -> None:
 
 
 def message_of(error: Exception, arguments: list[str]) -> str:
-    """Return the message for the user."""
-    if isinstance(error, SwavError):
-        return str(error)
+    """Return the message for an error that is none of swav-tf's own."""
     if isinstance(error, ModuleNotFoundError) and (extra := extra_of(error.name, arguments)):
         return f"{error.name} is not installed. Run: pip install 'swav-tf[{extra}]'"
     if isinstance(error, OSError) and error.errno in _DISK:

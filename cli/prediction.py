@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,6 @@ from swav_tf.recipe.data import EvaluationView
 from swav_tf.runs.folder import epoch_in_words
 
 TOP = 5
-ENDINGS = (".csv", ".json")
 CSV_COLUMNS = (
     "file",
     *(f"{what}_{place}" for place in range(1, TOP + 1) for what in ("class", "probability")),
@@ -29,36 +28,22 @@ CSV_COLUMNS = (
 
 @dataclass(frozen=True)
 class Prediction:
-    """The predicted classes of one file.
+    """The predicted classes of one file."""
 
-    Attributes:
-        file: its path below the folder.
-        classes: up to five, most probable first.
-        probabilities: of these classes, 0 to 1.
-        error: why the file is unreadable, else None.
-    """
-
-    file: str
-    classes: tuple[str, ...]
-    probabilities: tuple[float, ...]
-    error: str | None = None
+    file: str  # its path below the folder
+    classes: tuple[str, ...] = ()  # up to five, most probable first
+    probabilities: tuple[float, ...] = ()  # of these classes, 0 to 1
+    error: str | None = None  # why the file is unreadable
 
 
 @dataclass(frozen=True)
 class ClassifierModel:
-    """A classifier, run by Keras or ONNX Runtime.
+    """A classifier, run by Keras or ONNX Runtime."""
 
-    Attributes:
-        probabilities: of uint8 images (n, crop, crop, 3): (n, C), 0 to 1.
-        class_names: C names.
-        view: how its images are resized and cropped.
-        epoch: whose weights these are, in words; empty if unknown.
-    """
-
-    probabilities: Callable[[np.ndarray], np.ndarray]
+    probabilities: Callable[[np.ndarray], np.ndarray]  # of uint8 images (n, crop, crop, 3): (n, C), 0 to 1
     class_names: tuple[str, ...]
     view: EvaluationView
-    epoch: str = ""
+    epoch: str  # whose weights these are, in words; empty if unknown
 
 
 def open_classifier(model: Path, provider: str | None = None, *, best: bool = False) -> ClassifierModel:
@@ -116,11 +101,7 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def predict(
-    model: ClassifierModel,
-    source: ImageSource,
-    *,
-    batch_size: int,
-    threads: int,
+    model: ClassifierModel, source: ImageSource, *, batch_size: int, threads: int
 ) -> Iterator[Prediction]:
     """Yield predictions in the order of the source; an unreadable file gets its error."""
     waiting: list[ViewedImage] = []
@@ -137,7 +118,7 @@ def _predict_batch(model: ClassifierModel, images: list[ViewedImage]) -> Iterato
     found = iter(model.probabilities(stack_views(readable)) if readable else ())
     for image in images:
         if image.view is None:
-            yield Prediction(image.name, (), (), image.reason)
+            yield Prediction(image.name, error=image.reason)
             continue
         probabilities = next(found)
         order = np.argsort(-probabilities, kind="stable")[:TOP]
@@ -148,20 +129,17 @@ def _predict_batch(model: ClassifierModel, images: list[ViewedImage]) -> Iterato
         )
 
 
-def check_output(path: Path) -> None:
-    """Raise UsageError unless the file is CSV or JSON, before anything is computed."""
-    if path.suffix.lower() not in ENDINGS:
-        raise UsageError(f"--output must end in {' or '.join(ENDINGS)}. Received: {path}.")
-
-
-def write_predictions(path: Path, predictions: list[Prediction]) -> None:
-    """Write the file atomically, with a row or an object for each image."""
+def write_predictions(path: Path, predictions: Iterable[Prediction]) -> None:
+    """Write a row or an object for each image, as they come; the file appears when all are there."""
     if path.suffix.lower() == ".csv":
         write_csv(path, CSV_COLUMNS, map(_as_row, predictions))
         return
-    text = json.dumps([_as_json(prediction) for prediction in predictions], indent=1, ensure_ascii=False)
-    with atomic_write(path) as partial:
-        partial.write_text(f"{text}\n", encoding="utf-8")
+    with atomic_write(path) as partial, partial.open("w", encoding="utf-8") as file:
+        separator = "[\n"
+        for prediction in predictions:
+            file.write(separator + json.dumps(_as_json(prediction), ensure_ascii=False))
+            separator = ",\n"
+        file.write("\n]\n")
 
 
 def _as_row(prediction: Prediction) -> list[str]:

@@ -30,66 +30,36 @@ def image_progress(total: int, what: str, *, quiet: bool) -> Iterator[ImageProgr
     With another `what` it begins again: all images go through several stages. On a terminal this is a bar;
     elsewhere, such as in a job's log, a line every LINE_SECONDS.
     """
-    if quiet:
-        yield lambda images, what=what: None
-    elif console().is_terminal:
-        with _image_bar(total, what) as update:
-            yield update
-    else:
-        yield _image_lines(total, what)
-
-
-def _image_lines(total: int, what: str) -> ImageProgress:
-    start = reported = time.perf_counter()
-    first, stage = None, what  # the images of an earlier call do not count towards the speed
-
-    def update(images: int, what: str = what) -> None:
-        nonlocal first, stage, start, reported
-        now = time.perf_counter()
-        if what != stage:
-            first, stage, start = None, what, now
-        first = images if first is None else first
-        if now - reported >= LINE_SECONDS and images > first:
-            reported = now
-            speed = (images - first) / (now - start)
-            left = timedelta(seconds=round((total - images) / speed))
-            console().print(f"{what} {images:,}/{total:,}  {speed:,.0f} images/s  {left} left")
-
-    return update
-
-
-@contextmanager
-def _image_bar(total: int, what: str) -> Iterator[ImageProgress]:
     from rich import progress as bars
-    from rich.text import Text
 
-    class Speed(bars.ProgressColumn):
-        """Images a second: recent while running, overall at the end."""
-
-        def render(self, task: bars.Task) -> Text:
-            """Return the speed as text."""
-            speed = task.finished_speed or task.speed
-            return Text("- images/s" if speed is None else f"{speed:,.0f} images/s")
-
+    as_lines = not quiet and not console().is_terminal
     columns = (
         bars.TextColumn("{task.description}"),
         bars.BarColumn(),
         bars.MofNCompleteColumn(),
-        Speed(),
+        bars.TextColumn("{task.fields[speed]}"),
         bars.TimeRemainingColumn(),
     )
-    with bars.Progress(*columns, console=console()) as progress:
-        task = progress.add_task(what, total=total)
-        started = ""
+    with bars.Progress(*columns, console=console(), disable=quiet or as_lines) as progress:
+        task = progress.add_task(what, total=total, speed="")
+        start = reported = time.perf_counter()
+        stage, first = "", 0
 
         def update(images: int, what: str = what) -> None:
-            nonlocal started
-            if started == what:
-                progress.update(task, completed=images)
-            else:
-                # The first images were finished by an earlier call, or while the model was traced.
+            nonlocal stage, first, start, reported
+            now = time.perf_counter()
+            if (
+                what != stage
+            ):  # the first images were finished by an earlier call, or while the model was traced
+                stage, first, start = what, images, now
                 progress.reset(task, completed=images, description=what)
-                started = what
+                return
+            rate = (images - first) / max(now - start, 1e-9)
+            progress.update(task, completed=images, speed=f"{rate:,.0f} images/s")
+            if as_lines and now - reported >= LINE_SECONDS and images > first:
+                reported = now
+                left = timedelta(seconds=round((total - images) / rate))
+                console().print(f"{what} {images:,}/{total:,}  {rate:,.0f} images/s  {left} left")
 
         yield update
 

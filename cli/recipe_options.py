@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from swav_tf.recipe.data import Data
     from swav_tf.recipe.pretraining import Recipe
 
-_PERHAPS_LABELED = ("list", "tar", "parquet")
 # Settings of `data` that name the images.
 _PLACE = ("kind", "path", "split", "labels", "image_key", "label_key")
 
@@ -73,23 +72,19 @@ def following(
     if data.kind == "tfds" and not Path(place).exists():
         return []
     found = recognize(place, labels=data.labels)
-    kind, why = found
-    # A recipe may take class folders for plain images; the other way round there are no labels.
-    if (
-        found == NOT_FOUND
-        or kind in (data.kind, "digits")
-        or (data.kind, kind) == ("images", "class_folders")
-    ):
+    if found == NOT_FOUND or found.kind in (data.kind, "digits"):
         return []
-    changed = [f"data.kind={kind}"]
+    if (data.kind, found.kind) == ("images", "class_folders"):
+        return []  # a recipe may take class folders for plain images; the other way round there are no labels
+    log.info(f"{place} is read as {found.kind} ({found.why}).")
+    settings = data.model_copy(update={"kind": found.kind, "path": place})
+    changed = [f"data.kind={found.kind}"]
     if data.validation_split and "data.validation_split" not in given:
         changed.append("data.validation_split=null")
-    note = "" if data.kind == "auto" else f"; recipe '{name}' has {data.kind}"
-    settings = data.model_copy(update={"kind": kind, "path": place})
-    if knn and (settings.unlabeled or (kind in _PERHAPS_LABELED and not open_source(settings).class_names)):
+    perhaps_labeled = found.kind in ("list", "tar", "parquet")
+    if knn and (settings.unlabeled or (perhaps_labeled and not open_source(settings).class_names)):
         changed.append("monitor.knn_every_epochs=0")
-        note = f", without labels and so without k-NN{note}"
-    log.info(f"{place} is read as {kind} ({why}){note}.")
+        log.info(f"Recipe '{name}' measures k-NN accuracy, which is left out: the images have no labels.")
     return changed
 
 
@@ -113,34 +108,51 @@ class RecipeChoice:
         check_recipe(recipe)  # advice is given by the trainer, which knows the images and devices
         return recipe
 
+    def load_with_images(self) -> Recipe:
+        """Do the same, and require that the recipe or DATA names the images."""
+        recipe = self.load()
+        if recipe.data.path is None and recipe.data.kind != "digits":
+            raise click.UsageError(
+                f"recipe '{recipe.name}' does not specify where the images are (data.kind is {recipe.data.kind}). "
+                "Pass DATA, or -o data.path=..."
+            )
+        return recipe
+
     @property
     def is_auto(self) -> bool:
         """Return whether the recipe is chosen for the images; a file of that name takes precedence."""
         return self.config == "auto" and not Path("auto").is_file()
 
-    def load_for(self, run_dir: Path | None = None, *, fresh: bool = False) -> Recipe:
-        """Load the recipe, and for `auto` the recipe of the run in the folder or one chosen for the images."""
+    def load_for(self, run_dir: Path | None = None, *, fresh: bool = False, trains: bool = True) -> Recipe:
+        """Load the recipe; for `auto` that of the run in the folder, or else choose one for the images.
+
+        What is chosen depends on the speed of this machine, so a run resumes with its own settings. A recipe for other
+        images of the same name is not taken, except where the command `trains` on from a checkpoint: images that have
+        moved are recognized by their names, and others refused.
+        """
         if not self.is_auto:
             return self.load_with_images()
-        folder = run_dir or (Path("runs") / f"auto-{Path(self.data).name}" if self.data else None)
-        if folder is not None and not fresh and self._continues(folder):
-            # What was chosen depends on the speed of this machine: a run resumes with its own settings.
-            saved = RecipeChoice(self.data, str(folder / "config.yaml"), self.overrides)
-            return saved.load_with_images()
+        folder = run_dir
+        if folder is None and self.data:
+            from swav_tf.recipe.auto import auto_name
+
+            folder = Path("runs") / auto_name(self.data)
+        config = None if folder is None else folder / "config.yaml"
+        if config is not None and config.is_file() and not fresh:
+            saved = RecipeChoice(self.data, str(config), self.overrides)
+            if (trains and (config.parent / "checkpoints").is_dir()) or saved._has_images():
+                return saved.load_with_images()
         recipe, lines = self.choose()
         for line in lines:
             log.info("%s", line)
         return recipe
 
-    def _continues(self, folder: Path) -> bool:
-        """Return whether a folder has a run to resume, and not only the recipe for others of the same name."""
+    def _has_images(self) -> bool:
+        """Return whether the recipe's images are at DATA."""
         from swav_tf.recipe.files import load_any_recipe
 
-        config = folder / "config.yaml"
-        if self.data is None or not config.is_file() or (folder / "checkpoints").is_dir():
-            return config.is_file()
-        path = load_any_recipe(config).data.path
-        return path is None or os.path.abspath(path) == os.path.abspath(self.data)
+        path = load_any_recipe(self.config).data.path
+        return None in (self.data, path) or os.path.abspath(str(path)) == os.path.abspath(str(self.data))
 
     def choose(self) -> tuple[Recipe, tuple[str, ...]]:
         """Choose a recipe for the images on this machine; return it with the reasons."""
@@ -157,23 +169,13 @@ class RecipeChoice:
         if data.get("path") is None and data.get("kind") != "digits":
             raise click.UsageError("Pass DATA, the images to choose a recipe for, or a recipe: -c NAME.")
         size = given.get("train.batch_size", "")
-        facts = survey(Data.model_validate(data))
-        choice = choose(facts, this_machine(), int(size) if size.isdecimal() else None)
+        batch = int(size) if size.isdecimal() else None
+        choice = choose(survey(Data.model_validate(data)), this_machine(), batch)
         recipe = recipe_of(dict(choice.settings), self.overrides, label="recipe 'auto'")
         assert isinstance(recipe, Recipe)
         check_recipe(recipe)
         changed = f"  changed by -o: {' '.join(self.overrides)}; the lines above are what auto chose"
         return recipe, (*choice.lines, *([changed] if self.overrides else []))
-
-    def load_with_images(self) -> Recipe:
-        """Do the same, and require that the recipe or DATA names the images."""
-        recipe = self.load()
-        if recipe.data.path is None and recipe.data.kind != "digits":
-            raise click.UsageError(
-                f"recipe '{recipe.name}' does not specify where the images are (data.kind is {recipe.data.kind}). "
-                "Pass DATA, or -o data.path=..."
-            )
-        return recipe
 
 
 def _track(context: click.Context, option: click.Parameter, value: str | None) -> tuple[str, ...]:

@@ -236,6 +236,11 @@ def _cards(run: Run) -> list[tuple[str, str, str]]:
     if knn.get("knn_top1") is not None:
         baselines = baselines_of(run.last("knn_baselines"))
         cards.append((f"{100 * knn['knn_top1']:.1f} %", "k-NN accuracy", baselines))
+    if run.summary and "linear_top1" in run.summary:  # of the demo
+        swav, random, pixels = (
+            f"{100 * run.summary[f'linear_top1{kind}']:.1f} %" for kind in ("", "_random_init", "_raw_pixels")
+        )
+        cards.append((swav, "linear classifier", f"random initialization {random}, raw pixels {pixels}"))
     views = run.last("views_baseline") | run.last("views")
     if views.get("view_retrieval") is not None:
         initial = views.get("view_retrieval_initial")

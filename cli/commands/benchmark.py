@@ -131,17 +131,20 @@ def _measure(options: dict[str, Any], *, quiet: bool) -> Benchmark:
 
 def _exit_code(cells: Sequence[Cell], limits: Sequence[tuple[str, float]]) -> int:
     """Return 1 if no cell was measured, or one failed or is slower than its limit."""
-    problems = (
-        [] if any(cell.status == "ok" for cell in cells) else ["Nothing was measured, for the reasons above."]
-    )
+    problems = []
+    if not any(cell.status == "ok" for cell in cells):
+        problems.append("Nothing was measured, for the reasons above.")
     for name, least in limits:
         matching = [cell for cell in cells if cell.label == name]
         if not matching:
             problems.append(f"--fail-below {name}: no such cell")
         for cell in matching:
-            speed = cell.best.images_per_second if cell.best else None
-            if speed is None or speed < least:
-                what = f"was {cell.status}" if speed is None else f"makes {speed:,.1f} images/s"
+            if cell.best is None or cell.best.images_per_second < least:
+                what = (
+                    f"makes {cell.best.images_per_second:,.1f} images/s"
+                    if cell.best
+                    else f"was {cell.status}"
+                )
                 problems.append(f"--fail-below: {cell.model} {name} must make {least:g} images/s, but {what}")
     for problem in problems:
         click.echo(problem, err=True)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -21,17 +19,6 @@ from cli.options import (
     report_options,
 )
 from cli.progress import image_progress
-from cli.tables.plain import print_table
-
-PRINTED = 12  # rows of the table on the terminal
-HEADINGS = {
-    "prototype": "prototype",
-    "images": "images",
-    "share": "share",
-    "mean_score": "mean score",
-    "top_class": "most frequent class",
-    "top_class_share": "its share",
-}
 
 
 @click.command(short_help="Assign images to prototypes and show the nearest images of each.")
@@ -81,30 +68,10 @@ def command(
         )
     document = write_tables(output, clusters, opened, backend.facts)
     write_gallery(output, clusters, opened, backend, prototypes=prototypes)
-    if report.as_json:
-        report.show(document)
-        return
-    _print(document, document["usage"])
-    click.echo(f"page      {output / 'index.html'}\ntables    {output}/*.csv")
-
-
-def _print(figures: Mapping[str, Any], usage: Sequence[Mapping[str, Any]]) -> None:
-    click.echo(
-        f"{figures['images']:,} images, {figures['prototypes_used']} of {figures['prototypes']} prototypes used; "
-        f"effective number of prototypes: {figures['effective_prototypes']}"
-    )
-    if "purity" in figures:
-        click.echo(f"purity {100 * figures['purity']:.1f} %")
-    columns = [key for key in HEADINGS if key in usage[0]]
-    rows = [[_cell(key, row[key]) for key in columns] for row in usage[:PRINTED]]
-    print_table([HEADINGS[key] for key in columns], rows)
-    if len(usage) > PRINTED:
-        click.echo(f"and {len(usage) - PRINTED} more in usage.csv")
-
-
-def _cell(key: str, value: Any) -> str:
-    if value is None:
-        return "-"
-    if key in ("share", "top_class_share"):
-        return f"{100 * value:.1f} %"
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
+    purity = f"; purity {100 * document['purity']:.1f} %" if "purity" in document else ""
+    lines = [
+        f"{document['images']:,} images, {document['prototypes_used']} of {document['prototypes']} prototypes used; "
+        f"effective number of prototypes: {document['effective_prototypes']}{purity}",
+        f"page      {output / 'index.html'}\ntables    {output}/*.csv",
+    ]
+    report.show(document, lines)

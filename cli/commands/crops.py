@@ -28,7 +28,7 @@ def command(recipe: RecipeChoice, rows: int, epoch: int, output: Path) -> None:
       swav-tf crops photos/ --rows 10 --epoch 3 --output sheet.png
     """
     show_log(logging.INFO)
-    settings = recipe.load_for()
+    settings = recipe.load_for(trains=False)
 
     from swav_tf.data.pictures import contact_sheet
     from swav_tf.data.sources import open_source

@@ -27,8 +27,8 @@ from cli.quiet import load_tensorflow_quietly
 def command(run_dir: Path, data: Path | None, seed: int, no_export: bool, report: Report) -> None:
     """Train on scikit-learn's handwritten digits for a few minutes on a CPU, and measure what was learned.
 
-    report.html in the run folder shows the training. The network is then exported in float32 and int8, compared with
-    Keras and timed; demo.html shows the accuracies and the speed. This second part requires the extra `export`.
+    report.html in the run folder shows what was learned. The network is then exported in float32 and int8, compared
+    with Keras and timed; benchmark.html shows the speed. This second part requires the extra `export`.
 
     \b
     Examples:

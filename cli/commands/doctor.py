@@ -2,9 +2,28 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
+import os
+import platform
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
 import click
 
+from cli.extras import EXTRAS, onnxruntime_remark
 from cli.options import Report, json_options
+from cli.quiet import load_tensorflow_quietly
+
+IMPORT_NAMES = ("cli", "configs", "evaluate", "export", "swav_tf")
+PACKAGES = (
+    "swav-tf", "numpy", "pillow", "opencv-python-headless", "pydantic",
+    "tensorflow", "keras", "keras-cv", "tensorflow-datasets", "scikit-learn",
+    "onnx", "onnxruntime", "onnxruntime-gpu", "tf2onnx", "tensorrt-cu12", "tensorrt-rtx", "cuda-python",
+)  # fmt: skip
+# The networks need these settings of Keras.
+KERAS = {"backend": "tensorflow", "floatx": "float32", "image_data_format": "channels_last", "epsilon": 1e-7}
 
 
 @click.command()
@@ -20,8 +39,99 @@ def command(gpu: bool, report: Report) -> int:
       swav-tf doctor
       swav-tf doctor --gpu --json
     """
-    from cli.installation import examine
-
     found = examine(gpu=gpu)
-    report.show(found.as_dict(), found.lines())
-    return 1 if found.clashes else 0
+    report.show(found, _lines(found))
+    return 1 if found["clashes"] else 0
+
+
+def examine(*, gpu: bool = False) -> dict[str, Any]:
+    """Examine the machine and the installed packages; with `gpu`, load TensorFlow to list its devices."""
+    from evaluate.benchmark.machine import memory_gib, no_gpu_reason
+    from swav_tf.plumbing.system import available_cores
+
+    versions = {package: _version(package) for package in PACKAGES}
+    missing = {
+        extra: [module for module in modules if importlib.util.find_spec(module) is None]
+        for extra, modules in EXTRAS.items()
+    }
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cores": available_cores(),
+        "memory_gib": memory_gib(),
+        "versions": versions,
+        "missing_extras": {extra: modules for extra, modules in missing.items() if modules},
+        "remark": onnxruntime_remark(versions, has_gpu=no_gpu_reason() is None),
+        "clashes": find_clashes(),
+        "gpus": _gpus() if gpu else None,
+        "keras": _keras_settings(),
+    }
+
+
+def _lines(found: dict[str, Any]) -> list[str]:
+    """Return the findings as lines of text."""
+    lines = [
+        f"Python    {found['python']} on {found['platform']}",
+        f"Machine   {found['cores']} cores, memory {found['memory_gib']:.1f} GiB",
+    ]
+    if found["gpus"] is not None:
+        lines.append(f"GPUs      {', '.join(found['gpus']) or 'TensorFlow sees none'}")
+    for package, version in found["versions"].items():
+        lines.append(f"  {package:22}  {version or 'not installed'}")
+    for extra, modules in found["missing_extras"].items():
+        lines.append(f"Extra '{extra}' lacks {', '.join(modules)}: pip install 'swav-tf[{extra}]'")
+    if found["remark"] is not None:
+        lines.append(f"Remark: {found['remark']}")
+    for name, value in found["keras"].items():
+        lines.append(f"Keras     your {name} is {value}; swav-tf uses its own")
+    for clash in found["clashes"]:
+        lines.append(
+            f"Problem: `import {clash['name']}` belongs to both swav-tf and {', '.join(clash['others'])}; it currently "
+            f"imports {clash['imported_from'] or 'nothing'}. Install swav-tf in a separate environment."
+        )
+    if not found["clashes"]:
+        lines.append("No other package owns one of swav-tf's import names.")
+    return lines
+
+
+def find_clashes() -> list[dict[str, Any]]:
+    """Return the import names that other distributions own too, with these and with what is imported."""
+    owners = metadata.packages_distributions()
+    clashes = []
+    for name in IMPORT_NAMES:
+        if others := sorted(set(owners.get(name, [])) - {"swav-tf"}):
+            spec = importlib.util.find_spec(name)
+            places = list(spec.submodule_search_locations or []) if spec else []
+            clashes.append({"name": name, "others": others, "imported_from": places[0] if places else None})
+    return clashes
+
+
+def _keras_settings() -> dict[str, Any]:
+    """Return the user's settings of Keras that swav-tf overrides, read without loading Keras."""
+    from swav_tf import USER_BACKEND
+
+    file = Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser() / "keras.json"
+    try:
+        settings = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        settings = {}
+    if USER_BACKEND is not None:
+        settings["backend"] = USER_BACKEND
+    return {name: settings[name] for name, needed in KERAS.items() if settings.get(name, needed) != needed}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _gpus() -> list[str]:
+    load_tensorflow_quietly()
+    import tensorflow as tf
+
+    return [
+        str(tf.config.experimental.get_device_details(device).get("device_name", device.name))
+        for device in tf.config.list_physical_devices("GPU")
+    ]

@@ -11,6 +11,21 @@ from cli.recipe_options import RecipeChoice, override_option
 from swav_tf.planning.gpus import GPUS, Cluster, Gpu, own_gpu
 
 
+def _gpu(context: click.Context, option: click.Parameter, value: str) -> Gpu:
+    """Return a GPU by its name, or by its figures."""
+    if value in GPUS:
+        return GPUS[value]
+    try:
+        memory, tflops, bandwidth = (float(figure) for figure in value.split(","))
+    except ValueError:
+        raise click.BadParameter(
+            f"must be {', '.join(GPUS)}, or MEMORY,TFLOPS,BANDWIDTH, such as 12,51,360. Received: {value}"
+        ) from None
+    if min(memory, tflops, bandwidth) <= 0:
+        raise click.BadParameter(f"must have figures greater than 0. Received: {value}")
+    return own_gpu(memory_gb=memory, tflops=tflops, bandwidth_gb=bandwidth)
+
+
 @click.command()
 @option_group(
     "recipe",
@@ -20,14 +35,11 @@ from swav_tf.planning.gpus import GPUS, Cluster, Gpu, own_gpu
 )
 @click.option(
     "--gpu",
-    type=click.Choice(tuple(GPUS)),
-    help="Type of GPU; a100 has 80 GB, a100-40 has 40 GB.",
+    callback=_gpu,
+    required=True,
+    metavar="GPU",
+    help=f"{', '.join(GPUS)}; or MEMORY,TFLOPS,BANDWIDTH: GB, dense peak in the recipe's precision, GB/s.",
 )
-@amount_option("--gpu-memory", metavar="GB", help="GPU that is not listed: memory, GB.")
-@amount_option(
-    "--gpu-tflops", metavar="TFLOPS", help="GPU that is not listed: dense peak in the recipe's precision."
-)
-@amount_option("--gpu-bandwidth", metavar="GB/S", help="GPU that is not listed: memory bandwidth, GB/s.")
 @count_option("--gpus", default=1, help="Total number of GPUs.")
 @count_option("--gpus-per-node", default=8, help="GPUs per machine.")
 @amount_option(
@@ -47,10 +59,7 @@ from swav_tf.planning.gpus import GPUS, Cluster, Gpu, own_gpu
 @json_options
 def command(
     recipe: RecipeChoice,
-    gpu: str | None,
-    gpu_memory: float | None,
-    gpu_tflops: float | None,
-    gpu_bandwidth: float | None,
+    gpu: Gpu,
     gpus: int,
     gpus_per_node: int,
     link_gbit: float,
@@ -66,14 +75,14 @@ def command(
     Examples:
       swav-tf plan swav_800ep --gpus 32 --gpu a100
       swav-tf plan one_gpu --gpu rtx4090 --images 50000 -o train.epochs=400
-      swav-tf plan demo --gpu-memory 12 --gpu-tflops 51 --gpu-bandwidth 360
+      swav-tf plan demo --gpu 12,51,360
       swav-tf plan swav_200ep --gpus 64 --gpu h100 --images-per-second 1100 --json
     """
     from swav_tf.planning.estimate import make_plan
 
     plan = make_plan(
         recipe.load(),
-        Cluster(_gpu(gpu, gpu_memory, gpu_tflops, gpu_bandwidth), gpus, gpus_per_node, link_gbit),
+        Cluster(gpu, gpus, gpus_per_node, link_gbit),
         images=images,
         images_per_second=images_per_second,
     )
@@ -88,14 +97,3 @@ def command(
     from cli.tables.plan import print_plan
 
     print_plan(plan)
-
-
-def _gpu(name: str | None, memory: float | None, tflops: float | None, bandwidth: float | None) -> Gpu:
-    own = [value for value in (memory, tflops, bandwidth) if value is not None]
-    if name is not None and not own:
-        return GPUS[name]
-    if name is not None or memory is None or tflops is None or bandwidth is None:
-        raise click.UsageError(
-            "Specify the GPU by --gpu, or by all of --gpu-memory, --gpu-tflops and --gpu-bandwidth."
-        )
-    return own_gpu(memory_gb=memory, tflops=tflops, bandwidth_gb=bandwidth)

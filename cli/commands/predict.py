@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -51,24 +52,30 @@ def command(
       swav-tf predict runs/finetune_10pct photos/ --output predictions.json --batch 256
       swav-tf predict exported/model-int8-cpu.onnx photos/ --output predictions.csv
     """
-    from cli.prediction import check_output, open_classifier, predict, write_predictions
+    if output.suffix.lower() not in (".csv", ".json"):
+        raise click.UsageError(f"--output must end in .csv or .json. Received: {output}.")
+    from cli.prediction import Prediction, open_classifier, predict, write_predictions
     from swav_tf.data.sources import open_source, recognized
     from swav_tf.recipe.data import Data
 
-    check_output(output)
     settings = recognized(Data(path=data))
     # Labels are not needed: images next to class folders are read, too.
     kind = "images" if settings.kind == "class_folders" else settings.kind
     images = open_source(settings.model_copy(update={"kind": kind}))
     classifier = open_classifier(model, provider, best=best)
-    found = []
+    unreadable = 0
     with image_progress(len(images), "images", quiet=report.quiet) as done:
-        for prediction in predict(classifier, images, batch_size=batch, threads=threads):
-            found.append(prediction)
-            done(len(found))
-    write_predictions(output, found)
-    unreadable = sum(prediction.error is not None for prediction in found)
-    readable = len(found) - unreadable
+
+        def counted() -> Iterator[Prediction]:
+            nonlocal unreadable
+            found = predict(classifier, images, batch_size=batch, threads=threads)
+            for number, prediction in enumerate(found, start=1):
+                unreadable += prediction.error is not None
+                done(number)
+                yield prediction
+
+        write_predictions(output, counted())
+    readable = len(images) - unreadable
     report.show(
         {"output": str(output), "images": readable, "unreadable": unreadable, "epoch": classifier.epoch},
         [

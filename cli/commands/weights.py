@@ -157,29 +157,22 @@ def import_(
 @command.command(short_help="Write weights for PyTorch, Keras, TensorFlow Serving, timm and KerasHub.")
 @click.argument("source", metavar="RUN_OR_FILE", type=PATH)
 @output_option(
-    "New file: .pth.tar, .pth or .pt for PyTorch, .safetensors or .keras; a folder for the other --to.",
+    "New file: .pth.tar, .pth or .pt for PyTorch, .safetensors or .keras; a folder for savedmodel and timm.",
     required=True,
 )
 @click.option(
     "--to",
-    "library",
-    type=click.Choice(["keras", "savedmodel", "timm"]),
-    help="keras: a .keras file that loads without swav-tf; savedmodel: a folder for TensorFlow Serving; timm: a "
+    "form",
+    type=click.Choice(["swav", "torchvision", "swav_tf", "keras", "savedmodel", "timm"]),
+    show_default="by the ending of OUTPUT: swav, swav_tf for .safetensors, or keras",
+    help="swav: names of the released SwAV files; torchvision: a ResNet with its classifier as fc; swav_tf: native "
+    "names; keras: a .keras file that loads without swav-tf; savedmodel: a folder for TensorFlow Serving; timm: a "
     "folder for timm and KerasHub.",
-)
-@click.option(
-    "--names",
-    type=click.Choice(["swav", "torchvision", "swav_tf"]),
-    show_default="swav_tf for .safetensors, else swav",
-    help="Tensor names. swav: as in the released SwAV files; torchvision: a ResNet with its classifier as fc; "
-    "swav_tf: native.",
 )
 @best_option
 @json_options
-def export(
-    source: Path, output: Path, library: str | None, names: str | None, best: bool, report: Report
-) -> None:
-    """Write the newest checkpoint of a run, or a file of any known format, as one file or, with --to, a folder.
+def export(source: Path, output: Path, form: str | None, best: bool, report: Report) -> None:
+    """Write the newest checkpoint of a run, or a file of any known format, for another library.
 
     The networks for Keras and TensorFlow Serving take uint8 images (n, height, width, 3), in RGB, and return
     features; those of a probe or fine-tuning run also logits.
@@ -187,22 +180,25 @@ def export(
     \b
     Examples:
       swav-tf weights export runs/first --output first.pth.tar
-      swav-tf weights export runs/first --output backbone.pth --names torchvision
+      swav-tf weights export runs/first --output backbone.pth --to torchvision
       swav-tf weights export runs/first --output first.safetensors
-      swav-tf weights export runs/first --to keras --output first.keras
+      swav-tf weights export runs/first --output first.keras
       swav-tf weights export runs/first --to savedmodel --output models/first/1
       swav-tf weights export runs/first --to timm --output first_timm
     """
-    library = library or ("keras" if output.suffix == ".keras" else None)
-    if library is not None:
-        if names is not None:
-            raise click.UsageError(f"--names is for files of tensors. Received: --to {library}.")
-        _export_for(library, source, output, best, report)
-        return
+    from export.libraries import LIBRARIES, export_for
     from swav_tf.weights.convert import NAMES, export_weights
 
-    chosen = next((name for name in NAMES if name == names), None)
-    done = export_weights(source, output, names=chosen, best=best)
+    form = form or ("keras" if output.suffix == ".keras" else None)
+    library = next((known for known in LIBRARIES if known == form), None)
+    if library is not None:
+        if library != "timm":
+            load_tensorflow_quietly()
+        export_for(library, source, output, best=best)
+        report.show({"output": str(output), "library": library}, [f"{output}: for {library}"])
+        return
+    names = next((known for known in NAMES if known == form), None)
+    done = export_weights(source, output, names=names, best=best)
     report.show(
         {
             "output": str(done.path),
@@ -212,15 +208,6 @@ def export(
         },
         [f"{done.path}: {done.tensors} tensors with the names of {done.names}", *_left_out(done.left_out)],
     )
-
-
-def _export_for(library: str, source: Path, output: Path, best: bool, report: Report) -> None:
-    from export.libraries import LIBRARIES, export_for
-
-    if library != "timm":
-        load_tensorflow_quietly()
-    export_for(next(known for known in LIBRARIES if known == library), source, output, best=best)
-    report.show({"output": str(output), "library": library}, [f"{output}: for {library}"])
 
 
 def _left_out(names: tuple[str, ...]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -11,15 +12,17 @@ if TYPE_CHECKING:
 
 
 SHOWN_MARKS = 12
-WIDE = 142  # characters, enough for all columns
+WIDE = 142  # characters: a file or pipe takes all columns
 
 
 def print_benchmark(benchmark: Benchmark) -> None:
     """Print the machine, a table of the cells, and what was skipped, failed or marked."""
     from rich.box import SIMPLE_HEAD
+    from rich.console import Console
     from rich.table import Table
 
-    console = _console()
+    width = None if sys.stdout.isatty() else WIDE
+    console = Console(highlight=False, soft_wrap=True, width=width)
     machine = benchmark.machine
     console.print(
         f"{machine.cpu}, {machine.cores} cores, load {_number(machine.load)}; "
@@ -27,13 +30,10 @@ def print_benchmark(benchmark: Benchmark) -> None:
         markup=False,
     )
     several = benchmark.several_models
-    # A narrow terminal gets fewer columns.
-    left_out = set() if console.width >= WIDE else {"p90", "p95", "host MiB", "k-NN"}
-    columns = [
-        *(["model"] if several else []), "runner", "precision", "batch", "images/s", "±", "p50 ms", "p90", "p95",
-        "p99", "host MiB", "k-NN",
-    ]  # fmt: skip
-    columns = [column for column in columns if column not in left_out]
+    # The other figures are in --json and --html.
+    columns = ["runner", "precision", "batch", "images/s", "±", "p50 ms", "p99", "k-NN"]
+    if several:
+        columns.insert(0, "model")
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for column in columns:
         left = column in ("model", "runner", "precision")
@@ -59,10 +59,7 @@ def _figures(benchmark: Benchmark, cell: Cell, timing: Timing, where: str) -> di
         "images/s": _number(timing.images_per_second, 1 if timing.images_per_second < 1000 else 0),
         "±": f"{200 * timing.images_per_second_error:.0f} %",
         "p50 ms": _number(timing.p50_ms),
-        "p90": _number(timing.p90_ms),
-        "p95": _number(timing.p95_ms),
         "p99": _number(timing.p99_ms),
-        "host MiB": _number(cell.host_peak_mib, 0),
         "k-NN": "-" if accuracy is None or accuracy.knn is None else f"{100 * accuracy.knn:.1f} %",
     }
 
@@ -87,14 +84,6 @@ def _print_notes(console: Console, benchmark: Benchmark) -> None:
         names = ", ".join(dict.fromkeys(f"{cell.runner} {cell.precision}" for cell in cells))
         count = "1 cell" if len(cells) == 1 else f"{len(cells)} cells"
         console.print(f"{status} ({reason}): {names}, {count}", markup=False)
-
-
-def _console() -> Console:
-    """Return a console that is wide enough for all columns if stdout is not a terminal."""
-    from rich.console import Console
-
-    console = Console(highlight=False, soft_wrap=True)
-    return console if console.is_terminal else Console(highlight=False, soft_wrap=True, width=WIDE)
 
 
 def _number(value: float | None, digits: int = 2) -> str:

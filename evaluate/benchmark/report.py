@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,19 +25,16 @@ LOG_DIGITS: Final = ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 5, 7), (1, 1.5, 2, 
 Styles = dict[str, dict[str, Any]]  # keyword arguments of `plot` by name of the row
 
 
-def write_report(
-    path: Path, benchmark: Benchmark, *, title: str | None = None, extras: Sequence[tuple[str, str]] = ()
-) -> None:
-    """Write the page; `extras` are further sections before the figures, as heading and HTML."""
+def write_report(path: Path, benchmark: Benchmark) -> None:
+    """Write the page."""
     names = dict.fromkeys(model.name for model in benchmark.models)
     used = {cell.runner for cell in benchmark.cells}
     write_page(
         path,
         "benchmark/report.html.jinja",
         benchmark=benchmark,
-        title=title or f"Inference benchmark: {', '.join(names)}",
+        title=f"Inference benchmark: {', '.join(names)}",
         subtitle=_subtitle(benchmark),
-        extras=extras,
         cards=_cards(benchmark),
         charts=_charts(benchmark),
         knn_meaning=meaning_among(benchmark.knn_images) if benchmark.knn_images else None,

@@ -6,6 +6,7 @@ epsilon 0.01 (docs/results.md). The choices for larger networks are not measured
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -43,6 +44,11 @@ GPU_BYTES_PER_PIXEL: Final = {
     "resnet18": 700,
     "resnet50": 2600,
 }  # activations in half precision
+
+# Of files of images: a run is named without them.
+_ENDINGS: Final = re.compile(
+    r"\.(zip|tgz|tbz2|txz|tzst|tar(\.\w+)?|parquet|tfrecord|csv|tsv|jsonl|txt)$", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True)
@@ -102,7 +108,7 @@ def choose(images: ImageFacts, machine: Machine, batch: int | None = None) -> Ch
     ]
     crops += [{"count": 4, "size": small, "scale": [0.1, 0.4]}] if small else []
     settings = {
-        "name": f"auto-{Path(images.path).name or 'images'}",
+        "name": auto_name(images.path),
         "data": {
             "kind": images.kind,
             "path": None if images.kind == "digits" else images.path,
@@ -128,6 +134,11 @@ def choose(images: ImageFacts, machine: Machine, batch: int | None = None) -> Ch
         },
     }
     return Choice(settings, tuple(_explain(images, machine, settings, seconds)), seconds)
+
+
+def auto_name(path: str) -> str:
+    """Return the name of a recipe for the images at a path, which is also that of the run's folder."""
+    return f"auto-{_ENDINGS.sub('', Path(path).name) or 'images'}"
 
 
 def _views(images: ImageFacts, machine: Machine) -> tuple[int, int, str]:

@@ -246,7 +246,7 @@ def _swav(fitted: Fitted, source: Path) -> tuple[dict[str, np.ndarray], tuple[st
     if not complete and not (sizes.network is None and sizes.classes is not None):
         raise UsageError(
             f"The names of the released SwAV are for a backbone with head and prototypes. {source} has: {sizes}. "
-            "Use --names torchvision."
+            "Use --to torchvision."
         )
     return {f"module.{name}": array for name, array in fitted.by_torch_names().items()}, ()
 

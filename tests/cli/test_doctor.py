@@ -8,8 +8,8 @@ import tomllib
 import numpy as np
 import pytest
 
-from cli import extras, installation
-from cli.installation import examine, find_clashes
+from cli import extras
+from cli.commands.doctor import PACKAGES, examine, find_clashes
 from tests.cli.command_line import ROOT
 
 
@@ -40,7 +40,7 @@ def test_clashes(name, install_fake, run):
         assert new == []
         return
     [clash] = new
-    assert (clash.name, clash.others) == (name, ["other-tools"])
+    assert (clash["name"], clash["others"]) == (name, ["other-tools"])
     result = run("doctor")
     assert result.code == 1
     assert f"Problem: `import {name}` belongs to both swav-tf and other-tools" in result.out
@@ -49,12 +49,12 @@ def test_clashes(name, install_fake, run):
 
 def test_findings(run, monkeypatch):
     report = examine()
-    assert report.python == ".".join(map(str, sys.version_info[:3]))
-    assert report.cores >= 1
-    assert report.memory_gib > 0.1
-    assert report.versions["numpy"] == np.__version__
-    assert report.gpus is None  # without --gpu
-    assert json.loads(run("doctor --json").out) == report.as_dict()
+    assert report["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert report["cores"] >= 1
+    assert report["memory_gib"] > 0.1
+    assert report["versions"]["numpy"] == np.__version__
+    assert report["gpus"] is None  # without --gpu
+    assert json.loads(run("doctor --json").out) == report
     monkeypatch.setitem(extras.EXTRAS, "moon", ("not_a_module_at_all", "json"))
     assert "Extra 'moon' lacks not_a_module_at_all: pip install 'swav-tf[moon]'" in run("doctor").out
     assert "GPUs  " in run("doctor --gpu").out
@@ -92,7 +92,7 @@ def test_messages_name_extras_of_the_package():
     assert set(extras.EXTRAS) <= set(offered)
     modules = [module for extra in extras.EXTRAS.values() for module in extra]
     assert len(modules) == len(set(modules))
-    assert "swav-tf" in installation.PACKAGES
+    assert "swav-tf" in PACKAGES
 
 
 # Bug caught: a GPU that ONNX Runtime never uses, without a message.

@@ -250,7 +250,7 @@ def test_progress_in_a_log(monkeypatch, capsys):
         done(0, "checked")  # a second stage has a speed of its own
         done(200, "checked")
     assert capsys.readouterr().err == (
-        "features 700/1,000  100 images/s  0:00:03 left\nchecked 200/1,000  50 images/s  0:00:16 left\n"
+        "features 700/1,000  150 images/s  0:00:02 left\nchecked 200/1,000  50 images/s  0:00:16 left\n"
     )
 
 

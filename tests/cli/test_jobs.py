@@ -331,7 +331,7 @@ def test_a_worker_that_fails_before_the_meeting_ends_the_others(tmp_path):
 
 
 # Bug caught: the recipe that was chosen for small images, taken for large ones in another folder called `train`.
-def test_auto_chooses_anew_for_other_images_of_the_same_name(tmp_path, monkeypatch):
+def test_auto_chooses_again_for_other_images_of_the_same_name(tmp_path, monkeypatch, output):
     monkeypatch.chdir(tmp_path)
     for name, side in (("small", 16), ("large", 200)):
         images = [f"{number}.png" for number in range(20)]
@@ -344,3 +344,4 @@ def test_auto_chooses_anew_for_other_images_of_the_same_name(tmp_path, monkeypat
     assert RecipeChoice("large/train", "auto", ()).load_for().train.epochs != 7
     (tmp_path / "runs" / "auto-train" / "checkpoints").mkdir()  # training refuses other images, with a remedy
     assert RecipeChoice("large/train", "auto", ()).load_for().train.epochs == 7
+    assert RecipeChoice("large/train", "auto", ()).load_for(trains=False).train.epochs != 7  # as in `crops`

@@ -60,7 +60,7 @@ def test_import_and_export(folder, output):
     document = json.loads(output("weights export b.safetensors --output d.pth --json"))
     assert (document["names"], document["tensors"]) == ("swav", len(SLOTS) + counters)
     assert (folder / "c.pth.tar").read_bytes() == (folder / "d.pth").read_bytes()
-    printed = output("weights export runs/a --output e.pt --names torchvision")
+    printed = output("weights export runs/a --output e.pt --to torchvision")
     assert "left out: projection_head (8), prototypes (1)" in printed
     made = json.loads(output("features --split test --model runs/a --output f.npz --quiet --json"))
     assert made["feature_dim"] == 128
@@ -144,14 +144,17 @@ def test_incomplete_weights(output, refused, folder):
         ("import good.pth --to run -c nothing", 2, "no recipe 'nothing'"),
         ("import good.pth --to x.safetensors -c demo", 2, "A file has no recipe"),
         ("export good.pth --output x.onnx", 2, "must end in .safetensors or, for PyTorch, in .pth.tar"),
-        ("export good.pth --output x.pth --names swav_tf", 2, "only for .safetensors"),
-        ("export good.pth --output x.pth --names timm", 2, "'timm' is not one of"),
-        ("export backbone.pth --output x.pth", 2, "Use --names torchvision"),
+        ("export good.pth --output x.pth --to swav_tf", 2, "only for .safetensors"),
+        ("export backbone.pth --output x.pth", 2, "Use --to torchvision"),
         ("export good.pth --output x --to timm", 2, "timm and KerasHub have resnet18"),
         ("export good.pth --output x.pth --to keras", 2, "must end in .keras for --to keras"),
-        ("export good.pth --output x.keras --names swav", 2, "--names is for files of tensors"),
+        (
+            "export good.pth --output x.keras --to swav",
+            2,
+            "must end in .safetensors or, for PyTorch, in .pth.tar",
+        ),
         ("export hostile.pth --output x.safetensors", 1, "refers to posix.system,"),
-        ("export linear.pth --output x.pth --names torchvision", 2, "names are for a backbone"),
+        ("export linear.pth --output x.pth --to torchvision", 2, "names are for a backbone"),
     ],
 )
 def test_refusals(line, code, part, folder, refused):

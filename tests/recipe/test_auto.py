@@ -6,7 +6,7 @@ import pytest
 
 from swav_tf.plumbing.errors import DataError
 from swav_tf.recipe.advice import check_recipe
-from swav_tf.recipe.auto import CPU_SECONDS, ImageFacts, Machine, choose, remedies
+from swav_tf.recipe.auto import CPU_SECONDS, ImageFacts, Machine, auto_name, choose, remedies
 from swav_tf.recipe.files import load_recipe, recipe_of
 
 PHOTOS = ImageFacts(
@@ -69,3 +69,18 @@ def test_remedies_follow_from_the_recipe() -> None:
     assert "method.prototypes_frozen_steps=40, now 20" in found[1].text
     for remedy in found:
         assert recipe_of(recipe.model_dump(mode="json"), remedy.overrides) != recipe
+
+
+# Bug caught: a run folder with the ending of an archive, `runs/auto-signs.zip`.
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("a/signs.zip", "signs"),
+        ("b/c.TAR.gz", "c"),
+        ("photos.2024/", "photos.2024"),
+        ("..", ".."),
+        ("/", "images"),
+    ],
+)
+def test_names_of_runs(path: str, name: str) -> None:
+    assert auto_name(path) == f"auto-{name}"
