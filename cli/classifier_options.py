@@ -1,4 +1,4 @@
-"""The options of `probe` and `finetune`, and the job that they describe."""
+"""The options of `probe` and `finetune`."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ class ClassifierChoice:
         return f"data={data.model_dump_json()}", f"crop.size={data.evaluation.crop}"
 
     def sets(self, *keys: str) -> bool:
-        """Return whether -o gives one of these settings, or the section that it is in."""
+        """Return whether -o sets one of these keys, or a section that contains one."""
         given = [override.partition("=")[0].strip() for override in self.overrides]
         return any(key == path or key.startswith(f"{path}.") for path in given for key in keys)
 

@@ -63,7 +63,7 @@ def after_training_a_classifier(recipe: ClassifierRecipe, run_dir: Path, summary
 
 
 def knows_validation_images(data: Data) -> bool:
-    """Return whether settings name labeled images to train a classifier on, and others to validate it."""
+    """Return whether the settings name labeled images both to train a classifier and to validate it."""
     if data.kind == "digits":
         return True
     if data.path is None or data.unlabeled:

@@ -14,7 +14,7 @@ from cli.extras import extra_of
 from swav_tf.plumbing.errors import SwavError, report_of
 from swav_tf.plumbing.log import show_message
 
-# What a disk may refuse, and the remedies.
+# Remedies for what a disk may refuse.
 _DISK = {
     errno.ENOSPC: "Free some space, or choose another place.",
     errno.EFBIG: "Raise the file size limit (ulimit -f), or choose another place.",
@@ -53,7 +53,7 @@ def run_and_report(command: click.Command, arguments: list[str]) -> int:
         return known.exit_code if known else 1
 
 
-# What other tools call settings of a recipe, and how the paths of these end.
+# Names of settings in other tools, and the ends of their paths in our recipes.
 _ALIASES = {
     "amp": ".precision", "arch": "backbone.name", "backbone": "backbone.name", "dtype": ".precision",
     "learning_rate": "learning_rate", "lr": "learning_rate", "num_workers": "data.threads",

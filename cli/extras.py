@@ -26,12 +26,7 @@ EXTRAS = {
 
 
 def extra_of(module: str | None, arguments: Sequence[str] = ()) -> str | None:
-    """Return the extra that installs a module, None if none does.
-
-    Args:
-        module: the import name that is missing.
-        arguments: of the command line that needs it.
-    """
+    """Return the extra that installs a missing module for a command line; None if none does."""
     package = (module or "").partition(".")[0]
     if package == "onnx" and any("tensorrt" in word for word in arguments):
         return "tensorrt"  # building an engine: `export` would overwrite ONNX Runtime for GPUs with that for CPUs
@@ -39,12 +34,7 @@ def extra_of(module: str | None, arguments: Sequence[str] = ()) -> str | None:
 
 
 def onnxruntime_remark(versions: Mapping[str, str | None], *, has_gpu: bool) -> str | None:
-    """Return what keeps ONNX Runtime from using a GPU and how to fix it; None if nothing does.
-
-    Args:
-        versions: of the installed packages, by name.
-        has_gpu: whether the machine has an NVIDIA GPU.
-    """
+    """Return why ONNX Runtime cannot use the machine's NVIDIA GPU, and the remedy; None if nothing is wrong."""
     for_cpu, for_gpu = versions.get("onnxruntime"), versions.get("onnxruntime-gpu")
     if for_cpu and for_gpu:
         extra = "onnx-gpu" if has_gpu else "onnx"

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SearchChoice:
-    """Features, perhaps an index of them, and where the result goes."""
+    """Features, an optional index of them, and the output folder."""
 
     features: Path
     index: Path | None

@@ -1,6 +1,6 @@
-"""Several workers on one machine: this process is its first worker, and starts the others.
+"""Run several workers on one machine; this process is the first and starts the others.
 
-One trainer process takes fewer images a second than eight fast GPUs need (docs/many_machines.md).
+One process cannot feed eight fast GPUs (docs/many_machines.md).
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Share:
-    """The GPUs and cores of a worker; threads and processes that it starts have the same."""
+    """The GPUs and cores of a worker, which its threads and processes inherit."""
 
     gpus: tuple[str, ...]
     cores: tuple[int, ...]
 
     def take(self) -> None:
-        """Confine this process to them; TensorFlow must not have started."""
+        """Confine this process to them, before TensorFlow starts."""
         os.sched_setaffinity(0, self.cores)
         if self.gpus:
             os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(self.gpus)
 
 
 def shares(count: int) -> list[Share]:
-    """Divide the visible GPUs and the cores of this machine, neighbors together."""
+    """Divide the visible GPUs and the cores of this machine into contiguous ranges."""
     from swav_tf.data.survey import visible_gpus
 
     gpus, cores = visible_gpus(), sorted(os.sched_getaffinity(0))
@@ -61,12 +61,12 @@ def shares(count: int) -> list[Share]:
 def node_workers(
     count: int, cluster: ClusterAddress | None, train: Callable[[ClusterAddress], object]
 ) -> Iterator[ClusterAddress | None]:
-    """Start the other workers of this machine; yield the place of this process, which must then train too.
+    """Start the other workers of this machine; yield the address of this process, which must then train as well.
 
     Args:
         count: workers of each machine.
-        cluster: the place of this machine among others; None for that of SLURM's task, if there is one.
-        train: what a worker does at its place. Pickled.
+        cluster: address of this machine among others; None for that of the SLURM task, if there is one.
+        train: called by each worker with its address; pickled.
     """
     if count == 1:
         yield cluster

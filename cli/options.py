@@ -27,12 +27,9 @@ Option = Callable[[Any], Any]
 
 
 def option_group(argument: str, build: Callable[..., Any], *options: Option) -> Option:
-    """Attach options to a command, which receives `build(name=value, ...)` of them as one argument.
+    """Attach options to a command, which receives `build(name=value, ...)` as its parameter `argument`.
 
-    Args:
-        argument: the command's parameter.
-        build: a dataclass or function whose parameters have the options' names.
-        options: from click, in the order of `--help`.
+    The parameters of `build` have the options' names; `--help` lists the options in this order.
     """
     names = option_names(*options)
 
@@ -93,13 +90,13 @@ def count_option(*names: str, least: int = 1, most: int | None = None, **setting
 
 
 def is_default(parameter: str) -> bool:
-    """Return whether the user left a parameter of the running command at its default, which may then adapt."""
+    """Return whether a parameter of the running command has its default, which may then adapt."""
     source = click.get_current_context().get_parameter_source(parameter)
     return source is click.core.ParameterSource.DEFAULT
 
 
 def amount_option(*names: str, **settings: Any) -> Option:
-    """Return an option for a number greater than 0; `settings` as click takes them."""
+    """Return an option for a number greater than 0; `settings` are click's."""
     return click.option(*names, type=click.FloatRange(0, min_open=True), **settings)
 
 
@@ -124,7 +121,7 @@ class ImageChoice:
         return open_images(self.data, like=model.data, kind=self.kind, split=self.split, labels=self.labels)
 
     def open_source(self) -> tuple[ImageSource, str]:
-        """Open DATA where there is no model; return the source and the kind that it was read as."""
+        """Open DATA without a model; return the source and its kind."""
         from swav_tf.data.sources import open_source, recognized
         from swav_tf.recipe.data import Data
 
@@ -138,13 +135,7 @@ class ImageChoice:
 def image_options(
     *, required: bool = False, kinds: Sequence[str] = KINDS, default: str = "detected, or the model's"
 ) -> Option:
-    """Return DATA, --kind, --split and --labels.
-
-    Args:
-        required: whether DATA must be given.
-        kinds: that make sense for the command.
-        default: where the defaults come from, for the help.
-    """
+    """Return DATA, --kind, --split and --labels; `default` says in the help where their defaults come from."""
     return option_group(
         "images",
         ImageChoice,
@@ -168,7 +159,7 @@ batch_option = count_option("--batch", default=128, help="Images per batch.")
 
 
 def threads_option(meaning: str) -> Option:
-    """Return --threads, with what the threads do."""
+    """Return --threads; `meaning` is what the threads do."""
     return count_option("--threads", least=0, default=0, help=f"{meaning}; 0 means one per core.")
 
 
@@ -226,12 +217,12 @@ cluster_options = option_group(
 
 
 def seed_option(meaning: str, *, default: int = 0) -> Option:
-    """Return --seed, with what depends on it."""
+    """Return --seed; `meaning` is what depends on it."""
     return count_option("--seed", least=0, most=2**32 - 1, default=default, help=f"Random seed of {meaning}.")
 
 
 def run_dir_option(meaning: str, **settings: Any) -> Option:
-    """Return --run-dir; `settings` as click takes them."""
+    """Return --run-dir; `settings` are click's."""
     kind = Output(UsageError, file_okay=False)
     return click.option("--run-dir", type=kind, metavar="DIR", help=meaning, **settings)
 
@@ -245,7 +236,7 @@ fresh_option = click.option(
 
 
 def output_option(meaning: str, **settings: Any) -> Option:
-    """Return --output; `settings` as click takes them."""
+    """Return --output; `settings` are click's."""
     usual: dict[str, Any] = {"type": NEW_PATH, "metavar": "FILE", "help": meaning}
     return click.option("--output", **usual | settings)
 
@@ -268,20 +259,20 @@ def _picture(context: click.Context, option: click.Parameter, path: Path) -> Pat
 
 
 def picture_option(default: str) -> Option:
-    """Return --output for a picture, whose extension is checked before the work."""
+    """Return --output for a picture; its extension is checked before any work."""
     meaning = "Picture to write; the extension determines the format."
     return output_option(meaning, default=Path(default), callback=_picture)
 
 
 def make_folder(output: Path) -> None:
-    """Create the folder that --output names, before anything is computed for it."""
+    """Create the folder that --output names, before any work."""
     if output.exists() and not output.is_dir():
         raise click.UsageError(f"--output must be a folder. Received: {output}, a file.")
     output.mkdir(parents=True, exist_ok=True)
 
 
 class Report:
-    """How a command reports: messages and progress on stderr, its result on stdout as text or JSON."""
+    """Print messages and progress on stderr, and the result on stdout as text or JSON."""
 
     def __init__(self, as_json: bool, quiet: bool = False) -> None:
         self.as_json = as_json

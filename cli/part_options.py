@@ -1,4 +1,4 @@
-"""The options of `swav-tf features` that divide the images into parts, and the processes that make these."""
+"""The options of `swav-tf features` that divide the images into parts and these among processes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Division:
-    """The part of one process, or the processes that make all parts."""
+    """The part that this process computes, or the processes that compute all."""
 
     part: str | None
     parts: int | None
@@ -29,7 +29,7 @@ class Division:
     on: str | None
 
     def target(self, output: Path) -> Path | Part | list[Part]:
-        """Return the file, the part, or the parts of several processes to write, checked before TensorFlow loads."""
+        """Return the file, the part or the list of parts to write; report errors before TensorFlow loads."""
         from evaluate.feature_file import FORMATS, check_format
         from evaluate.feature_parts import Part, has_parts, read_facts
         from swav_tf.plumbing.parts import part_numbers

@@ -49,13 +49,8 @@ class ClassifierModel:
 def open_classifier(model: Path, provider: str | None = None, *, best: bool = False) -> ClassifierModel:
     """Open the classifier of a probe or fine-tuning run, or a file exported from one.
 
-    Args:
-        model: the folder or file.
-        provider: of ONNX Runtime, for a file; None: `cpu`.
-        best: use the best validated epoch of a run, not its newest checkpoint.
-
     Raises:
-        UsageError: it is neither, or has no best epoch.
+        UsageError: it is neither, or an option does not apply to it.
         CheckpointError, DataError: the checkpoint or file is damaged.
     """
     if model.is_file() or model.suffix == ".onnx":
@@ -130,7 +125,7 @@ def _predict_batch(model: ClassifierModel, images: list[ViewedImage]) -> Iterato
 
 
 def write_predictions(path: Path, predictions: Iterable[Prediction]) -> None:
-    """Write a row or an object for each image, as they come; the file appears when all are there."""
+    """Write a row or an object for each image while they are computed; the file appears at the end."""
     if path.suffix.lower() == ".csv":
         write_csv(path, CSV_COLUMNS, map(_as_row, predictions))
         return

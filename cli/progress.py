@@ -27,8 +27,8 @@ class ImageProgress(Protocol):
 def image_progress(total: int, what: str, *, quiet: bool) -> Iterator[ImageProgress]:
     """Yield a function to call with the number of finished images; show images/s and the remaining time.
 
-    With another `what` it begins again: all images go through several stages. On a terminal this is a bar;
-    elsewhere, such as in a job's log, a line every LINE_SECONDS.
+    A call with another `what` begins the next stage, which goes through all images again. On a terminal this is a
+    bar; elsewhere, such as in a job's log, a line every LINE_SECONDS.
     """
     from rich import progress as bars
 
@@ -48,9 +48,7 @@ def image_progress(total: int, what: str, *, quiet: bool) -> Iterator[ImageProgr
         def update(images: int, what: str = what) -> None:
             nonlocal stage, first, start, reported
             now = time.perf_counter()
-            if (
-                what != stage
-            ):  # the first images were finished by an earlier call, or while the model was traced
+            if what != stage:  # images before this call do not count towards the speed
                 stage, first, start = what, images, now
                 progress.reset(task, completed=images, description=what)
                 return

@@ -1,4 +1,4 @@
-"""Load TensorFlow, which takes some seconds, and say so on a terminal."""
+"""Load TensorFlow, which takes several seconds, with a notice on a terminal."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ NOTICE = "Loading TensorFlow ..."
 
 
 def load_tensorflow_quietly() -> None:
-    """Import TensorFlow without its start-up messages, with a line on a terminal that vanishes afterwards."""
+    """Import TensorFlow without its start-up messages; the notice disappears afterwards."""
     shown = sys.stderr.isatty() and "tensorflow" not in sys.modules
     if shown:
         sys.stderr.write(NOTICE)

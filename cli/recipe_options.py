@@ -1,4 +1,4 @@
-"""The options that choose a recipe: -c and -o, and what follows from the images."""
+"""The options that choose a recipe, -c and -o, and how it adapts to the images."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ override_option = click.option(
 
 
 def config_option(**settings: Any) -> Option:
-    """Return `-c`; `settings` as click takes them."""
+    """Return `-c`; `settings` are click's."""
     usual: dict[str, Any] = {
         "required": True,
         "metavar": "FILE_OR_NAME",
@@ -53,14 +53,14 @@ def with_values(overrides: Sequence[str], values: Mapping[str, str | None]) -> l
 def following(
     data: Data, path: str | None, overrides: Sequence[str], *, name: str, knn: bool = False
 ) -> list[str]:
-    """Return the overrides that make a recipe follow images of another kind than its own, unless -o sets the kind.
+    """Return the overrides that adapt a recipe to images of another kind than its own, unless -o sets the kind.
 
     Args:
         data: the recipe's settings.
-        path: of the images on the command line; None: those of the recipe.
-        overrides: of the command line.
+        path: of the images on the command line; None for those of the recipe.
+        overrides: on the command line.
         name: of the recipe, for the message.
-        knn: whether the recipe has a k-NN, which needs labels.
+        knn: whether the recipe measures k-NN accuracy, which needs labels.
     """
     given = {item.partition("=")[0].strip() for item in overrides}
     if "data.kind" in given or (path or data.path) is None or (path is None and data.kind != "auto"):
@@ -109,7 +109,7 @@ class RecipeChoice:
         return recipe
 
     def load_with_images(self) -> Recipe:
-        """Do the same, and require that the recipe or DATA names the images."""
+        """Load the recipe, and require that it or DATA names the images."""
         recipe = self.load()
         if recipe.data.path is None and recipe.data.kind != "digits":
             raise click.UsageError(

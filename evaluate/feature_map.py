@@ -96,7 +96,7 @@ def _figure(file: FeatureFile, drawn: FeatureMap, method: str) -> Figure:
         x, y = (f"{100 * share:.1f} % of the variance" for share in drawn.explained)
         axes.set(xlabel=f"first principal component, {x}", ylabel=f"second principal component, {y}")
     else:
-        axes.set(xticks=[], yticks=[])  # neither direction nor scale of these maps means anything
+        axes.set(xticks=[], yticks=[])  # directions and scale of these maps have no meaning
     axes.set_aspect("equal", adjustable="datalim")
     axes.spines[["top", "right"]].set_visible(False)
     return figure

@@ -24,7 +24,7 @@ SIDE: Final = 96  # of a thumbnail, pixels
 
 
 def thumbnail(source: ImageSource, index: int, view: EvaluationView, side: int) -> PillowImage.Image:
-    """Return the evaluation view of an image as a square of `side` pixels; DataError if it can no longer be read."""
+    """Return the evaluation view of an image as a square of `side` pixels; raise DataError if it cannot be read."""
     try:
         return scaled(evaluation_view(read_image(source, index), view), side)
     except (UndecodableImage, OSError) as error:
@@ -34,7 +34,7 @@ def thumbnail(source: ImageSource, index: int, view: EvaluationView, side: int) 
 def write_gallery(
     folder: Path, clusters: Clusters, images: ImageSet, model: Backend, *, prototypes: int
 ) -> None:
-    """Write index.html with the most used prototypes, `prototypes` of them."""
+    """Write index.html with the `prototypes` most used prototypes."""
     cards = prototype_cards(clusters, images, model.input_view, prototypes=prototypes)
     facts, settings, figures = model.facts, images.settings, summary(clusters)
     place = settings.path or f"{settings.kind}, split {settings.split}"
@@ -65,7 +65,7 @@ def _in_words(figures: dict[str, Any]) -> list[tuple[str, str]]:
 def prototype_cards(
     clusters: Clusters, images: ImageSet, view: EvaluationView, *, prototypes: int
 ) -> list[dict[str, Any]]:
-    """Return text and pictures of the most used prototypes, `prototypes` of them, as the pages show them."""
+    """Return text and pictures of the `prototypes` most used prototypes, for the pages."""
     used = [row for row in usage_table(clusters)[:prototypes] if row["images"]]
     return [_card(row, used[0]["images"], clusters, images, view) for row in used]
 

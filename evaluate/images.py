@@ -22,11 +22,11 @@ class ImageSet:
     settings: Data
 
     def facts(self) -> dict[str, Any]:
-        """Return what identifies these images: place, number, names, and sizes and times of their files."""
+        """Return facts that identify these images: place, number, names, and sizes and times of their files."""
         return {**self.list_facts(), "contents_sha256": contents_sha256(self.source)}
 
     def list_facts(self) -> dict[str, Any]:
-        """Return what identifies their list: place, number and names. No file is looked at."""
+        """Return facts that identify their list: place, number and names. No file is opened."""
         return {
             "kind": self.settings.kind,
             "path": self.settings.path,
@@ -62,7 +62,7 @@ def open_images(
         raise UsageError(f"DATA must name the images. Received: no DATA, kind {kind}.")
     own = {"kind": kind, "path": None if kind == "digits" else (data or like.path)}
     if data is not None or labels is not None:
-        own["labels"] = labels  # others are of the model's images
+        own["labels"] = labels  # the model's list is for its own images
     kind = recognized(like.model_copy(update=own)).kind
     if split is not None and kind not in SPLIT_KINDS:
         raise UsageError(

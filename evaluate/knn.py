@@ -20,7 +20,7 @@ QUERIES: Final = 1024  # queries whose votes for all classes are in memory at on
 
 
 def meaning_among(counts: Iterable[int]) -> str:
-    """Return in one sentence what the k-NN accuracy of `verify` and `benchmark` is, of so many images by file."""
+    """Return a sentence that defines the k-NN accuracy of `verify` and `benchmark`, by the numbers of images."""
     numbers = " or ".join(f"{count:,}" for count in sorted(set(counts)))
     return (
         f"k-NN: each of {numbers} labeled images is classified by its 20 nearest among the others. It is lower than "
@@ -30,10 +30,10 @@ def meaning_among(counts: Iterable[int]) -> str:
 
 @dataclass(frozen=True)
 class KnnAccuracy:
-    """Share of queries (0 to 1) whose class has the most votes, or is among the five that have."""
+    """Shares of queries, 0 to 1."""
 
-    top1: float
-    top5: float
+    top1: float  # whose class has the most votes
+    top5: float  # whose class is among the five with the most
 
 
 def knn_accuracies(
@@ -69,7 +69,7 @@ def knn_accuracies(
 
 
 def _ranks(votes: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Return the rank of the true class by votes, from 0; of equal ones the first class wins. Without a vote: last."""
+    """Return the rank of the true class by votes, from 0; ties go to the first class, and no vote is last."""
     own = np.take_along_axis(votes, truth[:, np.newaxis], axis=1)
     classes = np.arange(votes.shape[1])
     ahead = (votes > own) | ((votes == own) & (classes < truth[:, np.newaxis]))

@@ -1,4 +1,4 @@
-"""HTML pages with charts: one style, one file, no scripts and no network."""
+"""HTML pages with charts: one style, one file, no scripts, no network."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-WIDTH: Final = 5.2  # inches: 9-point text is then readable at the width of a phone
+WIDTH: Final = 5.2  # inches: 9-point text is readable at the width of a phone
 
 # Placeholders that become variables of the page's style, so that charts follow its light and dark colors.
 INK, FAINT, RULE = "#0f0e01", "#0f0e02", "#0f0e03"

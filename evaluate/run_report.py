@@ -40,7 +40,7 @@ BAD_IMAGES: Final = 20  # that are named
 
 @dataclass(frozen=True)
 class Run:
-    """What a run folder contains next to its weights."""
+    """The content of a run folder, without the weights."""
 
     folder: Path
     recipe: Recipe
@@ -83,9 +83,9 @@ def _lines(path: Path) -> list[str]:
 
 @dataclass(frozen=True)
 class Pictures:
-    """What the page shows of a model and its images."""
+    """The part of the page that needs the model and its images."""
 
-    images: int  # that were looked at
+    images: int  # whose features were computed
     prototypes: list[dict[str, Any]]
     neighbours: list[dict[str, Any]]
     crops: PillowImage.Image
@@ -101,9 +101,9 @@ def draw_pictures(
     limit: int,
     on_progress: Callable[[int], None] = lambda images: None,
 ) -> Pictures:
-    """Compute features and scores of at most `limit` images, chosen at random, and draw what the model makes of them.
+    """Compute features and scores of at most `limit` images, chosen at random, and draw them.
 
-    `on_progress` is called with the number of images that are done.
+    `on_progress` is called with the number of finished images.
 
     Raises:
         DataError: no image can be read.
@@ -136,7 +136,7 @@ def draw_pictures(
 def _outputs(
     model: Backend, images: ImageSet, limit: int, seed: int, on_progress: Callable[[int], None]
 ) -> tuple[FeatureFile, np.ndarray | None]:
-    """Return features, and scores (n, K) if the model has prototypes, of the images that can be read."""
+    """Return features, and scores (n, K) if the model has prototypes, of the readable images."""
     total = len(images.source)
     chosen = np.random.default_rng(seed).permutation(total)[:limit]
     shown: list[ViewedImage] = []
@@ -165,7 +165,7 @@ def _outputs(
 
 
 def _neighbours(found: FeatureFile, images: ImageSet, model: Backend, seed: int) -> list[dict[str, Any]]:
-    """Return some images, each with the images of most similar features."""
+    """Return some images, each with its nearest neighbors."""
     rows = np.random.default_rng(seed).permutation(len(found))[:QUERIES]
     near = find_neighbours(found.features, found.features[rows], k=min(NEIGHBORS + 1, len(found)))
 

@@ -44,7 +44,7 @@ def query_view(path: Path, model: Backend) -> Image:
 
 
 def check_searchable(file: FeatureFile | SearchIndex, model: Backend) -> None:
-    """Raise UsageError if a feature file is of another model than those that are searched in it."""
+    """Raise UsageError unless the features were computed with this model."""
     if file.width != model.feature_dim:
         raise UsageError(
             f"The feature file must be of the same model. Received: {file.path} with {file.width} "
@@ -57,10 +57,7 @@ def check_searchable(file: FeatureFile | SearchIndex, model: Backend) -> None:
 def similar_images(
     view: Image, file: FeatureFile | SearchIndex, model: Backend, *, k: int
 ) -> list[dict[str, Any]]:
-    """Find the k images of a feature file or index whose features have the highest cosine with those of `view`.
-
-    Returns:
-        see `nearest_images`.
+    """Find the k images nearest to `view`; see `nearest_images`.
 
     Raises:
         UsageError: the file is of another model, or has fewer than k images.
@@ -78,11 +75,6 @@ def nearest_images(
     file: FeatureFile | SearchIndex, features: np.ndarray, *, k: int
 ) -> list[list[dict[str, Any]]]:
     """Find the k images of a feature file or index with the highest cosine, for each row of features (n, F).
-
-    Args:
-        file: N images.
-        features: of the query images.
-        k: 1 <= k <= N.
 
     Returns:
         `name`, `label`, `class`, `cosine`, `row` and `index` (number in the source) of each, the nearest first.
@@ -127,7 +119,7 @@ def images_of(file: FeatureFile, like: Data, data: str | None = None) -> ImageSe
             f"{file.path} must specify the source of its images, as files from `swav-tf features` do."
         )
     path = data if data is not None and source["kind"] != "digits" else source["path"]
-    labels = source.get("labels")  # this list counts among the files, but it is not needed
+    labels = source.get("labels")  # the list is one of the files, but is not needed
     labels = labels if labels and storage.exists(labels) else None
     images = open_images(path, like=like, kind=source["kind"], split=source["split"], labels=labels)
     total = len(images.source)

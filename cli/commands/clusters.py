@@ -1,4 +1,4 @@
-"""`swav-tf clusters`: what the prototypes represent."""
+"""`swav-tf clusters`: show what the prototypes represent."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`swav-tf crops`: look at what the network will see."""
+"""`swav-tf crops`: draw what the network will see."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`swav-tf demo`: SwAV learns on real data within minutes."""
+"""`swav-tf demo`: train on real data within minutes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`swav-tf doctor`: what is installed, what is missing, what conflicts."""
+"""`swav-tf doctor`: report what is installed, missing or conflicting."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`swav-tf duplicates`: near-duplicates and exact copies among images."""
+"""`swav-tf duplicates`: find near-duplicates and exact copies among images."""
 
 from __future__ import annotations
 

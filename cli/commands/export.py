@@ -1,4 +1,4 @@
-"""`swav-tf export`: a run as ONNX files and TensorRT engines, with the proof of their features."""
+"""`swav-tf export`: write a run as ONNX files and TensorRT engines, verified against Keras."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""`swav-tf features`: features of images, in a file or in parts."""
+"""`swav-tf features`: compute features of images, in a file or in parts."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from evaluate.feature_parts import Part
     from evaluate.features import Extraction
     from evaluate.images import ImageSet
-    from evaluate.part_workers import Job
 
 
 @click.command()
@@ -91,71 +90,69 @@ def command(
 
         _show(report, output, str(output), export_features(Path(images.data), output, fresh=fresh))
         return 0
-    target = division.target(output)
+    target, work = division.target(output), _Work(images, model, reading, fresh)
     if isinstance(target, list):
-        _share_out(images, model, division, target, reading, fresh, report)
+        _share_out(work, division, target, report)
         return 0
-    backend = model.open()
-    opened = images.open(backend)
+    backend, opened = work.open()
     total = len(opened.source)
     if isinstance(target, Part):
         total = len(target.indices(total, reading.batch))
     with image_progress(total, "features", quiet=report.quiet) as progress:
-        result = _make(backend, opened, reading, fresh, target, progress)
+        result = work.compute(backend, opened, target, progress)
     what = f"{target.folder}, part {target}" if isinstance(target, Part) else str(target)
     _show(report, target, what, result, model=backend.facts.as_dict())
     return 0
 
 
-def _make(
-    backend: Backend,
-    images: ImageSet,
-    reading: ReadingChoice,
-    fresh: bool,
-    target: Path | Part,
-    on_progress: Callable[[int], None] | None = None,
-) -> Extraction:
-    from evaluate.features import extract_features
+@dataclass(frozen=True)
+class _Work:
+    """The features to compute, in this process or by those of --devices."""
 
-    return extract_features(
-        backend,
-        images,
-        target,
-        batch_size=reading.batch,
-        threads=reading.threads,
-        max_bad_share=reading.bad_share_of(backend),
-        fresh=fresh,
-        on_progress=on_progress,
-    )
+    images: ImageChoice
+    model: ModelChoice
+    reading: ReadingChoice
+    fresh: bool
+
+    def open(self, *, threads: int = 0) -> tuple[Backend, ImageSet]:
+        backend = self.model.open(threads=threads)
+        return backend, self.images.open(backend)
+
+    def compute(
+        self,
+        backend: Backend,
+        images: ImageSet,
+        target: Path | Part,
+        on_progress: Callable[[int], None] | None = None,
+    ) -> Extraction:
+        from evaluate.features import extract_features
+
+        return extract_features(
+            backend,
+            images,
+            target,
+            batch_size=self.reading.batch,
+            threads=self.reading.threads,
+            max_bad_share=self.reading.bad_share_of(backend),
+            fresh=self.fresh,
+            on_progress=on_progress,
+        )
+
+    def job(self) -> tuple[int, Callable[[Part], Extraction]]:
+        """Open what a process of --devices needs; see `evaluate.part_workers.Job`."""
+        backend, images = self.open(threads=self.reading.threads)
+        return len(images.source), partial(self.compute, backend, images)
+
+    def with_cores(self, cores: int) -> _Work:
+        return replace(self, reading=replace(self.reading, threads=cores))
 
 
-def _open(
-    images: ImageChoice, model: ModelChoice, reading: ReadingChoice, fresh: bool
-) -> tuple[int, Callable[[Part], Extraction]]:
-    """Open what a process of --devices needs: a job, see `evaluate.part_workers.Job`."""
-    backend = model.open(threads=reading.threads)
-    opened = images.open(backend)
-    return len(opened.source), partial(_make, backend, opened, reading, fresh)
-
-
-def _share_out(
-    images: ImageChoice,
-    model: ModelChoice,
-    division: Division,
-    parts: list[Part],
-    reading: ReadingChoice,
-    fresh: bool,
-    report: Report,
-) -> None:
+def _share_out(work: _Work, division: Division, parts: list[Part], report: Report) -> None:
     """Let several processes compute all parts, and report on them."""
     from evaluate.part_workers import make_parts
 
     began = time.perf_counter()
-
-    def job(cores: int) -> Job:
-        return partial(_open, images, model, replace(reading, threads=cores), fresh)
-
-    starts = division.starts(model, job, reading.threads)
+    starts = division.starts(work.model, lambda cores: work.with_cores(cores).job, work.reading.threads)
     with ExitStack() as stack:
         bars: list[ImageProgress] = []  # one, once the number of images is known
 
@@ -165,12 +162,12 @@ def _share_out(
             bars[0](done)
 
         made = make_parts(starts, parts, show)
-    images_done, unreadable, before = (
-        sum(getattr(each, name) for each in made) for name in ("images", "unreadable", "images_before")
-    )
-    seconds = time.perf_counter() - began
     result = replace(
-        made[0], images=images_done, unreadable=unreadable, images_before=before, seconds=seconds
+        made[0],
+        images=sum(each.images for each in made),
+        unreadable=sum(each.unreadable for each in made),
+        images_before=sum(each.images_before for each in made),
+        seconds=time.perf_counter() - began,
     )
     folder = parts[0].folder
     _show(report, folder / "part-*", f"{folder}, {len(parts)} parts", result)
@@ -218,10 +215,7 @@ def _check(images: ImageChoice, report: Report) -> int:
         }
         for part, problem in found
     ]
-    document = {"folder": str(folder), "parts": facts["parts"], "problems": problems}
     lines = [line for each in problems for line in (each["problem"], f"  {each['command']}")]
-    report.show(
-        document,
-        [*lines, f"{folder}: {facts['parts'] - len(found):,} of {facts['parts']:,} parts are complete"],
-    )
+    lines.append(f"{folder}: {facts['parts'] - len(found):,} of {facts['parts']:,} parts are complete")
+    report.show({"folder": str(folder), "parts": facts["parts"], "problems": problems}, lines)
     return 1 if found else 0

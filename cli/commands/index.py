@@ -1,4 +1,4 @@
-"""`swav-tf index`: an index of features for approximate search."""
+"""`swav-tf index`: index features for approximate search."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`swav-tf knn`: the quality of features, without training anything."""
+"""`swav-tf knn`: measure features without training a classifier."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`swav-tf plan`: the cost of a run, from arithmetic alone."""
+"""`swav-tf plan`: estimate the cost of a run by arithmetic."""
 
 from __future__ import annotations
 

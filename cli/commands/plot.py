@@ -1,4 +1,4 @@
-"""`swav-tf plot`: a feature file as a map."""
+"""`swav-tf plot`: draw a map of a feature file."""
 
 from __future__ import annotations
 

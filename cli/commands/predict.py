@@ -1,4 +1,4 @@
-"""`swav-tf predict`: the classes of images."""
+"""`swav-tf predict`: predict the classes of images."""
 
 from __future__ import annotations
 

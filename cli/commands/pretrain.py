@@ -1,4 +1,4 @@
-"""`swav-tf pretrain`: the main job."""
+"""`swav-tf pretrain`: train SwAV on images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`swav-tf probe`: a linear classifier on frozen features."""
+"""`swav-tf probe`: train a linear classifier on frozen features."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`swav-tf profile`: what bounds a recipe on this machine."""
+"""`swav-tf profile`: find the bottleneck of a recipe on this machine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`swav-tf report`: a run as one HTML page."""
+"""`swav-tf report`: show a run on one HTML page."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`swav-tf serve`: features and similar images over HTTP."""
+"""`swav-tf serve`: serve features and similar images over HTTP."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`swav-tf similar`: the images that a model finds similar to one image."""
+"""`swav-tf similar`: find the images most similar to one image."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`swav-tf validate`: the accuracy of a trained classifier."""
+"""`swav-tf validate`: measure the accuracy of a trained classifier."""
 
 from __future__ import annotations
 

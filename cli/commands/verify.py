@@ -1,4 +1,4 @@
-"""`swav-tf verify`: did the features survive the export? No TensorFlow needed."""
+"""`swav-tf verify`: check that exported files reproduce Keras' features, without TensorFlow."""
 
 from __future__ import annotations
 

@@ -15,13 +15,7 @@ CLASSES_LISTED = 5
 
 
 def print_report(data: str, kind: str, report: DataReport) -> None:
-    """Print counts, sizes, classes and lists of problems.
-
-    Args:
-        data: the argument.
-        kind: how it was read.
-        report: the findings.
-    """
+    """Print counts, sizes, classes and lists of problems."""
     from swav_tf.plumbing.names import printable
 
     click.echo(f"{printable(data)}: {report.images:,} images, read as {kind}")

@@ -22,10 +22,7 @@ class Batcher:
     A batch starts when it is full or when its first image has waited long enough. Images that arrive while a batch is
     computed make up the next one.
 
-    Args:
-        compute: from images (n, height, width, 3) to n rows; called in one thread.
-        most: images in the largest batch.
-        wait_seconds: how long the first image of a batch waits for others.
+    `compute` maps images (n, height, width, 3) to n rows, in one thread; `most` is the largest batch.
     """
 
     def __init__(
@@ -38,16 +35,16 @@ class Batcher:
         self._thread.start()
 
     def submit(self, image: Image, row: Future[np.ndarray]) -> None:
-        """Have the row of an image computed; it must not be one that can still be canceled."""
+        """Queue an image; `row` receives its result, and must not be cancelable any more."""
         self._queue.put((image, row))
 
     def hurry(self) -> None:
-        """Wait for no more images from now on: compute those that are here."""
+        """Compute what is queued, and from now on each batch without waiting."""
         self._wait_seconds = 0.0
         self._queue.put(None)
 
     def close(self) -> None:
-        """Compute what was submitted, then end the thread."""
+        """Compute what is queued, then end the thread."""
         self._closed = True
         self.hurry()
         self._thread.join()

@@ -37,7 +37,7 @@ def searchable(path: Path) -> FeatureFile:
 
 
 class Gallery:
-    """Features of the model, from `searchable`, and perhaps the folder of their images.
+    """Features to search, and optionally the folder of their images.
 
     Raises:
         UsageError: they are of another model.
@@ -57,9 +57,9 @@ class Gallery:
             return nearest_images(self._file, features, k=k)
 
     def picture(self, row: int) -> bytes | None:
-        """Return the model's view of the image of a row as JPEG; None unless images may be shown and there is one.
+        """Return the model's view of the image of a row as JPEG; None if there is no such row or image.
 
-        Names lead to no file outside of the folder.
+        Names cannot lead out of the folder.
         """
         if self._images is None or row >= len(self._file):
             return None

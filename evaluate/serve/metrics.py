@@ -1,4 +1,4 @@
-"""What the service counts, in the text format of Prometheus."""
+"""Metrics of the service, in the text format of Prometheus."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5
 
 
 class Metrics:
-    """Counters of one service; `waiting` returns its number of accepted images that are not yet answered."""
+    """Counters of one service; `waiting` returns the number of accepted, unanswered images."""
 
     def __init__(self, waiting: Callable[[], float], *, largest_batch: int) -> None:
         self._registry = registry = CollectorRegistry()

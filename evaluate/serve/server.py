@@ -13,13 +13,13 @@ import uvicorn
 from evaluate.serve.service import Service
 from swav_tf.plumbing.errors import UsageError
 
-LAST_CALL_SECONDS: Final = 0.5  # in which requests already on their way on open connections are answered
-KEEP_SECONDS: Final = 75  # of an idle connection: longer than proxies keep theirs
-STOP_SECONDS: Final = 60  # after which requests whose clients neither send nor read are given up
+LAST_CALL_SECONDS: Final = 0.5  # for requests that are already on their way on open connections
+KEEP_SECONDS: Final = 75  # for an idle connection: longer than proxies keep theirs
+STOP_SECONDS: Final = 60  # after which requests of silent clients are dropped
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Return a socket that is bound, and does not accept yet.
+    """Return a bound socket that does not accept connections yet.
 
     Raises:
         UsageError: the address is not one of this machine, or its port is taken or not allowed.
@@ -38,12 +38,9 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def serve(service: Service, bound: socket.socket, on_ready: Callable[[], None]) -> None:
-    """Answer requests until SIGTERM or SIGINT; then accept no connection and finish what was accepted.
+    """Answer requests on the socket from `listen` until SIGTERM or SIGINT; then finish what was accepted and close.
 
-    Args:
-        service: is closed at the end.
-        bound: from `listen`.
-        on_ready: called when connections are accepted.
+    `on_ready` is called when connections are accepted.
     """
     config = uvicorn.Config(
         service,

@@ -1,4 +1,4 @@
-"""The service: what it answers, what it refuses, and what it counts."""
+"""The service: its answers, refusals and metrics."""
 
 from __future__ import annotations
 
@@ -44,23 +44,14 @@ Send = Callable[[Message], Awaitable[None]]
 
 @dataclass(frozen=True)
 class Limits:
-    """What the service accepts.
+    """Limits of the service."""
 
-    Attributes:
-        batch: images in the largest batch.
-        wait_ms: how long the first image of a batch waits for others, milliseconds.
-        body: bytes in a request.
-        images: images in a request.
-        queue: accepted images that are not yet answered, at least `images`.
-        pixels: of an image; None for `data.max_pixels` of the model's recipe.
-    """
-
-    batch: int = 32
-    wait_ms: float = 2.0
-    body: int = 32 * 2**20
-    images: int = 64
-    queue: int = 256
-    pixels: int | None = None
+    batch: int = 32  # images in a batch
+    wait_ms: float = 2.0  # that the first image of a batch waits for others
+    body: int = 32 * 2**20  # bytes in a request
+    images: int = 64  # in a request
+    queue: int = 256  # accepted images that are not yet answered, at least `images`
+    pixels: int | None = None  # in an image; None for `data.max_pixels` of the model's recipe
 
 
 class Refusal(Exception):
@@ -85,7 +76,7 @@ class Service:
             )
         self._model, self._limits, self._gallery = model, limits, gallery
         self._decoding = Decoding(model.data.background, limits.pixels or model.data.max_pixels)
-        self._waiting = 0  # accepted images that are not yet answered; changed by the event loop only
+        self._waiting = 0  # accepted, unanswered images; changed by the event loop only
         self.status = "ready"
         self.metrics = Metrics(lambda: self._waiting, largest_batch=limits.batch)
         self._threads = ThreadPoolExecutor(threads or available_cores(), "decode")
@@ -110,18 +101,18 @@ class Service:
         self._app = Starlette(routes=routes, exception_handlers=handlers)
 
     def stop(self) -> None:
-        """Let every answer close its connection, and wait for no more images to fill a batch."""
+        """Close the connection after each answer, and wait no longer to fill a batch."""
         self.status = "stopping"
         self._batcher.hurry()
 
     def close(self) -> None:
-        """Finish what was accepted and end the threads."""
+        """Finish accepted requests and end the threads."""
         self._threads.shutdown()
         self._batcher.close()
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Answer a request, and count it."""
-        started, path = time.monotonic(), "other"  # a scanner's paths would be as many series of the metrics
+        started, path = time.monotonic(), "other"  # not the path itself: scanners would create endless series
         if scope["path"] in self._paths:
             path = scope["path"]
         elif scope["path"].startswith("/images/"):
@@ -136,7 +127,7 @@ class Service:
 
         try:
             await self._app(scope, receive, counted)
-        except Exception:  # it was answered by `_fail`
+        except Exception:  # `_fail` has answered it
             log.exception(f"{scope['method']} {path} failed.")
         self.metrics.request_seconds.labels(path).observe(time.monotonic() - started)
 
@@ -195,7 +186,7 @@ class Service:
 
     @contextlib.asynccontextmanager
     async def _computed(self, request: Request) -> AsyncGenerator[tuple[list[str], np.ndarray], None]:
-        """Enter with names and features (n, F) of the images in a request; they hold their places to the end."""
+        """Yield names and features (n, F) of the images in a request, which occupy the queue until the end."""
         accepted = 0
         try:
             self._accept(1)  # before its body takes memory
@@ -204,7 +195,7 @@ class Service:
             self._accept(len(files) - 1)
             accepted = len(files)
             tasks = [self._row(self._view, name, data) for name, data in files]
-            rows = await asyncio.gather(*tasks, return_exceptions=True)  # all, before the place is free
+            rows = await asyncio.gather(*tasks, return_exceptions=True)  # all, before their places are free
             for row in rows:
                 if isinstance(row, BaseException):
                     raise row
@@ -213,11 +204,11 @@ class Service:
             self._waiting -= accepted
 
     def _row(self, view: Callable[..., Image], *arguments: Any) -> asyncio.Future[np.ndarray]:
-        """Return the future features of a view, which a thread makes."""
+        """Return the future features of an image, whose view a thread prepares."""
         row: Future[np.ndarray] = Future()
-        row.set_running_or_notify_cancel()  # a request that is given up must not end the model's thread
+        row.set_running_or_notify_cancel()  # a canceled request must not end the model's thread
 
-        def prepare() -> None:  # and hand on, without a detour by the event loop
+        def prepare() -> None:  # and submit, without a detour through the event loop
             try:
                 self._batcher.submit(view(*arguments), row)
             except Exception as error:
@@ -300,7 +291,7 @@ class Service:
         except Exception as error:
             log.error(f"{len(images)} images could not be computed: {error}")
             self._change_status("failing")
-            raise Refusal(500, "model", "The model must run. It failed; see the server's log.") from error
+            raise Refusal(500, "model", "The model failed; see the server's log.") from error
         self._change_status("ready")
         self.metrics.batches.observe(len(images))
         self.metrics.images.inc(len(images))

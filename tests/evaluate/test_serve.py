@@ -195,7 +195,7 @@ def test_a_failure_of_the_model_is_answered_and_seen(logged):
 
     failed, failing, healthy, after = exchange(talk, model)
     assert failed.status_code == 500
-    assert failed.json() == {"error": "The model must run. It failed; see the server's log."}
+    assert failed.json() == {"error": "The model failed; see the server's log."}
     assert ("ERROR", "1 images could not be computed: out of memory on /dev/secret") in logged
     assert (failing.status_code, failing.json()["status"]) == (503, "failing")
     assert (healthy.status_code, after.status_code) == (200, 200)
