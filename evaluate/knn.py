@@ -40,7 +40,7 @@ def knn_accuracies(
     known: FeatureFile,
     asked: FeatureFile,
     *,
-    neighbours: Sequence[int],
+    neighbors: Sequence[int],
     temperature: float = 0.07,
     index: SearchIndex | None = None,
     on_progress: Callable[[float], None] = lambda _: None,
@@ -54,15 +54,15 @@ def knn_accuracies(
         UsageError: the files do not match, or k is larger than the file that votes.
         DataError: labels are missing or features are not finite.
     """
-    _check(known, asked, neighbours)
+    _check(known, asked, neighbors)
     truths = _truths(known, asked)
-    found = (index or known).neighbours(asked.features, k=max(neighbours), on_progress=on_progress)
+    found = (index or known).neighbours(asked.features, k=max(neighbors), on_progress=on_progress)
     classes = 1 + int(max(known.labels.max(), truths.max()))
-    ranks = {k: np.empty(len(asked), np.int64) for k in neighbours}
+    ranks = {k: np.empty(len(asked), np.int64) for k in neighbors}
     for start in range(0, len(asked), QUERIES):
         here = slice(start, start + QUERIES)
         near, truth = known.labels[found.indices[here]], truths[here]
-        for k in neighbours:
+        for k in neighbors:
             votes = vote(found.cosines[here, :k], near[:, :k], classes=classes, temperature=temperature)
             ranks[k][here] = _ranks(votes, truth)
     return {k: KnnAccuracy(float((r < 1).mean()), float((r < 5).mean())) for k, r in ranks.items()}
@@ -125,7 +125,7 @@ def _truths(known: FeatureFile, asked: FeatureFile) -> np.ndarray:
     return truths
 
 
-def _check(known: FeatureFile, asked: FeatureFile, neighbours: Sequence[int]) -> None:
+def _check(known: FeatureFile, asked: FeatureFile, neighbors: Sequence[int]) -> None:
     widths = [file.features.shape[1] for file in (known, asked)]
     if widths[0] != widths[1]:
         raise UsageError(
@@ -145,6 +145,6 @@ def _check(known: FeatureFile, asked: FeatureFile, neighbours: Sequence[int]) ->
             "The images that vote and those that are classified must differ. Received: "
             f"{known.path} and {asked.path}, both of the same images, so that each image finds itself."
         )
-    if wrong := [k for k in neighbours if not 1 <= k <= len(known)]:
+    if wrong := [k for k in neighbors if not 1 <= k <= len(known)]:
         most = f"the number of images that vote, {len(known)} in {known.path}"
         raise UsageError(f"k must be from 1 to {most}. Received: {wrong[0]}.")

@@ -87,7 +87,7 @@ class Pictures:
 
     images: int  # whose features were computed
     prototypes: list[dict[str, Any]]
-    neighbours: list[dict[str, Any]]
+    neighbors: list[dict[str, Any]]
     crops: PillowImage.Image
     map: PillowImage.Image | None  # None: too few images
     map_method: str
@@ -126,7 +126,7 @@ def draw_pictures(
     return Pictures(
         images=len(found),
         prototypes=cards,
-        neighbours=_neighbours(found, images, model, recipe.train.seed),
+        neighbors=_neighbors(found, images, model, recipe.train.seed),
         crops=contact_sheet(images.source, here, rows=CROP_ROWS),
         map=drawn,
         map_method=METHODS[method],
@@ -164,7 +164,7 @@ def _outputs(
     return file, np.concatenate(scores) if scores else None
 
 
-def _neighbours(found: FeatureFile, images: ImageSet, model: Backend, seed: int) -> list[dict[str, Any]]:
+def _neighbors(found: FeatureFile, images: ImageSet, model: Backend, seed: int) -> list[dict[str, Any]]:
     """Return some images, each with its nearest neighbors."""
     rows = np.random.default_rng(seed).permutation(len(found))[:QUERIES]
     near = find_neighbours(found.features, found.features[rows], k=min(NEIGHBORS + 1, len(found)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from cli.neighbour_options import SearchChoice, search_options
+from cli.search_options import SearchChoice, search_options
 from cli.options import Report, count_option, report_options
 
 
@@ -31,7 +31,7 @@ def command(search: SearchChoice, threshold: float, groups: int, report: Report)
       swav-tf duplicates photos.npz --output duplicates
       swav-tf duplicates photos/ --index photos.index --output duplicates --threshold 0.99
     """
-    file, graph = search.neighbours(quiet=report.quiet)
+    file, graph = search.graph(quiet=report.quiet)
 
     from evaluate.neighbours import find_groups, write_duplicates
 

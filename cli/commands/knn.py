@@ -16,7 +16,7 @@ from cli.tables.plain import print_table
 @click.argument("test", type=PATH)
 @click.option(
     "-k",
-    "neighbours",
+    "neighbors",
     callback=counts,
     metavar="N,...",
     default="10,20,100,200",
@@ -36,7 +36,7 @@ from cli.tables.plain import print_table
 def command(
     train: Path,
     test: Path,
-    neighbours: tuple[int, ...],
+    neighbors: tuple[int, ...],
     temperature: float,
     index: Path | None,
     report: Report,
@@ -57,16 +57,16 @@ def command(
     from evaluate.search import open_index
 
     known, queries = read_feature_file(train), read_feature_file(test)
-    if is_default("neighbours"):
-        fitting = tuple(k for k in neighbours if k <= len(known)) or (len(known),)
-        if fitting != neighbours and not report.quiet:
+    if is_default("neighbors"):
+        fitting = tuple(k for k in neighbors if k <= len(known)) or (len(known),)
+        if fitting != neighbors and not report.quiet:
             click.echo(f"{train} has {len(known):,} images: k is {', '.join(map(str, fitting))}.", err=True)
-        neighbours = fitting
+        neighbors = fitting
     with share_progress("neighbors", quiet=report.quiet) as progress:
         accuracies = knn_accuracies(
             known,
             queries,
-            neighbours=neighbours,
+            neighbors=neighbors,
             temperature=temperature,
             index=None if index is None else open_index(index, train),
             on_progress=progress,

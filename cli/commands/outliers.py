@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from cli.neighbour_options import SearchChoice, search_options
+from cli.search_options import SearchChoice, search_options
 from cli.options import Report, count_option, report_options
 from cli.tables.plain import print_table
 
@@ -26,7 +26,7 @@ def command(search: SearchChoice, count: int, report: Report) -> None:
       swav-tf outliers photos.npz --output outliers
       swav-tf outliers photos/ --index photos.index --output outliers --count 500
     """
-    file, graph = search.neighbours(quiet=report.quiet)
+    file, graph = search.graph(quiet=report.quiet)
 
     from evaluate.neighbours import outlier_scores, write_outliers
 

@@ -74,12 +74,9 @@ def test_a_failed_cell_is_exit_code_1(tmp_path, run):
 @pytest.mark.parametrize(
     ("line", "part"),
     [
-        ("benchmark", "Missing argument 'MODEL...'"),
         ("benchmark gone", "not found"),
         ("benchmark {folder} --runner ort", "--runner must be one of"),
         ("benchmark {folder} --precision fp8", "--precision must be one of"),
-        ("benchmark {folder} --batch 0", "whole numbers >= 1"),
-        ("benchmark {folder} --seconds 0", "x>0"),
     ],
 )
 def test_refusals(line, part, folder, refused):

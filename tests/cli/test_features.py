@@ -201,9 +201,6 @@ def test_plot(files, tmp_path, output):
         ("knn {files}/train.npy {files}/unlabeled.npz", 1, "needs labels"),
         ("knn {files}/train.npy {files}/text.npz", 1, "It cannot be read"),
         ("knn {files}/train.npy {files}/test.npz -k 2000", 2, "Received: 2000"),
-        ("knn {files}/train.npy {files}/test.npz -k 0", 2, "whole numbers >= 1"),
-        ("knn {files}/train.npy {files}/test.npz --temperature 0", 2, "'--temperature'"),
-        ("clusters digits --model {files} --output c", 2, "a folder without config.yaml"),
         ("clusters digits --model {model} --output {files}/test.npz", 2, "--output must be a folder"),
         ("similar gone.png --features {files}/test.npz --model {model}", 2, "No such file"),
         ("similar {files}/test.npz --features {files}/test.npz --model {model}", 1, "must be an image"),
@@ -218,7 +215,6 @@ def test_plot(files, tmp_path, output):
             "A picture must",
         ),
         ("plot {files}/test.npz --output x.txt", 2, "A picture must end in"),
-        ("plot gone.npz", 2, "Feature file not found"),
     ],
 )
 def test_refusals(line, code, part, model, files, tmp_path, monkeypatch, refused):

@@ -36,18 +36,8 @@ def test_sigterm_answers_what_was_accepted(tmp_path):
     folder = make_exported(tmp_path / "exported")
     image = (write_noise(tmp_path, ["a.png"]) / "a.png").read_bytes()
     # The batch would wait for ten minutes: at SIGTERM all requests are in flight.
-    command = [
-        sys.executable,
-        "-m",
-        "cli.main",
-        "serve",
-        str(folder),
-        "--port",
-        "0",
-        "--json",
-        "--wait-ms",
-        "600000",
-    ]
+    arguments = ["serve", str(folder), "--port", "0", "--json", "--wait-ms", "600000"]
+    command = [sys.executable, "-m", "cli.main", *arguments]
     with (
         subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process,
         ExitStack() as stack,

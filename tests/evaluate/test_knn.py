@@ -48,7 +48,7 @@ def test_neighbours_are_scikit_learns(labeled, small_blocks, k):
 def test_accuracies_are_scikit_learns(labeled, small_blocks, temperature):
     (known, labels), (asked, truth) = labeled
     files = feature_file(known, labels), feature_file(asked, truth)
-    accuracies = knn_accuracies(*files, neighbours=(3, 20, 100), temperature=temperature)
+    accuracies = knn_accuracies(*files, neighbors=(3, 20, 100), temperature=temperature)
     for k, accuracy in accuracies.items():
         classifier = KNeighborsClassifier(
             k, metric="cosine", algorithm="brute", weights=lambda d: np.exp((1 - d) / temperature)
@@ -118,7 +118,7 @@ def of_model(weights):
 )
 def test_files_that_do_not_match_are_refused(known, asked, error, message):
     with pytest.raises(error, match=message), np.errstate(invalid="ignore"):
-        knn_accuracies(known, asked, neighbours=(3,))
+        knn_accuracies(known, asked, neighbors=(3,))
 
 
 # Bugs caught: classes of two files compared by position, an accuracy of files without a common class.
@@ -126,9 +126,9 @@ def test_classes_of_two_files_are_matched_by_name(labeled, caplog):
     (known, labels), (asked, truth) = labeled
     names = [f"n{number}" for number in range(6)]
     turned = feature_file(asked, 5 - truth, class_names=names[::-1])
-    expected = knn_accuracies(feature_file(known, labels), feature_file(asked, truth), neighbours=(5,))
-    assert knn_accuracies(feature_file(known, labels, class_names=names), turned, neighbours=(5,)) == expected
+    expected = knn_accuracies(feature_file(known, labels), feature_file(asked, truth), neighbors=(5,))
+    assert knn_accuracies(feature_file(known, labels, class_names=names), turned, neighbors=(5,)) == expected
     with pytest.raises(DataError, match="without a common label"):
-        knn_accuracies(feature_file(known, labels), feature_file(asked, truth + 6), neighbours=(5,))
-    knn_accuracies(feature_file(known, labels), feature_file(asked, 2 * truth), neighbours=(5,))
+        knn_accuracies(feature_file(known, labels), feature_file(asked, truth + 6), neighbors=(5,))
+    knn_accuracies(feature_file(known, labels), feature_file(asked, 2 * truth), neighbors=(5,))
     assert "they count as wrong" in caplog.text

@@ -82,8 +82,8 @@ def test_all_of_a_run(folder, tmp_path):
     assert not re.search(r"url\((?!#)|@import|http", re.sub(r'src="[^"]*"', "", page))
     for text in ("method.epsilon=0.03", "&lt;i&gt;.png", "among 6 images", "PCA", "peak_learning_rate"):
         assert text in page
-    assert len(pictures.neighbours) == 6
-    for row in pictures.neighbours:
+    assert len(pictures.neighbors) == 6
+    for row in pictures.neighbors:
         (_, _, query), *near = row["pictures"]
         assert len({title for *_, title in near}) == 5
         assert query not in [title for *_, title in near]

@@ -162,5 +162,5 @@ def test_search_of_images(tmp_path, folders, monkeypatch):
     Image.open(folders / found[1]["name"]).close()
     asked = read_feature_file(tmp_path / "parts")
     asked.facts.pop("source")
-    exact = knn_accuracies(file, asked, neighbours=[1, 5])
-    assert knn_accuracies(file, asked, neighbours=[1, 5], index=index) == exact
+    exact = knn_accuracies(file, asked, neighbors=[1, 5])
+    assert knn_accuracies(file, asked, neighbors=[1, 5], index=index) == exact

@@ -26,7 +26,7 @@ class SearchChoice:
     output: Path
     data: str | None
 
-    def neighbours(self, *, quiet: bool) -> tuple[FeatureFile | SearchIndex, Graph]:
+    def graph(self, *, quiet: bool) -> tuple[FeatureFile | SearchIndex, Graph]:
         """Open the features or their index, and find the neighbors of each image."""
         from evaluate.feature_file import read_feature_file
         from evaluate.neighbours import check_images, neighbour_graph
