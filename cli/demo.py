@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from cli.tables.plain import print_table
+from cli.tables import print_table
 from evaluate.backends import open_model
 from evaluate.images import ImageSet
 from evaluate.linear import linear_accuracy
@@ -148,7 +148,7 @@ def _export(run_dir: Path, *, quiet: bool) -> dict[str, Any] | None:
             f"Export and benchmark are skipped: {names} not installed. Run: pip install 'swav-tf[train,export]'"
         )
         return None
-    from cli.tables.benchmark import print_benchmark
+    from cli.tables import print_benchmark
     from evaluate.benchmark.models import find_models
     from evaluate.benchmark.plan import plan_cells
     from evaluate.benchmark.report import write_report

@@ -82,7 +82,7 @@ def command(quiet: bool, limits: list[tuple[str, float]], **options: Any) -> int
     if json_file == Path("-"):
         click.echo(benchmark.model_dump_json(indent=1))
     else:
-        from cli.tables.benchmark import print_benchmark
+        from cli.tables import print_benchmark
 
         print_benchmark(benchmark)
     if html_file is not None:

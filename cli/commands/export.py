@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.core import ParameterSource
 
 from cli.export_options import GRAPH_NAMES, engine_options, engine_settings, export_settings, graph_options
-from cli.options import NEW_FOLDER, PATH, Report, names, output_option, report_options
+from cli.options import NEW_FOLDER, PATH, Report, is_default, names, output_option, report_options
 from cli.quiet import load_tensorflow_quietly
 
 if TYPE_CHECKING:
@@ -33,9 +32,7 @@ if TYPE_CHECKING:
     help="Also write a model repository for NVIDIA Triton, with a folder and a config.pbtxt for each file.",
 )  # fmt: skip
 @report_options
-@click.pass_context
 def command(
-    context: click.Context,
     run: Path,
     output: Path,
     kinds: tuple[str, ...],
@@ -65,10 +62,10 @@ def command(
         raise click.UsageError(f"--to must be onnx, tensorrt or both. Received: {', '.join(unknown)}")
     exported: list[Exported] = []
     if "tensorrt" in kinds and run.suffix == ".onnx":
-        _refuse(context, GRAPH_NAMES, f"cannot be applied to {run}, which is already exported")
+        _refuse(GRAPH_NAMES, f"cannot be applied to {run}, which is already exported")
         files = [run]
     else:
-        exported = _export(context, run, output, kinds, graph, engine)
+        exported = _export(run, output, kinds, graph, engine)
         files = [file.path for file in exported]
     engines: list[Engine] = []
     if "tensorrt" in kinds:
@@ -87,12 +84,7 @@ def command(
 
 
 def _export(
-    context: click.Context,
-    run: Path,
-    output: Path,
-    kinds: tuple[str, ...],
-    graph: dict[str, Any],
-    engine: dict[str, Any],
+    run: Path, output: Path, kinds: tuple[str, ...], graph: dict[str, Any], engine: dict[str, Any]
 ) -> list[Exported]:
     """Export the ONNX files; report what is missing for the engines before TensorFlow loads."""
     settings = export_settings(graph, kinds)
@@ -101,20 +93,19 @@ def _export(
 
         builder_here(engine_settings(engine).module_name)
     else:
-        _refuse(context, tuple(engine), "apply to engines: add --to tensorrt")
+        _refuse(tuple(engine), "apply to engines: add --to tensorrt")
     load_tensorflow_quietly()
     from export.run import export_run
 
     return export_run(run, output, settings)
 
 
-def _refuse(context: click.Context, parameters: tuple[str, ...], reason: str) -> None:
+def _refuse(parameters: tuple[str, ...], reason: str) -> None:
     """Raise UsageError if any of these parameters is on the command line."""
     given = [
         parameter.opts[0]
-        for parameter in context.command.params
-        if parameter.name in parameters
-        and context.get_parameter_source(str(parameter.name)) is ParameterSource.COMMANDLINE
+        for parameter in click.get_current_context().command.params
+        if parameter.name in parameters and not is_default(parameter.name)
     ]
     if given:
         raise click.UsageError(f"{', '.join(given)}: {reason}")
@@ -153,7 +144,7 @@ def _document(
 
 
 def _print(exported: list[Exported], engines: list[Engine], served: list[Path]) -> None:
-    from cli.tables.parity import print_parity
+    from cli.tables import print_parity
 
     compared = {built.path.name: built.parity for built in engines if built.parity is not None}
     print_parity({file.path.name: file.parity for file in exported} | compared)

@@ -8,7 +8,7 @@ import click
 
 from cli.options import PATH, Report, amount_option, counts, is_default, report_options
 from cli.progress import share_progress
-from cli.tables.plain import print_table
+from cli.tables import print_table
 
 
 @click.command()

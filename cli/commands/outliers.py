@@ -6,7 +6,7 @@ import click
 
 from cli.options import Report, count_option, report_options
 from cli.search_options import SearchChoice, search_options
-from cli.tables.plain import print_table
+from cli.tables import print_table
 
 PRINTED = 12  # rows of the table on the terminal
 

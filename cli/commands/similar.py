@@ -16,7 +16,7 @@ from cli.options import (
     json_options,
     picture_option,
 )
-from cli.tables.plain import print_table
+from cli.tables import print_table
 
 if TYPE_CHECKING:
     from evaluate.feature_file import FeatureFile

@@ -101,7 +101,7 @@ def command(
     if report.as_json:
         report.show(json.loads((artifacts[0].parent / PARITY).read_bytes()))
     else:
-        from cli.tables.parity import print_parity
+        from cli.tables import print_parity
 
         print_parity({name: parity for name, (_, parity) in results.items()})
     return 0 if all(parity.passed for _, parity in results.values()) else 1
@@ -118,25 +118,21 @@ def _against(
     report: Report,
 ) -> int:
     """Compare one file with another; `counts` are the images in all and at once."""
-    from cli.tables.parity import print_parity
+    from cli.tables import print_parity
     from evaluate.backends.foreign import is_foreign
     from evaluate.backends.onnx_backend import OnnxBackend
     from export.verify import compare_files
 
     if len(paths) != 1 or images.data is None:
         raise click.UsageError("--against compares one FILE, and requires --images DATA.")
-    files = (paths[0], against)
-    foreign = [is_foreign(path) for path in files]
-    # Files from `swav-tf export` specify their own, so the options are for the other one.
-    file, other = (
-        OnnxBackend(
-            path,
-            provider=provider or "cpu",
-            threads=threads,
-            contract=contract.contract() if needs or not any(foreign) else None,
-        )
-        for path, needs in zip(files, foreign, strict=True)
-    )
+    foreign = is_foreign(paths[0]), is_foreign(against)
+
+    def opened(path: Path, is_third_party: bool) -> OnnxBackend:
+        # Files from `swav-tf export` contain a contract of their own, so the options are for the other one.
+        own = contract.contract() if is_third_party or not any(foreign) else None
+        return OnnxBackend(path, provider=provider or "cpu", threads=threads, contract=own)
+
+    file, other = opened(paths[0], foreign[0]), opened(against, foreign[1])
     parity = compare_files(file, other, images.open(other), count=counts[0], batch_size=counts[1])
     if report.as_json:
         document = {"file": file.facts.as_dict(), "against": other.facts.as_dict(), **parity.as_dict()}

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cli.tables.profile import print_profile
+from cli.commands.profile import print_profile
 from swav_tf.training.profile.measure import Profile, Timing
 from swav_tf.training.profile.verdict import Verdict
 from tests.cli.command_line import write_noise

@@ -1,18 +1,96 @@
-"""Print a benchmark on the terminal."""
+"""Tables on stdout."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
+
+import click
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from evaluate.benchmark.schema import Benchmark, Cell, Timing
-
+    from export.parity import Parity
 
 SHOWN_MARKS = 12
 WIDE = 142  # characters: a file or pipe takes all columns
+
+
+def print_table(
+    headings: Sequence[str], rows: Iterable[Sequence[object]], *, left: Sequence[str] = ()
+) -> None:
+    """Print rows under headings, right-aligned except for the columns named in `left`."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table()
+    for heading in headings:
+        table.add_column(heading, justify="left" if heading in left else "right")
+    for row in rows:
+        table.add_row(*map(str, row))
+    Console(highlight=False, soft_wrap=True, markup=False).print(table)
+
+
+# === Exported files compared with Keras, for `export` and `verify` ===
+
+
+def print_parity(results: Mapping[str, Parity], reference: str = "Keras in float32") -> None:
+    """Print one column per file that was compared with the reference, and the failed gates below the table."""
+    from evaluate.knn import meaning_among
+
+    compared = {name: parity for name, parity in results.items() if parity.images}
+    figures: list[tuple[str, Callable[[Parity], str]]] = [
+        ("logits' accuracy", lambda parity: _percent(parity.logits)),
+        ("change, points", lambda parity: _points(parity.logits_drop_points)),
+        ("images", lambda parity: f"{parity.images:,}"),
+        ("of random pixels", lambda parity: f"{parity.images - parity.real_images:,}"),
+        ("relative error", lambda parity: _error(parity.relative_error)),
+        ("minimum cosine", lambda parity: _figure(parity.cosine_min)),
+        ("median cosine", lambda parity: _figure(parity.cosine_median)),
+        ("minimum centered cosine", lambda parity: _figure(parity.centered_cosine_min)),
+        ("median centered cosine", lambda parity: _figure(parity.centered_cosine_median)),
+        ("10 nearest kept", lambda parity: _percent(parity.neighbour_overlap)),
+        ("same prototype", lambda parity: _percent(parity.cluster_agreement)),
+        ("same class", lambda parity: _percent(parity.class_agreement)),
+        ("k-NN among these images", lambda parity: _percent(parity.knn)),
+        ("change, points", lambda parity: _points(parity.knn_drop_points)),
+        ("least-squares classifier on features", lambda parity: _percent(parity.probe)),
+        ("change, points", lambda parity: _points(parity.probe_drop_points)),
+        ("verdict", lambda parity: "passed" if parity.passed else "FAILED"),
+    ]
+    if compared:
+        heading = f"compared with {reference}"
+        rows = [(name, *(figure(parity) for parity in compared.values())) for name, figure in figures]
+        names = (name.removesuffix(".onnx") for name in compared)
+        print_table((heading, *names), [row for row in rows if set(row[1:]) != {"-"}], left=(heading,))
+        if counts := [parity.knn_images for parity in compared.values() if parity.knn_images]:
+            click.echo(meaning_among(counts))
+    for name, parity in results.items():
+        for failure in parity.failures:
+            click.echo(f"{name}: {failure}")
+        for gate in parity.gates_not_applied:
+            click.echo(f"{name}: gate not applied: {gate}")
+
+
+def _error(errors: Mapping[str, float]) -> str:
+    return f"{max(errors.values()):.1e}" if errors else "-"
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.6f}"
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.2f} %"
+
+
+def _points(drop: float | None) -> str:
+    return "-" if drop is None else f"{0.0 - drop:+.2f}"
+
+
+# === A benchmark ===
 
 
 def print_benchmark(benchmark: Benchmark) -> None:
