@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cli.options import Option, option_group
+from cli.progress import load_tensorflow_quietly
 
 if TYPE_CHECKING:
     from evaluate.backends.backend import Backend
@@ -114,8 +115,6 @@ class ModelChoice:
         from evaluate import backends
 
         if backends.is_run_folder(self.model):
-            from cli.quiet import load_tensorflow_quietly
-
             load_tensorflow_quietly()
         return backends.open_model(
             self.model,

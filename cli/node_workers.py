@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from cli.progress import load_tensorflow_quietly
 from swav_tf.plumbing.errors import SwavError, TransientError, report_of
 from swav_tf.plumbing.log import show_log, show_message
 
@@ -119,8 +120,6 @@ def _end_with(worker: SpawnProcess, workers: Sequence[SpawnProcess]) -> None:
 def _work(share: Share, place: ClusterAddress, train: Callable[[ClusterAddress], object]) -> None:
     share.take()
     show_log(logging.WARNING)
-    from cli.quiet import load_tensorflow_quietly
-
     load_tensorflow_quietly()
     try:
         train(place)

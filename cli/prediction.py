@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from cli.quiet import load_tensorflow_quietly
+from cli.progress import load_tensorflow_quietly
 from swav_tf.data.image_source import ImageSource
 from swav_tf.data.views import ViewedImage, stack_views, view_images
 from swav_tf.plumbing.errors import UsageError

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +15,23 @@ if TYPE_CHECKING:
     from evaluate.benchmark.schema import Cell
 
 LINE_SECONDS = 30.0
+_LOADING = "Loading TensorFlow ..."
+
+
+def load_tensorflow_quietly() -> None:
+    """Import TensorFlow without its start-up messages; the notice disappears afterwards."""
+    shown = sys.stderr.isatty() and "tensorflow" not in sys.modules
+    if shown:
+        sys.stderr.write(_LOADING)
+        sys.stderr.flush()
+    try:
+        from swav_tf.model.startup import start
+
+        start()
+    finally:
+        if shown:
+            sys.stderr.write(f"\r{' ' * len(_LOADING)}\r")
+            sys.stderr.flush()
 
 
 class ImageProgress(Protocol):

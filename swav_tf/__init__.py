@@ -7,7 +7,6 @@ import importlib
 import os
 from typing import Any
 
-USER_BACKEND = os.environ.get("KERAS_BACKEND")  # `swav-tf doctor` reports it
 # The shell or keras.json may name another backend.
 os.environ["KERAS_BACKEND"] = "tensorflow"
 

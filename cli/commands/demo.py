@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from cli.options import FOLDER, Report, report_options, run_dir_option, seed_option
-from cli.quiet import load_tensorflow_quietly
+from cli.progress import load_tensorflow_quietly
 
 
 @click.command()

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
-import json
-import os
 import platform
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import click
 
 from cli.extras import EXTRAS, onnxruntime_remark
 from cli.options import Report, json_options
-from cli.quiet import load_tensorflow_quietly
+from cli.progress import load_tensorflow_quietly
 
 IMPORT_NAMES = ("cli", "configs", "evaluate", "export", "swav_tf")
 PACKAGES = (
@@ -22,8 +19,6 @@ PACKAGES = (
     "tensorflow", "keras", "keras-cv", "tensorflow-datasets", "scikit-learn",
     "onnx", "onnxruntime", "onnxruntime-gpu", "tf2onnx", "tensorrt-cu12", "tensorrt-rtx", "cuda-python",
 )  # fmt: skip
-# The networks need these settings of Keras.
-KERAS = {"backend": "tensorflow", "floatx": "float32", "image_data_format": "channels_last", "epsilon": 1e-7}
 
 
 @click.command()
@@ -64,7 +59,6 @@ def examine(*, gpu: bool = False) -> dict[str, Any]:
         "remark": onnxruntime_remark(versions, has_gpu=no_gpu_reason() is None),
         "clashes": find_clashes(),
         "gpus": _gpus() if gpu else None,
-        "keras": _keras_settings(),
     }
 
 
@@ -82,8 +76,6 @@ def _lines(found: dict[str, Any]) -> list[str]:
         lines.append(f"Extra '{extra}' lacks {', '.join(modules)}: pip install 'swav-tf[{extra}]'")
     if found["remark"] is not None:
         lines.append(f"Remark: {found['remark']}")
-    for name, value in found["keras"].items():
-        lines.append(f"Keras     your {name} is {value}; swav-tf uses its own")
     for clash in found["clashes"]:
         lines.append(
             f"Problem: `import {clash['name']}` belongs to both swav-tf and {', '.join(clash['others'])}; it currently "
@@ -104,20 +96,6 @@ def find_clashes() -> list[dict[str, Any]]:
             places = list(spec.submodule_search_locations or []) if spec else []
             clashes.append({"name": name, "others": others, "imported_from": places[0] if places else None})
     return clashes
-
-
-def _keras_settings() -> dict[str, Any]:
-    """Return the user's settings of Keras that swav-tf overrides, read without loading Keras."""
-    from swav_tf import USER_BACKEND
-
-    file = Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser() / "keras.json"
-    try:
-        settings = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        settings = {}
-    if USER_BACKEND is not None:
-        settings["backend"] = USER_BACKEND
-    return {name: settings[name] for name, needed in KERAS.items() if settings.get(name, needed) != needed}
 
 
 def _version(package: str) -> str | None:

@@ -9,7 +9,7 @@ import click
 
 from cli.export_options import GRAPH_NAMES, engine_options, engine_settings, export_settings, graph_options
 from cli.options import NEW_FOLDER, PATH, Report, is_default, names, output_option, report_options
-from cli.quiet import load_tensorflow_quietly
+from cli.progress import load_tensorflow_quietly
 
 if TYPE_CHECKING:
     from export.engine import Engine

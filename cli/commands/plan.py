@@ -12,8 +12,6 @@ from cli.recipe_options import RecipeChoice, override_option
 from swav_tf.planning.gpus import GPUS, Cluster, Gpu, own_gpu
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from swav_tf.planning.estimate import Plan
 
 

@@ -20,7 +20,7 @@ from cli.options import (
     report_options,
     run_dir_option,
 )
-from cli.quiet import load_tensorflow_quietly
+from cli.progress import load_tensorflow_quietly
 from cli.recipe_options import RecipeChoice, auto_recipe_options, track_option
 
 if TYPE_CHECKING:

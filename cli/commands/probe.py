@@ -8,7 +8,7 @@ import click
 
 from cli.classifier_options import ClassifierChoice, classifier_options, show_classifier
 from cli.options import Report
-from cli.quiet import load_tensorflow_quietly
+from cli.progress import load_tensorflow_quietly
 from cli.recipe_options import config_option
 
 if TYPE_CHECKING:

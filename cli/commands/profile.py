@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from cli.options import Report, count_option, report_options
-from cli.quiet import load_tensorflow_quietly
+from cli.progress import load_tensorflow_quietly
 from cli.recipe_options import RecipeChoice, recipe_options
 
 if TYPE_CHECKING:

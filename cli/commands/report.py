@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from cli.options import FOLDER, NEW_FILE, Report, count_option, report_options
-from cli.progress import image_progress
+from cli.progress import image_progress, load_tensorflow_quietly
 from swav_tf.plumbing.errors import SwavError
 from swav_tf.plumbing.files import check_writable
 from swav_tf.plumbing.log import log
@@ -48,8 +48,6 @@ def command(run: Path, output: Path | None, data: str | None, limit: int, report
     pictures, missing = None, ""
     try:
         images = open_images(data, like=found.recipe.data)
-        from cli.quiet import load_tensorflow_quietly
-
         load_tensorflow_quietly()
         with image_progress(min(limit, len(images.source)), "report", quiet=report.quiet) as progress:
             pictures = draw_pictures(found.recipe, open_model(run), images, limit=limit, on_progress=progress)

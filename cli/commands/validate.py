@@ -17,7 +17,7 @@ from cli.options import (
     output_option,
     threads_option,
 )
-from cli.quiet import load_tensorflow_quietly
+from cli.progress import load_tensorflow_quietly
 
 
 @click.command()

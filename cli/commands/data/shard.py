@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from cli.options import NEW_FOLDER, Report, count_option, part_option, report_options, threads_option
-from cli.progress import image_progress
+from cli.progress import image_progress, load_tensorflow_quietly
 
 PACKED = ("class_folders", "images", "list", "tar", "parquet")
 
@@ -50,7 +50,6 @@ def command(
       swav-tf data shard photos/ shards/photos --kind images --shards 64 --threads 16
       swav-tf data shard photos/ shards/photos --part 17/400
     """
-    from cli.quiet import load_tensorflow_quietly
     from swav_tf.data.sharding import write_shards
     from swav_tf.data.sources import open_source, recognized
     from swav_tf.plumbing.errors import DataError
