@@ -20,7 +20,7 @@ from swav_tf.plumbing.values import comma_list
 if TYPE_CHECKING:
     from evaluate.backends.backend import Backend
     from evaluate.images import ImageSet
-    from swav_tf.data.image_source import ImageSource
+    from swav_tf.recipe.data import Data
     from swav_tf.training.rendezvous import ClusterAddress
 
 Option = Callable[[Any], Any]
@@ -107,29 +107,18 @@ KINDS = ("class_folders", "images", "list", "tar", "parquet", "tfrecord", "tfds"
 
 @dataclass(frozen=True)
 class ImageChoice:
-    """Images, read as a model's own unless the options differ."""
+    """Images on the command line."""
 
     data: str | None
     kind: str | None
     split: str | None
     labels: str | None = None
 
-    def open(self, model: Backend) -> ImageSet:
-        """Open the images; without DATA, those that the model was trained on."""
+    def open(self, like: Data) -> ImageSet:
+        """Open the images; options that are absent are as in `like`, usually those of a model's training images."""
         from evaluate.images import open_images
 
-        return open_images(self.data, like=model.data, kind=self.kind, split=self.split, labels=self.labels)
-
-    def open_source(self) -> tuple[ImageSource, str]:
-        """Open DATA without a model; return the source and its kind."""
-        from swav_tf.data.sources import open_source, recognized
-        from swav_tf.recipe.data import Data
-
-        path = None if self.kind == "digits" else self.data
-        data = recognized(
-            Data(kind=self.kind or "auto", path=path, split=self.split or "train", labels=self.labels)
-        )
-        return open_source(data), data.kind
+        return open_images(self.data, like=like, kind=self.kind, split=self.split, labels=self.labels)
 
 
 def image_options(

@@ -53,7 +53,7 @@ def command(
     from evaluate.clusters import assign_images, write_tables
     from evaluate.gallery import write_gallery
 
-    opened = images.open(backend)
+    opened = images.open(backend.data)
     make_folder(output)
     with image_progress(len(opened.source), "clusters", quiet=report.quiet) as progress:
         clusters = assign_images(

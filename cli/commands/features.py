@@ -116,7 +116,7 @@ class _Work:
 
     def open(self, *, threads: int = 0) -> tuple[Backend, ImageSet]:
         backend = self.model.open(threads=threads)
-        return backend, self.images.open(backend)
+        return backend, self.images.open(backend.data)
 
     def compute(
         self,

@@ -49,7 +49,6 @@ def command(
       swav-tf validate runs/released_probe ILSVRC2012/val --output runs/released_probe/val
     """
     load_tensorflow_quietly()
-    from evaluate.images import open_images
     from swav_tf.data.sources import validation_settings
     from swav_tf.runs.folder import epoch_in_words
     from swav_tf.training.classifier_folder import load_classifier
@@ -60,7 +59,7 @@ def command(
     epoch = epoch_in_words(Path(model), classifier[1], best=best)
     own = classifier[1].data
     like = own if images.data is not None else validation_settings(own)
-    opened = open_images(images.data, like=like, kind=images.kind, split=images.split, labels=images.labels)
+    opened = images.open(like)
     if output is not None:
         make_folder(output)
     settings = opened.settings.model_copy(update={"threads": threads})

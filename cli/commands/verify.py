@@ -133,7 +133,7 @@ def _against(
         return OnnxBackend(path, provider=provider or "cpu", threads=threads, contract=own)
 
     file, other = opened(paths[0], foreign[0]), opened(against, foreign[1])
-    parity = compare_files(file, other, images.open(other), count=counts[0], batch_size=counts[1])
+    parity = compare_files(file, other, images.open(other.data), count=counts[0], batch_size=counts[1])
     if report.as_json:
         document = {"file": file.facts.as_dict(), "against": other.facts.as_dict(), **parity.as_dict()}
         report.show(document)
@@ -152,7 +152,7 @@ def _draw_labeled(artifacts: list[Path], images: ImageChoice, limit: int) -> Vie
         raise click.UsageError("--images compares with the fp32 ONNX file, which must be among the files.")
     model = OnnxBackend(exported)
     view, share = model.input_view, model.data.max_bad_share
-    drawn, _ = draw_images(images.open(model), (limit, 0), view, seed=0, max_bad_share=share)
+    drawn, _ = draw_images(images.open(model.data), (limit, 0), view, seed=0, max_bad_share=share)
     if (drawn.labels < 0).any():
         raise DataError(
             f"--images must have classes (--kind class_folders), except with --against. Received: {images.data}."

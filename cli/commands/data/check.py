@@ -43,8 +43,10 @@ def command(
       swav-tf data check shards/train
     """
     from swav_tf.data.check import check_data
+    from swav_tf.recipe.data import Data
 
-    source, kind = images.open_source()
+    opened = images.open(Data())
+    source, kind = opened.source, opened.settings.kind
     with image_progress(len(source), "checked", quiet=report.quiet) as progress:
         found = check_data(source, threads=threads, duplicates=duplicates, on_progress=progress)
     data = str(images.data)

@@ -32,8 +32,9 @@ def command(images: ImageChoice, share: float, output: Path, seed: int, report: 
     """
     from swav_tf.data.subset import draw_subset
     from swav_tf.plumbing.files import atomic_write
+    from swav_tf.recipe.data import Data
 
-    source, _ = images.open_source()
+    source = images.open(Data()).source
     names = draw_subset(source, share=share, seed=seed)
     with atomic_write(output) as partial:
         partial.write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
