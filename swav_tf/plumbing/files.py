@@ -119,7 +119,9 @@ def atomic_writes(*paths: Path) -> Iterator[list[Path]]:
 def write_csv(path: Path, columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
     """Write a table as CSV, completely or not at all."""
     with atomic_write(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
-        csv.writer(file).writerows([columns, *rows])
+        writer = csv.writer(file)
+        writer.writerow(columns)
+        writer.writerows(rows)
 
 
 def remove_leftovers(path: Path) -> None:

@@ -79,6 +79,20 @@ def test_predictions_on_a_full_disk(tmp_path, monkeypatch):
     assert list((tmp_path / "new").iterdir()) == []
 
 
+# Bug caught: the predictions of millions of images, all in memory.
+@pytest.mark.parametrize("name", ["x.csv", "x.json"])
+def test_predictions_are_written_while_they_are_computed(name, tmp_path):
+    written = []
+
+    def predictions():
+        for number in range(1000):
+            yield prediction.Prediction(f"{number}.png", ("cat",), (1.0,))
+        written.extend(path.stat().st_size for path in tmp_path.iterdir())
+
+    prediction.write_predictions(tmp_path / name, predictions())
+    assert written[0] > 10_000
+
+
 # Bugs caught: another view, other images or other weights than those of the run's own validation.
 def test_validate_repeats_the_runs_figures(probe, tmp_path, output):
     found = json.loads(output(f"validate {probe} --json --batch 100 --output {tmp_path}/results"))
