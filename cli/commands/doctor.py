@@ -13,6 +13,7 @@ from cli.extras import EXTRAS, onnxruntime_remark
 from cli.options import Report, json_options
 from cli.progress import load_tensorflow_quietly
 
+DISTRIBUTION = "swav-tf"
 IMPORT_NAMES = ("cli", "configs", "evaluate", "export", "swav_tf")
 PACKAGES = (
     "swav-tf", "numpy", "pillow", "opencv-python-headless", "pydantic",
@@ -77,9 +78,10 @@ def _lines(found: dict[str, Any]) -> list[str]:
     if found["remark"] is not None:
         lines.append(f"Remark: {found['remark']}")
     for clash in found["clashes"]:
+        others = ", ".join(clash["others"])
         lines.append(
-            f"Problem: `import {clash['name']}` belongs to both swav-tf and {', '.join(clash['others'])}; it currently "
-            f"imports {clash['imported_from'] or 'nothing'}. Install swav-tf in a separate environment."
+            f"Problem: `import {clash['name']}` belongs to both {DISTRIBUTION} and {others}; it currently imports "
+            f"{clash['imported_from'] or 'nothing'}. Install {DISTRIBUTION} in a separate environment."
         )
     if not found["clashes"]:
         lines.append("No other package owns one of swav-tf's import names.")
@@ -91,7 +93,7 @@ def find_clashes() -> list[dict[str, Any]]:
     owners = metadata.packages_distributions()
     clashes = []
     for name in IMPORT_NAMES:
-        if others := sorted(set(owners.get(name, [])) - {"swav-tf"}):
+        if others := sorted(set(owners.get(name, [])) - {DISTRIBUTION}):
             spec = importlib.util.find_spec(name)
             places = list(spec.submodule_search_locations or []) if spec else []
             clashes.append({"name": name, "others": others, "imported_from": places[0] if places else None})
