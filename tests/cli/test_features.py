@@ -194,7 +194,7 @@ def test_plot(files, tmp_path, output):
         (
             "features digits --model {model} --output {files}/train.npy --split test",
             2,
-            "made with other settings",
+            "with other settings",
         ),
         ("knn gone.npz {files}/test.npz", 2, "Feature file not found"),
         ("knn {files}/digit.png {files}/test.npz", 2, "must end in"),
