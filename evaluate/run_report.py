@@ -45,7 +45,7 @@ class Run:
     folder: Path
     recipe: Recipe
     lines: Sequence[dict[str, Any]]  # of metrics.jsonl
-    summary: dict[str, Any] | None  # None: the run has not ended
+    summary: dict[str, Any]  # empty: the run has not ended
     attempts: Sequence[dict[str, Any]]  # that collapsed
     bad_images: Sequence[str]
 
@@ -63,7 +63,7 @@ class Run:
             recipe,
             # The last line of a run that is being written may be incomplete.
             [json.loads(line) for line in _lines(own.metrics) if line.endswith("}")],
-            own.read_summary(),
+            own.read_summary() or {},
             json.loads(attempts.read_text()) if attempts.exists() else (),
             [line for path in bad for line in _lines(path)],
         )
@@ -192,51 +192,37 @@ def _neighbors(found: FeatureFile, images: ImageSet, model: Backend, seed: int) 
 
 def write_run_report(path: Path, run: Run, pictures: Pictures | None, *, missing: str = "") -> None:
     """Write the page; without `pictures`, `missing` is the reason."""
-    summary = run.summary or {}
     state = "complete" if run.summary else f"not complete, step {run.lines[-1]['step'] if run.lines else 0:,}"
-    parts = [
-        f"recipe {run.recipe.name}",
-        f"{_images(run)} of {run.recipe.data.path or run.recipe.data.kind}",
-        state,
-    ]
+    images = f"{run.summary['images']:,} images" if "images" in run.summary else "images"
+    place = run.recipe.data.path or run.recipe.data.kind
     write_page(
         path,
         "run_report.html.jinja",
         title=f"SwAV pretraining: {run.folder.absolute().name}",
-        subtitle=" · ".join(parts),
+        subtitle=f"recipe {run.recipe.name} · {images} of {place} · {state}",
         cards=_cards(run),
         charts=_charts(run),
         pictures=pictures,
         missing=missing,
         attempts=run.attempts,
-        facts=_facts(run, summary),
+        facts=_facts(run),
         bad_images=run.bad_images,
         bad_shown=BAD_IMAGES,
         recipe=(run.folder / "config.yaml").read_text(encoding="utf-8"),
     )
 
 
-def _images(run: Run) -> str:
-    return f"{run.summary['images']:,} images" if run.summary and "images" in run.summary else "images"
-
-
 def _cards(run: Run) -> list[tuple[str, str, str]]:
     """Return the headline figures: value, meaning, remark."""
     epoch, knn = run.last("epoch"), run.last("knn")
-    ln_k, count = np.log(run.recipe.model.prototypes), run.recipe.model.prototypes
-    cards = []
+    count, cards = run.recipe.model.prototypes, []
     if epoch.get("loss") is not None:
-        cards.append(
-            (
-                f"{epoch['loss']:.2f}",
-                "loss, mean of the last epoch",
-                f"an untrained model has ln K = {ln_k:.2f}",
-            )
-        )
+        untrained = f"an untrained model has ln K = {np.log(count):.2f}"
+        cards.append((f"{epoch['loss']:.2f}", "loss, mean of the last epoch", untrained))
     if knn.get("knn_top1") is not None:
         baselines = baselines_of(run.last("knn_baselines"))
         cards.append((f"{100 * knn['knn_top1']:.1f} %", "k-NN accuracy", baselines))
-    if run.summary and "linear_top1" in run.summary:  # of the demo
+    if "linear_top1" in run.summary:  # of the demo
         swav, random, pixels = (
             f"{100 * run.summary[f'linear_top1{kind}']:.1f} %" for kind in ("", "_random_init", "_raw_pixels")
         )
@@ -256,26 +242,16 @@ def _cards(run: Run) -> list[tuple[str, str, str]]:
     return cards
 
 
-def _facts(run: Run, summary: dict[str, Any]) -> list[tuple[str, str]]:
-    train = run.recipe.train
+def _facts(run: Run) -> list[tuple[str, str]]:
+    train, summary = run.recipe.train, run.summary
     facts = [
         ("training", f"{train.epochs} epochs, batch {train.batch_size}, {train.precision}"),
         ("crops", " + ".join(f"{group.count} x {group.size} px" for group in run.recipe.crops)),
-        ("loss", _change(summary)),
         ("steps", f"{summary['steps']:,}" if "steps" in summary else ""),
         ("replicas", str(summary.get("replicas", ""))),
         ("versions", ", ".join(f"{name} {version}" for name, version in summary.get("versions", {}).items())),
     ]
     return [(name, value) for name, value in facts if value]
-
-
-def _change(summary: dict[str, Any]) -> str:
-    first, last = summary.get("loss_first"), summary.get("loss_last")
-    return (
-        ""
-        if first is None or last is None
-        else f"{first:.2f} in the first step, {last:.2f} in the last epoch"
-    )
 
 
 def _charts(run: Run) -> list[tuple[str, str, str]]:
