@@ -7,7 +7,6 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
-from functools import partial
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -119,7 +118,7 @@ def content(path: Path) -> Any:
         return without(json.loads(data), "*seconds*", "resumed_from_step", "export")
     elif path.name == "state.json":
         return json.loads(data).get("position")
-    elif path.name in ("figures.json", "benchmark.json"):
+    elif path.name == "figures.json":
         keys = ("runner", "precision", "batch", "status", "reason")
         return [[cell[key] for key in keys] for cell in json.loads(data)["cells"]]
     return hashlib.sha256(data).hexdigest()
@@ -178,16 +177,13 @@ def shards(folder: Path, ended: Ended | None = None) -> set[str]:
 def make_demo_small() -> None:
     """Give the demo, which has no settings for it, the smallest network and short measurements."""
     import cli.demo
-    import cli.demo_export
-    from evaluate.benchmark.schema import Settings
     from swav_tf.recipe.files import load_recipe
 
-    short = Settings(seconds=0.05, runs=3, threads=1, cuda_graph=False)
+    demo = vars(cli.demo)
     more = (*PRETRAIN, "model.prototypes=50")  # the picture shows 24
-    measure = partial(cli.demo_export.export_and_measure, settings=short, keras=False)
-    vars(cli.demo)["load_recipe"] = lambda name, given: load_recipe(name, [*given, *more])
-    vars(cli.demo)["export_and_measure"] = measure
-    vars(cli.demo_export)["BATCHES"] = (1,)
+    demo["load_recipe"] = lambda name, given: load_recipe(name, [*given, *more])
+    demo["CELL"] = {"seconds": 0.05, "runs": 3, "threads": 1, "cuda_graph": False}
+    demo["BATCHES"] = {"ort-cpu": (1,)}
 
 
 TRAINING = Job("pretrain -c demo --run-dir $folder/run", PRETRAIN, 6, "run/checkpoints/step-*", steps)
