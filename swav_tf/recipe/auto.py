@@ -212,52 +212,41 @@ def _explain(
     images: ImageFacts, machine: Machine, settings: dict[str, Any], seconds: float | None
 ) -> list[str]:
     """Return the choices and their reasons, in at most 12 lines."""
-    train, optimizer = settings["train"], settings["optimizer"]
+    train, optimizer, on_cpu = settings["train"], settings["optimizer"], not machine.gpus
     crops = " + ".join(f"{group['count']} x {group['size']}" for group in settings["crops"])
     steps = images.images // train["batch_size"]
     labels = f"{images.classes} classes (used for k-NN only)" if images.classes else "no labels"
-    color = "gray" if images.gray else "color"
-    device = (
-        f"{machine.gpus} GPU(s) of {machine.gpu_gb:.0f} GB" if machine.gpus else f"{machine.cores} CPU cores"
-    )
-    time = (
-        "not known before the first steps" if seconds is None else f"about {max(1, round(seconds / 60))} min"
-    )
+    color, jitter = "color", "softer than ImageNet's"
+    if images.gray:
+        color, jitter = "gray", "no changes of color: the images are gray"
+    flips = "flips (text or digits: -o augment.flip_probability=0)"
+    if not settings["augment"]["flip_probability"]:
+        flips = "no flips"
+    device = f"{machine.cores} CPU cores" if on_cpu else f"{machine.gpus} GPU(s) of {machine.gpu_gb:.0f} GB"
+    size = "a larger network does not finish on a CPU" if on_cpu else "by the images' size and number"
+    time = f"about {max(1, round(seconds / 60))} min" if seconds else "not known before the first steps"
     lines = [
         f"auto: {images.images:,} images, {images.kind}, {labels}, {color}, median short side {images.short_side} px; "
         f"{device}",
-        f"  {settings['model']['backbone']['name']}, crops {crops} px: "
-        + (
-            "a larger network does not finish on a CPU"
-            if not machine.gpus
-            else "by the images' size and number"
-        ),
+        f"  {settings['model']['backbone']['name']}, crops {crops} px: {size}",
         f"  batch {train['batch_size']} in {train['accumulation_steps']} part(s), {train['precision']}: "
         f"{steps} steps an epoch",
         f"  {settings['model']['prototypes']} prototypes: each gets more than one image of a batch, so no queue",
         f"  epsilon {EPSILON:g}, prototypes frozen for an epoch: against collapse on small data",
         f"  {optimizer.get('kind', 'lars')} at rate {optimizer['peak_learning_rate']:g}",
-        f"  jitter {settings['augment']['jitter']['brightness']}"
-        + (", no changes of color: the images are gray" if images.gray else ", softer than ImageNet's")
-        + (
-            "; flips (text or digits: -o augment.flip_probability=0)"
-            if settings["augment"]["flip_probability"]
-            else "; no flips"
-        ),
+        f"  jitter {settings['augment']['jitter']['brightness']}, {jitter}; {flips}",
         f"  {train['epochs']} epochs, {train['epochs'] * steps:,} steps: {time}",
     ]
-    if not machine.gpus:
-        wanted = min(max(STEPS // max(1, steps), EPOCHS[0]), EPOCHS[1])
-        if train["epochs"] < wanted:
-            slow = images.decode_seconds > CORE_SECONDS
-            reading = (
-                f"; reading takes {images.decode_seconds * 1e3:.0f} ms an image: store smaller ones" * slow
-            )
-            lines.append(
-                f"  If you have more time, {wanted} epochs are better: -o train.epochs={wanted}{reading}"
-            )
-        lines.append("  With a GPU, auto would choose a larger network, larger crops and more epochs.")
-    return lines
+    if not on_cpu:
+        return lines
+    wanted = min(max(STEPS // max(1, steps), EPOCHS[0]), EPOCHS[1])
+    if train["epochs"] < wanted:
+        reading = f"; reading takes {images.decode_seconds * 1e3:.0f} ms an image: store smaller ones"
+        lines.append(
+            f"  If you have more time, {wanted} epochs are better: -o train.epochs={wanted}"
+            f"{reading if images.decode_seconds > CORE_SECONDS else ''}"
+        )
+    return [*lines, "  With a GPU, auto would choose a larger network, larger crops and more epochs."]
 
 
 @dataclass(frozen=True)

@@ -264,10 +264,7 @@ _Constructor.add_constructor("tag:yaml.org,2002:timestamp", SafeConstructor.cons
 
 
 class _Representer(SafeRepresenter):
-    """Write lists of plain values on one line, and no aliases."""
-
-    def ignore_aliases(self, data: Any) -> bool:
-        return True
+    """Write lists of plain values on one line."""
 
     def represent_sequence(self, tag: Any, sequence: Any, flow_style: bool | None = None) -> SequenceNode:
         nested = any(isinstance(item, dict | list) for item in sequence)
