@@ -28,18 +28,21 @@ from swav_tf.recipe.data import Data, EvaluationView
 NEAREST: Final = 10  # neighbors of each image
 BLOCK: Final = 8_192  # images whose neighbors are compared at once
 SAMPLE: Final = 100_000  # images of which mean and standard deviation are computed
+NEAR: Final = 0.1  # of the usual distance to the tenth neighbor: near-duplicates
+HIGHEST: Final = 0.9999  # cosine that equal images still reach, despite rounding
 
 
 @dataclass(frozen=True)
 class Graph:
     """The k nearest neighbors of each of N images, without the image itself.
 
-    Cosines are of standardized features: less their mean, divided by their standard deviation. Plain cosines of pooled
-    features are all near 1.
+    They are those of highest cosine. Cosines and distances below are of standardized features: less their mean, divided
+    by their standard deviation. Plain cosines of pooled features are all near 1.
     """
 
     indices: np.ndarray  # (N, k) rows
     cosines: np.ndarray  # (N, k) float32
+    distances: np.ndarray  # (N, k) float32, Euclidean
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,8 @@ def neighbour_graph(
         raise UsageError(f"At least two images are needed. Received: {total}, in {file.path}.")
     sample = features[np.sort(np.random.default_rng(0).choice(total, min(total, SAMPLE), replace=False))]
     mean, scale = sample.mean(axis=0), sample.std(axis=0) + 1e-6
-    indices, cosines = np.empty((total, k), np.int64), np.empty((total, k), np.float32)
+    indices = np.empty((total, k), np.int64)
+    cosines, distances = np.empty((2, total, k), np.float32)
     for start in range(0, total, BLOCK):
         here = slice(start, min(start + BLOCK, total))
         own = np.arange(here.start, here.stop)[:, np.newaxis]
@@ -78,20 +82,34 @@ def neighbour_graph(
         # The image itself is left out; where equal ones have taken its place, the last of them is.
         others = np.argsort(near == own, axis=1, kind="stable")[:, :k]
         indices[here] = np.take_along_axis(near, others, axis=1)
-        cosines[here] = _cosines(features, own[:, 0], indices[here], mean, scale)
+        cosines[here], distances[here] = _compare(features, own[:, 0], indices[here], mean, scale)
         on_progress(here.stop / total)
-    return Graph(indices, cosines)
+    return Graph(indices, cosines, distances)
 
 
-def _cosines(
+def _compare(
     features: np.ndarray, rows: np.ndarray, near: np.ndarray, mean: np.ndarray, scale: np.ndarray
-) -> np.ndarray:
-    """Return the cosines (n, k) of rows (n,) with their neighbors (n, k), of standardized features."""
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return cosines and distances (n, k) of rows (n,) and their neighbors (n, k), of standardized features."""
     needed, place = np.unique(np.concatenate([rows, near.ravel()]), return_inverse=True)
-    unit = unit_rows((features[needed] - mean) / scale)
-    asked, others = unit[place[: len(rows)]], place[len(rows) :].reshape(near.shape)
-    columns = [np.einsum("ij,ij->i", asked, unit[others[:, i]]) for i in range(near.shape[1])]
-    return np.stack(columns, axis=1)
+    standard = (features[needed] - mean) / scale
+    unit, lengths = unit_rows(standard), np.linalg.norm(standard, axis=1)
+    asked, others = place[: len(rows)], place[len(rows) :].reshape(near.shape)
+    columns = [np.einsum("ij,ij->i", unit[asked], unit[others[:, i]]) for i in range(near.shape[1])]
+    cosines = np.stack(columns, axis=1)
+    own, theirs = lengths[asked][:, np.newaxis], lengths[others]
+    squares = (own - theirs) ** 2 + 2 * own * theirs * (1 - cosines)
+    return cosines, np.sqrt(np.maximum(squares, 0))
+
+
+def near_threshold(graph: Graph) -> float:
+    """Return the cosine from which on neighbors count as near-duplicates, for features of any network.
+
+    Networks differ in how close to each other they map all images. The distance here is 1 - cosine, and near is a tenth
+    of the usual distance (median) to the last of the k neighbors, which is seldom a copy.
+    """
+    usual = float(np.median(1 - graph.cosines[:, -1]))
+    return min(1 - NEAR * usual, HIGHEST)
 
 
 def find_groups(graph: Graph, threshold: float) -> list[Group]:
@@ -116,9 +134,12 @@ def find_groups(graph: Graph, threshold: float) -> list[Group]:
 
 
 def outlier_scores(graph: Graph) -> np.ndarray:
-    """Return the mean cosine of each image with its neighbors, (N,): the lower, the more of an outlier."""
-    scores: np.ndarray = graph.cosines.mean(axis=1)
-    return scores
+    """Return how far each image is from its neighbors, (N,): the mean distance, divided by its median over all images.
+
+    Not by cosines: features of foreign images are small or large rather than of another direction.
+    """
+    scores: np.ndarray = graph.distances.mean(axis=1)
+    return scores / max(float(np.median(scores)), 1e-12)
 
 
 def write_duplicates(
@@ -176,8 +197,8 @@ def write_duplicates(
 def write_outliers(
     folder: Path, file: FeatureFile | SearchIndex, scores: np.ndarray, *, count: int, data: str | None = None
 ) -> list[dict[str, Any]]:
-    """Write outliers.csv and index.html with the `count` images of lowest score (N,), the lowest first; return them."""
-    rows = np.argsort(scores, kind="stable")[:count].tolist()
+    """Write outliers.csv and index.html with the `count` images of highest score (N,), highest first; return them."""
+    rows = np.argsort(-scores, kind="stable")[:count].tolist()
     found = [file.entry(row) | {"score": round(float(scores[row]), 4)} for row in rows]
     images = _open_images(file, found, data)
     write_csv(
@@ -187,8 +208,8 @@ def write_outliers(
     )
     pictures = _pictures([(each, each["score"], "") for each in found], images, file)
     card = {"lines": ["Outliers"], "share": None, "pictures": pictures}
-    tiles = [(f"{len(scores):,}", "images"), (f"{float(np.median(scores)):.3f}", "median score")]
-    text = "Images with the lowest scores, lowest first. Score: the mean cosine with the ten nearest images."
+    tiles = [(f"{len(scores):,}", "images"), (f"{float(scores.max()):.2f}", "highest score")]
+    text = "Images with the highest scores, highest first. Score: mean distance to the ten nearest images; 1 is usual."
     _write_page(folder, "Outliers", file, images, tiles, text, [card])
     return found
 

@@ -14,17 +14,17 @@ from cli.search_options import SearchChoice, search_options
     "--threshold",
     type=click.FloatRange(-1, 1),
     metavar="X",
-    default=0.997,
+    show_default="by how close the images are to each other",
     help="Lowest cosine of near-duplicates, of standardized features.",
 )
 @count_option("--groups", default=100, help="Groups to show, the closest first; the table lists all.")
 @report_options
-def command(search: SearchChoice, threshold: float, groups: int, report: Report) -> None:
+def command(search: SearchChoice, threshold: float | None, groups: int, report: Report) -> None:
     """Find groups of near-duplicates by the features of images: a feature file or a folder of parts.
 
     Exact copies are recognized by their content. OUTPUT receives index.html (one file, readable offline) and
-    duplicates.csv (one row per image). The right threshold depends on the model: choose it by
-    looking at the page.
+    duplicates.csv (one row per image). The right threshold depends on the model. By default, near is a tenth of
+    the median distance (1 - cosine) to the tenth nearest image; correct it by looking at the page.
 
     \b
     Examples:
@@ -33,13 +33,17 @@ def command(search: SearchChoice, threshold: float, groups: int, report: Report)
     """
     file, graph = search.graph(quiet=report.quiet)
 
-    from evaluate.neighbours import find_groups, write_duplicates
+    from evaluate.neighbours import find_groups, near_threshold, write_duplicates
 
+    reason = ""
+    if threshold is None:
+        threshold = round(near_threshold(graph), 4)
+        reason = " (a tenth of the usual distance to the tenth nearest image)"
     found = write_duplicates(
         search.output, file, find_groups(graph, threshold), shown=groups, data=search.data
     )
     lines = [
-        f"{found['groups']:,} groups of {found['images']:,} images with a cosine of at least {threshold:g}; "
+        f"{found['groups']:,} groups of {found['images']:,} images with a cosine of at least {threshold:g}{reason}; "
         f"{found['exact_copies']:,} exact copies",
         f"page      {search.output / 'index.html'}\ntable     {search.output / 'duplicates.csv'}",
     ]

@@ -163,6 +163,7 @@ def test_duplicates_and_outliers(files, tmp_path, output):
     line = f"duplicates {files}/test.npz --output {tmp_path}/d"
     loose, strict = (json.loads(output(f"{line} --threshold {x} --groups 2 --json")) for x in (0.9, 0.9999))
     assert loose["images"] > strict["images"]
+    assert "a tenth of the usual distance" in output(line)
     assert "groups of" in output(f"{line} --threshold 0.9 --groups 2")
     assert len((tmp_path / "d" / "duplicates.csv").read_text().splitlines()) == 1 + loose["images"]
     assert (tmp_path / "d" / "index.html").read_text().count("<article>") == 2

@@ -10,6 +10,7 @@ from evaluate.feature_file import read_feature_file
 from evaluate.features import extract_features
 from evaluate.neighbours import (
     find_groups,
+    near_threshold,
     neighbour_graph,
     outlier_scores,
     write_duplicates,
@@ -84,12 +85,36 @@ def test_cosines_are_of_standardized_features():
     assert [group.rows for group in find_groups(graph, 0.9)] == [[0, 1]]
 
 
+# Bugs caught: a default threshold that fits networks of one spread only; equal images that rounding keeps apart.
+@pytest.mark.parametrize("spread", [1, 0.1, 0.03])
+def test_the_default_threshold_fits_any_network(spread):
+    draw = np.random.default_rng(0)
+    features = draw.normal(size=(10, 64))[draw.integers(10, size=1000)] + spread * draw.normal(
+        size=(1000, 64)
+    )
+    features[500:540] = features[:40] + 0.05 * spread * draw.normal(size=(40, 64))
+    graph = neighbour_graph(feature_file(features.astype(np.float32), np.zeros(1000)))
+    pairs = sorted(group.rows for group in find_groups(graph, near_threshold(graph)))
+    assert pairs == [[row, 500 + row] for row in range(40)]
+    equal = neighbour_graph(feature_file(np.tile(features[:1].astype(np.float32), (50, 1)) + 1, np.zeros(50)))
+    assert near_threshold(equal) < 1
+
+
+# Bug caught: scores by cosines, of which features of foreign images have usual ones.
+def test_foreign_images_are_outliers():
+    features = np.random.default_rng(0).normal(size=(500, 16)).astype(np.float32)
+    features[490:] = 3 * features[:10]
+    scores = outlier_scores(neighbour_graph(feature_file(features, np.zeros(500))))
+    assert set(np.argsort(-scores)[:10]) == set(range(490, 500))
+    assert np.median(scores) == pytest.approx(1)
+
+
 # Bugs caught: the most usual images instead of the least; scores of other images.
 def test_outliers(tmp_path, file):
     scores = outlier_scores(neighbour_graph(file, k=3))
     found = write_outliers(tmp_path, file, scores, count=4)
-    lowest = np.sort(scores)[:4]
-    assert [each["score"] for each in found] == pytest.approx(lowest.tolist(), abs=1e-4)
+    highest = -np.sort(-scores)[:4]
+    assert [each["score"] for each in found] == pytest.approx(highest.tolist(), abs=1e-4)
     assert not {"exact.png", "near.png"} & {each["name"].split("/")[1] for each in found}
     assert [row["name"] for row in table(tmp_path / "outliers.csv")] == [each["name"] for each in found]
     assert len(re.findall("<figure>", (tmp_path / "index.html").read_text())) == 4
