@@ -50,16 +50,10 @@ def extract_features(
     The same call after an interruption resumes, and writes the same bytes as one without. Parts together are equal to
     one file, to the bit: an image has the same batch in both.
 
-    Args:
-        model: the model.
-        images: the images, all of them for a part too.
-        output: ends in .npz, .npy or .parquet; or a part.
-        batch_size: images that the model gets at once.
-        save_seconds: time between two saves, the most that an interruption loses.
-        threads: threads that decode; 0 for one per core.
-        max_bad_share: largest share of unreadable images (0 to 1).
-        fresh: start over, ignoring the results of earlier calls.
-        on_progress: called with the number of images that are done.
+    The output ends in .npz, .npy or .parquet, or is a part; `images` are all images for a part, too. Results are saved
+    every `save_seconds`, the most that an interruption loses. `threads` decode (0: one per core). `max_bad_share` of
+    the images may be unreadable (0 to 1). `fresh` ignores the results of earlier calls. `on_progress` gets the number
+    of images that are done.
 
     Raises:
         UsageError: the output exists or was started with another model, images or settings.

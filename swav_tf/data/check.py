@@ -94,11 +94,8 @@ def check_data(
 ) -> DataReport:
     """Read and decode every image as training does, and check the SHA-256 of shards with an index.
 
-    Args:
-        source: images.
-        threads: number of decoding threads; 0: one for each core.
-        duplicates: find images with the same bytes.
-        on_progress: called with the number of images done.
+    `threads` decode (0: one per core); `duplicates` finds images with the same bytes; `on_progress` gets the number of
+    images done.
     """
     report, threads = DataReport(len(source)), threads or available_cores()
     same: dict[bytes, list[str]] = defaultdict(list)

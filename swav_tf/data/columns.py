@@ -20,11 +20,8 @@ _WHOLE: Final = re.compile(r"(\d+)\.0+")  # as pandas writes integers next to mi
 def find_column(place: str, columns: Sequence[str], key: str, usual: Sequence[str]) -> str | None:
     """Return the column that a recipe names, else the first with a usual name in any case, else None.
 
-    Args:
-        place: the file, for the message.
-        columns: those of the file.
-        key: `data.image_key` or `data.label_key`; their defaults are names of TFRecord and name no column.
-        usual: lower-case names, the most usual one first.
+    `key` is `data.image_key` or `data.label_key`, whose defaults are names of TFRecord and name no column. `usual` are
+    lower-case names, the most usual one first. `place` is the file, for messages.
 
     Raises:
         DataError: the file has no column of the name in the recipe.

@@ -120,9 +120,7 @@ ImageLike = str | Path | bytes | PillowImage.Image | Image
 def read_pixels(image: ImageLike, settings: Decoding = DEFAULT) -> Image:
     """Return the pixels of an image, uint8 RGB (height, width, 3).
 
-    Args:
-        image: the path or the content of a file, an image of Pillow, or an array of these pixels.
-        settings: of decoding.
+    `image` is the path or the content of a file, an image of Pillow, or an array of these pixels.
 
     Raises:
         UndecodableImage: the file or the array is not an image, or has too many pixels.

@@ -114,12 +114,8 @@ def make_plan(
 ) -> Plan:
     """Estimate a complete run.
 
-    Args:
-        recipe: of a native network.
-        cluster: GPUs to train on.
-        images: training images; None: those of the recipe, and ImageNet's if it names no data.
-        images_per_second: measured speed of one GPU (`swav-tf profile`), including communication; None to
-            estimate it.
+    The number of images is by default that of the recipe's data, and ImageNet's if it names none. `images_per_second`
+    is the measured speed of one GPU (`swav-tf profile`), including communication; None to estimate it.
 
     Raises:
         UsageError: the batch cannot be divided, the network is external, or the GPU lacks bfloat16.

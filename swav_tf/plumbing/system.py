@@ -87,9 +87,7 @@ def blas_threads_for(multiplications: float) -> AbstractContextManager[object]:
 def version_of(package: str, *others: str) -> str:
     """Return the version of the first installed package, `unknown` if none is.
 
-    Args:
-        package: its name on the package index, such as `swav-tf`.
-        others: names under which the same module is distributed, such as `onnxruntime-gpu`.
+    `others` are names under which the same module is distributed, such as `onnxruntime-gpu`.
     """
     for name in (package, *others):
         try:

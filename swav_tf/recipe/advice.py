@@ -25,11 +25,8 @@ def check_recipe(
 ) -> list[Remark]:
     """Refuse settings that cannot work with these images and devices; return advice on those that work badly.
 
-    Args:
-        recipe: a recipe of any kind.
-        replicas: devices over all workers; None: unknown.
-        images: training images; None: unknown, and nothing that is counted in steps is checked.
-        on_cpu: the run is known to have no GPU.
+    Replicas over all workers, and training images, may be unknown (None); what depends on them is not checked then.
+    `on_cpu`: the run is known to have no GPU.
 
     Raises:
         RecipeError: lists every reason.

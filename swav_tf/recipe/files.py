@@ -72,12 +72,7 @@ def load_any_recipe(file_or_name: str | Path, overrides: Sequence[str] = ()) -> 
 
 
 def recipe_of(values: dict[str, Any], overrides: Sequence[str] = (), *, label: str = "recipe") -> AnyRecipe:
-    """Validate settings as plain data, after applying overrides.
-
-    Args:
-        values: the settings; they are changed in place.
-        overrides: as for `load_recipe`.
-        label: names the recipe in errors.
+    """Validate settings as plain data, after applying overrides in place; `label` names the recipe in errors.
 
     Raises:
         RecipeError: lists every error.
