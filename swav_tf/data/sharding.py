@@ -323,7 +323,7 @@ def _already_packed(output: Path, kind: str, facts: dict[str, Any], shards: int 
     if "labels_sha256" in changed:
         raise UsageError(
             f"The images must have the labels that were packed into {output}. Received: other labels or class "
-            "classes. Pack them again with --fresh, or choose another folder."
+            "names. Pack them again with --fresh, or choose another folder."
         )
     if changed == [WHOLE_LABELS]:  # the labels of other parts were corrected
         index = replace(index, source=index.source | facts)

@@ -165,7 +165,7 @@ def test_after_kill_9_finished_shards_are_kept(images, tmp_path):
     assert killed.returncode == -signal.SIGKILL
     assert len(list(out.glob("images-*.tfrecord"))) == 2
     assert list(out.glob(".part-*-images-*"))
-    with pytest.raises(DataError, match="not complete"):
+    with pytest.raises(DataError, match="incomplete"):
         opened(out)
     before = {p.name: p.stat().st_mtime_ns for p in out.glob("images-*.tfrecord")}
     progress = []
@@ -216,7 +216,9 @@ def test_what_is_packed_is_left_alone_unless_images_changed(images, tmp_path):
     image = next((images / "n1 with space").glob("*.JPEG"))
     flip_bit(image, -40)
     os.utime(image, ns=(1, 1))
-    with pytest.raises(UsageError, match=r"same names and sizes, but other times.*data check .*--fresh"):
+    with pytest.raises(
+        UsageError, match=r"same names and sizes, but other modification times.*data check .*--fresh"
+    ):
         write_shards(ClassFolders(images), out, shards=3)
     (images / "n2" / "zz.jpg").write_bytes(b"x")
     with pytest.raises(UsageError, match=r"other images or settings: 23 images.*24 images.*--fresh"):
