@@ -31,7 +31,7 @@ def test_features_of_a_folder_with_an_unreadable_image(model, tmp_path, output, 
     images = write_noise(tmp_path / "images", [f"{'ab'[number % 2]}/{number}.jpg" for number in range(12)])
     (images / "a" / "0.jpg").write_bytes(b"no image")
     line = f"features {images} --model {model} --output {tmp_path / 'x.npz'} --quiet"
-    refused(f"{line} --max-bad-share 0", 1, "unreadable, 0 of 12")
+    refused(f"{line} --max-bad-share 0", 1, "1 of 12 images cannot be read")
     assert "1 unreadable images skipped" in output(line)
     with np.load(tmp_path / "x.npz") as file:
         assert file["features"].shape[0] == 11
