@@ -229,7 +229,6 @@ def test_the_start_of_tensorflow_is_silent_unless_it_fails(capfd):
         ("crops -c one_gpu", 2, "Pass DATA, or"),
         ("crops -c demo --output crops.txt", 2, "A picture must end in .png"),
         ("plan probe --gpu h100", 2, "kind pretrain is needed"),
-        ("profile -c demo --images 50", 2, "--images is for profiles without DATA"),
         ("profile -c demo -o train.accumulation_steps=3", 2, "cannot be split"),
         ("profile nowhere -c one_gpu", 1, "nowhere"),
         ("config check demo -o a=1", 2, "a: no such setting (value 1)"),
