@@ -147,7 +147,7 @@ def test_demo(monkeypatch, output):
     ("line", "part"),
     [
         ("pretrain -c demo -o train.accumulation_steps=5", "cannot be split"),
-        ("pretrain -c demo --track mlflow,aim", "must be of tensorboard, mlflow, wandb"),
+        ("pretrain -c demo --track mlflow,aim", "must be among tensorboard, mlflow, wandb"),
         ("probe -c probe_digits", "Missing option '--model'"),
         ("probe --model m", "--model must be the folder of a pretraining run"),
         ("probe -c demo --model m", "a recipe of kind probe is needed here"),
