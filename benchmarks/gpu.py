@@ -2,10 +2,10 @@
 
     python -m benchmarks.gpu [--output gpu-training.json] [--batch 256] [--rows fp16,torch_fp16]
 
-Needs TensorFlow with CUDA. PyTorch's rows are left out where it is not installed. Each row is a process of its own
+Needs TensorFlow with CUDA. PyTorch's row is left out where it is not installed. Each row is a process of its own
 (benchmarks/step_worker.py) that steps on the same random crops on the device and has the GPU to itself. It takes half
-a minute, nearly all of it TensorFlow's choice of kernels; those of XLA take minutes. A row that fails is recorded, and
-the others continue; the exit code is then 1.
+a minute, nearly all of it TensorFlow's choice of kernels. A row that fails is recorded, and the others continue; the
+exit code is then 1.
 """
 
 from __future__ import annotations
@@ -30,32 +30,24 @@ WARM_STEPS = 4  # traces, compiles, chooses kernels
 
 @dataclass(frozen=True)
 class Variant:
-    """A kind of step, settings of the recipe, variables of its process, and its share of the batch."""
+    """A kind of step, settings of the recipe, and variables of its process."""
 
     kind: str
     overrides: tuple[str, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
-    share: float = 1.0
 
 
 FP16, BF16 = "train.precision=mixed_float16", "train.precision=mixed_bfloat16"
-SEPARATE = {
-    "TF_USE_CUDNN_BATCHNORM_SPATIAL_PERSISTENT": "0"
-}  # TensorFlow's default, which training overrides
-CLUSTERS = {"TF_XLA_FLAGS": "--tf_xla_auto_jit=2"}
+# TensorFlow's default, which training overrides.
+SEPARATE = {"TF_USE_CUDNN_BATCHNORM_SPATIAL_PERSISTENT": "0"}
 
 VARIANTS = {
     "fp16": Variant("swav", (FP16,)),
     "torch_fp16": Variant("torch", (FP16,)),
-    "torch_fp16_compiled": Variant("torch_compiled", (FP16,)),
     "fp16_bare": Variant("bare", (FP16,)),
     "fp16_separate_bn": Variant("swav", (FP16,), SEPARATE),
-    "fp16_quarter_batch": Variant("swav", (FP16,), share=0.25),
     "bf16": Variant("swav", (BF16,)),
-    "fp32_half_batch": Variant("swav", share=0.5),
-    # Last, since they compile for minutes.
-    "fp16_xla_clusters": Variant("swav", (FP16,), CLUSTERS),
-    "fp16_xla_whole": Variant("swav_jit", (FP16,)),
+    "fp32": Variant("swav"),
 }
 
 
@@ -85,11 +77,10 @@ def measure_all(
     """Measure one row after the other, each in a process that is alone on the GPU; report each to `done`."""
     for name in names:
         variant = VARIANTS[name]
-        images = round(batch * variant.share)
-        overrides = (*BASE, *variant.overrides, f"train.batch_size={images}")
+        overrides = (*BASE, *variant.overrides, f"train.batch_size={batch}")
         try:
             with Worker(variant.kind, overrides, variant.environment) as worker:
-                row = measure(worker, images, steps)
+                row = measure(worker, batch, steps)
         except (SystemExit, BrokenPipeError, ValueError) as error:  # it ended, or its answer is not JSON
             row = {"failed": str(error)}
         done(name, row)

@@ -4,12 +4,11 @@
 
 Each client sends one JPEG of 500x375 pixels after another on its own connection and asks for a NumPy file. The bare
 model computes batches of 32 views that are ready in memory, in turn with the service. The clients share the machine
-with the service: their CPU time is stated as a share of all cores.
+with the service.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import os
@@ -17,8 +16,11 @@ import signal
 import statistics
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 
 import numpy as np
@@ -26,70 +28,49 @@ import numpy as np
 from benchmarks.common import Rows, argument_parser, in_turn, photos, ratios
 from evaluate.backends.onnx_backend import OnnxBackend
 from swav_tf.data.decode import decode, evaluation_view
-from swav_tf.plumbing.system import available_cores
 
 BATCH = 32
+HEADERS = {"Content-Type": "image/jpeg", "Accept": "application/x-npy"}
 
 
 @dataclass
 class Load:
-    """What the clients saw. A request is lost if it was sent completely and its connection ended without an answer."""
+    """What the clients saw. A request is lost if its connection ended without an answer."""
 
     seconds: list[float] = field(default_factory=list)
     failed: int = 0
     lost: int = 0
 
 
-async def client(address: tuple[str, int], requests: list[bytes], load: Load, until: float) -> None:
+def client(address: tuple[str, int], files: list[bytes], until: float, load: Load) -> None:
     """Send requests one after another until the time, or until no connection is accepted."""
-    writer = None
+    connection = HTTPConnection(*address)
     while time.perf_counter() < until:
-        if writer is None:
-            try:
-                reader, writer = await asyncio.open_connection(*address)
-            except OSError:
-                return
-        started = time.perf_counter()
-        request = requests[len(load.seconds) % len(requests)]
         try:
-            writer.write(request)
-            await writer.drain()
-            head = await reader.readuntil(b"\r\n\r\n")
-            fields = head.lower().split(b"\r\n")
-            length = next(int(line.split(b":")[1]) for line in fields if line.startswith(b"content-length:"))
-            await reader.readexactly(length)
-        except (OSError, asyncio.IncompleteReadError):
+            if connection.sock is None:
+                connection.connect()
+        except OSError:
+            return
+        started = time.perf_counter()
+        try:
+            connection.request("POST", "/features", files[len(load.seconds) % len(files)], HEADERS)
+            answer = connection.getresponse()
+            answer.read()
+        except (OSError, HTTPException):
             load.lost += 1
-            writer = None
+            connection.close()
             continue
-        load.failed += b" 200 " not in fields[0]
+        load.failed += answer.status != 200
         load.seconds.append(time.perf_counter() - started)
-        if b"connection: close" in fields:
-            writer.close()
-            writer = None
-    if writer is not None:
-        writer.close()
+    connection.close()
 
 
-async def clients(
-    address: tuple[str, int], requests: list[bytes], count: int, seconds: float, then: object = None
-) -> Load:
-    """Run clients; with `then`, a process, it gets SIGTERM in the middle."""
+def clients(address: tuple[str, int], files: list[bytes], count: int, seconds: float) -> Load:
     load, until = Load(), time.perf_counter() + seconds
-    tasks = [asyncio.create_task(client(address, requests, load, until)) for _ in range(count)]
-    if isinstance(then, subprocess.Popen):
-        await asyncio.sleep(seconds / 2)
-        then.send_signal(signal.SIGTERM)
-    await asyncio.gather(*tasks)
+    with ThreadPoolExecutor(count) as pool:
+        for _ in range(count):
+            pool.submit(client, address, files, until, load)
     return load
-
-
-def as_requests(files: list[bytes]) -> list[bytes]:
-    return [
-        b"POST /features HTTP/1.1\r\nHost: bench\r\nContent-Type: image/jpeg\r\nAccept: application/x-npy\r\n"
-        b"Content-Length: %d\r\n\r\n%b" % (len(file), file)
-        for file in files
-    ]
 
 
 def measure(
@@ -97,9 +78,7 @@ def measure(
 ) -> None:
     model, files = OnnxBackend(exported), photos(64)
     views = np.stack([evaluation_view(decode(file), model.input_view) for file in files[:BATCH]])
-    requests = as_requests(files)
     loads: list[Load] = []
-    shares: list[float] = []
 
     def bare() -> float:
         """Return the seconds per image."""
@@ -117,15 +96,11 @@ def measure(
             address = ready["host"], ready["port"]
             for count in counts:
                 loads.clear()
-                shares.clear()
 
                 def served(count: int = count) -> float:
-                    busy, started = time.process_time(), time.perf_counter()
-                    load = asyncio.run(clients(address, requests, count, seconds))
-                    taken = time.perf_counter() - started
-                    shares.append((time.process_time() - busy) / taken / available_cores())
-                    loads.append(load)
-                    return taken / len(load.seconds)
+                    started = time.perf_counter()
+                    loads.append(clients(address, files, count, seconds))
+                    return (time.perf_counter() - started) / len(loads[-1].seconds)
 
                 found = ratios(*in_turn(served, bare, pairs))
                 latency = [1000 * value for load in loads[1:] for value in load.seconds]
@@ -134,16 +109,16 @@ def measure(
                     "p99_ms": float(np.percentile(latency, 99)),
                     "requests": len(latency),
                     "failed": sum(load.failed + load.lost for load in loads),
-                    "client_share": statistics.median(shares),
                 }
                 remark = (
                     f", {1000 / found['first_ms']:.1f} v {1000 / found['second_ms']:.1f} images/s, p50 "
                     f"{found['p50_ms']:.0f} ms, p99 {found['p99_ms']:.0f} ms of {found['requests']}, {found['failed']} "
-                    f"failed, clients {100 * found['client_share']:.0f} % of the cores"
+                    "failed"
                 )
                 name = f"{exported.parent.name}/{exported.name}, {count} clients"
                 rows.add(name, "-", found, remark=remark)
-            load = asyncio.run(clients(address, requests, max(counts), seconds, process))
+            threading.Timer(seconds / 2, process.send_signal, [signal.SIGTERM]).start()
+            load = clients(address, files, max(counts), seconds)
             code = process.wait()
             print(f"SIGTERM under load: {len(load.seconds)} answered, {load.lost} lost, exit code {code}")
         finally:

@@ -19,9 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from benchmarks.common import Rows, argument_parser, chosen, compare, in_turn, ratios
+from benchmarks.common import Rows, argument_parser, chosen, in_turn, ratios
 from swav_tf.plumbing.system import lacks_bfloat16
 
 BASE = ("train.precision=float32", "model.batch_norm.synchronised=false", "method.prototypes_frozen_steps=0")
@@ -72,9 +70,7 @@ class Row:
     target: str
     a: Side
     b: Side
-    measure: Callable[
-        [Side, Side, int, int], dict[str, Any]
-    ]  # of both sides, the batch and the number of pairs
+    measure: Callable[[Side, Side, int, int], dict[str, Any]]  # both sides, batch, number of pairs
     left_out: str = ""  # why it cannot be measured here, if it cannot
 
 
@@ -124,36 +120,7 @@ def memory_row(a: Side, b: Side, batch: int, pairs: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def sinkhorn_row(a: Side, b: Side, batch: int, pairs: int) -> dict[str, Any]:
-    """Compare equations 3 to 5 taken literally, which rewrite the matrix at each normalization, with ours."""
-    import tensorflow as tf
-
-    from swav_tf.method.sinkhorn import sinkhorn
-
-    def literal() -> tf.Tensor:
-        q = tf.transpose(tf.exp(scores / 0.05), [0, 2, 1])  # (crops, K, B)
-        prototypes, samples = q.shape[1], q.shape[2]
-        q /= tf.reduce_sum(q, axis=[1, 2], keepdims=True)
-        for _ in range(3):
-            q /= tf.reduce_sum(q, axis=2, keepdims=True)
-            q /= prototypes
-            q /= tf.reduce_sum(q, axis=1, keepdims=True)
-            q /= samples
-        return tf.transpose(q * samples, [0, 2, 1])
-
-    generator = np.random.default_rng(0)
-    z = tf.math.l2_normalize(tf.constant(generator.normal(size=(2, 512, 128)), tf.float32), axis=-1)
-    c = tf.math.l2_normalize(tf.constant(generator.normal(size=(128, 3000)), tf.float32), axis=0)
-    scores = z @ c
-    other = tf.function(literal)
-    ours = tf.function(lambda: sinkhorn(scores, epsilon=0.05, iterations=3))
-    difference = float(np.abs(ours() - other()).max())
-    print(f"largest difference of a code {difference:.1e}, target <= 1e-6", flush=True)
-    found = compare(lambda: ours().numpy(), lambda: other().numpy(), pairs=pairs)
-    return found | {"difference": difference}
-
-
-SWAV, BARE, NONE = Side("swav"), Side("bare"), Side("")
+SWAV, BARE = Side("swav"), Side("bare")
 SYNCHRONISED = "model.batch_norm.synchronised=true"
 
 
@@ -162,20 +129,12 @@ def known_rows(batch: int) -> dict[str, Row]:
     queue = f"method.queue.length={3840 // batch * batch}"
     bf16 = Side("swav", ("train.precision=mixed_bfloat16",))
     synchronised = Side("swav", ("train.logical_cpus=2", SYNCHRONISED))
-    replicas = Side("swav", ("train.logical_cpus=2",))
     many, few = (Side("swav", (f"model.prototypes={count}",)) for count in (30000, 300))
     return {
-        "sinkhorn": Row(
-            "literal Sinkhorn v the u, v form (2 x 512 x 3000)", ">= 1.5", NONE, NONE, sinkhorn_row
-        ),
         "bare": Row("SwAV step v bare forward, backward and update", "<= 1.05", SWAV, BARE, time_row),
-        "supervised": Row(
-            "multi-crop step v supervised 224 step", "<= 3.26", SWAV, Side("supervised"), time_row
-        ),
         "torch": Row("PyTorch step (channels_last) v ours, float32", ">= 1.2", Side("torch"), SWAV, torch_row),
         "bf16": Row("float32 step v mixed_bfloat16", ">= 1.4", SWAV, bf16, time_row, no_bf16),
         "replicas": Row("two replicas, synchronized BN, v one", "<= 1.08", synchronised, SWAV, time_row),
-        "replicas_own_bn": Row("two replicas, each its own BN, v one", "-", replicas, SWAV, time_row),
         "memory": Row(
             "peak memory of a SwAV step v bare forward, backward and update", "<= 1.1", SWAV, BARE, memory_row
         ),
@@ -201,7 +160,7 @@ def main() -> None:
         print(f"{name}: {row.title}", flush=True)
         if not arguments.list:
             found = row.measure(row.a, row.b, batch, pairs) | {"name": name, "batch": batch}
-            extra = ("wall_ratio", "ratio_above_before", "difference")
+            extra = ("wall_ratio", "ratio_above_before")
             remark = "".join(f", {key} {found[key]:.3g}" for key in extra if key in found)
             rows.add(row.title, row.target, found, remark=f"{remark}, batch {batch}")
 

@@ -64,8 +64,6 @@ class Step:
 class SwavStep(Step):
     """Our step as `fit` calls it, on as many replicas as the recipe requests."""
 
-    compiled = False
-
     def build(self) -> Callable[[], Any]:
         import tensorflow as tf
 
@@ -87,10 +85,7 @@ class SwavStep(Step):
 
         crops = tuple(share(group) for group in random_crops(self.recipe))
         none = tf.zeros([2])
-        if self.compiled:  # on one device only: XLA takes no part in collectives
-            run = tf.function(self.model.train_step, jit_compile=True)
-        else:
-            run = self.model.on_replicas(self.model.train_step)
+        run = self.model.on_replicas(self.model.train_step)
         self.run = lambda: run(crops, none)
         return lambda: self.run()["loss"]
 
@@ -105,10 +100,6 @@ class SwavStep(Step):
 
         arrays = {name: variable.numpy() for name, variable in named_variables(self.model).items()}
         np.savez(path, **as_torch(arrays))
-
-
-class CompiledSwavStep(SwavStep):
-    compiled = True
 
 
 class BareStep(Step):
@@ -139,45 +130,13 @@ class BareStep(Step):
         return step
 
 
-class SupervisedStep(Step):
-    """Forward, backward and update of the backbone with a classifier on one 224-pixel image each."""
-
-    def build(self) -> Callable[[], Any]:
-        import tensorflow as tf
-
-        from swav_tf.training.build import build_swav
-        from swav_tf.training.cluster import build_strategy
-
-        build_strategy(self.recipe.train)
-        model = build_swav(self.recipe)
-        images = tf.constant(random_crops(self.recipe)[0][:, 0])
-        labels = tf.constant(np.arange(self.recipe.train.batch_size) % 1000)
-        kernel = tf.Variable(tf.random.normal([model.backbone.output_shape[-1], 1000], stddev=0.01))
-        trainable = model.backbone.trainable_variables
-
-        @tf.function
-        def step() -> tf.Tensor:
-            variables = [*(v.value for v in trainable), kernel]
-            with tf.GradientTape() as tape:
-                logits = model.backbone(model.normalize(images), training=True) @ kernel
-                logits = tf.cast(logits, tf.float32)
-                loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits))
-            for variable, gradient in zip(variables, tape.gradient(loss, variables), strict=True):
-                variable.assign_sub(0.01 * gradient)
-            return loss
-
-        return step
-
-
 class PytorchStep(Step):
     """PyTorch's step; it takes the learning rate and can take our weights."""
-
-    compiled = False
 
     def build(self) -> Callable[[], Any]:
         from benchmarks.torch_swav import TorchStep
 
-        self.torch_step = TorchStep(self.recipe, random_crops(self.recipe), compiled=self.compiled)
+        self.torch_step = TorchStep(self.recipe, random_crops(self.recipe))
         return lambda: self.torch_step(0.3)
 
     def step(self, rate: float = 0.3) -> dict[str, float]:
@@ -193,14 +152,11 @@ class PytorchStep(Step):
             self.torch_step.load(dict(weights))
 
 
-class CompiledPytorchStep(PytorchStep):
-    compiled = True
-
-
 KINDS: dict[str, type[Step]] = {
-    "swav": SwavStep, "swav_jit": CompiledSwavStep, "bare": BareStep, "supervised": SupervisedStep,
-    "torch": PytorchStep, "torch_compiled": CompiledPytorchStep,
-}  # fmt: skip
+    "swav": SwavStep,
+    "bare": BareStep,
+    "torch": PytorchStep,
+}
 
 
 def main() -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -141,7 +140,7 @@ LOSS_SCALE = 2.0**15  # of float16; overflows are not checked
 class TorchStep:
     """One optimizer step on uint8 crops, on a GPU if PyTorch sees one."""
 
-    def __init__(self, recipe: Recipe, crops: list[np.ndarray], *, compiled: bool = False) -> None:
+    def __init__(self, recipe: Recipe, crops: list[np.ndarray]) -> None:
         model, optimizer = recipe.model, recipe.optimizer
         assert (model.backbone.name, model.backbone.width) == ("resnet50", 1)
         self.recipe = recipe
@@ -151,7 +150,6 @@ class TorchStep:
                 layer.eps, layer.momentum = model.batch_norm.epsilon, 1 - model.batch_norm.momentum
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.network.to(self.device, memory_format=torch.channels_last)
-        self.forward: Any = torch.compile(self.network) if compiled else self.network
         self.half = AUTOCAST.get(recipe.train.precision)
         self.scale = LOSS_SCALE if self.half is torch.float16 else 1.0
         parameters = list(self.network.parameters())
@@ -181,7 +179,7 @@ class TorchStep:
             for group in self.crops
         ]
         with torch.autocast(self.device.type, dtype=self.half, enabled=self.half is not None):
-            scores = self.forward(images)
+            scores = self.network(images)
         scores = scores.float().view(-1, self.recipe.train.batch_size, prototypes.shape[0])
         codes = [sinkhorn(scores[i].detach(), method.epsilon, method.sinkhorn_iterations) for i in range(2)]
         log_p = functional.log_softmax(scores / method.temperature, dim=-1)

@@ -7,20 +7,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from swav_tf.runs.checkpoint import Checkpoint, CheckpointStore
 from swav_tf.training.rendezvous import free_port
@@ -36,51 +31,30 @@ SETTINGS = (
     "train.worker_timeout_seconds=15",
 )
 HOW = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}
-console = Console(highlight=False, soft_wrap=True)
+FIGURES = {  # keys of summary.json
+    "steps": "steps",
+    "resumed from step": "resumed_from_step",
+    "loss of the last epoch": "loss_last",
+    "20-NN accuracy": "knn_top1",
+    "prototypes in use": "prototypes_used",
+}
 
 
-class Worker:
-    """One process, whose output is printed as it comes."""
-
-    def __init__(self, rank: int, master: str, run: Path, epochs: int) -> None:
-        self.rank = rank
-        self.process = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "cli.main", "pretrain", "-c", "demo", "--run-dir", str(run)),
-                *("--nodes", "2", "--node-rank", str(rank), "--master", master),
-                *(word for setting in (*SETTINGS, f"train.epochs={epochs}") for word in ("-o", setting)),
-            ],
-            cwd=Path(__file__).parents[1],
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-
-    def _read(self) -> None:
-        assert self.process.stderr is not None
-        for line in self.process.stderr:
-            if line.strip():
-                console.print(f"  [dim]worker {self.rank} │[/]", escape(line.rstrip()))
-
-    def wait(self) -> int:
-        """Return the exit code."""
-        code = self.process.wait(timeout=600)
-        self._reader.join(timeout=10)
-        return code
-
-
-def start(run: Path, epochs: int) -> list[Worker]:
+def start(run: Path, epochs: int) -> list[subprocess.Popen[bytes]]:
     """Start both workers, which meet at a free port."""
-    master = f"127.0.0.1:{free_port()}"
-    return [Worker(rank, master, run, epochs) for rank in range(2)]
+    settings = [word for setting in (*SETTINGS, f"train.epochs={epochs}") for word in ("-o", setting)]
+    command = [
+        *(sys.executable, "-m", "cli.main", "pretrain", "-c", "demo", "--run-dir", str(run), *settings),
+        *("--nodes", "2", "--master", f"127.0.0.1:{free_port()}", "--node-rank"),
+    ]
+    return [subprocess.Popen([*command, rank], cwd=Path(__file__).parents[1]) for rank in ("0", "1")]
 
 
-def finish(workers: list[Worker]) -> None:
+def finish(workers: list[subprocess.Popen[bytes]]) -> None:
     """Wait until all end without an error."""
-    for worker in workers:
-        if code := worker.wait():
-            raise SystemExit(f"worker {worker.rank} ended with {code}; see its output above")
+    for rank, worker in enumerate(workers):
+        if code := worker.wait(timeout=600):
+            raise SystemExit(f"worker {rank} ended with {code}; see its output above")
 
 
 def steps_done(run: Path) -> int:
@@ -90,26 +64,21 @@ def steps_done(run: Path) -> int:
     return max((json.loads(line)["step"] for line in lines if line.endswith("\n")), default=0)
 
 
-def disturb(workers: list[Worker], run: Path, half: int, how: str) -> None:
+def disturb(workers: list[subprocess.Popen[bytes]], run: Path, half: int, how: str) -> None:
     """Kill or stop worker 1 when half is done and a checkpoint exists, and check that worker 0 notices."""
     store = CheckpointStore(run / "checkpoints", kind="pretrain")
     while steps_done(run) < half or not store.steps():
         time.sleep(0.05)
-        if any(worker.process.poll() is not None for worker in workers):
+        if any(worker.poll() is not None for worker in workers):
             raise SystemExit("a worker ended too early; see its output above")
     survivor, victim = workers
-    victim.process.send_signal(HOW[how])
+    victim.send_signal(HOW[how])
     began = time.monotonic()
-    name = HOW[how].name
-    console.print(
-        f"  [bold red]{name} to worker 1[/] (process {victim.process.pid}) after step {steps_done(run)}"
-    )
-    code = survivor.wait()
-    victim.process.kill()
+    print(f"{HOW[how].name} to worker 1 (process {victim.pid}) after step {steps_done(run)}", flush=True)
+    code = survivor.wait(timeout=600)
+    victim.kill()
     victim.wait()
-    console.print(
-        f"  worker 0 noticed and ended with code {code}, {time.monotonic() - began:.1f} s after the signal"
-    )
+    print(f"worker 0 noticed and ended with code {code}, {time.monotonic() - began:.1f} s after the signal")
     if code != LOST:
         raise SystemExit(f"worker 0 should have ended with {LOST}")
 
@@ -127,29 +96,18 @@ def compare(undisturbed: Path, disturbed: Path) -> bool:
     The sum of two workers' numbers does not depend on their order, so the weights must be equal bit for bit.
     """
     (one, first), (other, second) = figures(undisturbed), figures(disturbed)
-    table = Table(title="Trained by two workers")
-    for column in ("", "undisturbed", "killed and restarted"):
-        table.add_column(column, justify="left" if not column else "right")
-    for title, key, form in (
-        ("steps", "steps", "d"),
-        ("resumed from step", "resumed_from_step", "s"),
-        ("loss of the last epoch", "loss_last", ".6f"),
-        ("20-NN accuracy", "knn_top1", ".4f"),
-        ("prototypes in use", "prototypes_used", "d"),
-    ):
-        values = (one[key], other[key])
-        table.add_row(
-            title, *("-" if v is None else format(str(v) if form == "s" else v, form) for v in values)
-        )
-    console.print(table)
+    print(f"{'trained by two workers':24} {'undisturbed':>20} {'killed and restarted':>20}")
+    for title, key in FIGURES.items():
+        values = ("-" if summary[key] is None else summary[key] for summary in (one, other))
+        print(f"{title:24} {' '.join(f'{value!s:>20}' for value in values)}")
     resumed = bool(other["resumed_from_step"])
     if not resumed:
-        console.print("The killed run started over: it should have resumed from a checkpoint.")
-    if first.arrays.keys() != second.arrays.keys():
-        console.print(f"Only one of them contains: {', '.join(first.arrays.keys() ^ second.arrays.keys())}.")
-        return False
-    different = [name for name, array in first.arrays.items() if not _same_bits(array, second.arrays[name])]
-    console.print(
+        print("The killed run started over: it should have resumed from a checkpoint.")
+    different = sorted(first.arrays.keys() ^ second.arrays.keys())
+    for name in first.arrays.keys() & second.arrays.keys():
+        if not _same_bits(first.arrays[name], second.arrays[name]):
+            different.append(name)
+    print(
         f"{len(different)} of {len(first.arrays)} arrays of the last checkpoints differ: {', '.join(different[:3])}."
         if different
         else "Every weight is equal, bit for bit."
@@ -161,6 +119,19 @@ def _same_bits(one: np.ndarray, other: np.ndarray) -> bool:
     return (one.dtype, one.shape, one.tobytes()) == (other.dtype, other.shape, other.tobytes())
 
 
+def run_both(folder: Path, epochs: int, how: str) -> bool:
+    """Train in this folder, undisturbed and disturbed; return whether both ended with the same weights."""
+    undisturbed, disturbed = folder / "undisturbed", folder / "disturbed"
+    print("1. Two workers train on the digits, undisturbed", flush=True)
+    finish(start(undisturbed, epochs))
+    print(f"\n2. The same again; worker 1 gets {HOW[how].name} half-way", flush=True)
+    disturb(start(disturbed, epochs), disturbed, figures(undisturbed)[0]["steps"] // 2, how)
+    print("\n3. The same command again on both: the run resumes", flush=True)
+    finish(start(disturbed, epochs))
+    print()
+    return compare(undisturbed, disturbed)
+
+
 def main() -> None:
     """Run the demo."""
     parser = argparse.ArgumentParser(
@@ -170,27 +141,10 @@ def main() -> None:
     parser.add_argument(
         "--how", choices=sorted(HOW), default="kill", help="what happens to worker 1: kill -9, or SIGSTOP"
     )
-    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="keep both runs there")
     options = parser.parse_args()
-    folder = options.keep or Path(tempfile.mkdtemp(prefix="swav-tf-cluster-"))
-    undisturbed, disturbed = folder / "undisturbed", folder / "disturbed"
-    began = time.monotonic()
-    try:
-        console.print("[bold]1. Two workers train on the digits, undisturbed[/]")
-        finish(start(undisturbed, options.epochs))
-        half = figures(undisturbed)[0]["steps"] // 2
-        console.print(f"\n[bold]2. The same again; worker 1 gets {HOW[options.how].name} half-way[/]")
-        disturb(start(disturbed, options.epochs), disturbed, half, options.how)
-        console.print("\n[bold]3. The same command again on both: the run resumes[/]")
-        finish(start(disturbed, options.epochs))
-        console.print()
-        same = compare(undisturbed, disturbed)
-        console.print(f"{time.monotonic() - began:.0f} s in total.")
-    finally:
-        if options.keep is None:
-            shutil.rmtree(folder, ignore_errors=True)
-    if not same:
-        raise SystemExit("The killed run should have resumed and ended with the same weights.")
+    with tempfile.TemporaryDirectory(prefix="swav-tf-cluster-") as folder:
+        if not run_both(Path(folder), options.epochs, options.how):
+            raise SystemExit("The killed run should have resumed and ended with the same weights.")
 
 
 if __name__ == "__main__":
