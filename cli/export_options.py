@@ -10,7 +10,6 @@ from cli.classifier_options import best_option
 from cli.options import (
     KINDS,
     NEW_FILE,
-    amount_option,
     count_option,
     names,
     option_group,
@@ -97,10 +96,6 @@ def export_settings(graph: dict[str, Any], kinds: tuple[str, ...]) -> ExportSett
 ENGINE = (
     click.option("--batch", callback=_batches, metavar="MIN,OPT,MAX", show_default="1,8,32",
                  help="Engine: smallest, usual and largest batch."),
-    amount_option("--workspace-gib", metavar="GIB", show_default="all available memory",
-                  help="Engine: limit of a layer's scratch memory in GiB."),
-    click.option("--builder-level", type=click.IntRange(0, 5), metavar="0..5", show_default="TensorRT's",
-                 help="Engine: effort of the search for fast kernels."),
     click.option("--version-compatible", is_flag=True, default=None,
                  help="Engine: also runs on later TensorRT releases of the same major version."),
     click.option("--hardware-compatible", is_flag=True, default=None,

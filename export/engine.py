@@ -16,7 +16,7 @@ from evaluate.backends.engine_file import (
     ProofSource,
     write_engine,
 )
-from evaluate.backends.onnx_metadata import OnnxMetadata, Precision, read_metadata
+from evaluate.backends.onnx_metadata import OnnxMetadata, Precision, read_metadata, read_properties
 from evaluate.backends.tensorrt_backend import TensorrtBackend
 from evaluate.backends.tensorrt_module import (
     INSTALL,
@@ -96,22 +96,25 @@ def build_engine(path: Path, settings: EngineSettings) -> tuple[bytes, EngineFac
     """Build the engine of an exported ONNX file, and prove its precision."""
     tensorrt, gpu = builder_here(settings.module_name)
     _check_options(tensorrt, settings)
-    source = read_source(path)
+    if not path.is_file():
+        raise UsageError(f"File not found: {path}. An engine is built from an exported ONNX file.")
+    onnx_sha256, properties = check_unchanged(path).sha256, read_properties(path)
+    metadata = _checked_metadata(path, properties)
     log.info("%s: building with %s for %s", path.name, tensorrt, gpu or "GPUs of Ampere and newer")
-    data, convolutions, listing = _build(source, tensorrt, settings)
-    in_float = (source.metadata.quantisation or {}).get("float32_convolutions", ())
-    expected = {name: "fp32" if name in in_float else source.metadata.precision for name in convolutions}
+    data, convolutions, listing = _build(path, metadata.preprocessing.crop, tensorrt, settings)
+    in_float = (metadata.quantisation or {}).get("float32_convolutions", ())
+    expected = {name: "fp32" if name in in_float else metadata.precision for name in convolutions}
     return data, EngineFacts(
         plan_sha256=hashlib.sha256(data).hexdigest(),
         module=tensorrt.module_name,
         version=tensorrt.version,
         gpu=gpu,
         onnx=path.name,
-        onnx_sha256=source.sha256,
+        onnx_sha256=onnx_sha256,
         profile=settings.profile,
         options=settings.options,
         proof=_prove(data, listing, expected, tensorrt, gpu),
-        properties=source.properties,
+        properties=properties,
     )
 
 
@@ -141,28 +144,8 @@ def _check_options(tensorrt: TensorRT, settings: EngineSettings) -> None:
         raise UsageError(f"{tensorrt} does not have {', '.join(refused)}. Leave it out.")
 
 
-@dataclass(frozen=True)
-class OnnxSource:
-    """An exported ONNX file."""
-
-    path: Path
-    sha256: str  # of its content, which contains that of weights in a second file
-    properties: dict[str, str]  # its `metadata_props`
-    metadata: OnnxMetadata  # the facts in them
-
-
-def read_source(path: Path) -> OnnxSource:
-    """Check an exported ONNX file and read its metadata."""
-    import onnx
-
-    if not path.is_file():
-        raise UsageError(f"File not found: {path}. An engine is built from an exported ONNX file.")
-    checksum = check_unchanged(path)
-    try:
-        model = onnx.load(path, load_external_data=False)
-    except Exception as error:  # protobuf's errors have no common class but this
-        raise DataError(f"{path} cannot be read as an ONNX file: {error}.") from error
-    properties = {entry.key: entry.value for entry in model.metadata_props}
+def _checked_metadata(path: Path, properties: Mapping[str, str]) -> OnnxMetadata:
+    """Return the metadata of a graph that TensorRT can take, with intact weights."""
     metadata = read_metadata(properties, str(path))
     check_weights(path, metadata.weights_file)
     quantization = metadata.quantisation
@@ -171,10 +154,12 @@ def read_source(path: Path) -> OnnxSource:
             f"TensorRT needs an int8 graph of its own. Received: {path}, a graph for CPUs. Export one: "
             "swav-tf export RUN --precision int8 --target tensorrt --output DIR"
         )
-    return OnnxSource(path, checksum.sha256, properties, metadata)
+    return metadata
 
 
-def _build(source: OnnxSource, tensorrt: TensorRT, settings: EngineSettings) -> tuple[bytes, list[str], str]:
+def _build(
+    path: Path, crop: int, tensorrt: TensorRT, settings: EngineSettings
+) -> tuple[bytes, list[str], str]:
     """Return an engine, the names of the graph's convolutions, and the list of layers that the builder logs."""
     from polygraphy.backend.trt import EngineBytesFromNetwork, NetworkFromOnnxPath
     from polygraphy.exception import PolygraphyException
@@ -183,18 +168,18 @@ def _build(source: OnnxSource, tensorrt: TensorRT, settings: EngineSettings) -> 
     with TensorrtLog() as messages:
         try:
             # TensorRT 11 has only strongly typed networks; 10 would choose precisions itself without it.
-            network = NetworkFromOnnxPath(str(source.path), strongly_typed=True)()
+            network = NetworkFromOnnxPath(str(path), strongly_typed=True)()
         except PolygraphyException as error:
             raise ExportError(
-                f"{source.path} is not a graph that {tensorrt} accepts: {messages.reason()}"
+                f"{path} is not a graph that {tensorrt} accepts: {messages.reason()}"
             ) from error
         try:
             if timings is not None:
                 timings.parent.mkdir(parents=True, exist_ok=True)
-            config = configure(tensorrt, source.metadata.preprocessing.crop, settings)
+            config = configure(tensorrt, crop, settings)
             data = bytes(EngineBytesFromNetwork(network, config, None if timings is None else str(timings))())
         except PolygraphyException as error:
-            raise ExportError(f"{tensorrt} cannot build {source.path.name}: {messages.reason()}.") from error
+            raise ExportError(f"{tensorrt} cannot build {path.name}: {messages.reason()}.") from error
         except OSError as error:
             raise DataError(f"--timing-cache {timings} cannot be used: {error}.") from error
     kind = tensorrt.module.LayerType.CONVOLUTION
@@ -209,9 +194,6 @@ def configure(tensorrt: TensorRT, crop: int, settings: EngineSettings) -> Callab
     from polygraphy.backend.trt import CreateConfig, Profile
 
     trt, options, batches = tensorrt.module, settings.options, settings.profile
-    memory = {}
-    if options.workspace_gib is not None:
-        memory[trt.MemoryPoolType.WORKSPACE] = int(options.workspace_gib * 2**30)
 
     def configured(builder: Any, network: Any) -> Any:
         images = network.get_input(0)
@@ -221,8 +203,6 @@ def configure(tensorrt: TensorRT, crop: int, settings: EngineSettings) -> Callab
             tf32=False,  # TensorRT's default would make an fp32 engine miss its gate
             profiles=[Profile().add(images.name, *shapes)],
             profiling_verbosity=trt.ProfilingVerbosity.DETAILED,  # for the proof; it costs no time at run time
-            memory_pool_limits=memory,
-            builder_optimization_level=options.builder_level,
             version_compatible=options.version_compatible,
             hardware_compatibility_level=(
                 trt.HardwareCompatibilityLevel.AMPERE_PLUS if options.hardware_compatible else None
@@ -236,12 +216,12 @@ def configure(tensorrt: TensorRT, crop: int, settings: EngineSettings) -> Callab
 
 
 def use_timings(config: Any, path: Path) -> None:
-    """Give a configuration the timings in a file; Polygraphy would also take those of another GPU."""
+    """Load timings into a configuration, if they fit this GPU; Polygraphy would load any."""
     cache = config.create_timing_cache(path.read_bytes())
     if cache is None or not config.set_timing_cache(cache, False):
         raise DataError(
             "--timing-cache must be written by this TensorRT on this GPU, or be a new file. "
-            f"Received: {path}, which is damaged or of another GPU or version. Use another name."
+            f"Received: {path}, which is damaged or from a different GPU or version. Give a new name."
         )
 
 

@@ -75,6 +75,7 @@ class Parity:
     knn_images: int = 0
     knn_reference: float | None = None
     knn: float | None = None
+    knn_drop_points: float | None = None  # the difference in percentage points
     # McNemar's exact test, one-sided: the probability that as many of the images that only one of the two classifies
     # correctly are the reference's, if neither is better.
     knn_p_value: float | None = None
@@ -84,10 +85,12 @@ class Parity:
     probe_images: int = 0  # that it is tested on; 0: too few for a probe
     probe_reference: float | None = None
     probe: float | None = None
+    probe_drop_points: float | None = None
     # Top-1 (0 to 1) of the logits themselves on the labeled images: the reference's, the file's.
     logits_images: int = 0
     logits_reference: float | None = None
     logits: float | None = None
+    logits_drop_points: float | None = None
     gates: tuple[str, ...] = ()  # the limits that were applied
     gates_not_applied: tuple[str, ...] = ()  # and those that could not be, with the reason
     failures: tuple[str, ...] = ()  # the limits that are not met
@@ -97,34 +100,9 @@ class Parity:
         """Return whether all limits are met."""
         return not self.failures
 
-    @property
-    def knn_drop_points(self) -> float | None:
-        """Return the loss of k-NN accuracy in percentage points."""
-        return _drop_points(self.knn_reference, self.knn)
-
-    @property
-    def probe_drop_points(self) -> float | None:
-        """Return the loss of the probe's accuracy in percentage points."""
-        return _drop_points(self.probe_reference, self.probe)
-
-    @property
-    def logits_drop_points(self) -> float | None:
-        """Return the loss of the logits' accuracy in percentage points."""
-        return _drop_points(self.logits_reference, self.logits)
-
     def as_dict(self) -> dict[str, Any]:
         """Return the figures as plain data."""
-        return {
-            **asdict(self),
-            "knn_drop_points": self.knn_drop_points,
-            "probe_drop_points": self.probe_drop_points,
-            "logits_drop_points": self.logits_drop_points,
-            "passed": self.passed,
-        }
-
-
-def _drop_points(reference: float | None, found: float | None) -> float | None:
-    return None if reference is None or found is None else 100 * (reference - found)
+        return {**asdict(self), "passed": self.passed}
 
 
 class LabeledFeatures(NamedTuple):
@@ -196,13 +174,7 @@ def compare(
         **_of_labeled(labeled),
         **_of_logits(reference, outputs),
     )
-    limits = _limits(parity, gate)
-    return replace(
-        parity,
-        gates=tuple(limit.text for limit in limits if limit.found is not None),
-        gates_not_applied=tuple(f"{limit.text}: {limit.needs}" for limit in limits if limit.found is None),
-        failures=tuple(limit.failure for limit in limits if limit.found is not None and not limit.met),
-    )
+    return _with_verdict(parity, gate)
 
 
 def _of_logits(reference: Reference, outputs: Mapping[str, np.ndarray]) -> dict[str, Any]:
@@ -215,7 +187,7 @@ def _of_logits(reference: Reference, outputs: Mapping[str, np.ndarray]) -> dict[
         float(np.mean(each["logits"][counted].argmax(axis=1) == labels))
         for each in (reference.outputs, outputs)
     )
-    return {"logits_images": len(labels), "logits_reference": keras, "logits": found}
+    return {"logits_images": len(labels), **_accuracies("logits", keras, found)}
 
 
 def _of_labeled(labeled: LabeledFeatures | None) -> dict[str, Any]:
@@ -227,8 +199,7 @@ def _of_labeled(labeled: LabeledFeatures | None) -> dict[str, Any]:
     )
     knn = {
         "knn_images": len(labeled.labels),
-        "knn_reference": float(np.mean(reference)),
-        "knn": float(np.mean(found)),
+        **_accuracies("knn", float(np.mean(reference)), float(np.mean(found))),
         "knn_p_value": drop_by_chance(
             lost=int((reference & ~found).sum()), won=int((found & ~reference).sum())
         ),
@@ -240,12 +211,12 @@ def _of_labeled(labeled: LabeledFeatures | None) -> dict[str, Any]:
     by_class = mixed[np.argsort(labels[mixed], kind="stable")]
     fitted, tested = by_class[::2], by_class[1::2]
     classifier = fit_ridge(labeled.reference[fitted], labels[fitted])
-    return {
-        **knn,
-        "probe_images": len(tested),
-        "probe_reference": classifier.score(labeled.reference[tested], labels[tested]),
-        "probe": classifier.score(labeled.found[tested], labels[tested]),
-    }
+    scores = (classifier.score(each[tested], labels[tested]) for each in (labeled.reference, labeled.found))
+    return {**knn, "probe_images": len(tested), **_accuracies("probe", *scores)}
+
+
+def _accuracies(name: str, reference: float, found: float) -> dict[str, float]:
+    return {f"{name}_reference": reference, name: found, f"{name}_drop_points": 100 * (reference - found)}
 
 
 def _agreement(found: Mapping[str, np.ndarray], keras: Mapping[str, np.ndarray], name: str) -> float | None:
@@ -291,61 +262,44 @@ def _unusable(reference: Reference, outputs: Mapping[str, np.ndarray]) -> Sequen
     return failures
 
 
-class _Limit(NamedTuple):
-    """One limit of a gate and what was found; a figure that is not a number does not meet it."""
-
-    text: str
-    limit: float
-    found: float | None  # None: could not be measured
-    needs: str = ""  # what was missing then
-    at_most: bool = False
-
-    @property
-    def met(self) -> bool:
-        found = np.nan if self.found is None else self.found
-        return found <= self.limit if self.at_most else found >= self.limit
-
-    @property
-    def failure(self) -> str:
-        verb = "drops by" if "drop" in self.text else "is"
-        return f"{self.text}, but {verb} {self.found:.6g}"
-
-
-def _limits(parity: Parity, gate: Gate) -> Sequence[_Limit]:
-    """Return the limits of a gate with the figures they apply to."""
-    limits = [
-        _Limit(
-            f"relative error of `{name}` must be <= {gate.relative_error:g}",
-            gate.relative_error,
-            error,
-            "",
-            True,
-        )
-        for name, error in parity.relative_error.items()
-        if gate.relative_error is not None
-    ]
-    lower = [
-        ("cosine of every image", gate.cosine, parity.cosine_min, ""),
-        ("median centered cosine", gate.centered_cosine, parity.centered_cosine_median, ""),
-        ("centered cosine of every image", gate.centered_cosine_min, parity.centered_cosine_min, ""),
+def _with_verdict(parity: Parity, gate: Gate) -> Parity:
+    """Return the figures with the limits of a gate that were applied, that could not be, and that are not met."""
+    by_chance = parity.knn_p_value is not None and parity.knn_p_value >= CHANCE
+    limits = [  # of what, limit, figure, what it needs to be measured
+        ("cosine of every image", ">=", gate.cosine, parity.cosine_min, ""),
+        ("median centered cosine", ">=", gate.centered_cosine, parity.centered_cosine_median, ""),
+        ("centered cosine of every image", ">=", gate.centered_cosine_min, parity.centered_cosine_min, ""),
         (
             f"share of the {OVERLAP} nearest images kept",
+            ">=",
             gate.neighbor_overlap,
             parity.neighbour_overlap,
-            f"it needs more than {OVERLAP} images",
+            f"more than {OVERLAP} images",
+        ),
+        (
+            "drop of the k-NN accuracy in points, beyond sampling error,",
+            "<=",
+            gate.knn_drop_points,
+            0.0 if by_chance else parity.knn_drop_points,
+            "labels of all images",
         ),
     ]
-    limits += [
-        _Limit(f"{name} must be >= {least:g}", least, found, needs)
-        for name, least, found, needs in lower
-        if least is not None
-    ]
-    if (most := gate.knn_drop_points) is not None:
-        text = f"k-NN accuracy may drop by {most:g} points beyond sampling error"
-        drop, chance = parity.knn_drop_points, parity.knn_p_value
-        significant = drop if chance is None or chance < CHANCE else 0.0
-        limits.append(_Limit(text, most, significant, "it needs labels of all images", True))
-    return limits
+    for name, error in parity.relative_error.items():
+        limits.append((f"relative error of `{name}`", "<=", gate.relative_error, error, ""))
+    applied, not_applied, failures = [], [], []
+    for what, comparison, limit, found, needs in limits:
+        if limit is None:
+            continue
+        text = f"{what} must be {comparison} {limit:g}"
+        if found is None:
+            not_applied.append(f"{text}: it needs {needs}")
+            continue
+        applied.append(text)
+        if not (found >= limit if comparison == ">=" else found <= limit):  # also if it is not a number
+            failures.append(f"{text}, but is {found:.6g}")
+    return replace(
+        parity, gates=tuple(applied), gates_not_applied=tuple(not_applied), failures=tuple(failures)
+    )
 
 
 def _cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:

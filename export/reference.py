@@ -6,7 +6,7 @@ import hashlib
 import json
 import zipfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -65,10 +65,7 @@ def draw_images(
             "There must be at least 2 readable images to compare, and 2 others to calibrate int8. "
             f"Received: {len(seen)} in {where}."
         )
-    # The path on this machine stays private.
-    facts = {"seed": seed, "source": {**images.facts(), "path": dataset_name(images.settings)}}
-    names = tuple(images.source.class_names)
-    first_draw, second_draw = (replace(_drawn(draw, view, facts), class_names=names) for draw in draws)
+    first_draw, second_draw = (_drawn(draw, images, view, seed) for draw in draws)
     return first_draw, second_draw
 
 
@@ -77,14 +74,21 @@ def no_images(view: EvaluationView) -> Views:
     return Views(np.empty((0, view.crop, view.crop, 3), np.uint8), np.empty(0, np.int64))
 
 
-def _drawn(draw: Sequence[ViewedImage], view: EvaluationView, facts: dict[str, Any]) -> Views:
+def _drawn(draw: Sequence[ViewedImage], images: ImageSet, view: EvaluationView, seed: int) -> Views:
     if not draw:
         return no_images(view)
     names = hashlib.sha256("".join(f"{image.name}\n" for image in draw).encode())
     return Views(
         np.array([image.view for image in draw], np.uint8),
         np.array([image.label for image in draw], np.int64),
-        {"images": len(draw), "names_sha256": names.hexdigest(), **facts},
+        facts={
+            "images": len(draw),
+            "names_sha256": names.hexdigest(),
+            "seed": seed,
+            # The path on this machine stays private.
+            "source": {**images.facts(), "path": dataset_name(images.settings)},
+        },
+        class_names=tuple(images.source.class_names),
     )
 
 

@@ -126,24 +126,25 @@ def fold_kernels(model: onnx.ModelProto, kernels: Mapping[str, tuple[str, Callab
     graph = model.graph
     _drop_identity_reshapes(model)
     values = {tensor.name: tensor for tensor in graph.initializer}
-    readers: dict[str, list[onnx.NodeProto]] = {}
-    for node in graph.node:
-        for name in node.input:
-            readers.setdefault(name, []).append(node)
     folded: set[str] = set()  # names of nodes
     for given, (name, value) in kernels.items():
-        dense = [node for node in readers.get(given, ()) if node.op_type == "MatMul"]
+        dense = [node for node in _readers(graph, given) if node.op_type == "MatMul"]
         for node in dense:
             node.input[list(node.input).index(given)] = name
         if dense:
             _add_weight(graph, name, value())
             continue
-        transpose = _only_reader(readers, given, "Transpose")
-        convolution = _only_reader(readers, transpose.output[0], "Conv")
-        norm = _only_reader(readers, convolution.output[0], "BatchNormalization")
-        has_bias = list(convolution.input[1:]) != [transpose.output[0]]
-        if has_bias or list(attribute(transpose, "perm") or ()) != KERNEL_LAYOUT:
-            raise _unknown_form(given)
+        chain = _chain(graph, given, ("Transpose", "Conv", "BatchNormalization"))
+        if (
+            not chain
+            or list(chain[1].input[1:]) != [chain[0].output[0]]  # it has a bias
+            or list(attribute(chain[0], "perm") or ()) != KERNEL_LAYOUT
+        ):
+            raise ExportError(
+                f"`{given}` must pass one Transpose and one Conv into one BatchNormalization. tf2onnx built a "
+                "different graph. Omit --size, and install the version of tf2onnx in constraints.txt."
+            )
+        transpose, convolution, norm = chain
         gamma, beta, mean, variance = (
             numpy_helper.to_array(values[each]).astype(np.float64) for each in norm.input[1:]
         )
@@ -184,22 +185,8 @@ def _add_weight(graph: onnx.GraphProto, name: str, value: np.ndarray) -> None:
     tensor.raw_data = value.tobytes()
 
 
-def _only_reader(readers: Mapping[str, list[onnx.NodeProto]], name: str, kind: str) -> onnx.NodeProto:
-    found = readers.get(name, [])
-    if [node.op_type for node in found] != [kind]:
-        raise _unknown_form(name)
-    return found[0]
-
-
-def _unknown_form(name: str) -> ExportError:
-    return ExportError(
-        f"`{name}` must pass one Transpose and one Conv into one BatchNormalization. tf2onnx built a different "
-        "graph. Omit --size, and install the version of tf2onnx in constraints.txt."
-    )
-
-
 def simplify(graph: onnx.GraphProto) -> None:
-    """Apply the rewrites below in place; a graph of another form stays as it is."""
+    """Apply the rewrites below in place, where the graph has the form that they expect."""
     _normalize_rows(graph)
     _pad_in_the_pool(graph)
     keep_read_weights(graph)
@@ -214,17 +201,9 @@ def _normalize_rows(graph: onnx.GraphProto) -> None:
     sides = [dim.dim_value for dim in graph.input[0].type.tensor_type.shape.dim]
     if len(sides) != 4 or sides[2] < 1 or sides[3] != 3:
         return
-    for cast in list(graph.node):
-        if cast.op_type != "Cast" or cast.input[0] != graph.input[0].name:
-            continue
-        chain = [cast]
-        for kind in ("Mul", "Sub", "Mul"):
-            reader = _single_reader(graph, chain[-1].output[0])
-            if reader is None or reader.op_type != kind or reader.input[0] != chain[-1].output[0]:
-                break
-            chain.append(reader)
-        if len(chain) == 4 and not any(output.name == chain[3].output[0] for output in graph.output):
-            _replace_normalization(graph, chain, width=sides[2])
+    chain = _chain(graph, graph.input[0].name, ("Cast", "Mul", "Sub", "Mul"))
+    if chain and not any(output.name == chain[3].output[0] for output in graph.output):
+        _replace_normalization(graph, chain, width=sides[2])
 
 
 def _replace_normalization(graph: onnx.GraphProto, chain: Sequence[onnx.NodeProto], *, width: int) -> None:
@@ -257,15 +236,12 @@ def _replace_normalization(graph: onnx.GraphProto, chain: Sequence[onnx.NodeProt
 
 def _pad_in_the_pool(graph: onnx.GraphProto) -> None:
     """Move zero padding after a ReLU into the pool: a zero is never greater than what a ReLU returns."""
-    producers = {output: node for node in graph.node for output in node.output}
-    for pool in [node for node in graph.node if node.op_type == "MaxPool"]:
-        pad = producers.get(pool.input[0])
-        if pad is None or pad.op_type != "Pad" or _single_reader(graph, pad.output[0]) != pool:
+    of_relus = {output for node in graph.node if node.op_type == "Relu" for output in node.output}
+    for pad in [node for node in graph.node if node.op_type == "Pad" and node.input[0] in of_relus]:
+        chain, pads = _chain(graph, pad.output[0], ["MaxPool"]), _zero_pads(graph, pad)
+        if not chain or pads is None or pads[[0, 1, 4, 5]].any():
             continue
-        relu = producers.get(pad.input[0])
-        pads = _zero_pads(graph, pad)
-        if relu is None or relu.op_type != "Relu" or pads is None or pads[[0, 1, 4, 5]].any():
-            continue
+        [pool] = chain
         margins = [int(pads[place]) for place in (2, 3, 6, 7)]  # top, left, bottom, right
         padded = any(attribute(pool, "pads") or ()) or attribute(pool, "auto_pad") not in (
             None, b"NOTSET", b"VALID",
@@ -294,11 +270,18 @@ def _readers(graph: onnx.GraphProto, name: str) -> list[onnx.NodeProto]:
     return [node for node in graph.node if name in node.input]
 
 
-def _single_reader(graph: onnx.GraphProto, name: str) -> onnx.NodeProto | None:
-    """Return the only node that reads a tensor, None if there are more or it is an output of the graph."""
-    readers = _readers(graph, name)
-    is_output = any(output.name == name for output in graph.output)
-    return readers[0] if len(readers) == 1 and not is_output else None
+def _chain(graph: onnx.GraphProto, name: str, kinds: Sequence[str]) -> list[onnx.NodeProto]:
+    """Return nodes of these kinds, each the only reader of the one before (the first: of `name`); [] without them."""
+    chain: list[onnx.NodeProto] = []
+    for kind in kinds:
+        readers = _readers(graph, name)
+        if [node.op_type for node in readers] != [kind] or any(
+            output.name == name for output in graph.output
+        ):
+            return []
+        chain.append(readers[0])
+        name = readers[0].output[0]
+    return chain
 
 
 def _constant(graph: onnx.GraphProto, name: str) -> np.ndarray | None:

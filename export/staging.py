@@ -77,7 +77,7 @@ def _locked(target: Path) -> Iterator[None]:
     except BlockingIOError:
         os.close(descriptor)
         raise UsageError(
-            f"Only one process may write {target}. Wait for the other one, or choose another folder."
+            f"Only one process may write {target}. Wait until it has finished, or choose another folder."
         ) from None
     except OSError:
         pass

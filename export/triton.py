@@ -13,7 +13,7 @@ from typing import Any, Final
 from evaluate.backends.checksums import check_unchanged, check_weights
 from evaluate.backends.engine_file import SUFFIXES, read_engine
 from evaluate.backends.onnx_backend import open_session
-from evaluate.backends.onnx_metadata import OnnxMetadata, read_metadata
+from evaluate.backends.onnx_metadata import OnnxMetadata, read_metadata, read_properties
 from export.staging import filled_folder
 from swav_tf.plumbing.errors import UsageError
 
@@ -38,11 +38,7 @@ class ServedModel:
     kind: str  # processor that runs it: Triton's KIND_AUTO, KIND_CPU or KIND_GPU
     comments: tuple[str, ...]  # lines for people
     labels: tuple[str, ...]  # names of the classes of `logits`
-
-    @property
-    def is_engine(self) -> bool:
-        """Return whether TensorRT runs it."""
-        return self.source.suffix in SUFFIXES
+    is_engine: bool = False  # whether TensorRT runs it
 
 
 def write_repository(folder: Path, files: Sequence[Path]) -> list[Path]:
@@ -99,7 +95,7 @@ def _config_text(model: ServedModel) -> str:
 def _served_onnx(path: Path) -> ServedModel:
     check_unchanged(path)
     session = open_session(path)
-    facts = read_metadata(session.get_modelmeta().custom_metadata_map, str(path))
+    facts = read_metadata(read_properties(path), str(path))
     check_weights(path, facts.weights_file)
     kind = "KIND_AUTO" if facts.precision == "fp32" else "KIND_GPU"
     return ServedModel(
@@ -143,6 +139,7 @@ def _served_engine(path: Path) -> ServedModel:
         weights=None,
         batches=tuple(sorted({engine.profile.opt, engine.profile.max})),
         kind="KIND_GPU",
+        is_engine=True,
         comments=(*model.comments, f"Built by {engine.builder}{on}: the server must have the same."),
     )
 

@@ -72,9 +72,7 @@ def verify(
     folder = artifacts[0].parent
     reference, checksums = read_reference(folder / REFERENCE), read_checksums(folder)
     backends: dict[str, Artifact] = {}
-    results: dict[str, tuple[Precision | None, Parity]] = {
-        path.name: (None, Parity(0, 0)) for path in artifacts
-    }
+    results: dict[str, tuple[Precision | None, Parity]] = {}
     for path in artifacts:
         try:
             backends[path.name] = _open(path, provider, threads)
@@ -86,6 +84,7 @@ def verify(
         results[name] = (backend.metadata.precision, parity)
         if isinstance(backend, OnnxBackend) and parity.passed:
             checksums[name] = backend.checksum  # equal to a recorded one, or opening the file had failed
+    results = {path.name: results[path.name] for path in artifacts}
     with atomic_write(folder / PARITY) as partial:
         partial.write_text(parity_text(reference, results, checksums), encoding="utf-8")
     return results

@@ -1,6 +1,6 @@
 """Checksums of exported files, recorded in parity.json next to them.
 
-A flipped bit in a weight leaves a graph that runs and computes something else.
+A graph with a flipped bit in a weight still runs, with wrong results.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A TensorRT engine on disk: a raw `.plan`, as trtexec loads it, and its facts in a JSON file next to it.
 
-An engine runs only where it was built for, and elsewhere crashes or is slow without a message: so the facts
-are compared before TensorRT sees a byte of it.
+On a machine that it was not built for, an engine crashes or is slow without a message. So its facts are checked
+before TensorRT reads it.
 """
 
 from __future__ import annotations
@@ -40,8 +40,6 @@ class Batches(_Facts):
 class BuilderOptions(_Facts):
     """Options of the builder."""
 
-    workspace_gib: float | None = None  # largest scratch memory of a layer; None: all memory
-    builder_level: int | None = None  # 0 (builds quickly) to 5 (searches longest); None: TensorRT's default
     version_compatible: bool = False  # later TensorRT of the same major version may run the engine
     hardware_compatible: bool = False  # every GPU of Ampere and newer may run it
 
@@ -121,7 +119,7 @@ def read_engine(plan: Path) -> tuple[bytes, EngineFacts]:
 
 
 def write_engine(plan: Path, data: bytes, facts: EngineFacts) -> None:
-    """Write an engine, then its facts; after a power failure in between, the old facts refuse the new engine.
+    """Write an engine, then its facts. After a power failure in between, the old facts do not match the new engine.
 
     Raises:
         DataError: the disk is full or read-only; both files are as they were.

@@ -11,8 +11,15 @@ from typing import Any, Final
 
 import numpy as np
 
-from evaluate.backends.onnx_metadata import KEY, OnnxMetadata, Precision, Preprocessing
-from swav_tf.data.records import MalformedExample, proto_fields, proto_integers, proto_messages
+from evaluate.backends.onnx_metadata import (
+    KEY,
+    OnnxMetadata,
+    Precision,
+    Preprocessing,
+    messages_of,
+    read_properties,
+)
+from swav_tf.data.records import proto_fields, proto_integers, proto_messages
 from swav_tf.plumbing.errors import DataError, UsageError
 from swav_tf.plumbing.files import file_sha256
 from swav_tf.recipe.data import Data
@@ -64,8 +71,7 @@ class Graph:
 
 def is_foreign(path: Path) -> bool:
     """Return whether an ONNX file lacks the metadata of `swav-tf export`."""
-    properties = _messages_of(path, 14)
-    return not any(bytes(key) == KEY.encode() for entry in properties for key in proto_messages(entry, 1))
+    return KEY not in read_properties(path)
 
 
 def describe(path: Path, session: Any, contract: Contract | None) -> tuple[OnnxMetadata, Graph, str]:
@@ -154,7 +160,7 @@ def _content(path: Path) -> tuple[set[bytes], dict[int, int], set[str]]:
     The numbers are those of the fields in onnx.proto: the package onnx is not needed to run a file.
     """
     operators, elements, external = set[bytes](), dict[int, int](), set[str]()
-    for graph in _messages_of(path, 7):
+    for graph in messages_of(path, 7):
         operators |= {bytes(name) for node in proto_messages(graph, 1) for name in proto_messages(node, 4)}
         for tensor in proto_messages(graph, 5):
             sides = [side for value in proto_fields(tensor, 1) for side in proto_integers(value)]
@@ -165,16 +171,6 @@ def _content(path: Path) -> tuple[set[bytes], dict[int, int], set[str]]:
                 if bytes(key) == b"location":
                     external.add(bytes(value).decode())
     return operators, elements, external
-
-
-def _messages_of(path: Path, number: int) -> list[memoryview]:
-    """Return the values of one field of a file's ModelProto."""
-    try:
-        return list(proto_messages(memoryview(path.read_bytes()), number))
-    except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error.strerror or error}.") from error
-    except (MalformedExample, IndexError) as error:
-        raise DataError(f"{path} is not a readable ONNX file: {error}.") from error
 
 
 def _words(numbers: Sequence[float]) -> str:

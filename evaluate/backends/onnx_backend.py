@@ -15,7 +15,7 @@ import numpy as np
 from evaluate.backends.backend import Backend
 from evaluate.backends.checksums import check_unchanged, check_weights
 from evaluate.backends.foreign import TYPES, Contract, Graph, describe
-from evaluate.backends.onnx_metadata import KEY, Precision, read_metadata
+from evaluate.backends.onnx_metadata import KEY, Precision, read_metadata, read_properties
 from swav_tf.plumbing.errors import DataError, UsageError
 from swav_tf.plumbing.files import file_sha256
 
@@ -89,7 +89,7 @@ def open_session(
     options.log_severity_level = 3  # its warnings are about its own optimizations
     settings: dict[str, str] = {}
     if provider != "cpu":
-        # Without this a missing GPU or an unsupported operator silently ends on the CPU.
+        # Otherwise ONNX Runtime falls back to the CPU without a message.
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         _load_libraries(provider)
         settings = provider_settings(Path(name), provider=provider, cuda_graph=cuda_graph)
@@ -123,7 +123,7 @@ def provider_settings(path: Path, *, provider: str, cuda_graph: bool) -> dict[st
     graph = "1" if cuda_graph else "0"
     if provider == "cuda":
         return {"enable_cuda_graph": graph}
-    cache, precision = engine_cache(), _precision_of(path)
+    cache, precision = engine_cache(), read_properties(path).get("precision")
     cache.mkdir(parents=True, exist_ok=True)
     return {
         "trt_cuda_graph_enable": graph,
@@ -140,20 +140,6 @@ def provider_settings(path: Path, *, provider: str, cuda_graph: bool) -> dict[st
 def engine_cache() -> Path:
     """Return the folder of the engines that ONNX Runtime's TensorRT provider builds, which takes minutes."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "swav-tf" / "tensorrt"
-
-
-def _precision_of(path: Path) -> str:
-    """Return the precision in the metadata, fp32 without metadata."""
-    import onnxruntime as ort
-
-    options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = 4
-    try:
-        facts = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"]).get_modelmeta()
-    except Exception:  # a damaged file is reported when the real session opens it
-        return "fp32"
-    return str(facts.custom_metadata_map.get("precision", "fp32"))
 
 
 class BoundRun:
@@ -218,7 +204,7 @@ class OnnxBackend(Backend):
             path, provider=provider, threads=threads, spin=spin, cuda_graph=cuda_graph
         )
         self._provider = provider
-        properties = self._session.get_modelmeta().custom_metadata_map
+        properties = read_properties(path)
         self.is_foreign, words = KEY not in properties, None
         if self.is_foreign and (contract is not None or only_timing):
             self.metadata, self.graph, words = describe(path, self._session, contract)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Mapping
 from pathlib import Path, PurePath
 from typing import Any, Final, Literal
@@ -10,7 +11,8 @@ import numpy as np
 from pydantic import ValidationError
 
 from evaluate.backends.backend import ModelIdentity
-from swav_tf.plumbing.errors import DataError
+from swav_tf.data.records import proto_messages
+from swav_tf.plumbing.errors import DataError, UsageError
 from swav_tf.recipe.data import Data, EvaluationView
 from swav_tf.recipe.section import Section
 
@@ -42,7 +44,7 @@ class Preprocessing(Section):
         return EvaluationView(resize=self.resize, crop=self.crop)
 
     def input_shape(self, batch: int) -> tuple[int, ...]:
-        """Return the shape of the graph's input for so many images."""
+        """Return the shape of the graph's input for a batch of this size."""
         sides = (self.crop, self.crop)
         return (batch, *sides, 3) if self.layout == "NHWC" else (batch, 3, *sides)
 
@@ -113,6 +115,30 @@ def dataset_name(data: Data) -> str:
     if data.kind == "digits" or data.path is None:
         return data.kind
     return data.path if data.kind == "tfds" else PurePath(data.path).name
+
+
+def messages_of(path: Path, number: int) -> list[memoryview]:
+    """Return the values of one field of a file's ModelProto; running a file does not take the package onnx."""
+    try:
+        with path.open("rb") as file:
+            content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        return list(proto_messages(memoryview(content), number))
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror or error}.") from error
+    except (ValueError, IndexError) as error:
+        raise DataError(f"{path} is not a readable ONNX file: {error}.") from error
+
+
+def read_properties(path: Path) -> dict[str, str]:
+    """Return the `metadata_props` of any ONNX file."""
+    found = {}
+    try:
+        for entry in messages_of(path, 14):
+            key, value = (b"".join(proto_messages(entry, number)).decode() for number in (1, 2))
+            found[key] = value
+    except (ValueError, IndexError) as error:
+        raise DataError(f"{path} is not a readable ONNX file: {error}.") from error
+    return found
 
 
 def read_metadata(properties: Mapping[str, str], path: str) -> OnnxMetadata:

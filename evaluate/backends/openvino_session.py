@@ -57,13 +57,6 @@ class OpenVinoSession:
         """Return name, shape and type of each output."""
         return [_described(port) for port in self._model.outputs]
 
-    def get_modelmeta(self) -> Any:
-        """Return the metadata of the file."""
-        found: Mapping[str, Any] = {}
-        if self._model.has_rt_info(["framework"]):
-            found = self._model.get_rt_info(["framework"]).astype(dict)
-        return SimpleNamespace(custom_metadata_map={key: value.astype(str) for key, value in found.items()})
-
     def run(self, names: Sequence[str], inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         """Compute the outputs of these names."""
         outputs = self._request.infer(dict(inputs))

@@ -77,7 +77,8 @@ def find_tensorrt(module_name: ModuleName | None = None) -> TensorRT:
         )
     if "polygraphy.backend.trt" in sys.modules and found.is_rtx != config.USE_TENSORRT_RTX:
         raise UsageError(
-            f"One process can use TensorRT or TensorRT-RTX, not both. Received: {found} after the other one."
+            "One process can use TensorRT or TensorRT-RTX, not both. Received: "
+            f"{found}, after the other was loaded."
         )
     config.USE_TENSORRT_RTX = found.is_rtx  # as POLYGRAPHY_USE_TENSORRT_RTX=1
     G_LOGGER.colors = False
@@ -130,7 +131,7 @@ class TensorrtLog(logging.Handler):
         self.layers = ""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Keep what is needed of a message."""
+        """Keep errors and the list of layers."""
         text = record.getMessage()
         if record.levelno == logging.ERROR:
             self.errors.append(" ".join(text.removeprefix("[E] ").split()))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,11 +15,6 @@ from evaluate.page import FAINT, INK, SERIES, STYLE, add_legend, inline_svg, new
 MAX_BARS: Final = 16
 MIN_SPAN: Final = 2.0  # percentage points on the axis of accuracies, so that small differences look small
 MARKERS: Final = {"fp32": "o", "fp16": "s", "int8": "D"}
-
-
-LOG = " (logarithmic)"
-LOG_TICKS = 4  # fewest numbers of a logarithmic axis
-LOG_DIGITS: Final = ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 5, 7), (1, 1.5, 2, 2.5, 3, 4, 5, 6, 8))
 
 Styles = dict[str, dict[str, Any]]  # keyword arguments of `plot` by name of the row
 
@@ -109,10 +103,10 @@ def _charts(benchmark: Benchmark) -> list[tuple[str, str, str]]:
         color = SERIES[runners.index(cell.key[:2]) % len(SERIES)]
         styles[name] = {"color": color, "marker": MARKERS[cell.precision]}
     with matplotlib.rc_context(STYLE):
-        steep = "Latency in proportion to the batch is limited by computation, constant latency by the cost of a call."
+        rising = "A rising line is limited by the cost of a call, a flat one by computing. The table has the latencies."
         charts = [
             ("Images per second", "At the best batch, with twice the standard error.", _bars(best, styles)),
-            ("Latency", steep, _latency(rows, styles)),
+            ("Images per second by batch size", rising, _by_batch(rows, styles)),
         ]
         if scatter := _accuracy(benchmark, best, styles):
             charts.append(
@@ -143,19 +137,17 @@ def _bars(best: dict[str, Cell], styles: Styles) -> str:
     return inline_svg(figure, "images per second of each runner and precision at its best batch")
 
 
-def _latency(rows: dict[str, list[Cell]], styles: Styles) -> str:
+def _by_batch(rows: dict[str, list[Cell]], styles: Styles) -> str:
     figure, axes = new_axes(3.4)
     batches = sorted({cell.batch for cells in rows.values() for cell in cells})
-    axes.set(xscale="log", yscale="log", xlabel=f"images per call{LOG}", ylabel=f"median latency, ms{LOG}")
-    axes.set_xticks(batches, map(str, batches))
-    axes.set_xticks([], minor=True)
-    axes.margins(0.08, 0.12)
+    axes.set(xlabel="images per call", ylabel="images per second")
+    axes.set_xticks(range(len(batches)), map(str, batches))
     for name, cells in rows.items():
-        latencies = [_median_ms(cell) for cell in cells]
-        axes.plot([cell.batch for cell in cells], latencies, label=name, **styles[name])
-    number_log_ticks(axes.yaxis)
+        places = [batches.index(cell.batch) for cell in cells]
+        axes.plot(places, list(map(_speed, cells)), label=name, **styles[name])
+    axes.set_ylim(bottom=0)
     add_legend(figure, axes)
-    return inline_svg(figure, "median latency by batch size")
+    return inline_svg(figure, "images per second by batch size")
 
 
 def _accuracy(benchmark: Benchmark, best: dict[str, Cell], styles: Styles) -> str | None:
@@ -169,40 +161,18 @@ def _accuracy(benchmark: Benchmark, best: dict[str, Cell], styles: Styles) -> st
     if not points:
         return None
     figure, axes = new_axes(3.4)
-    axes.set(
-        xscale="log", xlabel=f"images per second at the best batch{LOG}", ylabel="k-NN among the images, %"
-    )
+    axes.set(xlabel="images per second at the best batch", ylabel="k-NN among the images, %")
     for name, (speed, knn) in points.items():
         axes.plot([speed], [knn], linestyle="none", label=name, **styles[name])
     if level is not None:
         axes.axhline(100 * level, color=FAINT, linestyle=(0, (5, 4)), linewidth=1, label="Keras, float32")
-    speeds = [speed for speed, _ in points.values()]
-    axes.set_xlim(min(speeds) / 1.7, max(speeds) * 1.7)
+    axes.set_xlim(0, 1.1 * max(speed for speed, _ in points.values()))
     axes.margins(y=0.15)
     low, high = axes.get_ylim()
     missing = max(0.0, MIN_SPAN - (high - low)) / 2
     axes.set_ylim(low - missing, high + missing)
-    number_log_ticks(axes.xaxis)
     add_legend(figure, axes)
     return inline_svg(figure, "images per second and k-NN accuracy")
-
-
-def number_log_ticks(axis: Any) -> None:
-    """Label few round numbers of a logarithmic axis: the fewest digits of a decade that give LOG_TICKS of them."""
-    from matplotlib.ticker import FuncFormatter, MaxNLocator
-
-    low, high = axis.get_view_interval()
-    decades = [10.0**power for power in range(math.floor(math.log10(low)), math.ceil(math.log10(high)))]
-    for digits in LOG_DIGITS:
-        ticks = [decade * digit for decade in decades for digit in digits if low <= decade * digit <= high]
-        if len(ticks) >= LOG_TICKS:
-            axis.set_ticks(ticks)
-            break
-    else:
-        axis.set_major_locator(MaxNLocator(2 * LOG_TICKS - 1, steps=[1, 2, 5, 10]))
-    axis.set_ticks([], minor=True)
-    # Matplotlib's own formatters need more place: 1e4, or 10,000 next to 15,000.
-    axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v / 1000:,.6g}k" if v >= 10_000 else f"{v:,.6g}"))
 
 
 def _name(benchmark: Benchmark, cell: Cell) -> str:

@@ -13,6 +13,7 @@ import numpy as np
 
 from evaluate.backends.backend import Backend
 from evaluate.backends.onnx_backend import missing_provider
+from evaluate.backends.tensorrt_module import find_tensorrt, the_gpu
 from evaluate.benchmark.machine import no_gpu_reason
 from evaluate.benchmark.schema import Kind, Settings
 from swav_tf.plumbing.errors import UsageError
@@ -25,32 +26,24 @@ class RunnerFacts:
 
     takes: Kind  # the kind of model it runs
     gpu: bool  # whether it computes on an NVIDIA GPU
-    modules: tuple[str, ...]  # required Python modules; of `a|b`, either
-    extra: str  # the package's extra that installs them
     meaning: str  # a description for the report
-    provider: str | None = None  # the provider of ONNX Runtime, if it uses one
+    provider: str | None = None  # of ONNX Runtime, or OpenVINO
 
 
 RUNNERS: Final[Mapping[str, RunnerFacts]] = {
-    "ort-cpu": RunnerFacts("onnx", False, ("onnxruntime",), "onnx", "ONNX Runtime on the CPU", "cpu"),
+    "ort-cpu": RunnerFacts("onnx", False, "ONNX Runtime on the CPU", "cpu"),
     "openvino-cpu": RunnerFacts(
-        "onnx", False, ("openvino",), "openvino",
-        "OpenVINO on the CPU; float32 files in bfloat16 where the CPU has it", "openvino",
+        "onnx", False, "OpenVINO on the CPU; float32 files in bfloat16 where the CPU has it", "openvino"
     ),
-    "ort-cuda": RunnerFacts(
-        "onnx", True, ("onnxruntime",), "onnx-gpu", "ONNX Runtime with CUDA kernels", "cuda"
-    ),
+    "ort-cuda": RunnerFacts("onnx", True, "ONNX Runtime with CUDA kernels", "cuda"),
     "ort-tensorrt": RunnerFacts(
-        "onnx", True, ("onnxruntime",), "onnx-gpu", "ONNX Runtime with a TensorRT engine that it builds", "tensorrt"
+        "onnx", True, "ONNX Runtime with a TensorRT engine that it builds", "tensorrt"
     ),
-    "tensorrt": RunnerFacts(
-        "engine", True, ("tensorrt|tensorrt_rtx", "cuda.bindings"), "tensorrt", "a TensorRT engine run by TensorRT"
-    ),
+    "tensorrt": RunnerFacts("engine", True, "a TensorRT engine run by TensorRT"),
     "keras": RunnerFacts(
-        "run", False, ("tensorflow",), "train",
-        "a run folder in Keras, compiled as a graph, on the device that TensorFlow chooses",
+        "run", False, "a run folder in Keras, compiled as a graph, on the device that TensorFlow chooses"
     ),
-}  # fmt: skip
+}
 
 
 def why_unavailable(runner: str) -> str | None:
@@ -60,17 +53,17 @@ def why_unavailable(runner: str) -> str | None:
     facts = RUNNERS[runner]
     if facts.gpu and (reason := no_gpu_reason()):
         return reason
-    for modules in facts.modules:
-        if not any(map(_is_installed, modules.split("|"))):
-            return f"{modules.replace('|', ' or ')} is not installed: pip install 'swav-tf[{facts.extra}]'"
-    return None if facts.provider is None else missing_provider(facts.provider)
-
-
-def _is_installed(module: str) -> bool:
-    try:
-        return importlib.util.find_spec(module) is not None
-    except (ModuleNotFoundError, ValueError):  # its parent package is missing or blocked
-        return False
+    if facts.provider is not None:
+        return missing_provider(facts.provider)
+    if runner == "tensorrt":
+        try:
+            find_tensorrt()
+            the_gpu()
+        except UsageError as error:
+            return str(error)
+    if runner == "keras" and importlib.util.find_spec("tensorflow") is None:
+        return "tensorflow is not installed: pip install 'swav-tf[train]'"
+    return None
 
 
 # === Opening a model, in the process that times it ===
