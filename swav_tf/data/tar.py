@@ -6,6 +6,7 @@ import json
 import re
 import sys
 import tarfile
+from array import array
 from collections.abc import Iterator
 from typing import Any, Final, NamedTuple
 
@@ -21,11 +22,6 @@ from swav_tf.plumbing.errors import DataError
 
 _LABELED: Final = (".cls", ".json")  # files of a sample with its label
 _NUMBERED: Final = re.compile(r"(^|[^a-zA-Z0-9])\d+$")  # shards, unlike archives of one class each
-
-
-class _Place(NamedTuple):
-    offset: int
-    size: int
 
 
 class TarSource(ContainerSource):
@@ -50,12 +46,12 @@ class TarSource(ContainerSource):
         def names() -> Iterator[str]:
             for number, tar in enumerate(self._files):
                 with storage.opened(tar) as file:
-                    places, own = _images_in(file, tar, label_key, left_out)
-                ordered = sorted(places, key=storage.visiting_order)
-                tables.append(
-                    np.array([(number, *places[name]) for name in ordered], np.int64).reshape(-1, 3)
-                )
-                labels.extend(own.get(_key(name)) for name in ordered)
+                    found = _images_in(file, tar, label_key, left_out)
+                ordered = sorted(found.rows, key=storage.visiting_order)
+                rows = np.array([found.rows[name] for name in ordered], np.int64)
+                places = np.array(found.places, np.int64).reshape(-1, 2)[rows]
+                tables.append(np.insert(places, 0, number, axis=1))
+                labels.extend(found.labels.get(_key(name)) for name in ordered)
                 yield from ordered
 
         paths = PackedNames(names())
@@ -64,9 +60,8 @@ class TarSource(ContainerSource):
         left_out.report(path, len(paths))
         self._places = np.concatenate(tables)
         top = paths[0].partition("/")[0] + "/"
-        cut = (
-            len(top) if all(name.startswith(top) for name in _all(paths)) else 0
-        )  # the folder that was packed
+        # Without the folder that was packed.
+        cut = len(top) if all(name.startswith(top) for name in _all(paths)) else 0
         stems = [name.removesuffix(".tar") for name in short_names(self._files)]
         if not any(labels):
             folders = [sys.intern(name[cut:].rpartition("/")[0].partition("/")[0]) for name in _all(paths)]
@@ -106,17 +101,20 @@ def _all(names: PackedNames) -> Iterator[str]:
     return map(names.__getitem__, range(len(names)))
 
 
-def _images_in(
-    file: Any, tar: str, label_key: str, left_out: LeftOut
-) -> tuple[dict[str, _Place], dict[str, str | None]]:
-    """Return the images of an archive by name, and labels by key of the sample; only headers and labels are read."""
+class _Found(NamedTuple):
+    rows: dict[str, int]  # of images by name, in `places`
+    places: array[int]  # (n, 2), offset and size
+    labels: dict[str, str | None]  # by key of the sample
+
+
+def _images_in(file: Any, tar: str, label_key: str, left_out: LeftOut) -> _Found:
+    """Return the images of an archive, of which only headers and labels are read."""
     if tar.lower().endswith(COMPRESSED_TAR):
         raise DataError(
             f"Tar archives must be uncompressed, for random access. Received: {tar}. Extract it, or "
             "decompress it (gunzip, unxz, bunzip2 or unzstd)."
         )
-    images: dict[str, _Place] = {}
-    labels: dict[str, str | None] = {}
+    images, places, labels = found = _Found({}, array("q"), {})
     others: list[str] = []
     try:
         for archive, member in _members(file):
@@ -138,14 +136,15 @@ def _images_in(
                 elif not member.size:
                     left_out.add_picture("empty", name)
                 else:
-                    images[name] = _Place(member.offset_data, member.size)
+                    images[name] = len(places) // 2
+                    places.extend((member.offset_data, member.size))
     except tarfile.TarError as error:
         raise DataError(f"{tar} must be an intact tar archive. {error}. Copy it again.") from error
-    keys = set(map(_key, images))
+    keys = set(map(_key, images)) if others else set()
     for name in others:  # a sample's label and caption do not count as skipped files
         if _key(name) not in keys:
             left_out.add(storage.name_of(name), name)
-    return images, labels
+    return found
 
 
 def _members(file: Any) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
