@@ -55,7 +55,7 @@ class Broken:
 # Bug caught: a run reads all of a broken data set for a picture before it reports anything.
 def test_it_gives_up_if_all_images_are_broken(folder, recipe):
     source = Broken()
-    with pytest.raises(DataError, match=r"1,000,000 images; all 100.*jpg: input/output error"):
+    with pytest.raises(DataError, match=r"1,000,000 images; none of the 100.*jpg: input/output error"):
         contact_sheet(source, recipe(folder), rows=4)
     assert source.reads == 100
 
