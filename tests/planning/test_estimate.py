@@ -72,7 +72,7 @@ def test_a_checkpoint_has_the_size_of_the_trainers(optimizer):
     arrays = capture(build_swav(recipe), batch_size=8)
     estimate = make_plan(recipe, Cluster(GPUS["t4"], 1, 8, 1.0), images=1000)
     assert estimate.checkpoint_megabytes * 1e6 == pytest.approx(
-        sum(array.nbytes for array in arrays.values()), abs=100
+        sum(array.nbytes for array in arrays.values()), abs=200
     )
 
 
