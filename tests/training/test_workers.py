@@ -18,6 +18,7 @@ import pytest
 
 from swav_tf.recipe.files import save_recipe
 from swav_tf.runs.checkpoint import CheckpointStore
+from swav_tf.training.pretrain import pretrain
 from swav_tf.training.rendezvous import ClusterAddress, meet
 from tests.ports import reserve_port
 from tests.swav_models import tiny_recipe
@@ -36,11 +37,10 @@ RECIPE = {
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
-    """The last checkpoint of one process."""
+    """The last checkpoint of one process, this one."""
     folder = tmp_path_factory.mktemp("alone")
-    save_recipe(tiny_recipe(**RECIPE), folder / "recipe.yaml")
-    finish(start(folder / "recipe.yaml", folder / "run"))
-    return newest(folder / "run")
+    pretrain(tiny_recipe(**RECIPE), run_dir=folder, quiet=True)
+    return newest(folder)
 
 
 def start_two(folder, recipes, *, runs=("run", "run"), before=((), ()), address=None, **environment):
