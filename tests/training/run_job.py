@@ -1,11 +1,11 @@
-"""Train by a recipe of any kind in a process: python run_job.py RECIPE RUN_DIR [NODES RANK MASTER]."""
+"""A job in a process of its own. The server of runs.py imports this module once, and forks a process for each job."""
 
+import ctypes
 import os
+import signal
 import sys
 import time
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import numpy as np
 import tensorflow as tf
@@ -53,7 +53,27 @@ def open_slowly(marker):
     job.open_source = never
 
 
-if __name__ == "__main__":
+def run(arguments, environment, errors):
+    """Train by a recipe of any kind: RECIPE RUN_DIR [NODES RANK MASTER]; `errors` is the file for stderr."""
+    os.environ.clear()
+    os.environ.update(environment)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    if "SWAV_TF_TEST_NETWORK" in os.environ:  # a network namespace
+        namespace = os.open(f"/run/netns/{os.environ['SWAV_TF_TEST_NETWORK']}", os.O_RDONLY)
+        assert ctypes.CDLL(None).setns(namespace, 0x40000000) == 0  # CLONE_NEWNET
+    if "SWAV_TF_TEST_TERMINAL" in os.environ:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup, which ignores it
+        os.setsid()
+        # The first one that a session opens is its own.
+        terminal = os.open(os.environ["SWAV_TF_TEST_TERMINAL"], os.O_RDWR)
+        for stream in (0, 1, 2):
+            os.dup2(terminal, stream)
+    else:
+        os.dup2(os.open(errors, os.O_WRONLY), 2)
+    train(*arguments)
+
+
+def train(file, run_dir, *place):
     if "SWAV_TF_TEST_STUCK_OPENING" in os.environ:
         open_slowly(os.environ["SWAV_TF_TEST_STUCK_OPENING"])
     if "SWAV_TF_TEST_POISONED_STEP" in os.environ:
@@ -62,9 +82,8 @@ if __name__ == "__main__":
         train_slowly(float(os.environ["SWAV_TF_TEST_STEP_SECONDS"]))
     if "SWAV_TF_TEST_START_SECONDS" in os.environ:
         cluster.START_SECONDS = float(os.environ["SWAV_TF_TEST_START_SECONDS"])
-    recipe, run_dir, *cluster = sys.argv[1:]
-    address = ClusterAddress(int(cluster[0]), int(cluster[1]), cluster[2]) if cluster else None
-    recipe = load_any_recipe(recipe)
+    recipe = load_any_recipe(file)
+    address = ClusterAddress(int(place[0]), int(place[1]), place[2]) if place else None
     options = {"run_dir": run_dir, "cluster": address, "quiet": not sys.stderr.isatty()}
     try:
         if isinstance(recipe, Recipe):
@@ -75,5 +94,5 @@ if __name__ == "__main__":
             weights = {name: v.numpy() for name, v in named_variables(result.model).items()}
             np.savez(os.environ["SWAV_TF_TEST_WEIGHTS"], **weights)
     except SwavError as error:
-        print(error, file=sys.stderr)
+        print(error, file=sys.stderr, flush=True)
         sys.exit(error.exit_code)

@@ -1,48 +1,91 @@
 """Helpers for tests of complete runs: processes, metrics, checkpoints, and when two runs are equal."""
 
+import functools
 import json
+import multiprocessing.forkserver
 import os
-import subprocess
-import sys
+import tempfile
 import time
-from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
 
 from swav_tf.runs.checkpoint import CheckpointStore
+from tests.training.run_job import run
 
-SCRIPT = Path(__file__).with_name("run_job.py")
 CLOCKS = ("time", "images_per_second")
 
 
-def start(*arguments, before=(), **environment):
-    """Start a job in a process; `before` is a command that runs it."""
-    return subprocess.Popen(
-        [*before, sys.executable, SCRIPT, *map(str, arguments)],
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, **environment},
-    )
+@functools.cache
+def server():
+    """Start a process that imports TensorFlow once, and is forked for each job."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.training.run_job"])
+    # Of libraries that start threads at their import: a process with several cannot be forked safely.
+    one_thread = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in one_thread.items():
+            patch.setenv(name, value)
+        multiprocessing.forkserver.ensure_running()
+    return context
 
 
-def finish(*processes, code=0):
+class Job:
+    """A job in a process of its own."""
+
+    def __init__(self, arguments, environment):
+        self._errors = tempfile.NamedTemporaryFile("r", errors="replace")  # noqa: SIM115, it is removed with the job
+        arguments = ([*map(str, arguments)], environment, self._errors.name)
+        self._process = server().Process(target=run, args=arguments, daemon=True)
+        self._process.start()
+        self.pid = self._process.pid
+
+    @property
+    def errors(self):
+        self._errors.seek(0)
+        return self._errors.read()
+
+    @property
+    def code(self):
+        """Return its exit code, None while it runs."""
+        return self._process.exitcode
+
+    def wait(self, seconds=240):
+        """Return its exit code once it has ended."""
+        self._process.join(seconds)
+        assert self.code is not None, f"process {self.pid} does not end"
+        return self.code
+
+    def send_signal(self, number):
+        if self.code is None:
+            os.kill(self.pid, number)
+
+    def kill(self):
+        self._process.kill()
+        self._process.join()
+
+
+def start(*arguments, **environment):
+    return Job(arguments, {**os.environ, **environment})
+
+
+def finish(*jobs, code=0):
     """Wait until all end; fail and kill the others at the first that ends with another code."""
-    running, deadline = list(processes), time.monotonic() + 240
+    deadline = time.monotonic() + 240
     try:
-        while running:
-            for process in tuple(running):
-                try:
-                    _, errors = process.communicate(timeout=0.5)
-                except subprocess.TimeoutExpired:
-                    assert time.monotonic() < deadline, f"process {process.pid} does not end"
-                    continue
-                running.remove(process)
-                assert process.returncode == code, errors[-3000:]
+        while any(job.code is None for job in jobs):
+            time.sleep(0.05)
+            assert time.monotonic() < deadline, "a job does not end"
+            assert all(job.code in (None, code) for job in jobs), _errors(jobs)
+        assert all(job.code == code for job in jobs), _errors(jobs)
     finally:
-        for process in running:
-            process.kill()
+        for job in jobs:
+            job.kill()
+
+
+def _errors(jobs):
+    return "\n".join(job.errors[-3000:] for job in jobs)
 
 
 def lines(run_dir, kind=None):
@@ -58,11 +101,11 @@ def metrics(run_dir):
     return [{key: value for key, value in line.items() if key not in CLOCKS} for line in lines(run_dir)]
 
 
-def wait_until(condition, *processes):
-    """Wait until the condition holds, while all processes run."""
+def wait_until(condition, *jobs):
+    """Wait until the condition holds, while all jobs run."""
     while not condition():
         time.sleep(0.005)
-        assert all(process.poll() is None for process in processes), processes[0].stderr.read()
+        assert all(job.code is None for job in jobs), _errors(jobs)
 
 
 def newest(run_dir, kind="pretrain"):

@@ -1,6 +1,5 @@
 """Several worker processes on loopback."""
 
-import fcntl
 import json
 import os
 import re
@@ -8,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import termios
 import time
 from pathlib import Path
 
@@ -22,7 +20,7 @@ from swav_tf.training.pretrain import pretrain
 from swav_tf.training.rendezvous import ClusterAddress, meet
 from tests.ports import reserve_port
 from tests.swav_models import tiny_recipe
-from tests.training.runs import SCRIPT, assert_same_run, finish, lines, newest, start, wait_until
+from tests.training.runs import assert_same_run, finish, lines, newest, start, wait_until
 
 pytestmark = [pytest.mark.multiprocess, pytest.mark.timeout(600)]
 
@@ -43,22 +41,15 @@ def alone(tmp_path_factory):
     return newest(folder)
 
 
-def start_two(folder, recipes, *, runs=("run", "run"), before=((), ()), address=None, **environment):
-    """Start two workers; the environment is that of worker 1, except SWAV_TF_TEST_WEIGHTS."""
+def start_two(folder, recipes, *, runs=("run", "run"), address=None, environments=({}, {})):
+    """Start two workers."""
     address = address or f"127.0.0.1:{reserve_port()}"
-    processes = []
-    for rank, (recipe, run) in enumerate(zip(recipes, runs, strict=True)):
+    jobs = []
+    for rank, (recipe, run, environment) in enumerate(zip(recipes, runs, environments, strict=True)):
         save_recipe(recipe, folder / f"{rank}.yaml")
-        more = dict(environment) if rank else {}
-        processes.append(
-            start(
-                *(folder / f"{rank}.yaml", folder / run, 2, rank, address),
-                before=before[rank],
-                SWAV_TF_TEST_WEIGHTS=str(folder / f"{rank}.npz"),
-                **more,
-            )
-        )
-    return processes
+        weights = {"SWAV_TF_TEST_WEIGHTS": str(folder / f"{rank}.npz")}
+        jobs.append(start(folder / f"{rank}.yaml", folder / run, 2, rank, address, **weights, **environment))
+    return jobs
 
 
 def start_cluster(folder, workers):
@@ -73,18 +64,17 @@ def start_cluster(folder, workers):
     return [start(*arguments, TF_CONFIG=tf_config(rank)) for rank in range(workers)]
 
 
-def wait_for_end(*processes, seconds=240):
-    """Return exit codes and messages of processes that end by themselves."""
+def wait_for_end(*jobs):
+    """Return exit codes and messages of jobs that end by themselves."""
     try:
-        messages = [process.communicate(timeout=seconds)[1] for process in processes]
+        return [job.wait() for job in jobs], [job.errors for job in jobs]
     finally:
-        for process in processes:
-            process.kill()
-    return [process.returncode for process in processes], messages
+        for job in jobs:
+            job.kill()
 
 
-def wait_for_step(run_dir, step, processes):
-    wait_until(lambda: any(line["step"] >= step for line in lines(run_dir)), *processes)
+def wait_for_step(run_dir, step, jobs):
+    wait_until(lambda: any(line["step"] >= step for line in lines(run_dir)), *jobs)
 
 
 def resumed_from(run_dir):
@@ -110,11 +100,8 @@ def test_workers_of_one_machine_equal_one_process(tmp_path, alone):
 # worker that is not the chief and writes.
 def test_a_non_finite_gradient_on_one_worker_skips_the_step_on_both(tmp_path):
     # Each worker has its own folder, to see who writes what.
-    finish(
-        *start_two(
-            tmp_path, [tiny_recipe(**RECIPE)] * 2, runs=("run", "other"), SWAV_TF_TEST_POISONED_STEP="4"
-        )
-    )
+    poisoned = ({}, {"SWAV_TF_TEST_POISONED_STEP": "4"})
+    finish(*start_two(tmp_path, [tiny_recipe(**RECIPE)] * 2, runs=("run", "other"), environments=poisoned))
     assert not (tmp_path / "other").exists()
     assert [line["step"] for line in lines(tmp_path / "run") if line.get("finite") == 0] == [5]
     weights = [np.load(tmp_path / f"{rank}.npz") for rank in range(2)]
@@ -134,7 +121,10 @@ def test_a_signal_to_one_worker_stops_all_and_the_run_resumes_with_more_or_fewer
     run, stopped_at = tmp_path / "run", []
     for workers, step in ((1, 2), (2, 8)):
         terminal, screen = os.openpty()
-        processes = start_cluster(tmp_path, workers) if workers > 1 else [start_at(screen, tmp_path)]
+        at_terminal = {"SWAV_TF_TEST_TERMINAL": os.ttyname(screen)}
+        processes = (
+            start_cluster(tmp_path, workers) if workers > 1 else [start_alone(tmp_path, **at_terminal)]
+        )
         wait_for_step(run, step, processes)
         os.close(screen)
         os.close(terminal)  # sends SIGHUP, and refuses every output from here on
@@ -149,20 +139,8 @@ def test_a_signal_to_one_worker_stops_all_and_the_run_resumes_with_more_or_fewer
     assert_same_run(alone, newest(run))
 
 
-def start_at(screen, folder):
-    """Start one process at a terminal of its own."""
-    command = [sys.executable, SCRIPT, folder / "recipe.yaml", folder / "run"]
-    streams = {"stdin": screen, "stdout": screen, "stderr": screen}
-
-    def take():
-        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup, which ignores it
-        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-
-    return subprocess.Popen(command, **streams, start_new_session=True, preexec_fn=take)
-
-
-def start_alone(folder):
-    return start(folder / "recipe.yaml", folder / "run")
+def start_alone(folder, **environment):
+    return start(folder / "recipe.yaml", folder / "run", **environment)
 
 
 # Bugs caught: workers that wait forever for one that died or hangs; a loss without a name; a checkpoint that a loss
@@ -186,14 +164,13 @@ def test_the_loss_of_a_worker_ends_the_others_and_the_same_command_resumes(
     wait_until(lambda: CheckpointStore(run / "checkpoints", kind="pretrain").steps(), *processes)
     processes[victim].send_signal(how)
     survivor = processes[1 - victim]
-    _, errors = survivor.communicate(timeout=240)
-    assert survivor.returncode == 75
+    assert survivor.wait() == 75
+    errors = survivor.errors
     assert re.search(message.format(pid=processes[victim].pid), errors), errors[-2000:]
     assert "The last checkpoint is kept" in errors
     processes[victim].send_signal(signal.SIGCONT)  # a stopped one must not continue alone
-    processes[victim].communicate(timeout=240)
+    assert processes[victim].wait() == (-signal.SIGKILL if how == signal.SIGKILL else 75)
     monkeypatch.delenv("SWAV_TF_TEST_STEP_SECONDS")
-    assert processes[victim].returncode == (-signal.SIGKILL if how == signal.SIGKILL else 75)
     kept = newest(run).step
     assert 4 <= kept < 22
     if how == signal.SIGKILL:
@@ -243,7 +220,8 @@ def test_a_bad_path_on_one_worker_ends_the_other_with_the_reason(tmp_path):
 def test_a_signal_before_the_first_step_ends_all(tmp_path):
     marker = tmp_path / "opening"
     recipes = [tiny_recipe(train__worker_timeout_seconds=5)] * 2
-    processes = start_two(tmp_path, recipes, SWAV_TF_TEST_STUCK_OPENING=str(marker))
+    stuck = ({}, {"SWAV_TF_TEST_STUCK_OPENING": str(marker)})
+    processes = start_two(tmp_path, recipes, environments=stuck)
     wait_until(marker.exists, *processes)
     time.sleep(3)  # worker 0 has opened its images long ago, and waits in TensorFlow
     processes[0].send_signal(signal.SIGTERM)
@@ -310,8 +288,8 @@ def test_both_sides_of_a_lost_network_name_each_other(tmp_path, two_machines, mo
     names, addresses, cut = two_machines
     monkeypatch.setenv("SWAV_TF_TEST_STEP_SECONDS", "0.2")
     recipes = [tiny_recipe(**RECIPE, train__worker_timeout_seconds=5)] * 2
-    before = [["ip", "netns", "exec", name] for name in names]
-    processes = start_two(tmp_path, recipes, before=before, address=f"{addresses[0]}:9000")
+    networks = [{"SWAV_TF_TEST_NETWORK": name} for name in names]
+    processes = start_two(tmp_path, recipes, environments=networks, address=f"{addresses[0]}:9000")
     wait_for_step(tmp_path / "run", 4, processes)
     cut()
     codes, messages = wait_for_end(*processes)
