@@ -85,23 +85,6 @@ def test_odd_text(tmp_path, tally, monkeypatch, name):
     assert not (tmp_path / "canary").exists()
 
 
-@given(name=recipes, random=randoms)
-@examples(300)
-def test_lines_mixed_up(tmp_path, tally, name, random):
-    """Lose, double, move or indent lines, as in an editor's accident."""
-    lines = bundled()[name].splitlines()
-    places = [index for index, line in enumerate(lines) if line and not line.startswith("#")]
-    place, other = random.choice(places), random.choice(places)
-    line, how = lines[place], random.choice(("lost", "doubled", "moved", "indented"))
-    if how in ("lost", "moved"):
-        del lines[place]
-    if how in ("doubled", "moved"):
-        lines.insert(other, line)
-    if how == "indented":
-        lines[place] = " " * random.randint(1, 4) + line
-    tally("recipe", load(tmp_path, "\n".join(lines).encode()))
-
-
 @given(name=recipes, random=randoms, value=st.sampled_from(ODD_VALUES), misspelled=st.booleans())
 @examples(500)
 def test_odd_value(tmp_path, tally, name, random, value, misspelled):
