@@ -139,7 +139,11 @@ def test_on_the_command_line(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("settings", "error", "message"),
     [
-        ({"outputs": ("features", "logits")}, UsageError, "--outputs of this model must be among features, pro"),
+        (
+            {"outputs": ("features", "logits")},
+            UsageError,
+            "--outputs of this model must be among features, pro",
+        ),
         ({"outputs": ("scores",)}, UsageError, "including features"),
         ({"precisions": ("fp8",)}, UsageError, "--precision must be among fp32, fp16, int8. Received: fp8"),
         ({"step": 7}, UsageError, r"checkpoints of steps \[11\]. Received: step 7"),
