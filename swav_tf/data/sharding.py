@@ -81,9 +81,7 @@ def write_shards(
     fresh: bool = False,
     on_progress: Callable[[int, str], None] = lambda images, stage: None,
 ) -> Packed:
-    """Pack all images of a folder; continue an interrupted call.
-
-    Where all is packed, the shards are read once and compared with their index.
+    """Pack all images of a folder, or resume; if all are packed, compare the shards with their index.
 
     Args:
         source: the images.
