@@ -61,10 +61,10 @@ def test_moved_images_are_noticed_before_the_search(tmp_path, file, folders, mon
     moved = tmp_path / "moved"
     for data, place in ((None, folders), (str(moved), moved)):
         folders.rename(place)
-        assert SearchChoice(file.path, None, tmp_path / "out", data).neighbours(quiet=True)[1] == "graph"
+        assert SearchChoice(file.path, None, tmp_path / "out", data).graph(quiet=True)[1] == "graph"
     monkeypatch.setattr("evaluate.neighbours.neighbour_graph", lambda *_, **__: pytest.fail("searched first"))
     with pytest.raises(DataError, match=str(folders)):
-        SearchChoice(file.path, None, tmp_path / "out", None).neighbours(quiet=True)
+        SearchChoice(file.path, None, tmp_path / "out", None).graph(quiet=True)
 
 
 # Bug caught: more equal images than neighbors that are looked at, which fall into several groups or lose themselves.
