@@ -97,5 +97,5 @@ def test_features_that_do_not_fit_into_memory_are_refused(tmp_path, pretrained, 
     monkeypatch.setattr(cached_probe, "available_memory", lambda: 4 * 128 * (2 * 1437 + 360) - 1)
     monkeypatch.setattr(cached_probe, "extract_features", None)
     recipe = tiny_classifier_recipe(ProbeRecipe)
-    with pytest.raises(UsageError, match=r"must fit into memory: 1,437 images.*Give --sgd"):
+    with pytest.raises(UsageError, match=r"must fit into memory: 1,437 images.*Use --sgd"):
         probe_cached(recipe, model=pretrained, run_dir=tmp_path, quiet=True)
