@@ -97,8 +97,8 @@ def _compare(
     asked, others = place[: len(rows)], place[len(rows) :].reshape(near.shape)
     columns = [np.einsum("ij,ij->i", unit[asked], unit[others[:, i]]) for i in range(near.shape[1])]
     cosines = np.stack(columns, axis=1)
-    own, theirs = lengths[asked][:, np.newaxis], lengths[others]
-    squares = (own - theirs) ** 2 + 2 * own * theirs * (1 - cosines)
+    own, other = lengths[asked][:, np.newaxis], lengths[others]
+    squares = (own - other) ** 2 + 2 * own * other * (1 - cosines)
     return cosines, np.sqrt(np.maximum(squares, 0))
 
 
