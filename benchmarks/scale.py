@@ -91,9 +91,9 @@ def similar(folder: Path, name: str) -> dict[str, Any]:
     index = open_index(path)
     rows = generator.integers(len(index), size=200)
     queries = index.features[rows] + 0.05 * generator.standard_normal((200, WIDTH), np.float32)
-    cold = [_milliseconds(lambda query=query: index.neighbours(query[None], k=10)) for query in queries]
-    warm = [_milliseconds(lambda query=query: index.neighbours(query[None], k=10)) for query in queries]
-    found = index.neighbours(queries, k=10).indices
+    cold = [_milliseconds(lambda query=query: index.neighbors(query[None], k=10)) for query in queries]
+    warm = [_milliseconds(lambda query=query: index.neighbors(query[None], k=10)) for query in queries]
+    found = index.neighbors(queries, k=10).indices
     names = [_milliseconds(lambda ten=ten: [index.entry(row) for row in ten]) for ten in found.tolist()]
     return {
         "open_ms": opening, "query_cold_ms": statistics.median(cold), "query_ms": statistics.median(warm),

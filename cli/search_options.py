@@ -13,7 +13,7 @@ from cli.progress import share_progress
 
 if TYPE_CHECKING:
     from evaluate.feature_file import FeatureFile
-    from evaluate.neighbours import Graph
+    from evaluate.neighbors import Graph
     from evaluate.search import SearchIndex
 
 
@@ -29,7 +29,7 @@ class SearchChoice:
     def graph(self, *, quiet: bool) -> tuple[FeatureFile | SearchIndex, Graph]:
         """Open the features or their index, and find the neighbors of each image."""
         from evaluate.feature_file import read_feature_file
-        from evaluate.neighbours import check_images, neighbour_graph
+        from evaluate.neighbors import check_images, neighbor_graph
         from evaluate.search import open_index
 
         file = (
@@ -38,7 +38,7 @@ class SearchChoice:
         make_folder(self.output)
         check_images(file, self.data)  # not after the search, which may take hours
         with share_progress("neighbors", quiet=quiet) as progress:
-            return file, neighbour_graph(file, on_progress=progress)
+            return file, neighbor_graph(file, on_progress=progress)
 
 
 search_options = option_group(

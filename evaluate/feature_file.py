@@ -20,7 +20,7 @@ from typing import Any, Final, cast
 import numpy as np
 
 from evaluate.feature_parts import FACTS_KEY, has_parts, open_parts
-from swav_tf.knn import Neighbours, find_neighbours
+from swav_tf.knn import Neighbors, find_neighbors
 from swav_tf.plumbing.errors import DataError, UsageError
 from swav_tf.plumbing.files import atomic_write, atomic_writes
 
@@ -65,16 +65,16 @@ class FeatureFile:
         label, index = int(self.labels[row]), int(self.index[row])
         return {"name": self.names[row], "label": label, "class": self.class_name(label), "index": index}
 
-    def neighbours(
+    def neighbors(
         self, queries: np.ndarray, *, k: int, on_progress: Callable[[float], None] = lambda _: None
-    ) -> Neighbours:
-        """Find the k features of highest cosine with each query (M, F); see `find_neighbours`.
+    ) -> Neighbors:
+        """Find the k features of highest cosine with each query (M, F); see `find_neighbors`.
 
         Raises:
             DataError: features are not finite.
         """
         try:
-            return find_neighbours(
+            return find_neighbors(
                 self.features, queries, k=k, normalized=self.normalized, on_progress=on_progress
             )
         except ValueError as error:  # callers check shapes and k, but not the values

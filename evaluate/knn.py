@@ -56,7 +56,7 @@ def knn_accuracies(
     """
     _check(known, asked, neighbors)
     truths = _truths(known, asked)
-    found = (index or known).neighbours(asked.features, k=max(neighbors), on_progress=on_progress)
+    found = (index or known).neighbors(asked.features, k=max(neighbors), on_progress=on_progress)
     classes = 1 + int(max(known.labels.max(), truths.max()))
     ranks = {k: np.empty(len(asked), np.int64) for k in neighbors}
     for start in range(0, len(asked), QUERIES):

@@ -22,7 +22,7 @@ from evaluate.page import FAINT, SERIES, STYLE, add_legend, inline_svg, new_axes
 from swav_tf.data.bad_images import BadImages
 from swav_tf.data.pictures import contact_sheet
 from swav_tf.data.views import ViewedImage, stack_views, view_batches
-from swav_tf.knn import BASELINES, baselines_of, find_neighbours
+from swav_tf.knn import BASELINES, baselines_of, find_neighbors
 from swav_tf.plumbing.errors import DataError
 from swav_tf.plumbing.names import printable
 from swav_tf.recipe.pretraining import Recipe
@@ -167,7 +167,7 @@ def _outputs(
 def _neighbors(found: FeatureFile, images: ImageSet, model: Backend, seed: int) -> list[dict[str, Any]]:
     """Return some images, each with its nearest neighbors."""
     rows = np.random.default_rng(seed).permutation(len(found))[:QUERIES]
-    near = find_neighbours(found.features, found.features[rows], k=min(NEIGHBORS + 1, len(found)))
+    near = find_neighbors(found.features, found.features[rows], k=min(NEIGHBORS + 1, len(found)))
 
     def picture(row: int, caption: str) -> tuple[PillowImage.Image, str, str]:
         known = found.class_name(int(found.labels[row]))

@@ -20,7 +20,7 @@ import numpy as np
 
 from evaluate.feature_file import class_name, companion
 from evaluate.feature_parts import FeatureParts, all_parts, open_parts, part_facts, read_facts
-from swav_tf.knn import Neighbours, find_neighbours, unit_rows
+from swav_tf.knn import Neighbors, find_neighbors, unit_rows
 from swav_tf.plumbing.errors import DataError, UsageError
 from swav_tf.plumbing.files import atomic_write, atomic_writes, locked_folder, remove_leftovers
 from swav_tf.plumbing.log import log
@@ -84,9 +84,9 @@ class SearchIndex:
         entry = self.parts.table.entry(row)
         return entry | {"class": class_name(entry["label"], self.facts["class_names"])}
 
-    def neighbours(
+    def neighbors(
         self, queries: np.ndarray, *, k: int, on_progress: Callable[[float], None] = lambda _: None
-    ) -> Neighbours:
+    ) -> Neighbors:
         """Find about the k features of highest cosine with each query (M, F); the cosines themselves are exact.
 
         `on_progress` is called with the share that is done, 0 to 1.
@@ -101,7 +101,7 @@ class SearchIndex:
                 best = np.argsort(-exact, kind="stable")[:k]
                 cosines[row], indices[row] = exact[best], rows[best]
             on_progress(min(1.0, (start + 1024) / len(queries)))
-        return Neighbours(cosines, indices)
+        return Neighbors(cosines, indices)
 
     def _candidates(self, asked: np.ndarray, count: int, k: int) -> Iterator[np.ndarray]:
         """Yield the rows in the nearest lists, at least k; all lists are searched if those have fewer."""
@@ -285,7 +285,7 @@ def _measure(engine: Any, parts: FeatureParts, facts: dict[str, Any]) -> dict[st
     """
     _, asked = _split(len(parts.features), engine.nlist, facts["seed"])
     queries, k = parts.features[asked], min(K, len(parts.features) - 1)
-    exact = _others(asked, find_neighbours(cast(np.ndarray, parts.features), queries, k=k + 1).indices)
+    exact = _others(asked, find_neighbors(cast(np.ndarray, parts.features), queries, k=k + 1).indices)
     order = engine.quantizer.search(unit_rows(queries), engine.nlist)[1]  # lists, the nearest first
     lists = engine.quantizer.search(unit_rows(parts.features[np.ravel(exact)]), 1)[1].reshape(-1, k)
     ranks = np.take_along_axis(np.argsort(order, axis=1), lists, axis=1)
@@ -294,7 +294,7 @@ def _measure(engine: Any, parts: FeatureParts, facts: dict[str, Any]) -> dict[st
     while True:
         found_by: dict[str, Any] = {"probes": probes, "candidates": candidates}
         index = SearchIndex(Path(), facts | found_by, parts, engine)
-        found = _others(asked, index.neighbours(queries, k=k + 1).indices)
+        found = _others(asked, index.neighbors(queries, k=k + 1).indices)
         recall = np.mean([len(set(one) & set(other)) / k for one, other in zip(exact, found, strict=True)])
         if recall >= RECALL or candidates >= min(MOST_RERANKED, len(parts.features)):
             return found_by | {"recall_at_10": float(recall), "recall_queries": len(asked)}

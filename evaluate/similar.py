@@ -82,7 +82,7 @@ def nearest_images(
     Raises:
         DataError: features are not finite.
     """
-    found = file.neighbours(features, k=k)
+    found = file.neighbors(features, k=k)
     return [
         [file.entry(row) | {"cosine": cosine, "row": row} for row, cosine in zip(rows, cosines, strict=True)]
         for rows, cosines in zip(found.indices.tolist(), found.cosines.tolist(), strict=True)

@@ -15,7 +15,7 @@ from evaluate.backends.checksums import CHECKSUMS, Checksum
 from evaluate.backends.onnx_metadata import Precision
 from evaluate.linear import fit_ridge
 from export.reference import Reference
-from swav_tf.knn import find_neighbours, vote
+from swav_tf.knn import find_neighbors, vote
 from swav_tf.plumbing.errors import DataError
 
 OVERLAP: Final = 10  # nearest images that are compared
@@ -234,7 +234,7 @@ def drop_by_chance(*, lost: int, won: int) -> float:
 def right_by_others(features: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Return for each image whether the k-NN of the others classifies it correctly, bool (n,)."""
     k = min(KNN, len(features) - 1)
-    found = find_neighbours(features, features, k=k + 1)
+    found = find_neighbors(features, features, k=k + 1)
     # An image is not always its own first neighbor: an equal one may come before it.
     others = found.indices != np.arange(len(features))[:, np.newaxis]
     others[others.all(axis=1), -1] = False
@@ -310,7 +310,7 @@ def _cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 def _overlap(a: np.ndarray, b: np.ndarray) -> float:
     """Return the mean share of nearest images that both have; each image finds itself, which does not count."""
-    near, other = (find_neighbours(features, features, k=OVERLAP + 1).indices for features in (a, b))
+    near, other = (find_neighbors(features, features, k=OVERLAP + 1).indices for features in (a, b))
     shared = [
         len({*x} & {*y} - {row}) for row, (x, y) in enumerate(zip(near.tolist(), other.tolist(), strict=True))
     ]

@@ -1,4 +1,4 @@
-"""Weighted k-nearest-neighbour classification by cosine (arXiv 1805.01978, section 3.4). No TensorFlow."""
+"""Weighted k-nearest-neighbor classification by cosine (arXiv 1805.01978, section 3.4). No TensorFlow."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ SLAB_ROWS = 65_536  # queries in memory during one pass over the features: 512 M
 
 
 @dataclass(frozen=True)
-class Neighbours:
+class Neighbors:
     """The k nearest features of each query, nearest first."""
 
     cosines: np.ndarray  # (M, k) float32
     indices: np.ndarray  # (M, k) int64, rows of the features
 
 
-def find_neighbours(
+def find_neighbors(
     features: np.ndarray,
     queries: np.ndarray,
     *,
     k: int,
     normalized: bool = False,
     on_progress: Callable[[float], None] = lambda _: None,
-) -> Neighbours:
+) -> Neighbors:
     """Find the k features of highest cosine with each query: exact, in blocks of both.
 
     Both arrays may be memory-mapped: only the blocks above and k neighbors of a slab of queries are in memory. The
     features are read once for each slab. Of features with equal cosines at the k-th place any may be returned.
 
     Args:
-        features: (N, F), any scale; rows are normalised here.
+        features: (N, F), any scale; rows are normalized here.
         queries: (M, F), likewise.
         k: neighbors, 1 <= k <= N.
         normalized: whether the features are from `unit_rows`, for many searches of few queries.
@@ -63,7 +63,7 @@ def find_neighbours(
             done += len(asked) * len(known)
             on_progress(done / total)
     order = np.argsort(-cosines, axis=1, kind="stable")
-    return Neighbours(np.take_along_axis(cosines, order, axis=1), np.take_along_axis(indices, order, axis=1))
+    return Neighbors(np.take_along_axis(cosines, order, axis=1), np.take_along_axis(indices, order, axis=1))
 
 
 def vote(cosines: np.ndarray, labels: np.ndarray, *, classes: int, temperature: float) -> np.ndarray:
@@ -95,7 +95,7 @@ def knn_accuracy(
     Raises:
         ValueError: k or the shapes do not match, or a feature is not finite.
     """
-    found = find_neighbours(features, queries, k=k)
+    found = find_neighbors(features, queries, k=k)
     classes, correct = int(labels.max()) + 1, 0
     for part in _blocks(len(queries), QUERY_ROWS):
         near = labels[found.indices[part]]

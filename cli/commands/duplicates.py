@@ -33,7 +33,7 @@ def command(search: SearchChoice, threshold: float | None, groups: int, report: 
     """
     file, graph = search.graph(quiet=report.quiet)
 
-    from evaluate.neighbours import find_groups, near_threshold, write_duplicates
+    from evaluate.neighbors import find_groups, near_threshold, write_duplicates
 
     reason = ""
     if threshold is None:

@@ -28,7 +28,7 @@ def command(search: SearchChoice, count: int, report: Report) -> None:
     """
     file, graph = search.graph(quiet=report.quiet)
 
-    from evaluate.neighbours import outlier_scores, write_outliers
+    from evaluate.neighbors import outlier_scores, write_outliers
 
     found = write_outliers(search.output, file, outlier_scores(graph), count=count, data=search.data)
     if report.as_json:

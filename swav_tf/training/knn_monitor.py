@@ -23,7 +23,7 @@ from swav_tf.data.labels import renumbered
 from swav_tf.data.multicrop import MultiCrop
 from swav_tf.data.sources import open_source, read_image
 from swav_tf.data.views import stack_views, view_batches
-from swav_tf.knn import BASELINES, baselines_of, comparison, find_neighbours, knn_accuracy, view_comparison
+from swav_tf.knn import BASELINES, baselines_of, comparison, find_neighbors, knn_accuracy, view_comparison
 from swav_tf.method.swav import SwAV
 from swav_tf.plumbing.errors import DataError
 from swav_tf.plumbing.log import log, log_once
@@ -231,8 +231,8 @@ class ViewEvaluator(_Evaluator):
         mean = (one.mean(axis=0) + other.mean(axis=0)) / 2  # pooled features are all alike
         one, other = one - mean, other - mean
         nearest = (
-            find_neighbours(one, other, k=1).indices[:, 0],
-            find_neighbours(other, one, k=1).indices[:, 0],
+            find_neighbors(one, other, k=1).indices[:, 0],
+            find_neighbors(other, one, k=1).indices[:, 0],
         )
         return float(np.mean(np.stack(nearest) == np.arange(len(one))))
 

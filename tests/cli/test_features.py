@@ -119,7 +119,7 @@ def test_clusters(model, tmp_path, output):
     assert json.loads(output(f"{line} --json"))["usage"] == document["usage"]
 
 
-# Bug caught: neighbours of another image.
+# Bug caught: neighbors of another image.
 def test_similar(model, files, tmp_path, output):
     line = f"similar {files}/digit.png --features {files}/test.npz --model {model} -k 3 --output {tmp_path}/x.png"
     near = json.loads(output(f"{line} --json"))["similar"]

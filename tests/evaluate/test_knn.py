@@ -32,9 +32,9 @@ def small_blocks(monkeypatch):
 # Bugs caught: a block's offset that is not added, a neighbor lost between two blocks or slabs, a later block that is
 # left out, rows that are not normalized, an order that is not by distance.
 @pytest.mark.parametrize("k", [1, 5, 16, 40, 211])
-def test_neighbours_are_scikit_learns(labeled, small_blocks, k):
+def test_neighbors_are_scikit_learns(labeled, small_blocks, k):
     (known, _), (asked, _) = labeled
-    found = knn.find_neighbours(known * 3, asked * 0.1, k=k)
+    found = knn.find_neighbors(known * 3, asked * 0.1, k=k)
     distances, indices = (
         NearestNeighbors(n_neighbors=k, metric="cosine", algorithm="brute").fit(known).kneighbors(asked)
     )
@@ -68,7 +68,7 @@ def test_memory_mapped_features_stay_on_disk(tmp_path):
     array[:] = np.random.default_rng(0).normal(size=array.shape)
     mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
     tracemalloc.start()
-    found = knn.find_neighbours(mapped, mapped[:50], k=3)
+    found = knn.find_neighbors(mapped, mapped[:50], k=3)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     np.testing.assert_array_equal(found.indices[:, 0], np.arange(50))
@@ -80,11 +80,11 @@ def test_invalid_searches_are_refused():
     rows = np.eye(4)
     for k in (0, 5):
         with pytest.raises(ValueError, match="from 1 to the number of features, 4"):
-            knn.find_neighbours(rows, rows, k=k)
+            knn.find_neighbors(rows, rows, k=k)
     with pytest.raises(ValueError, match="must match"):
-        knn.find_neighbours(rows, rows[:, :3], k=1)
+        knn.find_neighbors(rows, rows[:, :3], k=1)
     with pytest.raises(ValueError, match=r"must be finite. Received: 1 row"):
-        knn.find_neighbours(np.where(rows + np.arange(4) == 4, np.nan, rows), rows, k=1)
+        knn.find_neighbors(np.where(rows + np.arange(4) == 4, np.nan, rows), rows, k=1)
 
 
 def same(**facts):

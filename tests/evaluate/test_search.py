@@ -56,7 +56,7 @@ def test_an_index_finds_what_the_exact_search_finds(folder, tmp_path, monkeypatc
     assert facts["recall_at_10"] >= 0.99
     noise = np.random.default_rng(1).normal(size=(50, WIDTH))
     queries = file.features[np.arange(0, ROWS, 60)] + 0.1 * noise.astype(np.float32)
-    exact, found = file.neighbours(queries, k=10), index.neighbours(queries, k=10)
+    exact, found = file.neighbors(queries, k=10), index.neighbors(queries, k=10)
     both = zip(exact.indices, found.indices, strict=True)
     assert np.mean([len(np.intersect1d(one, other)) for one, other in both]) > 9.6
     near = file.features[found.indices[7]]
@@ -65,7 +65,7 @@ def test_an_index_finds_what_the_exact_search_finds(folder, tmp_path, monkeypatc
     assert (np.diff(found.cosines, axis=1) <= 0).all()
     assert index.entry(2500) == file.entry(2500)
     assert index.entry(2500)["name"] == "n2500"
-    all_of_them = index.neighbours(queries[:1], k=ROWS)
+    all_of_them = index.neighbors(queries[:1], k=ROWS)
     assert sorted(all_of_them.indices[0].tolist()) == list(range(ROWS)) or "PQ" in kind
     assert not (tmp_path / "x.index.work").exists()
 

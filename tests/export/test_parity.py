@@ -83,7 +83,7 @@ def test_gates(reference, precision, passing, failing):
         assert compare(reference, outputs, gate=GATES[precision]).passed is (noise == passing)
 
 
-# Bug caught: features within the cosine gate whose neighbours are of other classes.
+# Bug caught: features within the cosine gate whose neighbors are of other classes.
 def test_the_knn_gate(reference):
     spoilt = reference.outputs["features"].copy()
     spoilt[:50] = spoilt[:50].mean(axis=0) + 0.05 * spoilt[:50][np.random.default_rng(0).permutation(50)]

@@ -83,8 +83,8 @@ def test_the_sensitive_convolution_stays_in_float(graph, images, logged):
     data = ranges.data
     low, high = (float(np.ravel(end)[0]) for end in data[victim.input[0]].range_value)
     relu = made_by(graph)[victim.input[0]]
-    neighbour = made_by(graph)[relu.input[0]]
-    assert (relu.op_type, neighbour.op_type) == ("Relu", "Conv")
+    neighbor = made_by(graph)[relu.input[0]]
+    assert (relu.op_type, neighbor.op_type) == ("Relu", "Conv")
     data[victim.input[0]] = TensorData(lowest=np.float32(low * 300), highest=np.float32(high * 300))
 
     def in_int8(model):
@@ -96,7 +96,7 @@ def test_the_sensitive_convolution_stays_in_float(graph, images, logged):
 
     quantized, kept = quantize_within(graph, ranges, images, failures_of=failures_of)
     # Which of the two is worse alone depends on the processor's rounding.
-    assert {victim.name} <= set(kept) <= {victim.name, neighbour.name}
+    assert {victim.name} <= set(kept) <= {victim.name, neighbor.name}
     assert len(in_int8(quantized)) == 6 - len(kept)
     assert "6 convolutions" in logged[0]
 

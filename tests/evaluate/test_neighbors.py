@@ -8,10 +8,10 @@ from PIL import Image
 from cli.search_options import SearchChoice
 from evaluate.feature_file import read_feature_file
 from evaluate.features import extract_features
-from evaluate.neighbours import (
+from evaluate.neighbors import (
     find_groups,
     near_threshold,
-    neighbour_graph,
+    neighbor_graph,
     outlier_scores,
     write_duplicates,
     write_outliers,
@@ -40,7 +40,7 @@ def table(path):
 # Bugs caught: an image that is its own duplicate, groups that are merged or cut, a near copy that is called exact, a
 # group of the first images only, pictures or names of other images.
 def test_duplicates(tmp_path, file):
-    groups = find_groups(neighbour_graph(file), 0.99)
+    groups = find_groups(neighbor_graph(file), 0.99)
     report = write_duplicates(tmp_path, file, groups, shown=1)
     assert report == {"groups": 2, "images": 5, "exact_copies": 2}
     found = {}
@@ -57,12 +57,12 @@ def test_duplicates(tmp_path, file):
 
 # Bug caught: an error after hours of search, whose result is lost.
 def test_moved_images_are_noticed_before_the_search(tmp_path, file, folders, monkeypatch):
-    monkeypatch.setattr("evaluate.neighbours.neighbour_graph", lambda *_, **__: "graph")
+    monkeypatch.setattr("evaluate.neighbors.neighbor_graph", lambda *_, **__: "graph")
     moved = tmp_path / "moved"
     for data, place in ((None, folders), (str(moved), moved)):
         folders.rename(place)
         assert SearchChoice(file.path, None, tmp_path / "out", data).graph(quiet=True)[1] == "graph"
-    monkeypatch.setattr("evaluate.neighbours.neighbour_graph", lambda *_, **__: pytest.fail("searched first"))
+    monkeypatch.setattr("evaluate.neighbors.neighbor_graph", lambda *_, **__: pytest.fail("searched first"))
     with pytest.raises(DataError, match=str(folders)):
         SearchChoice(file.path, None, tmp_path / "out", None).graph(quiet=True)
 
@@ -71,7 +71,7 @@ def test_moved_images_are_noticed_before_the_search(tmp_path, file, folders, mon
 def test_many_equal_images():
     features = np.random.default_rng(0).normal(size=(60, 8)).astype(np.float32)
     features[:40] = features[0]
-    graph = neighbour_graph(feature_file(features, np.zeros(60)), k=5)
+    graph = neighbor_graph(feature_file(features, np.zeros(60)), k=5)
     assert not (graph.indices == np.arange(60)[:, np.newaxis]).any()
     [group] = find_groups(graph, 0.999)
     assert group.rows == list(range(40))
@@ -81,7 +81,7 @@ def test_many_equal_images():
 def test_cosines_are_of_standardized_features():
     features = 100 + np.random.default_rng(0).normal(size=(500, 16)).astype(np.float32)
     features[1] = features[0] + 0.01
-    graph = neighbour_graph(feature_file(features, np.zeros(500)))
+    graph = neighbor_graph(feature_file(features, np.zeros(500)))
     assert [group.rows for group in find_groups(graph, 0.9)] == [[0, 1]]
 
 
@@ -93,10 +93,10 @@ def test_the_default_threshold_fits_any_network(spread):
         size=(1000, 64)
     )
     features[500:540] = features[:40] + 0.05 * spread * draw.normal(size=(40, 64))
-    graph = neighbour_graph(feature_file(features.astype(np.float32), np.zeros(1000)))
+    graph = neighbor_graph(feature_file(features.astype(np.float32), np.zeros(1000)))
     pairs = sorted(group.rows for group in find_groups(graph, near_threshold(graph)))
     assert pairs == [[row, 500 + row] for row in range(40)]
-    equal = neighbour_graph(feature_file(np.tile(features[:1].astype(np.float32), (50, 1)) + 1, np.zeros(50)))
+    equal = neighbor_graph(feature_file(np.tile(features[:1].astype(np.float32), (50, 1)) + 1, np.zeros(50)))
     assert near_threshold(equal) < 1
 
 
@@ -104,14 +104,14 @@ def test_the_default_threshold_fits_any_network(spread):
 def test_foreign_images_are_outliers():
     features = np.random.default_rng(0).normal(size=(500, 16)).astype(np.float32)
     features[490:] = 3 * features[:10]
-    scores = outlier_scores(neighbour_graph(feature_file(features, np.zeros(500))))
+    scores = outlier_scores(neighbor_graph(feature_file(features, np.zeros(500))))
     assert set(np.argsort(-scores)[:10]) == set(range(490, 500))
     assert np.median(scores) == pytest.approx(1)
 
 
 # Bugs caught: the most usual images instead of the least; scores of other images.
 def test_outliers(tmp_path, file):
-    scores = outlier_scores(neighbour_graph(file, k=3))
+    scores = outlier_scores(neighbor_graph(file, k=3))
     found = write_outliers(tmp_path, file, scores, count=4)
     highest = -np.sort(-scores)[:4]
     assert [each["score"] for each in found] == pytest.approx(highest.tolist(), abs=1e-4)

@@ -53,7 +53,7 @@ class Group:
     cosines: list[float]
 
 
-def neighbour_graph(
+def neighbor_graph(
     file: FeatureFile | SearchIndex,
     *,
     k: int = NEAREST,
@@ -78,7 +78,7 @@ def neighbour_graph(
     for start in range(0, total, BLOCK):
         here = slice(start, min(start + BLOCK, total))
         own = np.arange(here.start, here.stop)[:, np.newaxis]
-        near = file.neighbours(features[here], k=k + 1).indices
+        near = file.neighbors(features[here], k=k + 1).indices
         # The image itself is left out; where equal ones have taken its place, the last of them is.
         others = np.argsort(near == own, axis=1, kind="stable")[:, :k]
         indices[here] = np.take_along_axis(near, others, axis=1)
@@ -268,4 +268,4 @@ def _write_page(
 ) -> None:
     subtitle = f"Features {file.path}, images {images.settings.path or images.settings.kind}"
     page = {"title": title, "subtitle": subtitle, "tiles": tiles, "text": text, "cards": cards}
-    write_page(folder / "index.html", "neighbours.html.jinja", **page)
+    write_page(folder / "index.html", "neighbors.html.jinja", **page)
