@@ -13,6 +13,8 @@ from swav_tf.plumbing.log import log
 from tests.ports import reserve_port
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+# TensorFlow's own allocator on the CPU never returns memory to the system, which would add up to 3 GB.
+os.environ.setdefault("TF_ONEDNN_USE_SYSTEM_ALLOCATOR", "1")
 os.environ["KERAS_BACKEND"] = "tensorflow"
 os.environ["MPLBACKEND"] = "Agg"
 
