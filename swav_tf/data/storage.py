@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import glob
+import io
 import os
 import stat
+import struct
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -218,7 +220,7 @@ def opened(path: str) -> Iterator[Any]:
         with open(native(path), "rb", buffering=0) as local:
             yield local
         return
-    with _remote(path) as (files, inner), files.open(inner, "rb") as file:
+    with _remote(path) as (files, inner), _stored(path, files, inner) or files.open(inner, "rb") as file:
         yield file
 
 
@@ -229,7 +231,11 @@ def read_range(path: str, offset: int, length: int) -> bytes:
     """
     if is_remote(path):
         with _remote(path) as (files, inner):
-            return bytes(files.cat_file(inner, start=offset, end=offset + length))
+            if (stored := _stored(path, files, inner)) is None:
+                return bytes(files.cat_file(inner, start=offset, end=offset + length))
+            with stored:
+                stored.seek(offset)
+                return stored.read(length) or b""
     descriptor = os.open(native(path), os.O_RDONLY)
     try:
         data = os.pread(descriptor, length, offset)
@@ -265,6 +271,63 @@ def _open_zip(archive: str, stamp: str, process: int) -> Any:
     return ZipFileSystem(archive)
 
 
+class _Stored(io.RawIOBase):
+    """An uncompressed file in a local zip file.
+
+    zipfile itself has one position for all threads: up to Python 3.13, reads after a seek can return other bytes.
+    """
+
+    def __init__(self, archive: str, start: int, size: int) -> None:
+        self._file = os.open(archive, os.O_RDONLY)
+        self._start, self._size, self._position = start, size, 0
+
+    def readable(self) -> bool:
+        """Return True."""
+        return True
+
+    def seekable(self) -> bool:
+        """Return True."""
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Move to a position, and return it."""
+        self._position = offset + (0, self._position, self._size)[whence]
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        """Read at the position."""
+        length = max(0, min(len(buffer), self._size - self._position))
+        data = os.pread(self._file, length, self._start + self._position)
+        buffer[: len(data)] = data
+        self._position += len(data)
+        return len(data)
+
+    def close(self) -> None:
+        """Close the archive."""
+        if not self.closed:
+            os.close(self._file)
+        super().close()
+
+
+def _stored(path: str, files: Any, inner: str) -> _Stored | None:
+    """Open a file in a local zip file; None if it is compressed or somewhere else."""
+    if (archive := _local_zip(path)) is None:
+        return None
+    member = files.zip.NameToInfo.get(inner)
+    if member is None or member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 1:  # encrypted
+        return None
+    header = read_range(archive, member.header_offset, 30)
+    return _Stored(
+        archive, member.header_offset + 30 + sum(struct.unpack("<HH", header[26:])), member.file_size
+    )
+
+
+def _local_zip(path: str) -> str | None:
+    """Return the local zip file that a path points into."""
+    inner, _, archive = path.partition("::")
+    return archive if inner.startswith("zip://") and "://" not in archive else None
+
+
 @contextmanager
 def _remote(path: str) -> Iterator[tuple[Any, str]]:
     """Yield the file system of a path and the path in it; report errors of its client library as OSErrors.
@@ -274,14 +337,11 @@ def _remote(path: str) -> Iterator[tuple[Any, str]]:
     """
     from fsspec.core import url_to_fs
 
-    inner, _, archive = path.partition("::")
-    in_local_zip = inner.startswith("zip://") and "://" not in archive
+    archive = _local_zip(path)
     try:
-        if in_local_zip:
-            files, inner = (
-                _open_zip(archive, _local_stamp(archive), os.getpid()),
-                inner.removeprefix("zip://"),
-            )
+        if archive is not None:
+            files = _open_zip(archive, _local_stamp(archive), os.getpid())
+            inner = path.partition("::")[0].removeprefix("zip://")
         else:
             files, inner = url_to_fs(path)
     except zipfile.BadZipFile as error:

@@ -92,6 +92,24 @@ def test_the_same_images_in_the_same_order(places, monkeypatch, place, kind, fol
     assert report.bad_shards == ({} if folder == "shards" else None)
 
 
+# Bug caught: bytes of another place, where zipfile seeks from the position that another thread has left.
+@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_files_in_a_zip_file_are_read_at_positions_of_their_own(tmp_path, compression):
+    content = np.random.default_rng(0).bytes(100_000)
+    with zipfile.ZipFile(tmp_path / "x.zip", "w", compression) as zipped:
+        zipped.writestr("first", content[::-1])
+        zipped.writestr("folder/second", content)
+    first, second = (f"zip://{name}::{tmp_path / 'x.zip'}" for name in ("first", "folder/second"))
+    with storage.opened(second) as file:
+        assert storage.read_file(first) == content[::-1]
+        assert (file.seek(50_000), file.read(10)) == (50_000, content[50_000:50_010])
+        assert storage.read_range(first, 99_990, 100) == content[:10][::-1]
+        assert (file.seek(-20, 2), file.read()) == (99_980, content[-20:])
+        assert (file.seek(10), file.tell(), file.read(5)) == (10, 10, content[10:15])
+    with pytest.raises(FileNotFoundError), storage.opened(f"{second}.absent"):
+        pass
+
+
 # Bugs caught: the folder that was packed taken for a class, and the one that macOS adds.
 def test_a_zip_file_is_read_as_the_folder_in_it(places, tmp_path):
     local, archive = places["local"]("images"), tmp_path / "photos.ZIP"

@@ -142,7 +142,7 @@ def test_classes_of_validation_images_are_matched_by_name(tmp_path):
         "path": str(tmp_path / "train"),
         "validation_path": str(tmp_path / "val"),
     }
-    recipe = tiny_recipe(monitor__knn_neighbors=3, **{f"data__{key}": value for key, value in data.items()})
+    recipe = tiny_recipe(monitor__knn_neighbours=3, **{f"data__{key}": value for key, value in data.items()})
     source = open_source(recipe.data)
     evaluator = KNNEvaluator(None, recipe, source)
     for query, label in zip(evaluator.queries, evaluator.query_labels, strict=True):
