@@ -1,5 +1,7 @@
 """The released layout: same names, same numbers, same outputs."""
 
+import gc
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -12,6 +14,13 @@ from swav_tf.weights.layout import Sizes, slots
 from swav_tf.weights.torch_files import read_torch_zip, write_torch_file
 from tests.swav_models import tiny_recipe
 from tests.weights.released import features, project, random_state, released_keys
+
+
+@pytest.fixture(autouse=True)
+def networks_released():
+    """Release each network after its test: together they take 3 GB."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture(scope="module")
