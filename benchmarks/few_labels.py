@@ -36,6 +36,8 @@ from swav_tf.training.pretrain import pretrain
 
 NEIGHBORS = 20
 LONGER = ("train.epochs=120", "optimizer.decay_epochs=[72, 96]", "optimizer.backbone_learning_rate=0.2")
+# For pretrained networks on images of your own: about the ratio of rates of the published recipe for 1 % of the labels.
+SLOW_BACKBONE = "optimizer.backbone_learning_rate=0.002"
 FEW_IMAGES = 120
 FEW = ("train.batch_size=8",)
 
@@ -75,8 +77,9 @@ def study(run: Path, folder: Path, seed: int, options: argparse.Namespace) -> di
             if remark and (few or options.short):
                 continue
             once = [*settings, subset, "monitor.tensorboard=false", "monitor.validate_every_epochs=1000"]
-            tuning = load_recipe_of(FinetuneRecipe, "finetune_digits", [*once, *changes])
             for what, from_scratch in (("fine-tuned from SwAV", False), ("from scratch", True)):
+                slow = [SLOW_BACKBONE] if options.images and not from_scratch else []
+                tuning = load_recipe_of(FinetuneRecipe, "finetune_digits", [*once, *changes, *slow])
                 place = f"{what}-{share:g}{remark}".replace(" ", "-")
                 result = finetune(
                     tuning, model=run, run_dir=folder / place, from_scratch=from_scratch, quiet=True

@@ -196,7 +196,7 @@ def _resolve_shares(values: dict[str, Any]) -> None:
     sections = [values.get(name) for name in ("train", "optimizer", "method")]
     train, optimizer, method = (section if isinstance(section, dict) else {} for section in sections)
     epochs = train.get("epochs")
-    if not isinstance(epochs, int) or isinstance(epochs, bool):
+    if not isinstance(epochs, int) or isinstance(epochs, bool) or epochs > 10**9:
         epochs = 1000  # validation reports it; its shares are not reported again
 
     def resolved(length: Any) -> Any:

@@ -171,8 +171,10 @@ class Optimizer(Section):
 class Train(Section):
     """How long, how large, on what."""
 
-    epochs: int = Field(..., ge=1, description="passes over the images")
-    batch_size: int = Field(..., ge=2, description="images of one optimizer step over all replicas (global)")
+    epochs: int = Field(..., ge=1, le=10**9, description="passes over the images")
+    batch_size: int = Field(
+        ..., ge=2, le=10**9, description="images of one optimizer step over all replicas (global)"
+    )
     accumulation_steps: int = Field(1, ge=1, description="parts of a batch, computed one after another")
     precision: Literal["float32", "mixed_float16", "mixed_bfloat16"] = Field(
         "mixed_float16", description="Keras dtype policy of backbone and head"

@@ -143,13 +143,13 @@ class RunFolder:
             save_recipe(recipe, path)
 
     def keep_metrics_until(self, step: int) -> None:
-        """Remove the lines of metrics.jsonl that a resumed run will write again."""
+        """Remove the lines of metrics.jsonl that a resumed run will write again; from step 0 it writes all."""
         if not self.writer or not self.metrics.exists():
             return
         kept = []
         for line in self.metrics.read_text().splitlines():
             with contextlib.suppress(ValueError, KeyError):  # a killed run may have left half a line
-                if json.loads(line)["step"] <= step:
+                if step and json.loads(line)["step"] <= step:
                     kept.append(line + "\n")
         with atomic_write(self.metrics) as partial:
             partial.write_text("".join(kept))

@@ -113,12 +113,14 @@ def test_a_setting_unknown_to_an_earlier_version_had_its_default(tmp_path):
 
 
 # Bug caught: lines that appear twice after a resume; a cut last line that breaks the file.
-def test_metrics_after_the_checkpoint_are_removed(tmp_path):
+# Baselines are written at step 0. A run that ended before its first checkpoint writes them again.
+@pytest.mark.parametrize(("step", "kept"), [(2, [0, 1, 2]), (0, [])])
+def test_metrics_after_the_checkpoint_are_removed(tmp_path, step, kept):
     folder = RunFolder(tmp_path)
-    lines = [json.dumps({"kind": "step", "step": step}) for step in (1, 2, 3)]
+    lines = [json.dumps({"kind": "step", "step": step}) for step in (0, 1, 2, 3)]
     folder.metrics.write_text("\n".join(lines) + '\n{"kind": "st')
-    folder.keep_metrics_until(2)
-    assert [json.loads(line)["step"] for line in folder.metrics.read_text().splitlines()] == [1, 2]
+    folder.keep_metrics_until(step)
+    assert [json.loads(line)["step"] for line in folder.metrics.read_text().splitlines()] == kept
 
 
 # Bugs caught: --fresh that deletes what was computed, or the record of collapsed attempts before anything is checked; that
