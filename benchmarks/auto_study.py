@@ -66,7 +66,7 @@ def _linear(model: SwAV | None, recipe: Recipe) -> float:
         else pixel_features(source, part, recipe.data)
         for part in (known, queries)
     ]
-    labels = [np.array([source.label(int(i)) for i in part]) for part in (known, queries)]
+    labels = [source.labels(part) for part in (known, queries)]
     return linear_accuracy(features[0], labels[0], features[1], labels[1])
 
 

@@ -55,7 +55,7 @@ def study(run: Path, folder: Path, seed: int, options: argparse.Namespace) -> di
     model, pretraining = load_swav(run)
     sources = open_source(recipe.data), open_source(recipe.data, validation=True)
     features = [extract_features(model, source, range(len(source)), pretraining.data) for source in sources]
-    labels = [np.array([source.label(i) for i in range(len(source))]) for source in sources]
+    labels = [source.labels() for source in sources]
     row(f"{NEIGHBORS}-NN | 100 %", knn_accuracy(features[0], labels[0], features[1], labels[1], k=NEIGHBORS))
     for name, train, place in (
         ("linear probe, SGD on crops | 100 %", probe, "probe"),

@@ -46,8 +46,9 @@ def by_swav_tf(images: Path, test: Path, run: Path, settings: list[str]) -> tupl
     judged = []
     for path in images, test:
         source = open_source(Data(kind="class_folders", path=str(path)))
-        labels = np.array([source.label(index) for index in range(len(source))])
-        judged.append((extract_features(result.model, source, range(len(source)), recipe.data), labels))
+        judged.append(
+            (extract_features(result.model, source, range(len(source)), recipe.data), source.labels())
+        )
     return result.summary["loss_last"], judged[0], judged[1]
 
 

@@ -109,7 +109,7 @@ def _linear_accuracies(model: Any, recipe: Recipe) -> dict[str, float]:
         chosen = np.sort(np.random.default_rng(0).permutation(len(source))[:MEASURED])
         sets.append(
             {
-                "labels": np.array([source.label(i) for i in chosen.tolist()]),
+                "labels": source.labels(chosen),
                 "_random_init": extract_features(untrained, source, chosen, settings),
                 "_raw_pixels": pixel_features(source, chosen, settings),
                 "": extract_features(model, source, chosen, settings),

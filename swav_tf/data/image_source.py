@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -45,6 +45,11 @@ class ImageSource:
     def label(self, index: int) -> int:
         """Return the class of image `index`, from 0; -1 if it has none."""
         return -1 if self._labels is None else int(self._labels[index])
+
+    def labels(self, indices: Iterable[int] | None = None) -> npt.NDArray[np.int64]:
+        """Return the classes of images, by default of all, (n,)."""
+        chosen = range(len(self)) if indices is None else indices
+        return np.array([self.label(int(index)) for index in chosen], np.int64)
 
     def image_name(self, index: int) -> str:
         """Return the name of image `index` in the source, such as a path relative to its folder."""

@@ -109,7 +109,7 @@ def _are_numbers(names: Sequence[str]) -> bool:
 
 
 def _numbers_of(source: ImageSource) -> tuple[str, ...]:
-    return tuple(map(str, sorted({source.label(index) for index in range(len(source))})))
+    return tuple(map(str, np.unique(source.labels()).tolist()))
 
 
 def _report_missing(names: Sequence[str], labels: npt.NDArray[np.int64], what: str) -> None:
@@ -126,7 +126,7 @@ def numbered(count: int) -> tuple[str, ...]:
 
 
 def _labels(source: ImageSource, what: str) -> npt.NDArray[np.int64]:
-    labels = np.array([source.label(index) for index in range(len(source))], np.int64)
+    labels = source.labels()
     unlabeled = int((labels < 0).sum())
     if unlabeled:
         raise DataError(

@@ -6,8 +6,6 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from swav_tf.data.image_source import ImageSource
 from swav_tf.data.shard_index import INDEX, PLAN, WHOLE_LABELS, part_counts
 from swav_tf.data.sources import fingerprint
@@ -59,5 +57,5 @@ class PartOfImages(Subset):
 
 def labels_sha256(source: ImageSource) -> str:
     """Return the SHA-256 of the labels of all images and of the names of the classes."""
-    labels = np.array([source.label(index) for index in range(len(source))], "<i8")
+    labels = source.labels().astype("<i8", copy=False)
     return hashlib.sha256(labels.tobytes() + name_bytes("\0".join(source.class_names))).hexdigest()

@@ -361,7 +361,7 @@ def _write_index(
     """Write the index of all shards, then remove the plan."""
     output, source = packing.output, packing.source
     paths = [output / name for name in packing.runs]
-    labels = np.array([source.label(index) for index in range(len(source))], np.int64)
+    labels = source.labels()
     tables, sums, done = [], [], 0
     with ThreadPoolExecutor(threads) as pool:
         found = pool.map(lambda path: (record_table(str(path)), file_sha256(path)), paths)

@@ -54,7 +54,7 @@ def draw_subset(source: ImageSource, *, share: float, seed: int) -> list[str]:
     Raises:
         DataError: images have no class, or a name that a list cannot contain.
     """
-    labels = np.array([source.label(index) for index in range(len(source))])
+    labels = source.labels()
     if (labels < 0).any():
         raise DataError(
             f"A share of each class needs images with classes. Received: {(labels < 0).sum():,} of "

@@ -298,5 +298,5 @@ def verdict(found: dict[str, Any], queries: int) -> tuple[int, str]:
 
 def _labeled(source: ImageSource, indices: Indices) -> tuple[Indices, Indices]:
     """Return those of the images that have a label, and the labels."""
-    labels = np.array([source.label(int(index)) for index in indices], np.int64)
+    labels = source.labels(indices)
     return indices[labels >= 0], labels[labels >= 0]
