@@ -39,6 +39,13 @@ def memory_released():
 
 
 @pytest.fixture
+def networks_released():
+    """Release each network after its test: those of a file together can take 3 GB."""
+    yield
+    gc.collect()
+
+
+@pytest.fixture
 def port() -> int:
     """Reserve a port where nothing listens unless the test does."""
     return reserve_port()

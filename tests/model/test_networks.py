@@ -12,6 +12,8 @@ from swav_tf.training.build import build_swav
 from swav_tf.weights.layout import Sizes, slots
 from tests.swav_models import tiny_recipe
 
+pytestmark = pytest.mark.usefixtures("networks_released")
+
 
 def parameters(model):
     return sum(int(np.prod(v.shape)) for v in model.trainable_variables)

@@ -1,7 +1,5 @@
 """The released layout: same names, same numbers, same outputs."""
 
-import gc
-
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -15,12 +13,7 @@ from swav_tf.weights.torch_files import read_torch_zip, write_torch_file
 from tests.swav_models import tiny_recipe
 from tests.weights.released import features, project, random_state, released_keys
 
-
-@pytest.fixture(autouse=True)
-def networks_released():
-    """Release each network after its test: together they take 3 GB."""
-    yield
-    gc.collect()
+pytestmark = pytest.mark.usefixtures("networks_released")
 
 
 @pytest.fixture(scope="module")
