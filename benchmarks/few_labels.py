@@ -36,8 +36,6 @@ from swav_tf.training.pretrain import pretrain
 
 NEIGHBORS = 20
 LONGER = ("train.epochs=120", "optimizer.decay_epochs=[72, 96]", "optimizer.backbone_learning_rate=0.2")
-# For pretrained networks on images of your own: about the ratio of rates of the published recipe for 1 % of the labels.
-SLOW_BACKBONE = "optimizer.backbone_learning_rate=0.002"
 FEW_IMAGES = 120
 FEW = ("train.batch_size=8",)
 
@@ -78,8 +76,9 @@ def study(run: Path, folder: Path, seed: int, options: argparse.Namespace) -> di
                 continue
             once = [*settings, subset, "monitor.tensorboard=false", "monitor.validate_every_epochs=1000"]
             for what, from_scratch in (("fine-tuned from SwAV", False), ("from scratch", True)):
-                slow = [SLOW_BACKBONE] if options.images and not from_scratch else []
-                tuning = load_recipe_of(FinetuneRecipe, "finetune_digits", [*once, *changes, *slow])
+                rate = options.backbone_rate if not from_scratch else None
+                slow = [] if rate is None else [f"optimizer.backbone_learning_rate={rate}"]
+                tuning = load_recipe_of(FinetuneRecipe, "finetune_digits", [*once, *slow, *changes])
                 place = f"{what}-{share:g}{remark}".replace(" ", "-")
                 result = finetune(
                     tuning, model=run, run_dir=folder / place, from_scratch=from_scratch, quiet=True
@@ -115,6 +114,7 @@ def main() -> None:
     parser.add_argument("--images", type=Path, nargs=2, metavar=("TRAIN", "TEST"), help="default: the digits")
     parser.add_argument("--shares", type=float, nargs="+", default=[0.1, 0.02])
     parser.add_argument("--short", action="store_true")
+    parser.add_argument("--backbone-rate", type=float, help="of pretrained backbones; default: the recipe's")
     parser.add_argument("--run", type=Path, nargs="+", help="finished runs of the demo's recipe, one a seed")
     arguments = parser.parse_args()
     if arguments.run and len(arguments.run) != len(arguments.seeds):

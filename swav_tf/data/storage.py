@@ -291,8 +291,11 @@ class _Stored(io.RawIOBase):
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         """Move to a position, and return it."""
-        self._position = offset + (0, self._position, self._size)[whence]
-        return self._position
+        position = offset + (0, self._position, self._size)[whence]
+        if position < 0:  # as of a file: the bytes before are not this file's
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        self._position = position
+        return position
 
     def readinto(self, buffer: Any) -> int:
         """Read at the position."""
@@ -310,13 +313,15 @@ class _Stored(io.RawIOBase):
 
 
 def _stored(path: str, files: Any, inner: str) -> _Stored | None:
-    """Open a file in a local zip file; None if it is compressed or somewhere else."""
+    """Open a file in a local zip file; None if it is compressed or somewhere else, or its header is damaged."""
     if (archive := _local_zip(path)) is None:
         return None
     member = files.zip.NameToInfo.get(inner)
     if member is None or member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 1:  # encrypted
         return None
     header = read_range(archive, member.header_offset, 30)
+    if len(header) < 30 or not header.startswith(b"PK\3\4"):
+        return None  # zipfile reports it
     return _Stored(
         archive, member.header_offset + 30 + sum(struct.unpack("<HH", header[26:])), member.file_size
     )

@@ -25,7 +25,7 @@ from swav_tf.plumbing.errors import RecipeError
 from swav_tf.plumbing.files import atomic_write, read_text
 from swav_tf.recipe.classifier import FinetuneRecipe, ProbeRecipe
 from swav_tf.recipe.explain import did_you_mean, dotted, explain_errors, shown
-from swav_tf.recipe.pretraining import Recipe
+from swav_tf.recipe.pretraining import MOST, Recipe
 
 AnyRecipe = Recipe | ProbeRecipe | FinetuneRecipe
 Wanted = TypeVar("Wanted", Recipe, ProbeRecipe, FinetuneRecipe)
@@ -196,7 +196,7 @@ def _resolve_shares(values: dict[str, Any]) -> None:
     sections = [values.get(name) for name in ("train", "optimizer", "method")]
     train, optimizer, method = (section if isinstance(section, dict) else {} for section in sections)
     epochs = train.get("epochs")
-    if not isinstance(epochs, int) or isinstance(epochs, bool) or epochs > 10**9:
+    if not isinstance(epochs, int) or isinstance(epochs, bool) or epochs > MOST:
         epochs = 1000  # validation reports it; its shares are not reported again
 
     def resolved(length: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Final, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
@@ -168,12 +168,15 @@ class Optimizer(Section):
     trust_coefficient: float = Field(0.001, gt=0, description="trust coefficient of lars")
 
 
+MOST: Final = 10**9  # epochs, or images of a batch; huge integers do not fit into a float
+
+
 class Train(Section):
     """How long, how large, on what."""
 
-    epochs: int = Field(..., ge=1, le=10**9, description="passes over the images")
+    epochs: int = Field(..., ge=1, le=MOST, description="passes over the images")
     batch_size: int = Field(
-        ..., ge=2, le=10**9, description="images of one optimizer step over all replicas (global)"
+        ..., ge=2, le=MOST, description="images of one optimizer step over all replicas (global)"
     )
     accumulation_steps: int = Field(1, ge=1, description="parts of a batch, computed one after another")
     precision: Literal["float32", "mixed_float16", "mixed_bfloat16"] = Field(

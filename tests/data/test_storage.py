@@ -108,6 +108,14 @@ def test_files_in_a_zip_file_are_read_at_positions_of_their_own(tmp_path, compre
         assert (file.seek(10), file.tell(), file.read(5)) == (10, 10, content[10:15])
     with pytest.raises(FileNotFoundError), storage.opened(f"{second}.absent"):
         pass
+    if compression == zipfile.ZIP_STORED:
+        with storage.opened(second) as file, pytest.raises(OSError, match="Invalid argument"):
+            file.seek(-100_001, 2)
+    damaged = bytearray((tmp_path / "x.zip").read_bytes())
+    damaged[:2] = b"xx"  # the header of the first file
+    (tmp_path / "y.zip").write_bytes(damaged)
+    with pytest.raises(OSError, match="magic number"):
+        storage.read_range(f"zip://first::{tmp_path / 'y.zip'}", 0, 10)
 
 
 # Bugs caught: the folder that was packed taken for a class, and the one that macOS adds.
