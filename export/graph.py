@@ -151,7 +151,7 @@ def build_graph(
             return forward(images)
 
     model, _ = tf2onnx.convert.from_function(
-        tf.function(with_kernels, input_signature=signature),
+        tf.function(with_kernels, autograph=False, input_signature=signature),
         input_signature=signature,
         opset=OPSET,
         inputs_as_nchw=["images"] if graph_input == "float32" else None,

@@ -54,7 +54,7 @@ class KerasBackend(Backend):
             features = model.features(images)
             return (features, *model.project(features)) if has_head else (features,)
 
-        self._compute = tf.function(compute, reduce_retracing=True)
+        self._compute = tf.function(compute, autograph=False, reduce_retracing=True)
 
     def _run(self, images: np.ndarray) -> dict[str, np.ndarray]:
         return {name: out.numpy() for name, out in zip(self.outputs, self._compute(images), strict=True)}

@@ -73,7 +73,7 @@ class Classifier(ReplicatedModel):
             features = tf.stop_gradient(features)
         return self.classifier(tf.cast(features, tf.float32))
 
-    @tf.function(reduce_retracing=True)
+    @tf.function(autograph=False, reduce_retracing=True)
     def probabilities(self, images: tf.Tensor) -> tf.Tensor:
         """Return probabilities (n, C), float32, of uint8 images (n, size, size, 3), in inference mode."""
         return tf.nn.softmax(self(images, training=False))

@@ -306,7 +306,7 @@ def mean_over_workers(strategy: tf.distribute.Strategy, numbers: Sequence[float]
 
     # TensorFlow warns of collectives outside of a function, and of one that it traces at every call; a partial function
     # is new to it each time.
-    totals = tf.function(functools.partial(strategy.run, total))()
+    totals = tf.function(functools.partial(strategy.run, total), autograph=False)()
     # Each replica of a worker has added its numbers.
     sums = strategy.experimental_local_results(totals)[0].numpy()
     return [float(number) / strategy.num_replicas_in_sync for number in sums]

@@ -135,7 +135,7 @@ def _gather_queues(model: ReplicatedModel, batch_size: int) -> tuple[np.ndarray,
     strategy, queue = model.distribute_strategy, model.queue
     assert queue is not None
 
-    @tf.function
+    @tf.function(autograph=False)
     def gather() -> tuple[tf.Tensor, tf.Tensor]:
         return strategy.run(
             lambda: (gather_from_replicas(queue.projections.read_value()), queue.pushed.read_value())
@@ -154,7 +154,7 @@ def _scatter_queues(model: ReplicatedModel, projections: np.ndarray, pushed: int
         lambda context: tf.constant(shares[context.replica_id_in_sync_group])
     )
 
-    @tf.function
+    @tf.function(autograph=False)
     def scatter(own: tf.Tensor) -> None:
         def assign(share: tf.Tensor) -> None:
             queue.projections.assign(share)
