@@ -35,10 +35,10 @@ demo: $(INSTALLED)
 cluster-demo: $(INSTALLED)
 	@$(BIN)/python deploy/cluster_demo.py
 
-# Two processes, as most of a test is tracing, which takes one core. The tests of a file stay in one process, because they
-# share fixtures.
+# Three processes on two cores: most of a test is tracing, which takes one core, and some tests wait. The tests of a file
+# stay in one process, because they share fixtures.
 test: $(INSTALLED)
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 notebook: $(INSTALLED)
 	$(BIN)/python -m pytest tests/test_quickstart.py -m notebook

