@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -24,8 +24,11 @@ from swav_tf.recipe.classifier import ClassifierRecipe
 from swav_tf.recipe.data import Data, EvaluationView
 from swav_tf.recipe.pretraining import Recipe
 
+F = TypeVar("F", bound=Callable[..., Any])
 _QUIET_SECONDS = 0.1  # a data set that needs another call makes it within microseconds
 _open_calls: list[PythonCalls] = []
+# AutoGraph would rewrite these functions, which needs time, and leave the source in /tmp when the process is killed.
+_traced_as_written: Callable[[F], F] = tf.autograph.experimental.do_not_convert
 
 
 class PythonCalls:
@@ -59,6 +62,7 @@ class PythonCalls:
                 with self._lock:
                     self._finished += 1
 
+        @_traced_as_written
         def mapped(number: tf.Tensor) -> tuple[tf.Tensor, ...]:
             tensors = tf.numpy_function(call, [number], types, stateful=False)
             for tensor, shape in zip(tensors, shapes, strict=True):
@@ -156,13 +160,19 @@ def training_batches(
     numbers = tf.data.Dataset.range(start_step * share // chunk, total_steps * share // chunk)
     chunks = numbers.map(mapped, num_parallel_calls=parallel, deterministic=True)
     chunks = chunks.batch(replica_batch_size // chunk, drop_remainder=True)
-    batches = chunks.map(lambda *parts: tuple(map(_joined, parts if labeled else parts[:-1])))
+    batches = chunks.map(_joined if labeled else _without_labels)
     return batches.prefetch(recipe.data.prefetch_batches).with_options(_options(parallel))
 
 
-def _joined(chunks: tf.Tensor) -> tf.Tensor:
-    """Reshape (chunks, images, ...) to (chunks * images, ...)."""
-    return tf.reshape(chunks, (chunks.shape[0] * chunks.shape[1], *chunks.shape[2:]))
+@_traced_as_written
+def _joined(*chunks: tf.Tensor) -> tuple[tf.Tensor, ...]:
+    """Reshape each (chunks, images, ...) to (chunks * images, ...)."""
+    return tuple(tf.reshape(part, (part.shape[0] * part.shape[1], *part.shape[2:])) for part in chunks)
+
+
+@_traced_as_written
+def _without_labels(*chunks: tf.Tensor) -> tuple[tf.Tensor, ...]:
+    return _joined(*chunks[:-1])
 
 
 def _maker(
@@ -215,7 +225,8 @@ def evaluation_batches(
     mapped = PythonCalls().mapped(view_of, [(view.crop, view.crop, 3)], [tf.uint8])
     threads = threads or available_cores()
     images = tf.data.Dataset.from_tensor_slices(np.asarray(indices, np.int64))
-    images = images.map(lambda index: mapped(index)[0], num_parallel_calls=threads, deterministic=True)
+    first = _traced_as_written(lambda index: mapped(index)[0])
+    images = images.map(first, num_parallel_calls=threads, deterministic=True)
     return images.batch(batch_size).prefetch(2).with_options(_options(threads))
 
 

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import shutil
+import tempfile
 
 import cv2
 import keras
@@ -25,8 +26,11 @@ LARGE = {"train__batch_size": 128}  # 11 steps per epoch
 
 
 # Bugs caught: a file that is missing, an epoch with a step too many, a summary with other numbers; a run that is
-# trained again after its end, or resumes with other settings; a folder that does not give its model back.
-def test_a_run_leaves_a_complete_folder(tmp_path):
+# trained again after its end, or resumes with other settings; a folder that does not give its model back; sources that
+# AutoGraph leaves in /tmp when a run is killed.
+def test_a_run_leaves_a_complete_folder(tmp_path, tmp_path_factory, monkeypatch):
+    temporary = tmp_path_factory.mktemp("temporary")
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
     recipe = tiny_recipe(**LARGE, data__validation_split="test", monitor__knn_every_epochs=2)
     result = pretrain(recipe, run_dir=tmp_path, quiet=True)
     names = {path.name for path in tmp_path.iterdir()}
@@ -47,6 +51,7 @@ def test_a_run_leaves_a_complete_folder(tmp_path):
     assert 0.2 < knn["knn_top1"] == result.summary["knn_top1"] <= 1
 
     assert result.summary["view_retrieval"] is None  # k-NN says more
+    assert list(temporary.iterdir()) == []
 
     again = pretrain(recipe, run_dir=tmp_path, quiet=True)
     assert again.summary == result.summary == json.loads((tmp_path / "summary.json").read_text())
