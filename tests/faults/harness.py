@@ -8,6 +8,7 @@ import atexit
 import multiprocessing
 import os
 import resource
+import shutil
 import signal
 import sys
 import tempfile
@@ -16,6 +17,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from functools import cache
 from itertools import count
 from pathlib import Path
 from random import Random
@@ -31,9 +33,6 @@ MEMORY_BYTES = 6 * 2**30  # of an isolated call
 SCALE = float(os.environ.get("FAULTS_SCALE", "1"))  # below 1: fewer inputs and rounds
 
 _SERVER = multiprocessing.get_context("forkserver")
-_PRINTED = Path(
-    tempfile.mkdtemp(prefix="swav-tf-faults-")
-)  # output of commands; not on a disk that is made full
 _NUMBERS = count()
 
 
@@ -44,6 +43,14 @@ def start_server() -> None:
         ["swav_tf.training.classify", "swav_tf.training.pretrain", "cli.main", "tests.faults.harness"]
     )
     assert Worker()(_threads) == 1, "commands can be forked from a process with one thread only"
+
+
+@cache
+def _printed() -> Path:
+    """Return the folder for the output of commands; not on a disk that is made full."""
+    folder = Path(tempfile.mkdtemp(prefix="swav-tf-faults-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def _threads() -> int:
@@ -76,7 +83,7 @@ class Command:
     def __init__(
         self, *words: object, environment: Mapping[str, str] = {}, before: Callable[[], None] | None = None
     ) -> None:
-        self.printed = _PRINTED / f"{os.getpid()}-{next(_NUMBERS)}"
+        self.printed = _printed() / f"{os.getpid()}-{next(_NUMBERS)}"
         self.began = time.monotonic()
         self._process = _SERVER.Process(
             target=_be_command, args=([*map(str, words)], self.printed, dict(environment), before)
