@@ -101,14 +101,18 @@ def read_facts(folder: Path) -> dict[str, Any]:
     return facts
 
 
-def join_folder(
-    folder: Path, facts: dict[str, Any], refuse: Callable[[dict[str, Any], dict[str, Any]], None]
-) -> None:
-    """Write the facts of all parts if this is the first; else hold them against those that are there by `refuse`."""
+def start_folder(folder: Path, facts: dict[str, Any]) -> None:
+    """Write the facts of all parts if this is the first."""
     if not has_parts(folder):
         with atomic_write(folder / FACTS) as partial:
             partial.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-    refuse(read_facts(folder), facts)
+
+
+def changed_facts(before: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return the facts that were others before, as `nested_diff` does; a run folder may move."""
+    changes = nested_diff({key: before.get(key) for key in facts}, facts)
+    changes.pop("model.path", None)
+    return changes
 
 
 def write_part(
@@ -170,10 +174,8 @@ def problem_of(part: Part, facts: Mapping[str, Any], *, read_all: bool = False) 
                 return f"part {part} is damaged: its features have another SHA-256"
     except (DataError, OSError) as error:
         return str(error) if isinstance(error, DataError) else f"part {part} is damaged: {error}"
-    other = nested_diff(facts, {key: own.get(key) for key in facts})
-    other.pop("model.path", None)  # a run folder may move
-    if other:
-        changes = ", ".join(f"{key} {mine!r} instead of {ours!r}" for key, (ours, mine) in other.items())
+    if other := changed_facts(own, facts):
+        changes = ", ".join(f"{key} {mine!r} instead of {ours!r}" for key, (mine, ours) in other.items())
         return f"part {part} has other settings than {FACTS}: {changes}"
     return None
 

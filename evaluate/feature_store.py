@@ -18,10 +18,10 @@ from typing import IO, Any, Final
 import numpy as np
 
 from evaluate.feature_file import companion
+from evaluate.feature_parts import changed_facts
 from swav_tf.data.views import ViewedImage
 from swav_tf.plumbing.errors import DataError, UsageError
 from swav_tf.plumbing.files import atomic_write, locked_folder, remove_leftovers
-from swav_tf.plumbing.values import nested_diff
 
 FEATURES: Final = "features.f32"  # (rows, F)
 ROWS: Final = "rows.i64"  # (rows, 2): number in the source and label
@@ -134,9 +134,7 @@ def refuse_changes(before: dict[str, Any], now: dict[str, Any], what: str, *, fr
 
     `fresh`: whether the message proposes to start over.
     """
-    changes = nested_diff(before, now)
-    changes.pop("model.path", None)  # a run folder may move
-    if changes:
+    if changes := changed_facts(before, now):
         lines = "\n".join(_in_words(key, *values) for key, values in changes.items())
         remedy = ", another --output, or --fresh to start over." if fresh else " or another --output."
         raise UsageError(f"{what}:\n{lines}\nUse the old values{remedy}")

@@ -5,13 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from evaluate.backends.backend import Backend
 from evaluate.feature_file import FeatureFile, check_format, companion, read_feature_file, write_feature_file
-from evaluate.feature_parts import Part, join_folder, part_facts, problem_of, write_part
+from evaluate.feature_parts import Part, part_facts, read_facts, start_folder, write_part
 from evaluate.feature_store import FeatureStore, discard_store, open_store, refuse_changes
 from evaluate.images import ImageSet
 from swav_tf.data.bad_images import BadImages
@@ -60,9 +59,11 @@ def extract_features(
         DataError: too many images are unreadable, or the disk is full.
     """
     began = time.perf_counter()
-    path, indices, facts, done_before = _prepare(model, images, output, batch_size, fresh)
-    if done_before is not None:
-        return done_before
+    path, indices, facts = _target(model, images, output, batch_size)
+    skipped = None if fresh else _skipped_before(output, facts)
+    if skipped is not None:
+        discard_store(path)
+        return Extraction(len(indices) - skipped, model.feature_dim, skipped, len(indices), seconds=0.0)
     unreadable = BadImages(images=len(indices), max_share=max_bad_share, setting="--max-bad-share")
     with open_store(path, {**facts, "batch_size": batch_size}, model.feature_dim, fresh=fresh) as store:
         before, unreadable.reasons = store.images, store.unreadable
@@ -87,18 +88,16 @@ def extract_features(
     return Extraction(store.rows, model.feature_dim, facts["unreadable"], before, seconds)
 
 
-def _prepare(
-    model: Backend, images: ImageSet, output: Path | Part, batch_size: int, fresh: bool
-) -> tuple[Path, range, dict[str, Any], Extraction | None]:
-    """Return the path that the work folder belongs to, the images, the facts, and the result of an earlier call."""
+def _target(
+    model: Backend, images: ImageSet, output: Path | Part, batch_size: int
+) -> tuple[Path, range, dict[str, Any]]:
+    """Return the path that the work folder belongs to, the numbers of the images, and the facts."""
     if isinstance(output, Part):
         indices = output.indices(len(images.source), batch_size)
         facts = _part_facts(model, images, output, batch_size)
-        return output.base, indices, facts, None if fresh else _complete_part(output, facts, indices)
+        return output.base, indices, facts | {"contents_sha256": contents_sha256(images.source, indices)}
     check_format(output)
-    facts = _facts(model, images) | {"source": images.facts()}
-    done = _complete(output, facts) if output.exists() and not fresh else None
-    return output, range(len(images.source)), facts, done
+    return output, range(len(images.source)), _facts(model, images) | {"source": images.facts()}
 
 
 def _write(output: Path | Part, store: FeatureStore, images: ImageSet, facts: dict[str, Any]) -> None:
@@ -124,42 +123,31 @@ def _facts(model: Backend, images: ImageSet) -> dict[str, Any]:
 
 
 def _part_facts(model: Backend, images: ImageSet, part: Part, batch_size: int) -> dict[str, Any]:
-    """Return the facts of all parts, which are written if this is the first, and of the part's own files."""
-    shared = _facts(model, images) | {
-        "feature_dim": model.feature_dim,
-        "batch_size": batch_size,
-        "parts": part.count,
-    }
-    refuse = partial(refuse_changes, what=f"{part.folder} has parts of other settings", fresh=False)
-    join_folder(part.folder, shared, refuse)
-    indices = part.indices(len(images.source), batch_size)
-    return shared | {"contents_sha256": contents_sha256(images.source, indices)}
+    """Return the facts of all parts, which are written if this is the first."""
+    facts = _facts(model, images)
+    facts |= {"feature_dim": model.feature_dim, "batch_size": batch_size, "parts": part.count}
+    start_folder(part.folder, facts)
+    what = f"{part.folder} has parts of other settings"
+    refuse_changes(read_facts(part.folder), facts, what, fresh=False)
+    return facts
 
 
-def _complete_part(part: Part, facts: dict[str, Any], indices: range) -> Extraction | None:
-    """Return the result of an earlier call, None if there is none or it is damaged."""
-    if not part.table.exists():
+def _skipped_before(output: Path | Part, facts: dict[str, Any]) -> int | None:
+    """Return the number of unreadable images if an earlier call has finished, None if not or if a part is damaged."""
+    if isinstance(output, Path):
+        if not output.exists():
+            return None
+        before, what = read_feature_file(output).facts, f"{output} exists and was created"
+    elif not output.table.exists():
         return None
-    if problem := problem_of(part, {}):
-        log.warning(f"{problem}. It is recomputed.")
-        return None
-    before = part_facts(part)
-    refuse_changes(
-        {key: before.get(key) for key in facts}, facts, f"{part.array} was made with other settings"
-    )
-    discard_store(part.base)
-    rows = len(indices) - before["unreadable"]
-    return Extraction(rows, before["feature_dim"], before["unreadable"], len(indices), seconds=0.0)
-
-
-def _complete(output: Path, facts: dict[str, Any]) -> Extraction:
-    """Return the result of an earlier call, which must have had the same arguments."""
-    file = read_feature_file(output)
-    before = {key: file.facts.get(key) for key in facts}
-    refuse_changes(before, facts, f"{output} exists and was created with other settings")
-    discard_store(output)
-    rows, width = file.features.shape
-    return Extraction(rows, width, file.facts["unreadable"], facts["source"]["images"], seconds=0.0)
+    else:
+        try:
+            before, what = part_facts(output), f"{output.array} was made"
+        except DataError as error:
+            log.warning(f"{error}. It is recomputed.")
+            return None
+    refuse_changes(before, facts, f"{what} with other settings")
+    return int(before["unreadable"])
 
 
 def export_features(folder: Path, output: Path, *, fresh: bool = False) -> Extraction:
