@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from cli.tables import print_table
+from cli.tables import table
 from evaluate.backends import open_model
 from evaluate.images import ImageSet
 from evaluate.linear import linear_accuracy
@@ -128,7 +128,7 @@ def _print(summary: dict[str, Any]) -> None:
         for kind, name in FEATURES.items()
     ]
     print("Accuracy on the test images")
-    print_table(("features", "20-NN", "linear classifier"), rows, left=("features",))
+    print(table(("features", "20-NN", "linear classifier"), rows, left=("features",)))
     print(
         f"loss {summary['loss_first']:.2f} -> {summary['loss_last']:.2f}, ln K {summary['ln_k']:.2f}; "
         f"{summary['seconds_pretrain']:.0f} s of training"

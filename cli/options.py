@@ -144,6 +144,15 @@ def image_options(
     )
 
 
+moved_option = click.option("--data", metavar="DATA", help="Location of the images, if they have moved.")
+
+
+def index_option(meaning: str) -> Option:
+    """Return --index, an index of features; `meaning` continues the help."""
+    help_text = f"Index by `swav-tf index` {meaning}."
+    return click.option("--index", type=PATH, metavar="FILE", show_default="exact search", help=help_text)
+
+
 batch_option = count_option("--batch", default=128, help="Images per batch.")
 
 

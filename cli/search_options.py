@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cli.options import PATH, make_folder, option_group, output_option
+from cli.options import PATH, index_option, make_folder, moved_option, option_group, output_option
 from cli.progress import share_progress
 
 if TYPE_CHECKING:
-    from evaluate.feature_file import FeatureFile
     from evaluate.neighbors import Graph
-    from evaluate.search import SearchIndex
+    from evaluate.search import Searchable
 
 
 @dataclass(frozen=True)
@@ -26,15 +25,12 @@ class SearchChoice:
     output: Path
     data: str | None
 
-    def graph(self, *, quiet: bool) -> tuple[FeatureFile | SearchIndex, Graph]:
+    def graph(self, *, quiet: bool) -> tuple[Searchable, Graph]:
         """Open the features or their index, and find the neighbors of each image."""
-        from evaluate.feature_file import read_feature_file
         from evaluate.neighbors import check_images, neighbor_graph
-        from evaluate.search import open_index
+        from evaluate.search import open_searchable
 
-        file = (
-            read_feature_file(self.features) if self.index is None else open_index(self.index, self.features)
-        )
+        file = open_searchable(self.features, self.index)
         make_folder(self.output)
         check_images(file, self.data)  # not after the search, which may take hours
         with share_progress("neighbors", quiet=quiet) as progress:
@@ -45,10 +41,7 @@ search_options = option_group(
     "search",
     SearchChoice,
     click.argument("features", type=PATH),
-    click.option(
-        "--index", type=PATH, metavar="FILE", show_default="exact search",
-        help="Index of FEATURES, built by `swav-tf index`; recommended above 100,000 images.",
-    ),
+    index_option("of FEATURES; recommended above 100,000 images"),
     output_option("Folder for the page and the table.", metavar="DIR", required=True),
-    click.option("--data", metavar="DATA", help="Location of the images, if they have moved."),
-)  # fmt: skip
+    moved_option,
+)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
-
-import click
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -18,26 +16,26 @@ SHOWN_MARKS = 12
 WIDE = 142  # characters: a file or pipe takes all columns
 
 
-def print_table(
-    headings: Sequence[str], rows: Iterable[Sequence[object]], *, left: Sequence[str] = ()
-) -> None:
-    """Print rows under headings, right-aligned except for the columns named in `left`."""
+def table(headings: Sequence[str], rows: Iterable[Sequence[object]], *, left: Sequence[str] = ()) -> str:
+    """Return rows under headings, right-aligned except for the columns named in `left`."""
     from rich.console import Console
     from rich.table import Table
 
-    table = Table()
+    drawn, console = Table(), Console(highlight=False, soft_wrap=True, markup=False)
     for heading in headings:
-        table.add_column(heading, justify="left" if heading in left else "right")
+        drawn.add_column(heading, justify="left" if heading in left else "right")
     for row in rows:
-        table.add_row(*map(str, row))
-    Console(highlight=False, soft_wrap=True, markup=False).print(table)
+        drawn.add_row(*map(str, row))
+    with console.capture() as captured:
+        console.print(drawn)
+    return captured.get().rstrip("\n")
 
 
 # === Exported files compared with Keras, for `export` and `verify` ===
 
 
-def print_parity(results: Mapping[str, Parity], reference: str = "Keras in float32") -> None:
-    """Print one column per file that was compared with the reference, and the failed gates below the table."""
+def parity_lines(results: Mapping[str, Parity], reference: str = "Keras in float32") -> Iterator[str]:
+    """Yield a table with a column per file that was compared with the reference, and the failed gates below it."""
     from evaluate.knn import meaning_among
 
     compared = {name: parity for name, parity in results.items() if parity.images}
@@ -64,14 +62,12 @@ def print_parity(results: Mapping[str, Parity], reference: str = "Keras in float
         heading = f"compared with {reference}"
         rows = [(name, *(figure(parity) for parity in compared.values())) for name, figure in figures]
         names = (name.removesuffix(".onnx") for name in compared)
-        print_table((heading, *names), [row for row in rows if set(row[1:]) != {"-"}], left=(heading,))
+        yield table((heading, *names), [row for row in rows if set(row[1:]) != {"-"}], left=(heading,))
         if counts := [parity.knn_images for parity in compared.values() if parity.knn_images]:
-            click.echo(meaning_among(counts))
+            yield meaning_among(counts)
     for name, parity in results.items():
-        for failure in parity.failures:
-            click.echo(f"{name}: {failure}")
-        for gate in parity.gates_not_applied:
-            click.echo(f"{name}: gate not applied: {gate}")
+        yield from (f"{name}: {failure}" for failure in parity.failures)
+        yield from (f"{name}: gate not applied: {gate}" for gate in parity.gates_not_applied)
 
 
 def _error(errors: Mapping[str, float]) -> str:
@@ -112,17 +108,17 @@ def print_benchmark(benchmark: Benchmark) -> None:
     columns = ["runner", "precision", "batch", "images/s", "±", "p50 ms", "p99", "k-NN"]
     if several:
         columns.insert(0, "model")
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    cells = Table(box=SIMPLE_HEAD, pad_edge=False)
     for column in columns:
         left = column in ("model", "runner", "precision")
-        table.add_column(column, justify="left" if left else "right", no_wrap=True)
+        cells.add_column(column, justify="left" if left else "right", no_wrap=True)
     for cell in benchmark.cells:
         for where, timing in ((" on the GPU", cell.device), ("", cell.host)):
             if cell.best is not None and timing is not None:
                 figures = _figures(benchmark, cell, timing, where)
-                table.add_row(*(figures[column] for column in columns))
-    if table.row_count:
-        console.print(table)
+                cells.add_row(*(figures[column] for column in columns))
+    if cells.row_count:
+        console.print(cells)
     _print_notes(console, benchmark)
 
 

@@ -11,11 +11,10 @@ from typing import Any, Final
 
 import numpy as np
 
-from evaluate.feature_file import FeatureFile
 from evaluate.gallery import SIDE, thumbnail
 from evaluate.images import ImageSet
 from evaluate.page import write_page
-from evaluate.search import SearchIndex
+from evaluate.search import Searchable
 from evaluate.similar import images_found
 from swav_tf.data.image_source import ImageSource
 from swav_tf.knn import unit_rows
@@ -54,7 +53,7 @@ class Group:
 
 
 def neighbor_graph(
-    file: FeatureFile | SearchIndex,
+    file: Searchable,
     *,
     k: int = NEAREST,
     on_progress: Callable[[float], None] = lambda _: None,
@@ -144,7 +143,7 @@ def outlier_scores(graph: Graph) -> np.ndarray:
 
 def write_duplicates(
     folder: Path,
-    file: FeatureFile | SearchIndex,
+    file: Searchable,
     groups: Sequence[Group],
     *,
     shown: int,
@@ -195,7 +194,7 @@ def write_duplicates(
 
 
 def write_outliers(
-    folder: Path, file: FeatureFile | SearchIndex, scores: np.ndarray, *, count: int, data: str | None = None
+    folder: Path, file: Searchable, scores: np.ndarray, *, count: int, data: str | None = None
 ) -> list[dict[str, Any]]:
     """Write outliers.csv and index.html with the `count` images of highest score (N,), highest first; return them."""
     rows = np.argsort(-scores, kind="stable")[:count].tolist()
@@ -214,14 +213,12 @@ def write_outliers(
     return found
 
 
-def check_images(file: FeatureFile | SearchIndex, data: str | None) -> None:
+def check_images(file: Searchable, data: str | None) -> None:
     """Raise UsageError or DataError unless the images are at `data`, or where they were."""
     _open_images(file, (), data)
 
 
-def _open_images(
-    file: FeatureFile | SearchIndex, found: Iterable[dict[str, Any]], data: str | None
-) -> ImageSet:
+def _open_images(file: Searchable, found: Iterable[dict[str, Any]], data: str | None) -> ImageSet:
     source = file.facts.get("source") or {"kind": "images", "path": None}
     like = Data.model_validate({"kind": source["kind"], "path": source["path"]})
     return images_found(list(found), file, like, data)
@@ -243,7 +240,7 @@ def _equal_contents(entries: Sequence[dict[str, Any]], source: ImageSource) -> l
 
 
 def _pictures(
-    shown: Sequence[tuple[dict[str, Any], float, str]], images: ImageSet, file: FeatureFile | SearchIndex
+    shown: Sequence[tuple[dict[str, Any], float, str]], images: ImageSet, file: Searchable
 ) -> list[tuple[Any, str, str]]:
     """Return the picture, caption and title of entries, each with its cosine and a letter."""
     view = EvaluationView.model_construct(**file.facts["view"])
@@ -260,7 +257,7 @@ def _pictures(
 def _write_page(
     folder: Path,
     title: str,
-    file: FeatureFile | SearchIndex,
+    file: Searchable,
     images: ImageSet,
     tiles: Sequence[tuple[str, str]],
     text: str,

@@ -14,18 +14,17 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final, TypeAlias, cast
 
 import numpy as np
 
-from evaluate.feature_file import class_name, companion
-from evaluate.feature_parts import FeatureParts, all_parts, open_parts, part_facts, read_facts
+from evaluate.feature_file import FeatureFile, class_name, companion, read_feature_file
+from evaluate.feature_parts import FeatureParts, all_parts, changed_facts, open_parts, part_facts, read_facts
 from swav_tf.knn import Neighbors, find_neighbors, unit_rows
 from swav_tf.plumbing.errors import DataError, UsageError
 from swav_tf.plumbing.files import atomic_write, atomic_writes, locked_folder, remove_leftovers
 from swav_tf.plumbing.log import log
 from swav_tf.plumbing.system import available_cores
-from swav_tf.plumbing.values import nested_diff
 
 BLOCK: Final = 131_072  # rows that are added, and kept, at once
 SAMPLES: Final = 64  # training vectors for each list
@@ -112,6 +111,17 @@ class SearchIndex:
             yield rows[rows >= 0]
 
 
+Searchable: TypeAlias = FeatureFile | SearchIndex
+
+
+def open_searchable(features: Path | None, index: Path | None) -> Searchable:
+    """Open an index, or else a feature file or folder of parts; see `open_index` and `read_feature_file`."""
+    if index is not None:
+        return open_index(index, features)
+    assert features is not None
+    return read_feature_file(features)
+
+
 def _search(engine: Any, asked: np.ndarray, count: int, probes: int) -> np.ndarray:
     import faiss
 
@@ -148,7 +158,7 @@ def open_index(path: Path, features: Path | None = None) -> SearchIndex:
             f"{path} must be an index, with {path.name}.json next to it. It cannot be read: {error}"
         ) from error
     now = read_facts(folder)
-    if changes := nested_diff({key: facts.get(key) for key in now}, now):
+    if changes := changed_facts(facts, now):
         listed = "; ".join(f"{key}: was {old!r}, now {new!r}" for key, (old, new) in changes.items())
         raise UsageError(
             f"{folder} must contain the features that {path} was built from. Received: {listed}."

@@ -16,7 +16,7 @@ from evaluate.feature_file import FeatureFile
 from evaluate.gallery import thumbnail
 from evaluate.images import ImageSet, open_images
 from evaluate.knn import check_same_model
-from evaluate.search import SearchIndex
+from evaluate.search import Searchable
 from swav_tf.data import storage
 from swav_tf.data.augment import Image
 from swav_tf.data.decode import Decoding, UndecodableImage, decode, evaluation_view
@@ -43,7 +43,7 @@ def query_view(path: Path, model: Backend) -> Image:
         raise UsageError(f"IMAGE must be an image file. Received: {path}: {error.strerror}.") from error
 
 
-def check_searchable(file: FeatureFile | SearchIndex, model: Backend) -> None:
+def check_searchable(file: Searchable, model: Backend) -> None:
     """Raise UsageError unless the features were computed with this model."""
     if file.width != model.feature_dim:
         raise UsageError(
@@ -54,9 +54,7 @@ def check_searchable(file: FeatureFile | SearchIndex, model: Backend) -> None:
     check_same_model(file.facts, facts, str(file.path), model.facts.path)
 
 
-def similar_images(
-    view: Image, file: FeatureFile | SearchIndex, model: Backend, *, k: int
-) -> list[dict[str, Any]]:
+def similar_images(view: Image, file: Searchable, model: Backend, *, k: int) -> list[dict[str, Any]]:
     """Find the k images nearest to `view`; see `nearest_images`.
 
     Raises:
@@ -71,9 +69,7 @@ def similar_images(
     return nearest_images(file, model.features(view[np.newaxis]), k=k)[0]
 
 
-def nearest_images(
-    file: FeatureFile | SearchIndex, features: np.ndarray, *, k: int
-) -> list[list[dict[str, Any]]]:
+def nearest_images(file: Searchable, features: np.ndarray, *, k: int) -> list[list[dict[str, Any]]]:
     """Find the k images of a feature file or index with the highest cosine, for each row of features (n, F).
 
     Returns:
@@ -90,7 +86,7 @@ def nearest_images(
 
 
 def images_found(
-    found: Sequence[dict[str, Any]], file: FeatureFile | SearchIndex, like: Data, data: str | None = None
+    found: Sequence[dict[str, Any]], file: Searchable, like: Data, data: str | None = None
 ) -> ImageSet:
     """Open the images that were found in a feature file or index, at `data` if they have moved.
 

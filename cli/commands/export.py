@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ import click
 from cli.export_options import GRAPH_NAMES, engine_options, engine_settings, export_settings, graph_options
 from cli.options import NEW_FOLDER, PATH, Report, is_default, names, output_option, report_options
 from cli.progress import load_tensorflow_quietly
+from cli.tables import parity_lines
 
 if TYPE_CHECKING:
     from export.engine import Engine
@@ -77,10 +79,7 @@ def command(
         from export.triton import write_repository
 
         served = write_repository(triton, [*files, *(built.path for built in engines)])
-    if report.as_json:
-        report.show(_document(output, exported, engines, served))
-    else:
-        _print(exported, engines, served)
+    report.show(_document(output, exported, engines, served), _lines(exported, engines, served))
 
 
 def _export(
@@ -143,23 +142,21 @@ def _document(
     }
 
 
-def _print(exported: list[Exported], engines: list[Engine], served: list[Path]) -> None:
-    from cli.tables import print_parity
-
+def _lines(exported: list[Exported], engines: list[Engine], served: list[Path]) -> Iterator[str]:
     compared = {built.path.name: built.parity for built in engines if built.parity is not None}
-    print_parity({file.path.name: file.parity for file in exported} | compared)
+    yield from parity_lines({file.path.name: file.parity for file in exported} | compared)
     if exported:
         step, epoch = exported[0].step, exported[0].epoch
-        click.echo(f"Weights of {f'the {epoch}, ' if epoch.endswith(')') else ''}step {step:,}.")
+        yield f"Weights of {f'the {epoch}, ' if epoch.endswith(')') else ''}step {step:,}."
     for file in exported:
         kept = len(file.float32_convolutions)
         note = f", {kept} convolutions in float32 to meet the gate" if kept else ""
-        click.echo(f"{file.path}: {file.bytes / 2**20:.1f} MiB{note}")
+        yield f"{file.path}: {file.bytes / 2**20:.1f} MiB{note}"
     for built in engines:
         proof = built.facts.proof
         counts = ", ".join(f"{count} convolutions in {name}" for name, count in proof.convolutions.items())
         note = f"; {built.not_compared}" if built.not_compared else ""
         size = f"{built.bytes / 2**20:.1f} MiB"
-        click.echo(f"{built.path}: {size} by {built.facts.builder}, {counts} by {proof.source}{note}")
+        yield f"{built.path}: {size} by {built.facts.builder}, {counts} by {proof.source}{note}"
     for path in served:
-        click.echo(f"{path}: for tritonserver --model-repository {path.parent}")
+        yield f"{path}: for tritonserver --model-repository {path.parent}"

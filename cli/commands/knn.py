@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import click
 
-from cli.options import PATH, Report, amount_option, counts, is_default, report_options
+from cli.options import PATH, Report, amount_option, counts, index_option, is_default, report_options
 from cli.progress import share_progress
-from cli.tables import print_table
+from cli.tables import table
 
 
 @click.command()
@@ -25,13 +26,7 @@ from cli.tables import print_table
 @amount_option(
     "--temperature", metavar="X", default=0.07, help="A neighbor's vote has weight exp(cosine / X)."
 )
-@click.option(
-    "--index",
-    type=PATH,
-    metavar="FILE",
-    show_default="exact search",
-    help="Search an index of TRAIN by `swav-tf index`; TRAIN is then a folder of parts.",
-)
+@index_option("of TRAIN, which is then a folder of parts")
 @report_options
 def command(
     train: Path,
@@ -71,24 +66,16 @@ def command(
             index=None if index is None else open_index(index, train),
             on_progress=progress,
         )
-    if report.as_json:
-        report.show(
-            {
-                "train": str(train),
-                "test": str(test),
-                "train_images": len(known),
-                "test_images": len(queries),
-                "temperature": temperature,
-                "index": None if index is None else str(index),
-                "knn": {k: {"top1": a.top1, "top5": a.top5} for k, a in accuracies.items()},
-                "model": known.facts.get("model"),
-            }
-        )
-        return
-    click.echo(
-        f"k-NN accuracy of the {len(queries):,} images in {test}, by the votes of the {len(known):,} in {train}"
-    )
-    print_table(
-        ("k", "top-1", "top-5"),
-        [(k, f"{100 * a.top1:.2f} %", f"{100 * a.top5:.2f} %") for k, a in accuracies.items()],
-    )
+    document = {
+        "train": str(train),
+        "test": str(test),
+        "train_images": len(known),
+        "test_images": len(queries),
+        "temperature": temperature,
+        "index": None if index is None else str(index),
+        "knn": {k: dataclasses.asdict(accuracy) for k, accuracy in accuracies.items()},
+        "model": known.facts.get("model"),
+    }
+    title = f"k-NN accuracy of the {len(queries):,} images in {test}, by the votes of the {len(known):,} in {train}"
+    rows = [(k, f"{100 * a.top1:.2f} %", f"{100 * a.top5:.2f} %") for k, a in accuracies.items()]
+    report.show(document, [title, table(("k", "top-1", "top-5"), rows)])

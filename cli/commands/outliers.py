@@ -6,7 +6,7 @@ import click
 
 from cli.options import Report, count_option, report_options
 from cli.search_options import SearchChoice, search_options
-from cli.tables import print_table
+from cli.tables import table
 
 PRINTED = 12  # rows of the table on the terminal
 
@@ -31,9 +31,9 @@ def command(search: SearchChoice, count: int, report: Report) -> None:
     from evaluate.neighbors import outlier_scores, write_outliers
 
     found = write_outliers(search.output, file, outlier_scores(graph), count=count, data=search.data)
-    if report.as_json:
-        report.show({"output": str(search.output), "outliers": found})
-        return
     rows = [(f"{each['score']:.3f}", each["class"] or "-", each["name"]) for each in found[:PRINTED]]
-    print_table(("score", "class", "image"), rows, left=("image",))
-    click.echo(f"page      {search.output / 'index.html'}\ntable     {search.output / 'outliers.csv'}")
+    lines = [
+        table(("score", "class", "image"), rows, left=("image",)),
+        f"page      {search.output / 'index.html'}\ntable     {search.output / 'outliers.csv'}",
+    ]
+    report.show({"output": str(search.output), "outliers": found}, lines)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from cli.options import FOLDER, NEW_FILE, Report, count_option, report_options
+from cli.options import FOLDER, NEW_FILE, Report, count_option, moved_option, report_options
 from cli.progress import image_progress, load_tensorflow_quietly
 from swav_tf.plumbing.errors import SwavError
 from swav_tf.plumbing.files import check_writable
@@ -18,7 +18,7 @@ from swav_tf.plumbing.log import log
 @click.option(
     "--output", type=NEW_FILE, metavar="FILE", show_default="report.html in RUN", help="HTML file to write."
 )
-@click.option("--data", metavar="DATA", help="Location of the images, if they have moved.")
+@moved_option
 @count_option(
     "--limit", default=2000, help="Show prototypes, neighbors and map of at most N images, chosen at random."
 )

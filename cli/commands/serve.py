@@ -15,6 +15,7 @@ from cli.options import (
     Report,
     amount_option,
     count_option,
+    index_option,
     json_options,
     threads_option,
 )
@@ -25,8 +26,7 @@ from cli.options import (
 @click.argument("exported", type=PATH)
 @click.option("--features", type=PATH, metavar="FILE",
               help="Feature file to search for similar images, computed with the same model.")
-@click.option("--index", type=PATH, metavar="FILE",
-              help="Index to search, built by `swav-tf index`. Add --features if the features have moved.")
+@index_option("to search instead. Add --features if the features have moved")
 @click.option("--images", type=FOLDER, metavar="DIR", help="Folder of the indexed images, to show them.")
 @click.option("--host", default="127.0.0.1", metavar="ADDRESS", help="Address to listen on; 0.0.0.0 for all.")
 @count_option("--port", least=0, most=65535, default=8000, help="Port to listen on; 0 selects a free one.")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
@@ -12,15 +11,13 @@ from cli.options import (
     PATH,
     Report,
     count_option,
+    index_option,
     is_default,
     json_options,
+    moved_option,
     picture_option,
 )
-from cli.tables import print_table
-
-if TYPE_CHECKING:
-    from evaluate.feature_file import FeatureFile
-    from evaluate.search import SearchIndex
+from cli.tables import table
 
 
 @click.command()
@@ -31,16 +28,11 @@ if TYPE_CHECKING:
     metavar="FILE",
     help="Feature file or folder of parts to search, computed with the same model.",
 )
-@click.option(
-    "--index",
-    type=PATH,
-    metavar="FILE",
-    help="Index to search instead, built by `swav-tf index`. Add --features if the features have moved.",
-)
+@index_option("to search instead. Add --features if the features have moved")
 @model_options
 @picture_option("similar.png")
 @count_option("-k", most=500, default=12, help="Number of images to find.")
-@click.option("--data", metavar="DATA", help="Location of the feature file's images, if they have moved.")
+@moved_option
 @json_options
 def command(
     image: Path,
@@ -62,17 +54,11 @@ def command(
       swav-tf similar cat.jpg --features train.npy --model runs/first -k 30 --output cats.png --json
       swav-tf similar cat.jpg --index photos.index --model runs/first
     """
-    file: FeatureFile | SearchIndex
-    if index is not None:
-        from evaluate.search import open_index
-
-        file = open_index(index, features)
-    elif features is not None:
-        from evaluate.feature_file import read_feature_file
-
-        file = read_feature_file(features)  # before TensorFlow loads
-    else:
+    if features is None and index is None:
         raise click.MissingParameter(param_type="option", param_hint="'--features' or '--index'")
+    from evaluate.search import open_searchable
+
+    file = open_searchable(features, index)  # before TensorFlow loads
     if is_default("k") and k > len(file):
         k = len(file)
         click.echo(f"{file.path} has {k:,} images: all are shown.", err=True)
@@ -87,11 +73,7 @@ def command(
     drawn = draw_similar(view, image.name, found, images, backend)
     with atomic_write(output) as partial:
         drawn.save(partial)
-    if report.as_json:
-        report.show(
-            {"image": str(image), "features": str(file.path), "output": str(output), "similar": found}
-        )
-        return
+    document = {"image": str(image), "features": str(file.path), "output": str(output), "similar": found}
     rows = [(f"{near['cosine']:.3f}", near["class"] or "-", near["name"]) for near in found]
-    print_table(("cosine", "class", "image"), rows, left=("image",))
-    click.echo(f"picture   {output}")
+    shown = table(("cosine", "class", "image"), rows, left=("image",))
+    report.show(document, [shown, f"picture   {output}"])

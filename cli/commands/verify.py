@@ -19,6 +19,7 @@ from cli.options import (
     json_options,
     threads_option,
 )
+from cli.tables import parity_lines
 
 if TYPE_CHECKING:
     from export.reference import Views
@@ -98,12 +99,8 @@ def command(
     results = verify(
         artifacts, provider=provider or "cpu", threads=threads, batch_size=batch, labeled=labeled
     )
-    if report.as_json:
-        report.show(json.loads((artifacts[0].parent / PARITY).read_bytes()))
-    else:
-        from cli.tables import print_parity
-
-        print_parity({name: parity for name, (_, parity) in results.items()})
+    document = json.loads((artifacts[0].parent / PARITY).read_bytes())
+    report.show(document, parity_lines({name: parity for name, (_, parity) in results.items()}))
     return 0 if all(parity.passed for _, parity in results.values()) else 1
 
 
@@ -118,7 +115,6 @@ def _against(
     report: Report,
 ) -> int:
     """Compare one file with another; `counts` are the images in all and at once."""
-    from cli.tables import print_parity
     from evaluate.backends.foreign import is_foreign
     from evaluate.backends.onnx_backend import OnnxBackend
     from export.verify import compare_files
@@ -134,11 +130,8 @@ def _against(
 
     file, other = opened(paths[0], foreign[0]), opened(against, foreign[1])
     parity = compare_files(file, other, images.open(other.data), count=counts[0], batch_size=counts[1])
-    if report.as_json:
-        document = {"file": file.facts.as_dict(), "against": other.facts.as_dict(), **parity.as_dict()}
-        report.show(document)
-    else:
-        print_parity({paths[0].name: parity}, against.name)
+    document = {"file": file.facts.as_dict(), "against": other.facts.as_dict(), **parity.as_dict()}
+    report.show(document, parity_lines({paths[0].name: parity}, against.name))
     return 0 if parity.passed else 1
 
 

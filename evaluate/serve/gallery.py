@@ -13,7 +13,7 @@ import numpy as np
 
 from evaluate.backends.backend import Backend
 from evaluate.feature_file import FeatureFile, read_feature_file
-from evaluate.search import SearchIndex
+from evaluate.search import Searchable
 from evaluate.similar import check_searchable, nearest_images
 from swav_tf.data.decode import Decoding, UndecodableImage, decode, evaluation_view
 from swav_tf.knn import unit_rows
@@ -23,12 +23,7 @@ MOST: Final = 500  # neighbors of an image
 
 
 def searchable(path: Path) -> FeatureFile:
-    """Read a feature file into memory, for many searches.
-
-    Raises:
-        UsageError: it does not exist.
-        DataError: it is damaged.
-    """
+    """Read a feature file into memory, for many searches."""
     file = read_feature_file(path)
     try:
         return replace(file, features=unit_rows(file.features), normalized=True)
@@ -43,7 +38,7 @@ class Gallery:
         UsageError: they are of another model.
     """
 
-    def __init__(self, file: FeatureFile | SearchIndex, model: Backend, images: Path | None = None) -> None:
+    def __init__(self, file: Searchable, model: Backend, images: Path | None = None) -> None:
         check_searchable(file, model)
         self._file, self._images = file, images
         self._lock = threading.Lock()  # neither FAISS's settings nor pyarrow's readers are safe among threads

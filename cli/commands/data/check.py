@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import click
@@ -50,49 +51,43 @@ def command(
     with image_progress(len(source), "checked", quiet=report.quiet) as progress:
         found = check_data(source, threads=threads, duplicates=duplicates, on_progress=progress)
     data = str(images.data)
-    if report.as_json:
-        left_out = source.left_out.counts if source.left_out else {}
-        report.show({"data": data, "kind": kind, **found.as_dict(), "left_out": left_out})
-    else:
-        _print(data, kind, found)
+    left_out = source.left_out.counts if source.left_out else {}
+    report.show(
+        {"data": data, "kind": kind, **found.as_dict(), "left_out": left_out}, _lines(data, kind, found)
+    )
     return 1 if found.corrupt_share > max_bad_share or found.bad_shards else 0
 
 
-def _print(data: str, kind: str, report: DataReport) -> None:
-    """Print counts, sizes, classes and lists of problems."""
+def _lines(data: str, kind: str, report: DataReport) -> Iterator[str]:
+    """Yield counts, sizes, classes and lists of problems."""
     from swav_tf.plumbing.names import printable
 
-    click.echo(f"{printable(data)}: {report.images:,} images, read as {kind}")
+    yield f"{printable(data)}: {report.images:,} images, read as {kind}"
     spreads = report.spreads()
     for name, unit in (("width", "px"), ("height", "px"), ("bytes", "bytes")):
         if name in spreads:
             least, median, greatest = spreads[name]
-            click.echo(f"{name:8} {least:,.0f} to {greatest:,.0f} {unit}, median {median:,.0f}")
+            yield f"{name:8} {least:,.0f} to {greatest:,.0f} {unit}, median {median:,.0f}"
     if report.classes:
         least, median, greatest = spreads["images_per_class"]
-        click.echo(
-            f"classes  {len(report.classes):,}, of {least:,.0f} to {greatest:,.0f} images, median {median:,.0f}"
-        )
+        yield f"classes  {len(report.classes):,}, of {least:,.0f} to {greatest:,.0f} images, median {median:,.0f}"
         fewest = sorted(report.classes.items(), key=lambda item: item[1])[:5]
         if least < median:
-            click.echo(
-                "         fewest: " + ", ".join(f"{printable(name)} {count:,}" for name, count in fewest)
-            )
+            yield "         fewest: " + ", ".join(f"{printable(name)} {count:,}" for name, count in fewest)
     if report.unlabeled:
-        click.echo(f"         {report.unlabeled:,} images have no class")
+        yield f"         {report.unlabeled:,} images have no class"
     if report.duplicates is not None:
         extra = sum(len(names) - 1 for names in report.duplicates)
-        click.echo(f"copies   {extra:,} images are byte-identical to another")
-        _print_list([" = ".join(names) for names in report.duplicates])
+        yield f"copies   {extra:,} images are byte-identical to another"
+        yield from _first([" = ".join(names) for names in report.duplicates])
     if report.bad_shards is not None:
-        click.echo(f"shards   {len(report.bad_shards):,} with a wrong checksum")
-        _print_list([f"{name}: {reason}" for name, reason in report.bad_shards.items()])
-    click.echo(f"corrupt  {len(report.corrupt):,} unreadable images ({100 * report.corrupt_share:.3g} %)")
-    _print_list([f"{name}: {reason}" for name, reason in report.corrupt.items()])
+        yield f"shards   {len(report.bad_shards):,} with a wrong checksum"
+        yield from _first([f"{name}: {reason}" for name, reason in report.bad_shards.items()])
+    yield f"corrupt  {len(report.corrupt):,} unreadable images ({100 * report.corrupt_share:.3g} %)"
+    yield from _first([f"{name}: {reason}" for name, reason in report.corrupt.items()])
 
 
-def _print_list(lines: list[str]) -> None:
-    for line in lines[:LISTED]:
-        click.echo(f"         {line}")
+def _first(lines: list[str]) -> Iterator[str]:
+    yield from (f"         {line}" for line in lines[:LISTED])
     if len(lines) > LISTED:
-        click.echo(f"         and {len(lines) - LISTED:,} more: --json has them all")
+        yield f"         and {len(lines) - LISTED:,} more: --json has them all"
