@@ -166,12 +166,7 @@ def _export(run_dir: Path, *, quiet: bool) -> dict[str, Any] | None:
         for runner, batches in BATCHES.items()
         for cell in plan_cells(models, runners=(runner,), precisions=None, batches=batches)
     ]
-    benchmark = run_benchmark(
-        cells,
-        models,
-        Settings.model_validate(CELL),
-        before_each=lambda cell, done, total: log.info("speed %d/%d: %s", done + 1, total, cell.label),
-    )
+    benchmark = run_benchmark(cells, models, Settings.model_validate(CELL))
     if not benchmark.complete:
         raise KeyboardInterrupt
     page = run_dir / "benchmark.html"

@@ -7,12 +7,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from swav_tf.plumbing.log import console
-
-if TYPE_CHECKING:
-    from evaluate.benchmark.schema import Cell
 
 LINE_SECONDS = 30.0
 _LOADING = "Loading TensorFlow ..."
@@ -88,22 +85,3 @@ def share_progress(what: str, *, quiet: bool) -> Iterator[Callable[[float], None
     with Progress(console=console(), disable=quiet) as progress:
         task = progress.add_task(what, total=1.0)
         yield lambda share: progress.update(task, completed=share)
-
-
-@contextmanager
-def cell_progress(*, quiet: bool) -> Iterator[Callable[[Cell, int, int], None]]:
-    """Yield the `before_each` of `run_benchmark`; show a bar on a terminal, elsewhere a line per process."""
-    from rich.progress import Progress
-
-    if quiet:
-        yield lambda cell, done, total: None
-    elif not console().is_terminal:
-        yield lambda cell, done, total: console().print(
-            f"{done + 1}/{total}  {cell.model} {cell.label}", markup=False
-        )
-    else:
-        with Progress(console=console(), transient=True) as progress:
-            task = progress.add_task("", total=None)
-            yield lambda cell, done, total: progress.update(
-                task, completed=done, total=total, description=f"{cell.model} {cell.label}"
-            )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ from cli.options import (
     quiet_option,
     threads_option,
 )
-from cli.progress import cell_progress
+from swav_tf.plumbing.log import show_log
 
 if TYPE_CHECKING:
     from evaluate.benchmark.schema import Benchmark, Cell
@@ -76,9 +77,9 @@ def command(quiet: bool, limits: list[tuple[str, float]], **options: Any) -> int
       swav-tf benchmark exported runs/first --batch 1,32 --json today.json
       swav-tf benchmark exported --runner ort-cpu --fail-below ort-cpu:int8:32=100
     """
-    _prepare(options)
+    show_log(logging.WARNING if quiet else logging.INFO)
     json_file, html_file = options["json_file"], options["html_file"]
-    benchmark = _measure(options, quiet=quiet)
+    benchmark = _measure(options)
     if json_file == Path("-"):
         click.echo(benchmark.model_dump_json(indent=1))
     else:
@@ -97,25 +98,21 @@ def command(quiet: bool, limits: list[tuple[str, float]], **options: Any) -> int
 
 
 # fmt: on
-def _prepare(options: dict[str, Any]) -> None:
-    """Report a missing matplotlib before an hour of measuring; remove what a killed benchmark left."""
-    from evaluate.page import check_matplotlib
-    from swav_tf.plumbing.files import remove_leftovers
-
-    if options["html_file"] is not None:
-        check_matplotlib()
-    for file in (options["json_file"], options["html_file"]):
-        if file is not None and file != Path("-"):
-            remove_leftovers(file)
-
-
-def _measure(options: dict[str, Any], *, quiet: bool) -> Benchmark:
+def _measure(options: dict[str, Any]) -> Benchmark:
+    """Measure; report a missing matplotlib before, and remove what a killed benchmark left."""
     from evaluate.benchmark.models import find_models
     from evaluate.benchmark.plan import plan_cells
     from evaluate.benchmark.run import run_benchmark
     from evaluate.benchmark.schema import Settings, write_benchmark
+    from evaluate.page import check_matplotlib
+    from swav_tf.plumbing.files import remove_leftovers
 
-    models, json_file = find_models(options["models"]), options["json_file"]
+    json_file, html_file = options["json_file"], options["html_file"]
+    if html_file is not None:
+        check_matplotlib()
+    for file in {json_file, html_file} - {None, Path("-")}:
+        remove_leftovers(file)
+    models = find_models(options["models"])
     planned = plan_cells(models, **{name: options[name] for name in ("runners", "precisions", "batches")})
     settings = Settings(**{name: options[name] for name in SETTINGS})
 
@@ -123,8 +120,7 @@ def _measure(options: dict[str, Any], *, quiet: bool) -> Benchmark:
         if json_file not in (None, Path("-")):
             write_benchmark(json_file, benchmark)
 
-    with cell_progress(quiet=quiet) as show:
-        benchmark = run_benchmark(planned, models, settings, before_each=show, after_each=save)
+    benchmark = run_benchmark(planned, models, settings, after_each=save)
     save(benchmark)
     return benchmark
 

@@ -23,6 +23,7 @@ from evaluate.benchmark.figures import marks_of, timing_of
 from evaluate.benchmark.runners import RUNNERS, TimedModel, open_for_timing, random_images
 from evaluate.benchmark.schema import NOT_YET, Benchmark, Cell, Model, Settings, Timing
 from swav_tf.plumbing.errors import SwavError
+from swav_tf.plumbing.log import log
 from swav_tf.plumbing.system import peak_memory
 from swav_tf.recipe.section import Section
 
@@ -37,19 +38,11 @@ def run_benchmark(
     models: Sequence[Model],
     settings: Settings,
     *,
-    before_each: Callable[[Cell, int, int], None] = lambda cell, done, total: None,
     after_each: Callable[[Benchmark], None] = lambda benchmark: None,
 ) -> Benchmark:
-    """Measure the cells of `plan_cells(models)`.
+    """Measure the cells of `plan_cells(models)`; `after_each` is called with the state after each process.
 
     Ctrl-C ends the benchmark early; the result then contains what was measured, with `complete` False.
-
-    Args:
-        planned: the cells.
-        models: files and run folders.
-        settings: how to measure.
-        before_each: called before each process with its cell, the number of finished processes, and their total.
-        after_each: called after each process with the state of the benchmark.
     """
     cells = [*planned]
     state = Benchmark(
@@ -62,8 +55,8 @@ def run_benchmark(
     )
     waiting = [place for place, cell in enumerate(cells) if cell.reason == NOT_YET]
     try:
-        for number, place in enumerate(waiting):
-            before_each(cells[place], number, len(waiting))
+        for number, place in enumerate(waiting, start=1):
+            log.info("%d/%d  %s %s", number, len(waiting), cells[place].model, cells[place].label)
             cells[place] = measure_in_process(cells[place], settings)
             state = state.model_copy(update={"cells": tuple(cells)})
             after_each(state)
