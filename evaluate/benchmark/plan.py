@@ -50,14 +50,9 @@ def plan_cells(
 
 def _useful_runners(models: Sequence[Model]) -> list[str]:
     """Return the runners of these kinds of models; without a GPU not those of ONNX files, which run on the CPU too."""
-    kinds = {model.kind for model in models}
-    if no_gpu_reason() is None:
-        return [name for name, facts in RUNNERS.items() if facts.takes in kinds]
-    return [
-        name
-        for name, facts in RUNNERS.items()
-        if facts.takes in kinds and not (facts.gpu and facts.takes == "onnx")
-    ]
+    kinds, has_gpu = {model.kind for model in models}, no_gpu_reason() is None
+    fitting = [(name, facts) for name, facts in RUNNERS.items() if facts.takes in kinds]
+    return [name for name, facts in fitting if has_gpu or not facts.gpu or facts.takes != "onnx"]
 
 
 def _file_for(models: Sequence[Model], runner: str, precision: str) -> tuple[Model | None, str | None]:
