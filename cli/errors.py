@@ -7,10 +7,10 @@ import os
 import shlex
 import sys
 import traceback
+from collections.abc import Sequence
 
 import click
 
-from cli.extras import extra_of
 from swav_tf.plumbing.errors import SwavError, report_of
 from swav_tf.plumbing.log import show_message
 
@@ -23,6 +23,25 @@ _DISK = {
     errno.EACCES: "Obtain permission to read and write there, or choose another place.",
     errno.EPERM: "Obtain permission to read and write there, or choose another place.",
     errno.EIO: "The disk or the network does not respond: see the system log.",
+}
+# `onnx-gpu` and `gpu` install modules of `onnx` and `train` too; they are never recommended for a missing module.
+EXTRAS = {
+    "train": (
+        "tensorflow",
+        "keras",
+        "keras_cv",
+        "tensorflow_datasets",
+        "tensorboard",
+        "importlib_resources",
+    ),
+    "onnx": ("onnxruntime",),
+    "export": ("onnx", "tf2onnx"),
+    "report": ("matplotlib", "sklearn"),
+    "serve": ("orjson", "prometheus_client", "python_multipart", "starlette", "uvicorn"),
+    "search": ("faiss",),
+    "ray": ("ray",),
+    "parquet": ("pyarrow",),
+    "tensorrt": ("tensorrt", "cuda"),
 }
 INTERRUPTED = 130  # 128 + SIGINT, as in shells
 
@@ -95,3 +114,11 @@ def message_of(error: Exception, arguments: list[str]) -> str:
         return f"{what}. {_DISK[error.errno]} Then run the same command again."
     again = shlex.join(["swav-tf", "--debug", *arguments])
     return f"{type(error).__name__}: {error}\nThis is a bug or an unexpected input. For the traceback, run: {again}"
+
+
+def extra_of(module: str | None, arguments: Sequence[str] = ()) -> str | None:
+    """Return the extra that installs a missing module for a command line; None if none does."""
+    package = (module or "").partition(".")[0]
+    if package == "onnx" and any("tensorrt" in word for word in arguments):
+        return "tensorrt"  # building an engine: `export` would overwrite ONNX Runtime for GPUs with that for CPUs
+    return next((extra for extra, modules in EXTRAS.items() if package in modules), None)

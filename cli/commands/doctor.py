@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import platform
+from collections.abc import Mapping
 from importlib import metadata
 from typing import Any
 
 import click
 
-from cli.extras import EXTRAS, onnxruntime_remark
+from cli.errors import EXTRAS
 from cli.options import Report, json_options
 from cli.progress import load_tensorflow_quietly
 
@@ -86,6 +87,21 @@ def _lines(found: dict[str, Any]) -> list[str]:
     if not found["clashes"]:
         lines.append("No other package owns one of swav-tf's import names.")
     return lines
+
+
+def onnxruntime_remark(versions: Mapping[str, str | None], *, has_gpu: bool) -> str | None:
+    """Return why ONNX Runtime cannot use the machine's NVIDIA GPU, and the remedy; None if nothing is wrong."""
+    for_cpu, for_gpu = versions.get("onnxruntime"), versions.get("onnxruntime-gpu")
+    if for_cpu and for_gpu:
+        extra = "onnx-gpu" if has_gpu else "onnx"
+        return (
+            "onnxruntime and onnxruntime-gpu have overwritten each other's files: pip uninstall "
+            f"onnxruntime onnxruntime-gpu, then pip install 'swav-tf[{extra}]'"
+        )
+    if has_gpu and not for_gpu:
+        first = "pip uninstall onnxruntime, then " if for_cpu else ""
+        return f"ONNX Runtime cannot use this machine's GPU: {first}pip install 'swav-tf[onnx-gpu]'"
+    return None
 
 
 def find_clashes() -> list[dict[str, Any]]:

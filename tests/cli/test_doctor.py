@@ -8,8 +8,8 @@ import tomllib
 import numpy as np
 import pytest
 
-from cli import extras
-from cli.commands.doctor import PACKAGES, examine, find_clashes
+from cli.commands.doctor import PACKAGES, examine, find_clashes, onnxruntime_remark
+from cli.errors import EXTRAS, extra_of
 from tests.cli.command_line import ROOT
 
 
@@ -55,7 +55,7 @@ def test_findings(run, monkeypatch):
     assert report["versions"]["numpy"] == np.__version__
     assert report["gpus"] is None  # without --gpu
     assert json.loads(run("doctor --json").out) == report
-    monkeypatch.setitem(extras.EXTRAS, "moon", ("not_a_module_at_all", "json"))
+    monkeypatch.setitem(EXTRAS, "moon", ("not_a_module_at_all", "json"))
     assert "Extra 'moon' lacks not_a_module_at_all: pip install 'swav-tf[moon]'" in run("doctor").out
     assert "GPUs  " in run("doctor --gpu").out
 
@@ -74,7 +74,7 @@ def test_findings(run, monkeypatch):
     ],
 )
 def test_extra_of(module, arguments, extra):
-    assert extras.extra_of(module, arguments) == extra
+    assert extra_of(module, arguments) == extra
 
 
 # Bug caught: a message that names an extra which does not exist; pip only warns about it.
@@ -89,8 +89,8 @@ def test_messages_name_extras_of_the_package():
         for extra in words.split(",")
     }
     assert {"train", "onnx-gpu", "report", "tensorrt"} <= named <= set(offered)
-    assert set(extras.EXTRAS) <= set(offered)
-    modules = [module for extra in extras.EXTRAS.values() for module in extra]
+    assert set(EXTRAS) <= set(offered)
+    modules = [module for extra in EXTRAS.values() for module in extra]
     assert len(modules) == len(set(modules))
     assert "swav-tf" in PACKAGES
 
@@ -109,5 +109,5 @@ def test_messages_name_extras_of_the_package():
     ],
 )
 def test_onnxruntime_and_the_gpu(cpu, gpu, has_gpu, end):
-    remark = extras.onnxruntime_remark({"onnxruntime": cpu, "onnxruntime-gpu": gpu}, has_gpu=has_gpu)
+    remark = onnxruntime_remark({"onnxruntime": cpu, "onnxruntime-gpu": gpu}, has_gpu=has_gpu)
     assert remark is None if end is None else remark.endswith(end)
