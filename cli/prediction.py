@@ -63,16 +63,17 @@ def open_classifier(model: Path, provider: str | None = None, *, best: bool = Fa
     from swav_tf.training.classifier_folder import load_classifier
 
     classifier, recipe, facts = load_classifier(model, best=best)
-
-    def by_keras(images: np.ndarray) -> np.ndarray:
-        found: np.ndarray = classifier.probabilities(images).numpy()
-        return found
-
-    epoch = epoch_in_words(model, recipe, best=best)
-    return ClassifierModel(by_keras, facts.class_names, recipe.data.evaluation, epoch)
+    return ClassifierModel(
+        lambda images: classifier.probabilities(images).numpy(),
+        facts.class_names,
+        recipe.data.evaluation,
+        epoch_in_words(model, recipe, best=best),
+    )
 
 
 def _of_file(path: Path, provider: str) -> ClassifierModel:
+    from scipy.special import softmax
+
     from evaluate.backends.onnx_backend import OnnxBackend
 
     runner = OnnxBackend(path, provider=provider, spin=False)
@@ -81,18 +82,12 @@ def _of_file(path: Path, provider: str) -> ClassifierModel:
             f"`predict` needs a file with an output `logits`, exported from a probe or a fine-tuned run. "
             f"Received: {path} with {', '.join(runner.outputs)}."
         )
-
-    def by_runtime(images: np.ndarray) -> np.ndarray:
-        return softmax(runner.run(images)["logits"])
-
-    return ClassifierModel(by_runtime, runner.metadata.class_names, runner.input_view, runner.metadata.epoch)
-
-
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """Return probabilities (n, C) of logits (n, C)."""
-    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-    found: np.ndarray = powers / powers.sum(axis=1, keepdims=True)
-    return found
+    return ClassifierModel(
+        lambda images: softmax(runner.run(images)["logits"], axis=1),
+        runner.metadata.class_names,
+        runner.input_view,
+        runner.metadata.epoch,
+    )
 
 
 def predict(
