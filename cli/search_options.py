@@ -27,12 +27,12 @@ class SearchChoice:
 
     def graph(self, *, quiet: bool) -> tuple[Searchable, Graph]:
         """Open the features or their index, and find the neighbors of each image."""
-        from evaluate.neighbors import check_images, neighbor_graph
+        from evaluate.neighbors import neighbor_graph, open_found
         from evaluate.search import open_searchable
 
         file = open_searchable(self.features, self.index)
         make_folder(self.output)
-        check_images(file, self.data)  # not after the search, which may take hours
+        open_found(file, (), self.data)  # reports moved images now, not after the search of hours
         with share_progress("neighbors", quiet=quiet) as progress:
             return file, neighbor_graph(file, on_progress=progress)
 

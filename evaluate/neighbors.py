@@ -157,7 +157,7 @@ def write_duplicates(
         `groups`, `images` in them, and `exact_copies`: images that have the same content as an earlier one.
     """
     entries = [[file.entry(row) for row in group.rows] for group in groups]
-    images = _open_images(file, (entry for each in entries for entry in each), data)
+    images = open_found(file, (entry for each in entries for entry in each), data)
     letters = [_equal_contents(each, images.source) for each in entries]
     members = [
         list(zip(found, group.cosines, same, strict=True))
@@ -199,7 +199,7 @@ def write_outliers(
     """Write outliers.csv and index.html with the `count` images of highest score (N,), highest first; return them."""
     rows = np.argsort(-scores, kind="stable")[:count].tolist()
     found = [file.entry(row) | {"score": round(float(scores[row]), 4)} for row in rows]
-    images = _open_images(file, found, data)
+    images = open_found(file, found, data)
     write_csv(
         folder / "outliers.csv",
         ("name", "class", "score"),
@@ -213,12 +213,8 @@ def write_outliers(
     return found
 
 
-def check_images(file: Searchable, data: str | None) -> None:
-    """Raise UsageError or DataError unless the images are at `data`, or where they were."""
-    _open_images(file, (), data)
-
-
-def _open_images(file: Searchable, found: Iterable[dict[str, Any]], data: str | None) -> ImageSet:
+def open_found(file: Searchable, found: Iterable[dict[str, Any]], data: str | None) -> ImageSet:
+    """Open the images of entries, at `data` if they have moved; see `images_found`."""
     source = file.facts.get("source") or {"kind": "images", "path": None}
     like = Data.model_validate({"kind": source["kind"], "path": source["path"]})
     return images_found(list(found), file, like, data)
