@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,19 +19,111 @@ from cli.options import (
     ImageChoice,
     ReadingChoice,
     Report,
+    count_option,
     image_options,
+    option_group,
     output_option,
+    part_option,
     reading_options,
     report_options,
 )
-from cli.part_options import Division, division_options
 from cli.progress import ImageProgress, image_progress, share_progress
 
 if TYPE_CHECKING:
     from evaluate.backends.backend import Backend
     from evaluate.feature_parts import Part
     from evaluate.features import Extraction
-    from evaluate.images import ImageSet
+    from evaluate.part_workers import Devices, Job, Worker
+
+
+@dataclass(frozen=True)
+class Division:
+    """The part that this process computes, or the processes that compute all."""
+
+    part: str | None
+    parts: int | None
+    devices: Devices | None
+    on: str | None
+
+    def target(self, output: Path) -> Path | Part | list[Part]:
+        """Return the file, the part or the list of parts to write; report errors before TensorFlow loads."""
+        from evaluate.feature_file import FORMATS, check_format
+        from evaluate.feature_parts import Part, has_parts, read_facts
+        from swav_tf.plumbing.parts import part_numbers
+
+        if self.devices is None and (self.parts is not None or self.on is not None):
+            raise click.UsageError("--parts and --on need --devices, such as cpu:2 or gpu:4.")
+        if self.devices is None and self.part is None and output.suffix:
+            check_format(output)
+            return output
+        if output.suffix in FORMATS:
+            raise click.UsageError(f"--part and --devices need a folder as --output. Received: {output}.")
+        one = part_numbers(self.part, os.environ)
+        if self.devices is None:
+            return Part(output, *(one or (1, 1)))
+        if one is not None:
+            raise click.UsageError(
+                f"--devices computes all parts. Received: {one[0]}/{one[1]}, by --part or a SLURM array. Omit "
+                "--devices, or start it outside of an array."
+            )
+        kept = read_facts(output)["parts"] if has_parts(output) else self.devices.count
+        count = self.parts or kept
+        return [Part(output, number, count) for number in range(1, count + 1)]
+
+    def starts(
+        self, model: ModelChoice, job: Callable[[int], Job], cores: int
+    ) -> Sequence[Callable[[], Worker]]:
+        """Return what starts each process; `job` and `cores` as in `process_starts`."""
+        assert self.devices is not None
+        on_gpu = model.provider in ("cuda", "tensorrt")
+        if self.devices.kind == "gpu" and str(model.model).endswith(".onnx") and not on_gpu:
+            raise click.UsageError(
+                f"--devices {self.devices} needs --provider cuda or tensorrt for ONNX files."
+            )
+        if self.devices.kind == "cpu" and on_gpu:
+            raise click.UsageError(
+                f"--devices {self.devices} computes on CPUs. Received: --provider {model.provider}. Use gpu:N."
+            )
+        if self.on == "ray":
+            from evaluate.ray_workers import ray_starts
+
+            return ray_starts(job, self.devices, cores)
+        from evaluate.part_workers import process_starts
+
+        return process_starts(job, self.devices, cores)
+
+
+def _devices(context: click.Context, option: click.Parameter, value: str | None) -> Devices | None:
+    if value is None:
+        return None
+    match = re.fullmatch(r"(cpu|gpu):([1-9]\d*)", value)
+    if match is None:
+        raise click.BadParameter(f"must be cpu:N or gpu:N, N >= 1, such as gpu:4. Received: {value}")
+    from evaluate.part_workers import Devices
+
+    return Devices(match[1], int(match[2]))
+
+
+division_options = option_group(
+    "division",
+    Division,
+    part_option("Compute", "the output is a folder", otherwise="1/1"),
+    click.option(
+        "--devices",
+        callback=_devices,
+        metavar="KIND:N",
+        help="Compute all parts in N processes: gpu:N, each with a GPU; cpu:N, each with a share of the cores.",
+    ),
+    count_option(
+        "--parts", show_default="those in OUTPUT, else one per device", help="Number of parts with --devices."
+    ),
+    click.option(
+        "--on",
+        type=click.Choice(["ray"]),
+        show_default="this machine",
+        help="Where the processes of --devices run: actors on a Ray cluster.",
+    ),
+)
 
 
 @click.command()
@@ -94,12 +188,11 @@ def command(
     if isinstance(target, list):
         _share_out(work, division, target, report)
         return 0
-    backend, opened = work.open()
-    total = len(opened.source)
+    backend, total, extract = work.open()
     if isinstance(target, Part):
         total = len(target.indices(total, reading.batch))
     with image_progress(total, "features", quiet=report.quiet) as progress:
-        result = work.compute(backend, opened, target, progress)
+        result = extract(target, on_progress=progress)
     what = f"{target.folder}, part {target}" if isinstance(target, Part) else str(target)
     _show(report, target, what, result, model=backend.facts.as_dict())
     return 0
@@ -114,45 +207,35 @@ class _Work:
     reading: ReadingChoice
     fresh: bool
 
-    def open(self, *, threads: int = 0) -> tuple[Backend, ImageSet]:
-        backend = self.model.open(threads=threads)
-        return backend, self.images.open(backend.data)
-
-    def compute(
-        self,
-        backend: Backend,
-        images: ImageSet,
-        target: Path | Part,
-        on_progress: Callable[[int], None] | None = None,
-    ) -> Extraction:
+    def open(self, cores: int = 0) -> tuple[Backend, int, Callable[..., Extraction]]:
+        """Return the model, the number of images, and what writes the features of these images to a target."""
         from evaluate.features import extract_features
 
-        return extract_features(
+        backend = self.model.open(threads=cores)
+        images = self.images.open(backend.data)
+        extract = partial(
+            extract_features,
             backend,
             images,
-            target,
             batch_size=self.reading.batch,
-            threads=self.reading.threads,
+            threads=cores or self.reading.threads,
             max_bad_share=self.reading.bad_share_of(backend),
             fresh=self.fresh,
-            on_progress=on_progress,
         )
+        return backend, len(images.source), extract
 
-    def job(self) -> tuple[int, Callable[[Part], Extraction]]:
+    def job(self, cores: int) -> tuple[int, Callable[[Part], Extraction]]:
         """Open what a process of --devices needs; see `evaluate.part_workers.Job`."""
-        backend, images = self.open(threads=self.reading.threads)
-        return len(images.source), partial(self.compute, backend, images)
-
-    def with_cores(self, cores: int) -> _Work:
-        return replace(self, reading=replace(self.reading, threads=cores))
+        return self.open(cores)[1:]
 
 
 def _share_out(work: _Work, division: Division, parts: list[Part], report: Report) -> None:
     """Let several processes compute all parts, and report on them."""
+    from evaluate.features import Extraction
     from evaluate.part_workers import make_parts
 
     began = time.perf_counter()
-    starts = division.starts(work.model, lambda cores: work.with_cores(cores).job, work.reading.threads)
+    starts = division.starts(work.model, lambda cores: partial(work.job, cores), work.reading.threads)
     with ExitStack() as stack:
         bars: list[ImageProgress] = []  # one, once the number of images is known
 
@@ -162,9 +245,9 @@ def _share_out(work: _Work, division: Division, parts: list[Part], report: Repor
             bars[0](done)
 
         made = make_parts(starts, parts, show)
-    result = replace(
-        made[0],
+    result = Extraction(
         images=sum(each.images for each in made),
+        feature_dim=made[0].feature_dim,
         unreadable=sum(each.unreadable for each in made),
         images_before=sum(each.images_before for each in made),
         seconds=time.perf_counter() - began,
