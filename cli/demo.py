@@ -149,8 +149,7 @@ def _export(run_dir: Path, *, quiet: bool) -> dict[str, Any] | None:
         )
         return None
     from cli.tables import print_benchmark
-    from evaluate.benchmark.models import find_models
-    from evaluate.benchmark.plan import plan_cells
+    from evaluate.benchmark.plan import find_models, plan_cells
     from evaluate.benchmark.report import write_report
     from evaluate.benchmark.run import run_benchmark
     from evaluate.benchmark.schema import Settings

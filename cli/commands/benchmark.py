@@ -100,8 +100,7 @@ def command(quiet: bool, limits: list[tuple[str, float]], **options: Any) -> int
 # fmt: on
 def _measure(options: dict[str, Any]) -> Benchmark:
     """Measure; report a missing matplotlib before, and remove what a killed benchmark left."""
-    from evaluate.benchmark.models import find_models
-    from evaluate.benchmark.plan import plan_cells
+    from evaluate.benchmark.plan import find_models, plan_cells
     from evaluate.benchmark.run import run_benchmark
     from evaluate.benchmark.schema import Settings, write_benchmark
     from evaluate.page import check_matplotlib

@@ -118,7 +118,7 @@ def gpus() -> tuple[Gpu, ...]:
         return ()
     import pynvml
 
-    handles = [pynvml.nvmlDeviceGetHandleByIndex(number) for number in range(pynvml.nvmlDeviceGetCount())]
+    handles = map(pynvml.nvmlDeviceGetHandleByIndex, range(pynvml.nvmlDeviceGetCount()))
     return tuple(
         Gpu(
             name=pynvml.nvmlDeviceGetName(handle),

@@ -6,9 +6,8 @@ import itertools
 from pathlib import Path
 from typing import Any, Final
 
-from evaluate.benchmark.figures import disturbed
 from evaluate.benchmark.runners import RUNNERS
-from evaluate.benchmark.schema import Benchmark, Cell
+from evaluate.benchmark.schema import Benchmark, Cell, disturbed
 from evaluate.knn import meaning_among
 from evaluate.page import FAINT, INK, SERIES, STYLE, add_legend, inline_svg, new_axes, write_page
 

@@ -19,9 +19,8 @@ from typing import Final
 import numpy as np
 
 from evaluate.benchmark import machine
-from evaluate.benchmark.figures import marks_of, timing_of
 from evaluate.benchmark.runners import RUNNERS, TimedModel, open_for_timing, random_images
-from evaluate.benchmark.schema import NOT_YET, Benchmark, Cell, Model, Settings, Timing
+from evaluate.benchmark.schema import NOT_YET, Benchmark, Cell, Model, Settings, Timing, marks_of, timing_of
 from swav_tf.plumbing.errors import SwavError
 from swav_tf.plumbing.log import log
 from swav_tf.plumbing.system import peak_memory

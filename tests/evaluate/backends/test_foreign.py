@@ -11,7 +11,7 @@ from cli.errors import run_and_report
 from cli.main import swav_tf
 from evaluate import open_model
 from evaluate.backends.foreign import Contract, weight_files
-from evaluate.benchmark.models import find_models
+from evaluate.benchmark.plan import find_models
 from evaluate.knn import check_same_model
 from swav_tf.plumbing.errors import DataError, UsageError
 from tests.evaluate.exported import MEAN, SIDE, STD, write_foreign, write_onnx

@@ -6,7 +6,7 @@ import pytest
 from sklearn.datasets import load_sample_images
 
 from evaluate.backends import open_model
-from evaluate.benchmark.models import find_models
+from evaluate.benchmark.plan import find_models
 from evaluate.images import open_images
 from swav_tf.data.views import stack_views, view_images
 from swav_tf.plumbing.errors import UsageError

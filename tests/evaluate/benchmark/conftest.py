@@ -2,8 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from evaluate.benchmark.models import find_models
-from evaluate.benchmark.plan import plan_cells
+from evaluate.benchmark.plan import find_models, plan_cells
 from evaluate.benchmark.run import run_benchmark
 from evaluate.benchmark.schema import Benchmark, Settings
 from tests.evaluate.exported import make_exported

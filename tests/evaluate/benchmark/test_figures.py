@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 
-from evaluate.benchmark.figures import marks_of, percentile, relative_error, timing_of
 from evaluate.benchmark.run import time_runs
-from evaluate.benchmark.schema import Cell, Settings
+from evaluate.benchmark.schema import Cell, Settings, marks_of, percentile, relative_error, timing_of
 
 CELL = Cell(model="m", runner="ort-cuda", precision="fp32", batch=1, status="ok")
 

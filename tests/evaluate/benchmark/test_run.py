@@ -6,8 +6,7 @@ import pytest
 
 from evaluate.benchmark import plan
 from evaluate.benchmark.machine import no_gpu_reason
-from evaluate.benchmark.models import find_models
-from evaluate.benchmark.plan import plan_cells
+from evaluate.benchmark.plan import find_models, plan_cells
 from evaluate.benchmark.run import death, measure_in_process, run_benchmark
 from evaluate.benchmark.schema import NOT_YET, Benchmark, write_benchmark
 from swav_tf.plumbing.errors import DataError, UsageError
