@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from evaluate.feature_store import open_store
+from evaluate.features import open_store
 from swav_tf.data import sharding
 from swav_tf.plumbing.errors import UsageError
 from swav_tf.runs.folder import RunFolder

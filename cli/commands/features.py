@@ -74,6 +74,8 @@ class Division:
         self, model: ModelChoice, job: Callable[[int], Job], cores: int
     ) -> Sequence[Callable[[], Worker]]:
         """Return what starts each process; `job` and `cores` as in `process_starts`."""
+        from evaluate.part_workers import process_starts, ray_starts
+
         assert self.devices is not None
         on_gpu = model.provider in ("cuda", "tensorrt")
         if self.devices.kind == "gpu" and str(model.model).endswith(".onnx") and not on_gpu:
@@ -85,11 +87,7 @@ class Division:
                 f"--devices {self.devices} computes on CPUs. Received: --provider {model.provider}. Use gpu:N."
             )
         if self.on == "ray":
-            from evaluate.ray_workers import ray_starts
-
             return ray_starts(job, self.devices, cores)
-        from evaluate.part_workers import process_starts
-
         return process_starts(job, self.devices, cores)
 
 

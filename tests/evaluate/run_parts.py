@@ -11,8 +11,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from evaluate.feature_parts import Part
 from evaluate.features import extract_features
-from evaluate.part_workers import Devices, make_parts
-from evaluate.ray_workers import ray_starts
+from evaluate.part_workers import Devices, make_parts, ray_starts
 from tests.evaluate.models import NumpyBackend, class_folders
 
 PARTS = 4

@@ -11,8 +11,7 @@ import pytest
 from evaluate.feature_file import read_feature_file
 from evaluate.feature_parts import find_problems
 from evaluate.features import extract_features
-from evaluate.part_workers import Devices, make_parts, process_starts
-from evaluate.ray_workers import actor_cores
+from evaluate.part_workers import Devices, actor_cores, make_parts, process_starts
 from swav_tf.plumbing.errors import DataError, UsageError
 from tests.evaluate import run_parts
 from tests.evaluate.models import NumpyBackend, assert_same_features, class_folders
