@@ -1,4 +1,4 @@
-"""The assignment of images to prototypes: the prototype of each image, and the nearest images of each prototype."""
+"""The assignment of images to prototypes: tables, and a page of the nearest images of each prototype."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ import numpy as np
 
 from evaluate.backends.backend import Backend, ModelIdentity
 from evaluate.feature_file import class_name
-from evaluate.images import ImageSet
+from evaluate.images import SIDE, ImageSet, thumbnail
+from evaluate.page import write_page
 from swav_tf.data.bad_images import BadImages
 from swav_tf.data.views import stack_views, view_batches
 from swav_tf.plumbing.errors import DataError, UsageError
 from swav_tf.plumbing.files import atomic_write, write_csv
 from swav_tf.plumbing.names import printable
+from swav_tf.recipe.data import EvaluationView
 
 
 @dataclass(frozen=True)
@@ -189,3 +191,64 @@ def write_tables(folder: Path, clusters: Clusters, images: ImageSet, model: Mode
     with atomic_write(folder / "clusters.json") as partial:
         partial.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     return report
+
+
+# === The page ===
+
+
+def write_gallery(
+    folder: Path, clusters: Clusters, images: ImageSet, model: Backend, *, prototypes: int
+) -> None:
+    """Write index.html with the `prototypes` most used prototypes."""
+    cards = prototype_cards(clusters, images, model.input_view, prototypes=prototypes)
+    facts, settings, figures = model.facts, images.settings, summary(clusters)
+    place = settings.path or f"{settings.kind}, split {settings.split}"
+    write_page(
+        folder / "index.html",
+        "clusters.html.jinja",
+        title="Prototypes and their images",
+        subtitle=f"Model {facts.path} ({facts.recipe}, step {facts.step:,}), images {place}",
+        figures=figures,
+        tiles=_in_words(figures),
+        cards=cards,
+        usage=sorted(clusters.usage().tolist(), reverse=True),
+    )
+
+
+def _in_words(figures: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return the figures as text, each with its meaning."""
+    tiles = [
+        (f"{figures['images']:,}", "images"),
+        (f"{figures['prototypes_used']:,} of {figures['prototypes']:,}", "prototypes used"),
+        (f"{figures['effective_prototypes']:g}", "effective prototypes"),
+        (f"{100 * figures['largest_share']:.1f} %", "of the images at the most used prototype"),
+        (f"{figures['mean_score']:.3f}", "mean score"),
+    ]
+    return tiles + ([(f"{100 * figures['purity']:.1f} %", "purity")] if "purity" in figures else [])
+
+
+def prototype_cards(
+    clusters: Clusters, images: ImageSet, view: EvaluationView, *, prototypes: int
+) -> list[dict[str, Any]]:
+    """Return text and pictures of the `prototypes` most used prototypes, for the pages."""
+    used = [row for row in usage_table(clusters)[:prototypes] if row["images"]]
+    return [_card(row, used[0]["images"], clusters, images, view) for row in used]
+
+
+def _card(
+    row: dict[str, Any], most: int, clusters: Clusters, images: ImageSet, view: EvaluationView
+) -> dict[str, Any]:
+    near, scores = clusters.nearest[row["prototype"]], clusters.nearest_scores[row["prototype"]]
+    pictures = []
+    for index, label, score in zip(clusters.index[near], clusters.labels[near], scores, strict=True):
+        name, known = printable(images.source.image_name(int(index))), class_name(label, clusters.class_names)
+        title = f"{name}{f', class {known}' if known else ''}, score {score:.3f}"
+        pictures.append((thumbnail(images.source, int(index), view, SIDE), f"{score:.2f}", title))
+    lines = [
+        f"Prototype {row['prototype']}",
+        f"{row['images']:,} images, {100 * row['share']:.1f} %",
+        f"mean score {row['mean_score']:.3f}",
+    ]
+    if row.get("top_class") is not None:
+        lines.append(f"{100 * row['top_class_share']:.0f} % are {row['top_class']}")
+    return {"lines": lines, "share": row["images"] / most, "pictures": pictures}

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Final, get_args
 
+from PIL import Image as PillowImage
+
+from swav_tf.data.decode import UndecodableImage, evaluation_view
 from swav_tf.data.image_source import ImageSource
-from swav_tf.data.sources import contents_sha256, fingerprint, open_source, recognized
-from swav_tf.plumbing.errors import UsageError
-from swav_tf.recipe.data import SPLIT_KINDS, Data
+from swav_tf.data.pictures import scaled
+from swav_tf.data.sources import contents_sha256, fingerprint, open_source, read_image, recognized
+from swav_tf.plumbing.errors import DataError, UsageError
+from swav_tf.recipe.data import SPLIT_KINDS, Data, EvaluationView
 
+SIDE: Final = 96  # of a thumbnail, pixels
 KINDS: tuple[str, ...] = get_args(Data.model_fields["kind"].annotation)
 
 
@@ -71,3 +76,11 @@ def open_images(
     split = split or (like.split if kind == like.kind else "train")
     settings = like.model_copy(update=own | {"kind": kind, "split": split})
     return ImageSet(open_source(settings), settings)
+
+
+def thumbnail(source: ImageSource, index: int, view: EvaluationView, side: int) -> PillowImage.Image:
+    """Return the evaluation view of an image as a square of `side` pixels; raise DataError if it cannot be read."""
+    try:
+        return scaled(evaluation_view(read_image(source, index), view), side)
+    except (UndecodableImage, OSError) as error:
+        raise DataError(f"{source.image_name(index)} cannot be read: {error}") from error

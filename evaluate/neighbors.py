@@ -11,8 +11,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from evaluate.gallery import SIDE, thumbnail
-from evaluate.images import ImageSet
+from evaluate.images import SIDE, ImageSet, thumbnail
 from evaluate.page import write_page
 from evaluate.search import Searchable
 from evaluate.similar import images_found

@@ -13,11 +13,10 @@ import numpy as np
 from PIL import Image as PillowImage
 
 from evaluate.backends.backend import Backend
-from evaluate.clusters import Clusters
+from evaluate.clusters import Clusters, prototype_cards
 from evaluate.feature_file import FeatureFile
 from evaluate.feature_map import METHODS, PERPLEXITY, map_features, map_picture
-from evaluate.gallery import SIDE, prototype_cards, thumbnail
-from evaluate.images import ImageSet
+from evaluate.images import SIDE, ImageSet, thumbnail
 from evaluate.page import FAINT, SERIES, STYLE, add_legend, inline_svg, new_axes, write_page
 from swav_tf.data.bad_images import BadImages
 from swav_tf.data.pictures import contact_sheet

@@ -13,8 +13,7 @@ from PIL import ImageDraw, ImageFont
 
 from evaluate.backends.backend import Backend
 from evaluate.feature_file import FeatureFile
-from evaluate.gallery import thumbnail
-from evaluate.images import ImageSet, open_images
+from evaluate.images import ImageSet, open_images, thumbnail
 from evaluate.knn import check_same_model
 from evaluate.search import Searchable
 from swav_tf.data import storage

@@ -50,8 +50,7 @@ def command(
     """
     backend = model.open()
 
-    from evaluate.clusters import assign_images, write_tables
-    from evaluate.gallery import write_gallery
+    from evaluate.clusters import assign_images, write_gallery, write_tables
 
     opened = images.open(backend.data)
     make_folder(output)

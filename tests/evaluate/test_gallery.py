@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from evaluate.clusters import write_gallery
 from evaluate.feature_file import read_feature_file
 from evaluate.features import extract_features
-from evaluate.gallery import thumbnail, write_gallery
-from evaluate.images import open_images
+from evaluate.images import open_images, thumbnail
 from evaluate.similar import draw_similar, images_of, query_view, similar_images
 from swav_tf.plumbing.errors import DataError, UsageError
 from tests.evaluate.models import NumpyBackend, class_folders, feature_file, make_class_folders
