@@ -14,6 +14,7 @@ from typing import Any, Final, TypeVar
 
 import numpy as np
 import orjson
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.applications import Starlette
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
@@ -25,7 +26,6 @@ from starlette.routing import Route
 from evaluate.backends.backend import Backend
 from evaluate.serve.batcher import Batcher
 from evaluate.serve.gallery import Gallery
-from evaluate.serve.metrics import Metrics
 from swav_tf.data.augment import Image
 from swav_tf.data.decode import Decoding, TooManyPixels, UndecodableImage, decode, evaluation_view
 from swav_tf.plumbing.errors import UsageError
@@ -34,6 +34,7 @@ from swav_tf.plumbing.system import available_cores
 
 BODY_SECONDS: Final = 30.0  # in which the body of a request must arrive
 NPY: Final = "application/x-npy"
+_BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)  # seconds
 _PAGE: Final = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
 
 T = TypeVar("T")
@@ -52,6 +53,38 @@ class Limits:
     images: int = 64  # in a request
     queue: int = 256  # accepted images that are not yet answered, at least `images`
     pixels: int | None = None  # in an image; None for `data.max_pixels` of the model's recipe
+
+
+class Metrics:
+    """Counters of one service; `waiting` returns the number of accepted, unanswered images."""
+
+    def __init__(self, waiting: Callable[[], float], *, largest_batch: int) -> None:
+        self._registry = registry = CollectorRegistry()
+        sizes = [2**power for power in range(largest_batch.bit_length()) if 2**power < largest_batch]
+        self.requests = Counter("swav_requests", "Requests answered", ["path", "code"], registry=registry)
+        self.images = Counter("swav_images", "Images whose features were computed", registry=registry)
+        self.errors = Counter("swav_errors", "Requests refused or failed", ["reason"], registry=registry)
+        self.batches = Histogram(
+            "swav_batch_images", "Images per batch", registry=registry, buckets=[*sizes, largest_batch]
+        )
+        self.model_seconds = Histogram(
+            "swav_model_seconds", "Time of a batch in the model", registry=registry, buckets=_BUCKETS
+        )
+        self.request_seconds = Histogram(
+            "swav_request_seconds",
+            "Time from the head of a request to the end of its answer",
+            ["path"],
+            registry=registry,
+            buckets=_BUCKETS,
+        )
+        Gauge("swav_queue_images", "Images accepted and not yet answered", registry=registry).set_function(
+            waiting
+        )
+
+    def text(self) -> bytes:
+        """Return all values."""
+        text: bytes = generate_latest(self._registry)
+        return text
 
 
 class Refusal(Exception):
