@@ -40,19 +40,10 @@ CELL: Final = {"seconds": 1, "runs": 50, "threads": 0, "cuda_graph": False}
 def run_demo(
     *, run_dir: Path, data: Path | None = None, seed: int = 31, export: bool = True, quiet: bool = False
 ) -> dict[str, Any]:
-    """Train on the training images, evaluate on the test images, and write the run's page; then export and benchmark.
+    """Train on the training images, evaluate on the test images, and write the run's page; return the summary.
 
-    An interrupted demo resumes; a finished one is set aside and run again.
-
-    Args:
-        run_dir: receives the run, summary.json and report.html; with `export` also exported/ and benchmark.html.
-        data: folder with the folders `train` and `test` of class folders; None: the digits.
-        seed: of weights, order and crops.
-        export: whether to continue after report.html.
-        quiet: print no progress and no tables.
-
-    Returns:
-        The content of summary.json.
+    With `export` the model is then exported and timed. The images are the digits, or those of a folder `data` with the
+    folders `train` and `test`. An interrupted demo resumes; a finished one is set aside and run again.
     """
     started = time.perf_counter()
     recipe, folder = _recipe(data, seed), RunFolder(run_dir)

@@ -64,10 +64,8 @@ def node_workers(
 ) -> Iterator[ClusterAddress | None]:
     """Start the other workers of this machine; yield the address of this process, which must then train as well.
 
-    Args:
-        count: workers of each machine.
-        cluster: address of this machine among others; None for that of the SLURM task, if there is one.
-        train: called by each worker with its address; pickled.
+    `cluster` is the address of this machine among others, None for that of the SLURM task, if there is one; each of the
+    `count` workers of a machine calls `train`, which is pickled, with its own address.
     """
     if count == 1:
         yield cluster

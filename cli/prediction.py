@@ -47,12 +47,7 @@ class ClassifierModel:
 
 
 def open_classifier(model: Path, provider: str | None = None, *, best: bool = False) -> ClassifierModel:
-    """Open the classifier of a probe or fine-tuning run, or a file exported from one.
-
-    Raises:
-        UsageError: it is neither, or an option does not apply to it.
-        CheckpointError, DataError: the checkpoint or file is damaged.
-    """
+    """Open the classifier of a probe or fine-tuning run, or a file exported from one."""
     if model.is_file() or model.suffix == ".onnx":
         if best:
             raise UsageError(f"--best is for run folders. Received: {model}. Pass it to `swav-tf export`.")

@@ -72,10 +72,6 @@ def assign_images(
 
     Unreadable images are skipped and listed in the CSV file `unreadable_list`, up to a share of `max_bad_share`.
     `on_progress` is called with the number of images that are done.
-
-    Raises:
-        UsageError: the model has no prototypes.
-        DataError: too many images are unreadable, or all.
     """
     if "scores" not in model.outputs:
         raise UsageError(

@@ -68,11 +68,7 @@ class FeatureFile:
     def neighbors(
         self, queries: np.ndarray, *, k: int, on_progress: Callable[[float], None] = lambda _: None
     ) -> Neighbors:
-        """Find the k features of highest cosine with each query (M, F); see `find_neighbors`.
-
-        Raises:
-            DataError: features are not finite.
-        """
+        """Find the k features of highest cosine with each query (M, F); see `find_neighbors`."""
         try:
             return find_neighbors(
                 self.features, queries, k=k, normalized=self.normalized, on_progress=on_progress
@@ -145,11 +141,7 @@ def write_feature_file(file: FeatureFile) -> None:
 
 
 def _classes_of(labels: np.ndarray) -> tuple[np.ndarray, dict[str, list[str]]]:
-    """Return labels as numbers, -1 for none, and the fact `class_names` if they are names.
-
-    Raises:
-        ValueError: labels are neither integers nor text.
-    """
+    """Return labels as numbers, -1 for none, and the fact `class_names` if they are names."""
     if labels.dtype.kind == "O":  # text of Parquet, None where there is none
         labels = np.array(["" if label is None else label for label in labels.tolist()], str)
     if labels.dtype.kind in "SU":

@@ -36,10 +36,6 @@ def map_features(file: FeatureFile, *, method: str, limit: int, seed: int = 0) -
     """Map the images to two dimensions by their features, normalized to length 1.
 
     More than `limit` images are sampled. `seed` decides the sample and t-SNE; `method` is a key of METHODS.
-
-    Raises:
-        UsageError: there are too few images for the method.
-        DataError: features are not finite.
     """
     total, width = file.features.shape
     shown, least = min(total, limit), PERPLEXITY + 2 if method == "tsne" else 3

@@ -56,11 +56,7 @@ class Part:
         return self.base.with_name(f"{self.base.name}.parquet")
 
     def indices(self, images: int, batch_size: int) -> range:
-        """Return the numbers of its images: complete batches, so that every image has the same batch in any partition.
-
-        Raises:
-            UsageError: there are more parts than batches.
-        """
+        """Return the numbers of its images: complete batches, so that an image has the same batch in any partition."""
         batches = -(-images // batch_size)
         if self.count > batches:
             raise UsageError(
@@ -79,12 +75,7 @@ def has_parts(folder: Path) -> bool:
 
 
 def read_facts(folder: Path) -> dict[str, Any]:
-    """Return the facts of all parts.
-
-    Raises:
-        UsageError: the folder has no features.
-        DataError: features.json is damaged.
-    """
+    """Return the facts of all parts."""
     path = folder / FACTS
     try:
         facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -142,10 +133,9 @@ def write_part(
 
 
 def part_facts(part: Part) -> dict[str, Any]:
-    """Return the facts of a complete part: those of all parts, `unreadable`, `contents_sha256`, `features_sha256`.
+    """Return the facts of a complete part; raise DataError if it is damaged.
 
-    Raises:
-        DataError: it is damaged.
+    They are those of all parts, `unreadable`, `contents_sha256` and `features_sha256`.
     """
     import pyarrow.parquet as pq
 
@@ -323,14 +313,9 @@ class FeatureParts:
 
 
 def open_parts(folder: Path, rows: list[int] | None = None) -> FeatureParts:
-    """Open the features in a folder. Nothing that grows with the images is read.
+    """Open the features in a folder of complete parts. Nothing that grows with the images is read.
 
-    Args:
-        folder: of the parts.
-        rows: number of rows of each part, if they were found complete before: then they are not looked at.
-
-    Raises:
-        DataError: parts are missing or damaged.
+    The parts are not checked if the number of `rows` of each is known.
     """
     facts = read_facts(folder)
     parts = all_parts(folder, facts)

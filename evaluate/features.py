@@ -165,12 +165,7 @@ def _skipped_before(output: Path | Part, facts: dict[str, Any]) -> int | None:
 
 
 def export_features(folder: Path, output: Path, *, fresh: bool = False) -> Extraction:
-    """Write the features in a folder of parts to a feature file, .npz, .npy or .parquet.
-
-    Raises:
-        UsageError: the output exists, unless it may be replaced (`fresh`).
-        DataError: parts are missing or damaged.
-    """
+    """Write the features in a folder of parts to a feature file, .npz, .npy or .parquet."""
     check_format(output)
     if output.exists() and not fresh:
         raise UsageError(f"{output} exists. Use another --output, or --fresh to replace it.")
@@ -247,10 +242,6 @@ def open_store(
     """Open the work folder of a feature file for this process alone. It is removed if the block succeeds.
 
     `settings` are everything that the features depend on; `fresh` discards earlier progress.
-
-    Raises:
-        UsageError: another process writes it, or it was started with other settings.
-        DataError: it is damaged, or the disk refuses.
     """
     with _locked(output) as folder:
         if fresh:

@@ -53,10 +53,6 @@ def open_images(
 
     `like` has the defaults, also for DATA; usually it is the settings of the model's training images. `labels` names a
     list with the labels of images that have none.
-
-    Raises:
-        UsageError: the arguments contradict each other.
-        DataError: the images are missing or of another kind.
     """
     if kind is not None and kind not in KINDS:
         raise UsageError(f"--kind must be one of {', '.join(KINDS)}. Received: {kind}.")

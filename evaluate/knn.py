@@ -49,10 +49,6 @@ def knn_accuracies(
 
     The search is exact unless an index of `known` is given. A neighbor's vote is exp(cosine / temperature);
     `on_progress` is called with the share that is done, 0 to 1.
-
-    Raises:
-        UsageError: the files do not match, or k is larger than the file that votes.
-        DataError: labels are missing or features are not finite.
     """
     _check(known, asked, neighbors)
     truths = _truths(known, asked)

@@ -60,10 +60,6 @@ def neighbor_graph(
     """Find the nearest neighbors of each image of a feature file, exactly, or of an index.
 
     `on_progress` is called with the share that is done, 0 to 1.
-
-    Raises:
-        UsageError: there are fewer than two images.
-        DataError: features are not finite.
     """
     features = file.features
     total, k = len(features), min(k, len(features) - 1)

@@ -66,7 +66,9 @@ class Worker(Protocol):
 class Maker:
     """What such a process does."""
 
-    def __init__(self, job: Job, environment: Mapping[str, str]) -> None:
+    def __init__(self, job: Job, environment: Mapping[str, str], folder: str) -> None:
+        with contextlib.suppress(OSError):  # of relative paths, where the machines share the folder
+            os.chdir(folder)
         os.environ.update(environment)  # read when TensorFlow and CUDA start
         self._job = job
         self._opened: tuple[int, Callable[[Part], Extraction]] | None = None
@@ -82,15 +84,9 @@ def make_parts(
     parts: Sequence[Part],
     on_progress: Callable[[int, int], None],
 ) -> list[Extraction]:
-    """Make all parts.
+    """Make all parts, also if some fail; `on_progress` is called with the number of images that are done and of all.
 
-    Args:
-        starts: starts each process, and again what replaces it.
-        parts: the parts.
-        on_progress: called with the number of images that are done and of all.
-
-    Raises:
-        SwavError: parts failed; the others are complete, unless it is a UsageError.
+    `starts` start each process, and again what replaces it.
     """
     team = _Team(parts)
     for start in starts[: len(parts)]:
@@ -219,7 +215,7 @@ def _serve(connection: Connection, job: Job, environment: Mapping[str, str]) -> 
         signal.SIGINT, signal.SIG_IGN
     )  # Ctrl-C reaches all processes; the first one ends the others
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    maker = Maker(job, environment)
+    maker = Maker(job, environment, os.getcwd())
     while True:
         part = connection.recv()
         try:
@@ -239,15 +235,9 @@ def _end_with_parent() -> None:
 def process_starts(
     job: Callable[[int], Job], devices: Devices, cores: int
 ) -> list[Callable[[], ProcessWorker]]:
-    """Return what starts a process for each device.
+    """Return what starts a process for each device; `gpu:N` are the first N visible ones.
 
-    Args:
-        job: for a number of cores.
-        devices: `gpu:N` are the first N visible ones.
-        cores: of each process; 0 divides those of this machine.
-
-    Raises:
-        UsageError: there are fewer GPUs.
+    `job` is called with the cores of each process: 0 divides those of this machine.
     """
     cores = cores or max(1, available_cores() // devices.count)
     shared = devices.environment(cores)
@@ -271,13 +261,7 @@ def process_starts(
 def ray_starts(job: Callable[[int], Job], devices: Devices, cores: int) -> list[Callable[[], RayWorker]]:
     """Connect to the cluster, or start one on this machine; return what starts an actor for each device.
 
-    Args:
-        job: for a number of cores.
-        devices: CPU actors, or actors with a GPU each, anywhere in the cluster.
-        cores: of each actor; 0 for as many as the cluster has for all of them.
-
-    Raises:
-        UsageError: they do not fit into the cluster.
+    `job` is called with the cores of each actor: 0 is as many as the cluster has for all of them.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would report to its makers
     import ray
@@ -293,15 +277,7 @@ def actor_cores(nodes: Sequence[Mapping[str, float]], devices: Devices, cores: i
     """Return the cores of each actor: the given number, or for 0 the largest with which all fit into the cluster.
 
     Ray would let actors wait forever, without an error, that fit nowhere. Actors read their images themselves, so no
-    core has to be left for readers.
-
-    Args:
-        nodes: the resources of each, `CPU` and `GPU`.
-        devices: the actors.
-        cores: 0, or a number.
-
-    Raises:
-        UsageError: they do not fit.
+    core has to be left for readers. Nodes have the resources `CPU` and `GPU`.
     """
 
     def room(cores: int) -> int:
@@ -327,7 +303,7 @@ class RayWorker:
         import ray
 
         gpus = int(devices.kind == "gpu")
-        actor = ray.remote(num_cpus=cores, num_gpus=gpus)(_RayMaker)
+        actor = ray.remote(num_cpus=cores, num_gpus=gpus)(Maker)
         self._actor = actor.remote(job, devices.environment(cores), os.getcwd())
 
     def call(self, part: Part | None) -> Any:
@@ -347,10 +323,3 @@ class RayWorker:
         import ray
 
         ray.kill(self._actor)
-
-
-class _RayMaker(Maker):
-    def __init__(self, job: Job, environment: Mapping[str, str], folder: str) -> None:
-        with contextlib.suppress(OSError):  # of relative paths, where nodes share the folder
-            os.chdir(folder)
-        super().__init__(job, environment)

@@ -50,11 +50,7 @@ class Run:
 
     @classmethod
     def read(cls, folder: Path) -> Run:
-        """Read a run folder.
-
-        Raises:
-            UsageError: it is not a pretraining run.
-        """
+        """Read a run folder."""
         recipe, own = read_pretraining_recipe(folder), RunFolder(folder, writer=False)
         attempts, bad = folder / ATTEMPTS, sorted(folder.glob("bad_images*.txt"))
         return cls(
@@ -103,9 +99,6 @@ def draw_pictures(
     """Compute features and scores of at most `limit` images, chosen at random, and draw them.
 
     `on_progress` is called with the number of finished images.
-
-    Raises:
-        DataError: no image can be read.
     """
     found, scores = _outputs(model, images, limit, recipe.train.seed, on_progress)
     cards = []

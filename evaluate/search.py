@@ -37,11 +37,7 @@ MOST_RERANKED: Final = 3_200  # if the recall needs it
 
 
 def choose_factory(rows: int, width: int, memory: int) -> str:
-    """Return FAISS's name of an index that takes at most `memory` bytes.
-
-    Raises:
-        UsageError: no index is that small.
-    """
+    """Return FAISS's name of an index that takes at most `memory` bytes."""
     lists = max(1, min(2 ** round(math.log2(2 * math.sqrt(rows))), rows // SAMPLES))
     overhead = 8 * rows + 4 * width * lists
     if overhead + 2 * width * rows <= memory:
@@ -133,16 +129,7 @@ def _search(engine: Any, asked: np.ndarray, count: int, probes: int) -> np.ndarr
 
 
 def open_index(path: Path, features: Path | None = None) -> SearchIndex:
-    """Open an index. Nothing that grows with the images is read.
-
-    Args:
-        path: its file.
-        features: the folder of its features, if that has moved.
-
-    Raises:
-        UsageError: it does not exist, or the folder has other features.
-        DataError: it is damaged.
-    """
+    """Open an index, whose folder of `features` may have moved. Nothing that grows with the images is read."""
     import faiss
 
     if not path.exists():
@@ -185,21 +172,10 @@ def build_index(
     seed: int = 0,
     on_progress: Callable[[float], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """Index the features in a folder, and measure the recall. The same call after an interruption resumes.
+    """Index the features in a folder, measure the recall, and return the facts in OUTPUT.json.
 
-    Args:
-        folder: of parts, all complete.
-        output: file to write.
-        memory: largest size of the index, bytes.
-        seed: decides the training sample and the queries.
-        on_progress: called with the share of the rows that are added, 0 to 1.
-
-    Returns:
-        the facts in OUTPUT.json.
-
-    Raises:
-        UsageError: the memory is too small for any index, or another process writes the same.
-        DataError: parts are missing, or features are not finite.
+    The same call after an interruption resumes. The index has at most `memory` bytes; `seed` decides the training
+    sample and the queries; `on_progress` is called with the share of the rows that are added, 0 to 1.
     """
     parts = open_parts(folder)
     rows, width = parts.features.shape

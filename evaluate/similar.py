@@ -54,12 +54,7 @@ def check_searchable(file: Searchable, model: Backend) -> None:
 
 
 def similar_images(view: Image, file: Searchable, model: Backend, *, k: int) -> list[dict[str, Any]]:
-    """Find the k images nearest to `view`; see `nearest_images`.
-
-    Raises:
-        UsageError: the file is of another model, or has fewer than k images.
-        DataError: its features are not finite.
-    """
+    """Find the k images nearest to `view`; see `nearest_images`."""
     check_searchable(file, model)
     if not 1 <= k <= len(file):
         raise UsageError(
@@ -73,9 +68,6 @@ def nearest_images(file: Searchable, features: np.ndarray, *, k: int) -> list[li
 
     Returns:
         `name`, `label`, `class`, `cosine`, `row` and `index` (number in the source) of each, the nearest first.
-
-    Raises:
-        DataError: features are not finite.
     """
     found = file.neighbors(features, k=k)
     return [

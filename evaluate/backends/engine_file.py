@@ -119,11 +119,7 @@ def read_engine(plan: Path) -> tuple[bytes, EngineFacts]:
 
 
 def write_engine(plan: Path, data: bytes, facts: EngineFacts) -> None:
-    """Write an engine, then its facts. After a power failure in between, the old facts do not match the new engine.
-
-    Raises:
-        DataError: the disk is full or read-only; both files are as they were.
-    """
+    """Write an engine, then its facts. After a power failure in between, the old facts do not match the new engine."""
     with atomic_writes(plan, sidecar_of(plan)) as (engine, sidecar):
         engine.write_bytes(data)
         sidecar.write_text(facts.model_dump_json(indent=2) + "\n", encoding="utf-8")

@@ -78,10 +78,6 @@ def describe(path: Path, session: Any, contract: Contract | None) -> tuple[OnnxM
     """Return the facts of a third-party file, how it is run, and its contract in words.
 
     Without a contract it can be timed only: images are not normalized, and outputs have the graph's names.
-
-    Raises:
-        UsageError: the contract does not fit the graph.
-        DataError: it is not a graph for batches of RGB images.
     """
     inputs, outputs = session.get_inputs(), [output.name for output in session.get_outputs()]
     shapes = ", ".join(f"{each.name} {each.type} {each.shape}" for each in inputs)

@@ -150,9 +150,6 @@ class OpenVinoSession:
     Attributes:
         bfloat16: whether layers in float32 are computed in bfloat16, at twice the speed and a relative error of some
             thousandths.
-
-    Raises:
-        DataError: OpenVINO cannot read or compile the file.
     """
 
     def __init__(self, path: Path, *, threads: int = 0) -> None:

@@ -25,15 +25,7 @@ class TensorrtBackend(Backend):
     """An engine on a GPU.
 
     Images and outputs are copied through page-locked memory. All work of a batch is recorded as a CUDA graph
-    for each batch size; TensorRT-RTX, which compiles while it runs, gets none.
-
-    Args:
-        path: the `.plan`, its JSON file next to it.
-        cuda_graph: record graphs.
-
-    Raises:
-        UsageError: TensorRT or the GPU is missing, or the engine is for another machine.
-        DataError: the engine or its JSON file is damaged, or the memory of the GPU is full.
+    for each batch size (`cuda_graph`); TensorRT-RTX, which compiles while it runs, gets none.
     """
 
     def __init__(self, path: Path, *, cuda_graph: bool = True) -> None:
@@ -95,9 +87,6 @@ class TensorrtBackend(Backend):
         """Return a call that computes these images in the GPU's memory, without copies, and waits.
 
         Run nothing else on this object while the call is in use: it would change the images.
-
-        Raises:
-            UsageError: the number of images is outside of the profile.
         """
         self.check(images)
         profile, size = self.built.profile, len(images)

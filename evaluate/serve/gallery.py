@@ -32,11 +32,7 @@ def searchable(path: Path) -> FeatureFile:
 
 
 class Gallery:
-    """Features to search, and optionally the folder of their images.
-
-    Raises:
-        UsageError: they are of another model.
-    """
+    """Features to search, and optionally the folder of their images."""
 
     def __init__(self, file: Searchable, model: Backend, images: Path | None = None) -> None:
         check_searchable(file, model)

@@ -19,11 +19,7 @@ STOP_SECONDS: Final = 60  # after which requests of silent clients are dropped
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Return a bound socket that does not accept connections yet.
-
-    Raises:
-        UsageError: the address is not one of this machine, or its port is taken or not allowed.
-    """
+    """Return a bound socket that does not accept connections yet."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         bound = socket.socket(family, kind, protocol)
