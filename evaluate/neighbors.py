@@ -6,6 +6,7 @@ import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final
 
@@ -146,39 +147,31 @@ def write_duplicates(
 ) -> dict[str, Any]:
     """Write duplicates.csv, a row per image of each group, and index.html with the first `shown` groups.
 
-    Exact copies are recognized by their content. `data` is the place of the images if they have moved.
-
-    Returns:
-        `groups`, `images` in them, and `exact_copies`: images that have the same content as an earlier one.
+    Exact copies are recognized by their content. `data` is the place of the images if they have moved. Return the
+    numbers of `groups`, of `images` in them, and of `exact_copies`, whose content is that of an earlier image.
     """
-    entries = [[file.entry(row) for row in group.rows] for group in groups]
-    images = open_found(file, (entry for each in entries for entry in each), data)
-    letters = [_equal_contents(each, images.source) for each in entries]
     members = [
-        list(zip(found, group.cosines, same, strict=True))
-        for found, group, same in zip(entries, groups, letters, strict=True)
+        [file.entry(row) | {"cosine": cosine} for row, cosine in zip(group.rows, group.cosines, strict=True)]
+        for group in groups
     ]
-    rows = [
-        (number, entry["name"], entry["class"], f"{cosine:.4f}", letter)
-        for number, group in enumerate(members, start=1)
-        for entry, cosine, letter in group
-    ]
+    images = open_found(file, chain.from_iterable(members), data)
+    rows, cards, copies = [], [], 0
+    for number, group in enumerate(members, start=1):
+        letters = _equal_contents(group, images.source)
+        repeated = Counter(filter(None, letters))
+        copies += repeated.total() - len(repeated)
+        for entry, letter in zip(group, letters, strict=True):
+            rows.append((number, entry["name"], entry["class"], f"{entry['cosine']:.4f}", letter))
+        if number <= shown:
+            lines = [
+                f"Group {number}",
+                f"{len(group):,} images, cosine {max(e['cosine'] for e in group):.3f}",
+            ]
+            lines += [f"exact copies {letter}: {count:,} images" for letter, count in repeated.items()]
+            captions = [f"{e['cosine']:.2f} {letter}" for e, letter in zip(group, letters, strict=True)]
+            cards.append(_card(lines, group, captions, images, file))
     write_csv(folder / "duplicates.csv", ("group", "name", "class", "cosine", "exact"), rows)
-    report = {
-        "groups": len(groups),
-        "images": len(rows),
-        "exact_copies": sum(len(list(filter(None, same))) - len({*filter(None, same)}) for same in letters),
-    }
-    cards = []
-    for number, (group, same) in enumerate(zip(members[:shown], letters, strict=False), start=1):
-        lines = [
-            f"Group {number}",
-            f"{len(group):,} images, cosine {max(cosine for _, cosine, _ in group):.3f}",
-        ]
-        lines += [
-            f"exact copies {letter}: {count:,} images" for letter, count in Counter(same).items() if letter
-        ]
-        cards.append({"lines": lines, "share": None, "pictures": _pictures(group, images, file)})
+    report = {"groups": len(groups), "images": len(rows), "exact_copies": copies}
     tiles = [(f"{value:,}", key.replace("_", " ")) for key, value in report.items()]
     text = (
         f"The {len(cards):,} closest groups; duplicates.csv lists all. Below each image: the cosine with the "
@@ -195,13 +188,9 @@ def write_outliers(
     rows = np.argsort(-scores, kind="stable")[:count].tolist()
     found = [file.entry(row) | {"score": round(float(scores[row]), 4)} for row in rows]
     images = open_found(file, found, data)
-    write_csv(
-        folder / "outliers.csv",
-        ("name", "class", "score"),
-        [(e["name"], e["class"], e["score"]) for e in found],
-    )
-    pictures = _pictures([(each, each["score"], "") for each in found], images, file)
-    card = {"lines": ["Outliers"], "share": None, "pictures": pictures}
+    table = [(each["name"], each["class"], each["score"]) for each in found]
+    write_csv(folder / "outliers.csv", ("name", "class", "score"), table)
+    card = _card(["Outliers"], found, [f"{each['score']:.2f}" for each in found], images, file)
     tiles = [(f"{len(scores):,}", "images"), (f"{float(scores.max()):.2f}", "highest score")]
     text = "Images with the highest scores, highest first. Score: mean distance to the ten nearest images; 1 is usual."
     _write_page(folder, "Outliers", file, images, tiles, text, [card])
@@ -230,19 +219,24 @@ def _equal_contents(entries: Sequence[dict[str, Any]], source: ImageSource) -> l
     return [letters.get(key, "") for key in digests]
 
 
-def _pictures(
-    shown: Sequence[tuple[dict[str, Any], float, str]], images: ImageSet, file: Searchable
-) -> list[tuple[Any, str, str]]:
-    """Return the picture, caption and title of entries, each with its cosine and a letter."""
+def _card(
+    lines: list[str],
+    entries: Sequence[dict[str, Any]],
+    captions: list[str],
+    images: ImageSet,
+    file: Searchable,
+) -> dict[str, Any]:
+    """Return text and pictures of images for the page."""
     view = EvaluationView.model_construct(**file.facts["view"])
-    return [
+    pictures = [
         (
             thumbnail(images.source, entry["index"], view, SIDE),
-            f"{cosine:.2f} {letter}",
+            caption,
             f"{entry['name']}{f', class {known}' if (known := entry['class']) else ''}",
         )
-        for entry, cosine, letter in shown
+        for entry, caption in zip(entries, captions, strict=True)
     ]
+    return {"lines": lines, "share": None, "pictures": pictures}
 
 
 def _write_page(

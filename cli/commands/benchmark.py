@@ -102,9 +102,9 @@ def _measure(options: dict[str, Any]) -> Benchmark:
     """Measure; report a missing matplotlib before, and remove what a killed benchmark left."""
     from evaluate.benchmark.plan import find_models, plan_cells
     from evaluate.benchmark.run import run_benchmark
-    from evaluate.benchmark.schema import Settings, write_benchmark
+    from evaluate.benchmark.schema import Settings
     from evaluate.page import check_matplotlib
-    from swav_tf.plumbing.files import remove_leftovers
+    from swav_tf.plumbing.files import atomic_write, remove_leftovers
 
     json_file, html_file = options["json_file"], options["html_file"]
     if html_file is not None:
@@ -117,7 +117,8 @@ def _measure(options: dict[str, Any]) -> Benchmark:
 
     def save(benchmark: Benchmark) -> None:
         if json_file not in (None, Path("-")):
-            write_benchmark(json_file, benchmark)
+            with atomic_write(json_file) as partial:
+                partial.write_text(benchmark.model_dump_json(indent=1) + "\n", encoding="utf-8")
 
     benchmark = run_benchmark(planned, models, settings, after_each=save)
     save(benchmark)

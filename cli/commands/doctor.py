@@ -44,9 +44,10 @@ def command(gpu: bool, report: Report) -> int:
 def examine(*, gpu: bool = False) -> dict[str, Any]:
     """Examine the machine and the installed packages; with `gpu`, load TensorFlow to list its devices."""
     from evaluate.benchmark.machine import memory_gib, no_gpu_reason
-    from swav_tf.plumbing.system import available_cores
+    from swav_tf.plumbing.system import UNKNOWN, available_cores, version_of
 
-    versions = {package: _version(package) for package in PACKAGES}
+    found = [(package, version_of(package)) for package in PACKAGES]
+    versions = {package: None if version == UNKNOWN else version for package, version in found}
     missing = {
         extra: [module for module in modules if importlib.util.find_spec(module) is None]
         for extra, modules in EXTRAS.items()
@@ -114,13 +115,6 @@ def find_clashes() -> list[dict[str, Any]]:
             places = list(spec.submodule_search_locations or []) if spec else []
             clashes.append({"name": name, "others": others, "imported_from": places[0] if places else None})
     return clashes
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _gpus() -> list[str]:

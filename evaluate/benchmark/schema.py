@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Final, Literal
 
 import numpy as np
 
 from evaluate.backends.onnx_metadata import Precision
 from evaluate.benchmark.machine import Machine
-from swav_tf.plumbing.files import atomic_write
 from swav_tf.recipe.section import Section
 
 FORMAT: Final = 3
@@ -154,12 +152,6 @@ class Benchmark(Section):
     def accuracy_of(self, cell: Cell) -> Accuracy | None:
         """Return the accuracy of a cell's file, None if it was not verified."""
         return next((model.accuracy for model in self.models if model.file == cell.file), None)
-
-
-def write_benchmark(path: Path, benchmark: Benchmark) -> None:
-    """Write the JSON file atomically."""
-    with atomic_write(path) as partial:
-        partial.write_text(benchmark.model_dump_json(indent=1) + "\n", encoding="utf-8")
 
 
 # === Figures of measured times ===

@@ -8,7 +8,7 @@ from evaluate.benchmark import plan
 from evaluate.benchmark.machine import no_gpu_reason
 from evaluate.benchmark.plan import find_models, plan_cells
 from evaluate.benchmark.run import death, measure_in_process, run_benchmark
-from evaluate.benchmark.schema import NOT_YET, Benchmark, write_benchmark
+from evaluate.benchmark.schema import NOT_YET
 from swav_tf.plumbing.errors import DataError, UsageError
 from tests.evaluate.benchmark.conftest import QUICK
 from tests.evaluate.exported import make_exported
@@ -126,11 +126,6 @@ def test_an_interrupted_benchmark_has_what_was_measured(exported) -> None:
     found = run_benchmark(planned, models, QUICK, after_each=interrupt)
     assert not found.complete
     assert [cell.status for cell in found.cells] == ["ok", "skipped"]
-
-
-def test_the_document_is_read_back(measured, tmp_path) -> None:
-    write_benchmark(tmp_path / "b.json", measured)
-    assert Benchmark.model_validate_json((tmp_path / "b.json").read_bytes()) == measured
 
 
 # Bug caught: files that nothing here can run vanish from the benchmark without a reason.
