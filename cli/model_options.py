@@ -25,26 +25,20 @@ provider_option = click.option(
 )
 
 
-@dataclass(frozen=True)
-class ContractChoice:
-    """The preprocessing and the output of third-party ONNX files."""
+def _contract(
+    view: tuple[int, int] | None,
+    mean: tuple[float, float, float] | None,
+    std: tuple[float, float, float] | None,
+    output_name: str | None,
+) -> Contract | None:
+    """Return preprocessing and output of a third-party ONNX file; None without these options."""
+    if (view, mean, std, output_name) == (None, None, None, None):
+        return None
+    from evaluate.backends.foreign import USUAL, Contract
 
-    view: tuple[int, int] | None
-    mean: tuple[float, float, float] | None
-    std: tuple[float, float, float] | None
-    output_name: str | None
-
-    def contract(self) -> Contract | None:
-        """Return the contract; None without these options."""
-        if (self.view, self.mean, self.std, self.output_name) == (None, None, None, None):
-            return None
-        from evaluate.backends.foreign import USUAL, Contract
-
-        if self.view is None:
-            raise click.UsageError(
-                f"--mean, --std and --output-name require --view. The usual ones are {USUAL}."
-            )
-        return Contract(*self.view, self.mean, self.std, self.output_name)
+    if view is None:
+        raise click.UsageError(f"--mean, --std and --output-name require --view. The usual ones are {USUAL}.")
+    return Contract(*view, mean, std, output_name)
 
 
 def _sides(context: click.Context, option: click.Parameter, value: str | None) -> tuple[int, int] | None:
@@ -94,7 +88,7 @@ _contract_options = (
         help="Third-party ONNX files: output with the features.",
     ),
 )
-contract_options = option_group("contract", ContractChoice, *_contract_options)
+contract_options = option_group("contract", _contract, *_contract_options)
 
 
 @dataclass(frozen=True)
@@ -103,7 +97,7 @@ class ModelChoice:
 
     model: str | None
     provider: str | None
-    contract: ContractChoice
+    contract: Contract | None
 
     def open(self, *, threads: int = 0) -> Backend:
         """Open the model; TensorFlow is loaded, quietly, for a run folder only.
@@ -120,13 +114,13 @@ class ModelChoice:
             self.model,
             provider=self.provider,
             threads=threads if self.model.endswith(".onnx") else 0,
-            contract=self.contract.contract(),
+            contract=self.contract,
         )
 
 
 def _model_options(*, required: bool) -> Option:
     def build(model: str | None, provider: str | None, **contract: Any) -> ModelChoice:
-        return ModelChoice(model, provider, ContractChoice(**contract))
+        return ModelChoice(model, provider, _contract(**contract))
 
     option = click.option(
         "--model",

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Protocol
 
 from swav_tf.plumbing.log import console
 
@@ -31,15 +30,8 @@ def load_tensorflow_quietly() -> None:
             sys.stderr.flush()
 
 
-class ImageProgress(Protocol):
-    """What `image_progress` yields."""
-
-    def __call__(self, images: int, what: str = ...) -> None:
-        """Show that `images` of all are done, in the stage `what`."""
-
-
 @contextmanager
-def image_progress(total: int, what: str, *, quiet: bool) -> Iterator[ImageProgress]:
+def image_progress(total: int, what: str, *, quiet: bool) -> Iterator[Callable[..., None]]:
     """Yield a function to call with the number of finished images; show images/s and the remaining time.
 
     A call with another `what` begins the next stage, which goes through all images again. On a terminal this is a

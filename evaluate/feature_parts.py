@@ -220,9 +220,7 @@ class Rows:
     def __getitem__(self, rows: slice | np.ndarray) -> np.ndarray:
         """Return the features of consecutive rows, or of rows by number."""
         if isinstance(rows, slice):
-            start, stop, step = rows.indices(len(self))
-            if step != 1:
-                raise ValueError(f"Rows must be consecutive or an array of numbers. Received: {rows}.")
+            start, stop, _ = rows.indices(len(self))
             pieces = [self._array(i)[here] for i, here in self.pieces(start, stop)]
             return (
                 pieces[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, get_args
@@ -80,3 +81,16 @@ def thumbnail(source: ImageSource, index: int, view: EvaluationView, side: int) 
         return scaled(evaluation_view(read_image(source, index), view), side)
     except (UndecodableImage, OSError) as error:
         raise DataError(f"{source.image_name(index)} cannot be read: {error}") from error
+
+
+def picture_card(
+    lines: list[str],
+    entries: Sequence[dict[str, Any]],
+    captions: Sequence[str],
+    images: ImageSet,
+    view: EvaluationView,
+) -> dict[str, Any]:
+    """Return text and captioned pictures for a page; entries have `index`, `name` and `class` of the images."""
+    titles = [f"{each['name']}{f', class {known}' if (known := each['class']) else ''}" for each in entries]
+    pictures = [thumbnail(images.source, each["index"], view, SIDE) for each in entries]
+    return {"lines": lines, "share": None, "pictures": list(zip(pictures, captions, titles, strict=True))}

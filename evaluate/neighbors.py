@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from evaluate.images import SIDE, ImageSet, thumbnail
+from evaluate.images import ImageSet, picture_card
 from evaluate.page import write_page
 from evaluate.search import Searchable
 from evaluate.similar import images_found
@@ -155,7 +155,7 @@ def write_duplicates(
         for group in groups
     ]
     images = open_found(file, chain.from_iterable(members), data)
-    rows, cards, copies = [], [], 0
+    rows, cards, copies, view = [], [], 0, _view_of(file)
     for number, group in enumerate(members, start=1):
         letters = _equal_contents(group, images.source)
         repeated = Counter(filter(None, letters))
@@ -169,7 +169,7 @@ def write_duplicates(
             ]
             lines += [f"exact copies {letter}: {count:,} images" for letter, count in repeated.items()]
             captions = [f"{e['cosine']:.2f} {letter}" for e, letter in zip(group, letters, strict=True)]
-            cards.append(_card(lines, group, captions, images, file))
+            cards.append(picture_card(lines, group, captions, images, view))
     write_csv(folder / "duplicates.csv", ("group", "name", "class", "cosine", "exact"), rows)
     report = {"groups": len(groups), "images": len(rows), "exact_copies": copies}
     tiles = [(f"{value:,}", key.replace("_", " ")) for key, value in report.items()]
@@ -190,7 +190,8 @@ def write_outliers(
     images = open_found(file, found, data)
     table = [(each["name"], each["class"], each["score"]) for each in found]
     write_csv(folder / "outliers.csv", ("name", "class", "score"), table)
-    card = _card(["Outliers"], found, [f"{each['score']:.2f}" for each in found], images, file)
+    captions = [f"{each['score']:.2f}" for each in found]
+    card = picture_card(["Outliers"], found, captions, images, _view_of(file))
     tiles = [(f"{len(scores):,}", "images"), (f"{float(scores.max()):.2f}", "highest score")]
     text = "Images with the highest scores, highest first. Score: mean distance to the ten nearest images; 1 is usual."
     _write_page(folder, "Outliers", file, images, tiles, text, [card])
@@ -219,24 +220,8 @@ def _equal_contents(entries: Sequence[dict[str, Any]], source: ImageSource) -> l
     return [letters.get(key, "") for key in digests]
 
 
-def _card(
-    lines: list[str],
-    entries: Sequence[dict[str, Any]],
-    captions: list[str],
-    images: ImageSet,
-    file: Searchable,
-) -> dict[str, Any]:
-    """Return text and pictures of images for the page."""
-    view = EvaluationView.model_construct(**file.facts["view"])
-    pictures = [
-        (
-            thumbnail(images.source, entry["index"], view, SIDE),
-            caption,
-            f"{entry['name']}{f', class {known}' if (known := entry['class']) else ''}",
-        )
-        for entry, caption in zip(entries, captions, strict=True)
-    ]
-    return {"lines": lines, "share": None, "pictures": pictures}
+def _view_of(file: Searchable) -> EvaluationView:
+    return EvaluationView.model_construct(**file.facts["view"])
 
 
 def _write_page(

@@ -16,7 +16,7 @@ from evaluate.backends.backend import Backend
 from evaluate.clusters import Clusters, prototype_cards
 from evaluate.feature_file import FeatureFile
 from evaluate.feature_map import METHODS, PERPLEXITY, map_features, map_picture
-from evaluate.images import SIDE, ImageSet, thumbnail
+from evaluate.images import ImageSet, picture_card
 from evaluate.page import FAINT, SERIES, STYLE, add_legend, inline_svg, new_axes, write_page
 from swav_tf.data.bad_images import BadImages
 from swav_tf.data.pictures import contact_sheet
@@ -161,21 +161,15 @@ def _neighbors(found: FeatureFile, images: ImageSet, model: Backend, seed: int) 
     rows = np.random.default_rng(seed).permutation(len(found))[:QUERIES]
     near = find_neighbors(found.features, found.features[rows], k=min(NEIGHBORS + 1, len(found)))
 
-    def picture(row: int, caption: str) -> tuple[PillowImage.Image, str, str]:
-        known = found.class_name(int(found.labels[row]))
-        title = f"{found.names[row]}{f', class {known}' if known else ''}"
-        return thumbnail(images.source, int(found.index[row]), model.input_view, SIDE), caption, title
-
     cards = []
     for query, others, cosines in zip(
         rows.tolist(), near.indices.tolist(), near.cosines.tolist(), strict=True
     ):
-        pairs = [(row, cosine) for row, cosine in zip(others, cosines, strict=True) if row != query][
-            :NEIGHBORS
-        ]
-        pictures = [picture(query, "image"), *(picture(row, f"{cosine:.3f}") for row, cosine in pairs)]
-        lines = [found.names[query].rpartition("/")[2], found.class_name(int(found.labels[query]))]
-        cards.append({"lines": lines, "share": None, "pictures": pictures})
+        pairs = [(row, cosine) for row, cosine in zip(others, cosines, strict=True) if row != query]
+        entries = [found.entry(row) for row in (query, *(row for row, _ in pairs[:NEIGHBORS]))]
+        captions = ["image", *(f"{cosine:.3f}" for _, cosine in pairs[:NEIGHBORS])]
+        lines = [entries[0]["name"].rpartition("/")[2], entries[0]["class"]]
+        cards.append(picture_card(lines, entries, captions, images, model.input_view))
     return cards
 
 

@@ -27,7 +27,7 @@ from cli.options import (
     reading_options,
     report_options,
 )
-from cli.progress import ImageProgress, image_progress, share_progress
+from cli.progress import image_progress, share_progress
 
 if TYPE_CHECKING:
     from evaluate.backends.backend import Backend
@@ -235,7 +235,7 @@ def _share_out(work: _Work, division: Division, parts: list[Part], report: Repor
     began = time.perf_counter()
     starts = division.starts(work.model, lambda cores: partial(work.job, cores), work.reading.threads)
     with ExitStack() as stack:
-        bars: list[ImageProgress] = []  # one, once the number of images is known
+        bars: list[Callable[..., None]] = []  # one, once the number of images is known
 
         def show(done: int, total: int) -> None:
             if not bars:

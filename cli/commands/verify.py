@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cli.model_options import ContractChoice, contract_options, provider_option
+from cli.model_options import contract_options, provider_option
 from cli.options import (
     KINDS,
     PATH,
@@ -22,6 +22,7 @@ from cli.options import (
 from cli.tables import parity_lines
 
 if TYPE_CHECKING:
+    from evaluate.backends.foreign import Contract
     from export.reference import Views
 
 
@@ -55,7 +56,7 @@ def command(
     split: str | None,
     limit: int,
     against: Path | None,
-    contract: ContractChoice,
+    contract: Contract | None,
     provider: str | None,
     threads: int,
     batch: int,
@@ -87,7 +88,7 @@ def command(
     images = ImageChoice(data, kind, split)
     if against is not None:
         return _against(paths, against, images, contract, provider, threads, (limit, batch), report)
-    if contract.contract() is not None:
+    if contract is not None:
         raise click.UsageError("--view, --mean, --std and --output-name require --against.")
     if data is None and (kind, split) != (None, None):
         raise click.UsageError("--kind and --split require --images.")
@@ -108,7 +109,7 @@ def _against(
     paths: tuple[Path, ...],
     against: Path,
     images: ImageChoice,
-    contract: ContractChoice,
+    contract: Contract | None,
     provider: str | None,
     threads: int,
     counts: tuple[int, int],
@@ -125,7 +126,7 @@ def _against(
 
     def opened(path: Path, is_third_party: bool) -> OnnxBackend:
         # Files from `swav-tf export` contain a contract of their own, so the options are for the other one.
-        own = contract.contract() if is_third_party or not any(foreign) else None
+        own = contract if is_third_party or not any(foreign) else None
         return OnnxBackend(path, provider=provider or "cpu", threads=threads, contract=own)
 
     file, other = opened(paths[0], foreign[0]), opened(against, foreign[1])
