@@ -8,10 +8,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from cli.closing import after_training_a_classifier
 from cli.options import (
     Option,
-    Report,
     cluster_options,
     fresh_option,
     option_group,
@@ -22,8 +20,6 @@ from cli.recipe_options import following, override_option, track_option, with_va
 
 if TYPE_CHECKING:
     from swav_tf.recipe.classifier import FinetuneRecipe, ProbeRecipe
-    from swav_tf.training.classifier import Classifier
-    from swav_tf.training.job import Result
 
     Kind = TypeVar("Kind", ProbeRecipe, FinetuneRecipe)
 
@@ -121,14 +117,6 @@ best_option = click.option(
     is_flag=True,
     help="Use the weights of the best validated epoch of a probe or fine-tuning run, not those of the last.",
 )
-
-
-def show_classifier(report: Report, recipe: ProbeRecipe | FinetuneRecipe, result: Result[Classifier]) -> None:
-    """Print the summary as JSON, or the closing words."""
-    if report.as_json:
-        report.show(result.summary)
-    elif result.is_chief and not report.quiet:
-        click.echo(after_training_a_classifier(recipe, Path(result.run_dir), result.summary), err=True)
 
 
 def classifier_options(config: Option) -> Option:

@@ -3,21 +3,33 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import click
+
 if TYPE_CHECKING:
+    from cli.options import Report
     from swav_tf.recipe.classifier import ClassifierRecipe
     from swav_tf.recipe.data import Data
     from swav_tf.recipe.pretraining import Recipe
+    from swav_tf.training.job import Result
 
 Command = Sequence[str | Path]
 
 
-def after_pretraining(recipe: Recipe, run_dir: Path, summary: dict[str, Any]) -> str:
-    """Return the closing words of `pretrain`."""
+def show_result(report: Report, recipe: Recipe | ClassifierRecipe, result: Result[Any]) -> None:
+    """Print the summary as JSON, or the closing words."""
+    if report.as_json:
+        report.show(result.summary)
+    elif result.is_chief and not report.quiet:
+        words: Callable[..., str] = _after_pretraining if recipe.kind == "pretrain" else _after_classifying
+        click.echo(words(recipe, Path(result.run_dir), result.summary), err=True)
+
+
+def _after_pretraining(recipe: Recipe, run_dir: Path, summary: dict[str, Any]) -> str:
     result = (
         f"{summary['steps']:,} steps, loss {summary['loss_first']:.2f} -> {summary['loss_last']:.2f} "
         f"(mean of the last epoch), ln K {summary['ln_k']:.2f}"
@@ -43,8 +55,7 @@ def after_pretraining(recipe: Recipe, run_dir: Path, summary: dict[str, Any]) ->
     return f"{_words(run_dir, summary, result, [report, features, export])}\n{labels}"
 
 
-def after_training_a_classifier(recipe: ClassifierRecipe, run_dir: Path, summary: dict[str, Any]) -> str:
-    """Return the closing words of `probe` and `finetune`."""
+def _after_classifying(recipe: ClassifierRecipe, run_dir: Path, summary: dict[str, Any]) -> str:
     results = []
     for name in ("last", "best"):
         if figures := summary.get(name):

@@ -21,7 +21,7 @@ from cli.options import (
 from cli.progress import image_progress
 
 
-@click.command(short_help="Assign images to prototypes and show the nearest images of each.")
+@click.command()
 @image_options()
 @model_options
 @output_option("Folder for tables and pictures.", metavar="DIR", required=True)

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cli.classifier_options import ClassifierChoice, classifier_options, show_classifier
+from cli.classifier_options import ClassifierChoice, classifier_options
+from cli.closing import show_result
 from cli.options import Report
 from cli.progress import load_tensorflow_quietly
 from cli.recipe_options import config_option
@@ -39,8 +40,5 @@ def command(classifier: ClassifierChoice, cluster: ClusterAddress | None, report
     from swav_tf.training.classify import finetune
 
     arguments = classifier.arguments(recipe.name)
-    show_classifier(
-        report,
-        recipe,
-        finetune(recipe, cluster=cluster, quiet=report.quiet, least_steps=least_steps, **arguments),
-    )
+    result = finetune(recipe, cluster=cluster, quiet=report.quiet, least_steps=least_steps, **arguments)
+    show_result(report, recipe, result)

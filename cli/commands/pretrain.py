@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.closing import after_pretraining
+from cli.closing import show_result
 from cli.node_workers import node_workers
 from cli.options import (
     PATH,
@@ -76,7 +76,7 @@ def command(
       swav-tf pretrain ILSVRC2012/train -c my_8gpus.yaml --workers-per-node 8
       swav-tf pretrain ILSVRC2012/train -c passl_4nodes --nodes 4 --node-rank 0 --master 10.0.0.1:2222
     """
-    if (cluster is not None or workers_per_node > 1) and recipe.config == "auto":
+    if (cluster is not None or workers_per_node > 1) and recipe.is_auto:
         raise click.UsageError(
             "Several workers need one recipe, and -c auto chooses one for each machine. Write it once, "
             "`swav-tf config auto DATA > FILE.yaml`, and pass -c FILE.yaml on all."
@@ -99,10 +99,7 @@ def command(
         with node_workers(workers_per_node, cluster, train) as place:
             load_tensorflow_quietly()
             result = train(place)
-    if report.as_json:
-        report.show(result.summary)
-    elif result.is_chief and not report.quiet:
-        click.echo(after_pretraining(settings, folder, result.summary), err=True)
+    show_result(report, settings, result)
 
 
 def _train(

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cli.classifier_options import ClassifierChoice, classifier_options, show_classifier
+from cli.classifier_options import ClassifierChoice, classifier_options
+from cli.closing import show_result
 from cli.options import Report
 from cli.progress import load_tensorflow_quietly
 from cli.recipe_options import config_option
@@ -65,4 +66,4 @@ def command(
 
         arguments = classifier.arguments(recipe.name)
         result = probe(recipe, cluster=cluster, quiet=report.quiet, **arguments)
-    show_classifier(report, recipe, result)
+    show_result(report, recipe, result)

@@ -303,6 +303,14 @@ def test_workers_per_node(monkeypatch, refused):
     refused("pretrain photos --workers-per-node 2", 2, "-c auto chooses one")
 
 
+# Bug caught: a recipe in a file of this name, refused for several workers.
+def test_a_file_called_auto(calls, tmp_path, monkeypatch, output):
+    monkeypatch.chdir(tmp_path)
+    save_recipe(load_recipe("demo"), tmp_path / "auto")
+    output(f"pretrain -c auto {CLUSTER}")
+    assert [call["cluster"] for call in calls] == [ADDRESS]
+
+
 LOST_WORKER = """
 import multiprocessing, os
 from cli import node_workers
