@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from cli.tables import table
+from cli.tables import benchmark_lines, table
 from evaluate.backends import open_model
 from evaluate.images import ImageSet
 from evaluate.linear import linear_accuracy
@@ -139,7 +139,6 @@ def _export(run_dir: Path, *, quiet: bool) -> dict[str, Any] | None:
             f"Export and benchmark are skipped: {names} not installed. Run: pip install 'swav-tf[train,export]'"
         )
         return None
-    from cli.tables import print_benchmark
     from evaluate.benchmark.plan import find_models, plan_cells
     from evaluate.benchmark.report import write_report
     from evaluate.benchmark.run import run_benchmark
@@ -162,7 +161,7 @@ def _export(run_dir: Path, *, quiet: bool) -> dict[str, Any] | None:
     page = run_dir / "benchmark.html"
     write_report(page, benchmark)
     if not quiet:
-        print_benchmark(benchmark)
+        print(*benchmark_lines(benchmark), sep="\n")
     log.info("page      %s", page.absolute().as_uri())
     sizes = {
         Path(model.file).name: {

@@ -7,8 +7,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from evaluate.benchmark.schema import Benchmark, Cell, Timing
     from export.parity import Parity
 
@@ -16,14 +14,19 @@ SHOWN_MARKS = 12
 WIDE = 142  # characters: a file or pipe takes all columns
 
 
-def table(headings: Sequence[str], rows: Iterable[Sequence[object]], *, left: Sequence[str] = ()) -> str:
-    """Return rows under headings, right-aligned except for the columns named in `left`."""
+def table(
+    headings: Sequence[str], rows: Iterable[Sequence[object]], *, left: Sequence[str] = (), wide: bool = False
+) -> str:
+    """Return rows under headings, right-aligned except for the columns named in `left`; cells of `wide` do not wrap."""
+    from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
 
-    drawn, console = Table(), Console(highlight=False, soft_wrap=True, markup=False)
+    drawn = Table(box=SIMPLE_HEAD, pad_edge=False) if wide else Table()
+    width = WIDE if wide and not sys.stdout.isatty() else None
+    console = Console(highlight=False, soft_wrap=True, markup=False, width=width)
     for heading in headings:
-        drawn.add_column(heading, justify="left" if heading in left else "right")
+        drawn.add_column(heading, justify="left" if heading in left else "right", no_wrap=wide)
     for row in rows:
         drawn.add_row(*map(str, row))
     with console.capture() as captured:
@@ -89,37 +92,24 @@ def _points(drop: float | None) -> str:
 # === A benchmark ===
 
 
-def print_benchmark(benchmark: Benchmark) -> None:
-    """Print the machine, a table of the cells, and what was skipped, failed or marked."""
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.table import Table
-
-    width = None if sys.stdout.isatty() else WIDE
-    console = Console(highlight=False, soft_wrap=True, width=width)
+def benchmark_lines(benchmark: Benchmark) -> Iterator[str]:
+    """Yield the machine, a table of the cells, and what was skipped, failed or marked."""
     machine = benchmark.machine
-    console.print(
-        f"{machine.cpu}, {machine.cores} cores, load {_number(machine.load)}; "
-        + (", ".join(f"{gpu.name} (driver {gpu.driver})" for gpu in machine.gpus) or "no NVIDIA GPU"),
-        markup=False,
-    )
-    several = benchmark.several_models
+    gpus = ", ".join(f"{gpu.name} (driver {gpu.driver})" for gpu in machine.gpus) or "no NVIDIA GPU"
+    yield f"{machine.cpu}, {machine.cores} cores, load {_number(machine.load)}; {gpus}"
     # The other figures are in --json and --html.
     columns = ["runner", "precision", "batch", "images/s", "±", "p50 ms", "p99", "k-NN"]
-    if several:
+    if benchmark.several_models:
         columns.insert(0, "model")
-    cells = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for column in columns:
-        left = column in ("model", "runner", "precision")
-        cells.add_column(column, justify="left" if left else "right", no_wrap=True)
+    rows = []
     for cell in benchmark.cells:
         for where, timing in ((" on the GPU", cell.device), ("", cell.host)):
             if cell.best is not None and timing is not None:
                 figures = _figures(benchmark, cell, timing, where)
-                cells.add_row(*(figures[column] for column in columns))
-    if cells.row_count:
-        console.print(cells)
-    _print_notes(console, benchmark)
+                rows.append([figures[column] for column in columns])
+    if rows:
+        yield table(columns, rows, left=("model", "runner", "precision"), wide=True)
+    yield from _notes(benchmark)
 
 
 def _figures(benchmark: Benchmark, cell: Cell, timing: Timing, where: str) -> dict[str, str]:
@@ -138,18 +128,18 @@ def _figures(benchmark: Benchmark, cell: Cell, timing: Timing, where: str) -> di
     }
 
 
-def _print_notes(console: Console, benchmark: Benchmark) -> None:
-    """Print the marks, and what was not measured, grouped by reason."""
+def _notes(benchmark: Benchmark) -> Iterator[str]:
+    """Yield the marks, and what was not measured, grouped by reason."""
     marked = [cell for cell in benchmark.cells if cell.marks]
     for cell in marked[:SHOWN_MARKS]:
         name = f"{cell.model} {cell.label}" if benchmark.several_models else cell.label
-        console.print(f"* {name}: {'; '.join(cell.marks)}", markup=False)
+        yield f"* {name}: {'; '.join(cell.marks)}"
     if len(marked) > SHOWN_MARKS:
-        console.print(f"* and {len(marked) - SHOWN_MARKS} more marked cells; all are in --json and --html")
+        yield f"* and {len(marked) - SHOWN_MARKS} more marked cells; all are in --json and --html"
     if counts := benchmark.knn_images:
         from evaluate.knn import meaning_among
 
-        console.print(meaning_among(counts))
+        yield meaning_among(counts)
     reasons: dict[tuple[str, str], list[Cell]] = {}
     for cell in benchmark.cells:
         if cell.status != "ok":
@@ -157,7 +147,7 @@ def _print_notes(console: Console, benchmark: Benchmark) -> None:
     for (status, reason), cells in reasons.items():
         names = ", ".join(dict.fromkeys(f"{cell.runner} {cell.precision}" for cell in cells))
         count = "1 cell" if len(cells) == 1 else f"{len(cells)} cells"
-        console.print(f"{status} ({reason}): {names}, {count}", markup=False)
+        yield f"{status} ({reason}): {names}, {count}"
 
 
 def _number(value: float | None, digits: int = 2) -> str:

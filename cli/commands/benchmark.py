@@ -20,6 +20,7 @@ from cli.options import (
     quiet_option,
     threads_option,
 )
+from cli.tables import benchmark_lines
 from swav_tf.plumbing.log import show_log
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def _limits(
 
 
 # fmt: off
-@click.command(short_help="Measure images/s and latency of exported files and runs.")
+@click.command()
 @click.argument("models", nargs=-1, required=True, type=PATH, metavar="MODEL...")
 @click.option("--runner", "runners", callback=names, metavar="NAME,...", show_default="all that can run a MODEL here",
               help="ort-cpu, openvino-cpu, ort-cuda, ort-tensorrt, tensorrt, keras.")
@@ -83,9 +84,7 @@ def command(quiet: bool, limits: list[tuple[str, float]], **options: Any) -> int
     if json_file == Path("-"):
         click.echo(benchmark.model_dump_json(indent=1))
     else:
-        from cli.tables import print_benchmark
-
-        print_benchmark(benchmark)
+        click.echo("\n".join(benchmark_lines(benchmark)))
     if html_file is not None:
         from evaluate.benchmark.report import write_report
 
