@@ -110,8 +110,8 @@ class ImageChoice:
     """Images on the command line."""
 
     data: str | None
-    kind: str | None
-    split: str | None
+    kind: str | None = None
+    split: str | None = None
     labels: str | None = None
 
     def open(self, like: Data) -> ImageSet:

@@ -17,6 +17,7 @@ from cli.options import (
     batch_option,
     count_option,
     json_options,
+    option_group,
     threads_option,
 )
 from cli.tables import parity_lines
@@ -28,15 +29,16 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("paths", nargs=-1, required=True, type=PATH, metavar="DIR|FILES...")
-@click.option(
-    "--images",
-    "data",
-    metavar="DATA",
-    show_default="those in reference.npz",
-    help="Labeled images for the k-NN accuracy; with --against, the images to compare on, with or without labels.",
-)
-@click.option("--kind", type=click.Choice(KINDS), show_default="the model's", help="Kind of data in DATA.")
-@click.option("--split", metavar="NAME", show_default="the model's", help="Split of DATA.")
+@option_group(
+    "images",
+    ImageChoice,
+    click.option(
+        "--images", "data", metavar="DATA", show_default="those in reference.npz",
+        help="Labeled images for the k-NN accuracy; with --against, the images to compare on, with or without labels.",
+    ),
+    click.option("--kind", type=click.Choice(KINDS), show_default="the model's", help="Kind of data in DATA."),
+    click.option("--split", metavar="NAME", show_default="the model's", help="Split of DATA."),
+)  # fmt: skip
 @count_option("--limit", least=2, default=2000, help="Use at most N images of DATA, drawn at random.")
 @click.option(
     "--against",
@@ -51,9 +53,7 @@ if TYPE_CHECKING:
 @json_options
 def command(
     paths: tuple[Path, ...],
-    data: str | None,
-    kind: str | None,
-    split: str | None,
+    images: ImageChoice,
     limit: int,
     against: Path | None,
     contract: Contract | None,
@@ -85,18 +85,17 @@ def command(
       swav-tf verify exported/model-fp32.onnx --against resnet50.onnx --images photos/ --view 256,224
         --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225
     """
-    images = ImageChoice(data, kind, split)
     if against is not None:
         return _against(paths, against, images, contract, provider, threads, (limit, batch), report)
     if contract is not None:
         raise click.UsageError("--view, --mean, --std and --output-name require --against.")
-    if data is None and (kind, split) != (None, None):
+    if images.data is None and images != ImageChoice(None):
         raise click.UsageError("--kind and --split require --images.")
     from evaluate.backends.checksums import PARITY
     from export.verify import find_artifacts, verify
 
     artifacts = find_artifacts(paths)
-    labeled = None if data is None else _draw_labeled(artifacts, images, limit)
+    labeled = None if images.data is None else _draw_labeled(artifacts, images, limit)
     results = verify(
         artifacts, provider=provider or "cpu", threads=threads, batch_size=batch, labeled=labeled
     )

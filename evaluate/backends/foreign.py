@@ -51,12 +51,10 @@ class Contract:
 
     def __str__(self) -> str:
         """Return it in the words of the command line."""
-        normalization = (
-            ""
-            if self.mean is None or self.std is None
-            else f" --mean {_words(self.mean)} --std {_words(self.std)}"
-        )
-        return f"--view {self.resize},{self.crop}{normalization} --output-name {self.output_name}"
+        words = f"--view {self.resize},{self.crop}"
+        if self.mean is not None and self.std is not None:
+            words += f" --mean {_words(self.mean)} --std {_words(self.std)}"
+        return f"{words} --output-name {self.output_name}"
 
 
 @dataclass(frozen=True)
