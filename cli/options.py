@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from cli.progress import share_progress
 from swav_tf.plumbing.errors import DataError, SwavError, UsageError
 from swav_tf.plumbing.files import check_writable
 from swav_tf.plumbing.log import show_log
@@ -20,6 +21,8 @@ from swav_tf.plumbing.values import comma_list
 if TYPE_CHECKING:
     from evaluate.backends.backend import Backend
     from evaluate.images import ImageSet
+    from evaluate.neighbors import Graph
+    from evaluate.search import Searchable
     from swav_tf.recipe.data import Data
     from swav_tf.training.rendezvous import ClusterAddress
 
@@ -294,6 +297,39 @@ quiet_option = click.option(
 )
 json_options = option_group("report", lambda as_json: Report(as_json), _json_option)
 report_options = option_group("report", Report, quiet_option, _json_option)
+
+# === Features to search, for `duplicates` and `outliers` ===
+
+
+@dataclass(frozen=True)
+class SearchChoice:
+    """Features, an optional index of them, and the output folder."""
+
+    features: Path
+    index: Path | None
+    output: Path
+    data: str | None
+
+    def graph(self, *, quiet: bool) -> tuple[Searchable, Graph]:
+        """Open the features or their index, and find the neighbors of each image."""
+        from evaluate.neighbors import neighbor_graph, open_found
+        from evaluate.search import open_searchable
+
+        file = open_searchable(self.features, self.index)
+        make_folder(self.output)
+        open_found(file, (), self.data)  # reports moved images now, not after the search of hours
+        with share_progress("neighbors", quiet=quiet) as progress:
+            return file, neighbor_graph(file, on_progress=progress)
+
+
+search_options = option_group(
+    "search",
+    SearchChoice,
+    click.argument("features", type=PATH),
+    index_option("of FEATURES; recommended above 100,000 images"),
+    output_option("Folder for the page and the table.", metavar="DIR", required=True),
+    moved_option,
+)
 
 # === Values separated by commas ===
 

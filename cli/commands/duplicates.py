@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import click
 
-from cli.options import Report, count_option, report_options
-from cli.search_options import SearchChoice, search_options
+from cli.options import Report, SearchChoice, count_option, report_options, search_options
 
 
 @click.command()

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cli.search_options import SearchChoice
+from cli.options import SearchChoice
 from evaluate.feature_file import read_feature_file
 from evaluate.features import extract_features
 from evaluate.neighbors import (
