@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.classifier_options import best_option
 from cli.options import (
     KINDS,
     NEW_FILE,
@@ -24,6 +23,7 @@ from cli.options import (
     seed_option,
 )
 from cli.progress import load_tensorflow_quietly
+from cli.recipe_options import best_option
 from cli.tables import parity_lines
 
 if TYPE_CHECKING:

@@ -6,11 +6,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cli.classifier_options import ClassifierChoice, classifier_options
 from cli.closing import show_result
 from cli.options import Report
 from cli.progress import load_tensorflow_quietly
-from cli.recipe_options import config_option
+from cli.recipe_options import ClassifierChoice, classifier_options, config_option
 
 if TYPE_CHECKING:
     from swav_tf.training.rendezvous import ClusterAddress

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import click
 
-from cli.classifier_options import best_option
 from cli.model_options import provider_option
 from cli.options import (
     PATH,
@@ -18,6 +17,7 @@ from cli.options import (
     threads_option,
 )
 from cli.progress import image_progress
+from cli.recipe_options import best_option
 
 
 @click.command()

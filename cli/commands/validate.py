@@ -6,7 +6,6 @@ from pathlib import Path
 
 import click
 
-from cli.classifier_options import best_option
 from cli.options import (
     ImageChoice,
     Report,
@@ -18,6 +17,7 @@ from cli.options import (
     threads_option,
 )
 from cli.progress import load_tensorflow_quietly
+from cli.recipe_options import best_option
 
 
 @click.command()
