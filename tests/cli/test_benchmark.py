@@ -83,12 +83,6 @@ def test_refusals(line, part, folder, refused):
     refused(line.format(folder=folder), 2, part)
 
 
-def test_a_report_below_a_file(folder, refused):
-    refused(
-        f"benchmark {folder} --html {folder}/model-fp32.onnx/x.html", 1, "must be a place that can be written"
-    )
-
-
 # Bug caught: a server with the extra `onnx` alone that needs TensorFlow, `onnx` or matplotlib.
 def test_with_the_extra_onnx_alone(folder, tmp_path, monkeypatch):
     blocked, file = [*TENSORFLOW, "tf2onnx", "onnx", "matplotlib"], tmp_path / "b.json"

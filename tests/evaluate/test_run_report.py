@@ -6,7 +6,6 @@ import re
 import pytest
 
 from evaluate.run_report import Run, draw_pictures, write_run_report
-from swav_tf.plumbing.errors import UsageError
 from swav_tf.recipe.files import load_recipe, save_recipe
 from tests.evaluate.models import NumpyBackend, class_folders, make_class_folders
 
@@ -89,8 +88,3 @@ def test_all_of_a_run(folder, tmp_path):
         assert query not in [title for *_, title in near]
         cosines = [float(caption) for _, caption, _ in near]
         assert cosines == sorted(cosines, reverse=True)
-
-
-def test_a_folder_that_is_no_run(tmp_path):
-    with pytest.raises(UsageError):
-        Run.read(tmp_path)
