@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, MutableMapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -59,32 +60,21 @@ class Metrics:
     """Counters of one service; `waiting` returns the number of accepted, unanswered images."""
 
     def __init__(self, waiting: Callable[[], float], *, largest_batch: int) -> None:
-        self._registry = registry = CollectorRegistry()
+        self.registry = CollectorRegistry()
+        counter, histogram = (
+            partial(Counter, registry=self.registry),
+            partial(Histogram, registry=self.registry),
+        )
+        self.requests = counter("swav_requests", "Requests answered", ["path", "code"])
+        self.images = counter("swav_images", "Images whose features were computed")
+        self.errors = counter("swav_errors", "Requests refused or failed", ["reason"])
         sizes = [2**power for power in range(largest_batch.bit_length()) if 2**power < largest_batch]
-        self.requests = Counter("swav_requests", "Requests answered", ["path", "code"], registry=registry)
-        self.images = Counter("swav_images", "Images whose features were computed", registry=registry)
-        self.errors = Counter("swav_errors", "Requests refused or failed", ["reason"], registry=registry)
-        self.batches = Histogram(
-            "swav_batch_images", "Images per batch", registry=registry, buckets=[*sizes, largest_batch]
-        )
-        self.model_seconds = Histogram(
-            "swav_model_seconds", "Time of a batch in the model", registry=registry, buckets=_BUCKETS
-        )
-        self.request_seconds = Histogram(
-            "swav_request_seconds",
-            "Time from the head of a request to the end of its answer",
-            ["path"],
-            registry=registry,
-            buckets=_BUCKETS,
-        )
-        Gauge("swav_queue_images", "Images accepted and not yet answered", registry=registry).set_function(
-            waiting
-        )
-
-    def text(self) -> bytes:
-        """Return all values."""
-        text: bytes = generate_latest(self._registry)
-        return text
+        self.batches = histogram("swav_batch_images", "Images per batch", buckets=[*sizes, largest_batch])
+        self.model_seconds = histogram("swav_model_seconds", "Time of a batch in the model", buckets=_BUCKETS)
+        meaning = "Time from the head of a request to the end of its answer"
+        self.request_seconds = histogram("swav_request_seconds", meaning, ["path"], buckets=_BUCKETS)
+        queue = Gauge("swav_queue_images", "Images accepted and not yet answered", registry=self.registry)
+        queue.set_function(waiting)
 
 
 class Refusal(Exception):
@@ -213,7 +203,7 @@ class Service:
         return _json(health, 200 if self.status == "ready" else 503)
 
     async def _metrics(self, request: Request) -> Response:
-        return Response(self.metrics.text(), media_type="text/plain; version=0.0.4")
+        return Response(generate_latest(self.metrics.registry), media_type="text/plain; version=0.0.4")
 
     # === From a request to features ===
 
