@@ -105,13 +105,27 @@ def extract_features(
 def _target(
     model: Backend, images: ImageSet, output: Path | Part, batch_size: int
 ) -> tuple[Path, range, dict[str, Any]]:
-    """Return the path that the work folder belongs to, the numbers of the images, and the facts."""
-    if isinstance(output, Part):
-        indices = output.indices(len(images.source), batch_size)
-        facts = _part_facts(model, images, output, batch_size)
-        return output.base, indices, facts | {"contents_sha256": contents_sha256(images.source, indices)}
-    check_format(output)
-    return output, range(len(images.source)), _facts(model, images) | {"source": images.facts()}
+    """Return the path that the work folder belongs to, the numbers of the images, and what the features depend on.
+
+    The facts of all parts are written if this is the first.
+    """
+    if isinstance(output, Path):
+        check_format(output)
+    facts: dict[str, Any] = {
+        "model": model.facts.as_dict(),
+        "view": model.input_view.model_dump(),
+        "source": images.list_facts(),
+        "class_names": [printable(name) for name in images.source.class_names],
+    }
+    if isinstance(output, Path):
+        facts["source"]["contents_sha256"] = contents_sha256(images.source)
+        return output, range(len(images.source)), facts
+    indices = output.indices(len(images.source), batch_size)
+    facts |= {"feature_dim": model.feature_dim, "batch_size": batch_size, "parts": output.count}
+    start_folder(output.folder, facts)
+    what = f"{output.folder} has parts of other settings"
+    refuse_changes(read_facts(output.folder), facts, what, fresh=False)
+    return output.base, indices, facts | {"contents_sha256": contents_sha256(images.source, indices)}
 
 
 def _write(output: Path | Part, store: FeatureStore, images: ImageSet, facts: dict[str, Any]) -> None:
@@ -124,26 +138,6 @@ def _write(output: Path | Part, store: FeatureStore, images: ImageSet, facts: di
         write_part(output, features, index, labels, names, facts)
     else:
         write_feature_file(FeatureFile(output, features, labels, index, names, facts))
-
-
-def _facts(model: Backend, images: ImageSet) -> dict[str, Any]:
-    """Return what the features depend on, but for the images' files and the batch size."""
-    return {
-        "model": model.facts.as_dict(),
-        "view": model.input_view.model_dump(),
-        "source": images.list_facts(),
-        "class_names": [printable(name) for name in images.source.class_names],
-    }
-
-
-def _part_facts(model: Backend, images: ImageSet, part: Part, batch_size: int) -> dict[str, Any]:
-    """Return the facts of all parts, which are written if this is the first."""
-    facts = _facts(model, images)
-    facts |= {"feature_dim": model.feature_dim, "batch_size": batch_size, "parts": part.count}
-    start_folder(part.folder, facts)
-    what = f"{part.folder} has parts of other settings"
-    refuse_changes(read_facts(part.folder), facts, what, fresh=False)
-    return facts
 
 
 def _skipped_before(output: Path | Part, facts: dict[str, Any]) -> int | None:
