@@ -7,7 +7,7 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -265,16 +265,14 @@ def _show(report: Report, output: Path | Part, what: str, result: Extraction, **
     if result.unreadable:
         listed = output if isinstance(output, Path) else output.base
         lines.append(f"{result.unreadable:,} unreadable images skipped, listed in {listed}.unreadable.csv")
-    document = {
+    document: dict[str, object] = {
         "output": str(output if isinstance(output, Path) else output.folder),
         "part": None if isinstance(output, Path) else str(output),
-        "images": result.images,
-        "feature_dim": result.feature_dim,
-        "unreadable": result.unreadable,
-        "images_before": result.images_before,
+        **asdict(result),
         "images_per_second": speed,
         **facts,
     }
+    del document["seconds"]
     report.show(document, lines)
 
 
