@@ -14,7 +14,7 @@ import re
 import shutil
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -46,14 +46,16 @@ from swav_tf.plumbing.errors import DataError, UsageError
 from swav_tf.plumbing.files import atomic_write, atomic_writes, file_sha256, locked_folder
 from swav_tf.plumbing.log import log
 from swav_tf.plumbing.names import name_bytes, printable
+from swav_tf.plumbing.parallel import map_ahead
 from swav_tf.plumbing.system import available_cores, version_of
 
 Int64s = npt.NDArray[np.int64]
+OnProgress = Callable[[int, str], None]  # gets a number of images and a stage
 
 MIB: Final = 1 << 20
 DEFAULT_SHARD_MIB: Final = 256
 _RECORD_BYTES: Final = 256  # most of an example that is neither image nor name
-_AT_ONCE: Final = 4096  # images whose sizes are looked up together
+_REPORTED: Final = 256  # images between reports of progress
 _SHOWN: Final = 5  # damaged shards in a message
 # Files of a packing, also unfinished ones and those of earlier versions.
 _OWN: Final = re.compile(
@@ -79,7 +81,7 @@ def write_shards(
     part: tuple[int, int] | None = None,
     threads: int = 0,
     fresh: bool = False,
-    on_progress: Callable[[int, str], None] = lambda images, stage: None,
+    on_progress: OnProgress = lambda images, stage: None,
 ) -> Packed:
     """Pack all images of a folder, or resume; if all are packed, compare the shards with their index.
 
@@ -112,11 +114,11 @@ def write_shards(
     with locked(output):
         if fresh:
             _remove_packing(output)
-        sizes, times, facts = _facts_of(source, lambda images: on_progress(images, "found"))
+        sizes, times, facts = _facts_of(source, on_progress)
         facts |= identity
         if (output / INDEX).exists() and not is_unfinished(str(output)):
             index = _already_packed(output, source.kind, facts, shards)
-            _check_shards(index, threads, lambda images: on_progress(images, "checked"))
+            _check_shards(index, threads, on_progress)
             return Packed(index, len(index.shards))
         count = shards or max(1, round(int(sizes.sum()) / (shard_mib * MIB)))
         if count > len(source):
@@ -126,8 +128,8 @@ def write_shards(
         packing = _Packing(source, output, sizes, times, count)
         kept = packing.keep(threads)
         packing.require_room()
-        packing.run(threads, lambda images: on_progress(images, "packed"))
-        _write_index(packing, facts, threads, lambda images: on_progress(images, "indexed"))
+        packing.run(threads, on_progress)
+        _write_index(packing, facts, threads, on_progress)
     return Packed(read_index(str(output)), kept)
 
 
@@ -171,10 +173,8 @@ class _Packing:
         except (OSError, ValueError, KeyError, TypeError):
             before = {}
         same = [name for name in plan if before.get(name) == plan[name]]
-        with ThreadPoolExecutor(threads) as pool:
-            kept = {
-                name for name, intact in zip(same, pool.map(self._is_intact, same), strict=True) if intact
-            }
+        intact = map_ahead(self._is_intact, same, threads=threads)
+        kept = {name for name, is_intact in zip(same, intact, strict=True) if is_intact}
         for path in list(self.output.iterdir()):
             if _OWN.fullmatch(path.name) and path.name not in {PLAN, *kept}:
                 path.unlink()
@@ -197,21 +197,18 @@ class _Packing:
                 "space, or choose another folder."
             )
 
-    def run(self, threads: int, on_progress: Callable[[int], None]) -> None:
+    def run(self, threads: int, on_progress: OnProgress) -> None:
         """Write the missing shards."""
-        on_progress(self.done)
+        on_progress(self.done, "packed")
         with ThreadPoolExecutor(threads) as pool:
-            futures: set[Future[None]] = {pool.submit(self._write, name) for name in self.missing}
+            writing = [pool.submit(self._write, name, on_progress) for name in self.missing]
             try:
-                while futures:
-                    ended, futures = wait(futures, timeout=0.2, return_when=FIRST_EXCEPTION)
-                    for future in ended:
-                        future.result()
-                    on_progress(self.done)
+                for shard in as_completed(writing):
+                    shard.result()
             finally:
                 self._stop.set()
-                for future in futures:
-                    future.cancel()
+                pool.shutdown(cancel_futures=True)
+        on_progress(self.done, "packed")
 
     def _inputs(self, run: range) -> str:
         """Return a hash of the content of the shard with these images."""
@@ -232,7 +229,7 @@ class _Packing:
             return False
         return len(table) == len(self.runs[name])
 
-    def _write(self, name: str) -> None:
+    def _write(self, name: str, on_progress: OnProgress) -> None:
         import tensorflow as tf
 
         with atomic_write(self.output / name) as part:
@@ -244,6 +241,8 @@ class _Packing:
                         writer.write(self._example(index))
                         with self._lock:
                             self.done += 1
+                            if self.done % _REPORTED == 0:
+                                on_progress(self.done, "packed")
             except tf.errors.OpError as error:
                 raise DataError(
                     f"{self.output / name} could not be written: {error.message}. Free some space and repeat the "
@@ -279,22 +278,19 @@ class _Packing:
         return serialized
 
 
-def _facts_of(
-    source: ImageSource, on_progress: Callable[[int], None]
-) -> tuple[Int64s, Int64s, dict[str, Any]]:
+def _facts_of(source: ImageSource, on_progress: OnProgress) -> tuple[Int64s, Int64s, dict[str, Any]]:
     """Return sizes and times of the images, and the facts by which an index identifies them."""
     found = np.empty((len(source), 2), "<i8")
     try:
         # Threads: a network file system answers slowly, but many requests at a time.
-        with ThreadPoolExecutor(16) as pool:
-            for start in range(0, len(source), _AT_ONCE):
-                part = range(start, min(start + _AT_ONCE, len(source)))
-                on_progress(start)
-                found[part.start : part.stop] = list(pool.map(source.facts, part))
+        for index, facts in enumerate(map_ahead(source.facts, range(len(source)), threads=16)):
+            found[index] = facts
+            if index % _REPORTED == 0:
+                on_progress(index, "found")
     except OSError as error:
         raise DataError(f"The size of an image cannot be read: {error}. Repair or remove it.") from error
     sizes, times = np.ascontiguousarray(found.T)
-    facts = {
+    identity = {
         "images": len(source),
         "bytes": int(sizes.sum()),
         "names_sha256": fingerprint(source)["names_sha256"],
@@ -302,7 +298,7 @@ def _facts_of(
         "times_sha256": hashlib.sha256(times.tobytes()).hexdigest(),
         "labels_sha256": labels_sha256(source),
     }
-    return sizes, times, facts
+    return sizes, times, identity
 
 
 def _already_packed(output: Path, kind: str, facts: dict[str, Any], shards: int | None) -> ShardIndex:
@@ -338,15 +334,14 @@ def _already_packed(output: Path, kind: str, facts: dict[str, Any], shards: int 
     return index
 
 
-def _check_shards(index: ShardIndex, threads: int, on_progress: Callable[[int], None]) -> None:
+def _check_shards(index: ShardIndex, threads: int, on_progress: OnProgress) -> None:
     bad, done = [], 0
-    with ThreadPoolExecutor(threads) as pool:
-        damages = pool.map(partial(shard_damage, index), index.shards)
-        for shard, damage in zip(index.shards, damages, strict=True):
-            if damage is not None:
-                bad.append(f"{shard.name} ({damage})")
-            done += shard.examples
-            on_progress(done)
+    damages = map_ahead(partial(shard_damage, index), index.shards, threads=threads)
+    for shard, damage in zip(index.shards, damages, strict=True):
+        if damage is not None:
+            bad.append(f"{shard.name} ({damage})")
+        done += shard.examples
+        on_progress(done, "checked")
     if bad:
         raise DataError(
             f"The shards in {index.folder} must match their {INDEX}; {len(bad)} of {len(index.shards)} are damaged: "
@@ -355,32 +350,27 @@ def _check_shards(index: ShardIndex, threads: int, on_progress: Callable[[int], 
         )
 
 
-def _write_index(
-    packing: _Packing, facts: dict[str, Any], threads: int, on_progress: Callable[[int], None]
-) -> None:
+def _write_index(packing: _Packing, facts: dict[str, Any], threads: int, on_progress: OnProgress) -> None:
     """Write the index of all shards, then remove the plan."""
     output, source = packing.output, packing.source
-    paths = [output / name for name in packing.runs]
-    labels = source.labels()
-    tables, sums, done = [], [], 0
-    with ThreadPoolExecutor(threads) as pool:
-        found = pool.map(lambda path: (record_table(str(path)), file_sha256(path)), paths)
-        for table, sha256 in found:
-            on_progress(done)
-            tables.append(table)
-            sums.append(sha256)
-            done += len(table)
-    shards = tuple(
-        Shard(path.name, len(table), path.stat().st_size, sha256)
-        for path, table, sha256 in zip(paths, tables, sums, strict=True)
-    )
+
+    def look(path: Path) -> tuple[Int64s, Shard]:
+        table = record_table(str(path))
+        return table, Shard(path.name, len(table), path.stat().st_size, file_sha256(path))
+
+    tables, shards, done = [], [], 0
+    for table, shard in map_ahead(look, [output / name for name in packing.runs], threads=threads):
+        on_progress(done, "indexed")
+        tables.append(table)
+        shards.append(shard)
+        done += len(table)
     index = ShardIndex(
         folder=str(output),
         kind=source.kind,
         class_names=source.class_names,
-        shards=shards,
+        shards=tuple(shards),
         source=facts,
-        records=np.concatenate([np.concatenate(tables), labels[:, None]], axis=1),
+        records=np.concatenate([np.concatenate(tables), source.labels()[:, None]], axis=1),
         names=PackedNames(source.image_name(index) for index in range(len(source))),
     )
     contents = index_files(index, tool=f"swav-tf {version_of('swav-tf')}")
