@@ -1,10 +1,16 @@
-"""Images in Parquet files, such as those of Hugging Face `datasets`: a column of images and perhaps one of labels."""
+"""Images in Parquet files, such as those of Hugging Face `datasets`: a column of images and perhaps one of labels.
+
+Row groups are read completely, cached, and shared by threads.
+"""
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+import threading
+from collections import OrderedDict, defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -14,12 +20,12 @@ from swav_tf.data import storage
 from swav_tf.data.columns import LABELS, find_column, number_classes
 from swav_tf.data.container_files import PARQUET, ContainerSource, container_files, short_names
 from swav_tf.data.names import PackedNames
-from swav_tf.data.row_groups import HELD_BYTES, RowGroups, only_leaf, opened
 from swav_tf.plumbing.errors import DataError
 from swav_tf.plumbing.log import log_once
 from swav_tf.plumbing.names import printable
 
 _IMAGES: Final = ("image", "img", "images", "picture", "photo", "jpg", "png", "bytes", "content")
+HELD_BYTES: Final = 256 << 20  # of row groups, in each process
 _LARGE_GROUP: Final = 4 << 20  # bytes read for one image, above which packing is advised
 
 
@@ -49,7 +55,7 @@ class ParquetSource(ContainerSource):
         groups, names, paths, labels, size = [], [], [], [], 0
         columns: _Columns | None = None
         for number, (file, name) in enumerate(zip(files, short_names(files), strict=True)):
-            with opened(file) as parquet:
+            with _opened(file) as parquet:
                 found = _find_columns(file, parquet.schema_arrow, image_key, label_key)
                 columns = columns or found
                 if found != columns:
@@ -71,7 +77,7 @@ class ParquetSource(ContainerSource):
             log_once(logging.WARNING, f"{text} `swav-tf data shard` packs the images for random access.")
         unique = None not in paths and len(set(paths)) == len(paths)
         self._names = PackedNames(map(str, paths if unique else names))
-        self._groups = RowGroups(files, columns.leaf, np.array(groups, np.int64))
+        self._groups = _RowGroups(files, columns.leaf, np.array(groups, np.int64))
         self.class_names, self._labels = _classes(path, columns, labels)
 
     def read(self, index: int) -> bytes:
@@ -92,7 +98,7 @@ class ParquetSource(ContainerSource):
 
 def _values(parquet: Any, column: str | None, count: int) -> list[Any]:
     """Return the values of a column, None for each row without one."""
-    return [None] * count if column is None else only_leaf(parquet.read([column])).to_pylist()
+    return [None] * count if column is None else _only_leaf(parquet.read([column])).to_pylist()
 
 
 def _find_columns(file: str, schema: Any, image_key: str, label_key: str) -> _Columns:
@@ -154,3 +160,87 @@ def _classes(
             f"{numbers.max()} in column {columns.label}."
         )
     return columns.classes, numbers
+
+
+class _RowGroups:
+    """The images of row groups. The last groups are cached, up to HELD_BYTES, and shared by threads."""
+
+    def __init__(self, files: Sequence[str], leaf: str, table: npt.NDArray[np.int64]) -> None:
+        """Prepare to read; `table` has a row for each group: file, group in the file, and number of rows."""
+        self.__setstate__((files, leaf, table))
+
+    def __getstate__(self) -> Any:
+        return self.files, self._leaf, self._table
+
+    def __setstate__(self, state: tuple[Sequence[str], str, npt.NDArray[np.int64]]) -> None:
+        self.files, self._leaf, self._table = state
+        self._ends = np.cumsum(self._table[:, 2])
+        self._held: OrderedDict[int, Any] = OrderedDict()
+        self._lock, self._reading = threading.Lock(), defaultdict[int, threading.Lock](threading.Lock)
+        self._metadata: dict[str, Any] = {}
+
+    def file(self, index: int) -> str:
+        """Return the file of a row."""
+        return self.files[int(self._table[np.searchsorted(self._ends, index, "right"), 0])]
+
+    def value(self, index: int) -> bytes | None:
+        """Return the image of a row, None if it has none."""
+        group = int(np.searchsorted(self._ends, index, "right"))
+        value: bytes | None = self._get(group)[index - int(self._ends[group] - self._table[group, 2])].as_py()
+        return value
+
+    def _get(self, group: int) -> Any:
+        with self._lock:
+            reading = self._reading[group]
+        with reading:  # one thread reads a group, others wait for it
+            with self._lock:
+                if group in self._held:
+                    self._held.move_to_end(group)
+                    return self._held[group]
+            values = self._read(group)
+            with self._lock:
+                self._held[group] = values
+                while len(self._held) > 1 and sum(v.nbytes for v in self._held.values()) > HELD_BYTES:
+                    self._held.popitem(last=False)
+            return values
+
+    def _read(self, group: int) -> Any:
+        number, place, _ = self._table[group].tolist()
+        file = self.files[number]
+        try:
+            with _opened(file, self._metadata.get(file)) as parquet:
+                self._metadata[file] = parquet.metadata
+                return _only_leaf(parquet.read_row_group(place, [self._leaf], use_threads=False))
+        except DataError as error:
+            raise OSError(str(error)) from error
+
+
+@contextmanager
+def _opened(file: str, metadata: Any = None) -> Iterator[Any]:
+    """Yield a Parquet file.
+
+    Raises:
+        DataError: it is damaged, or no Parquet file.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with (
+            storage.opened(file) if storage.is_remote(file) else nullcontext(file) as source,
+            pq.ParquetFile(source, metadata=metadata) as parquet,
+        ):
+            yield parquet
+    except pa.ArrowException as error:
+        raise DataError(f"{file} must be an intact Parquet file. {error}. Copy it again.") from error
+
+
+def _only_leaf(table: Any) -> Any:
+    """Return the only column of a table, of a struct its only field."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    column = table.column(0)
+    while pa.types.is_struct(column.type):
+        column = pc.struct_field(column, [0])
+    return column

@@ -326,7 +326,7 @@ def test_row_groups_are_shared_and_let_go(folder, tmp_path, monkeypatch):
         found = list(pool.map(source.read, range(40)))
     assert found == table.column(0).to_pylist()
     assert sorted(reads) == [0, 1, 2, 3]
-    monkeypatch.setattr("swav_tf.data.row_groups.HELD_BYTES", 1500)
+    monkeypatch.setattr("swav_tf.data.parquet.HELD_BYTES", 1500)
     source._groups._held.clear()
     for index in (0, 10, 0):
         source.read(index)
