@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple
 
 from swav_tf.data.leftovers import is_system
 from swav_tf.plumbing.errors import DataError
@@ -26,7 +26,6 @@ _CHANGE_KEYS: Final = (
     "ETag", "etag", "LastModified", "last_modified", "updated", "modified", "mtime", "created", "date_time",
 )  # fmt: skip
 _AT_ONCE: Final = 1000  # files per task
-_T = TypeVar("_T")
 
 
 class FileFacts(NamedTuple):
@@ -164,44 +163,38 @@ def stamps(root: str, indices: range, name: Callable[[int], str]) -> Iterator[st
             entry = listed.get(join(inner, name(i)) if inner else name(i), {})  # at the top of a zip file
             yield f"{entry.get('size')} {[entry[key] for key in _CHANGE_KEYS if key in entry]}"
         return
-
-    for _, stamp in _with_each(_local_stamp, root, map(name, indices)):
-        yield stamp
+    for _, found in _local_facts(root, map(name, indices)):
+        yield f"{found.size} {found.changed_ns}" if found else "missing"
 
 
 def with_sizes(root: str, names: Iterable[str]) -> Iterator[tuple[str, int | None]]:
     """Yield each name with the bytes of its file, None if it is missing; remote files count as 1."""
-    yield from _with_each(_local_size, root, names)
+    for name, found in _local_facts(root, names):
+        yield name, found and found.size
 
 
-def _with_each(look: Callable[[str], _T], root: str, names: Iterable[str]) -> Iterator[tuple[str, _T]]:
-    """Yield each name with `look(path)`, from threads: network file systems answer many requests at a time."""
+def _local_facts(root: str, names: Iterable[str]) -> Iterator[tuple[str, FileFacts | None]]:
+    """Yield each name with the facts of its file, None without one; those of remote files are not looked up.
+
+    From threads: network file systems answer many requests at a time.
+    """
     remaining = iter(names)
 
-    def look_at(part: list[str]) -> list[tuple[str, _T]]:
+    def look_at(part: list[str]) -> list[tuple[str, FileFacts | None]]:
         return [(name, look(join(root, name))) for name in part]
+
+    def look(path: str) -> FileFacts | None:
+        if is_remote(path):
+            return FileFacts(1, 0)
+        try:
+            status = os.stat(native(path))
+        except OSError:
+            return None
+        return FileFacts(status.st_size, status.st_mtime_ns) if stat.S_ISREG(status.st_mode) else None
 
     parts = iter(lambda: list(islice(remaining, _AT_ONCE)), [])
     for part in map_ahead(look_at, parts, threads=16, ahead=32):
         yield from part
-
-
-def _local_size(path: str) -> int | None:
-    if is_remote(path):
-        return 1
-    try:
-        status = os.stat(native(path))
-        return status.st_size if stat.S_ISREG(status.st_mode) else None
-    except OSError:
-        return None
-
-
-def _local_stamp(path: str) -> str:
-    try:
-        status = os.stat(native(path))
-    except OSError as error:  # reading the image will report it
-        return str(error)
-    return f"{status.st_size} {status.st_mtime_ns}"
 
 
 def read_file(path: str) -> bytes:
@@ -264,7 +257,7 @@ def _type(path: str) -> str | None:
 
 
 @lru_cache(maxsize=4)
-def _open_zip(archive: str, stamp: str, process: int) -> Any:
+def _open_zip(archive: str, stamp: FileFacts, process: int) -> Any:
     """Open a local zip file once in each process; fsspec would read its directory again for each image."""
     from fsspec.implementations.zip import ZipFileSystem
 
@@ -345,7 +338,7 @@ def _remote(path: str) -> Iterator[tuple[Any, str]]:
     archive = _local_zip(path)
     try:
         if archive is not None:
-            files = _open_zip(archive, _local_stamp(archive), os.getpid())
+            files = _open_zip(archive, facts(archive), os.getpid())
             inner = path.partition("::")[0].removeprefix("zip://")
         else:
             files, inner = url_to_fs(path)
