@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import groupby
+from itertools import chain
 from pathlib import Path
 from typing import Final
 
@@ -59,8 +59,7 @@ class ImageFolder(Files):
     kind = "images"
 
     def __init__(self, path: str | Path) -> None:
-        root = _existing_folder(path)
-        left_out = LeftOut()
+        root, left_out = _existing_folder(path), LeftOut()
         remote = storage.is_remote(root)
         names = _remote_images(root, left_out) if remote else _walk(root, "", set(), left_out)
         super().__init__(root, _not_empty(root, names, left_out), left_out)
@@ -72,19 +71,12 @@ class ClassFolders(Files):
     kind = "class_folders"
 
     def __init__(self, path: str | Path) -> None:
-        root = _existing_folder(path)
+        root, left_out = _existing_folder(path), LeftOut()
         counts = Counter[str]()  # in the order of the classes
-        left_out = LeftOut()
-
-        folders: list[str] = []
-
-        def all_names() -> Iterator[str]:
-            for folder, images in _classes(root, left_out):
-                folders.append(folder)
-                yield from images
+        folders, images = _in_classes(root, left_out)
 
         def names() -> Iterator[str]:
-            for name in _not_empty(root, all_names(), left_out):
+            for name in _not_empty(root, images, left_out):
                 counts[name.partition("/")[0]] += 1
                 yield name
             for folder in folders:
@@ -131,19 +123,15 @@ def is_image(name: str) -> bool:
     return name.lower().endswith(EXTENSIONS) and not name.startswith(".") and not is_system(name)
 
 
-def _classes(root: str, left_out: LeftOut) -> Iterable[tuple[str, Iterable[str]]]:
-    """Return the sorted folders in `root`, also empty ones, each with the names of its images."""
+def _in_classes(root: str, left_out: LeftOut) -> tuple[list[str], Iterator[str]]:
+    """Return the sorted folders in a local `root`, also empty ones, and the images in all folders."""
     if storage.is_remote(root):
-        inside = (name for name in _remote_images(root, left_out) if _is_inside(name, left_out))
-        return groupby(inside, key=lambda name: name.partition("/")[0])
+        return [], (name for name in _remote_images(root, left_out) if _is_inside(name, left_out))
     files, folders = _entries(root, "", left_out)
     for name in files:
         left_out.add_picture(_STRAY, name)
-    return (
-        (folder, _walk(root, f"{folder}/", set(), left_out))
-        for folder in folders
-        if _is_new(root, folder, set())
-    )
+    folders = [folder for folder in folders if _is_new(root, folder, set())]
+    return folders, chain.from_iterable(_walk(root, f"{folder}/", set(), left_out) for folder in folders)
 
 
 def _is_inside(name: str, left_out: LeftOut) -> bool:
@@ -196,7 +184,8 @@ def _entries(root: str, prefix: str, left_out: LeftOut) -> tuple[list[str], list
     images, folders = [], []
     with os.scandir(storage.join(root, prefix)) as entries:
         for entry in sorted(entries, key=lambda entry: entry.name):
-            if _is_broken_link(entry):  # first: to look at links that go around in a circle is an error
+            # First: to look at links that go around in a circle is an error.
+            if entry.is_symlink() and not os.path.exists(entry.path):
                 left_out.add_picture("links whose target is missing", prefix + entry.name)
             elif (is_image(entry.name) or _is_nameless_image(entry)) and entry.is_file():
                 images.append(entry.name)
@@ -205,11 +194,6 @@ def _entries(root: str, prefix: str, left_out: LeftOut) -> tuple[list[str], list
             else:
                 folders.append(entry.name)
     return images, folders
-
-
-def _is_broken_link(entry: os.DirEntry[str]) -> bool:
-    """Return whether an entry is a dangling or circular link."""
-    return entry.is_symlink() and not os.path.exists(entry.path)
 
 
 def _is_nameless_image(entry: os.DirEntry[str]) -> bool:

@@ -67,9 +67,10 @@ def labels_among(class_names: Sequence[str], validation: ImageSource) -> npt.NDA
     Raises:
         DataError: labels are missing, or of other classes.
     """
-    labels = renumbered(_labels(validation, "validation"), validation.class_names, class_names)
+    own = _labels(validation, "validation")
+    labels = renumbered(own, validation.class_names, class_names)
     if (labels < 0).any():
-        raise DataError(_differences(class_names, validation.class_names or _numbers_of(validation)))
+        raise DataError(_differences(class_names, validation.class_names or list(map(str, np.unique(own)))))
     _report_missing(class_names, labels, "validation")
     return labels
 
@@ -106,10 +107,6 @@ def _key(name: str) -> object:
 
 def _are_numbers(names: Sequence[str]) -> bool:
     return all(name.isdecimal() for name in names)
-
-
-def _numbers_of(source: ImageSource) -> tuple[str, ...]:
-    return tuple(map(str, np.unique(source.labels()).tolist()))
 
 
 def _report_missing(names: Sequence[str], labels: npt.NDArray[np.int64], what: str) -> None:

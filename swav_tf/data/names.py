@@ -53,6 +53,9 @@ class PackedNames:
             self._last = number, names
         return text_of(names[place])
 
+    def __iter__(self) -> Iterator[str]:
+        return map(self.__getitem__, range(self._count))
+
     def _pack(self, blocks: Iterator[bytes]) -> None:
         packed, ends, self._count = bytearray(), [], 0
         for block in blocks:

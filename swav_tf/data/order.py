@@ -43,6 +43,7 @@ class CropsByPosition:
     """The crops of the image at a position, the same on every machine and in every process.
 
     Attributes:
+        source: the images.
         shapes: of the crop groups, (count, size, size, 3) each; all uint8.
         images_per_epoch: positions of an epoch.
     """
@@ -57,7 +58,7 @@ class CropsByPosition:
     ) -> None:
         self.shapes: list[tuple[int, ...]] = [(g.count, g.size, g.size, 3) for g in recipe.crops]
         self.images_per_epoch = images_per_epoch
-        self._source, self._seed, self._labeled = source, recipe.train.seed, labeled
+        self.source, self._seed, self._labeled = source, recipe.train.seed, labeled
         self._multicrop = MultiCrop(recipe.crops, recipe.augment)
 
     def at(self, position: int, *, attempt: int = 0) -> tuple[list[Image], int]:
@@ -67,25 +68,21 @@ class CropsByPosition:
             UndecodableImage, OSError: it cannot be read.
         """
         epoch, index = self.place(position, attempt=attempt)
-        return self.made(self.read(index), epoch=epoch, index=index, attempt=attempt)
+        return self.made(self.source.read(index), epoch=epoch, index=index, attempt=attempt)
 
     def place(self, position: int, *, attempt: int = 0) -> tuple[int, int]:
         """Return the epoch of a position and the number of the image `attempt` places after it."""
         epoch, place = divmod(position, self.images_per_epoch)
-        order = epoch_order(len(self._source), seed=self._seed, epoch=epoch)
-        return epoch, int(order[(place + attempt) % len(self._source)])
-
-    def read(self, index: int) -> bytes | Image:
-        """Return image `index` as its source has it."""
-        return self._source.read(index)
+        order = epoch_order(len(self.source), seed=self._seed, epoch=epoch)
+        return epoch, int(order[(place + attempt) % len(self.source)])
 
     def made(
         self, data: bytes | Image, *, epoch: int, index: int, attempt: int = 0
     ) -> tuple[list[Image], int]:
-        """Return crops and class of image `index`, given what `read` returned."""
-        image = data if isinstance(data, np.ndarray) else decode(data, self._source.decoding)
+        """Return crops and class of image `index`, given what its source returned."""
+        image = data if isinstance(data, np.ndarray) else decode(data, self.source.decoding)
         crops = self._multicrop(image, seed=self._seed, epoch=epoch, index=index, attempt=attempt)
-        return crops, self._source.label(index) if self._labeled else -1
+        return crops, self.source.label(index) if self._labeled else -1
 
     def readable_at(self, position: int, bad_images: BadImages) -> tuple[list[Image], int]:
         """Return the same for the first readable image from a position on, and count those before it.
@@ -93,11 +90,11 @@ class CropsByPosition:
         Raises:
             DataError: none can be read, or too many cannot.
         """
-        for attempt in range(len(self._source)):
+        for attempt in range(len(self.source)):
             try:
                 found = self.at(position, attempt=attempt)
             except (UndecodableImage, OSError) as error:
-                name = self._source.image_name(self.place(position, attempt=attempt)[1])
+                name = self.source.image_name(self.place(position, attempt=attempt)[1])
                 bad_images.bad(name, str(error))
                 continue
             bad_images.good()

@@ -61,10 +61,10 @@ class TarSource(ContainerSource):
         self._places = np.concatenate(tables)
         top = paths[0].partition("/")[0] + "/"
         # Without the folder that was packed.
-        cut = len(top) if all(name.startswith(top) for name in _all(paths)) else 0
+        cut = len(top) if all(name.startswith(top) for name in paths) else 0
         stems = [name.removesuffix(".tar") for name in short_names(self._files)]
         if not any(labels):
-            folders = [sys.intern(name[cut:].rpartition("/")[0].partition("/")[0]) for name in _all(paths)]
+            folders = [sys.intern(name[cut:].rpartition("/")[0].partition("/")[0]) for name in paths]
             if len(stems) > 1 and not all(folders) and not any(map(_NUMBERED.search, stems)):
                 folders = [stems[tar] for tar in self._places[:, 0]]
             if all(folders) and len(set(folders)) > 1:
@@ -72,11 +72,9 @@ class TarSource(ContainerSource):
         self.class_names, self._labels = number_classes(labels)
         if len(stems) > 1:
             tars = self._places[:, 0]
-            paths = PackedNames(
-                f"{stems[tar]}/{name[cut:]}" for tar, name in zip(tars, _all(paths), strict=True)
-            )
+            paths = PackedNames(f"{stems[tar]}/{name[cut:]}" for tar, name in zip(tars, paths, strict=True))
         elif cut:
-            paths = PackedNames(name[cut:] for name in _all(paths))
+            paths = PackedNames(name[cut:] for name in paths)
         self._names = paths
 
     def read(self, index: int) -> bytes:
@@ -95,10 +93,6 @@ class TarSource(ContainerSource):
         """Return the size of image `index`, and the modification time of its archive."""
         tar, _, size = self._places[index].tolist()
         return storage.FileFacts(size, storage.facts(self._files[tar]).changed_ns)
-
-
-def _all(names: PackedNames) -> Iterator[str]:
-    return map(names.__getitem__, range(len(names)))
 
 
 class _Found(NamedTuple):

@@ -315,7 +315,7 @@ def _fill(slot: int, places: Sequence[tuple[int, int]]) -> list[int | None]:
     All images are read at once: a file on a network answers late, but many answer at a time.
     """
     crops, classes = _work["crops"], list[int | None]()
-    reads = [_work["readers"].submit(crops.read, index) for _, index in places]
+    reads = [_work["readers"].submit(crops.source.read, index) for _, index in places]
     for row, ((epoch, index), read) in enumerate(zip(places, reads, strict=True)):
         try:
             made, label = crops.made(read.result(), epoch=epoch, index=index)

@@ -9,8 +9,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Final
 
+import psutil
+
 CPUINFO: Final = Path("/proc/cpuinfo")
-MEMINFO: Final = Path("/proc/meminfo")
 CGROUP: Final = Path("/sys/fs/cgroup")
 BFLOAT16_FLAGS: Final = frozenset({"amx_bf16", "avx512_bf16", "bf16", "svebf16"})  # x86 and ARM names
 UNKNOWN: Final = "unknown"
@@ -47,21 +48,15 @@ def available_cores() -> int:
     return max(1, min(cores, math.ceil(quota / period)))
 
 
-def available_memory() -> int | None:
-    """Return the bytes that this process can still allocate, within its container's limit; None if unknown."""
-    found = []
-    try:
-        lines = dict(line.split(":", 1) for line in MEMINFO.read_text().splitlines())
-        found.append(1024 * int(lines["MemAvailable"].split()[0]))
-    except (OSError, ValueError, KeyError):
-        return None
+def available_memory() -> int:
+    """Return the bytes that this process can still allocate, within its container's limit."""
+    free: int = psutil.virtual_memory().available
     try:
         limit = int((CGROUP / "memory.max").read_text())
         used = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
-        found.append(max(0, limit - int(used["anon"])))  # without the page cache, which gives way
-    except (OSError, ValueError, KeyError):
-        pass  # no container, or `max`: no limit
-    return min(found)
+    except (OSError, ValueError):  # no container, or `max`: no limit
+        return free
+    return max(0, min(free, limit - int(used["anon"])))  # without the page cache, which gives way
 
 
 def peak_memory() -> int | None:

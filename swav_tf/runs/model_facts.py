@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from swav_tf.data.labels import LabeledData
 from swav_tf.data.sources import fingerprint
 from swav_tf.plumbing.errors import UsageError
@@ -64,10 +66,8 @@ class ModelFacts:
             # Earlier versions wrote no checksum.
             if facts.pop("sha256", None) not in (None, sha256_of_facts(facts)):
                 raise ValueError("the checksum does not match")
-            model = Model.model_validate_json(json.dumps(facts.pop("model")), strict=True)
-            lists: dict[str, Any] = {key: tuple(facts.pop(key)) for key in ("mean", "std", "class_names")}
-            return cls(model=model, **lists, **facts)
-        except (OSError, ValueError, TypeError, KeyError) as error:
+            return TypeAdapter(cls).validate_json(json.dumps(facts), strict=True)
+        except (OSError, ValueError, TypeError) as error:
             raise UsageError(
                 f"The folder of a probe or fine-tuned model must contain an unchanged {path.name}. Received: {path}: "
                 f"{error}. Restore it, or remove it and repeat the training command."

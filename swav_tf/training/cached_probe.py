@@ -92,7 +92,7 @@ def probe_cached(
 def _check_memory(train: int, validation: int, features: int) -> None:
     """Raise UsageError if the features, and as much again for the solver, do not fit into memory."""
     needed, available = 4 * features * (2 * train + validation), available_memory()
-    if available is not None and needed > available:
+    if needed > available:
         raise UsageError(
             f"The features must fit into memory: {train:,} images x {features} numbers need {needed / 2**30:.1f} GiB "
             f"with the solver. Available: {available / 2**30:.1f} GiB. Use --sgd, which trains on crops, or --subset."
