@@ -1,4 +1,4 @@
-"""One process at a time: run folders, shards and features, also on file systems without locks."""
+"""One process at a time: run folders and features, also on file systems without locks."""
 
 import errno
 import fcntl
@@ -7,13 +7,11 @@ import os
 import pytest
 
 from evaluate.features import open_store
-from swav_tf.data import sharding
 from swav_tf.plumbing.errors import UsageError
 from swav_tf.runs.folder import RunFolder
 
 HOLDERS = {
     "run folder": RunFolder,
-    "shards": sharding.locked,
     "features": lambda folder: open_store(folder / "x.npz", {}, 4),
 }
 

@@ -15,44 +15,29 @@ from swav_tf.plumbing.names import name_bytes
 from swav_tf.plumbing.parts import part_name
 
 
-class PartOfImages(Subset):
-    """The images of part `number` of `count`, from 1, in the order of the source.
+def part_of_images(
+    source: ImageSource, output: Path, number: int, count: int
+) -> tuple[Subset, Path, dict[str, Any]]:
+    """Return the images of part `number` of `count`, its folder, and what its index records about all images.
 
     Raises:
-        UsageError: there are fewer images than parts.
+        UsageError: there are fewer images than parts, or the output has another packing.
     """
-
-    def __init__(self, source: ImageSource, number: int, count: int) -> None:
-        total = len(source)
-        if count > total:
-            raise UsageError(
-                f"Each part needs at least one image: {total:,} images. Received: --part {number}/{count}."
-            )
-        super().__init__(source, range(total * (number - 1) // count, total * number // count))
-        self._number, self._count = number, count
-
-    def identity(self) -> dict[str, Any]:
-        """Return what an index records about the part and about all images."""
-        return {
-            "part": f"{self._number}/{self._count}",
-            "whole": fingerprint(self._source),
-            WHOLE_LABELS: labels_sha256(self._source),
-        }
-
-    def folder_in(self, output: Path) -> Path:
-        """Return the folder of the part.
-
-        Raises:
-            UsageError: the output has another packing.
-        """
-        others = (part_counts(str(output)) if output.is_dir() else set()) - {self._count}
-        if others or any((output / name).exists() for name in (INDEX, PLAN)):
-            found = f"parts of {min(others)}" if others else "shards that are in no parts"
-            raise UsageError(
-                f"The output of --part must be empty or contain other parts of {self._count}. Received: {output}, with "
-                f"{found}. Choose another folder."
-            )
-        return output / part_name(self._number, self._count)
+    total = len(source)
+    if count > total:
+        raise UsageError(
+            f"Each part needs at least one image: {total:,} images. Received: --part {number}/{count}."
+        )
+    others = (part_counts(str(output)) if output.is_dir() else set()) - {count}
+    if others or any((output / name).exists() for name in (INDEX, PLAN)):
+        found = f"parts of {min(others)}" if others else "shards that are in no parts"
+        raise UsageError(
+            f"The output of --part must be empty or contain other parts of {count}. Received: {output}, with {found}. "
+            "Choose another folder."
+        )
+    part = Subset(source, range(total * (number - 1) // count, total * number // count))
+    whole = {"whole": fingerprint(source), WHOLE_LABELS: labels_sha256(source)}
+    return part, output / part_name(number, count), {"part": f"{number}/{count}", **whole}
 
 
 def labels_sha256(source: ImageSource) -> str:

@@ -6,14 +6,13 @@ call keeps those whose images are unchanged. The index is written last.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
 import re
 import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from functools import partial
@@ -40,7 +39,7 @@ from swav_tf.data.shard_index import (
     read_index,
     shard_damage,
 )
-from swav_tf.data.shard_parts import PartOfImages, labels_sha256
+from swav_tf.data.shard_parts import labels_sha256, part_of_images
 from swav_tf.data.sources import fingerprint
 from swav_tf.plumbing.errors import DataError, UsageError
 from swav_tf.plumbing.files import atomic_write, atomic_writes, file_sha256, locked_folder
@@ -87,7 +86,7 @@ def write_shards(
 
     Args:
         source: the images.
-        output: folder on this machine: new, empty, or with an earlier packing of the same images.
+        output: local folder: new, empty, or with an earlier packing of the same images.
         shards: number of shards; None: by `shard_mib`.
         shard_mib: approximate size of a shard, MiB.
         part: number, from 1, and count of the parts that the images are shared out in; None: pack all of them. A part
@@ -109,9 +108,9 @@ def write_shards(
     output = Path(output).expanduser()
     threads, identity = threads or available_cores(), dict[str, Any]()
     if part is not None:
-        source = PartOfImages(source, *part)
-        output, identity = source.folder_in(output), source.identity()
-    with locked(output):
+        source, output, identity = part_of_images(source, output, *part)
+    _refuse_other_files(output)
+    with locked_folder(output):
         if fresh:
             _remove_packing(output)
         sizes, times, facts = _facts_of(source, on_progress)
@@ -133,13 +132,7 @@ def write_shards(
     return Packed(read_index(str(output)), kept)
 
 
-@contextlib.contextmanager
-def locked(output: Path) -> Iterator[None]:
-    """Create the folder of the shards and lock it for this process.
-
-    Raises:
-        UsageError: it contains something else, another process writes it, or it cannot be written or locked.
-    """
+def _refuse_other_files(output: Path) -> None:
     names = os.listdir(output) if output.is_dir() else []
     others = [name for name in names if not name.startswith(".")]
     if others and not {INDEX, PLAN} & set(names):
@@ -147,8 +140,6 @@ def locked(output: Path) -> Iterator[None]:
             f"The folder of the shards must be new or empty. Received: {output}, with {len(others)} entries, including "
             f"them {printable(min(others))}. Choose another one."
         )
-    with locked_folder(output):
-        yield
 
 
 class _Packing:

@@ -18,6 +18,7 @@ from swav_tf.data.folders import ClassFolders, ImageFolder
 from swav_tf.data.sharding import write_shards
 from swav_tf.data.sources import fingerprint, open_source
 from swav_tf.plumbing.errors import DataError, UsageError
+from swav_tf.plumbing.files import locked_folder
 from swav_tf.recipe.data import Data
 
 pytest.importorskip("tensorflow")
@@ -300,7 +301,7 @@ def test_folders_of_others_are_not_touched(images, tmp_path):
         with pytest.raises(UsageError, match=r"new or empty.*thesis\.txt"):
             write_shards(ClassFolders(images), tmp_path / "out", fresh=fresh)
     assert os.listdir(tmp_path / "out") == ["thesis.txt"]
-    with sharding.locked(tmp_path / "new"), pytest.raises(UsageError, match="Only one process"):
+    with locked_folder(tmp_path / "new"), pytest.raises(UsageError, match="Only one process"):
         write_shards(ClassFolders(images), tmp_path / "new")
 
 
