@@ -20,6 +20,7 @@ from swav_tf.plumbing.errors import DataError
 from swav_tf.plumbing.log import log
 from swav_tf.plumbing.names import name_bytes, printable, text_of
 
+_Sized = tuple[str, int | None]  # name and bytes of a file
 _STRAY: Final = "images next to the class folders, not in one of them"
 
 
@@ -60,9 +61,11 @@ class ImageFolder(Files):
 
     def __init__(self, path: str | Path) -> None:
         root, left_out = _existing_folder(path), LeftOut()
-        remote = storage.is_remote(root)
-        names = _remote_images(root, left_out) if remote else _walk(root, "", set(), left_out)
-        super().__init__(root, _not_empty(root, names, left_out), left_out)
+        if storage.is_remote(root):
+            sized = _remote_images(root, left_out)
+        else:
+            sized = storage.with_sizes(root, _walk(root, "", set(), left_out))
+        super().__init__(root, _not_empty(sized, left_out), left_out)
 
 
 class ClassFolders(Files):
@@ -73,10 +76,10 @@ class ClassFolders(Files):
     def __init__(self, path: str | Path) -> None:
         root, left_out = _existing_folder(path), LeftOut()
         counts = Counter[str]()  # in the order of the classes
-        folders, images = _in_classes(root, left_out)
+        folders, sized = _in_classes(root, left_out)
 
         def names() -> Iterator[str]:
-            for name in _not_empty(root, images, left_out):
+            for name in _not_empty(sized, left_out):
                 counts[name.partition("/")[0]] += 1
                 yield name
             for folder in folders:
@@ -123,36 +126,32 @@ def is_image(name: str) -> bool:
     return name.lower().endswith(EXTENSIONS) and not name.startswith(".") and not is_system(name)
 
 
-def _in_classes(root: str, left_out: LeftOut) -> tuple[list[str], Iterator[str]]:
+def _in_classes(root: str, left_out: LeftOut) -> tuple[list[str], Iterator[_Sized]]:
     """Return the sorted folders in a local `root`, also empty ones, and the images in all folders."""
+
+    def is_inside(name: str) -> bool:
+        if "/" not in name:
+            left_out.add_picture(_STRAY, name)
+        return "/" in name
+
     if storage.is_remote(root):
-        return [], (name for name in _remote_images(root, left_out) if _is_inside(name, left_out))
+        return [], (file for file in _remote_images(root, left_out) if is_inside(file[0]))
     files, folders = _entries(root, "", left_out)
     for name in files:
         left_out.add_picture(_STRAY, name)
     folders = [folder for folder in folders if _is_new(root, folder, set())]
-    return folders, chain.from_iterable(_walk(root, f"{folder}/", set(), left_out) for folder in folders)
+    inside = chain.from_iterable(_walk(root, f"{folder}/", set(), left_out) for folder in folders)
+    return folders, storage.with_sizes(root, inside)
 
 
-def _is_inside(name: str, left_out: LeftOut) -> bool:
-    if "/" not in name:
-        left_out.add_picture(_STRAY, name)
-    return "/" in name
-
-
-def _remote_images(root: str, left_out: LeftOut) -> Iterator[str]:
+def _remote_images(root: str, left_out: LeftOut) -> Iterator[_Sized]:
     """Return the images below a remote folder."""
-    for name, size in storage.remote_files_below(root).items():
-        if is_wanted(name, left_out):
-            if size == 0:
-                left_out.add_picture("empty", name)
-            else:
-                yield name
+    return (file for file in storage.remote_files_below(root).items() if is_wanted(file[0], left_out))
 
 
-def _not_empty(root: str, names: Iterable[str], left_out: LeftOut) -> Iterator[str]:
-    """Yield the images that have content; `_remote_images` has checked remote ones."""
-    for name, size in storage.with_sizes(root, names):
+def _not_empty(sized: Iterable[_Sized], left_out: LeftOut) -> Iterator[str]:
+    """Yield the images that have content."""
+    for name, size in sized:
         if size == 0:
             left_out.add_picture("empty", name)
         else:
