@@ -296,7 +296,5 @@ def _plain_data(text: str) -> Any:
     except MarkedYAMLError as error:
         line = f" in line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise ValueError(f"is not readable YAML: {error.problem}{line}") from error
-    except RecursionError as error:
-        raise ValueError("is not readable YAML: its sections are nested too deeply") from error
     except (YAMLError, ValueError, TypeError) as error:
         raise ValueError(f"is not readable YAML: {' '.join(str(error).split())}") from error
