@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
+from typing import NoReturn
 
 from swav_tf.plumbing.errors import DataError
 from swav_tf.plumbing.files import write_csv
@@ -27,11 +28,8 @@ class BadImages:
     ) -> None:
         """Count the images that `path` lists already, from an earlier part of the run.
 
-        Args:
-            path: the list, a name and a reason a line; None: only count.
-            images: number of images of the source.
-            max_share: share of them that may be bad, 0 to 1. Unless it is 0, one bad image is always allowed.
-            setting: that of the share.
+        The list has a name and a reason a line. `max_share`, whose setting is `setting`, is the share of `images` that
+        may be bad, 0 to 1. Unless it is 0, one bad image is always allowed.
         """
         self.path, self.images, self.max_share, self.setting = path, images, max_share, setting
         self.allowed = max(1, int(max_share * images)) if max_share > 0 else 0
@@ -72,16 +70,13 @@ class BadImages:
                 if self.path is not None:
                     with self.path.open("a", encoding="utf-8") as file:
                         file.write(f"{name}\t{reason}\n")
-            self._stop_if_too_many(name, reason)
+            if self.count > self.allowed:
+                self._stop(f"{self.count} of {self.images}", name, reason)
+            # In training, whose order is random.
+            if self.path is not None and self._tried_bad > _FIRST / 2 and self.max_share < 0.5:
+                self._stop(f"{self._tried_bad} of the first {self._tried}", name, reason)
 
-    def _stop_if_too_many(self, name: str, reason: str) -> None:
-        if self.count > self.allowed:
-            found = f"{self.count} of {self.images}"
-        # In training, whose order is random.
-        elif self.path is not None and self._tried_bad > _FIRST / 2 and self.max_share < 0.5:
-            found = f"{self._tried_bad} of the first {self._tried}"
-        else:
-            return
+    def _stop(self, found: str, name: str, reason: str) -> NoReturn:
         listed = f" They are listed in {self.path}." if self.path is not None else ""
         self.fatal = DataError(
             f"{found} images cannot be read; {self.setting} is a share of {self.max_share:g}, {self.allowed} here."

@@ -254,9 +254,10 @@ def _to_rgb(image: PillowImage.Image, background: tuple[int, int, int]) -> Image
     """
     pixels = np.empty((image.height, image.width, 3), np.uint8)
     low, scale = _range(image)
+    is_deep = image.mode.startswith("I;16") or image.mode in ("I", "F")  # gray with more than 8 bits
     for top, strip in _strips(image):
         rows = pixels[top : top + strip.height]
-        if _is_deep(image):
+        if is_deep:
             rows[:] = np.rint((_values(strip) - low) * scale).clip(0, 255)[..., None]
             continue
         if strip.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in strip.info:
@@ -272,11 +273,6 @@ def _strips(image: PillowImage.Image) -> Iterator[tuple[int, PillowImage.Image]]
     rows = max(1, _STRIP // image.width)
     for top in range(0, image.height, rows):
         yield top, image.crop((0, top, image.width, min(top + rows, image.height)))
-
-
-def _is_deep(image: PillowImage.Image) -> bool:
-    """Return whether an image is gray with more than 8 bits."""
-    return image.mode.startswith("I;16") or image.mode in ("I", "F")
 
 
 def _values(strip: PillowImage.Image) -> np.ndarray[Any, Any]:

@@ -148,12 +148,8 @@ class MultiCrop:
     ) -> list[ops.Image]:
         """Return one uint8 (count, size, size, 3) for each group.
 
-        Args:
-            image: uint8 (height, width, 3).
-            seed: of the run.
-            epoch: from 0.
-            index: number of the image in its source.
-            attempt: above 0 for an image that replaces an unreadable one; its crops differ from those in its own place.
+        `index` is the number of the image in its source. `attempt` is above 0 for an image that replaces an unreadable
+        one; its crops differ from those in its own place.
         """
         uniforms = draw_uniforms(self.crop_count, seed=seed, epoch=epoch, index=index, attempt=attempt)
         height, width = image.shape[:2]

@@ -80,9 +80,8 @@ class ShardIndex:
 
 def has_index(folder: str) -> bool:
     """Return whether the shards of a folder have an index, or its parts have."""
-    if not storage.is_folder(folder):
-        return False
-    return storage.exists(storage.join(folder, INDEX)) or bool(part_counts(folder))
+    place = storage.join(folder, INDEX)
+    return storage.is_folder(folder) and (storage.exists(place) or bool(part_counts(folder)))
 
 
 def part_counts(folder: str) -> set[int]:

@@ -47,8 +47,7 @@ def _find_shards(pattern: str) -> list[str]:
         DataError: no shard exists, or those of a folder are of several splits.
     """
     if storage.is_folder(pattern):
-        names = [name for name in storage.names_in(pattern) if is_shard(name)]
-        names = [name for name in names if not name.startswith(".")]
+        names = [name for name in storage.names_in(pattern) if is_shard(name) and not name.startswith(".")]
         splits = sorted({split for name in names if (split := split_of(name)) is not None})
         if len(splits) > 1:
             wanted = "train" if "train" in splits else splits[0]

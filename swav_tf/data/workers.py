@@ -73,14 +73,10 @@ class CropProcesses:
         make: Callable[[int], list[Any]],
         good: Callable[[], None],
     ) -> None:
-        """Start the processes.
+        """Start `count` processes that make `chunk` images together.
 
-        Args:
-            count: number of processes, >= 1.
-            crops: what they make.
-            chunk: images that are made together.
-            make: makes crop groups and class of a position in this process, where another one cannot.
-            good: called for each image that a process could read.
+        `make` makes crop groups and class of a position in this process, where another one cannot; `good` is called for
+        each image that a process could read.
 
         Raises:
             DataError: the processes do not start, or the system is not Linux.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 from swav_tf.plumbing.errors import UsageError
@@ -19,14 +20,10 @@ def part_numbers(text: str | None, environment: Mapping[str, str]) -> tuple[int,
         UsageError: the text is something else, or the array has gaps, so that its tasks do not number the parts.
     """
     if text is not None:
-        words = text.split("/")
-        if (
-            len(words) != 2
-            or not all(word.isdecimal() for word in words)
-            or not 1 <= int(words[0]) <= int(words[1])
-        ):
+        found = re.fullmatch(r"(\d+)/(\d+)", text)
+        if found is None or not 1 <= int(found[1]) <= int(found[2]):
             raise UsageError(f"--part must be a number of a number, from 1/400 to 400/400. Received: {text}.")
-        return int(words[0]), int(words[1])
+        return int(found[1]), int(found[2])
     if "SLURM_ARRAY_TASK_ID" not in environment:
         return None
     task, count, least, most, step = (

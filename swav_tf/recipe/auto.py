@@ -98,6 +98,8 @@ def choose(images: ImageFacts, machine: Machine, batch: int | None = None) -> Ch
     prototypes = max(2, int(PROTOTYPES_PER_SAMPLE * batch))
     epochs, seconds = _epochs(images, machine, batch=batch)
     parts = _parts(batch, machine, network=network, pixels=2 * large**2 + 4 * small**2)
+    half = "mixed_bfloat16" if machine.bfloat16 else "mixed_float16"
+    precision = half if machine.gpus else "float32"
     view = {"resize": large if large <= 32 else large * 8 // 7, "crop": large}
     crops = [
         {
@@ -130,7 +132,7 @@ def choose(images: ImageFacts, machine: Machine, batch: int | None = None) -> Ch
             "epochs": epochs,
             "batch_size": batch,
             "accumulation_steps": parts,
-            "precision": _precision(machine),
+            "precision": precision,
         },
     }
     return Choice(settings, tuple(_explain(images, machine, settings, seconds)), seconds)
@@ -200,12 +202,6 @@ def _parts(batch: int, machine: Machine, *, network: str, pixels: int) -> int:
     while machine.gpus and batch // parts > 16 and batch * per_image / parts > 0.7 * machine.gpu_gb * 1e9:
         parts *= 2
     return parts
-
-
-def _precision(machine: Machine) -> str:
-    if not machine.gpus:
-        return "float32"
-    return "mixed_bfloat16" if machine.bfloat16 else "mixed_float16"
 
 
 def _explain(

@@ -81,12 +81,7 @@ class CheckpointStore:
     ) -> Path:
         """Write a checkpoint, remove those no longer kept, and return the new one's folder.
 
-        Args:
-            step: optimizer steps done.
-            arrays: by name.
-            facts: JSON values.
-            keep: never remove this checkpoint.
-            best: step of a checkpoint that stays until another one is better.
+        With `keep` it is never removed. `best` is the step of a checkpoint that stays until another one is better.
 
         Raises:
             CheckpointError: the disk is full or read-only; earlier checkpoints are untouched.
