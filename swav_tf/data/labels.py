@@ -63,9 +63,6 @@ def labels_among(class_names: Sequence[str], validation: ImageSource) -> npt.NDA
     """Return the labels of validation images in the numbering of a classifier's outputs; see `renumbered`.
 
     Classes without validation images are reported.
-
-    Raises:
-        DataError: labels are missing, or of other classes.
     """
     own = _labels(validation, "validation")
     labels = renumbered(own, validation.class_names, class_names)

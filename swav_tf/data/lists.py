@@ -46,11 +46,7 @@ class ListedImages(Files):
     kind = "list"
 
     def __init__(self, path: str, *, image_key: str, label_key: str) -> None:
-        """Read the list; images that are missing, empty or of an unknown format are skipped and counted.
-
-        Raises:
-            DataError: the list cannot be read, names an image twice, or less than half of its images are there.
-        """
+        """Read the list; images that are missing, empty or of an unknown format are skipped and counted."""
         self._list = storage.local_or_remote(path)
         rows = _read_rows(self._list, image_key, label_key)
         if twice := [name for name, times in Counter(row.name for row in rows).items() if times > 1]:
@@ -84,11 +80,7 @@ class RelabeledImages(Subset):
     """Images of another source with the labels of a list."""
 
     def __init__(self, source: ImageSource, path: str, *, image_key: str, label_key: str) -> None:
-        """Find the images that the list names, by their path or file name; the others have no label.
-
-        Raises:
-            DataError: the list cannot be read or has no labels, or most of its names are of no image.
-        """
+        """Find the images that the list names, by their path or file name; the others have no label."""
         super().__init__(source, range(len(source)))
         self._list = storage.local_or_remote(path)
         rows = [row for row in _read_rows(self._list, image_key, label_key) if row.label]

@@ -46,11 +46,7 @@ class ParquetSource(ContainerSource):
     kind = "parquet"
 
     def __init__(self, path: str, *, split: str, image_key: str, label_key: str) -> None:
-        """Find the columns, and read names and labels.
-
-        Raises:
-            DataError: a file is damaged, there are no images, or files differ in their columns.
-        """
+        """Find the columns, and read names and labels."""
         self._files = files = container_files(path, PARQUET, split)
         groups, names, paths, labels, size = [], [], [], [], 0
         columns: _Columns | None = None
@@ -81,11 +77,7 @@ class ParquetSource(ContainerSource):
         self.class_names, self._labels = _classes(path, columns, labels)
 
     def read(self, index: int) -> bytes:
-        """Return the encoded image of row `index`.
-
-        Raises:
-            OSError: the file cannot be read or is damaged, or the row has no image.
-        """
+        """Return the encoded image of row `index`."""
         value = self._groups.value(index)
         if value is None:
             raise OSError("the row has no image")
@@ -217,11 +209,7 @@ class _RowGroups:
 
 @contextmanager
 def _opened(file: str, metadata: Any = None) -> Iterator[Any]:
-    """Yield a Parquet file.
-
-    Raises:
-        DataError: it is damaged, or no Parquet file.
-    """
+    """Yield a Parquet file."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

@@ -49,11 +49,7 @@ def local_or_remote(path: str | Path) -> str:
 
 
 def _folder_in_zip(archive: str) -> str:
-    """Return the path of the folder that was zipped, or of the top if the archive contains several entries.
-
-    Raises:
-        DataError: the file is not a zip file.
-    """
+    """Return the path of the folder that was zipped, or of the top if the archive contains several entries."""
     root = f"zip://::{os.path.abspath(archive)}"
     try:
         names = [name for name in names_in(root) if not (name.startswith(".") or is_system(name))]

@@ -34,11 +34,7 @@ class TarSource(ContainerSource):
     kind = "tar"
 
     def __init__(self, path: str, *, split: str, label_key: str) -> None:
-        """Find the images and their labels: those of samples, else folders, else archives of one class each.
-
-        Raises:
-            DataError: an archive is compressed or damaged, there is no image, or most pictures are left out.
-        """
+        """Find the images and their labels: those of samples, else folders, else archives of one class each."""
         self._files = container_files(path, TAR, split)
         self.left_out = left_out = LeftOut()
         tables, labels = [np.empty((0, 3), np.int64)], list[str | None]()
@@ -78,11 +74,7 @@ class TarSource(ContainerSource):
         self._names = paths
 
     def read(self, index: int) -> bytes:
-        """Return the encoded file of image `index`.
-
-        Raises:
-            OSError: the archive cannot be read, or ends before.
-        """
+        """Return the encoded file of image `index`."""
         tar, offset, size = self._places[index].tolist()
         data = storage.read_range(self._files[tar], offset, size)
         if len(data) < size:
@@ -142,11 +134,7 @@ def _images_in(file: Any, tar: str, label_key: str, left_out: LeftOut) -> _Found
 
 
 def _members(file: Any) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
-    """Yield the members of an archive, and of others that `cat` appended to it.
-
-    Raises:
-        TarError: it is damaged.
-    """
+    """Yield the members of an archive, and of others that `cat` appended to it."""
     start: int | None = 0
     while start is not None:
         file.seek(start)

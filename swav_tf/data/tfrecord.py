@@ -41,11 +41,7 @@ def open_shards(path: str, *, image_key: str = IMAGE_KEY, label_key: str = LABEL
 
 
 def _find_shards(pattern: str) -> list[str]:
-    """Return the sorted shards that match a pattern, or the files in a folder that are named like shards.
-
-    Raises:
-        DataError: no shard exists, or those of a folder are of several splits.
-    """
+    """Return the sorted shards that match a pattern, or the files in a folder that are named like shards."""
     if storage.is_folder(pattern):
         names = [name for name in storage.names_in(pattern) if is_shard(name) and not name.startswith(".")]
         splits = sorted({split for name in names if (split := split_of(name)) is not None})
@@ -81,11 +77,7 @@ class TFRecordSource(ImageSource):
         class_names: tuple[str, ...] = (),
         index: ShardIndex | None = None,
     ) -> None:
-        """Find the records, in the index if one is given; `slices` selects records of each shard.
-
-        Raises:
-            DataError: a shard is truncated or compressed, no record exists, or the first one lacks `image_key`.
-        """
+        """Find the records, in the index if one is given; `slices` selects records of each shard."""
         self.index = index
         self.class_names = class_names if index is None else index.class_names
         self._shards = [str(shard) for shard in shards]
@@ -116,11 +108,7 @@ class TFRecordSource(ImageSource):
         return len(self._records)
 
     def read(self, index: int) -> bytes:
-        """Return the encoded image of record `index`.
-
-        Raises:
-            OSError: the record cannot be read, is damaged, or has no image.
-        """
+        """Return the encoded image of record `index`."""
         values = self._features(index).get(self._image_key, [])
         image = values[0] if len(values) == 1 else None
         if not isinstance(image, bytes):

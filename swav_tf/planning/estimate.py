@@ -168,11 +168,7 @@ def make_plan(
 
 
 def _image_count(recipe: Recipe) -> int | None:
-    """Return the number of the recipe's training images, None if it names no data.
-
-    Raises:
-        UsageError: the images are not here, or are a TFDS data set, which would be downloaded.
-    """
+    """Return the number of the recipe's training images, None if it names no data."""
     data = recipe.data
     if data.kind != "digits" and not data.path:
         return None
