@@ -55,9 +55,13 @@ def survey(data: Data) -> ImageFacts:
 
 
 def this_machine() -> Machine:
-    """Return cores and GPUs of this machine, without TensorFlow; a machine without NVIDIA's library has no GPU."""
+    """Return cores and GPUs of this machine, without TensorFlow; a machine without NVIDIA's library has no GPU.
+
+    CUDA_VISIBLE_DEVICES limits the number of GPUs.
+    """
     cores = available_cores()
-    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible in ("", "-1"):
         return Machine(cores)
     try:
         import pynvml
@@ -75,10 +79,15 @@ def this_machine() -> Machine:
         major = min(pynvml.nvmlDeviceGetCudaComputeCapability(handle)[0] for handle in handles)
     except pynvml.NVMLError:
         return Machine(cores)
-    return Machine(cores, gpu_gb=memory / 1e9, gpus=len(handles), bfloat16=major >= 8)
+    gpus = len(handles) if visible is None else len(_names_in(visible))
+    return Machine(cores, gpu_gb=memory / 1e9, gpus=gpus, bfloat16=major >= 8)
 
 
 def visible_gpus() -> list[str]:
     """Return the names that CUDA_VISIBLE_DEVICES gives to GPUs, by default the numbers of all."""
-    names = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(this_machine().gpus))))
-    return [name for name in names.split(",") if name not in ("", "-1")]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return list(map(str, range(this_machine().gpus))) if visible is None else _names_in(visible)
+
+
+def _names_in(visible: str) -> list[str]:
+    return [name for name in visible.split(",") if name not in ("", "-1")]
