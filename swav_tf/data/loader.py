@@ -128,15 +128,27 @@ def training_batches(
     An element is a tuple of static shape: per crop group a uint8 (replica_batch_size, count, size, size, 3), with
     `labeled` also the classes, int64 (replica_batch_size,). `replica_batch_size` divides a worker's share of a step,
     and `steps_per_epoch` times the batch size is at most len(source). `source` is the same on every worker.
-
-    Raises:
-        DataError: the recipe's processes do not start.
     """
     batch_size = recipe.train.batch_size
     share = batch_size // workers
     of_part = share // recipe.train.accumulation_steps
     crops = CropsByPosition(recipe, source, images_per_epoch=steps_per_epoch * batch_size, labeled=labeled)
-    make, end, chunk, parallel = _maker(recipe.data, crops, replica_batch_size, bad_images)
+
+    def row_at(position: int) -> list[Any]:
+        made, label = crops.readable_at(position, bad_images)
+        return [*made, np.int64(label)]
+
+    def alone(positions: Sequence[int]) -> list[npt.NDArray[Any]] | None:
+        return [np.expand_dims(array, 0) for array in row_at(positions[0])]
+
+    if recipe.data.processes:
+        chunk = largest_chunk(replica_batch_size)
+        processes = CropProcesses(
+            recipe.data.processes, crops, chunk=chunk, make=row_at, good=bad_images.good
+        )
+        make, calls, parallel = processes.get, PythonCalls(processes.end), processes.calls
+    else:
+        chunk, make, calls, parallel = 1, alone, PythonCalls(), recipe.data.threads or available_cores()
 
     def chunk_at(number: int) -> list[npt.NDArray[Any]] | None:
         # Places count this worker's images from the first step of the run.
@@ -144,7 +156,7 @@ def training_batches(
         return make([p // of_part * of_part * workers + worker * of_part + p % of_part for p in places])
 
     shapes = [(chunk, *shape) for shape in (*crops.shapes, ())]
-    mapped = PythonCalls(end).mapped(chunk_at, shapes, [tf.uint8] * len(crops.shapes) + [tf.int64])
+    mapped = calls.mapped(chunk_at, shapes, [tf.uint8] * len(crops.shapes) + [tf.int64])
 
     numbers = tf.data.Dataset.range(start_step * share // chunk, total_steps * share // chunk)
     chunks = numbers.map(mapped, num_parallel_calls=parallel, deterministic=True)
@@ -162,26 +174,6 @@ def _joined(*chunks: tf.Tensor) -> tuple[tf.Tensor, ...]:
 @_traced_as_written
 def _without_labels(*chunks: tf.Tensor) -> tuple[tf.Tensor, ...]:
     return _joined(*chunks[:-1])
-
-
-def _maker(
-    data: Data, crops: CropsByPosition, replica_batch_size: int, bad_images: BadImages
-) -> tuple[Callable[[Sequence[int]], list[npt.NDArray[Any]] | None], Callable[[], None], int, int]:
-    """Return what makes a chunk of positions, what ends it, the images of a chunk, and the parallel calls."""
-
-    def row_at(position: int) -> list[Any]:
-        made, label = crops.readable_at(position, bad_images)
-        return [*made, np.int64(label)]
-
-    if not data.processes:
-
-        def make(positions: Sequence[int]) -> list[npt.NDArray[Any]]:
-            return [np.expand_dims(array, 0) for array in row_at(positions[0])]
-
-        return make, lambda: None, 1, data.threads or available_cores()
-    chunk = largest_chunk(replica_batch_size)
-    processes = CropProcesses(data.processes, crops, chunk=chunk, make=row_at, good=bad_images.good)
-    return processes.get, processes.end, chunk, processes.calls
 
 
 def made_ahead(data: Data, replica_batch_size: int) -> int:
