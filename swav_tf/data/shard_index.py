@@ -28,6 +28,7 @@ from swav_tf.data.records import FOOTER, HEADER
 from swav_tf.plumbing.errors import DataError
 from swav_tf.plumbing.names import printable
 from swav_tf.plumbing.parts import part_name
+from swav_tf.plumbing.system import version_of
 
 INDEX: Final = "index.json"
 RECORDS: Final = "index.records.npy"
@@ -94,7 +95,7 @@ def is_unfinished(folder: str) -> bool:
     return storage.is_folder(folder) and storage.exists(storage.join(folder, PLAN))
 
 
-def index_files(index: ShardIndex, *, tool: str) -> dict[str, bytes]:
+def index_files(index: ShardIndex) -> dict[str, bytes]:
     """Return the content of the three files by name, index.json last."""
     table = io.BytesIO()
     np.save(table, index.records, allow_pickle=False)
@@ -102,7 +103,7 @@ def index_files(index: ShardIndex, *, tool: str) -> dict[str, bytes]:
     document = {
         "format": FORMAT,
         "version": VERSION,
-        "tool": tool,
+        "tool": f"swav-tf {version_of('swav-tf')}",
         "kind": index.kind,
         "images": len(index.records),
         "source": index.source,

@@ -46,7 +46,7 @@ from swav_tf.plumbing.files import atomic_write, atomic_writes, file_sha256, loc
 from swav_tf.plumbing.log import log
 from swav_tf.plumbing.names import name_bytes, printable
 from swav_tf.plumbing.parallel import map_ahead
-from swav_tf.plumbing.system import available_cores, version_of
+from swav_tf.plumbing.system import available_cores
 
 Int64s = npt.NDArray[np.int64]
 OnProgress = Callable[[int, str], None]  # gets a number of images and a stage
@@ -364,7 +364,7 @@ def _write_index(packing: _Packing, facts: dict[str, Any], threads: int, on_prog
         records=np.concatenate([np.concatenate(tables), source.labels()[:, None]], axis=1),
         names=PackedNames(source.image_name(index) for index in range(len(source))),
     )
-    contents = index_files(index, tool=f"swav-tf {version_of('swav-tf')}")
+    contents = index_files(index)
     with atomic_writes(*(output / name for name in contents)) as parts:
         for part, data in zip(parts, contents.values(), strict=True):
             part.write_bytes(data)
