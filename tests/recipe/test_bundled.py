@@ -12,7 +12,6 @@ from swav_tf.recipe.files import (
     bundled_recipes,
     load_any_recipe,
     load_recipe,
-    load_recipe_of,
     recipe_header,
 )
 from swav_tf.recipe.pretraining import Recipe
@@ -211,10 +210,6 @@ def test_name_header_and_advice(name: str) -> None:
     # PASSL's queue is not a multiple of its batch; lightly's epsilon is that of ImageNet.
     expected = {"passl_1node": ["method.queue.length"], "cifar10": ["method.epsilon"]}.get(name, [])
     assert [remark.path for remark in advice] == expected
-
-
-def test_kinds_load_as_their_own_type() -> None:
-    assert load_recipe_of(ProbeRecipe, "probe_digits") == load_any_recipe("probe_digits")
 
 
 @pytest.mark.parametrize("name", bundled_recipes())

@@ -208,6 +208,7 @@ def test_kinds_are_kept_apart() -> None:
         load_recipe("probe")
     with pytest.raises(RecipeError, match="Recipes of this kind: probe, probe_digits"):
         load_recipe_of(ProbeRecipe, "finetune_full")
+    assert load_recipe_of(ProbeRecipe, "probe_digits") == load_any_recipe("probe_digits")
     [line] = errors_of("probe", "optimizer.learning_rat=1")
     assert "Did you mean 'optimizer.learning_rate'?" in line
     [line] = errors_of("probe", "optimizer.peak_learning_rate=1")
