@@ -11,12 +11,15 @@ import numpy as np
 from swav_tf.data import storage
 from swav_tf.data.augment import Image
 from swav_tf.data.decode import Decoding, decode
+from swav_tf.data.digits import Digits
 from swav_tf.data.folders import ClassFolders, ImageFolder
 from swav_tf.data.image_source import ImageSource
 from swav_tf.data.lists import ListedImages, RelabeledImages
 from swav_tf.data.parquet import ParquetSource
 from swav_tf.data.recognition import NOT_FOUND, recognize
 from swav_tf.data.tar import TarSource
+from swav_tf.data.tfds import open_tfds
+from swav_tf.data.tfrecord import open_shards
 from swav_tf.plumbing.errors import DataError
 from swav_tf.plumbing.log import log_once
 from swav_tf.plumbing.names import name_bytes
@@ -116,19 +119,13 @@ def validation_settings(data: Data) -> Data:
 
 def _open(data: Data) -> ImageSource:
     if data.kind == "digits":
-        from swav_tf.data.digits import Digits
-
         return Digits(data.split)
     if data.kind == "tfds":
-        from swav_tf.data.tfds import open_tfds
-
         return open_tfds(_required(data.path, "data.path", "the name of a TFDS data set"), data.split)
     path = _required(data.path, "data.path", "the folder of the images")
     keys = {"image_key": data.image_key, "label_key": data.label_key}
     with storage.reachable(path):
         if data.kind == "tfrecord":
-            from swav_tf.data.tfrecord import open_shards
-
             return open_shards(path, **keys)
         if data.kind == "tar":
             return TarSource(path, split=data.split, label_key=data.label_key)
