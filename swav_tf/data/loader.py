@@ -83,26 +83,23 @@ class PythonCalls:
 
 @contextmanager
 def ended_after() -> Iterator[None]:
-    """End the calls of all data sets made inside the block; their iterators must live until then."""
-    before = len(_open_calls)
+    """End the calls of all data sets made inside the block; their iterators must live until then.
+
+    Wait until no call runs and no further one comes, because the buffers of the data sets are full. All are waited for
+    together: each validation of a run has made a data set.
+    """
+    first = len(_open_calls)
     try:
         yield
     finally:
-        _end(_open_calls[before:])
-        del _open_calls[before:]
-
-
-def _end(made: Sequence[PythonCalls]) -> None:
-    """Wait until no call runs and no further one comes, because the buffers of the data sets are full.
-
-    All are waited for together: each validation of a run has made a data set.
-    """
-    for calls in made:
-        calls.stop()
-    before: list[tuple[int, int]] = []
-    while (now := [calls.counts() for calls in made]) != before or any(a != b for a, b in now):
-        before = now
-        time.sleep(_QUIET_SECONDS)
+        made = _open_calls[first:]
+        del _open_calls[first:]
+        for calls in made:
+            calls.stop()
+        before: list[tuple[int, int]] = []
+        while (now := [calls.counts() for calls in made]) != before or any(a != b for a, b in now):
+            before = now
+            time.sleep(_QUIET_SECONDS)
 
 
 def training_batches(

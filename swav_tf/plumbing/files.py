@@ -31,15 +31,10 @@ def read_lines(path: Path | str, what: str, refusal: type[SwavError] = DataError
         refusal: the file cannot be read as text; `what` describes what it should be.
     """
     try:
-        lines = read_text(path).splitlines()
+        lines = decode_text(Path(path).read_bytes()).splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise refusal(f"{what} must be a readable text file. Received: {path}: {error}.") from error
     return [line.strip() for line in lines if line.strip()]
-
-
-def read_text(path: Path | str) -> str:
-    """Return the content of a text file; see `decode_text`."""
-    return decode_text(Path(path).read_bytes())
 
 
 def decode_text(data: bytes) -> str:

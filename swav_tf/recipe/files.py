@@ -22,7 +22,7 @@ from ruamel.yaml.nodes import ScalarNode, SequenceNode
 from ruamel.yaml.representer import SafeRepresenter
 
 from swav_tf.plumbing.errors import RecipeError
-from swav_tf.plumbing.files import atomic_write, read_text
+from swav_tf.plumbing.files import atomic_write, decode_text
 from swav_tf.recipe.classifier import FinetuneRecipe, ProbeRecipe
 from swav_tf.recipe.explain import did_you_mean, dotted, explain_errors, shown
 from swav_tf.recipe.pretraining import MOST, Recipe
@@ -129,7 +129,7 @@ def _read(file_or_name: str | Path) -> tuple[str, str]:
         return bundled.read_text(encoding="utf-8"), f"recipe '{name}'"
     if path.is_file():
         try:
-            return read_text(path), f"recipe file {name}"
+            return decode_text(path.read_bytes()), f"recipe file {name}"
         except UnicodeDecodeError as error:
             raise RecipeError(f"recipe file {name} must be UTF-8 text; byte {error.start} is not.") from error
     if name == "auto":
