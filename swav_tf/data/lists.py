@@ -8,7 +8,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import numpy as np
 
@@ -35,11 +35,6 @@ def is_list(name: str) -> bool:
     return name.lower().endswith(_ENDINGS)
 
 
-class _Row(NamedTuple):
-    name: str  # with `/` between folders
-    label: str | None
-
-
 class ListedImages(Files):
     """The images that a list names, in its order; names are relative to the list's folder, or complete."""
 
@@ -49,26 +44,27 @@ class ListedImages(Files):
         """Read the list; images that are missing, empty or of an unknown format are skipped and counted."""
         self._list = storage.local_or_remote(path)
         rows = _read_rows(self._list, image_key, label_key)
-        if twice := [name for name, times in Counter(row.name for row in rows).items() if times > 1]:
+        names = [name for name, _ in rows]
+        if twice := [name for name, times in Counter(names).items() if times > 1]:
             raise DataError(
                 f"{path} must name each image once. Received: {len(twice):,} repeated ones: {first_of(twice)}."
             )
         root, left_out, kept = storage.folder_of(self._list), LeftOut(), []
-        for row, (_, size) in zip(rows, storage.with_sizes(root, (row.name for row in rows)), strict=True):
-            last = storage.name_of(row.name)
+        for (name, label), (_, size) in zip(rows, storage.with_sizes(root, names), strict=True):
+            last = storage.name_of(name)
             if not is_image(last) and ("." in last or size is None):
-                left_out.add(last, row.name)
+                left_out.add(last, name)
             elif not size:
-                left_out.add_picture("missing or not accessible" if size is None else "empty", row.name)
+                left_out.add_picture("missing or not accessible" if size is None else "empty", name)
             else:
-                kept.append(row)
+                kept.append((name, label))
         if left_out.pictures > len(kept) or not kept:
             raise DataError(
                 f"{path} must list images by absolute paths or paths relative to {root}. Received: {len(kept):,} "
                 f"images; left out: {left_out}. Move the list to the folder that its paths are relative to."
             )
-        super().__init__(root, (row.name for row in kept), left_out, place=path)
-        self.class_names, self._labels = number_classes(row.label for row in kept)
+        super().__init__(root, (name for name, _ in kept), left_out, place=path)
+        self.class_names, self._labels = number_classes(label for _, label in kept)
 
     def stamps(self, indices: range) -> Iterator[str]:
         """Yield size and modification time of the list and of each file."""
@@ -83,18 +79,18 @@ class RelabeledImages(Subset):
         """Find the images that the list names, by their path or file name; the others have no label."""
         super().__init__(source, range(len(source)))
         self._list = storage.local_or_remote(path)
-        rows = [row for row in _read_rows(self._list, image_key, label_key) if row.label]
+        rows = [(name, label) for name, label in _read_rows(self._list, image_key, label_key) if label]
         if not rows:
             raise DataError(
                 f"data.labels must be a list with a column of labels ({', '.join(LABELS)}, or data.label_key=COLUMN). "
                 f"Received: {path}, without labels."
             )
-        names = [row.name for row in rows]
+        names = [name for name, _ in rows]
         found = find_images(names, source, path, partly=True)
         labeled = {place: index for place, index in enumerate(found) if index is not None}
         if 2 * len(labeled) < min(len(rows), len(source)):
             find_images(names, source, path)  # raises
-        self.class_names, labels = number_classes(rows[place].label for place in labeled)
+        self.class_names, labels = number_classes(rows[place][1] for place in labeled)
         self._labels = np.full(len(source), -1, np.int64)
         self._labels[list(labeled.values())] = labels
         remarks = {
@@ -114,8 +110,8 @@ class RelabeledImages(Subset):
         yield from super().stamps(indices)
 
 
-def _read_rows(path: str, image_key: str, label_key: str) -> list[_Row]:
-    """Return path and label of each row that has a path."""
+def _read_rows(path: str, image_key: str, label_key: str) -> list[tuple[str, str | None]]:
+    """Return path, with `/` between folders, and label of each row that has a path."""
     try:
         columns, rows = _parse(decode_text(storage.read_file(path)), storage.name_of(path).lower())
     except (ValueError, csv.Error) as error:
@@ -134,7 +130,7 @@ def _read_rows(path: str, image_key: str, label_key: str) -> list[_Row]:
         text = f"{path}: paths are read from column {image!r}, {labels}; unread columns: {first_of(unread)}."
         log_once(logging.INFO, text)
     return [
-        _Row(_relative(path, str(row[image]).strip()), _label(path, row.get(label) if label else None))
+        (_relative(path, str(row[image]).strip()), _label(path, row.get(label) if label else None))
         for row in rows
         if row.get(image) and str(row[image]).strip()
     ]
