@@ -101,13 +101,8 @@ def choose(images: ImageFacts, machine: Machine, batch: int | None = None) -> Ch
     half = "mixed_bfloat16" if machine.bfloat16 else "mixed_float16"
     precision = half if machine.gpus else "float32"
     view = {"resize": large if large <= 32 else large * 8 // 7, "crop": large}
-    crops = [
-        {
-            "count": 2,
-            "size": large,
-            "scale": [LEAST_AREA["few" if images.images < FEW_IMAGES else "many"], 1.0],
-        }
-    ]
+    least = LEAST_AREA["few" if images.images < FEW_IMAGES else "many"]
+    crops = [{"count": 2, "size": large, "scale": [least, 1.0]}]
     crops += [{"count": 4, "size": small, "scale": [0.1, 0.4]}] if small else []
     settings = {
         "name": auto_name(images.path),
