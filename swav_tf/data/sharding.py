@@ -54,7 +54,7 @@ OnProgress = Callable[[int, str], None]  # gets a number of images and a stage
 MIB: Final = 1 << 20
 DEFAULT_SHARD_MIB: Final = 256
 _RECORD_BYTES: Final = 256  # most of an example that is neither image nor name
-_REPORTED: Final = 256  # images between reports of progress
+_REPORTED: Final = 64  # images between reports of progress
 _SHOWN: Final = 5  # damaged shards in a message
 # Files of a packing, also unfinished ones and those of earlier versions.
 _OWN: Final = re.compile(
