@@ -67,7 +67,7 @@ class ModelFacts:
             if facts.pop("sha256", None) not in (None, sha256_of_facts(facts)):
                 raise ValueError("the checksum does not match")
             return TypeAdapter(cls).validate_json(json.dumps(facts), strict=True)
-        except (OSError, ValueError, TypeError) as error:
+        except (OSError, ValueError, TypeError, AttributeError) as error:
             raise UsageError(
                 f"The folder of a probe or fine-tuned model must contain an unchanged {path.name}. Received: {path}: "
                 f"{error}. Restore it, or remove it and repeat the training command."

@@ -166,6 +166,7 @@ FACTS = ModelFacts(
         (lambda facts: facts["model"].update(head_hidden=7), False),
         (lambda facts: facts.update(sha256="0" * 64), False),
         (lambda facts: facts.pop("mean"), False),
+        (lambda facts: "damaged", False),  # no object
         (lambda facts: facts.pop("sha256"), True),
         (lambda facts: None, True),
     ],
@@ -174,8 +175,8 @@ def test_an_edited_model_json_is_refused(change, readable, tmp_path):
     path = tmp_path / "model.json"
     FACTS.write(path)
     facts = json.loads(path.read_text(encoding="utf-8"))
-    change(facts)
-    path.write_text(json.dumps(facts))
+    changed = change(facts)
+    path.write_text(json.dumps(changed if changed == "damaged" else facts))
     if readable:
         assert ModelFacts.read(path) == FACTS
         return
