@@ -34,11 +34,7 @@ PICTURE_ENDINGS: Final = (".png", ".jpg", ".jpeg", ".webp")
 
 
 def check_picture(path: Path) -> None:
-    """Check the name of a picture before any work is done.
-
-    Raises:
-        UsageError: the ending is not one of PICTURE_ENDINGS, or the path is a folder.
-    """
+    """Check the name of a picture before any work is done."""
     if path.suffix.lower() not in PICTURE_ENDINGS or path.is_dir():
         raise UsageError(f"A picture must end in {', '.join(PICTURE_ENDINGS)}. Received: {path}.")
 

@@ -82,11 +82,7 @@ class MalformedExample(ValueError):
 
 
 def decode_example(data: bytes) -> dict[str, Values]:
-    """Return the values of each feature by name; lists of floats come out empty.
-
-    Raises:
-        MalformedExample: the bytes are not such a message.
-    """
+    """Return the values of each feature of a tf.train.Example by name; lists of floats come out empty."""
     found: dict[str, Values] = {}
     for features in proto_messages(memoryview(data), 1):
         for entry in proto_messages(features, 1):

@@ -78,11 +78,7 @@ def draw_subset(source: ImageSource, *, share: float, seed: int) -> list[str]:
 def read_subset(path: Path | str, source: ImageSource) -> Subset:
     """Return the images of a source that a list names, in the order of the source.
 
-    Names are those of `find_images`, such as `n01440764_10026.JPEG`. Empty lines are ignored.
-
-    Raises:
-        DataError: the list cannot be read, is empty, or has names that are missing, ambiguous or repeated;
-            up to 20 of each are shown.
+    Names and errors are those of `find_images`; an empty list is an error as well.
     """
     names = read_lines(path, "The list of a subset")
     if not names:

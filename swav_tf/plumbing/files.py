@@ -81,11 +81,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_writes(*paths: Path) -> Iterator[list[Path]]:
-    """Do the same for files that belong together: all are on disk before the first is renamed, in this order.
-
-    Raises:
-        DataError: the disk is full or read-only, or a path is not a regular file.
-    """
+    """Do the same for files that belong together: all are on disk before the first is renamed, in this order."""
     paths = tuple(path.resolve() for path in paths)
     # Random, not the process ID: containers on a shared disk may have equal process IDs.
     partials = [path.with_name(f".part-{os.urandom(4).hex()}-{path.name}") for path in paths]
@@ -127,11 +123,7 @@ def remove_leftovers(path: Path) -> None:
 
 
 def sync_to_disk(path: Path) -> None:
-    """Wait until a file's content, or a folder's list of names, survives a power cut.
-
-    Raises:
-        OSError: the disk is full or refuses.
-    """
+    """Wait until a file's content, or a folder's list of names, survives a power cut."""
     try:
         descriptor = os.open(path, os.O_RDONLY)
         try:

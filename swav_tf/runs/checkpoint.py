@@ -126,11 +126,7 @@ class CheckpointStore:
             raise CheckpointError(f"{path} is damaged: {error!r}.") from error
 
     def facts(self, step: int) -> dict[str, Any]:
-        """Read and verify the facts of one checkpoint, without its arrays.
-
-        Raises:
-            CheckpointError: they are missing, damaged, or of another kind.
-        """
+        """Read and verify the facts of one checkpoint, as `read` does, without its arrays."""
         path = self.path(step)
         try:
             facts: dict[str, Any] = json.loads((path / FACTS).read_text())
