@@ -51,9 +51,8 @@ def command(
     load_tensorflow_quietly()
     from swav_tf.data.sources import validation_settings
     from swav_tf.runs.folder import epoch_in_words
-    from swav_tf.training.classifier_folder import load_classifier
-    from swav_tf.training.results import write_results
-    from swav_tf.training.validation import measure
+    from swav_tf.training.classifier import load_classifier
+    from swav_tf.training.validation import measure, write_results
 
     classifier = load_classifier(model, best=best)
     epoch = epoch_in_words(Path(model), classifier[1], best=best)

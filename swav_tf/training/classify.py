@@ -19,12 +19,10 @@ from swav_tf.plumbing.log import log
 from swav_tf.recipe.classifier import FinetuneRecipe, ProbeRecipe
 from swav_tf.recipe.pretraining import Recipe
 from swav_tf.runs.model_facts import BY_SGD, ModelFacts, save_facts
-from swav_tf.training.classifier import Classifier
-from swav_tf.training.classifier_folder import Start, start_from
+from swav_tf.training.classifier import Classifier, Start, start_from
 from swav_tf.training.job import Job, Result, open_job
 from swav_tf.training.rendezvous import ClusterAddress
-from swav_tf.training.results import write_results
-from swav_tf.training.validation import Counts, Validate, Validation
+from swav_tf.training.validation import Counts, Validate, Validation, write_results
 
 AVERAGED = ("loss", "top1", "gradient_norm")
 FEWEST_LABELS = 5  # a class, for fine-tuning without a remark

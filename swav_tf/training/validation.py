@@ -1,8 +1,9 @@
-"""The accuracy of a classifier on labeled images, during training and afterwards."""
+"""The accuracy of a classifier on labeled images, during training and afterwards, and its files."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -15,6 +16,7 @@ from swav_tf.data.labels import labels_among, numbered, printable_names
 from swav_tf.data.loader import ended_after, evaluation_batches
 from swav_tf.model.replicas import per_replica_variable, sum_over_replicas
 from swav_tf.plumbing.errors import SwavError
+from swav_tf.plumbing.files import atomic_write, write_csv
 from swav_tf.plumbing.log import log
 from swav_tf.recipe.classifier import FinetuneRecipe, ProbeRecipe
 from swav_tf.recipe.data import Data
@@ -27,6 +29,7 @@ from swav_tf.training.position import Logs, Position
 
 TOP = 5
 _PADDING = -1  # label of an image that fills up a batch
+MOST_LABELS = 40  # of a drawn confusion matrix; with more, names and numbers would be too small to read
 
 
 @dataclass(frozen=True)
@@ -248,3 +251,45 @@ def measure(
     with explained_failures(recipe.train, team), ended_after():
         validation = Validation(model, source, labels, settings, replica_batch_size=batch_size, team=team)
         return validation.measure(), names
+
+
+def write_results(folder: Path, counts: Counts, class_names: tuple[str, ...], title: str) -> None:
+    """Write per_class.csv, confusion.csv and confusion.png."""
+    per_class: list[list[Any]] = []
+    for name, images, top1, top5 in zip(class_names, counts.images, counts.right, counts.top5, strict=True):
+        per_class.append([name, images, *([top1 / images, top5 / images] if images else ["", ""])])
+    write_csv(folder / "per_class.csv", ["class", "images", "top1", "top5"], per_class)
+    confusion = ([name, *row] for name, row in zip(class_names, counts.confusion, strict=True))
+    write_csv(folder / "confusion.csv", ["true class", *class_names], confusion)
+    _draw_confusion(folder / "confusion.png", counts.confusion, class_names, title=title)
+
+
+def _draw_confusion(
+    path: Path, confusion: npt.NDArray[np.int64], class_names: tuple[str, ...], *, title: str
+) -> None:
+    """Write a PNG of a confusion matrix (true class, predicted class), colored by the share of the row."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    count = len(class_names)
+    labeled = count <= MOST_LABELS
+    side = min(max(4.5, 0.42 * count), 14) if labeled else 10
+    shares = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
+    figure, axes = plt.subplots(figsize=(side + 1.5, side), dpi=110, layout="constrained")
+    interpolation = "nearest" if labeled else "antialiased"
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation=interpolation)
+    axes.set(xlabel="predicted class", ylabel="true class", title=title)
+    if labeled:
+        rotation = 0 if max(map(len, class_names)) <= 3 else 90
+        axes.set_xticks(range(count), class_names, rotation=rotation, fontsize=8)
+        axes.set_yticks(range(count), class_names, fontsize=8)
+        for row, column in zip(*np.nonzero(confusion), strict=True):
+            color = "white" if shares[row, column] > 0.5 else "black"
+            text = str(confusion[row, column])
+            axes.text(column, row, text, ha="center", va="center", color=color, fontsize=7)
+    figure.colorbar(image, ax=axes, label="share of the true class's images", shrink=0.8)
+    with atomic_write(path) as partial:
+        figure.savefig(partial)
+    plt.close(figure)
