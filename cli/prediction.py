@@ -55,7 +55,7 @@ def open_classifier(model: Path, provider: str | None = None, *, best: bool = Fa
     if provider is not None:
         raise UsageError(f"--provider is for ONNX files. Received: {model}, which is a run folder.")
     load_tensorflow_quietly()
-    from swav_tf.training.classifier_folder import load_classifier
+    from swav_tf.training.classifier import load_classifier
 
     classifier, recipe, facts = load_classifier(model, best=best)
     return ClassifierModel(

@@ -26,8 +26,7 @@ from swav_tf.runs.checkpoint import CheckpointError
 from swav_tf.runs.folder import best_step, epoch_in_words, read_checkpoint
 from swav_tf.runs.model_facts import ModelFacts
 from swav_tf.training.build import build_swav, parts_of
-from swav_tf.training.classifier import Classifier
-from swav_tf.training.classifier_folder import build_classifier
+from swav_tf.training.classifier import Classifier, build_classifier
 from swav_tf.training.state import named_variables
 
 BATCH: Final = 32  # images that Keras computes at once

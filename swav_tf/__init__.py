@@ -28,7 +28,7 @@ _HOMES = {
     "probe": "swav_tf.training.classify",
     "probe_cached": "swav_tf.training.cached_probe",
     "finetune": "swav_tf.training.classify",
-    "load_classifier": "swav_tf.training.classifier_folder",
+    "load_classifier": "swav_tf.training.classifier",
     "load_recipe_of": "swav_tf.recipe.files",
     "ProbeRecipe": "swav_tf.recipe.classifier",
     "FinetuneRecipe": "swav_tf.recipe.classifier",

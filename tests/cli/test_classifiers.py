@@ -11,7 +11,7 @@ from PIL import Image
 from cli import prediction
 from swav_tf.data.decode import evaluation_view
 from swav_tf.plumbing.errors import DataError
-from swav_tf.training.classifier_folder import load_classifier
+from swav_tf.training.classifier import load_classifier
 from swav_tf.weights.convert import import_weights
 from swav_tf.weights.layout import Sizes, slots
 from swav_tf.weights.torch_files import write_torch_file

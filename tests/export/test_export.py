@@ -29,7 +29,7 @@ from swav_tf.data.views import stack_views, view_images
 from swav_tf.plumbing.errors import DataError, UsageError
 from swav_tf.recipe.classifier import FinetuneRecipe
 from swav_tf.recipe.data import Data
-from swav_tf.training.classifier_folder import load_classifier
+from swav_tf.training.classifier import load_classifier
 from swav_tf.training.classify import finetune
 from tests.classifiers import pretraining_run, tiny_classifier_recipe
 from tests.evaluate.models import make_class_folders

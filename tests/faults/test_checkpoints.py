@@ -174,7 +174,7 @@ def backend_outputs(run: Path):
 
 
 def classifier_outputs(run: Path):
-    from swav_tf.training.classifier_folder import load_classifier
+    from swav_tf.training.classifier import load_classifier
 
     model, recipe, facts = load_classifier(run)
     view = recipe.data.evaluation

@@ -16,7 +16,7 @@ from swav_tf.runs.checkpoint import CheckpointError
 from swav_tf.runs.folder import best_checkpoint, epoch_in_words
 from swav_tf.training.cached_probe import probe_cached
 from swav_tf.training.checkpointing import StoppedBySignal
-from swav_tf.training.classifier_folder import load_classifier, start_from
+from swav_tf.training.classifier import load_classifier, start_from
 from swav_tf.training.classify import finetune, probe, still_improving
 from tests.classifiers import pretraining_run, tiny_classifier_recipe
 from tests.ports import reserve_port

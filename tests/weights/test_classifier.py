@@ -13,7 +13,7 @@ from swav_tf.plumbing.errors import UsageError
 from swav_tf.recipe.classifier import ProbeRecipe
 from swav_tf.recipe.files import load_any_recipe, load_recipe
 from swav_tf.runs.model_facts import ModelFacts
-from swav_tf.training.classifier_folder import load_classifier
+from swav_tf.training.classifier import load_classifier
 from swav_tf.training.classify import probe
 from swav_tf.weights.convert import export_weights, import_weights
 from swav_tf.weights.layout import Sizes, slots
