@@ -34,7 +34,12 @@ from swav_tf.recipe.pretraining import Recipe
 from swav_tf.runs.checkpoint import CheckpointStore
 from swav_tf.runs.folder import RunFolder
 from swav_tf.training.callbacks import MetricsLog
-from swav_tf.training.checkpointing import Checkpointing, StopWhenDiverged
+from swav_tf.training.checkpointing import (
+    Checkpointing,
+    StopWhenDiverged,
+    check_resumable,
+    log_config_changes,
+)
 from swav_tf.training.cluster import (
     Topology,
     batches_on_devices,
@@ -43,14 +48,12 @@ from swav_tf.training.cluster import (
     mean_over_workers,
     topology,
 )
-from swav_tf.training.failures import WorkerEnded, explained_failures
+from swav_tf.training.failures import WorkerEnded, explained_failures, watched
 from swav_tf.training.position import Position, UpdatePosition
 from swav_tf.training.progress import ShowProgress
 from swav_tf.training.rendezvous import ClusterAddress
-from swav_tf.training.resume import check_resumable, log_config_changes
 from swav_tf.training.state import restore
 from swav_tf.training.tracking import check_installed
-from swav_tf.training.watched import watched
 
 ModelT = TypeVar("ModelT", bound=ReplicatedModel)
 _SILENT = logging.CRITICAL + 1

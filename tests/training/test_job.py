@@ -11,10 +11,10 @@ import tensorflow as tf
 from swav_tf.plumbing.errors import DataError, SwavError
 from swav_tf.recipe.classifier import FinetuneRecipe
 from swav_tf.runs.checkpoint import Checkpoint
+from swav_tf.training.checkpointing import log_config_changes
 from swav_tf.training.cluster import Topology
 from swav_tf.training.failures import WorkerEnded, explained_failures
 from swav_tf.training.job import open_job
-from swav_tf.training.resume import log_config_changes
 from tests.classifiers import tiny_classifier_recipe
 from tests.swav_models import tiny_recipe
 
