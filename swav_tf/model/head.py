@@ -49,11 +49,9 @@ class Prototypes(keras.layers.Layer):
         super().__init__(dtype="float32", **{key: value for key, value in kwargs.items() if key != "dtype"})
         self.count = count
 
-    def build(self, input_shape: tuple[int | None, ...]) -> None:
+    def build(self, input_shape: tuple[Any, ...]) -> None:
         """Create the (D, K) kernel, one normalized prototype per column."""
         dim = input_shape[-1]
-        if dim is None:
-            raise ValueError(f"projections must have a known length. Received shape: {input_shape}.")
         uniform = _uniform_by_fan_in(dim)
         self.kernel = self.add_weight(
             shape=(dim, self.count),

@@ -1,6 +1,6 @@
 """Count what one image costs in a network: products, parameters, and the numbers that are kept and moved.
 
-Counted layer by layer from the recipe, as `model/resnet.py` builds it. A test compares with Keras' own layers.
+Counted layer by layer from the recipe, as `model/backbone.py` builds it. A test compares with Keras' own layers.
 """
 
 from __future__ import annotations

@@ -3,9 +3,8 @@ import numpy as np
 import pytest
 
 from swav_tf.model.architectures import ARCHITECTURES
-from swav_tf.model.backbone import build_backbone
+from swav_tf.model.backbone import build_backbone, build_resnet
 from swav_tf.model.head import Prototypes, build_head
-from swav_tf.model.resnet import build_resnet
 from swav_tf.plumbing.errors import RecipeError
 from swav_tf.recipe.pretraining import BatchNorm, Model
 from swav_tf.training.build import build_swav
