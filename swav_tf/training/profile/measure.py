@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import cv2
+import numpy as np
 import tensorflow as tf
 
 from swav_tf.data.bad_images import BadImages
@@ -28,95 +30,71 @@ from swav_tf.recipe.pretraining import Recipe
 from swav_tf.training.build import build_swav
 from swav_tf.training.cluster import Topology, batches_on_devices, build_strategy, topology
 from swav_tf.training.failures import explained_failures
-from swav_tf.training.profile.inputs import RandomPhotos, fixed_parts
 from swav_tf.training.profile.verdict import Loop, Verdict, verdict
 
+WIDTH, HEIGHT = 500, 375  # of a typical ImageNet file
+QUALITY, GRAIN = 92, 22.5  # give files of about 110 KB, as ImageNet's
+DIFFERENT = 8
 SLOW_INPUT = 0.3  # an input that takes less of a step's time never makes the step wait
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Means over repetitions of the same work.
+    """Means over repetitions of the same work."""
 
-    Attributes:
-        ms: wall time in milliseconds.
-        cpu_ms: CPU time of all threads of this process and of its crop processes.
-        spread: half the interquartile range, as a share of the median.
-    """
-
-    ms: float
-    cpu_ms: float
-    spread: float
+    ms: float  # wall time
+    cpu_ms: float  # of all threads of this process and of its crop processes
+    spread: float  # half the interquartile range, as a share of the median
 
 
 @dataclass(frozen=True)
 class Profile:
-    """The measurements of a recipe.
+    """The measurements of a recipe; its fields are the keys of the command's JSON."""
 
-    Attributes:
-        recipe: its name.
-        source: description of the images.
-        images, steps: training images and optimizer steps of the complete recipe.
-        devices, replicas: GPU or CPU, and how many.
-        batch_size, accumulation_steps, precision: of the recipe.
-        cores, threads, processes: available cores; threads that decode and crop; processes that do so instead.
-        input_images_per_second, input_cpu_ms: rate of the input alone, CPU time per image.
-        step: a step whose crops are on the devices already.
-        loop: a step of the training loop.
-        wait_ms, host_ms: time of the loop spent waiting for crops; time in which a GPU idles for other reasons.
-        tflops: of all replicas, forward and backward; None for external networks.
-        memory_mb: peak until the end of the loop, 10^6 bytes: on GPUs what TensorFlow took of the fullest, else of this
-            process; None on a CPU without /proc.
-        hours: time of all steps.
-        load: average number of runnable processes during the minute before.
-        verdict: what limits the loop.
-    """
-
-    recipe: str
-    source: str
+    recipe: str  # its name
+    source: str  # description of the images
     images: int
-    steps: int
-    devices: str
+    steps: int  # of the complete recipe
+    devices: str  # GPU or CPU
     replicas: int
     batch_size: int
     accumulation_steps: int
     precision: str
-    cores: int
-    threads: int
-    processes: int
-    input_images_per_second: float
-    input_cpu_ms: float
-    step: Timing
-    loop: Timing
-    wait_ms: float
-    host_ms: float
-    tflops: float | None
+    cores: int  # available
+    threads: int  # that decode and crop
+    processes: int  # that do so instead
+    input_images_per_second: float  # of the input alone
+    input_cpu_ms: float  # per image
+    step: Timing  # whose crops are on the devices already
+    loop: Timing  # a step of the training loop
+    wait_ms: float  # of the loop, spent waiting for crops
+    host_ms: float  # of the loop, in which a GPU idles for other reasons
+    tflops: float | None  # of all replicas, forward and backward; None for external networks
+    # Peak until the end of the loop, 10^6 bytes: what TensorFlow took of the fullest GPU, without any of this process;
+    # None without /proc.
     memory_mb: float | None
-    hours: float
-    load: float
-    verdict: Verdict
+    hours: float  # of all steps
+    load: float  # average number of runnable processes during the minute before
+    verdict: Verdict  # what limits the loop
 
 
-def profile(recipe: Recipe, *, steps: int = 10, images: int | None = None) -> Profile:
+def profile(recipe: Recipe, *, steps: int) -> Profile:
     """Measure a recipe on this machine; nothing is written.
 
     Args:
         recipe: without images, random photographs replace them.
         steps: of each measurement, >= 2.
-        images: number of random photographs; None for ImageNet's.
 
     Raises:
         RecipeError, DataError, UsageError: before anything is built.
         SwavError: out of memory.
     """
-    if steps < 2:
-        raise UsageError(f"A profile needs 2 steps or more. Received: {steps}.")
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    load = os.getloadavg()[0]
     recipe = _on_this_machine(recipe)
     source: ImageSource = (
         open_source(recipe.data)
         if recipe.data.path is not None or recipe.data.kind == "digits"
-        else RandomPhotos(recipe, images or IMAGENET_IMAGES)
+        else RandomPhotos(recipe)
     )
     strategy, _ = build_strategy(recipe.train)
     team = topology(strategy)
@@ -264,7 +242,7 @@ class _Waiting:
 
 
 def timed(work: Callable[[], object], times: int) -> Timing:
-    """Run `work` so many times, >= 1."""
+    """Run `work` so many times, >= 2."""
     walls, cpu = [], cpu_seconds()
     for _ in range(times):
         start = time.perf_counter()
@@ -274,8 +252,8 @@ def timed(work: Callable[[], object], times: int) -> Timing:
 
 
 def timing_of(walls: list[float], cpu: float) -> Timing:
-    """Return the means of single wall times and of their total CPU time, both in seconds."""
-    low, median, high = statistics.quantiles(walls, n=4) if len(walls) > 1 else [walls[0]] * 3
+    """Return the means of two or more wall times and of their total CPU time, both in seconds."""
+    low, median, high = statistics.quantiles(walls, n=4)
     return Timing(
         ms=1000 * statistics.fmean(walls), cpu_ms=1000 * cpu / len(walls), spread=(high - low) / 2 / median
     )
@@ -287,3 +265,58 @@ def _tflops(recipe: Recipe, loop_ms: float) -> float | None:
         return image_flops(recipe, network_cost(recipe)) * recipe.train.batch_size / loop_ms / 1e9
     except UsageError:
         return None
+
+
+# === What is measured: random photographs, and crops that stay on the devices ===
+
+
+class RandomPhotos(ImageSource):
+    """As many JPEG files as ImageNet has, in memory; only DIFFERENT of them exist.
+
+    For crops of 224 pixels they have ImageNet's typical size; for others it is in proportion to the largest crop.
+    """
+
+    def __init__(self, recipe: Recipe) -> None:
+        scale = max(group.size for group in recipe.crops) / 224
+        self.width, self.height = max(16, round(WIDTH * scale)), max(16, round(HEIGHT * scale))
+        generator = np.random.default_rng(0)
+        self._files = [_photo(generator, self.width, self.height) for _ in range(DIFFERENT)]
+
+    def __len__(self) -> int:
+        return IMAGENET_IMAGES
+
+    def read(self, index: int) -> bytes:
+        """Return one of the files."""
+        return self._files[index % DIFFERENT]
+
+    def image_name(self, index: int) -> str:
+        """Return a name that contains the index."""
+        return f"random/{index}"
+
+    def __str__(self) -> str:
+        kilobytes = sum(map(len, self._files)) / DIFFERENT / 1000
+        return f"random JPEGs of {self.width} x {self.height} px and {kilobytes:.0f} KB, in memory"
+
+
+def _photo(generator: np.random.Generator, width: int, height: int) -> bytes:
+    colors = generator.uniform(0, 255, (6, 8, 3)).astype(np.float32)
+    soft = cv2.resize(colors, (width, height), interpolation=cv2.INTER_CUBIC)
+    grain = GRAIN * generator.normal(size=(height, width, 1))
+    pixels = np.clip(soft + grain, 0, 255).astype(np.uint8)
+    return cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])[1].tobytes()
+
+
+def fixed_parts(recipe: Recipe, strategy: tf.distribute.Strategy) -> list[tuple[Any, ...]]:
+    """Return a random batch as the training function takes it: per part, each replica's crops on its device."""
+    replicas, parts = strategy.num_replicas_in_sync, recipe.train.accumulation_steps
+    size = recipe.train.batch_size // replicas // parts
+    generator = np.random.default_rng(0)
+
+    def crops(count: int, side: int) -> Any:
+        array = generator.integers(0, 256, (size, count, side, side, 3), dtype=np.uint8)
+        if replicas == 1:
+            return tf.constant(array)
+        return strategy.experimental_distribute_values_from_function(lambda _: tf.constant(array))
+
+    # Equal parts cost as much as different ones and need less memory.
+    return [tuple(crops(group.count, group.size) for group in recipe.crops)] * parts

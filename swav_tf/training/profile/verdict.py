@@ -16,19 +16,12 @@ WAITING_SHARE = 0.10  # crops are made ahead of the step, so steady waiting mean
 
 @dataclass(frozen=True)
 class Loop:
-    """One optimizer step of the training loop, in milliseconds.
+    """One optimizer step of the training loop."""
 
-    Attributes:
-        loop_ms: the complete step.
-        wait_ms: time of it spent waiting for crops.
-        step_ms: a step whose crops are on the device already.
-        on_gpu: the step computes on GPUs, not on the cores that make crops.
-    """
-
-    loop_ms: float
-    wait_ms: float
-    step_ms: float
-    on_gpu: bool
+    loop_ms: float  # the complete step
+    wait_ms: float  # of it, spent waiting for crops
+    step_ms: float  # a step whose crops are on the device already
+    on_gpu: bool  # the step computes on GPUs, not on the cores that make crops
 
     @property
     def input_ms(self) -> float:

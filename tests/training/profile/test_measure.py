@@ -7,16 +7,16 @@ import pytest
 import tensorflow as tf
 
 from swav_tf.data.decode import decode
+from swav_tf.planning.estimate import IMAGENET_IMAGES
 from swav_tf.plumbing.errors import UsageError
-from swav_tf.training.profile.inputs import RandomPhotos, fixed_parts
-from swav_tf.training.profile.measure import profile, timing_of
+from swav_tf.training.profile.measure import RandomPhotos, fixed_parts, profile, timing_of
 from tests.swav_models import tiny_recipe
 
 
 def test_a_profile_of_random_photos(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    found = profile(tiny_recipe(data__kind="class_folders", train__accumulation_steps=2), steps=2, images=800)
-    assert (found.images, found.steps, found.replicas) == (800, 2 * 100, 1)
+    found = profile(tiny_recipe(data__kind="class_folders", train__accumulation_steps=2), steps=2)
+    assert (found.images, found.steps, found.replicas) == (IMAGENET_IMAGES, 2 * (IMAGENET_IMAGES // 8), 1)
     assert "random JPEGs" in found.source
     assert found.hours == pytest.approx(found.steps * found.loop.ms / 3.6e6)
     assert 0 <= found.wait_ms <= found.loop.ms
@@ -27,7 +27,7 @@ def test_a_profile_of_random_photos(tmp_path, monkeypatch):
 def test_random_photos_have_imagenets_size():
     large = tiny_recipe()
     large = large.model_copy(update={"crops": (large.crops[0].model_copy(update={"size": 224}),)})
-    photos = RandomPhotos(large, 1000)
+    photos = RandomPhotos(large)
     files = [photos.read(index) for index in range(8)]
     assert decode(files[0]).shape == (375, 500, 3)
     assert np.mean([len(file) for file in files]) == pytest.approx(110_000, rel=0.1)
@@ -46,7 +46,7 @@ def test_fixed_crops_are_a_part_of_the_batch():
 def test_a_cluster_is_refused(variable, monkeypatch):
     monkeypatch.setenv(*variable)
     with pytest.raises(UsageError, match="one machine"):
-        profile(tiny_recipe())
+        profile(tiny_recipe(), steps=2)
 
 
 def test_means_and_spread_of_times():
