@@ -26,17 +26,11 @@ LONGEST_MESSAGE = 2000  # characters of a failure that are sent
 
 @dataclass(frozen=True)
 class Loss:
-    """Why no worker can continue.
+    """Why no worker can continue."""
 
-    Args:
-        worker: the one that is lost or has failed.
-        message: one paragraph that names it.
-        exit_code: exit code of all other workers.
-    """
-
-    worker: int
-    message: str
-    exit_code: int
+    worker: int  # the one that is lost or has failed
+    message: str  # one paragraph that names it
+    exit_code: int  # of all other workers
 
 
 class WorkerLost(SwavError):

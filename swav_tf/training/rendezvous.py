@@ -32,17 +32,11 @@ HELLO_SECONDS = 10.0  # in which a node that has connected must introduce itself
 
 @dataclass(frozen=True)
 class ClusterAddress:
-    """The place of this node in a cluster.
+    """The place of this node in a cluster."""
 
-    Args:
-        nodes: number of nodes, one worker process each.
-        node_rank: this node's number, 0 <= node_rank < nodes.
-        master: `host:port` of node 0, reachable from all nodes.
-    """
-
-    nodes: int
-    node_rank: int
-    master: str
+    nodes: int  # one worker process each
+    node_rank: int  # this node's number, 0 <= node_rank < nodes
+    master: str  # `host:port` of node 0, reachable from all nodes
 
     def __post_init__(self) -> None:
         if self.nodes < 1 or not 0 <= self.node_rank < self.nodes:
@@ -169,19 +163,12 @@ class Connection:
 
 @dataclass(frozen=True)
 class Meeting:
-    """What a node knows of the others.
+    """What a node knows of the others."""
 
-    Attributes:
-        rank: of this node.
-        workers: `host:port` of every node's worker by rank.
-        names: of every node by rank, for messages.
-        connections: by rank; node 0 has one to every other node, and these have one to node 0.
-    """
-
-    rank: int
-    workers: tuple[str, ...]
-    names: tuple[str, ...]
-    connections: Mapping[int, Connection]
+    rank: int  # of this node
+    workers: tuple[str, ...]  # `host:port` of every node's worker by rank
+    names: tuple[str, ...]  # of every node by rank, for messages
+    connections: Mapping[int, Connection]  # by rank: of node 0 to every other node, of these to node 0
 
 
 waiting = threading.Event()  # set while this process waits for other nodes

@@ -25,8 +25,8 @@ IDS = "tracked.json"  # in the run folder: the id of the tracked run by tracker,
 STEP = "optimizer_step"  # W&B's own steps must rise, and those of a resumed run do not
 
 
-class MlflowRun:
-    """A run of MLflow, new or that of an id; `Tracking` explains the methods."""
+class _Mlflow:
+    """A run of MLflow, new or that of an id; `Tracking` explains its methods, and those of the next class."""
 
     def __init__(self, folder: RunFolder, recipe: AnyRecipe, known: str | None) -> None:
         self.mlflow = importlib.import_module("mlflow")
@@ -38,25 +38,21 @@ class MlflowRun:
         self.mlflow.log_artifact(str(folder.path / "config.yaml"))
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        """Log numbers."""
         self.mlflow.log_metrics(dict(values), step=step)
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
-        """Log an image."""
         self.mlflow.log_image(image, key=name, step=step)
 
     def summary(self, folder: RunFolder, figures: Mapping[str, Any]) -> None:
-        """Log the file and its numbers."""
         self.mlflow.log_metrics({f"summary/{key}": value for key, value in _numbers(figures).items()})
         self.mlflow.log_artifact(str(folder.path / "summary.json"))
 
     def close(self, *, complete: bool) -> None:
-        """End the run."""
         self.mlflow.end_run("FINISHED" if complete else "KILLED")
 
 
-class WandbRun:
-    """A run of Weights & Biases, new or that of an id; `Tracking` explains the methods."""
+class _Wandb:
+    """A run of Weights & Biases, new or that of an id."""
 
     def __init__(self, folder: RunFolder, recipe: AnyRecipe, known: str | None) -> None:
         self.wandb = importlib.import_module("wandb")
@@ -77,23 +73,19 @@ class WandbRun:
         self.run.define_metric("*", step_metric=STEP)
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        """Log numbers."""
         self.run.log({**values, STEP: step})
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
-        """Log an image."""
         self.run.log({name: self.wandb.Image(image), STEP: step})
 
     def summary(self, folder: RunFolder, figures: Mapping[str, Any]) -> None:
-        """Log the figures."""
         self.run.summary.update({f"summary/{key}": value for key, value in figures.items()})
 
     def close(self, *, complete: bool) -> None:
-        """End the run."""
         self.run.finish(exit_code=0 if complete else 1)
 
 
-TRACKERS: dict[str, type[MlflowRun | WandbRun]] = {"mlflow": MlflowRun, "wandb": WandbRun}
+TRACKERS: dict[str, type[_Mlflow | _Wandb]] = {"mlflow": _Mlflow, "wandb": _Wandb}
 
 
 class Tracking:
@@ -101,7 +93,7 @@ class Tracking:
 
     def __init__(self, folder: RunFolder, recipe: AnyRecipe) -> None:
         self.folder, self.recipe = folder, recipe
-        self.trackers: dict[str, MlflowRun | WandbRun] = {}
+        self.trackers: dict[str, _Mlflow | _Wandb] = {}
 
     def begin(self) -> None:
         """Begin the tracked runs, or continue those whose ids are in the run folder.
@@ -143,7 +135,7 @@ class Tracking:
         self._each(lambda tracker: tracker.close(complete=complete))
         self.trackers.clear()
 
-    def _each(self, use: Callable[[MlflowRun | WandbRun], None]) -> None:
+    def _each(self, use: Callable[[_Mlflow | _Wandb], None]) -> None:
         for name, tracker in list(self.trackers.items()):
             try:
                 use(tracker)
