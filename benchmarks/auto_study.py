@@ -23,8 +23,7 @@ from swav_tf.recipe.data import Data
 from swav_tf.recipe.files import recipe_of
 from swav_tf.recipe.pretraining import Recipe
 from swav_tf.training.build import build_swav, load_swav
-from swav_tf.training.features import extract_features
-from swav_tf.training.knn_monitor import pixel_features
+from swav_tf.training.knn_monitor import extract_features, pixel_features
 from swav_tf.training.rescue import pretrain_with_rescue
 
 COLUMNS = (

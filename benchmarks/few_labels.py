@@ -31,7 +31,7 @@ from swav_tf.recipe.files import load_recipe, load_recipe_of
 from swav_tf.training.build import load_swav
 from swav_tf.training.cached_probe import probe_cached
 from swav_tf.training.classify import finetune, probe
-from swav_tf.training.features import extract_features
+from swav_tf.training.knn_monitor import extract_features
 from swav_tf.training.pretrain import pretrain
 
 NEIGHBORS = 20

@@ -36,7 +36,7 @@ def by_swav_tf(images: Path, test: Path, run: Path, settings: list[str]) -> tupl
     from swav_tf.recipe.auto import choose
     from swav_tf.recipe.data import Data
     from swav_tf.recipe.files import recipe_of
-    from swav_tf.training.features import extract_features
+    from swav_tf.training.knn_monitor import extract_features
     from swav_tf.training.pretrain import pretrain
 
     facts = survey(Data(kind="class_folders", path=str(images)))

@@ -25,8 +25,7 @@ from swav_tf.recipe.files import load_recipe, recipe_of
 from swav_tf.recipe.pretraining import Recipe
 from swav_tf.runs.folder import RunFolder
 from swav_tf.training.build import build_swav
-from swav_tf.training.features import extract_features
-from swav_tf.training.knn_monitor import pixel_features
+from swav_tf.training.knn_monitor import extract_features, pixel_features
 from swav_tf.training.pretrain import pretrain
 
 SHOWN: Final = 500  # images at most, on the run's page

@@ -18,8 +18,8 @@ from swav_tf.recipe.classifier import Cached, ProbeRecipe
 from swav_tf.runs.model_facts import BY_CACHE
 from swav_tf.training.classifier import Classifier
 from swav_tf.training.classify import open_run, run_facts, save_results
-from swav_tf.training.features import extract_features
 from swav_tf.training.job import Result, open_job
+from swav_tf.training.knn_monitor import extract_features
 from swav_tf.training.state import named_variables
 from swav_tf.training.validation import counts_of, tally
 

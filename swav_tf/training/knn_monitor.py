@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
@@ -24,12 +24,12 @@ from swav_tf.data.multicrop import MultiCrop
 from swav_tf.data.sources import open_source, read_image
 from swav_tf.data.views import stack_views, view_batches
 from swav_tf.knn import BASELINES, baselines_of, comparison, find_neighbors, knn_accuracy, view_comparison
+from swav_tf.method.replicated_model import ReplicatedModel
 from swav_tf.method.swav import SwAV
 from swav_tf.plumbing.errors import DataError
 from swav_tf.plumbing.log import log, log_once
 from swav_tf.recipe.data import SPLIT_KINDS, Data
 from swav_tf.recipe.pretraining import Recipe
-from swav_tf.training.features import extract_features
 from swav_tf.training.position import Logs
 
 if TYPE_CHECKING:
@@ -40,6 +40,13 @@ PIXELS_SIDE: Final = 32
 Indices = npt.NDArray[np.int64]
 VIEWS_EPOCH: Final = 2**32  # of the random numbers of views: no epoch of a run has them
 EARLY: Final = 0.1  # share of a run after which features are measured in any case
+
+
+def evaluators(job: Job, recipe: Recipe, source: ImageSource) -> list[keras.callbacks.Callback]:
+    """Return what judges the features during a run: by labels where there are some, else by views."""
+    if recipe.monitor.knn_every_epochs:
+        return [KNNEvaluator(job, recipe, source)]
+    return [ViewEvaluator(job, recipe, source)] if recipe.monitor.view_images else []
 
 
 def early_epoch(recipe: Recipe, steps_per_epoch: int) -> int | None:
@@ -59,9 +66,12 @@ class _Evaluator(keras.callbacks.Callback):
 
     model: SwAV
 
-    def __init__(self, job: Job, recipe: Recipe) -> None:
+    def __init__(self, job: Job, recipe: Recipe, source: ImageSource, *, held_out: bool) -> None:
         super().__init__()
         self.job, self.recipe = job, recipe
+        self.source = self.query_source = source
+        if held_out:
+            self.query_source = open_source(recipe.data, validation=True)
 
     @property
     def _is_early(self) -> bool:
@@ -83,29 +93,27 @@ class KNNEvaluator(_Evaluator):
     """
 
     def __init__(self, job: Job, recipe: Recipe, source: ImageSource) -> None:
-        super().__init__(job, recipe)
-        self.source = self.query_source = source
+        held_out = bool(recipe.data.validation_path or recipe.data.validation_split)
+        super().__init__(job, recipe, source, held_out=held_out)
         limit, draw = recipe.monitor.knn_images, np.random.default_rng(recipe.train.seed)
-        chosen = draw.permutation(len(source))[:limit]
-        if recipe.data.validation_path or recipe.data.validation_split:
-            self.query_source = open_source(recipe.data, validation=True)
-            self.known = np.sort(chosen)
-            self.queries = np.sort(draw.permutation(len(self.query_source))[:limit])
+        known = draw.permutation(len(source))[:limit]
+        if held_out:
+            queries = draw.permutation(len(self.query_source))[:limit]
         else:
-            cut = len(chosen) // 5
-            self.queries, self.known = np.sort(chosen[:cut]), np.sort(chosen[cut:])
-        self.known, self.labels = _labeled(source, self.known)
-        self.queries, self.query_labels = _labeled(self.query_source, self.queries)
+            queries, known = np.split(known, [len(known) // 5])
+        known, queries = np.sort(known), np.sort(queries)
+        labels, query_labels = source.labels(known), self.query_source.labels(queries)
+        self.known, self.labels = known[labels >= 0], labels[labels >= 0]
+        self.queries, self.query_labels = queries[query_labels >= 0], query_labels[query_labels >= 0]
         if not (len(self.known) and len(self.queries)):
             raise DataError(
                 "monitor.knn_every_epochs needs labeled images. Received: images without labels. "
                 "Set it to 0, or use class folders, a list with labels, or data.labels=LIST."
             )
-        if self.query_source is not source:
+        if held_out:
             own, names = self.query_source.class_names, source.class_names
-            self.query_labels = (
-                renumbered(self.query_labels, own, names) if own or names else self.query_labels
-            )
+            if own or names:
+                self.query_labels = renumbered(self.query_labels, own, names)
             if unknown := int((self.query_labels < 0).sum()):
                 raise DataError(
                     "Validation images must have classes of the training images. "
@@ -177,12 +185,11 @@ class ViewEvaluator(_Evaluator):
     """
 
     def __init__(self, job: Job, recipe: Recipe, source: ImageSource) -> None:
-        super().__init__(job, recipe)
         data = recipe.data
         # A split that this kind has not is left over from another recipe, and a reason to stop for k-NN only.
-        held_out = data.validation_path or (data.kind in SPLIT_KINDS and data.validation_split)
-        self.source = open_source(recipe.data, validation=True) if held_out else source
-        order = np.random.default_rng(recipe.train.seed).permutation(len(self.source))
+        held_out = bool(data.validation_path or (data.kind in SPLIT_KINDS and data.validation_split))
+        super().__init__(job, recipe, source, held_out=held_out)
+        order = np.random.default_rng(recipe.train.seed).permutation(len(self.query_source))
         self.images = np.sort(order[: recipe.monitor.view_images])
         self.views: tuple[np.ndarray, np.ndarray] | None = None
 
@@ -196,7 +203,7 @@ class ViewEvaluator(_Evaluator):
         multicrop, seed, pairs = MultiCrop((group,), self.recipe.augment), self.recipe.train.seed, []
         for index in map(int, self.images):
             with suppress(UndecodableImage, OSError):  # training reports and counts them
-                image = read_image(self.source, index)
+                image = read_image(self.query_source, index)
                 pairs += multicrop(image, seed=seed, epoch=VIEWS_EPOCH, index=index)
         if len(pairs) < 2:
             return
@@ -252,18 +259,53 @@ def view_verdict(found: Mapping[str, Any], *, at_end: bool) -> tuple[int, str]:
     )
 
 
-def pixel_features(source: ImageSource, indices: np.ndarray, settings: Data) -> np.ndarray:
+def extract_features(
+    model: ReplicatedModel,
+    source: ImageSource,
+    indices: Sequence[int] | Indices,
+    settings: Data,
+    *,
+    batch_size: int = 128,
+) -> np.ndarray:
+    """Return the features (n, F), float32, of the evaluation views of images in inference mode.
+
+    Raises:
+        DataError: an image cannot be read.
+    """
+    length = model.backbone.output_shape[-1]
+    return _rows(lambda views: model.features(views).numpy(), length, source, indices, settings, batch_size)
+
+
+def pixel_features(source: ImageSource, indices: Indices, settings: Data) -> np.ndarray:
     """Return the evaluation views of images as vectors, float32 (n, s * s * 3), s at most PIXELS_SIDE.
 
     Raises:
         DataError: an image cannot be read.
     """
     side = min(PIXELS_SIDE, settings.evaluation.crop)
-    rows = [np.empty((0, side * side * 3), np.float32)]
-    for batch in view_batches(source, indices, settings.evaluation, 128, threads=settings.threads):
-        small = [cv2.resize(view, (side, side), interpolation=cv2.INTER_AREA) for view in stack_views(batch)]
-        rows.append(np.stack(small).reshape(len(batch), -1).astype(np.float32))
-    return np.concatenate(rows)
+
+    def pixels(views: np.ndarray) -> np.ndarray:
+        small = [cv2.resize(view, (side, side), interpolation=cv2.INTER_AREA) for view in views]
+        return np.stack(small).reshape(len(views), -1)
+
+    return _rows(pixels, side * side * 3, source, indices, settings, batch_size=128)
+
+
+def _rows(
+    compute: Callable[[np.ndarray], np.ndarray],
+    length: int,
+    source: ImageSource,
+    indices: Sequence[int] | Indices,
+    settings: Data,
+    batch_size: int,
+) -> np.ndarray:
+    """Return rows (n, length), float32, that a function computes from batches of the images' evaluation views."""
+    # Filled in place: a list of parts and its concatenation would need twice the memory.
+    rows, done = np.empty((len(indices), length), np.float32), 0
+    for batch in view_batches(source, indices, settings.evaluation, batch_size, threads=settings.threads):
+        rows[done : done + len(batch)] = compute(stack_views(batch))
+        done += len(batch)
+    return rows
 
 
 def lost_to(found: dict[str, Any], queries: int, baselines: Iterable[str] = BASELINES) -> str:
@@ -294,9 +336,3 @@ def verdict(found: dict[str, Any], queries: int) -> tuple[int, str]:
         f"{by} not clearly better than {lost}, whatever the loss: little was learned that helps to distinguish these "
         "classes. Train for more epochs or on more images, or start from released weights (--weights)."
     )
-
-
-def _labeled(source: ImageSource, indices: Indices) -> tuple[Indices, Indices]:
-    """Return those of the images that have a label, and the labels."""
-    labels = source.labels(indices)
-    return indices[labels >= 0], labels[labels >= 0]

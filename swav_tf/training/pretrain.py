@@ -7,12 +7,10 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import keras
 import numpy as np
 
-from swav_tf.data.image_source import ImageSource
 from swav_tf.data.pictures import contact_sheet
 from swav_tf.data.sources import open_source
 from swav_tf.knn import BASELINES, VIEWS
@@ -24,7 +22,7 @@ from swav_tf.recipe.pretraining import Recipe
 from swav_tf.training.build import build_swav, init_from, read_pretrained
 from swav_tf.training.callbacks import CollapseWarning
 from swav_tf.training.job import Job, Result, open_job
-from swav_tf.training.knn_monitor import KNNEvaluator, ViewEvaluator
+from swav_tf.training.knn_monitor import evaluators
 from swav_tf.training.rendezvous import ClusterAddress
 
 AVERAGED = ("loss", "code_entropy", "projection_spread", "gradient_norm")
@@ -62,7 +60,7 @@ def pretrain(
     with open_job(recipe, run_dir, cluster, quiet=quiet) as job:
         source = open_source(recipe.data)
         # Every worker opens the images of the k-NN evaluation: what is wrong with them ends all at once.
-        evaluators = _evaluators(job, recipe, source)
+        judges = evaluators(job, recipe, source)
         initial = read_pretrained(weights)[0].facts["sha256"] if weights and job.team.workers > 1 else None
         job.open(source, fresh=fresh, weights=initial)
         job.position.usage = np.zeros(recipe.model.prototypes, np.int64)
@@ -77,34 +75,21 @@ def pretrain(
         log.info(f"{recipe.name}: {len(source):,} images, {crops}, {recipe.model.prototypes} prototypes")
         ln_k = math.log(recipe.model.prototypes)
         shown = keras.callbacks.LambdaCallback(on_train_begin=lambda logs: _show_crops(job, recipe))
-        on_chief = [shown, CollapseWarning(recipe, job.position, rescue), *evaluators]
-        job.fit(
-            model,
-            [*(on_chief if job.team.is_chief else []), *callbacks],
-            averaged=AVERAGED,
-            chance=("ln K", ln_k),
+        watching = (
+            [shown, CollapseWarning(recipe, job.position, rescue), *judges] if job.team.is_chief else []
         )
-        summary = job.finish(ln_k=ln_k, images=len(source), **_outcome(job, recipe))
+        job.fit(model, [*watching, *callbacks], averaged=AVERAGED, chance=("ln K", ln_k))
+        found = job.position
+        summary = job.finish(
+            ln_k=ln_k,
+            images=len(source),
+            loss_first=found.first_loss,
+            loss_last=found.last_loss,
+            **{key: found.validation.get(key) for key in ("knn_top1", *BASELINES, *VIEWS)},
+            prototypes_used=int(np.count_nonzero(found.usage)),
+            prototypes=recipe.model.prototypes,
+        )
         return job.result(model, summary)
-
-
-def _evaluators(job: Job, recipe: Recipe, source: ImageSource) -> list[keras.callbacks.Callback]:
-    """Return what judges the features during the run: by labels where there are some, else by views."""
-    if recipe.monitor.knn_every_epochs:
-        return [KNNEvaluator(job, recipe, source)]
-    return [ViewEvaluator(job, recipe, source)] if recipe.monitor.view_images else []
-
-
-def _outcome(job: Job, recipe: Recipe) -> dict[str, Any]:
-    """Return the loss, what judged the features, and the prototypes used."""
-    found = job.position
-    return {
-        "loss_first": found.first_loss,
-        "loss_last": found.last_loss,
-        **{key: found.validation.get(key) for key in ("knn_top1", *BASELINES, *VIEWS)},
-        "prototypes_used": int(np.count_nonzero(found.usage)),
-        "prototypes": recipe.model.prototypes,
-    }
 
 
 def _show_crops(job: Job, recipe: Recipe) -> None:

@@ -16,7 +16,7 @@ from swav_tf.recipe.pretraining import Model
 from swav_tf.runs.checkpoint import CheckpointError, CheckpointStore
 from swav_tf.runs.model_facts import ModelFacts
 from swav_tf.training.build import load_swav, read_pretrained
-from swav_tf.training.features import extract_features
+from swav_tf.training.knn_monitor import extract_features
 from tests.classifiers import tiny_classifier_recipe
 from tests.tiny_run import tiny_run
 
