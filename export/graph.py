@@ -22,12 +22,11 @@ from swav_tf.plumbing.errors import UsageError
 from swav_tf.recipe.classifier import FinetuneRecipe, ProbeRecipe
 from swav_tf.recipe.files import load_any_recipe
 from swav_tf.recipe.pretraining import Recipe
-from swav_tf.runs.checkpoint import CheckpointError
 from swav_tf.runs.folder import best_step, epoch_in_words, read_checkpoint
-from swav_tf.runs.model_facts import ModelFacts
+from swav_tf.runs.model_facts import NAME, ModelFacts
 from swav_tf.training.build import build_swav, parts_of
 from swav_tf.training.classifier import Classifier, build_classifier
-from swav_tf.training.state import named_variables
+from swav_tf.training.state import assign_arrays, named_variables
 
 BATCH: Final = 32  # images that Keras computes at once
 
@@ -76,27 +75,20 @@ def load_trained(run_dir: Path, *, step: int | None = None, best: bool = False) 
     epoch = epoch_in_words(run_dir, recipe, best=best, step=step)
     train = recipe.train.model_copy(update={"precision": "float32", "accumulation_steps": 1})
     to_run = recipe.model_copy(update={"train": train})
-    class_names: tuple[str, ...] = ()
-    backbone_only = False
     model: SwAV | Classifier
+    class_names: tuple[str, ...] = ()
     if isinstance(to_run, Recipe):
+        parts = parts_of(checkpoint)
         model = build_swav(to_run)
         model.optimizer = None  # its momentum is as large as the weights
-        backbone_only = len(parts_of(checkpoint)) == 1
     else:
-        facts = ModelFacts.read(run_dir / "model.json")
-        class_names = facts.class_names
+        facts = ModelFacts.read(run_dir / NAME)
+        class_names, parts = facts.class_names, Classifier.parts
         model = build_classifier(to_run, facts, len(class_names))
-    for name, variable in named_variables(model).items():
-        if backbone_only and not name.startswith("backbone/"):
-            continue
-        array = checkpoint.arrays.get(name)
-        if array is None or array.shape != tuple(variable.shape):
-            raise CheckpointError(f"{checkpoint.path} does not fit its recipe at {name}.")
-        variable.assign(array)
-    return TrainedModel(
-        model, recipe, checkpoint.step, checkpoint.facts["sha256"], class_names, backbone_only, epoch
-    )
+    variables = named_variables(model, parts)
+    assign_arrays(variables, checkpoint.arrays, what=f"{checkpoint.path} does not fit its recipe")
+    sha256, backbone_only = checkpoint.facts["sha256"], parts == ("backbone",)
+    return TrainedModel(model, recipe, checkpoint.step, sha256, class_names, backbone_only, epoch)
 
 
 def keras_network(trained: TrainedModel) -> keras.Model:
