@@ -128,10 +128,7 @@ class Collapsed(SwavError):
 class CollapseWarning(keras.callbacks.Callback):
     """Check once, some time after the prototypes were unfrozen, if the loss is still at ln K or projections are equal.
 
-    Args:
-        recipe: of the run.
-        position: of the run.
-        rescue: chooses the remedy with which to start over; without one, or None from it, a collapse is a warning.
+    `rescue` chooses the remedy with which to start over; without one, or None from it, a collapse is a warning.
     """
 
     def __init__(

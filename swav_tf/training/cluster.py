@@ -6,7 +6,6 @@ import contextlib
 import functools
 import json
 import os
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,14 +17,13 @@ from tensorflow.compiler.xla.tsl.protobuf import coordination_config_pb2
 from tensorflow.python.data.ops import multi_device_iterator_ops
 from tensorflow.python.eager import context as tf_context
 
-from swav_tf.plumbing.errors import TransientError, UsageError, report_of
+from swav_tf.plumbing.errors import TransientError, UsageError
 from swav_tf.plumbing.values import nested_diff
 from swav_tf.recipe.files import AnyRecipe
 from swav_tf.recipe.pretraining import Train
 from swav_tf.training.rendezvous import ClusterAddress, Meeting, meet, slurm_address, slurm_tasks
-from swav_tf.training.stopping import StoppedEarly, stoppable
+from swav_tf.training.stopping import exit_now, stoppable
 
-SEVERAL_DEVICES = (tf.distribute.MirroredStrategy, tf.distribute.MultiWorkerMirroredStrategy)
 START_SECONDS = 60.0  # in which workers that have met must start TensorFlow
 
 # cuDNN's fused half-precision batch normalization, with the ReLU and the sum that follow. TensorFlow disables it by
@@ -53,15 +51,12 @@ class Topology:
 def topology(strategy: tf.distribute.Strategy) -> Topology:
     """Return the topology of a strategy."""
     devices = "GPU" if tf.config.list_physical_devices("GPU") else "CPU"
-    replicas = int(strategy.num_replicas_in_sync)
-    resolver = strategy.cluster_resolver
-    if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy) or resolver is None:
-        kind = "mirrored" if isinstance(strategy, tf.distribute.MirroredStrategy) else "one device"
-        return Topology(kind, workers=1, worker=0, replicas=replicas, devices=devices)
-    workers = max(len(_workers(resolver.cluster_spec().as_dict())), 1)
-    return Topology(
-        "multi worker", workers=workers, worker=_own_number(resolver), replicas=replicas, devices=devices
-    )
+    kind = "mirrored" if isinstance(strategy, tf.distribute.MirroredStrategy) else "one device"
+    workers, worker = 1, 0
+    if isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+        kind, resolver = "multi worker", strategy.cluster_resolver
+        workers, worker = len(_workers(resolver.cluster_spec().as_dict())), _own_number(resolver)
+    return Topology(kind, workers, worker, replicas=int(strategy.num_replicas_in_sync), devices=devices)
 
 
 def _own_number(resolver: tf.distribute.cluster_resolver.ClusterResolver) -> int:
@@ -215,13 +210,8 @@ def _multi_worker(
 
 def _meet(cluster: ClusterAddress) -> Meeting:
     """Meet before TensorFlow starts: it waits without a word, and no signal ends it."""
-    with stoppable(_exit):
+    with stoppable(exit_now):  # nothing has to be saved
         return meet(cluster)
-
-
-def _exit(stopped: StoppedEarly) -> None:
-    print(report_of(stopped), file=sys.stderr, flush=True)
-    os._exit(stopped.exit_code)  # nothing has to be saved
 
 
 def _configure_coordination(jobs: dict[str, list[str]], timeout_seconds: float) -> None:
@@ -283,14 +273,11 @@ def batches_on_devices(
     """Return this worker's batches, which are copied to each replica's device while the step before computes.
 
     `tf.distribute` does that for several devices. On one GPU the batches would stay in the host's memory, and each
-    step would begin with the copy.
-
-    Args:
-        strategy: of the model that is trained.
-        batches: makes the batches, one replica's share of a part of a batch after the other.
+    step would begin with the copy. `batches` makes one replica's share of a part of a batch after the other.
     """
     gpus = tf.config.list_logical_devices("GPU")
-    if gpus and not isinstance(strategy, SEVERAL_DEVICES):
+    several = (tf.distribute.MirroredStrategy, tf.distribute.MultiWorkerMirroredStrategy)
+    if gpus and not isinstance(strategy, several):
         return batches().apply(tf.data.experimental.prefetch_to_device(gpus[0].name, buffer_size=1))
     # Of a data set that may end, workers would ask each other before each batch whether one is left.
     endless = tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY)
@@ -314,15 +301,7 @@ def mean_over_workers(strategy: tf.distribute.Strategy, numbers: Sequence[float]
 
 # Settings of one machine: where its images are, and how fast it reads them. The names of the images are compared.
 MAY_DIFFER: dict[str, Any] = {
-    "data": {
-        "path",
-        "kind",
-        "threads",
-        "processes",
-        "prefetch_batches",
-        "max_bad_share",
-        "validation_path",
-    },
+    "data": {"path", "kind", "threads", "processes", "prefetch_batches", "max_bad_share", "validation_path"},
     "train": {"strategy", "logical_cpus"},
     "subset": True,
 }
@@ -335,12 +314,7 @@ def check_workers_consistent(
     """Check that all workers have the same settings and images; all must call it together.
 
     Training itself would not notice: gradients of other images, or other steps of the schedule, can be summed, too.
-
-    Args:
-        strategy: of all workers.
-        team: its topology.
-        recipe: all settings; those in MAY_DIFFER are not compared.
-        **values: further JSON values that must be equal.
+    Settings in MAY_DIFFER are not compared; `values` are further JSON values that must be equal.
 
     Raises:
         UsageError: something differs; on all workers.
@@ -370,12 +344,11 @@ def differences(workers: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _gather_texts(strategy: tf.distribute.Strategy, team: Topology, text: str) -> list[str]:
-    """Return the text of every worker by number."""
+    """Return the text of every worker by number, padded with spaces."""
     coded = text.encode()
-    lengths = _gather(strategy, team, np.array([len(coded)]))[:, 0]
-    padded = coded.ljust(4 * -(-int(lengths.max()) // 4))
-    rows = _gather(strategy, team, np.frombuffer(padded, "<u4"))
-    return [row.astype("<u4").tobytes()[:length].decode() for row, length in zip(rows, lengths, strict=True)]
+    longest = _gather(strategy, team, np.array([len(coded)])).max()
+    rows = _gather(strategy, team, np.frombuffer(coded.ljust(4 * -(-longest // 4)), "<u4"))
+    return [row.astype("<u4").tobytes().decode() for row in rows]
 
 
 def _gather(strategy: tf.distribute.Strategy, team: Topology, row: npt.NDArray[Any]) -> npt.NDArray[np.int64]:

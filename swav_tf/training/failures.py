@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,13 +10,13 @@ from contextlib import contextmanager
 import tensorflow as tf
 from tensorflow.python.eager import context as tf_context
 
-from swav_tf.plumbing.errors import DataError, SwavError, TransientError, report_of
+from swav_tf.plumbing.errors import DataError, SwavError, TransientError
 from swav_tf.recipe.pretraining import Train
 from swav_tf.training.checkpointing import StoppedBySignal
 from swav_tf.training.cluster import Topology
 from swav_tf.training.heartbeat import Heartbeat, Loss, WorkerLost
 from swav_tf.training.rendezvous import Meeting
-from swav_tf.training.stopping import StoppedEarly, stoppable
+from swav_tf.training.stopping import StoppedEarly, exit_now, stoppable
 
 # In which a worker that is asked to stop must leave TensorFlow; schedulers allow 30 s and more.
 STOP_SECONDS = 5.0
@@ -74,11 +72,7 @@ def watched(meeting: Meeting | None, timeout_seconds: float) -> Iterator[None]:
     within the same time again, it is killed. All workers must enter together, as soon as there is a strategy; inside,
     `explained_failures` turns the errors of collectives into `WorkerEnded`.
     SIGTERM, SIGINT and SIGHUP end this worker within seconds, except while `Checkpointing` handles them. Error messages
-    begin with the number of this worker.
-
-    Args:
-        meeting: of the workers; None if there are no others.
-        timeout_seconds: 0 for no heartbeat.
+    begin with the number of this worker. Without a `meeting` there are no others; 0 seconds: no heartbeat.
 
     Raises:
         WorkerLost: another worker died, hangs, lost its network, or failed.
@@ -155,8 +149,7 @@ class _Watch:
         if not self.ended.wait(seconds):
             self._leave(farewell)
             self.number(error)
-            print(report_of(error), file=sys.stderr, flush=True)
-            os._exit(error.exit_code)
+            exit_now(error)
 
     def _leave(self, farewell: Loss | None = None) -> None:
         if self.heartbeat:

@@ -46,10 +46,7 @@ class WorkerLost(SwavError):
 class Heartbeat:
     """The beats of this worker, and its watch over those of the workers that it is connected to.
 
-    Args:
-        meeting: of the workers.
-        timeout_seconds: longest silence.
-        on_loss: called once, in a thread, at the first loss.
+    A worker may be silent for `timeout_seconds`; at the first loss `on_loss` is called in a thread, once.
     """
 
     def __init__(self, meeting: Meeting, *, timeout_seconds: float, on_loss: Callable[[Loss], None]) -> None:

@@ -20,21 +20,15 @@ from swav_tf.recipe.pretraining import Recipe
 from swav_tf.training.position import Logs, Position
 
 LOSS_SMOOTHING: Final = 0.9
-EPOCH_SECONDS: Final = (
-    2.0  # shorter epochs have a line only as often as this, after an evaluation and at the end
-)
+# Shorter epochs have a line only as often as this, after an evaluation and at the end.
+EPOCH_SECONDS: Final = 2.0
 LINE_SECONDS: Final = 30.0  # between lines within an epoch, where there is no terminal
 
 
 class ShowProgress(keras.callbacks.Callback):
     """Log a line at the end of an epoch; in between show a live line on a terminal; elsewhere log a line at intervals.
 
-    Next to the loss it shows that of an untrained model.
-
-    Args:
-        recipe: of the run.
-        position: of the run.
-        chance: name and value of the loss of an untrained model.
+    Next to the loss it shows `chance`, the name and value of the loss of an untrained model.
     """
 
     def __init__(self, recipe: AnyRecipe, position: Position, *, chance: tuple[str, float]) -> None:
@@ -141,10 +135,8 @@ class ShowProgress(keras.callbacks.Callback):
         log.info("  ".join(parts if position.at_end else [*parts, self._left(now)]))
 
     def _left(self, now: float) -> str:
-        timed, remaining = (
-            self.position.step - self._first_step - 1,
-            self.position.total_steps - self.position.step,
-        )
+        timed = self.position.step - self._first_step - 1
+        remaining = self.position.total_steps - self.position.step
         if self._began is None or timed <= 0:
             return "-:-- left"
         return f"{timedelta(seconds=round((now - self._began) / timed * remaining))} left"

@@ -78,14 +78,10 @@ def slurm_address(environment: Mapping[str, str], *, has_gpus: bool) -> ClusterA
     """Return this task's place in its step.
 
     The port follows from job and step, so that two jobs on one node do not collide. It serves the meeting only;
-    each worker then takes a free one.
-
-    Args:
-        environment: of a process for which `slurm_tasks` returns 2 or more.
-        has_gpus: whether this process sees GPUs.
+    each worker then takes a free one. `has_gpus`: whether this process sees GPUs.
 
     Raises:
-        UsageError: the step cannot train together.
+        UsageError: the tasks of the step cannot train together.
     """
     nodes = environment.get("SLURM_STEP_NODELIST", "")
     first = re.match(r"(?:[^,\[\]]|\[\d[\d,-]*\])+(?=,|$)", nodes)
@@ -130,13 +126,7 @@ class Connection:
         self.socket.sendall((json.dumps(value) + "\n").encode())
 
     def receive(self) -> Any:
-        """Return the next value.
-
-        Raises:
-            TimeoutError: none came within the socket's timeout.
-            OSError: the connection was closed.
-            ValueError: something else came.
-        """
+        """Return the next value; TimeoutError if none comes in the socket's timeout, OSError if it was closed."""
         line = self._lines.readline()
         if not line.endswith("\n"):
             raise ConnectionError("the connection was closed")

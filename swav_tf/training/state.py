@@ -45,15 +45,21 @@ def assign_arrays(
         SwavError: arrays are missing or have another shape; nothing is assigned. It is an `error` whose message
             begins with `what` and ends with `remedy`.
     """
-    wrong = [
-        f"{name}: must be {tuple(variable.shape)}, is {arrays[name].shape if name in arrays else 'missing'}"
-        for name, variable in variables.items()
-        if name not in arrays or arrays[name].shape != tuple(variable.shape)
-    ]
-    if wrong:
+    shapes = {name: tuple(variable.shape) for name, variable in variables.items()}
+    if wrong := _misfits(shapes, {name: array for name, array in arrays.items() if name in shapes}):
         raise error("\n  ".join([f"{what}:", *wrong]) + (f"\n{remedy}" if remedy else ""))
     for name, variable in variables.items():
         variable.assign(arrays[name])
+
+
+def _misfits(shapes: Mapping[str, tuple[int, ...]], arrays: Mapping[str, np.ndarray]) -> list[str]:
+    """Describe arrays that are missing, superfluous or of another shape, one line each."""
+    found = {name: array.shape for name, array in arrays.items()}
+    return [
+        f"{name}: must be {shapes.get(name, 'absent')}, is {found.get(name, 'missing')}"
+        for name in sorted(shapes.keys() | found.keys())
+        if found.get(name) != shapes.get(name)
+    ]
 
 
 def _buffers(model: ReplicatedModel) -> dict[str, keras.Variable]:
@@ -96,12 +102,7 @@ def restore(model: ReplicatedModel, arrays: Mapping[str, np.ndarray], *, batch_s
         crops, length, dim = model.queue.projections.shape
         shapes["queue/projections"] = (crops, length * model.distribute_strategy.num_replicas_in_sync, dim)
         shapes["queue/pushed"] = (1,)
-    found = {name: array.shape for name, array in arrays.items()}
-    if wrong := [
-        f"{name}: must be {shapes.get(name, 'absent')}, is {found.get(name, 'missing')}"
-        for name in sorted(shapes.keys() | found.keys())
-        if found.get(name) != shapes.get(name)
-    ]:
+    if wrong := _misfits(shapes, arrays):
         raise CheckpointError("\n  ".join(["The checkpoint does not fit the recipe:", *wrong]))
     for name, variable in variables.items():
         variable.assign(arrays[name])

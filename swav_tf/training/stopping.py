@@ -6,14 +6,16 @@ TensorFlow, which catches SIGTERM when a cluster starts and does nothing. So a t
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from swav_tf.plumbing.errors import SwavError
+from swav_tf.plumbing.errors import SwavError, report_of
 from swav_tf.plumbing.log import leave_closed_terminal
 
 STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -33,6 +35,12 @@ class StoppedEarly(SwavError):
             "The same command resumes the run."
         )
         self.exit_code = 128 + number
+
+
+def exit_now(error: SwavError) -> None:
+    """Report an error and end this process from any thread, whatever the others wait for."""
+    print(report_of(error), file=sys.stderr, flush=True)
+    os._exit(error.exit_code)
 
 
 class _Stop(BaseException):

@@ -102,15 +102,8 @@ def counts_of(sums: list[npt.NDArray[np.float32]]) -> Counts:
 class Validation:
     """Measure a classifier on the evaluation views of labeled images, distributed over all replicas.
 
-    All workers must call `measure` together.
-
-    Args:
-        model: under its strategy.
-        source: the images, the same on every worker.
-        labels: their classes, (n,).
-        settings: view and threads.
-        replica_batch_size: number of images that a replica sees at once.
-        team: the workers and replicas.
+    All workers must have the same images and labels, (n,), and call `measure` together. `settings` give view and
+    threads.
     """
 
     def __init__(
@@ -142,11 +135,7 @@ class Validation:
         self._add, self._read = model.on_replicas(self._add_batch), model.on_replicas(self._sum_up)
 
     def measure(self) -> Counts:
-        """Return the counts over all images.
-
-        Raises:
-            SwavError: logits were not finite.
-        """
+        """Return the counts over all images; SwavError if logits were not finite."""
         strategy = self.model.distribute_strategy
         iterator = iter(strategy.distribute_datasets_from_function(lambda _: self._batches()))
         for _ in range(self.rounds):
