@@ -10,12 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from evaluate.backends.checksums import check_unchanged, check_weights
-from evaluate.backends.engine_file import (
-    EngineFacts,
-    Proof,
-    ProofSource,
-    write_engine,
-)
+from evaluate.backends.engine_file import EngineFacts, Proof, write_engine
 from evaluate.backends.onnx_metadata import OnnxMetadata, Precision, read_metadata, read_properties
 from evaluate.backends.tensorrt_backend import TensorrtBackend
 from evaluate.backends.tensorrt_module import (
@@ -229,9 +224,10 @@ def _prove(
     data: bytes, listing: str, expected: Mapping[str, Precision], tensorrt: TensorRT, gpu: Gpu | None
 ) -> Proof:
     """Prove the precision of an engine: by itself on a GPU, else by the builder's list of its layers."""
+    builder = str(tensorrt)
     if gpu is None:
-        listed_by: ProofSource = "the builder's list of layers"
-        return prove(from_listing(listing), expected, source=listed_by, builder=str(tensorrt))
+        layers = from_listing(listing)
+        return prove(layers, expected, source="the builder's list of layers", builder=builder)
     inspector = load_engine(tensorrt, data, "The new engine").create_engine_inspector()
     information = inspector.get_engine_information(tensorrt.module.LayerInformationFormat.JSON)
-    return prove(from_inspector(information), expected, source="engine inspector", builder=str(tensorrt))
+    return prove(from_inspector(information), expected, source="engine inspector", builder=builder)

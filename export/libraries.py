@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from export.staging import filled_folder
+from swav_tf.model.architectures import ARCHITECTURES
 from swav_tf.plumbing.errors import UsageError
 from swav_tf.plumbing.files import atomic_write
 from swav_tf.recipe.files import load_any_recipe
@@ -20,15 +21,7 @@ from swav_tf.weights.convert import export_weights, import_weights
 
 Library = Literal["keras", "savedmodel", "timm"]
 LIBRARIES: Final[tuple[Library, ...]] = ("keras", "savedmodel", "timm")
-TIMM: Final = (
-    "resnet18",
-    "resnet34",
-    "resnet50",
-    "resnet101",
-    "resnet152",
-    "wide_resnet50_2",
-    "wide_resnet101_2",
-)
+TIMM: Final = tuple(name for name, network in ARCHITECTURES.items() if network.stem == "imagenet")
 
 
 def export_for(library: Library, source: Path, to: Path, *, best: bool = False) -> None:
@@ -83,9 +76,7 @@ def _run_of(source: Path) -> Iterator[Path]:
 def _write_timm(run: Path, to: Path, *, best: bool) -> None:
     recipe = load_any_recipe(run / "config.yaml")
     facts = recipe if isinstance(recipe, Recipe) else ModelFacts.read(run / NAME)
-    mean, std = (
-        (facts.augment.mean, facts.augment.std) if isinstance(facts, Recipe) else (facts.mean, facts.std)
-    )
+    images = facts.augment if isinstance(facts, Recipe) else facts
     backbone, view = facts.model.backbone, recipe.data.evaluation
     if backbone.name not in TIMM or backbone.width != 1:
         raise UsageError(
@@ -100,8 +91,8 @@ def _write_timm(run: Path, to: Path, *, best: bool) -> None:
             "input_size": [3, view.crop, view.crop],
             "crop_pct": view.crop / view.resize,
             "interpolation": "bilinear",
-            "mean": mean,
-            "std": std,
+            "mean": images.mean,
+            "std": images.std,
             "first_conv": "conv1",
             "classifier": "fc",
         },

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from swav_tf.model.replicas import Update, mirrored_variable
+from swav_tf.model.replicas import Update
 
 
 class LossScale(tf.Module):
@@ -22,8 +22,9 @@ class LossScale(tf.Module):
         super().__init__(name="loss_scale")
         self.enabled = enabled
         self.growth_steps = growth_steps
-        self.factor = mirrored_variable(tf.constant(initial if enabled else 1.0), "factor")
-        self.finite_steps = mirrored_variable(tf.constant(0, tf.int64), "finite_steps")
+        # Equal on all replicas; `update_on_all_replicas` writes them.
+        self.factor = tf.Variable(tf.constant(initial if enabled else 1.0), trainable=False, name="factor")
+        self.finite_steps = tf.Variable(tf.constant(0, tf.int64), trainable=False, name="finite_steps")
 
     def updates(self, finite: tf.Tensor) -> list[Update]:
         """Return the updates of a step, for `update_on_all_replicas`."""

@@ -302,10 +302,7 @@ class EpochSchedule(keras.optimizers.schedules.LearningRateSchedule):
 class SGD(MomentumOptimizer):
     """v <- momentum v + (g + weight_decay p); p <- p - share rate v, each variable with its own rate.
 
-    Args:
-        share: factor of all rates: a number, or a schedule.
-        rates: one per variable, in the order of `build`.
-        momentum, weight_decay: of all variables.
+    `rates` are in the order of `build`; `share`, a number or a schedule, is the factor of all of them.
     """
 
     def __init__(

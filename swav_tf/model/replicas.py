@@ -69,8 +69,3 @@ def per_replica_variable(initial_value: tf.Tensor, name: str) -> tf.Variable:
         synchronization=tf.VariableSynchronization.ON_READ,
         aggregation=tf.VariableAggregation.NONE,
     )
-
-
-def mirrored_variable(initial_value: tf.Tensor, name: str) -> tf.Variable:
-    """Create a variable that is equal on all replicas; write it with `update_on_all_replicas`."""
-    return tf.Variable(initial_value, trainable=False, name=name)

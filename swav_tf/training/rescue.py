@@ -6,6 +6,7 @@ folder of each of them is moved into `previous-N/`.
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -48,21 +49,11 @@ def pretrain_with_rescue(
         if config.exists() and _remedied(saved := load_recipe(config), attempts) != saved:
             _set_aside(run_dir)
     while True:
-        tried = [override for attempt in attempts for override in attempt["overrides"]]
-
-        def next_remedy(found: Sequence[Remedy], tried: Collection[str] = tuple(tried)) -> Remedy | None:
-            """Return the first remedy that was not tried and changes no setting of the user's."""
-            known = {_setting(override) for override in (*tried, *keep)}
-            return next((one for one in found if not any(_changes(one, setting) for setting in known)), None)
-
+        known = {_setting(override) for override in (*_overrides(attempts), *keep)}
+        rescue = functools.partial(_next_remedy, known) if len(attempts) < MOST_RESCUES else None
         try:
-            result = pretrain(
-                _remedied(recipe, attempts),
-                run_dir=run_dir,
-                fresh=fresh,
-                rescue=next_remedy if len(attempts) < MOST_RESCUES else None,
-                **options,
-            )
+            remedied = _remedied(recipe, attempts)
+            result = pretrain(remedied, run_dir=run_dir, fresh=fresh, rescue=rescue, **options)
         except Collapsed as collapse:
             attempts.append(collapse.figures | {"overrides": list(collapse.remedy.overrides)})
             with atomic_write(path) as partial:
@@ -90,14 +81,22 @@ def _setting(override: str) -> str:
     return path.replace("frozen_epochs", "frozen_steps")  # two forms of one setting
 
 
-def _changes(remedy: Remedy, setting: str) -> bool:
-    """Return whether a remedy changes a setting, or one below it as `crops.0.scale` is below `crops`."""
-    return any(f"{_setting(override)}.".startswith(f"{setting}.") for override in remedy.overrides)
+def _next_remedy(known: Collection[str], found: Sequence[Remedy]) -> Remedy | None:
+    """Return the first remedy that changes none of these settings, nor one below (`crops.0.scale` for `crops`)."""
+    starts = tuple(f"{setting}." for setting in known)
+    for remedy in found:
+        if not any(f"{_setting(override)}.".startswith(starts) for override in remedy.overrides):
+            return remedy
+    return None
+
+
+def _overrides(attempts: Sequence[dict[str, Any]]) -> list[str]:
+    return [override for attempt in attempts for override in attempt["overrides"]]
 
 
 def _remedied(recipe: Recipe, attempts: Sequence[dict[str, Any]]) -> Recipe:
     """Return a recipe with the remedies of all collapsed attempts; they are values, not changes: twice is once."""
-    overrides = [override for attempt in attempts for override in attempt["overrides"]]
-    remedied = recipe_of(recipe.model_dump(mode="json"), overrides, label="the remedied recipe")
+    label = "the remedied recipe"
+    remedied = recipe_of(recipe.model_dump(mode="json"), _overrides(attempts), label=label)
     assert isinstance(remedied, Recipe)
     return remedied

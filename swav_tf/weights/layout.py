@@ -37,11 +37,6 @@ class Slot:
     shape: tuple[int, ...]  # in PyTorch's layout
 
 
-def to_torch(array: np.ndarray) -> np.ndarray:
-    """Return an array of our layout in PyTorch's."""
-    return np.ascontiguousarray(array.transpose(np.argsort(_AXES[array.ndim])))
-
-
 @dataclass(frozen=True)
 class Sizes:
     """The sizes of a model; None: it has no such part."""
@@ -91,13 +86,9 @@ def slots(sizes: Sizes, *, feature_dim: int = 0) -> tuple[Slot, ...]:
     return tuple(found)
 
 
-def _stem_kernel(network: Architecture) -> int:
-    return 7 if network.stem == "imagenet" else 3
-
-
 def _backbone(network: Architecture, width: int) -> Iterator[Slot]:
     inputs = network.channels[0] * width
-    yield _convolution("conv1", "backbone/conv1", inputs, 3, _stem_kernel(network))
+    yield _convolution("conv1", "backbone/conv1", inputs, 3, 7 if network.stem == "imagenet" else 3)
     yield from _norm("bn1", "backbone/bn1", inputs)
     for stage, depth in enumerate(network.depths, start=1):
         inner, outputs = network.block_channels(stage - 1, width)
@@ -139,8 +130,9 @@ def as_torch(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     found = {}
     for name, array in arrays.items():
         slot = known.get(name)
-        fits = slot is not None and array.ndim == len(slot.shape)
-        found[slot.torch if slot is not None else name] = to_torch(array) if fits else array
+        if slot is not None and array.ndim == len(slot.shape):
+            array = np.ascontiguousarray(array.transpose(np.argsort(_AXES[array.ndim])))
+        found[name if slot is None else slot.torch] = array
     return found
 
 

@@ -207,14 +207,15 @@ def _time_steps(
 
     log.info("measuring the training loop ...")
     with ended_after():
-        iterator = _Waiting(iter(batches_on_devices(strategy, batches)))
+        waits: list[float] = []
+        iterator = _timed_waits(iter(batches_on_devices(strategy, batches)), waits)
         # What was made ahead must be used up first, if the input is slow enough to matter.
         for _ in range(skip if input_ms > SLOW_INPUT * alone.ms else 1):
             step(iterator)
-        iterator.seconds = 0.0
+        waits.clear()
         loop = timed(lambda: step(iterator), steps)
     model.batches_in_use = None
-    return alone, loop, 1000 * iterator.seconds / steps
+    return alone, loop, 1000 * sum(waits) / steps
 
 
 def _peak_memory_mb(team: Topology) -> float | None:
@@ -225,20 +226,13 @@ def _peak_memory_mb(team: Topology) -> float | None:
     return None if peak is None else peak / 1e6
 
 
-class _Waiting:
-    """An iterator that adds up the time spent waiting for its elements."""
-
-    def __init__(self, elements: Iterator[Any]) -> None:
-        self.elements, self.seconds = elements, 0.0
-
-    def __iter__(self) -> Iterator[Any]:
-        return self
-
-    def __next__(self) -> Any:
+def _timed_waits(elements: Iterator[Any], seconds: list[float]) -> Iterator[Any]:
+    """Yield the elements, and append the time spent waiting for each."""
+    while True:
         start = time.perf_counter()
-        element = next(self.elements)
-        self.seconds += time.perf_counter() - start
-        return element
+        element = next(elements)
+        seconds.append(time.perf_counter() - start)
+        yield element
 
 
 def timed(work: Callable[[], object], times: int) -> Timing:
