@@ -130,23 +130,6 @@ def norms(tensors: Sequence[tf.Tensor]) -> tf.Tensor:
     return tf.sqrt(2.0 * tf.stack([tf.nn.l2_loss(tensor) for tensor in tensors]))
 
 
-def lars_factors(
-    parameter_norms: tf.Tensor, gradient_norms: tf.Tensor, *, weight_decay: float, trust_coefficient: float
-) -> tuple[tf.Tensor, tf.Tensor]:
-    """Return the factors of the gradients and of the parameters, from the norms of all tensors; vectors like them.
-
-    (g + wd p) trust ||p|| / (||g|| + wd ||p|| + 1e-8) if both norms are positive, else g
-    unchanged: no decay, no scaling.
-    """
-    # One reduction instead of two additions: TensorFlow would rewrite these into one AddN, whose order depends on
-    # which inputs are still in use, and runs would differ in the last bit.
-    terms = [gradient_norms, weight_decay * parameter_norms, tf.fill(tf.shape(parameter_norms), 1e-8)]
-    ratios = trust_coefficient * parameter_norms / tf.reduce_sum(tf.stack(terms), axis=0)
-    scaled = (parameter_norms > 0) & (gradient_norms > 0)
-    of_gradients = tf.where(scaled, ratios, tf.ones_like(ratios))
-    return of_gradients, tf.where(scaled, weight_decay * ratios, tf.zeros_like(ratios))
-
-
 @keras.saving.register_keras_serializable("swav_tf")
 class LARS(MomentumOptimizer):
     """v <- momentum v + direction; p <- p - rate v, on EVERY trainable tensor, BN and biases included."""
@@ -167,13 +150,19 @@ class LARS(MomentumOptimizer):
     def factors(
         self, parameters: Sequence[tf.Tensor], gradients: Sequence[tf.Tensor]
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Return the trust ratios for gradients, and these times the weight decay for parameters."""
-        return lars_factors(
-            norms(parameters),
-            norms(gradients),
-            weight_decay=self.coupled_weight_decay,
-            trust_coefficient=self.trust_coefficient,
-        )
+        """Return those of (g + wd p) trust ||p|| / (||g|| + wd ||p|| + 1e-8) if both norms are positive.
+
+        Otherwise it is g, unchanged: no decay, no scaling.
+        """
+        parameter_norms, gradient_norms = norms(parameters), norms(gradients)
+        # One reduction instead of two additions: TensorFlow would rewrite these into one AddN, whose order depends on
+        # which inputs are still in use, and runs would differ in the last bit.
+        weight_decay = self.coupled_weight_decay
+        terms = [gradient_norms, weight_decay * parameter_norms, tf.fill(tf.shape(parameter_norms), 1e-8)]
+        ratios = self.trust_coefficient * parameter_norms / tf.reduce_sum(tf.stack(terms), axis=0)
+        scaled = (parameter_norms > 0) & (gradient_norms > 0)
+        of_gradients = tf.where(scaled, ratios, tf.ones_like(ratios))
+        return of_gradients, tf.where(scaled, weight_decay * ratios, tf.zeros_like(ratios))
 
     def get_config(self) -> dict[str, Any]:
         """Return what Keras needs to rebuild this optimizer."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import keras
@@ -18,13 +19,6 @@ from swav_tf.model.replicas import per_replica_variable, replica_count, sum_over
 from swav_tf.plumbing.errors import UsageError
 
 TrainFunction = Callable[[Iterator[Any]], dict[str, float]]
-
-
-class EpochSums:
-    """Sums of metrics over the finite steps of an epoch; in an object, since Keras replaces a model's dictionaries."""
-
-    def __init__(self) -> None:
-        self.sums: Counter[str] = Counter()
 
 
 class ReplicatedModel(keras.Model):
@@ -62,7 +56,8 @@ class ReplicatedModel(keras.Model):
         # What this worker requests after the step, and what all workers agreed on: a request of any worker counts.
         self.requests = np.zeros(2, np.float32)  # stop, write a checkpoint
         self.agreed = np.zeros(2, bool)
-        self.epoch = EpochSums()
+        # Sums of metrics over the finite steps of an epoch; in an object, since Keras replaces a model's dictionaries.
+        self.epoch = SimpleNamespace(sums=Counter())
         self.train_function: TrainFunction | None = None
         self.batches_in_use: Iterator[Any] | None = None
 

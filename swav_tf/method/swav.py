@@ -107,17 +107,12 @@ class SwAV(ReplicatedModel):
     def call(self, crops: Crops, training: bool = False) -> tuple[tf.Tensor, tf.Tensor]:
         """Return projections (V, B, D), of length 1, and scores (V, B, K), both float32."""
         batch = tf.shape(crops[0])[0]
-        features = self.features_of_crops(crops, training=training)
-        projections, scores = self.project(features, training=training)
+        # All crops of one size go through the backbone together: its BN statistics are per size.
+        groups = [self.backbone(self.normalize(_by_crop(group)), training=training) for group in crops]
+        projections, scores = self.project(tf.concat(groups, axis=0), training=training)
         crop_count = sum(group.shape[1] for group in crops)
         projections = tf.reshape(projections, [crop_count, batch, projections.shape[-1]])
         return projections, tf.reshape(scores, [crop_count, batch, scores.shape[-1]])
-
-    def features_of_crops(self, crops: Crops, training: bool = False) -> tf.Tensor:
-        """Return features (V * B, F), crop by crop."""
-        # All crops of one size go through the backbone together: its BN statistics are per size.
-        groups = [self.backbone(self.normalize(_by_crop(group)), training=training) for group in crops]
-        return tf.concat(groups, axis=0)
 
     def project(self, features: tf.Tensor, training: bool = False) -> tuple[tf.Tensor, tf.Tensor]:
         """Return projections (n, D), of length 1, and scores (n, K) of features (n, F); float32."""
@@ -149,7 +144,7 @@ class SwAV(ReplicatedModel):
 
     # === One step, as one replica sees it ===
 
-    def train_step(self, crops: Crops, requests: tf.Tensor | None = None) -> dict[str, tf.Tensor]:
+    def train_step(self, crops: Crops, requests: tf.Tensor) -> dict[str, tf.Tensor]:
         """Do one optimizer step on this replica's share of a complete batch."""
         self.normalize_prototypes()
         with tf.GradientTape() as tape:
@@ -172,7 +167,7 @@ class SwAV(ReplicatedModel):
         loss: tf.Tensor,
         projections: tf.Tensor,
         codes: tf.Tensor,
-        requests: tf.Tensor | None,
+        requests: tf.Tensor,
     ) -> dict[str, tf.Tensor]:
         """Sum over replicas, then decide once for all of them, then update."""
         step = self.optimizer.iterations.value
@@ -195,14 +190,13 @@ class SwAV(ReplicatedModel):
         return logs
 
     def _diagnostics(
-        self, loss: tf.Tensor, projections: tf.Tensor, codes: tf.Tensor, requests: tf.Tensor | None
+        self, loss: tf.Tensor, projections: tf.Tensor, codes: tf.Tensor, requests: tf.Tensor
     ) -> dict[str, tf.Tensor]:
         """Return metrics of the complete batch that show learning or collapse, in one all-reduce."""
         entropy = -tf.reduce_mean(tf.reduce_sum(tf.math.xlogy(codes, codes), axis=-1))
         mean_projection = tf.reduce_mean(projections, axis=[0, 1])
         best = tf.reshape(tf.argmax(codes, axis=-1), [-1])
         assignments = tf.math.unsorted_segment_sum(tf.ones_like(best, tf.float32), best, codes.shape[-1])
-        requests = tf.zeros([2]) if requests is None else requests
         loss, entropy, mean_projection, assignments, requests = sum_over_replicas(
             [loss, entropy, mean_projection, assignments, requests]
         )
@@ -251,7 +245,7 @@ class SwAV(ReplicatedModel):
         parts: Sequence[tuple[tf.Tensor, tf.Tensor]],
         projections: tf.Tensor,
         codes: Sequence[tf.Tensor],
-        requests: tf.Tensor | None,
+        requests: tf.Tensor,
     ) -> dict[str, tf.Tensor]:
         losses, statistics = zip(*parts, strict=True)
         self.statistics.move_averages(statistics)

@@ -137,24 +137,20 @@ class StatisticsOfParts:
         statistics.append(tf.stack(joined))
 
     def move_averages(self, parts: Sequence[tf.Tensor]) -> None:
-        """Move all running averages once, by what `collect` appended for each part."""
-        mean, variance = statistics_of_whole(tf.stack(parts))
+        """Move all running averages once, by what `collect` appended for each of P equal parts.
+
+        With m_p and v_p of part p, the mean is m = mean of m_p, and the variance mean of v_p + mean of (m_p - m)^2.
+        """
+        stacked = tf.stack(parts)  # (P, 2, channels of all calls)
+        means, variances = stacked[:, 0], stacked[:, 1]
+        mean = tf.reduce_mean(means, axis=0)
+        variance = tf.reduce_mean(variances + tf.square(means - mean), axis=0)
         sizes = [layer.moving_mean.shape[0] for layer in self._layers]
         if not sizes:
             return
         of_calls = zip(self._layers, tf.split(mean, sizes), tf.split(variance, sizes), strict=True)
         for layer, own_mean, own_variance in of_calls:
             layer.move_averages(own_mean, own_variance)
-
-
-def statistics_of_whole(parts: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Return mean and biased variance of a batch from those of its P equal parts, (P, 2, channels).
-
-    With m_p and v_p of part p, the mean is m = mean of m_p, and the variance mean of v_p + mean of (m_p - m)^2.
-    """
-    means, variances = parts[:, 0], parts[:, 1]
-    mean = tf.reduce_mean(means, axis=0)
-    return mean, tf.reduce_mean(variances + tf.square(means - mean), axis=0)
 
 
 def _normalize_by_own(

@@ -50,7 +50,7 @@ def test_products_equal_those_that_tensorflow_traces(traced):
     cost = network_cost(recipe)
     assert cost.forward_macs == macs_of(forward) / 2
     if recipe.model.backbone.name == "resnet_small":  # a step of ResNet-50 takes long to trace
-        step = tf.function(lambda: model.train_step(crops)).get_concrete_function().graph
+        step = tf.function(lambda: model.train_step(crops, tf.zeros([2]))).get_concrete_function().graph
         assert (
             cost.image_flops / 2 == macs_of(step.get_operations()) / 2
         )  # Sinkhorn's are BatchMatMul: 6 K of a sample
