@@ -71,12 +71,7 @@ def write_card(
 ) -> None:
     """Write README.md into `folder`, unless `before`, where it will be moved to, has one that a person wrote.
 
-    Args:
-        folder: where to write.
-        before: folder of earlier exports.
-        metadata: of one of the files.
-        outputs: their names.
-        files: the comparison of each file with Keras, by name.
+    The metadata are those of any of the files; `files` has the comparison of each with Keras, by name.
     """
     earlier = before / NAME
     if earlier.is_file() and _MARK not in earlier.read_text(encoding="utf-8", errors="replace"):

@@ -37,14 +37,8 @@ def draw_images(
 ) -> tuple[Views, Views]:
     """Draw twice, with no image in common; skip unreadable images.
 
-    If there are too few images, both draws get the same share of their count.
-
-    Args:
-        images: to draw from.
-        counts: images of the first and of the second draw; the second may be 0.
-        view: resizing and cropping.
-        seed: of the draw.
-        max_bad_share: largest share (0 to 1) of unreadable images.
+    The counts are those of the first and of the second draw, which may be 0; with too few images, both draws get the
+    same share of their count. At most `max_bad_share` (0 to 1) of the images may be unreadable.
     """
     order = np.random.default_rng(seed).permutation(len(images.source))
     total = sum(counts)

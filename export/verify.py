@@ -95,12 +95,8 @@ def compare_files(
 ) -> Parity:
     """Compare the features of a file with those of another one, by the gate of the file's precision.
 
-    Args:
-        file: to compare.
-        other: to compare it with; the files may be third-party, and may prepare images differently.
-        images: to draw from; if all have labels, k-NN is compared too.
-        count: images that are drawn at most.
-        batch_size: images at once.
+    The files may be third-party, and may prepare images differently. At most `count` images are drawn; if all have
+    labels, k-NN is compared too.
 
     Raises:
         DataError: there are too few images.

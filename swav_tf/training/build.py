@@ -153,13 +153,8 @@ def read_pretrained(run_dir: Path | str, *, step: int | None = None) -> tuple[Ch
 def init_from(model: SwAV, source: Path | str | None, folder: RunFolder, *, resumed: bool) -> None:
     """Load the weights of another run or an import into a new model; schedule, optimizer and queue start fresh.
 
-    A resumed model keeps its weights; then this only checks that the run was started from the same source.
-
-    Args:
-        model: new, or restored from a checkpoint of `folder`.
-        source: run folder with the weights; None: the model keeps those it has.
-        folder: of this run; the source is recorded there.
-        resumed: whether the model was restored.
+    A resumed model keeps its weights; then this only checks that the run was started from the same source, which is
+    recorded in the folder. Without a source, a run folder, the model keeps the weights that it has.
 
     Raises:
         UsageError: the weights do not fit the model, or the resumed run was started from other weights.

@@ -60,10 +60,8 @@ def probe_cached(
         classifier = start.build(recipe, class_count=classes)
         _check_memory(len(data.train), len(data.validation), int(classifier.backbone.output_shape[-1]))
         log.info("Computing features.")
-        features, labels = (
-            extract_features(classifier, data.train, order, recipe.data),
-            data.train_labels[order],
-        )
+        features = extract_features(classifier, data.train, order, recipe.data)
+        labels = data.train_labels[order]
         queries = extract_features(classifier, data.validation, range(len(data.validation)), recipe.data)
         seconds_features = round(time.perf_counter() - job.started, 2)
 
@@ -160,11 +158,7 @@ def fit_path(
 def choose_penalty(features: Floats, labels: Labels, held_out: int, settings: Cached) -> dict[float, float]:
     """Return the top-1 accuracy (0 to 1) of each penalty on the first `held_out` images, fitted to the others.
 
-    Args:
-        features: of all images, standardized.
-        labels: of all images.
-        held_out: number of images that are not fitted.
-        settings: penalties and iterations.
+    The features are standardized.
     """
     classes, iterations = 1 + int(labels.max()), settings.max_iterations
     path = fit_path(features[held_out:], labels[held_out:], classes, settings.penalties, iterations)

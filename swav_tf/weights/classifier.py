@@ -75,14 +75,8 @@ def classifier_run(
 ) -> tuple[ProbeRecipe, ModelFacts, Fitted]:
     """Return recipe, facts and backbone of a run folder for the classifier in `source`.
 
-    Args:
-        found: the content of `source`.
-        fitted: the same, as a complete model.
-        source: file with the classifier, perhaps with its backbone.
-        backbone: run folder of pretraining or file, for a classifier without a backbone.
-        classes: text file with the name of each class; None: they are numbered from 0.
-        config: recipe of a probe; None: the bundled one with the backbone's view of images.
-        overrides: `path=value`, for the recipe.
+    The content of `source` was `found` there and is `fitted` as a complete model; for the others see `import_weights`.
+    Without a `config` the recipe is the bundled one with the backbone's view of images.
 
     Raises:
         UsageError: the backbone is missing or superfluous, or its number of features is not the classifier's; or

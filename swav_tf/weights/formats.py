@@ -55,12 +55,7 @@ class Weights:
 
 
 def recognize(tree: Any, source: str, *, prefix: str | None = None) -> Weights:
-    """Return the weights in the dictionaries and arrays of the file `source`.
-
-    Args:
-        tree: nested dictionaries of arrays.
-        source: for messages.
-        prefix: of the names of the wanted tensors, dictionaries' keys included; None: the usual one.
+    """Return the weights in a tree, the nested dictionaries and arrays of the file `source`.
 
     Raises:
         UsageError: no tensor has the prefix.

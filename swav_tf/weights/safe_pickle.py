@@ -163,11 +163,8 @@ def read_pickle(
 ) -> Any:
     """Return the object in the pickle at the file's position, and move the position behind it.
 
-    Args:
-        file: binary and seekable.
-        source: the file's name, for messages.
-        allowed: {full name: stand-in} of the functions and classes that the pickle may name.
-        storage: resolves the pickle's references to data outside of it.
+    The pickle may name the functions and classes `allowed`, {full name: stand-in}, and refer to data outside of it
+    that `storage` resolves.
 
     Raises:
         WeightsError: it names anything else, or is damaged.
