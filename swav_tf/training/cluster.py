@@ -55,18 +55,8 @@ def topology(strategy: tf.distribute.Strategy) -> Topology:
     workers, worker = 1, 0
     if isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
         kind, resolver = "multi worker", strategy.cluster_resolver
-        workers, worker = len(_workers(resolver.cluster_spec().as_dict())), _own_number(resolver)
+        workers, worker = len(resolver.cluster_spec().as_dict()["worker"]), int(resolver.task_id)
     return Topology(kind, workers, worker, replicas=int(strategy.num_replicas_in_sync), devices=devices)
-
-
-def _own_number(resolver: tf.distribute.cluster_resolver.ClusterResolver) -> int:
-    # TF_CONFIG may call worker 0 'chief': it then comes before the workers.
-    chiefs = len(resolver.cluster_spec().as_dict().get("chief", []))
-    return int(resolver.task_id or 0) + (chiefs if resolver.task_type == "worker" else 0)
-
-
-def _workers(members: Mapping[str, list[str]]) -> list[str]:
-    return [*members.get("chief", []), *members.get("worker", [])]
 
 
 # === Strategy ===
@@ -90,7 +80,7 @@ def build_strategy(
     _configure_devices(settings, gpus)
     kind = settings.strategy
     if kind == "auto":
-        if cluster is not None or _tf_config_workers() > 1 or slurm_tasks(os.environ) > 1:
+        if cluster is not None or len(_tf_config_workers()[0]) > 1 or slurm_tasks(os.environ) > 1:
             kind = "multi_worker"
         else:
             kind = "mirrored" if len(gpus) > 1 or settings.logical_cpus > 1 else "one_device"
@@ -170,28 +160,25 @@ def _multi_worker(
 ) -> tuple[tf.distribute.Strategy, Meeting | None]:
     if cluster is not None and os.environ.get("TF_CONFIG"):
         raise UsageError("The cluster must be described once: either --nodes or TF_CONFIG. Received: both.")
-    if cluster is None and not _tf_config_workers() and slurm_tasks(os.environ) > 1:
+    workers, own = _tf_config_workers()
+    if cluster is None and not workers and slurm_tasks(os.environ) > 1:
         cluster = slurm_address(os.environ, has_gpus=has_gpus)
-    resolver, meeting = tf.distribute.cluster_resolver.TFConfigClusterResolver(), None
+    meeting = None
     if cluster is not None:
         meeting = _meet(cluster)
-        # Not through TF_CONFIG, which would be inherited by the processes that this one starts.
-        resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
-            tf.train.ClusterSpec({"worker": list(meeting.workers)}),
-            task_type="worker",
-            task_id=cluster.node_rank,
-            rpc_layer="grpc",
-        )
-    elif not _tf_config_workers():
+        workers, own = meeting.workers, cluster.node_rank
+    elif len(workers) > 1:  # they then listen at the ports of TF_CONFIG
+        meeting = _meet(ClusterAddress(len(workers), own, workers[0]))
+    elif not workers:
         raise UsageError(
             "train.strategy=multi_worker needs a description of the cluster: --nodes N --node-rank R "
             "--master host:port, the variable TF_CONFIG, or a SLURM job of several tasks. Received: none."
         )
-    else:
-        own, members = _own_number(resolver), _workers(resolver.cluster_spec().as_dict())
-        if len(members) > 1:  # they then listen at the ports of TF_CONFIG
-            meeting = _meet(ClusterAddress(len(members), own, members[0]))
-    _configure_coordination(resolver.cluster_spec().as_dict(), settings.worker_timeout_seconds)
+    _configure_coordination(len(workers), settings.worker_timeout_seconds)
+    # Not through TF_CONFIG, which would be inherited by the processes that this one starts.
+    resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
+        tf.train.ClusterSpec({"worker": list(workers)}), task_type="worker", task_id=own, rpc_layer="grpc"
+    )
     implementation = tf.distribute.experimental.CommunicationImplementation
     try:
         strategy = tf.distribute.MultiWorkerMirroredStrategy(
@@ -214,49 +201,45 @@ def _meet(cluster: ClusterAddress) -> Meeting:
         return meet(cluster)
 
 
-def _configure_coordination(jobs: dict[str, list[str]], timeout_seconds: float) -> None:
+def _configure_coordination(workers: int, timeout_seconds: float) -> None:
     """Let TensorFlow's own heartbeat time out after that of heartbeat.py, which names the lost worker.
 
     TensorFlow's coordination service gives up a worker after 10 s of silence and has no public setting. This is what
     `MultiWorkerMirroredStrategy` configures by default, with other times. The workers have met a moment ago, so the
     wait for them is short.
     """
-    leader = "chief" if jobs.get("chief") else "worker"
     tf_context.context().configure_coordination_service(
         service_type="standalone",
-        service_leader=f"/job:{leader}/replica:0/task:0",
+        service_leader="/job:worker/replica:0/task:0",
         heartbeat_timeout_in_ms=round(2000 * timeout_seconds),  # 0: TensorFlow's default
         cluster_register_timeout_in_ms=round(1000 * max(START_SECONDS, timeout_seconds)),
-        coordinated_jobs=[
-            coordination_config_pb2.CoordinatedJob(name=job, num_tasks=len(jobs[job]))
-            for job in ("chief", "worker")
-            if jobs.get(job)
-        ],
+        coordinated_jobs=[coordination_config_pb2.CoordinatedJob(name="worker", num_tasks=workers)],
     )
     # Otherwise worker 0 registers alone and waits for the others forever.
     tf_context.context().coordination_service.cluster_register_with_barrier = True
 
 
-def _tf_config_workers() -> int:
-    """Return the number of workers in TF_CONFIG; 0 without it."""
-    text = os.environ.get("TF_CONFIG", "")
-    if not text:
-        return 0
+def _tf_config_workers() -> tuple[Sequence[str], int]:
+    """Return the addresses of the workers in TF_CONFIG, and the number of this one; none without it."""
+    text = os.environ.get("TF_CONFIG") or "{}"
     try:
         described = json.loads(text)
         members, task = described.get("cluster", {}), described.get("task", {})
-        if members and not {"type", "index"} <= task.keys():
+        if not members:
+            return (), 0
+        if not {"type", "index"} <= task.keys():
             raise ValueError("task.type and task.index are missing")
-        own = {task["type"]} if members else set()
-        if unknown := sorted((members.keys() | own) - {"chief", "worker"}):
+        if unknown := sorted((members.keys() | {task["type"]}) - {"chief", "worker"}):
             raise UsageError(
                 "TF_CONFIG may contain the roles chief and worker: all processes train together, without parameter "
                 f"servers and separate evaluators. Received: {', '.join(map(repr, unknown))}. Start no process for "
                 "other roles, and remove them."
             )
-        if members and not 0 <= int(task["index"]) < len(members.get(task["type"], [])):
-            raise ValueError(f"there is no {task['type']} {task['index']}")
-        return len(_workers(members))
+        own, chiefs = int(task["index"]), members.get("chief", [])
+        if not 0 <= own < len(members.get(task["type"], [])):
+            raise ValueError(f"there is no {task['type']} {own}")
+        # Worker 0 may be called 'chief': it then comes before the workers.
+        return [*chiefs, *members.get("worker", [])], own + (len(chiefs) if task["type"] == "worker" else 0)
     except (ValueError, AttributeError, TypeError) as error:
         raise UsageError(
             'TF_CONFIG must be JSON such as {"cluster": {"worker": ["host:port", ...]}, '
@@ -315,9 +298,6 @@ def check_workers_consistent(
 
     Training itself would not notice: gradients of other images, or other steps of the schedule, can be summed, too.
     Settings in MAY_DIFFER are not compared; `values` are further JSON values that must be equal.
-
-    Raises:
-        UsageError: something differs; on all workers.
     """
     if team.workers == 1:
         return

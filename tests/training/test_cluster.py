@@ -1,3 +1,4 @@
+import json
 import os
 import time
 
@@ -159,7 +160,7 @@ def test_a_slurm_step_becomes_a_cluster(monkeypatch):
         monkeypatch.setenv(name, value)
     met = Meeting(1, ("node07:1", "node08:2"), ("", ""), {0: None})
     monkeypatch.setattr(cluster, "meet", lambda address: met)
-    monkeypatch.setattr(cluster, "_configure_coordination", lambda jobs, timeout_seconds: None)
+    monkeypatch.setattr(cluster, "_configure_coordination", lambda workers, timeout_seconds: None)
     monkeypatch.setattr(tf.distribute, "MultiWorkerMirroredStrategy", lambda **made: made)
     made, meeting = build_strategy(settings())
     resolver = made["cluster_resolver"]
@@ -168,6 +169,24 @@ def test_a_slurm_step_becomes_a_cluster(monkeypatch):
     assert (resolver.task_type, resolver.task_id) == ("worker", 1)
     assert made["communication_options"].implementation.value == "RING"
     assert "TF_CONFIG" not in os.environ
+
+
+# Bugs caught: two workers with one number, since a chief counts apart; other addresses than those of TF_CONFIG.
+@pytest.mark.parametrize(("task", "number"), [("chief", 0), ("worker", 2)])
+def test_a_chief_of_tf_config_is_worker_0(task, number, monkeypatch):
+    described = {"chief": ["a:1"], "worker": ["b:1", "c:1"]}
+    own = {"type": task, "index": number // 2}
+    monkeypatch.setenv("TF_CONFIG", json.dumps({"cluster": described, "task": own}))
+    met = Meeting(number, ("x:1", "y:1", "z:1"), ("", "", ""), {0: None})
+    addresses = []
+    monkeypatch.setattr(cluster, "meet", lambda address: addresses.append(address) or met)
+    monkeypatch.setattr(cluster, "_configure_coordination", lambda workers, timeout_seconds: None)
+    monkeypatch.setattr(tf.distribute, "MultiWorkerMirroredStrategy", lambda **made: made)
+    made, _ = build_strategy(settings())
+    assert addresses == [ClusterAddress(3, number, "a:1")]
+    resolver = made["cluster_resolver"]
+    assert resolver.cluster_spec().as_dict() == {"worker": ["a:1", "b:1", "c:1"]}
+    assert (resolver.task_type, resolver.task_id) == ("worker", number)
 
 
 # Bug caught: a worker that is done lives on for up to a minute, as an autotune thread of an iterator sleeps.
