@@ -23,7 +23,9 @@ class MomentumOptimizer(keras.optimizers.Optimizer):
     launch. So the factors of all variables are computed as vectors, and the rest is one fused operation per variable.
     """
 
-    def __init__(self, learning_rate: Any, *, momentum: float, weight_decay: float, **kwargs: Any) -> None:
+    def __init__(
+        self, learning_rate: Any, *, momentum: float = 0.9, weight_decay: float = 1e-6, **kwargs: Any
+    ) -> None:
         # Keras' own weight decay is decoupled from the gradient; this one must not be.
         super().__init__(learning_rate=learning_rate, weight_decay=None, **kwargs)
         self.momentum = momentum
@@ -132,19 +134,15 @@ def norms(tensors: Sequence[tf.Tensor]) -> tf.Tensor:
 
 @keras.saving.register_keras_serializable("swav_tf")
 class LARS(MomentumOptimizer):
-    """v <- momentum v + direction; p <- p - rate v, on EVERY trainable tensor, BN and biases included."""
+    """v <- momentum v + direction; p <- p - rate v, on EVERY trainable tensor, BN and biases included.
+
+    Momentum is 0.9 and weight decay 1e-6 unless given.
+    """
 
     def __init__(
-        self,
-        learning_rate: Any,
-        *,
-        momentum: float = 0.9,
-        weight_decay: float = 1e-6,
-        trust_coefficient: float = 0.001,
-        name: str = "lars",
-        **kwargs: Any,
+        self, learning_rate: Any, *, trust_coefficient: float = 0.001, name: str = "lars", **kwargs: Any
     ) -> None:
-        super().__init__(learning_rate, momentum=momentum, weight_decay=weight_decay, name=name, **kwargs)
+        super().__init__(learning_rate, name=name, **kwargs)
         self.trust_coefficient = trust_coefficient
 
     def factors(
@@ -177,16 +175,9 @@ class Adam(MomentumOptimizer):
     """
 
     def __init__(
-        self,
-        learning_rate: Any,
-        *,
-        momentum: float = 0.9,
-        second_momentum: float = 0.999,
-        weight_decay: float = 1e-6,
-        name: str = "adam",
-        **kwargs: Any,
+        self, learning_rate: Any, *, second_momentum: float = 0.999, name: str = "adam", **kwargs: Any
     ) -> None:
-        super().__init__(learning_rate, momentum=momentum, weight_decay=weight_decay, name=name, **kwargs)
+        super().__init__(learning_rate, name=name, **kwargs)
         self.second_momentum = second_momentum
 
     def build(self, variables: Sequence[keras.Variable]) -> None:
@@ -295,16 +286,9 @@ class SGD(MomentumOptimizer):
     """
 
     def __init__(
-        self,
-        share: Any,
-        *,
-        rates: Sequence[float],
-        momentum: float = 0.9,
-        weight_decay: float = 0.0,
-        name: str = "sgd_by_part",
-        **kwargs: Any,
+        self, share: Any, *, rates: Sequence[float], name: str = "sgd_by_part", **kwargs: Any
     ) -> None:
-        super().__init__(share, momentum=momentum, weight_decay=weight_decay, name=name, **kwargs)
+        super().__init__(share, name=name, **kwargs)
         self.rates = list(rates)
 
     def factors(

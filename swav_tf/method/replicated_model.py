@@ -44,7 +44,7 @@ class ReplicatedModel(keras.Model):
         mean: Sequence[float],
         std: Sequence[float],
         loss_scale: LossScale,
-        accumulation_steps: int,
+        accumulation_steps: int = 1,
     ) -> None:
         super().__init__(name=name)
         self.backbone = backbone
@@ -94,7 +94,6 @@ class ReplicatedModel(keras.Model):
     def compile_from_config(self, config: dict[str, Any]) -> None:
         """Compile as the saved model was; Keras itself leaves models with an own `compile` uncompiled."""
         self.compile(**keras.saving.deserialize_keras_object(config))
-        self.optimizer.build(self.trainable_variables)
 
     def _state(self) -> dict[str, tf.Variable]:
         """Return the variables that are not weights."""
@@ -166,18 +165,16 @@ class ReplicatedModel(keras.Model):
     # === What Keras' `fit` calls ===
 
     def compile(self, optimizer: Any = "rmsprop", **settings: Any) -> None:
-        """Compile with one of this package's optimizers, whose steps are decided on sums over replicas.
-
-        Raises:
-            UsageError: another optimizer.
-        """
+        """Compile with one of this package's optimizers, whose steps are decided on sums over replicas."""
         if not isinstance(optimizer, MomentumOptimizer):
             name = optimizer if isinstance(optimizer, str) else type(optimizer).__name__
             raise UsageError(
                 f"The optimizer must be LARS, Adam or SGD of swav_tf.method.optimizers, which can skip a step on all "
                 f"replicas. Received: {name}."
             )
-        super().compile(optimizer=optimizer, **settings)
+        # The model scales the loss itself: Keras decides on one replica's gradients.
+        super().compile(optimizer=optimizer, **{"jit_compile": False, "auto_scale_loss": False} | settings)
+        optimizer.build(self.trainable_variables)
 
     def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
         """Skip the build, for which Keras would draw a batch and average its uint8 images over replicas."""

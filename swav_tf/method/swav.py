@@ -11,7 +11,6 @@ import tensorflow as tf
 
 from swav_tf.method.feature_queue import FeatureQueue
 from swav_tf.method.loss import swapped_prediction_loss
-from swav_tf.method.loss_scale import LossScale
 from swav_tf.method.replicated_model import ReplicatedModel
 from swav_tf.method.sinkhorn import sinkhorn
 from swav_tf.model.head import Prototypes
@@ -32,15 +31,11 @@ class SwAV(ReplicatedModel):
     batches of crops; `train_on_crops` does one step on given crops.
 
     Args:
-        backbone: normalized images (n, size, size, 3) to features (n, F).
         head: features (n, F) to projections (n, D).
         prototypes: normalized projections to scores.
         method: temperature, epsilon, Sinkhorn iterations, frozen steps.
-        mean: of the three channels of images in [0, 1].
-        std: likewise.
         queue: past projections that join the batch when codes are computed, or None.
-        loss_scale: factor on the loss, for half precision.
-        accumulation_steps: parts of a batch, which come one after the other.
+        **common: arguments of `ReplicatedModel`: backbone, mean, std, loss_scale and accumulation_steps.
     """
 
     parts = ("backbone", "head", "prototypes")
@@ -48,24 +43,13 @@ class SwAV(ReplicatedModel):
     def __init__(
         self,
         *,
-        backbone: keras.Model,
         head: keras.Model,
         prototypes: Prototypes,
         method: Method,
-        mean: Sequence[float],
-        std: Sequence[float],
         queue: FeatureQueue | None,
-        loss_scale: LossScale,
-        accumulation_steps: int = 1,
+        **common: Any,
     ) -> None:
-        super().__init__(
-            name="swav",
-            backbone=backbone,
-            mean=mean,
-            std=std,
-            loss_scale=loss_scale,
-            accumulation_steps=accumulation_steps,
-        )
+        super().__init__(name="swav", **common)
         self.head = head
         self.prototypes = prototypes
         self.method = method

@@ -77,10 +77,7 @@ def build_swav(recipe: Recipe, *, steps_per_epoch: int = 1, backbone: keras.Mode
         loss_scale=LossScale(enabled=recipe.train.precision == "mixed_float16"),
         accumulation_steps=recipe.train.accumulation_steps,
     )
-    optimizer = _optimizer(recipe, steps_per_epoch)
-    # The model scales the loss itself: Keras decides on one replica's gradients.
-    model.compile(optimizer=optimizer, jit_compile=False, auto_scale_loss=False)
-    optimizer.build(model.trainable_variables)
+    model.compile(optimizer=_optimizer(recipe, steps_per_epoch))
     return model
 
 

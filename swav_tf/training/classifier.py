@@ -32,44 +32,24 @@ class Classifier(ReplicatedModel):
     """A backbone with a dense layer on its pooled features (docs/algorithm.md, "Linear probe").
 
     Args:
-        backbone: maps normalized images (n, size, size, 3) to features (n, F).
         class_count: number of classes, C.
         frozen: keep the backbone unchanged: inference mode, no gradient, no moving averages.
-        mean, std: per channel, of images in [0, 1].
-        loss_scale: factor on the loss, for half precision.
-        accumulation_steps: parts into which a batch is divided.
+        **common: arguments of `ReplicatedModel`: backbone, mean, std, loss_scale and accumulation_steps.
     """
 
     parts = ("backbone", "classifier")
 
-    def __init__(
-        self,
-        *,
-        backbone: keras.Model,
-        class_count: int,
-        frozen: bool,
-        mean: Sequence[float],
-        std: Sequence[float],
-        loss_scale: LossScale,
-        accumulation_steps: int = 1,
-    ) -> None:
-        super().__init__(
-            name="classifier_model",
-            backbone=backbone,
-            mean=mean,
-            std=std,
-            loss_scale=loss_scale,
-            accumulation_steps=accumulation_steps,
-        )
+    def __init__(self, *, class_count: int, frozen: bool, **common: Any) -> None:
+        super().__init__(name="classifier_model", **common)
         self.frozen = frozen
-        backbone.trainable = not frozen
+        self.backbone.trainable = not frozen
         self.classifier = keras.layers.Dense(
             class_count,
             kernel_initializer=keras.initializers.RandomNormal(0.0, 0.01),
             dtype="float32",
             name="classifier",
         )
-        self.classifier.build((None, backbone.output_shape[-1]))
+        self.classifier.build((None, self.backbone.output_shape[-1]))
         self.finish_init()
 
     def get_config(self) -> dict[str, Any]:
@@ -160,11 +140,7 @@ class Start:
     origin: dict[str, Any]  # where the weights came from, for summaries
 
     def build(self, recipe: ProbeRecipe | FinetuneRecipe, *, class_count: int) -> Classifier:
-        """Build a classifier on this backbone, under the current strategy; it is not compiled.
-
-        Raises:
-            CheckpointError: arrays are missing or have another shape.
-        """
+        """Build a classifier on this backbone, under the current strategy; it is not compiled."""
         model = build_classifier(recipe, self.recipe, class_count)
         if self.weights is not None:
             targets = named_variables(model, ["backbone"])
@@ -173,12 +149,7 @@ class Start:
 
 
 def start_from(model: Path | str, *, from_scratch: bool = False) -> Start:
-    """Read the backbone of a pretraining run, or with `from_scratch` only the architecture, also of a recipe.
-
-    Raises:
-        UsageError: no such run, or it has no checkpoint.
-        CheckpointError: the checkpoint is damaged.
-    """
+    """Read the backbone of a pretraining run, or with `from_scratch` only the architecture, also of a recipe."""
     if from_scratch:
         config = Path(model) / "config.yaml"
         recipe = load_recipe(config if config.exists() else model)
