@@ -49,7 +49,7 @@ def probe_cached(
         RecipeError, DataError, UsageError: before anything is built.
     """
     with open_job(recipe, run_dir, quiet=quiet, one_device=True) as job:
-        _, start, data = open_run(job, recipe, model, how=BY_CACHE, from_scratch=from_scratch, fresh=fresh)
+        _, start, data = open_run(job, model, how=BY_CACHE, from_scratch=from_scratch, fresh=fresh)
         classes = len(data.class_names)
         order, held_out = held_out_first(len(data.train), recipe)
         if len(np.unique(data.train_labels[order[held_out:]])) < 2:
@@ -77,14 +77,14 @@ def probe_cached(
         sums = tally(classifier.classifier(queries), tf.constant(data.validation_labels))
         counts = counts_of([value.numpy() for value in sums])
         save_results(job, counts, data, title=f"{recipe.name}, cached features")
-        summary = job.write_summary(
+        return job.end(
+            classifier,
             **run_facts(recipe, start, data, BY_CACHE),
             last=counts.as_dict(),
             penalty=penalty,
             held_out_top1={f"{value:g}": accuracy for value, accuracy in accuracies.items()},
             seconds_features=seconds_features,
         )
-        return job.result(classifier, summary)
 
 
 def _check_memory(train: int, validation: int, features: int) -> None:

@@ -64,7 +64,7 @@ def train_classifier(
     """
     with open_job(recipe, run_dir, cluster, quiet=quiet) as job:
         recipe, start, data = open_run(
-            job, recipe, model, how=BY_SGD, from_scratch=from_scratch, fresh=fresh, least_steps=least_steps
+            job, model, how=BY_SGD, from_scratch=from_scratch, fresh=fresh, least_steps=least_steps
         )
         position, classes = job.position, len(data.class_names)
 
@@ -74,13 +74,14 @@ def train_classifier(
             return classifier
 
         classifier = job.build(build)
-        validate = _validate(job, classifier, data)
+        validate = _validate(job, recipe, classifier, data)
         chance = ("ln classes", math.log(classes))
         job.fit(classifier, [validate, *callbacks], averaged=AVERAGED, chance=chance)
         # Measured again if the run was complete already.
         counts = validate.counts or validate.validation.measure()
         save_results(job, counts, data, title=recipe.name)
-        summary = job.finish(
+        return job.finish(
+            classifier,
             **run_facts(recipe, start, data, BY_SGD),
             converged=_report_convergence(job, classes),
             last=position.validation["last"],
@@ -88,17 +89,17 @@ def train_classifier(
             train_loss_first=position.first_loss,
             train_loss_last=position.last_loss,
         )
-        return job.result(classifier, summary)
 
 
-def _validate(job: Job, classifier: Classifier, data: LabeledData) -> Validate:
+def _validate(
+    job: Job, recipe: ProbeRecipe | FinetuneRecipe, classifier: Classifier, data: LabeledData
+) -> Validate:
     batch_size = min(job.replica_batch_size, LARGEST_VALIDATION_BATCH)
-    images, labels, settings = data.validation, data.validation_labels, job.recipe.data
+    images, labels = data.validation, data.validation_labels
     validation = Validation(
-        classifier, images, labels, settings, replica_batch_size=batch_size, team=job.team
+        classifier, images, labels, recipe.data, replica_batch_size=batch_size, team=job.team
     )
-    assert not isinstance(job.recipe, Recipe)
-    every = job.recipe.monitor.validate_every_epochs
+    every = recipe.monitor.validate_every_epochs
     names = fingerprint(images)["names_sha256"]
     identity = hashlib.sha256(names.encode() + labels.tobytes()).hexdigest()
     return Validate(validation, job.position, job.metrics, every_epochs=every, images=identity)
@@ -139,20 +140,15 @@ probe = finetune = train_classifier
 
 
 def open_run(
-    job: Job,
-    recipe: ProbeRecipe | FinetuneRecipe,
-    model: Path | str,
-    *,
-    how: str,
-    from_scratch: bool,
-    fresh: bool,
-    least_steps: int = 0,
+    job: Job, model: Path | str, *, how: str, from_scratch: bool, fresh: bool, least_steps: int = 0
 ) -> tuple[ProbeRecipe | FinetuneRecipe, Start, LabeledData]:
     """Read the backbone, open the images and the run folder, and write model.json; return the recipe to train by.
 
     Raises:
         UsageError: workers differ, or the folder contains a run with other settings, weights or images.
     """
+    recipe = job.recipe
+    assert not isinstance(recipe, Recipe)
     start = start_from(model, from_scratch=from_scratch)
     data = open_labeled(recipe)
     if isinstance(recipe, FinetuneRecipe):
@@ -227,6 +223,4 @@ def compile_classifier(model: Classifier, recipe: ProbeRecipe | FinetuneRecipe, 
         momentum=recipe.optimizer.momentum,
         weight_decay=recipe.optimizer.weight_decay,
     )
-    # The model scales the loss itself: Keras decides on one replica's gradients.
-    model.compile(optimizer=optimizer, jit_compile=False, auto_scale_loss=False)
-    optimizer.build(model.trainable_variables)
+    model.compile(optimizer=optimizer)

@@ -4,7 +4,7 @@ with open_job(recipe, run_dir, cluster) as job:  # strategy, heartbeat, log leve
     job.open(source, fresh=fresh)                # same settings on all workers, folder and lock
     model = job.build(make)                      # under the strategy; resumed or new
     job.fit(model, callbacks, ...)               # metrics, progress, checkpoints, signals
-    job.finish(...)                              # summary.json
+    job.finish(model, ...)                       # summary.json
 """
 
 from __future__ import annotations
@@ -57,6 +57,7 @@ from swav_tf.training.tracking import check_installed
 
 ModelT = TypeVar("ModelT", bound=ReplicatedModel)
 _SILENT = logging.CRITICAL + 1
+VERSIONS = {"python": platform.python_version(), "tensorflow": tf.__version__, "keras": keras.__version__}
 
 
 @dataclass(frozen=True)
@@ -286,9 +287,10 @@ class Job:
         train = self.recipe.train
         return train.batch_size // self.team.replicas // train.accumulation_steps
 
-    def finish(self, **figures: Any) -> dict[str, Any]:
-        """Write summary.json of a training and return its content."""
-        return self.write_summary(
+    def finish(self, model: ModelT, **figures: Any) -> Result[ModelT]:
+        """Write the summary of a training and return what the job returns."""
+        return self.end(
+            model,
             **figures,
             epochs=self.recipe.train.epochs,
             steps=self.position.step,
@@ -297,22 +299,18 @@ class Job:
             resumed_from_step=self.resumed_from,
         )
 
-    def write_summary(self, **figures: Any) -> dict[str, Any]:
-        """Write summary.json and return its content: these figures, time and versions."""
+    def end(self, model: ModelT, **figures: Any) -> Result[ModelT]:
+        """Write summary.json, these figures, time and versions, and return what the job returns."""
         summary = {
             "recipe": self.recipe.name,
             **figures,
             "seconds": round(time.perf_counter() - self.started, 2),
-            "versions": versions(),
+            "versions": VERSIONS,
         }
         self.folder.write_summary(summary)
         if self.team.is_chief:
             self.metrics.tracking.begin()  # without steps, as in a cached probe, nothing has started it
             self.metrics.tracking.summary(summary)
-        return summary
-
-    def result(self, model: ModelT, summary: dict[str, Any]) -> Result[ModelT]:
-        """Return what a job returns."""
         return Result(model, self.run_dir, summary, self.team.is_chief)
 
     def _description(self) -> str:
@@ -321,14 +319,5 @@ class Job:
         return (
             f"{team.kind}: {team.workers} worker(s), {team.replicas} replica(s) on {team.devices}, global batch "
             f"{train.batch_size}{parts}, {self.position.steps_per_epoch} steps per epoch, {train.epochs} epochs, "
-            f"{train.precision}\n" + ", ".join(f"{name} {version}" for name, version in versions().items())
+            f"{train.precision}\n" + ", ".join(f"{name} {version}" for name, version in VERSIONS.items())
         )
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of Python, TensorFlow and Keras."""
-    return {
-        "python": platform.python_version(),
-        "tensorflow": str(tf.__version__),
-        "keras": str(keras.__version__),
-    }

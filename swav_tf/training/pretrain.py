@@ -43,8 +43,7 @@ def pretrain(
 
     Args:
         recipe: all settings.
-        run_dir: folder of the run; if it contains a checkpoint, the run resumes from it. Several workers need it
-            on a shared file system.
+        run_dir: folder of the run, for several workers on a shared file system; a checkpoint in it is resumed.
         cluster: address of this worker; not needed with TF_CONFIG or SLURM.
         fresh: start over; the earlier run is moved into `previous-N/`.
         weights: run folder or import to take the initial weights from, instead of random ones.
@@ -63,33 +62,31 @@ def pretrain(
         judges = evaluators(job, recipe, source)
         initial = read_pretrained(weights)[0].facts["sha256"] if weights and job.team.workers > 1 else None
         job.open(source, fresh=fresh, weights=initial)
-        job.position.usage = np.zeros(recipe.model.prototypes, np.int64)
+        position = job.position
+        position.usage = np.zeros(recipe.model.prototypes, np.int64)
 
-        model = job.build(partial(build_swav, recipe, steps_per_epoch=job.position.steps_per_epoch))
+        model = job.build(partial(build_swav, recipe, steps_per_epoch=position.steps_per_epoch))
         init_from(model, weights, job.folder, resumed=job.resumed_from is not None)
-        if job.position.at_end and (summary := job.folder.read_summary()):
+        if position.at_end and (summary := job.folder.read_summary()):
             log.info("This run is complete: %s", job.folder.path / "summary.json")
-            return job.result(model, summary)
+            return Result(model, job.run_dir, summary, job.team.is_chief)
 
         crops = " + ".join(f"{group.count} x {group.size} px" for group in recipe.crops)
         log.info(f"{recipe.name}: {len(source):,} images, {crops}, {recipe.model.prototypes} prototypes")
         ln_k = math.log(recipe.model.prototypes)
         shown = keras.callbacks.LambdaCallback(on_train_begin=lambda logs: _show_crops(job, recipe))
-        watching = (
-            [shown, CollapseWarning(recipe, job.position, rescue), *judges] if job.team.is_chief else []
-        )
+        watching = [shown, CollapseWarning(recipe, position, rescue), *judges] if job.team.is_chief else []
         job.fit(model, [*watching, *callbacks], averaged=AVERAGED, chance=("ln K", ln_k))
-        found = job.position
-        summary = job.finish(
+        return job.finish(
+            model,
             ln_k=ln_k,
             images=len(source),
-            loss_first=found.first_loss,
-            loss_last=found.last_loss,
-            **{key: found.validation.get(key) for key in ("knn_top1", *BASELINES, *VIEWS)},
-            prototypes_used=int(np.count_nonzero(found.usage)),
+            loss_first=position.first_loss,
+            loss_last=position.last_loss,
+            **{key: position.validation.get(key) for key in ("knn_top1", *BASELINES, *VIEWS)},
+            prototypes_used=int(np.count_nonzero(position.usage)),
             prototypes=recipe.model.prototypes,
         )
-        return job.result(model, summary)
 
 
 def _show_crops(job: Job, recipe: Recipe) -> None:

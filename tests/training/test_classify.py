@@ -11,7 +11,7 @@ from swav_tf.data.decode import evaluation_view
 from swav_tf.data.digits import Digits
 from swav_tf.plumbing.errors import DataError, RecipeError, UsageError
 from swav_tf.recipe.classifier import FinetuneRecipe, ProbeRecipe
-from swav_tf.recipe.files import save_recipe
+from swav_tf.recipe.files import load_any_recipe, save_recipe
 from swav_tf.runs.checkpoint import CheckpointError
 from swav_tf.runs.folder import best_checkpoint, epoch_in_words
 from swav_tf.training.cached_probe import probe_cached
@@ -147,9 +147,10 @@ def test_errors_are_found_before_training(tmp_path, pretrained):
 
 
 # Bugs caught: momentum, moving averages, step or best epoch missing from a checkpoint; images that come twice after a
-# mid-epoch resume; a validation that is written twice or counts for the wrong epoch; a backbone that stays as it was.
+# mid-epoch resume; a validation that is written twice or counts for the wrong epoch; a backbone that stays as it was;
+# a config.yaml without the kind that the images were read as.
 def test_fine_tuning_resumes(tmp_path, pretrained):
-    recipe = tiny_classifier_recipe(FinetuneRecipe)
+    recipe = tiny_classifier_recipe(FinetuneRecipe, data__kind="auto", data__path="digits")
     straight, stopped = tmp_path / "straight", tmp_path / "stopped"
     options = {"model": pretrained, "quiet": True}
     first = finetune(recipe, run_dir=straight, **options)
@@ -157,6 +158,7 @@ def test_fine_tuning_resumes(tmp_path, pretrained):
         finetune(recipe, run_dir=stopped, callbacks=[StopAfter(13)], **options)
     second = finetune(recipe, run_dir=stopped, **options)
     assert (second.summary["resumed_from_step"], second.summary["steps"]) == (14, 22)
+    assert load_any_recipe(straight / "config.yaml").data.kind == "digits"
     assert_same_bits(newest(straight, "finetune"), newest(stopped, "finetune"))
     assert metrics(straight) == metrics(stopped)
     for key in ("last", "best", "train_loss_first", "train_loss_last"):
