@@ -104,14 +104,13 @@ def write_card(
 
 def _row(name: str, parity: Parity) -> str:
     cells = [
-        "-" if parity.cosine_median is None else f"{parity.cosine_median:.6f}",
-        "-" if parity.neighbour_overlap is None else f"{parity.neighbour_overlap:.1%}",
-        *(
-            "-" if value is None or reference is None else f"{value:.1%} ({reference:.1%})"
-            for value, reference in (
-                (parity.knn, parity.knn_reference),
-                (parity.logits, parity.logits_reference),
-            )
-        ),
+        _cell("{:.6f}", parity.cosine_median),
+        _cell("{:.1%}", parity.neighbour_overlap),
+        _cell("{:.1%} ({:.1%})", parity.knn, parity.knn_reference),
+        _cell("{:.1%} ({:.1%})", parity.logits, parity.logits_reference),
     ]
     return f"| `{name}` | {name.removeprefix('model-').removesuffix('.onnx')} | {' | '.join(cells)} |"
+
+
+def _cell(text: str, *figures: float | None) -> str:
+    return "-" if None in figures else text.format(*figures)

@@ -166,13 +166,7 @@ def _rounding(model: onnx.ModelProto, ranges: Any, convolutions: Sequence[str]) 
     nodes = {node.name: node for node in model.graph.node if node.name in set(convolutions)}
     spans = {}
     for name, node in nodes.items():
-        known = node.input[0] in ranges.data
-        low, high = (
-            (float(np.ravel(end)[0]) for end in ranges.data[node.input[0]].range_value)
-            if known
-            else (0.0, 0.0)
-        )
-        spans[name] = max(abs(low), abs(high))
+        spans[name] = max(abs(float(np.ravel(end)[0])) for end in ranges.data[node.input[0]].range_value)
     usual = float(np.median(list(spans.values()))) or 1.0
     shares = {}
     for name, node in nodes.items():

@@ -9,10 +9,9 @@ from typing import Final
 
 import keras
 import numpy as np
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from rich.progress import TimeRemainingColumn as Remaining
 from rich.table import Column
-from rich.text import Text
 
 from swav_tf.plumbing.log import console, log
 from swav_tf.recipe.files import AnyRecipe
@@ -44,7 +43,7 @@ class ShowProgress(keras.callbacks.Callback):
         self._speed = "- images/s"
         self._task: TaskID | None = None
         self._bar = Progress(
-            _Stage(self, Column(no_wrap=True)),
+            TextColumn("{task.fields[shown].stage}", style="cyan", table_column=Column(no_wrap=True)),
             TextColumn("epoch {task.fields[epoch]}"),
             BarColumn(bar_width=10),
             MofNCompleteColumn(),
@@ -81,7 +80,9 @@ class ShowProgress(keras.callbacks.Callback):
         if self._task is None and console().is_terminal:
             total, done = self.position.total_steps, self.position.step
             epoch = f"{done // self.position.steps_per_epoch + 1}/{self.recipe.train.epochs}"
-            self._task = self._bar.add_task("", total=total, completed=done, epoch=epoch, figures="")
+            self._task = self._bar.add_task(
+                "", total=total, completed=done, epoch=epoch, figures="", shown=self
+            )
             self._bar.start()
 
     def on_train_batch_begin(self, batch: int, logs: Logs | None = None) -> None:
@@ -145,13 +146,3 @@ class ShowProgress(keras.callbacks.Callback):
         """Remove the live line."""
         if self._task is not None:
             self._bar.stop()
-
-
-class _Stage(ProgressColumn):
-    def __init__(self, shown: ShowProgress, column: Column) -> None:
-        self.shown = shown
-        super().__init__(table_column=column)
-
-    def render(self, task: Task) -> Text:
-        """Return the stage, also when no step has ended since."""
-        return Text(self.shown.stage, "cyan")
