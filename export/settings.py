@@ -58,11 +58,7 @@ class ExportSettings:
 
 @dataclass(frozen=True)
 class EngineSettings:
-    """How to build engines.
-
-    Raises:
-        UsageError: a value is out of range.
-    """
+    """How to build engines."""
 
     profile: Batches = PROFILE  # images at once
     options: BuilderOptions = field(default_factory=BuilderOptions)

@@ -119,9 +119,6 @@ def fold_kernels(model: onnx.ModelProto, kernels: Mapping[str, tuple[str, Callab
         model: the converter's graph.
         kernels: by name of the input: the name of the weight, and a function that returns its value
             (height, width, in, out), or (in, out) of a dense layer, float32.
-
-    Raises:
-        ExportError: the graph has another form.
     """
     graph = model.graph
     _drop_identity_reshapes(model)

@@ -97,9 +97,6 @@ def compare_files(
 
     The files may be third-party, and may prepare images differently. At most `count` images are drawn; if all have
     labels, k-NN is compared too.
-
-    Raises:
-        DataError: there are too few images.
     """
     bad_share = file.data.max_bad_share
     drawn, features = {}, {}

@@ -135,11 +135,7 @@ def _blocks(rows: int, size: int) -> Iterator[slice]:
 
 
 def unit_rows(rows: np.ndarray) -> np.ndarray:
-    """Return a float32 copy of rows (N, F) at length 1; rows of zeros stay so.
-
-    Raises:
-        ValueError: a value is not finite.
-    """
+    """Return a float32 copy of rows (N, F) at length 1; rows of zeros stay so."""
     unit = np.array(rows, np.float32)
     norms = np.sqrt(np.einsum("ij,ij->i", unit, unit))[:, np.newaxis]  # np.linalg.norm would square a copy
     if not np.isfinite(norms).all():

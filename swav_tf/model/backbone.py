@@ -20,11 +20,7 @@ from swav_tf.recipe.pretraining import Model
 
 
 def build_backbone(settings: Model) -> keras.Model:
-    """Build a model from normalized images (n, height, width, 3) to pooled features (n, F).
-
-    Raises:
-        RecipeError: the library has no such backbone, or refuses the arguments.
-    """
+    """Build a model from normalized images (n, height, width, 3) to pooled features (n, F)."""
     backbone = settings.backbone
     if backbone.library == "keras_cv":
         return _keras_cv_backbone(settings)

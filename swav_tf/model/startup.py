@@ -43,11 +43,7 @@ def start() -> None:
 
 
 def set_keras() -> None:
-    """Set what layers depend on, and log what a user's settings were.
-
-    Raises:
-        UsageError: this process has imported Keras with another backend.
-    """
+    """Set what layers depend on, and log what a user's settings were; UsageError for another backend."""
     import keras
 
     if keras.backend.backend() != "tensorflow":

@@ -267,21 +267,13 @@ def extract_features(
     *,
     batch_size: int = 128,
 ) -> np.ndarray:
-    """Return the features (n, F), float32, of the evaluation views of images in inference mode.
-
-    Raises:
-        DataError: an image cannot be read.
-    """
+    """Return the features (n, F), float32, of the evaluation views of images in inference mode."""
     length = model.backbone.output_shape[-1]
     return _rows(lambda views: model.features(views).numpy(), length, source, indices, settings, batch_size)
 
 
 def pixel_features(source: ImageSource, indices: Indices, settings: Data) -> np.ndarray:
-    """Return the evaluation views of images as vectors, float32 (n, s * s * 3), s at most PIXELS_SIDE.
-
-    Raises:
-        DataError: an image cannot be read.
-    """
+    """Return the evaluation views of images as vectors, float32 (n, s * s * 3), s at most PIXELS_SIDE."""
     side = min(PIXELS_SIDE, settings.evaluation.crop)
 
     def pixels(views: np.ndarray) -> np.ndarray:

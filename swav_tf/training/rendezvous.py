@@ -52,16 +52,6 @@ class ClusterAddress:
                 f"Received: {self.master!r} ({error})."
             ) from error
 
-    @property
-    def host(self) -> str:
-        """Return the master's host."""
-        return split_address(self.master)[0]
-
-    @property
-    def port(self) -> int:
-        """Return the master's port."""
-        return split_address(self.master)[1]
-
 
 # === SLURM ===
 
@@ -79,9 +69,6 @@ def slurm_address(environment: Mapping[str, str], *, has_gpus: bool) -> ClusterA
 
     The port follows from job and step, so that two jobs on one node do not collide. It serves the meeting only;
     each worker then takes a free one. `has_gpus`: whether this process sees GPUs.
-
-    Raises:
-        UsageError: the tasks of the step cannot train together.
     """
     nodes = environment.get("SLURM_STEP_NODELIST", "")
     first = re.match(r"(?:[^,\[\]]|\[\d[\d,-]*\])+(?=,|$)", nodes)
@@ -185,15 +172,16 @@ class _Host:
 
     def __init__(self, address: ClusterAddress, name: str, deadline: float) -> None:
         self.address, self.deadline = address, deadline
-        self.workers, self.names = {0: join_address(address.host, free_port())}, {0: name}
+        self.host, self.port = split_address(address.master)
+        self.workers, self.names = {0: join_address(self.host, free_port())}, {0: name}
         self.guests: dict[int, Connection] = {}
 
     def meet(self) -> Meeting:
         try:
-            server = listen(self.address.port)
+            server = listen(self.port)
         except OSError as error:
             raise SwavError(
-                f"Node 0 must be able to listen at port {self.address.port} of --master {self.address.master}: "
+                f"Node 0 must be able to listen at port {self.port} of --master {self.address.master}: "
                 f"{error}. Another job may use it: choose another port, the same on all nodes."
             ) from error
         try:
@@ -252,7 +240,7 @@ class _Host:
             return True
         host = host.removeprefix("::ffff:")  # the prefix of IPv4 addresses at a socket for both
         if ip_address(host.partition("%")[0]).is_loopback:  # another worker of this machine
-            host = address.host
+            host = self.host
         taken = rank not in self._missing()
         if nodes != address.nodes or taken or not 0 < rank < address.nodes:
             self.guests[-1] = guest  # it receives the reason, too
@@ -294,7 +282,7 @@ def _connect(address: ClusterAddress, deadline: float) -> Connection:
     notice: float | None = time.monotonic() + NOTICE_SECONDS
     while True:
         try:
-            master = socket.create_connection((address.host, address.port), timeout=5.0)
+            master = socket.create_connection(split_address(address.master), timeout=5.0)
             if master.getsockname() != master.getpeername():
                 master.settimeout(max(deadline - time.monotonic(), 0.001))
                 return Connection(master)

@@ -37,9 +37,6 @@ def pretrain_with_rescue(
         fresh: start over with the first attempt.
         keep: settings such as `model.prototypes` that no remedy may change.
         **options: further arguments of `pretrain`.
-
-    Raises:
-        SwavError: as for `pretrain`.
     """
     path, config = run_dir / ATTEMPTS, run_dir / "config.yaml"
     attempts: list[dict[str, Any]] = []

@@ -158,11 +158,7 @@ def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
 
 
 def check_installed(track: tuple[str, ...]) -> None:
-    """Check that the packages of trackers are installed.
-
-    Raises:
-        UsageError: one is not.
-    """
+    """Check that the packages of trackers are installed."""
     for name in track:
         if importlib.util.find_spec(name) is None:
             raise UsageError(f"{name} is not installed. Run: pip install 'swav-tf[{name}]'")

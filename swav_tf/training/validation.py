@@ -84,11 +84,7 @@ def tally(logits: tf.Tensor, labels: tf.Tensor) -> list[tf.Tensor]:
 
 
 def counts_of(sums: list[npt.NDArray[np.float32]]) -> Counts:
-    """Return the counts of summed tallies.
-
-    Raises:
-        SwavError: logits were not finite.
-    """
+    """Return the counts of summed tallies."""
     confusion, top5, loss, broken = sums
     if broken:
         raise SwavError(

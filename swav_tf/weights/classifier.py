@@ -77,10 +77,6 @@ def classifier_run(
 
     The content of `source` was `found` there and is `fitted` as a complete model; for the others see `import_weights`.
     Without a `config` the recipe is the bundled one with the backbone's view of images.
-
-    Raises:
-        UsageError: the backbone is missing or superfluous, or its number of features is not the classifier's; or
-            the list of classes does not fit.
     """
     base, base_fitted, base_source = _backbone_of(found, fitted, source, backbone)
     if base_fitted.sizes.classes is None and (base_source / "config.yaml").is_file():

@@ -55,12 +55,7 @@ class Weights:
 
 
 def recognize(tree: Any, source: str, *, prefix: str | None = None) -> Weights:
-    """Return the weights in a tree, the nested dictionaries and arrays of the file `source`.
-
-    Raises:
-        UsageError: no tensor has the prefix.
-        WeightsError: the format is unknown.
-    """
+    """Return the weights in a tree, the nested dictionaries and arrays of the file `source`."""
     state, nested = _state_of(tree, source, prefix)
     if any(name.rpartition(".")[2] in _NORM_NAMES for name in state):
         return _paddle(state)
