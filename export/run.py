@@ -17,10 +17,9 @@ from evaluate.backends.onnx_metadata import OnnxMetadata, Precision, Preprocessi
 from evaluate.images import open_images
 from export import onnx_file
 from export.card import write_card
-from export.int8 import save_int8
 from export.onnx_file import save_model, weight_bytes
 from export.parity import GATES, Parity, compare, parity_text, run_all
-from export.precision import to_fp16
+from export.precision import save_int8, to_fp16
 from export.reference import REFERENCE, Reference, Views, draw_images, no_images, write_reference
 from export.settings import ExportSettings
 from export.staging import ExportError, filled_folder

@@ -16,9 +16,8 @@ from evaluate.backends.engine_file import Batches, BuilderOptions, read_engine, 
 from evaluate.backends.onnx_metadata import read_metadata
 from evaluate.backends.tensorrt_module import Gpu, NoGpuError, TensorrtLog, find_tensorrt
 from export.engine import build_engine, configure
-from export.int8 import calibrate, quantize_within
 from export.onnx_file import save_model
-from export.precision import to_int8_tensorrt
+from export.precision import calibrate, quantize_within, to_int8_tensorrt
 from export.settings import EngineSettings
 from export.staging import ExportError
 from export.verify import verify

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from export.engine_proof import from_inspector, from_listing, prove
+from export.engine import from_inspector, from_listing, prove
 from export.staging import ExportError
 
 # As TensorRT 10 documents its inspector: types in words, weights with a type of their own.

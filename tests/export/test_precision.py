@@ -8,8 +8,7 @@ import pytest
 from onnx import TensorProto, numpy_helper
 from onnxruntime.quantization.calibrate import TensorData
 
-from export.int8 import calibrate, quantize_within
-from export.precision import to_fp16, to_int8
+from export.precision import calibrate, quantize_within, to_fp16, to_int8
 from export.staging import ExportError
 from tests.export.edits import operators
 

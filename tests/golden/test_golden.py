@@ -20,8 +20,7 @@ from safetensors.numpy import load_file
 
 import swav_tf
 from cli.main import main
-from export.int8 import calibrate
-from export.precision import to_int8
+from export.precision import calibrate, to_int8
 from tests.golden.golden import (
     CROPS,
     GOLDEN,

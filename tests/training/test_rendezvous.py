@@ -8,7 +8,14 @@ import pytest
 
 from swav_tf.plumbing.errors import SwavError, UsageError
 from swav_tf.training import rendezvous
-from swav_tf.training.rendezvous import ClusterAddress, join_address, meet, slurm_address, slurm_tasks
+from swav_tf.training.rendezvous import (
+    ClusterAddress,
+    join_address,
+    meet,
+    slurm_address,
+    slurm_tasks,
+    split_address,
+)
 
 # Task 2 of `srun --nodes=4 --ntasks-per-node=1 --gpus-per-node=8`, by srun's manual ('OUTPUT ENVIRONMENT VARIABLES').
 FOUR_NODES = {
@@ -40,7 +47,8 @@ FOUR_NODES = {
 )
 def test_a_step_is_a_cluster(nodes, first):
     address = slurm_address(FOUR_NODES | {"SLURM_STEP_NODELIST": nodes}, has_gpus=True)
-    assert (address.nodes, address.node_rank, address.host) == (4, 2, first)
+    host, _ = split_address(address.master)
+    assert (address.nodes, address.node_rank, host) == (4, 2, first)
 
 
 @pytest.mark.parametrize("nodes", ["", "gpu[01-", "gpu[a-b]", "gpu[]", ",gpu1", "gpu]1["])
@@ -51,11 +59,12 @@ def test_a_wrong_node_list_is_refused(nodes):
 
 # Bug caught: two jobs, or two steps of one job, that meet at one port of a node they share.
 def test_the_port_follows_from_job_and_step():
-    ports = {
-        slurm_address(FOUR_NODES | {"SLURM_JOB_ID": job, "SLURM_STEP_ID": step}, has_gpus=True).port
+    addresses = [
+        slurm_address(FOUR_NODES | {"SLURM_JOB_ID": job, "SLURM_STEP_ID": step}, has_gpus=True)
         for job in ("4211", "4212", "4213")
         for step in ("0", "1")
-    }
+    ]
+    ports = {split_address(address.master)[1] for address in addresses}
     assert len(ports) == 6
     assert all(20_000 <= port < 32_000 for port in ports)
     masters = {slurm_address(FOUR_NODES | {"SLURM_PROCID": str(r)}, has_gpus=True).master for r in range(4)}
@@ -212,8 +221,7 @@ def test_an_occupied_port_is_reported():
     [("node07:9000", "node07", 9000), ("10.0.0.1:1", "10.0.0.1", 1), ("[fd00::1]:9000", "fd00::1", 9000)],
 )
 def test_addresses(master, host, port):
-    address = ClusterAddress(2, 0, master)
-    assert (address.host, address.port) == (host, port)
+    assert split_address(ClusterAddress(2, 0, master).master) == (host, port)
     assert join_address(host, port) == master
 
 
