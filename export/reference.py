@@ -8,18 +8,25 @@ import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from evaluate.backends.onnx_metadata import dataset_name
-from evaluate.images import ImageSet
+from evaluate.images import ImageSet, open_images
+from export.settings import ExportSettings
 from swav_tf.data.bad_images import BadImages
+from swav_tf.data.labels import numbered
 from swav_tf.data.views import ViewedImage, view_images
 from swav_tf.plumbing.errors import DataError, UsageError
-from swav_tf.recipe.data import EvaluationView
+from swav_tf.plumbing.log import log
+from swav_tf.recipe.data import Data, EvaluationView
+
+if TYPE_CHECKING:
+    from export.graph import TrainedModel
 
 REFERENCE: Final = "reference.npz"
+RANDOM_IMAGES: Final = 16  # of random pixels, compared in addition to the real ones
 
 
 @dataclass(frozen=True)
@@ -30,6 +37,25 @@ class Views:
     labels: np.ndarray  # (n,), -1 for none
     facts: dict[str, Any] = field(default_factory=dict)  # of the draw
     class_names: tuple[str, ...] = ()  # that the labels number
+
+
+def draw(data: Data, settings: ExportSettings, view: EvaluationView) -> tuple[Views, Views]:
+    """Draw images to compare and to calibrate on; without any, fp32 and fp16 are compared on random pixels only.
+
+    They are those of the settings, by default the training images `data`.
+    """
+    given = (settings.data, settings.kind, settings.split) != (None, None, None)
+    try:
+        images = open_images(settings.data, like=data, kind=settings.kind, split=settings.split)
+    except (UsageError, DataError) as error:
+        if given or "int8" in settings.precisions:
+            raise type(error)(f"--calibration: {error}") from error
+        log.info(
+            "Only random pixels are compared, no real images: %s Provide some with --calibration.", error
+        )
+        return no_images(view), no_images(view)
+    counts = settings.reference_images, settings.calibration_images if "int8" in settings.precisions else 0
+    return draw_images(images, counts, view, seed=settings.seed, max_bad_share=data.max_bad_share)
 
 
 def draw_images(
@@ -97,6 +123,33 @@ class Reference:
     weights_sha256: str  # of the model
     view: EvaluationView
     facts: dict[str, Any]  # source, step and recipe, for people
+
+
+def reference_of(
+    trained: TrainedModel, names: tuple[str, ...], view: EvaluationView, compared: Views, seed: int
+) -> Reference:
+    """Return the drawn images and some of random pixels, with the outputs of Keras."""
+    pixels = (RANDOM_IMAGES, view.crop, view.crop, 3)
+    noise = np.random.default_rng(seed).integers(0, 256, pixels, dtype=np.uint8)
+    log.info("Keras: %d images and %d of random pixels", len(compared.images), len(noise))
+    images = np.concatenate([compared.images, noise])
+    outputs = trained.outputs(images)
+    return Reference(
+        images=images,
+        labels=np.concatenate([compared.labels, np.full(len(noise), -1, np.int64)]),
+        real=np.arange(len(images)) < len(compared.images),
+        outputs={name: outputs[name] for name in names},
+        weights_sha256=trained.weights_sha256,
+        view=view,
+        facts={
+            "step": trained.step,
+            "epoch": trained.epoch,
+            "recipe": trained.recipe.name,
+            "real": compared.facts or None,
+            "labels_of_logits": [*(compared.class_names or numbered(len(trained.class_names)))]
+            == [*trained.class_names],
+        },
+    )
 
 
 def write_reference(path: Path, reference: Reference) -> None:

@@ -14,16 +14,14 @@ import onnx
 from evaluate.backends.checksums import PARITY, Checksum, read_checksums
 from evaluate.backends.onnx_backend import OnnxBackend
 from evaluate.backends.onnx_metadata import OnnxMetadata, Precision, Preprocessing, dataset_name, public_data
-from evaluate.images import open_images
 from export import onnx_file
 from export.card import write_card
 from export.onnx_file import save_model, weight_bytes
 from export.parity import GATES, Parity, compare, parity_text, run_all
 from export.precision import save_int8, to_fp16
-from export.reference import REFERENCE, Reference, Views, draw_images, no_images, write_reference
+from export.reference import REFERENCE, Reference, Views, draw, reference_of, write_reference
 from export.settings import ExportSettings
 from export.staging import ExportError, filled_folder
-from swav_tf.data.labels import numbered
 from swav_tf.plumbing.errors import DataError, UsageError
 from swav_tf.plumbing.log import log
 from swav_tf.plumbing.system import version_of
@@ -32,7 +30,6 @@ from swav_tf.recipe.data import EvaluationView
 if TYPE_CHECKING:
     from export.graph import TrainedModel
 
-RANDOM_IMAGES: Final = 16  # of random pixels, compared in addition to the real ones
 TOOLS: Final = ("swav-tf", "tensorflow", "keras", "tf2onnx", "onnx", "onnxruntime", "numpy")
 
 
@@ -98,8 +95,8 @@ def _convert(run_dir: Path, settings: ExportSettings) -> Source:
     view = trained.recipe.data.evaluation
     if settings.size is not None:  # the same share of the image
         view = EvaluationView(resize=round(settings.size * view.resize / view.crop), crop=settings.size)
-    compared, calibration = _draw(trained, settings, view)
-    reference = _reference(trained, outputs, view, compared, settings.seed)
+    compared, calibration = draw(trained.recipe.data, settings, view)
+    reference = reference_of(trained, outputs, view, compared, settings.seed)
     log.info("converting the graph in float32")
     size = None if settings.dynamic_size else view.crop
     graph = build_graph(trained, outputs=outputs, size=size, graph_input=settings.graph_input)
@@ -121,49 +118,6 @@ def _outputs(trained: TrainedModel, requested: tuple[str, ...]) -> tuple[str, ..
             "come from the folder of a probe or fine-tuning run, projections and scores from that of pretraining."
         )
     return requested
-
-
-def _draw(trained: TrainedModel, settings: ExportSettings, view: EvaluationView) -> tuple[Views, Views]:
-    """Draw images to compare and to calibrate on. Without any, fp32 and fp16 are compared on random pixels only."""
-    data = trained.recipe.data
-    given = (settings.data, settings.kind, settings.split) != (None, None, None)
-    try:
-        images = open_images(settings.data, like=data, kind=settings.kind, split=settings.split)
-    except (UsageError, DataError) as error:
-        if given or "int8" in settings.precisions:
-            raise type(error)(f"--calibration: {error}") from error
-        log.info(
-            "Only random pixels are compared, no real images: %s Provide some with --calibration.", error
-        )
-        return no_images(view), no_images(view)
-    counts = settings.reference_images, settings.calibration_images if "int8" in settings.precisions else 0
-    return draw_images(images, counts, view, seed=settings.seed, max_bad_share=data.max_bad_share)
-
-
-def _reference(
-    trained: TrainedModel, names: tuple[str, ...], view: EvaluationView, compared: Views, seed: int
-) -> Reference:
-    pixels = (RANDOM_IMAGES, view.crop, view.crop, 3)
-    noise = np.random.default_rng(seed).integers(0, 256, pixels, dtype=np.uint8)
-    log.info("Keras: %d images and %d of random pixels", len(compared.images), len(noise))
-    images = np.concatenate([compared.images, noise])
-    outputs = trained.outputs(images)
-    return Reference(
-        images=images,
-        labels=np.concatenate([compared.labels, np.full(len(noise), -1, np.int64)]),
-        real=np.arange(len(images)) < len(compared.images),
-        outputs={name: outputs[name] for name in names},
-        weights_sha256=trained.weights_sha256,
-        view=view,
-        facts={
-            "step": trained.step,
-            "epoch": trained.epoch,
-            "recipe": trained.recipe.name,
-            "real": compared.facts or None,
-            "labels_of_logits": [*(compared.class_names or numbered(len(trained.class_names)))]
-            == [*trained.class_names],
-        },
-    )
 
 
 def _metadata(

@@ -42,14 +42,10 @@ class ServedModel:
 
 
 def write_repository(folder: Path, files: Sequence[Path]) -> list[Path]:
-    """Write a folder for each file, for Triton's --model-repository.
+    """Write a folder for each file, for Triton's --model-repository, and return these folders.
 
-    Args:
-        folder: the repository; models of the same names are replaced.
-        files: ONNX files from `swav-tf export`, and engines next to the ONNX file that they were built from.
-
-    Returns:
-        The models' folders.
+    Models of the same names are replaced. The files are ONNX files from `swav-tf export`, and engines next to the ONNX
+    file that they were built from.
 
     Raises:
         UsageError: Triton cannot serve an engine.
