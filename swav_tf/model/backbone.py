@@ -57,10 +57,7 @@ def _keras_cv_backbone(settings: Model) -> keras.Model:
 def build_resnet(name: str, *, width: int = 1, batch_norm: Settings) -> keras.Model:
     """Build a model from normalized images (n, height, width, 3) to pooled features (n, channels).
 
-    Args:
-        name: a key of ARCHITECTURES.
-        width: factor on the channels of every stage and of the stem.
-        batch_norm: settings of every batch normalization.
+    Its name is a key of ARCHITECTURES; `width` is a factor on the channels of every stage and of the stem.
     """
     architecture = ARCHITECTURES[name]
     inputs = keras.Input((None, None, 3), name="images")

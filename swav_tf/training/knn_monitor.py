@@ -76,9 +76,8 @@ class _Evaluator(keras.callbacks.Callback):
     @property
     def _is_early(self) -> bool:
         position = self.job.position
-        return position.at_epoch_end and position.epoch + 1 == early_epoch(
-            self.recipe, position.steps_per_epoch
-        )
+        epoch = early_epoch(self.recipe, position.steps_per_epoch)
+        return position.at_epoch_end and position.epoch + 1 == epoch
 
     def _keep(self, kind: str, **figures: float | None) -> None:
         self.job.position.validation.update(figures)
@@ -237,10 +236,7 @@ class ViewEvaluator(_Evaluator):
             return None
         mean = (one.mean(axis=0) + other.mean(axis=0)) / 2  # pooled features are all alike
         one, other = one - mean, other - mean
-        nearest = (
-            find_neighbors(one, other, k=1).indices[:, 0],
-            find_neighbors(other, one, k=1).indices[:, 0],
-        )
+        nearest = [find_neighbors(*pair, k=1).indices[:, 0] for pair in ((one, other), (other, one))]
         return float(np.mean(np.stack(nearest) == np.arange(len(one))))
 
 
@@ -302,11 +298,9 @@ def _rows(
 
 def lost_to(found: dict[str, Any], queries: int, baselines: Iterable[str] = BASELINES) -> str:
     """Return the baselines that the features do not exceed by two standard errors of the difference; "" if none."""
-    top1, lost = found["knn_top1"] or 0.0, []
-    for key in baselines:
-        if (base := found.get(key)) is not None:
-            lost += [] if exceeds(top1, base, queries) else [BASELINES[key]]
-    return " and ".join(lost)
+    top1 = found["knn_top1"] or 0.0
+    measured = [key for key in baselines if found.get(key) is not None]
+    return " and ".join(BASELINES[key] for key in measured if not exceeds(top1, found[key], queries))
 
 
 def exceeds(share: float, base: float, count: int) -> bool:
@@ -317,10 +311,7 @@ def exceeds(share: float, base: float, count: int) -> bool:
 def verdict(found: dict[str, Any], queries: int) -> tuple[int, str]:
     """Return level and text of the verdict by k-NN accuracy at the end of a run."""
     if "knn_top1_initial" not in found:
-        return (
-            logging.INFO,
-            "The k-NN accuracy has no baselines, because an earlier version started this run.",
-        )
+        return logging.INFO, "The k-NN accuracy has no baselines: an earlier version started this run."
     by = f"{comparison(found)} of {queries:,} images: the features are"
     if not (lost := lost_to(found, queries)):
         return logging.INFO, f"{by} better than {' and '.join(BASELINES.values())}."

@@ -33,11 +33,7 @@ _DTYPES = {
 
 
 def open_weights(path: Path, *, prefix: str | None = None) -> Weights:
-    """Read the weights in a file or folder and recognize their format.
-
-    Args:
-        path: of the file or folder.
-        prefix: of the names of the wanted tensors, dictionaries' keys included; None: the usual one.
+    """Read the weights in a file or folder and recognize their format; `prefix` as in `import_weights`.
 
     Raises:
         UsageError: there is no such file, it is a folder without a run or checkpoint, or no name has the prefix.

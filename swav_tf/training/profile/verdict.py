@@ -51,12 +51,7 @@ class Verdict:
 def verdict(loop: Loop, recipe: Recipe, *, cores: int, cpu_ms_image: float, replicas: int) -> Verdict:
     """Return the largest part of the loop, or the input if the step waits for it.
 
-    Args:
-        loop: the measured times.
-        recipe: the settings that the advice may change.
-        cores: cores available to this process.
-        cpu_ms_image: CPU time of one image's crops.
-        replicas: number of devices.
+    `cores` are available to this process; crops of an image take `cpu_ms_image` of CPU time.
     """
     parts: dict[Bound, float] = {"input": loop.input_ms, "host": loop.host_ms, "device": loop.device_ms}
     waits = loop.wait_ms >= WAITING_SHARE * loop.loop_ms
