@@ -9,7 +9,8 @@ finished in the folder are not repeated. Prints a Markdown table for docs/result
 folder.
 
 All accuracies are of the last epoch, on the test images. The labels of a share are drawn by the seed, equally many of
-each class; from scratch means the same network and images with random weights.
+each class. "From that classifier" is the recipe `finetune`, the other rows of fine-tuning are `finetune_digits`; from
+scratch means the same network and images with random weights.
 """
 
 from __future__ import annotations
@@ -70,15 +71,23 @@ def study(run: Path, folder: Path, seed: int, options: argparse.Namespace) -> di
         linear = linear_accuracy(features[0][drawn], labels[0][drawn], features[1], labels[1])
         row(f"logistic regression on features | {of_share}", linear)
         subset = f"subset={json.dumps(str(folder / f'labels-{share:g}.txt'))}"
+        once = [
+            f"train.seed={seed}",
+            subset,
+            "monitor.tensorboard=false",
+            "monitor.validate_every_epochs=1000",
+        ]
+        flips = f"crop.flip_probability={recipe.crop.flip_probability}"
+        images = [f"data={recipe.data.model_dump_json()}", f"crop.size={recipe.data.evaluation.crop}", flips]
+        tuning = load_recipe_of(FinetuneRecipe, "finetune", [*images, *once])
+        result = finetune(tuning, model=run, run_dir=folder / f"finetune-{share:g}", quiet=True)
+        row(f"fine-tuned from that classifier | {of_share}", float(result.summary["last"]["top1"]))
         few = len(names) < FEW_IMAGES
         for remark, changes in (("", FEW if few else ()), (", twice as long, twice the rate", LONGER)):
             if remark and (few or options.short):
                 continue
-            once = [*settings, subset, "monitor.tensorboard=false", "monitor.validate_every_epochs=1000"]
             for what, from_scratch in (("fine-tuned from SwAV", False), ("from scratch", True)):
-                rate = options.backbone_rate if not from_scratch else None
-                slow = [] if rate is None else [f"optimizer.backbone_learning_rate={rate}"]
-                tuning = load_recipe_of(FinetuneRecipe, "finetune_digits", [*once, *slow, *changes])
+                tuning = load_recipe_of(FinetuneRecipe, "finetune_digits", [*settings, *once, *changes])
                 place = f"{what}-{share:g}{remark}".replace(" ", "-")
                 result = finetune(
                     tuning, model=run, run_dir=folder / place, from_scratch=from_scratch, quiet=True
@@ -114,7 +123,6 @@ def main() -> None:
     parser.add_argument("--images", type=Path, nargs=2, metavar=("TRAIN", "TEST"), help="default: the digits")
     parser.add_argument("--shares", type=float, nargs="+", default=[0.1, 0.02])
     parser.add_argument("--short", action="store_true")
-    parser.add_argument("--backbone-rate", type=float, help="of pretrained backbones; default: the recipe's")
     parser.add_argument("--run", type=Path, nargs="+", help="finished runs of the demo's recipe, one a seed")
     arguments = parser.parse_args()
     if arguments.run and len(arguments.run) != len(arguments.seeds):

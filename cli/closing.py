@@ -57,9 +57,11 @@ def _after_pretraining(recipe: Recipe, run_dir: Path, summary: dict[str, Any]) -
 
 def _after_classifying(recipe: ClassifierRecipe, run_dir: Path, summary: dict[str, Any]) -> str:
     results = []
-    for name in ("last", "best"):
+    for name in ("initial", "last", "best"):
         if figures := summary.get(name):
             epoch = f"{name} epoch ({figures['epoch']}): " if "epoch" in figures else ""
+            if name == "initial":
+                epoch = "probe, where it started: "
             results.append(f"{epoch}top-1 {100 * figures['top1']:.2f} %, top-5 {100 * figures['top5']:.2f} %")
     commands: list[Command] = [["validate", run_dir]]
     if "best" in summary and summary["best"] != summary["last"]:

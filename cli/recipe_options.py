@@ -227,7 +227,7 @@ class ClassifierChoice:
     train: str | None
     validation: str | None
     model: str
-    config: str | None  # None: `probe`, with the images and the view of the pretraining
+    config: str | None  # None: `probe` or `finetune`, with the images and the view of the pretraining
     overrides: tuple[str, ...]
     track: tuple[str, ...]
     subset: Path | None
@@ -241,7 +241,7 @@ class ClassifierChoice:
         from swav_tf.recipe.files import load_recipe_of
         from swav_tf.training.tracking import check_installed
 
-        config = self.config or "probe"
+        config = self.config or kind.model_fields["kind"].default
         made: tuple[str, ...] = () if self.config else self._settings_of_pretraining()
         plain = load_recipe_of(kind, config, [*made, *self.overrides])
         follow: list[str] = following(plain.data, self.train, self.overrides, name=plain.name)
@@ -276,13 +276,14 @@ class ClassifierChoice:
         from swav_tf.runs.model_facts import read_pretraining_recipe
 
         if (Path(self.model) / "config.yaml").exists():
-            data = read_pretraining_recipe(Path(self.model)).data
+            pretraining = read_pretraining_recipe(Path(self.model))
         elif self.from_scratch:
-            data = load_recipe(self.model).data
+            pretraining = load_recipe(self.model)
         else:
             raise click.UsageError(
                 f"--model must be the folder of a pretraining run, with config.yaml. Received: {self.model}."
             )
+        data = pretraining.data
         if self.train is not None:
             kind = "tfds" if data.kind == "tfds" else "auto"
             own = {"kind": kind, "path": self.train, "validation_path": None, "labels": None}
@@ -290,7 +291,12 @@ class ClassifierChoice:
             data = data.model_copy(update=own)
         elif data.kind == "digits" and data.validation_split is None:
             data = data.model_copy(update={"validation_split": "test"})
-        return f"data={data.model_dump_json()}", f"crop.size={data.evaluation.crop}"
+        flips = pretraining.augment.flip_probability
+        return (
+            f"data={data.model_dump_json()}",
+            f"crop.size={data.evaluation.crop}",
+            f"crop.flip_probability={flips}",
+        )
 
     def sets(self, *keys: str) -> bool:
         """Return whether -o sets one of these keys, or a section that contains one."""

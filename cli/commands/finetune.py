@@ -16,15 +16,22 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@classifier_options(config_option())
+@classifier_options(
+    config_option(
+        required=False,
+        show_default="`finetune`, for few labels, with the run's images, their view at evaluation and its flips",
+    )
+)
 def command(classifier: ClassifierChoice, cluster: ClusterAddress | None, report: Report) -> None:
     """Train a pretrained backbone and a classifier on top of it, each with its own learning rate.
 
     TRAIN and VALIDATION are labeled images: folders with one folder per class. They may be omitted if the recipe
-    names its images. If the run folder contains a checkpoint, the run resumes from it.
+    or the pretraining run names both. Without -c, the classifier starts as that of `swav-tf probe`, and low rates
+    keep what the backbone has learned. If the run folder contains a checkpoint, the run resumes from it.
 
     \b
     Examples:
+      swav-tf finetune photos/train photos/val --model runs/auto-photos
       swav-tf finetune --model runs/demo -c finetune_digits
       swav-tf finetune --model runs/demo -c finetune_digits --from-scratch
       swav-tf finetune ILSVRC2012/train ILSVRC2012/val --model runs/swav_800ep -c finetune_full
@@ -32,6 +39,10 @@ def command(classifier: ClassifierChoice, cluster: ClusterAddress | None, report
     from swav_tf.recipe.advice import FEWEST_STEPS
     from swav_tf.recipe.classifier import FinetuneRecipe
 
+    if classifier.config is None and classifier.from_scratch:
+        raise click.UsageError(
+            "--from-scratch needs a recipe, -c: the default's low rates are for pretrained backbones."
+        )
     recipe = classifier.load(FinetuneRecipe)
     # Few images need more epochs than the recipe's, unless these were asked for.
     least_steps = 0 if classifier.sets("train.epochs", "optimizer.decay_epochs") else FEWEST_STEPS

@@ -65,7 +65,7 @@ class FinetuneOptimizer(SGDSettings):
 
 
 class Cached(Section):
-    """The probe on features that are computed once (`swav-tf probe --cached`)."""
+    """The classifier on features that are computed once: of `swav-tf probe --cached`, and where fine-tuning starts."""
 
     penalties: tuple[float, ...] = Field(
         (1.0, 0.1, 0.01, 1e-3, 1e-4, 1e-5, 1e-6),
@@ -147,6 +147,11 @@ class FinetuneRecipe(ClassifierRecipe):
 
     kind: Literal["finetune"] = Field("finetune", description="backbone and classifier are trained")
     optimizer: FinetuneOptimizer = Field(..., description="SGD and its schedule")
+    init_classifier: Literal["random", "probe"] = Field(
+        "random",
+        description="the classifier at the start: random, or that of `swav-tf probe` on the training images",
+    )
+    cached: Cached = Field(Cached(), description="how that probe is fitted")
 
     def lengthened(self, images: int, *, least_steps: int) -> FinetuneRecipe:
         """Return the recipe with a multiple of its epochs, all of its schedule, that has at least so many steps."""

@@ -1,33 +1,20 @@
-"""The converged linear probe: logistic regression on features that are computed once."""
+"""The converged linear probe: logistic regression on features that are computed once, as a job."""
 
 from __future__ import annotations
 
-import time
-import warnings
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
 import tensorflow as tf
 
-from swav_tf.plumbing.errors import DataError, UsageError
-from swav_tf.plumbing.log import log
-from swav_tf.plumbing.system import available_memory, blas_threads_for
-from swav_tf.recipe.classifier import Cached, ProbeRecipe
+from swav_tf.recipe.classifier import ProbeRecipe
 from swav_tf.runs.model_facts import BY_CACHE
 from swav_tf.training.classifier import Classifier
 from swav_tf.training.classify import open_run, run_facts, save_results
 from swav_tf.training.job import Result, open_job
 from swav_tf.training.knn_monitor import extract_features
+from swav_tf.training.logistic import fit_classifier
 from swav_tf.training.state import named_variables
 from swav_tf.training.validation import counts_of, tally
-
-Floats = npt.NDArray[np.float32]
-Floats64 = npt.NDArray[np.float64]
-Labels = npt.NDArray[np.int64]
-FEWEST_HELD_OUT = 30  # images on which a penalty is chosen without a warning
-_ROWS = 65_536  # features of which the variances are computed at once
 
 
 def probe_cached(
@@ -46,34 +33,16 @@ def probe_cached(
     needs about as much again for logits and their gradients. See `train_classifier` for the arguments.
 
     Raises:
-        RecipeError, DataError, UsageError: before anything is built.
+        RecipeError, DataError, UsageError: before features are computed.
     """
     with open_job(recipe, run_dir, quiet=quiet, one_device=True) as job:
         _, start, data = open_run(job, model, how=BY_CACHE, from_scratch=from_scratch, fresh=fresh)
-        classes = len(data.class_names)
-        order, held_out = held_out_first(len(data.train), recipe)
-        if len(np.unique(data.train_labels[order[held_out:]])) < 2:
-            raise DataError(
-                "The cached probe needs training images of at least two classes in addition to those it holds out. "
-                f"Received: {len(data.train):,} images, {held_out:,} held out. Add images, or use --sgd."
-            )
-        classifier = start.build(recipe, class_count=classes)
-        _check_memory(len(data.train), len(data.validation), int(classifier.backbone.output_shape[-1]))
-        log.info("Computing features.")
-        features = extract_features(classifier, data.train, order, recipe.data)
-        labels = data.train_labels[order]
-        queries = extract_features(classifier, data.validation, range(len(data.validation)), recipe.data)
-        seconds_features = round(time.perf_counter() - job.started, 2)
-
-        mean, scale = standardize(features)
-        accuracies = choose_penalty(features, labels, held_out, recipe.cached)
-        penalty = best_penalty(accuracies)
-        _log_choice(accuracies, penalty, held_out)
-        [(_, kernel, bias)] = fit_path(features, labels, classes, [penalty], recipe.cached.max_iterations)
-        classifier.classifier.set_weights(for_raw_features(kernel, bias, mean, scale))
+        classifier = start.build(recipe, class_count=len(data.class_names))
+        fitted = fit_classifier(classifier, data, recipe)
         arrays = {name: variable.numpy() for name, variable in named_variables(classifier).items()}
         job.store.write(0, arrays, {"how": BY_CACHE, "recipe": recipe.model_dump(mode="json")})
 
+        queries = extract_features(classifier, data.validation, range(len(data.validation)), recipe.data)
         sums = tally(classifier.classifier(queries), tf.constant(data.validation_labels))
         counts = counts_of([value.numpy() for value in sums])
         save_results(job, counts, data, title=f"{recipe.name}, cached features")
@@ -81,111 +50,5 @@ def probe_cached(
             classifier,
             **run_facts(recipe, start, data, BY_CACHE),
             last=counts.as_dict(),
-            penalty=penalty,
-            held_out_top1={f"{value:g}": accuracy for value, accuracy in accuracies.items()},
-            seconds_features=seconds_features,
-        )
-
-
-def _check_memory(train: int, validation: int, features: int) -> None:
-    """Raise UsageError if the features, and as much again for the solver, do not fit into memory."""
-    needed, available = 4 * features * (2 * train + validation), available_memory()
-    if needed > available:
-        raise UsageError(
-            f"The features must fit into memory: {train:,} images x {features} numbers need {needed / 2**30:.1f} GiB "
-            f"with the solver. Available: {available / 2**30:.1f} GiB. Use --sgd, which trains on crops, or --subset."
-        )
-
-
-def held_out_first(count: int, recipe: ProbeRecipe) -> tuple[npt.NDArray[np.int64], int]:
-    """Return the numbers of all images, first those on which the penalty is chosen, and the number of these."""
-    order = np.random.default_rng(recipe.train.seed).permutation(count)
-    held_out = min(max(1, round(recipe.cached.held_out_share * count)), count - 1)
-    return np.concatenate([np.sort(order[:held_out]), np.sort(order[held_out:])]), held_out
-
-
-def standardize(features: Floats) -> tuple[Floats64, Floats64]:
-    """Standardize features (n, F) in place; return the mean and scale that they had, (F,)."""
-    from sklearn.preprocessing import StandardScaler
-
-    scaler = StandardScaler()
-    for start in range(0, len(features), _ROWS):  # scikit-learn computes variances on a float64 copy
-        scaler.partial_fit(features[start : start + _ROWS])
-    features -= scaler.mean_
-    features /= scaler.scale_
-    return scaler.mean_, scaler.scale_
-
-
-def for_raw_features(
-    kernel: Floats64, bias: Floats64, mean: Floats64, scale: Floats64
-) -> tuple[Floats, Floats]:
-    """Return kernel and bias for features as they were before they were standardized."""
-    kernel = kernel / scale[:, np.newaxis]
-    return kernel.astype(np.float32), (bias - mean @ kernel).astype(np.float32)
-
-
-def fit_path(
-    features: Floats, labels: Labels, class_count: int, penalties: Sequence[float], max_iterations: int
-) -> Iterator[tuple[float, Floats64, Floats64]]:
-    """Yield (penalty, kernel (F, C), bias (C,)) from the strongest penalty to the weakest.
-
-    Each minimizes mean cross-entropy + penalty / 2 x the sum of squared weights on standardized features; the bias has
-    no penalty. Each fit starts from the previous one.
-    """
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.linear_model import LogisticRegression
-
-    present = np.unique(labels)
-    solver = LogisticRegression(warm_start=True, max_iter=max_iterations, tol=1e-6)
-    for penalty in sorted(penalties, reverse=True):
-        # scikit-learn fits two classes with one weight vector, the difference of both: half the penalty.
-        strength = penalty * len(labels) / (2 if len(present) == 2 else 1)
-        solver.set_params(C=1 / strength if strength else np.inf)
-        with warnings.catch_warnings(), blas_threads_for(features.size * class_count):
-            warnings.simplefilter("ignore", ConvergenceWarning)  # the number of iterations is a setting
-            solver.fit(features, labels)
-        weights, intercept = solver.coef_.T, solver.intercept_
-        if len(present) == 2:
-            weights = np.hstack([-weights / 2, weights / 2])
-            intercept = np.concatenate([-intercept / 2, intercept / 2])
-        kernel = np.zeros((features.shape[1], class_count))
-        kernel[:, present] = weights
-        bias = np.full(class_count, intercept.min() - 10.0)  # classes without training images
-        bias[present] = intercept
-        yield penalty, kernel, bias
-
-
-def choose_penalty(features: Floats, labels: Labels, held_out: int, settings: Cached) -> dict[float, float]:
-    """Return the top-1 accuracy (0 to 1) of each penalty on the first `held_out` images, fitted to the others.
-
-    The features are standardized.
-    """
-    classes, iterations = 1 + int(labels.max()), settings.max_iterations
-    path = fit_path(features[held_out:], labels[held_out:], classes, settings.penalties, iterations)
-    accuracies = {}
-    for penalty, kernel, bias in path:
-        found = (features[:held_out] @ kernel.astype(np.float32) + bias).argmax(axis=1)
-        accuracies[penalty] = float(np.mean(found == labels[:held_out]))
-    return accuracies
-
-
-def best_penalty(accuracies: dict[float, float]) -> float:
-    """Return the penalty with the highest accuracy, of equal ones the strongest."""
-    return max(accuracies, key=lambda penalty: (accuracies[penalty], penalty))
-
-
-def _log_choice(accuracies: dict[float, float], chosen: float, held_out: int) -> None:
-    for penalty, accuracy in accuracies.items():
-        mark = "  <- chosen" if penalty == chosen else ""
-        log.info("penalty %g: held-out top-1 %.2f %%%s", penalty, 100 * accuracy, mark)
-    if len(accuracies) > 1 and held_out < FEWEST_HELD_OUT:
-        log.warning(
-            f"The penalty was chosen on only {held_out} held-out images. Use more images, or set one value in "
-            "cached.penalties."
-        )
-    elif len(accuracies) > 1 and chosen in (min(accuracies), max(accuracies)):
-        log.warning(
-            "The best of cached.penalties, %g, is at the end of the grid. A better one may lie beyond it: extend the "
-            "grid.",
-            chosen,
+            **fitted,
         )

@@ -15,12 +15,14 @@ import numpy as np
 from swav_tf.data.labels import LabeledData, open_labeled
 from swav_tf.data.sources import fingerprint
 from swav_tf.method.optimizers import SGD, EpochSchedule, epoch_shares
+from swav_tf.plumbing.errors import UsageError
 from swav_tf.plumbing.log import log
 from swav_tf.recipe.classifier import FinetuneRecipe, ProbeRecipe
 from swav_tf.recipe.pretraining import Recipe
 from swav_tf.runs.model_facts import BY_SGD, ModelFacts, save_facts
 from swav_tf.training.classifier import Classifier, Start, start_from
 from swav_tf.training.job import Job, Result, open_job
+from swav_tf.training.logistic import fit_classifier
 from swav_tf.training.rendezvous import ClusterAddress
 from swav_tf.training.validation import Counts, Validate, Validation, write_results
 
@@ -67,6 +69,11 @@ def train_classifier(
             job, model, how=BY_SGD, from_scratch=from_scratch, fresh=fresh, least_steps=least_steps
         )
         position, classes = job.position, len(data.class_names)
+        if _starts_from_probe(recipe) and job.team.workers > 1:
+            raise UsageError(
+                "init_classifier=probe is fitted by one process, which may use several GPUs. Received: "
+                f"{job.team.workers} workers. Use one, or -o init_classifier=random."
+            )
 
         def build() -> Classifier:
             classifier = start.build(recipe, class_count=classes)
@@ -75,6 +82,13 @@ def train_classifier(
 
         classifier = job.build(build)
         validate = _validate(job, recipe, classifier, data)
+        if _starts_from_probe(recipe) and job.resumed_from is None:
+            fit_classifier(classifier, data, recipe)
+            position.validation["initial"] = validate.validation.measure().as_dict()
+            log.info(
+                "The probe, where fine-tuning starts: top-1 %.2f %%",
+                100 * position.validation["initial"]["top1"],
+            )
         chance = ("ln classes", math.log(classes))
         job.fit(classifier, [validate, *callbacks], averaged=AVERAGED, chance=chance)
         # Measured again if the run was complete already.
@@ -84,11 +98,16 @@ def train_classifier(
             classifier,
             **run_facts(recipe, start, data, BY_SGD),
             converged=_report_convergence(job, classes),
+            initial=position.validation.get("initial"),
             last=position.validation["last"],
             best=position.validation["best"],
             train_loss_first=position.first_loss,
             train_loss_last=position.last_loss,
         )
+
+
+def _starts_from_probe(recipe: ProbeRecipe | FinetuneRecipe) -> bool:
+    return isinstance(recipe, FinetuneRecipe) and recipe.init_classifier == "probe"
 
 
 def _validate(

@@ -187,7 +187,8 @@ class Validate(keras.callbacks.Callback):
             log.warning(
                 "The validation images have changed: the best epoch is chosen among those from here on."
             )
-            del found["best"], found["images"]
+            for key in ("initial", "best", "images"):
+                found.pop(key, None)
 
     def on_train_batch_end(self, batch: int, logs: Logs) -> None:
         """Measure when an epoch that is due ends."""
@@ -203,7 +204,7 @@ class Validate(keras.callbacks.Callback):
         best = position.validation.get("best")
         if best is None or last["top1"] > best["top1"]:
             best = last
-        position.validation = {"last": last, "best": best, "images": self.images}
+        position.validation |= {"last": last, "best": best, "images": self.images}
         self.metrics.write("validation", {**figures, "best_top1": best["top1"]})
 
 

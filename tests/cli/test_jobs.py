@@ -116,11 +116,18 @@ def test_cached_probe(calls, output):
     assert (call["job"], call["run_dir"]) == ("probe_cached", Path("m/probe_digits_cached"))
 
 
-# Bugs caught: a run at 32 pixels that is probed at 224; a default that is not the converged classifier.
-def test_probe_without_a_recipe(model, calls, output):
+# Bugs caught: a run at 32 pixels that is probed or fine-tuned at 224; a default that is not the converged classifier, or
+# does not start from it; flips of images that the pretraining does not flip.
+def test_without_a_recipe(model, calls, output, tmp_path):
     output(f"probe --model {model}")
     output(f"probe t v --model {model} --sgd -o train.epochs=3 --run-dir r")
-    own, given = calls
+    save_recipe(load_recipe("demo", ["augment.flip_probability=0.25"]), tmp_path / "config.yaml")
+    output(f"finetune --model {tmp_path}")
+    own, given, tuned = calls
+    assert (tuned["job"], tuned["run_dir"]) == ("finetune", tmp_path / "finetune")
+    assert (tuned["recipe"].name, tuned["recipe"].init_classifier) == ("finetune", "probe")
+    assert (tuned["recipe"].data.kind, tuned["recipe"].data.validation_split) == ("digits", "test")
+    assert (tuned["recipe"].crop.size, tuned["recipe"].crop.flip_probability) == (32, 0.25)
     view = load_recipe(model / "config.yaml").data.evaluation
     assert (own["job"], own["run_dir"]) == ("probe_cached", model / "probe_cached")
     assert (given["job"], given["recipe"].train.epochs) == ("probe", 3)
@@ -152,6 +159,7 @@ def test_demo(monkeypatch, output):
         ("probe --model m", "--model must be the folder of a pretraining run"),
         ("probe -c demo --model m", "a recipe of kind probe is needed here"),
         ("finetune -c probe --model m", "a recipe of kind finetune is needed here"),
+        ("finetune t v --model m --from-scratch", "--from-scratch needs a recipe"),
         ("probe -c probe --model m", "does not specify where the training images are"),
         ("probe t -c probe --model m", "does not specify where the validation images are"),
         ("probe t v -c probe_digits --model m", "digits are bundled and take no VALIDATION"),

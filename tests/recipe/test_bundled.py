@@ -80,6 +80,7 @@ IMAGES = {
     "cifar10": 50_000,
     "probe_digits": 1437,
     "finetune_digits": 144,
+    "finetune": 1000,
 }
 PRESETS = {"one_gpu", *IMAGES}
 
@@ -202,7 +203,7 @@ def test_name_header_and_advice(name: str) -> None:
     assert f"{figure} % ImageNet top-1" in header or not figure
     if row is not None:
         assert f"{row.devices} GPUs x {row.batch_per_device} images" in header
-    if name != "demo":
+    if name not in ("demo", "finetune"):
         assert f"-c {name}" in header
         assert "Not run by this project" in header or "digits" in name or name == "photos"
     images = CLASSIFIERS[name][2] if name in CLASSIFIERS else IMAGES.get(name, IMAGENET_IMAGES)

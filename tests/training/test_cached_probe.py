@@ -3,13 +3,13 @@ import pytest
 
 from swav_tf.plumbing.errors import UsageError
 from swav_tf.recipe.classifier import Cached, ProbeRecipe
-from swav_tf.training import cached_probe
-from swav_tf.training.cached_probe import (
+from swav_tf.training import logistic
+from swav_tf.training.cached_probe import probe_cached
+from swav_tf.training.logistic import (
     best_penalty,
     choose_penalty,
     fit_path,
     for_raw_features,
-    probe_cached,
     standardize,
 )
 from tests.classifiers import tiny_classifier_recipe
@@ -47,7 +47,7 @@ def gradient(features, labels, kernel, bias, penalty):
 # the fit and not in the classifier; two classes with another penalty than many.
 @pytest.mark.parametrize("classes", [2, 4])
 def test_the_fit_is_a_minimum(classes, monkeypatch):
-    monkeypatch.setattr(cached_probe, "_ROWS", 150)
+    monkeypatch.setattr(logistic, "_ROWS", 150)
     features, labels = problem(classes=classes)
     found = fit(features, labels, classes, [1e-3, 1e-1], 2000)
     assert [penalty for penalty, _, _ in found] == [1e-1, 1e-3]
@@ -84,7 +84,7 @@ def test_a_cached_probe_uses_the_validation_labels_only_at_the_end(tmp_path, pre
         seen.append((features.shape, len(labels), held_out))
         return choose_penalty(features, labels, held_out, settings)
 
-    monkeypatch.setattr(cached_probe, "choose_penalty", choose)
+    monkeypatch.setattr(logistic, "choose_penalty", choose)
     summary = probe_cached(recipe, model=pretrained, run_dir=tmp_path, quiet=True).summary
     assert seen == [((1437, 128), 1437, 287)]
     assert set(summary["held_out_top1"]) == {"0.1", "0.001"}
@@ -94,8 +94,8 @@ def test_a_cached_probe_uses_the_validation_labels_only_at_the_end(tmp_path, pre
 
 # Bug caught: a machine that swaps or kills the job after hours of computing features.
 def test_features_that_do_not_fit_into_memory_are_refused(tmp_path, pretrained, monkeypatch):
-    monkeypatch.setattr(cached_probe, "available_memory", lambda: 4 * 128 * (2 * 1437 + 360) - 1)
-    monkeypatch.setattr(cached_probe, "extract_features", None)
+    monkeypatch.setattr(logistic, "available_memory", lambda: 4 * 128 * 2 * 1437 - 1)
+    monkeypatch.setattr(logistic, "extract_features", None)
     recipe = tiny_classifier_recipe(ProbeRecipe)
-    with pytest.raises(UsageError, match=r"must fit into memory: 1,437 images.*Use --sgd"):
+    with pytest.raises(UsageError, match=r"must fit into memory: 1,437 images.*Use --subset"):
         probe_cached(recipe, model=pretrained, run_dir=tmp_path, quiet=True)

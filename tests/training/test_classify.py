@@ -148,9 +148,11 @@ def test_errors_are_found_before_training(tmp_path, pretrained):
 
 # Bugs caught: momentum, moving averages, step or best epoch missing from a checkpoint; images that come twice after a
 # mid-epoch resume; a validation that is written twice or counts for the wrong epoch; a backbone that stays as it was;
-# a config.yaml without the kind that the images were read as.
+# a config.yaml without the kind that the images were read as; a classifier that is fitted again, to a changed backbone.
 def test_fine_tuning_resumes(tmp_path, pretrained):
-    recipe = tiny_classifier_recipe(FinetuneRecipe, data__kind="auto", data__path="digits")
+    recipe = tiny_classifier_recipe(
+        FinetuneRecipe, data__kind="auto", data__path="digits", init_classifier="probe"
+    )
     straight, stopped = tmp_path / "straight", tmp_path / "stopped"
     options = {"model": pretrained, "quiet": True}
     first = finetune(recipe, run_dir=straight, **options)
@@ -161,10 +163,25 @@ def test_fine_tuning_resumes(tmp_path, pretrained):
     assert load_any_recipe(straight / "config.yaml").data.kind == "digits"
     assert_same_bits(newest(straight, "finetune"), newest(stopped, "finetune"))
     assert metrics(straight) == metrics(stopped)
-    for key in ("last", "best", "train_loss_first", "train_loss_last"):
+    for key in ("initial", "last", "best", "train_loss_first", "train_loss_last"):
         assert first.summary[key] == second.summary[key]
     begun, ended = newest(pretrained).arrays, newest(stopped, "finetune").arrays
     assert all((ended[name] != begun[name]).any() for name in begun if name.startswith("backbone/"))
+
+
+# Bugs caught: fine-tuning that starts from a random classifier all the same, or from one by other images or labels.
+def test_fine_tuning_starts_from_the_probe(tmp_path, pretrained):
+    still = {"optimizer__backbone_learning_rate": 1e-12, "optimizer__classifier_learning_rate": 1e-12}
+    recipe = tiny_classifier_recipe(
+        FinetuneRecipe, init_classifier="probe", train__batch_size=700, train__epochs=1, **still
+    )
+    tuned = finetune(recipe, model=pretrained, run_dir=tmp_path / "tuned", quiet=True)
+    probed = probe_cached(
+        tiny_classifier_recipe(ProbeRecipe), model=pretrained, run_dir=tmp_path / "probe", quiet=True
+    )
+    for mine, theirs in zip(tuned.model.classifier.weights, probed.model.classifier.weights, strict=True):
+        np.testing.assert_allclose(mine.numpy(), theirs.numpy(), atol=1e-6)
+    assert tuned.summary["initial"]["top1"] == pytest.approx(probed.summary["last"]["top1"], abs=1 / 360)
 
 
 # Bug caught: random weights that are pretrained or differ between runs.
