@@ -286,9 +286,15 @@ class SGD(MomentumOptimizer):
     """
 
     def __init__(
-        self, share: Any, *, rates: Sequence[float], name: str = "sgd_by_part", **kwargs: Any
+        self,
+        share: Any,
+        *,
+        rates: Sequence[float],
+        weight_decay: float = 0.0,
+        name: str = "sgd_by_part",
+        **kwargs: Any,
     ) -> None:
-        super().__init__(share, name=name, **kwargs)
+        super().__init__(share, weight_decay=weight_decay, name=name, **kwargs)
         self.rates = list(rates)
 
     def factors(
