@@ -146,7 +146,7 @@ def test_incomplete_weights(output, refused, folder):
         ("export good.pth --output x.onnx", 2, "must end in .safetensors or, for PyTorch, in .pth.tar"),
         ("export good.pth --output x.pth --to swav_tf", 2, "only for .safetensors"),
         ("export backbone.pth --output x.pth", 2, "Use --to torchvision"),
-        ("export good.pth --output x --to timm", 2, "timm and KerasHub have resnet18"),
+        ("export good.pth --output x --to timm", 2, "timm and KerasHub have resnet50"),
         ("export good.pth --output x.pth --to keras", 2, "must end in .keras for --to keras"),
         (
             "export good.pth --output x.keras --to swav",
