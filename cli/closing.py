@@ -59,10 +59,9 @@ def _after_classifying(recipe: ClassifierRecipe, run_dir: Path, summary: dict[st
     results = []
     for name in ("initial", "last", "best"):
         if figures := summary.get(name):
-            epoch = f"{name} epoch ({figures['epoch']}): " if "epoch" in figures else ""
-            if name == "initial":
-                epoch = "probe, where it started: "
-            results.append(f"{epoch}top-1 {100 * figures['top1']:.2f} %, top-5 {100 * figures['top5']:.2f} %")
+            what = f"{name} epoch ({figures['epoch']}): " if "epoch" in figures else ""
+            what = "probe at the start: " if name == "initial" else what
+            results.append(f"{what}top-1 {100 * figures['top1']:.2f} %, top-5 {100 * figures['top5']:.2f} %")
     commands: list[Command] = [["validate", run_dir]]
     if "best" in summary and summary["best"] != summary["last"]:
         commands.append(["validate", run_dir, "--best"])
@@ -71,8 +70,13 @@ def _after_classifying(recipe: ClassifierRecipe, run_dir: Path, summary: dict[st
             ["predict", run_dir, recipe.data.validation_path, "--output", run_dir / "predictions.csv"]
         )
     commands.append(["export", run_dir, "--output", run_dir / "exported"])
-    images = f"{summary['validation_images']:,} validation images"
-    return _words(run_dir, summary, f"{'; '.join(results)} of {images}", commands)
+    data, pretraining = recipe.data, summary["origin"].get("run")
+    images = [data.path, data.validation_path] if data.path and data.validation_path else []
+    if recipe.kind == "probe" and pretraining and (images or data.kind == "digits"):
+        subset = ["--subset", recipe.subset] if recipe.subset else []
+        commands.append(["finetune", *images, "--model", pretraining, *subset])
+    count = f"{summary['validation_images']:,} validation images"
+    return _words(run_dir, summary, f"{'; '.join(results)} of {count}", commands)
 
 
 def knows_validation_images(data: Data) -> bool:

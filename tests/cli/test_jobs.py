@@ -25,7 +25,7 @@ LAST = {"epoch": 20, "step": 20, "top1": 0.379, "top5": 0.8, "loss": 2.0}
 BEST = {"epoch": 19, "step": 19, "top1": 0.3936, "top5": 0.8, "loss": 2.0}
 SUMMARY = {
     "loss_first": 4.5, "loss_last": 1.5, "ln_k": 3.9, "steps": 1234, "seconds": 83.4, "validation_images": 360,
-    "last": LAST, "best": BEST, "knn_top1": 0.975, "knn_top1_initial": 0.62, "knn_top1_pixels": 0.891,
+    "last": LAST, "best": BEST, "origin": {"run": "m"}, "knn_top1": 0.975, "knn_top1_initial": 0.62, "knn_top1_pixels": 0.891,
 }  # fmt: skip
 JOBS = {
     "pretrain": "swav_tf.training.pretrain",
@@ -199,7 +199,8 @@ CLASSIFIED = (
         ("pretrain photos -c one_gpu --run-dir r", TRAINED, ["report", "features", "export"]),
         ("pretrain photos -c one_gpu --run-dir r -o data.validation_path=val", TRAINED, ["report", "features", "probe", "export"]),
         ("pretrain photos -c one_gpu -o data.kind=images -o monitor.knn_every_epochs=0", TRAINED, ["report", "features", "export"]),
-        ("probe -c probe_digits --model m --run-dir r", CLASSIFIED, ["validate", "validate", "export"]),
+        ("probe -c probe_digits --model m --run-dir r", CLASSIFIED, ["validate", "validate", "export", "finetune"]),
+        ("probe t v -c probe --model m --run-dir r", CLASSIFIED, ["validate", "validate", "predict", "export", "finetune"]),
         ("finetune t 'v w' -c finetune_full --model m", CLASSIFIED, ["validate", "validate", "predict", "export"]),
     ],
 )  # fmt: skip
@@ -273,10 +274,14 @@ def test_probe_without_a_recipe_and_its_next_commands(model, tmp_path, run, outp
     assert summary["last"]["top1"] > 0.5
     figures = f"top-1 {100 * summary['last']['top1']:.2f} %"
     assert f"Done in 0:00:{summary['seconds']:02.0f}: {tmp_path}/a run\n{figures}" in result.err
-    validate, export = (line.strip().removeprefix("swav-tf ") for line in result.err.splitlines()[-2:])
+    validate, export, finetune = (
+        line.strip().removeprefix("swav-tf ") for line in result.err.splitlines()[-3:]
+    )
     assert figures in output(validate)
     output(f"{export} --reference-images 8 --quiet")
     assert (tmp_path / "a run" / "exported" / "model-fp32.onnx").is_file()
+    tuned = run(f"{finetune} --run-dir {tmp_path}/tuned {SHORT}")
+    assert f"probe at the start: {figures}" in tuned.err
 
 
 # Bugs caught: workers of two machines at one place; GPUs or cores of two workers that overlap, or that none has; one
