@@ -65,15 +65,11 @@ def train_classifier(
         SwavError: the run diverged, was stopped, or ran out of memory; checkpoints are kept.
     """
     with open_job(recipe, run_dir, cluster, quiet=quiet) as job:
+        from_probe = _starts_from_probe(recipe, job.team.workers)
         recipe, start, data = open_run(
             job, model, how=BY_SGD, from_scratch=from_scratch, fresh=fresh, least_steps=least_steps
         )
         position, classes = job.position, len(data.class_names)
-        if _starts_from_probe(recipe) and job.team.workers > 1:
-            raise UsageError(
-                "init_classifier=probe is fitted by one process, which may use several GPUs. Received: "
-                f"{job.team.workers} workers. Use one, or -o init_classifier=random."
-            )
 
         def build() -> Classifier:
             classifier = start.build(recipe, class_count=classes)
@@ -82,13 +78,9 @@ def train_classifier(
 
         classifier = job.build(build)
         validate = _validate(job, recipe, classifier, data)
-        if _starts_from_probe(recipe) and job.resumed_from is None:
+        if from_probe and job.resumed_from is None:
             fit_classifier(classifier, data, recipe)
-            position.validation["initial"] = validate.validation.measure().as_dict()
-            log.info(
-                "The probe, where fine-tuning starts: top-1 %.2f %%",
-                100 * position.validation["initial"]["top1"],
-            )
+            validate.measure_start()
         chance = ("ln classes", math.log(classes))
         job.fit(classifier, [validate, *callbacks], averaged=AVERAGED, chance=chance)
         # Measured again if the run was complete already.
@@ -98,16 +90,20 @@ def train_classifier(
             classifier,
             **run_facts(recipe, start, data, BY_SGD),
             converged=_report_convergence(job, classes),
-            initial=position.validation.get("initial"),
-            last=position.validation["last"],
-            best=position.validation["best"],
+            **{name: found for name, found in position.validation.items() if name != "images"},
             train_loss_first=position.first_loss,
             train_loss_last=position.last_loss,
         )
 
 
-def _starts_from_probe(recipe: ProbeRecipe | FinetuneRecipe) -> bool:
-    return isinstance(recipe, FinetuneRecipe) and recipe.init_classifier == "probe"
+def _starts_from_probe(recipe: ProbeRecipe | FinetuneRecipe, workers: int) -> bool:
+    from_probe = isinstance(recipe, FinetuneRecipe) and recipe.init_classifier == "probe"
+    if from_probe and workers > 1:
+        raise UsageError(
+            "init_classifier=probe is fitted by one process, which may use several GPUs. Received: "
+            f"{workers} workers. Use one, or -o init_classifier=random."
+        )
+    return from_probe
 
 
 def _validate(

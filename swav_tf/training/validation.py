@@ -190,6 +190,11 @@ class Validate(keras.callbacks.Callback):
             for key in ("initial", "best", "images"):
                 found.pop(key, None)
 
+    def measure_start(self) -> None:
+        """Measure the classifier that fine-tuning starts from: `initial`."""
+        initial = self.position.validation["initial"] = self.validation.measure().as_dict()
+        log.info("The probe, where fine-tuning starts: top-1 %.2f %%", 100 * initial["top1"])
+
     def on_train_batch_end(self, batch: int, logs: Logs) -> None:
         """Measure when an epoch that is due ends."""
         position = self.position
