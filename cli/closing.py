@@ -24,9 +24,10 @@ def show_result(report: Report, recipe: Recipe | ClassifierRecipe, result: Resul
     """Print the summary as JSON, or the closing words."""
     if report.as_json:
         report.show(result.summary)
-    elif result.is_chief and not report.quiet:
+    elif result.is_chief:
         words: Callable[..., str] = _after_pretraining if recipe.kind == "pretrain" else _after_classifying
-        click.echo(words(recipe, Path(result.run_dir), result.summary), err=True)
+        text = words(recipe, Path(result.run_dir), result.summary)
+        click.echo(text.partition("\nNext:\n")[0] if report.quiet else text, err=True)
 
 
 def _after_pretraining(recipe: Recipe, run_dir: Path, summary: dict[str, Any]) -> str:

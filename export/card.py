@@ -48,7 +48,7 @@ Each file was compared with Keras in float32 before it was written; `parity.json
 2. Resize the short side to {resize} pixels ({interpolation}), then crop {crop}x{crop} pixels from the center.
 3. {last}
 
-The metadata `preprocessing` of each file state the same as JSON. With swav-tf and its extra `onnx`, without TensorFlow:
+The metadata `preprocessing` of each file states the same as JSON. With swav-tf's extra `onnx`, without TensorFlow:
 
 ```python
 from evaluate import open_model

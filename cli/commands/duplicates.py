@@ -41,9 +41,12 @@ def command(search: SearchChoice, threshold: float | None, groups: int, report: 
     found = write_duplicates(
         search.output, file, find_groups(graph, threshold), shown=groups, data=search.data
     )
+    cosine = f"a cosine of at least {threshold:g}{reason}"
+    groups_of = f"{found['groups']:,} groups of {found['images']:,} images with {cosine}"
     lines = [
-        f"{found['groups']:,} groups of {found['images']:,} images with a cosine of at least {threshold:g}{reason}; "
-        f"{found['exact_copies']:,} exact copies",
+        f"{groups_of}; {found['exact_copies']:,} exact copies"
+        if found["groups"]
+        else f"No near-duplicates: no two images have {cosine}.",
         f"page      {search.output / 'index.html'}\ntable     {search.output / 'duplicates.csv'}",
     ]
     report.show({"output": str(search.output), "threshold": threshold, **found}, lines)

@@ -133,11 +133,12 @@ def _unwise_rates(recipe: Recipe) -> Iterator[Remark]:
 
 def _unwise_fine_tuning(recipe: FinetuneRecipe, images: int | None) -> Iterator[Remark]:
     batch, epochs = recipe.train.batch_size, recipe.train.epochs
-    if images is not None and (steps := images // batch * epochs) < FEWEST_STEPS:
+    few = images is not None and recipe.init_classifier == "random"
+    if images and few and (steps := images // batch * epochs) < FEWEST_STEPS:
         yield Remark(
             "train.epochs",
-            f"{images} images in batches of {batch} make {steps} steps in {epochs} epochs; with 20 steps the accuracy "
-            "has stayed at chance",
+            f"{images:,} images in batches of {batch} make {steps} steps in {epochs} epochs; with 20 steps the "
+            "accuracy has stayed at chance",
             f"Set it to {-(-FEWEST_STEPS // (images // batch))} or more, and optimizer.decay_epochs in proportion",
         )
     rate, proportional = recipe.optimizer.classifier_learning_rate, HIGHEST_RATE * batch / 256

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +77,9 @@ def train_classifier(
             return classifier
 
         classifier = job.build(build)
+        if position.at_end and (summary := job.folder.read_summary()):
+            log.info("This run is complete: %s", job.folder.path / "summary.json")
+            return Result(classifier, job.run_dir, summary, job.team.is_chief)
         validate = _validate(job, recipe, classifier, data)
         if from_probe and job.resumed_from is None:
             fit_classifier(classifier, data, recipe)
@@ -86,6 +89,7 @@ def train_classifier(
         # Measured again if the run was complete already.
         counts = validate.counts or validate.validation.measure()
         save_results(job, counts, data, title=recipe.name)
+        _report_loss_of_accuracy(position.validation)
         return job.finish(
             classifier,
             **run_facts(recipe, start, data, BY_SGD),
@@ -118,6 +122,14 @@ def _validate(
     names = fingerprint(images)["names_sha256"]
     identity = hashlib.sha256(names.encode() + labels.tobytes()).hexdigest()
     return Validate(validation, job.position, job.metrics, every_epochs=every, images=identity)
+
+
+def _report_loss_of_accuracy(found: Mapping[str, Any]) -> None:
+    if (begun := found.get("initial")) and found["last"]["top1"] < begun["top1"]:
+        log.warning(
+            f"Fine-tuning ended at {100 * found['last']['top1']:.2f} %, below the probe that it started from, "
+            f"{100 * begun['top1']:.2f} %. Use the probe, more train.epochs, or lower rates."
+        )
 
 
 def _report_convergence(job: Job, class_count: int) -> bool:
@@ -178,6 +190,13 @@ def open_run(
         weights=start.origin.get("sha256"),
     )
     save_facts(job.folder, ModelFacts.of(start.recipe, start.origin, data, how))
+    if recipe.data.evaluation != (own := start.recipe.data.evaluation):
+        view = recipe.data.evaluation
+        log.warning(
+            f"Images are resized to {view.resize} and cropped to {view.crop} pixels, {own.resize} and {own.crop} in "
+            f"the pretraining run. For its view use -o data.evaluation.resize={own.resize} "
+            f"-o data.evaluation.crop={own.crop} -o crop.size={own.crop}."
+        )
     origin = start.origin
     source = f"{origin['run']}, step {origin['step']}" if "run" in origin else "random initialization"
     log.info(

@@ -17,6 +17,7 @@ from swav_tf.plumbing.system import available_memory, blas_threads_for
 from swav_tf.recipe.classifier import Cached, FinetuneRecipe, ProbeRecipe
 from swav_tf.training.classifier import Classifier
 from swav_tf.training.knn_monitor import extract_features
+from swav_tf.training.stopping import exit_now, stoppable
 
 Floats = npt.NDArray[np.float32]
 Floats64 = npt.NDArray[np.float64]
@@ -53,17 +54,19 @@ def fit_classifier(
             f"Received: {len(data.train):,} images, {held_out:,} held out. Add images, {_WITHOUT}."
         )
     _check_memory(len(data.train), int(classifier.backbone.output_shape[-1]))
-    log.info("Computing features.")
-    began = time.perf_counter()
-    features = extract_features(classifier, data.train, order, recipe.data)
-    labels = data.train_labels[order]
-    seconds = round(time.perf_counter() - began, 2)
-    mean, scale = standardize(features)
-    accuracies = choose_penalty(features, labels, held_out, settings)
-    penalty = best_penalty(accuracies)
-    _log_choice(accuracies, penalty, held_out)
-    [(_, kernel, bias)] = fit_path(features, labels, classes, [penalty], settings.max_iterations)
-    classifier.classifier.set_weights(for_raw_features(kernel, bias, mean, scale))
+    # TensorFlow can swallow an interrupt while it traces; nothing has to be saved.
+    with stoppable(exit_now):
+        log.info("Computing features.")
+        began = time.perf_counter()
+        features = extract_features(classifier, data.train, order, recipe.data)
+        labels = data.train_labels[order]
+        seconds = round(time.perf_counter() - began, 2)
+        mean, scale = standardize(features)
+        accuracies = choose_penalty(features, labels, held_out, settings)
+        penalty = best_penalty(accuracies)
+        _log_choice(accuracies, penalty, held_out)
+        [(_, kernel, bias)] = fit_path(features, labels, classes, [penalty], settings.max_iterations)
+        classifier.classifier.set_weights(for_raw_features(kernel, bias, mean, scale))
     return {
         "penalty": penalty,
         "held_out_top1": {f"{value:g}": accuracy for value, accuracy in accuracies.items()},

@@ -9,6 +9,7 @@ from pathlib import Path
 from swav_tf.data.labels import numbered
 from swav_tf.plumbing.errors import UsageError
 from swav_tf.plumbing.files import read_lines
+from swav_tf.plumbing.log import log
 from swav_tf.plumbing.values import flatten
 from swav_tf.recipe.classifier import ProbeRecipe
 from swav_tf.recipe.files import load_recipe, load_recipe_of
@@ -23,6 +24,7 @@ _RECIPES = {
     ("resnet50", 1): "swav_800ep",
     ("resnet50", 2): "swav_rn50w2_400ep",
     ("resnet18_32px", 1): "small_images",
+    ("resnet10_32px", 1): "small_images",
     ("resnet_small", 1): "demo",
 }
 
@@ -58,6 +60,11 @@ def pretraining_recipe(
     wrong = [
         f"{key}: must be {value}, is {loaded[key]}" for key, value in model.items() if loaded[key] != value
     ]
+    view = recipe.data.evaluation
+    log.info(
+        f"The file does not contain the view of its images: resize {view.resize}, crop {view.crop} and other settings "
+        f"are those of {config}. To change it: -o data.evaluation.resize=N -o data.evaluation.crop=N."
+    )
     if wrong:
         raise UsageError("The weights determine these settings; omit them:\n  " + "\n  ".join(wrong))
     return recipe

@@ -92,10 +92,12 @@ def test_a_cached_probe_uses_the_validation_labels_only_at_the_end(tmp_path, pre
     assert (tmp_path / "confusion.csv").exists()
 
 
-# Bug caught: a machine that swaps or kills the job after hours of computing features.
-def test_features_that_do_not_fit_into_memory_are_refused(tmp_path, pretrained, monkeypatch):
+# Bugs caught: a machine that swaps or kills the job after hours of computing features; a network that sees images of another size
+# than in pretraining without a word.
+def test_features_that_do_not_fit_into_memory_are_refused(tmp_path, pretrained, monkeypatch, logged):
     monkeypatch.setattr(logistic, "available_memory", lambda: 4 * 128 * 2 * 1437 - 1)
     monkeypatch.setattr(logistic, "extract_features", None)
-    recipe = tiny_classifier_recipe(ProbeRecipe)
+    recipe = tiny_classifier_recipe(ProbeRecipe, data__evaluation={"resize": 20, "crop": 18})
     with pytest.raises(UsageError, match=r"must fit into memory: 1,437 images.*Use --subset"):
         probe_cached(recipe, model=pretrained, run_dir=tmp_path, quiet=True)
+    assert any("resized to 20 and cropped to 18 pixels, 32 and 32 in" in text for _, text in logged)
