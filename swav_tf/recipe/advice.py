@@ -133,8 +133,8 @@ def _unwise_rates(recipe: Recipe) -> Iterator[Remark]:
 
 def _unwise_fine_tuning(recipe: FinetuneRecipe, images: int | None) -> Iterator[Remark]:
     batch, epochs = recipe.train.batch_size, recipe.train.epochs
-    few = images is not None and recipe.init_classifier == "random"
-    if images and few and (steps := images // batch * epochs) < FEWEST_STEPS:
+    random = recipe.init_classifier == "random"
+    if images and random and (steps := images // batch * epochs) < FEWEST_STEPS:
         yield Remark(
             "train.epochs",
             f"{images:,} images in batches of {batch} make {steps} steps in {epochs} epochs; with 20 steps the "

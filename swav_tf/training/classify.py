@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -70,23 +71,16 @@ def train_classifier(
             job, model, how=BY_SGD, from_scratch=from_scratch, fresh=fresh, least_steps=least_steps
         )
         position, classes = job.position, len(data.class_names)
-
-        def build() -> Classifier:
-            classifier = start.build(recipe, class_count=classes)
-            compile_classifier(classifier, recipe, position.steps_per_epoch)
-            return classifier
-
-        classifier = job.build(build)
-        if position.at_end and (summary := job.folder.read_summary()):
-            log.info("This run is complete: %s", job.folder.path / "summary.json")
-            return Result(classifier, job.run_dir, summary, job.team.is_chief)
+        classifier = job.build(partial(_build, start, recipe, classes, position.steps_per_epoch))
         validate = _validate(job, recipe, classifier, data)
+        if position.validation.get("images") == validate.images and (done := job.complete(classifier)):
+            return done
         if from_probe and job.resumed_from is None:
             fit_classifier(classifier, data, recipe)
             validate.measure_start()
         chance = ("ln classes", math.log(classes))
         job.fit(classifier, [validate, *callbacks], averaged=AVERAGED, chance=chance)
-        # Measured again if the run was complete already.
+        # Measured again if an earlier part of the run trained the last step.
         counts = validate.counts or validate.validation.measure()
         save_results(job, counts, data, title=recipe.name)
         _report_loss_of_accuracy(position.validation)
@@ -108,6 +102,14 @@ def _starts_from_probe(recipe: ProbeRecipe | FinetuneRecipe, workers: int) -> bo
             f"{workers} workers. Use one, or -o init_classifier=random."
         )
     return from_probe
+
+
+def _build(
+    start: Start, recipe: ProbeRecipe | FinetuneRecipe, class_count: int, steps_per_epoch: int
+) -> Classifier:
+    classifier = start.build(recipe, class_count=class_count)
+    compile_classifier(classifier, recipe, steps_per_epoch)
+    return classifier
 
 
 def _validate(

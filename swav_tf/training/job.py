@@ -287,6 +287,13 @@ class Job:
         train = self.recipe.train
         return train.batch_size // self.team.replicas // train.accumulation_steps
 
+    def complete(self, model: ModelT) -> Result[ModelT] | None:
+        """Return the result of a run that had ended before, None if there is something to do."""
+        if not self.position.at_end or not (summary := self.folder.read_summary()):
+            return None
+        log.info("This run is complete: %s", self.folder.path / "summary.json")
+        return Result(model, self.run_dir, summary, self.team.is_chief)
+
     def finish(self, model: ModelT, **figures: Any) -> Result[ModelT]:
         """Write the summary of a training and return what the job returns."""
         return self.end(

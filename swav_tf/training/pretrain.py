@@ -67,9 +67,8 @@ def pretrain(
 
         model = job.build(partial(build_swav, recipe, steps_per_epoch=position.steps_per_epoch))
         init_from(model, weights, job.folder, resumed=job.resumed_from is not None)
-        if position.at_end and (summary := job.folder.read_summary()):
-            log.info("This run is complete: %s", job.folder.path / "summary.json")
-            return Result(model, job.run_dir, summary, job.team.is_chief)
+        if done := job.complete(model):
+            return done
 
         crops = " + ".join(f"{group.count} x {group.size} px" for group in recipe.crops)
         log.info(f"{recipe.name}: {len(source):,} images, {crops}, {recipe.model.prototypes} prototypes")
