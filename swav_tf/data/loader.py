@@ -119,12 +119,26 @@ def training_batches(
 
     Accumulation divides each step's images into equal parts, one after the other, for any number of workers;
     worker w of W takes the w-th of W equal shares of each part. An image that cannot be read is replaced by the next
-    one in the epoch's order that can, with random numbers of its own. `bad_images` counts these; its `fatal`, if set,
-    is why the data set failed.
+    one in the epoch's order that can, with random numbers of its own.
 
-    An element is a tuple of static shape: per crop group a uint8 (replica_batch_size, count, size, size, 3), with
-    `labeled` also the classes, int64 (replica_batch_size,). `replica_batch_size` divides a worker's share of a step,
-    and `steps_per_epoch` times the batch size is at most len(source). `source` is the same on every worker.
+    Args:
+        recipe: all settings.
+        source: the training images, the same on every worker.
+        steps_per_epoch: times the batch size at most len(source).
+        start_step: first step, from 0.
+        total_steps: steps of the complete run.
+        workers: number of workers, W, which divides the batch size.
+        worker: number of this worker, w, from 0.
+        replica_batch_size: images of one element; it divides a worker's share of a step.
+        bad_images: counts unreadable images; its `fatal`, if set, is why the data set failed.
+        labeled: append the classes.
+
+    Returns:
+        Data set of tuples of static shape: per crop group a uint8 (replica_batch_size, count, size, size, 3), with
+        `labeled` also the classes, int64 (replica_batch_size,).
+
+    Raises:
+        DataError: the recipe's processes do not start.
     """
     batch_size = recipe.train.batch_size
     share = batch_size // workers

@@ -9,12 +9,15 @@ import tarfile
 from concurrent.futures import ThreadPoolExecutor
 
 import fsspec
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from swav_tf.data.bad_images import BadImages
 from swav_tf.data.check import check_data
 from swav_tf.data.folders import ClassFolders
+from swav_tf.data.loader import training_batches
 from swav_tf.data.recognition import recognize
 from swav_tf.data.sharding import write_shards
 from swav_tf.data.sources import contents_sha256, fingerprint, open_source
@@ -178,6 +181,22 @@ def test_the_images_are_those_of_the_folder(folder, made, tmp_path_factory):
     )
     changed.write_bytes(changed.read_bytes() + b"\n")
     assert contents_sha256(there) != before
+
+
+# Bug caught: an order, or crops after a resumption, other than those of the folder.
+def test_batches_and_resumption_are_those_of_the_folder(folder, made, recipe):
+    settings = recipe(folder, batch_size=4)
+
+    def batches(source, start):
+        found = training_batches(
+            settings, source, steps_per_epoch=3, start_step=start, total_steps=5, workers=1, worker=0,
+            replica_batch_size=4, bad_images=BadImages(None, images=12, max_share=0), labeled=True,
+        )  # fmt: skip
+        return [part.numpy() for batch in found for part in batch]
+
+    expected = batches(ClassFolders(folder), 2)
+    for one, other in zip(batches(open_source(Data(path=str(made[2]))), 2), expected, strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_object_stores(folder, made):

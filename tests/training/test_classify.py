@@ -216,7 +216,7 @@ probe_cached(tiny_classifier_recipe(ProbeRecipe), model=sys.argv[1], run_dir=sys
 """
 
 
-# Bug caught: Ctrl-C that TensorFlow swallows, after which the job goes on.
+# Bug caught: Ctrl-C that TensorFlow swallows, after which the job continues.
 @pytest.mark.multiprocess
 def test_a_signal_ends_the_fit(tmp_path, pretrained):
     command = [sys.executable, "-c", STOP_WHILE_FITTING, str(pretrained), str(tmp_path / "run")]
