@@ -19,6 +19,15 @@ os.environ["KERAS_BACKEND"] = "tensorflow"
 os.environ["MPLBACKEND"] = "Agg"
 
 
+LANES = {"faults": "faults", "test_quickstart.py": "notebook"}
+
+
+def pytest_ignore_collect(collection_path, config):
+    """Leave out the long lanes, even their imports, unless the expression of `-m` names them."""
+    lane = LANES.get(collection_path.name)
+    return True if lane and lane not in config.option.markexpr else None
+
+
 def pytest_collection_modifyitems(items):
     """Begin with the files that start most processes, then those that train: at the end they would run alone."""
     processes = Counter(item.path for item in items if item.get_closest_marker("multiprocess"))

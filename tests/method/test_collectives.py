@@ -20,7 +20,7 @@ def collectives_of_a_step(strategy, recipe) -> tuple[int, int]:
         for group in batch
     )
 
-    @tf.function
+    @tf.function(autograph=False)
     def step(shares):
         return strategy.run(model.train_step, args=(shares, tf.zeros([2])))
 

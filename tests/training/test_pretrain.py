@@ -22,7 +22,28 @@ from tests.swav_models import tiny_recipe
 from tests.tiny_run import tiny_run
 from tests.training.runs import StopAfter, assert_same_bits, assert_same_run, lines, newest
 
-LARGE = {"train__batch_size": 128}  # 11 steps per epoch
+STEPS_11 = {"train__batch_size": 16}  # an epoch of the images has 11 steps
+
+
+def write_images(folder, count, bad=()):
+    folder.mkdir()
+    draw = np.random.default_rng(0)
+    for number in range(count):
+        path = folder / f"{number:03}.png"
+        cv2.imwrite(str(path), draw.integers(0, 256, (40, 50, 3), dtype=np.uint8))
+        if number in bad:
+            path.write_bytes(path.read_bytes()[:100])
+
+
+def recipe_of_images(folder, **changes):
+    return tiny_recipe(data__kind="images", data__path=str(folder), **changes)
+
+
+@pytest.fixture
+def images(tmp_path):
+    """A folder of 176 images."""
+    write_images(tmp_path / "images", 176)
+    return tmp_path / "images"
 
 
 # Bugs caught: a file that is missing, an epoch with a step too many, a summary with other numbers; a run that is
@@ -31,7 +52,8 @@ LARGE = {"train__batch_size": 128}  # 11 steps per epoch
 def test_a_run_leaves_a_complete_folder(tmp_path, tmp_path_factory, monkeypatch):
     temporary = tmp_path_factory.mktemp("temporary")
     monkeypatch.setattr(tempfile, "tempdir", str(temporary))
-    recipe = tiny_recipe(**LARGE, data__validation_split="test", monitor__knn_every_epochs=2)
+    digits_11 = {"train__batch_size": 128}  # an epoch of the digits has 11 steps
+    recipe = tiny_recipe(**digits_11, data__validation_split="test", monitor__knn_every_epochs=2)
     result = pretrain(recipe, run_dir=tmp_path, quiet=True)
     names = {path.name for path in tmp_path.iterdir()}
     assert names >= {"config.yaml", "metrics.jsonl", "checkpoints", "summary.json"}
@@ -67,7 +89,7 @@ def test_a_run_leaves_a_complete_folder(tmp_path, tmp_path_factory, monkeypatch)
             callbacks=[keras.callbacks.LambdaCallback(on_train_begin=interrupt)],
         )
     assert not (tmp_path / "summary.json").exists()
-    other_settings = tiny_recipe(**LARGE, method__epsilon=0.04)
+    other_settings = tiny_recipe(**digits_11, method__epsilon=0.04)
     for copy in (True, False):  # the checkpoint knows the recipe, too
         if not copy:
             (tmp_path / "config.yaml").unlink()
@@ -80,26 +102,26 @@ def interrupt(logs):
     raise KeyboardInterrupt
 
 
-def on_replicas(number):
-    return tiny_recipe(
-        **LARGE,
-        method__queue={"length": 256},
-        train__logical_cpus=number,
-        train__strategy="mirrored" if number == 2 else "one_device",
-        optimizer__peak_learning_rate=0.2,
-    )
-
-
 # Bugs caught: replicas that are requested and not created; a queue of one replica only in the checkpoint, or restored
 # to the wrong replica; a run that cannot move to fewer replicas, or to more.
-def test_a_run_that_moves_between_replicas_equals_an_uninterrupted_one(tmp_path):
-    pretrain(on_replicas(2), run_dir=tmp_path / "straight", quiet=True)
+def test_a_run_that_moves_between_replicas_equals_an_uninterrupted_one(tmp_path, images):
+    def on_replicas(number):
+        return recipe_of_images(
+            images,
+            **STEPS_11,
+            method__queue={"length": 32},
+            train__logical_cpus=number,
+            train__strategy="mirrored" if number == 2 else "one_device",
+            optimizer__peak_learning_rate=0.2,
+        )
+
+    pretrain(on_replicas(1), run_dir=tmp_path / "straight", quiet=True)
     run = tmp_path / "moved"
     for replicas, stops in ((2, 7), (1, 14)):
         with pytest.raises(StoppedBySignal, match=f"after step {stops}"):
             pretrain(on_replicas(replicas), run_dir=run, quiet=True, callbacks=[StopAfter(6)])
         queues = newest(run).arrays["queue/projections"]
-        assert queues.shape == (2, 256, 16)
+        assert queues.shape == (2, 32, 16)
         np.testing.assert_allclose(np.linalg.norm(queues, axis=-1), 1, rtol=1e-5)
     result = pretrain(on_replicas(2), run_dir=run, quiet=True)
     assert (result.summary["resumed_from_step"], result.summary["replicas"]) == (14, 2)
@@ -107,35 +129,15 @@ def test_a_run_that_moves_between_replicas_equals_an_uninterrupted_one(tmp_path)
     assert_same_run(newest(tmp_path / "straight"), newest(run))
 
 
-def write_images(folder, count, bad=()):
-    folder.mkdir()
-    draw = np.random.default_rng(0)
-    for number in range(count):
-        path = folder / f"{number:03}.png"
-        cv2.imwrite(str(path), draw.integers(0, 256, (40, 50, 3), dtype=np.uint8))
-        if number in bad:
-            path.write_bytes(path.read_bytes()[:100])
-
-
-def recipe_of_images(folder, **changes):
-    return tiny_recipe(data__kind="images", data__path=str(folder), **changes)
-
-
 # Bugs caught: state of a batch in parts that is missing from a checkpoint; a run that resumes with other images; pictures
 # that are replaced without a word.
-def test_a_stopped_run_in_parts_equals_an_uninterrupted_one(tmp_path, caplog, monkeypatch):
+def test_a_stopped_run_in_parts_equals_an_uninterrupted_one(tmp_path, images, caplog, monkeypatch):
     monkeypatch.setattr(log, "propagate", True)
-    write_images(tmp_path / "images", 176)  # 11 steps per epoch
-    recipe = recipe_of_images(
-        tmp_path / "images",
-        train__batch_size=16,
-        train__accumulation_steps=2,
-        method__queue={"length": 32},
-    )
+    recipe = recipe_of_images(images, **STEPS_11, train__accumulation_steps=2, method__queue={"length": 32})
     pretrain(recipe, run_dir=tmp_path / "straight", quiet=True)
     with pytest.raises(StoppedBySignal, match="after step 7"):
         pretrain(recipe, run_dir=tmp_path / "run", quiet=True, callbacks=[StopAfter(6)])
-    image = tmp_path / "images" / "000.png"
+    image = images / "000.png"
     image.rename(image.with_name("other.png"))
     with pytest.raises(UsageError, match=r"with 176 images\. Received: 176 with other names"):
         pretrain(recipe, run_dir=tmp_path / "run", quiet=True)
@@ -187,17 +189,20 @@ class Enough(keras.callbacks.Callback):
 
 # Bugs caught: NaN that trains on unnoticed, an error without step or checkpoint, a poisoned checkpoint; a callback that
 # cannot end a run, or ends it without a checkpoint; --fresh that removes a run.
-def test_a_run_ends_when_it_diverges_or_a_callback_wants_it(tmp_path):
-    recipe = tiny_recipe(**LARGE, train__max_non_finite_steps=3, checkpoint__keep_every_epochs=1)
+def test_a_run_ends_when_it_diverges_or_a_callback_wants_it(tmp_path, images):
+    recipe = recipe_of_images(
+        images, **STEPS_11, train__max_non_finite_steps=3, checkpoint__keep_every_epochs=1
+    )
+    run = tmp_path / "run"
     with pytest.raises(Diverged, match=r"3 steps in a row, up to step 16[\s\S]*step-000000011"):
-        pretrain(recipe, run_dir=tmp_path, quiet=True, callbacks=[Poison(13)])
-    assert newest(tmp_path).step == 11
-    assert all(np.all(np.isfinite(array)) for array in newest(tmp_path).arrays.values())
-    assert lines(tmp_path, "step")[-1]["loss"] is None
-    result = pretrain(recipe, run_dir=tmp_path, quiet=True, fresh=True, callbacks=[Enough()])
-    assert result.summary["steps"] == newest(tmp_path).step == 5
+        pretrain(recipe, run_dir=run, quiet=True, callbacks=[Poison(13)])
+    assert newest(run).step == 11
+    assert all(np.all(np.isfinite(array)) for array in newest(run).arrays.values())
+    assert lines(run, "step")[-1]["loss"] is None
+    result = pretrain(recipe, run_dir=run, quiet=True, fresh=True, callbacks=[Enough()])
+    assert result.summary["steps"] == newest(run).step == 5
     assert result.summary["resumed_from_step"] is None
-    assert newest(tmp_path / "previous-1").step == 11
+    assert newest(run / "previous-1").step == 11
 
 
 # === Initial weights ===
