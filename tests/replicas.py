@@ -31,7 +31,7 @@ def run_on_shares(strategy, function, *arrays, axis=0):
         for array in arrays
     ]
 
-    @tf.function
+    @tf.function(autograph=False)
     def run(*shares):
         return strategy.run(function, args=shares)
 

@@ -61,7 +61,7 @@ def test_plan(monkeypatch, output):
 
 def test_profile(tmp_path, monkeypatch, run):
     monkeypatch.chdir(tmp_path)
-    result = run("profile -c demo -o train.batch_size=128 --steps 2 --json")
+    result = run("profile -c demo -o train.batch_size=16 --steps 2 --json")
     assert (result.code, result.err) == (0, "")
     found = json.loads(result.out)
     assert found["verdict"]["bound"] in ("input", "device")

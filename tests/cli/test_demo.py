@@ -11,6 +11,7 @@ from swav_tf.plumbing.errors import UsageError
 from swav_tf.recipe.files import load_recipe
 
 SHORT = [
+    "crops=[{count: 2, size: 16, scale: [0.4, 1]}]",
     "train.epochs=1",
     "train.batch_size=256",
     "monitor.log_every_steps=1",

@@ -74,7 +74,7 @@ def test_operations_of_a_step_on_each_variable():
         optimizer = LARS(2.0)
         optimizer.build(variables)
 
-        @tf.function
+        @tf.function(autograph=False)
         def step(gradients, wanted):
             update_on_all_replicas(optimizer.updates(gradients, variables, [wanted] * count))
 

@@ -10,6 +10,7 @@ from swav_tf.recipe.files import load_recipe
 from swav_tf.training import rescue
 from swav_tf.training.callbacks import Collapsed
 from swav_tf.training.rescue import pretrain_with_rescue
+from tests.cli.command_line import write_noise
 from tests.swav_models import tiny_recipe
 
 FIGURES = {"step": 1, "loss": 2.0, "ln_k": 2.0, "projection_spread": 0.0}
@@ -18,12 +19,14 @@ FIGURES = {"step": 1, "loss": 2.0, "ln_k": 2.0, "projection_spread": 0.0}
 # Bugs caught: an attempt that does not start over, a record that is lost with the attempt or by an interruption before
 # the next one, an attempt that resumes the weights of the collapsed one.
 def test_a_collapse_is_rescued_across_an_interruption(tmp_path, monkeypatch):
+    write_noise(tmp_path / "images", [f"{number}.png" for number in range(32)])
     # Codes are nearly uniform and the rate is nearly 0: the loss stays at ln K.
     recipe = tiny_recipe(
         method__epsilon=50.0,
         optimizer__peak_learning_rate=1e-6,
         train__epochs=1,
-        train__batch_size=256,
+        data__kind="images",
+        data__path=str(tmp_path / "images"),
         monitor__collapse_after_steps=1,
     )
     folder = tmp_path / "run"
@@ -45,7 +48,7 @@ def test_a_collapse_is_rescued_across_an_interruption(tmp_path, monkeypatch):
     assert json.loads((folder / "summary.json").read_text())["attempts"] == [attempt]
     assert load_recipe(folder / "config.yaml").method.epsilon == 0.01
     assert load_recipe(folder / "previous-1" / "config.yaml") == recipe
-    assert (summary["resumed_from_step"], summary["steps"]) == (None, summary["images"] // 256)
+    assert (summary["resumed_from_step"], summary["steps"]) == (None, 32 // 8)
 
 
 # Bugs caught: a remedy that is repeated or lost in later attempts, a loop without end, a remedy that overrides a
