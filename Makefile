@@ -36,9 +36,10 @@ cluster-demo: $(INSTALLED)
 	@$(BIN)/python deploy/cluster_demo.py
 
 # Three processes on two cores: most of a test is tracing, which takes one core, and some tests wait. The tests of a file
-# stay in one process, because they share fixtures.
+# stay in one process, because they share fixtures. Bytecode is written even if the environment says otherwise: each of a
+# hundred processes would compile all modules again.
 test: $(INSTALLED)
-	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 notebook: $(INSTALLED)
 	$(BIN)/python -m pytest tests/test_quickstart.py -m notebook
