@@ -19,7 +19,7 @@ from swav_tf.data.bad_images import BadImages
 from swav_tf.data.views import stack_views, view_batches
 from swav_tf.plumbing.errors import DataError, UsageError
 from swav_tf.plumbing.files import atomic_write, write_csv
-from swav_tf.plumbing.names import printable
+from swav_tf.plumbing.names import counted, printable
 from swav_tf.recipe.data import EvaluationView
 
 
@@ -242,7 +242,7 @@ def _card(
         pictures.append((thumbnail(images.source, int(index), view, SIDE), f"{score:.2f}", title))
     lines = [
         f"Prototype {row['prototype']}",
-        f"{row['images']:,} images, {100 * row['share']:.1f} %",
+        f"{counted(row['images'], 'image')}, {100 * row['share']:.1f} %",
         f"mean score {row['mean_score']:.3f}",
     ]
     if row.get("top_class") is not None:

@@ -143,9 +143,12 @@ def write_duplicates(
     groups: Sequence[Group],
     *,
     shown: int,
+    threshold: float,
     data: str | None = None,
 ) -> dict[str, Any]:
     """Write duplicates.csv, a row per image of each group, and index.html with the first `shown` groups.
+
+    The page names the `threshold` by which the groups were found.
 
     Exact copies are recognized by their content. `data` is the place of the images if they have moved. Return the
     numbers of `groups`, of `images` in them, and of `exact_copies`, whose content is that of an earlier image.
@@ -174,7 +177,8 @@ def write_duplicates(
     report = {"groups": len(groups), "images": len(rows), "exact_copies": copies}
     tiles = [(f"{value:,}", key.replace("_", " ")) for key, value in report.items()]
     text = (
-        f"The {len(cards):,} closest groups; duplicates.csv lists all. Below each image: the cosine with the "
+        f"Images with a cosine of at least {threshold:g} are one group. The {len(cards):,} closest groups; "
+        "duplicates.csv lists all. Below each image: the cosine with the "
         "nearest one of its group, and a letter that it shares with exact copies, which have the same content."
     )
     _write_page(folder, "Near-duplicates", file, images, tiles, text, cards)

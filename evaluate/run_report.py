@@ -289,6 +289,7 @@ def _chart(
     axes.set(
         xlabel=unit, ylabel=what, xlim=(0, 1.03 * max(x for points in lines.values() for x, _ in points))
     )
+    axes.locator_params(axis="x", integer=True)
     several = len(lines) > 1
     for number, (name, points) in enumerate(lines.items()):
         if points:

@@ -100,7 +100,8 @@ def _compared(plan: Path, facts: EngineFacts, reference: Reference | None) -> tu
         return None, f"features not compared: no {REFERENCE} next to the ONNX file"
     backend = TensorrtBackend(plan)
     outputs = run_all(backend, reference.images, batch_size=facts.profile.max)
-    return compare(reference, outputs, gate=GATES[backend.metadata.precision]), ""
+    gate = GATES[backend.metadata.precision]
+    return compare(reference, outputs, gate=gate, runner=backend.facts.runner), ""
 
 
 def build_engine(path: Path, settings: EngineSettings) -> tuple[bytes, EngineFacts]:

@@ -62,6 +62,7 @@ class Parity:
 
     images: int  # compared
     real_images: int  # those that are not random pixels
+    runner: str | None = None  # that computed the file's outputs: "onnxruntime cpu", "openvino", ...
     # By output: L2 norm of the difference over that of the reference, over all images.
     relative_error: dict[str, float] = field(default_factory=dict)
     cosine_min: float | None = None  # of an image's features with the reference's
@@ -134,6 +135,7 @@ def compare(
     *,
     gate: Gate,
     labeled: LabeledFeatures | None = None,
+    runner: str | None = None,
 ) -> Parity:
     """Compare a file's outputs for the reference's images with Keras'.
 
@@ -160,6 +162,7 @@ def compare(
     parity = Parity(
         images=images,
         real_images=real_images,
+        runner=runner,
         relative_error={
             name: float(np.linalg.norm(found[name] - keras[name]) / np.linalg.norm(keras[name]))
             for name in keras

@@ -164,7 +164,8 @@ def _export_one(source: Source, precision: Precision, folder: Path, settings: Ex
     else:
         save_model(to_fp16(source.graph) if precision == "fp16" else source.graph, metadata, path)
     backend = OnnxBackend(path)
-    parity = compare(source.reference, run_all(backend, source.reference.images), gate=GATES[precision])
+    outputs = run_all(backend, source.reference.images)
+    parity = compare(source.reference, outputs, gate=GATES[precision], runner=backend.facts.runner)
     if not parity.passed:
         raise ExportError(f"{precision} does not reproduce Keras' outputs: {'; '.join(parity.failures)}.")
     size = sum(part.stat().st_size for part in folder.glob(f"{path.name}*"))

@@ -141,7 +141,7 @@ def _compare_one(
         outputs = run_all(backend, reference.images, batch_size=batch_size)
     except DataError as error:  # ONNX Runtime opens some graphs that it cannot compute
         return Parity(0, 0, failures=(str(error),))
-    return compare(reference, outputs, gate=GATES[backend.gate], labeled=labeled)
+    return compare(reference, outputs, gate=GATES[backend.gate], labeled=labeled, runner=backend.facts.runner)
 
 
 def _labeled_features(

@@ -10,9 +10,13 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 from swav_tf.recipe.classifier import ClassifierRecipe
 from swav_tf.recipe.explain import section_of
 from swav_tf.recipe.section import Section
+
+pytestmark = pytest.mark.multiprocess
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("cli", "configs", "evaluate", "export", "swav_tf")

@@ -2,6 +2,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 PRINT = """
 import os, signal
 signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as if it came later than the refused write
@@ -14,6 +16,7 @@ show_message("discarded")
 
 
 # Bug caught: a terminal that closes ends a run by the error of a write, before the signal can save it.
+@pytest.mark.multiprocess
 def test_a_closed_terminal_discards_what_is_printed():
     terminal, screen = os.openpty()
     reader, writer = os.pipe()

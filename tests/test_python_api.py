@@ -22,6 +22,7 @@ def test_every_name_exists(name):
 
 
 # Bug caught: an import of six seconds for a recipe alone.
+@pytest.mark.multiprocess
 def test_recipes_need_no_tensorflow():
     code = "import sys, swav_tf; swav_tf.load_recipe('demo'); sys.exit('tensorflow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
@@ -29,6 +30,7 @@ def test_recipes_need_no_tensorflow():
 
 # Bugs caught: documented code that fails; a file of `model.save` that a new process cannot load, or that loses weights.
 # (test_swav_step.py has the rest of the state.)
+@pytest.mark.multiprocess
 def test_fit_save_and_load_as_documented(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     text = (Path(swav_tf.__file__).parents[1] / "docs" / "keras.md").read_text()

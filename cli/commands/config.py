@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+from typing import Any
 
 import click
 
@@ -159,10 +161,14 @@ def settings(pattern: str, kind: str, report: Report) -> None:
     }
     if not fields:
         raise click.UsageError(f"No setting of {kind} recipes has {pattern!r} in its path or meaning.")
+
+    def default(field: dict[str, Any]) -> str:
+        return f"default {json.dumps(field['default'])}" if "default" in field else "must be set"
+
     report.show(
         fields,
         [
-            f"{path}\n    {field['type']}, {field['default']}. {field['meaning']}"
+            f"{path}\n    {field['type']}, {default(field)}. {field['meaning']}"
             for path, field in fields.items()
         ],
     )

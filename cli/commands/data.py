@@ -25,6 +25,7 @@ from cli.options import (
     threads_option,
 )
 from cli.progress import image_progress, load_tensorflow_quietly
+from swav_tf.plumbing.names import counted
 
 if TYPE_CHECKING:
     from swav_tf.data.check import DataReport
@@ -104,10 +105,10 @@ def _lines(data: str, kind: str, report: DataReport) -> Iterator[str]:
         if least < median:
             yield "         fewest: " + ", ".join(f"{printable(name)} {count:,}" for name, count in fewest)
     if report.unlabeled:
-        yield f"         {report.unlabeled:,} images have no class"
+        yield f"         {counted(report.unlabeled, 'image')} without a class"
     if report.duplicates is not None:
         extra = sum(len(names) - 1 for names in report.duplicates)
-        yield f"copies   {extra:,} images are byte-identical to another"
+        yield f"copies   {counted(extra, 'image')} byte-identical to another"
         yield from _first([" = ".join(names) for names in report.duplicates])
     if report.bad_shards is not None:
         yield f"shards   {len(report.bad_shards):,} with a wrong checksum"
@@ -178,7 +179,8 @@ def shard(
     size = sum(shard.bytes for shard in index.shards)
     images, classes, count = len(index.records), len(index.class_names), len(index.shards)
     lines = [
-        f"{index.folder}: {images:,} images of {classes:,} classes in {count:,} shards, {size / 2**20:,.1f} MiB"
+        f"{index.folder}: {counted(images, 'image')} of {counted(classes, 'class', 'classes')} in "
+        f"{counted(count, 'shard')}, {size / 2**20:,.1f} MiB"
     ]
     if packed.kept:
         lines.append(f"{packed.kept:,} of the shards were already written")

@@ -39,7 +39,12 @@ def command(search: SearchChoice, threshold: float | None, groups: int, report: 
         threshold = round(near_threshold(graph), 4)
         reason = " (a tenth of the usual distance to the tenth nearest image)"
     found = write_duplicates(
-        search.output, file, find_groups(graph, threshold), shown=groups, data=search.data
+        search.output,
+        file,
+        find_groups(graph, threshold),
+        shown=groups,
+        threshold=threshold,
+        data=search.data,
     )
     cosine = f"a cosine of at least {threshold:g}{reason}"
     groups_of = f"{found['groups']:,} groups of {found['images']:,} images with {cosine}"

@@ -28,6 +28,7 @@ from cli.options import (
     report_options,
 )
 from cli.progress import image_progress, share_progress
+from swav_tf.plumbing.names import counted
 
 if TYPE_CHECKING:
     from evaluate.backends.backend import Backend
@@ -251,7 +252,7 @@ def _share_out(work: _Work, division: Division, parts: list[Part], report: Repor
         seconds=time.perf_counter() - began,
     )
     folder = parts[0].folder
-    _show(report, folder / "part-*", f"{folder}, {len(parts)} parts", result)
+    _show(report, folder / "part-*", f"{folder}, {counted(len(parts), 'part')}", result)
 
 
 def _show(report: Report, output: Path | Part, what: str, result: Extraction, **facts: object) -> None:
@@ -264,7 +265,9 @@ def _show(report: Report, output: Path | Part, what: str, result: Extraction, **
         lines.append(f"{speed:,.0f} images/s over {result.seconds:.1f} s")
     if result.unreadable:
         listed = output if isinstance(output, Path) else output.base
-        lines.append(f"{result.unreadable:,} unreadable images skipped, listed in {listed}.unreadable.csv")
+        lines.append(
+            f"{counted(result.unreadable, 'unreadable image')} skipped, listed in {listed}.unreadable.csv"
+        )
     document: dict[str, object] = {
         "output": str(output if isinstance(output, Path) else output.folder),
         "part": None if isinstance(output, Path) else str(output),

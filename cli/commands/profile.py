@@ -10,6 +10,7 @@ import click
 from cli.options import Report, count_option, report_options
 from cli.progress import load_tensorflow_quietly
 from cli.recipe_options import RecipeChoice, recipe_options
+from swav_tf.plumbing.names import counted
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -88,7 +89,7 @@ def _table(p: Profile) -> Table:
     def part(name: str, ms: float, total: float) -> None:
         table.add_row(f"  {name}", f"{ms:,.1f}", "", f"{100 * ms / total:.0f} %")
 
-    makers = f"{p.processes} process(es)" if p.processes else f"{p.threads} thread(s)"
+    makers = counted(p.processes, "process", "processes") if p.processes else counted(p.threads, "thread")
     rate = f"{makers}; {1000 / p.input_cpu_ms:,.0f} images per CPU second"
     row("input alone", 1000 * p.batch_size / p.input_images_per_second, rate)
     row("step alone", p.step.ms, f"± {100 * p.step.spread:.0f} %; crops are on the device already")

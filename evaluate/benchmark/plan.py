@@ -112,7 +112,11 @@ def _accuracy(path: Path) -> Accuracy | None:
         if facts is None:
             return None
         same = {key: facts[key] for key in ("passed", "knn", "knn_reference", "knn_images", "cosine_min")}
-        return Accuracy(**same, relative_error=max(facts["relative_error"].values(), default=None))
+        return Accuracy(
+            **same,
+            relative_error=max(facts["relative_error"].values(), default=None),
+            runner=facts.get("runner"),  # older files lack it
+        )
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -162,14 +162,14 @@ def _accuracy(benchmark: Benchmark, best: dict[str, Cell], styles: Styles) -> st
     figure, axes = new_axes(3.4)
     axes.set(xlabel="images per second at the best batch", ylabel="k-NN among the images, %")
     for name, (speed, knn) in points.items():
-        axes.plot([speed], [knn], linestyle="none", label=name, **styles[name])
+        axes.plot([speed], [knn], linestyle="none", label=name, clip_on=False, **styles[name])
     if level is not None:
         axes.axhline(100 * level, color=FAINT, linestyle=(0, (5, 4)), linewidth=1, label="Keras, float32")
     axes.set_xlim(0, 1.1 * max(speed for speed, _ in points.values()))
     axes.margins(y=0.15)
     low, high = axes.get_ylim()
     missing = max(0.0, MIN_SPAN - (high - low)) / 2
-    axes.set_ylim(low - missing, high + missing)
+    axes.set_ylim(low - missing, min(high + missing, 100))
     add_legend(figure, axes)
     return inline_svg(figure, "images per second and k-NN accuracy")
 

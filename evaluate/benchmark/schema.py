@@ -45,6 +45,7 @@ class Accuracy(Section):
     knn_images: int = 0  # labeled images that k-NN classified
     cosine_min: float | None = None  # smallest cosine of an image's features with Keras'
     relative_error: float | None = None  # L2 error relative to Keras, largest of the outputs
+    runner: str | None = None  # that computed the features which were compared
 
     @property
     def knn_change_points(self) -> float | None:

@@ -134,15 +134,19 @@ def norms(tensors: Sequence[tf.Tensor]) -> tf.Tensor:
 
 @keras.saving.register_keras_serializable("swav_tf")
 class LARS(MomentumOptimizer):
-    """v <- momentum v + direction; p <- p - rate v, on EVERY trainable tensor, BN and biases included.
-
-    Momentum is 0.9 and weight decay 1e-6 unless given.
-    """
+    """v <- momentum v + direction; p <- p - rate v, on EVERY trainable tensor, BN and biases included."""
 
     def __init__(
-        self, learning_rate: Any, *, trust_coefficient: float = 0.001, name: str = "lars", **kwargs: Any
+        self,
+        learning_rate: Any,
+        *,
+        momentum: float = 0.9,
+        weight_decay: float = 1e-6,
+        trust_coefficient: float = 0.001,
+        name: str = "lars",
+        **kwargs: Any,
     ) -> None:
-        super().__init__(learning_rate, name=name, **kwargs)
+        super().__init__(learning_rate, momentum=momentum, weight_decay=weight_decay, name=name, **kwargs)
         self.trust_coefficient = trust_coefficient
 
     def factors(
@@ -175,9 +179,16 @@ class Adam(MomentumOptimizer):
     """
 
     def __init__(
-        self, learning_rate: Any, *, second_momentum: float = 0.999, name: str = "adam", **kwargs: Any
+        self,
+        learning_rate: Any,
+        *,
+        momentum: float = 0.9,
+        weight_decay: float = 1e-6,
+        second_momentum: float = 0.999,
+        name: str = "adam",
+        **kwargs: Any,
     ) -> None:
-        super().__init__(learning_rate, name=name, **kwargs)
+        super().__init__(learning_rate, momentum=momentum, weight_decay=weight_decay, name=name, **kwargs)
         self.second_momentum = second_momentum
 
     def build(self, variables: Sequence[keras.Variable]) -> None:

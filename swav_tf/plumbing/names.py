@@ -1,8 +1,13 @@
-"""File names as text: Linux allows any bytes in names; people and JSON need one line of characters."""
+"""Names of files and numbers of things as text. Linux allows any bytes in names; people and JSON need characters."""
 
 from __future__ import annotations
 
 import os
+
+
+def counted(number: int, one: str, many: str = "") -> str:
+    """Return a number with its noun, whose plural ends in s unless given: `1 image`, `1,234 images`, `2 classes`."""
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
 
 
 def printable(name: str) -> str:

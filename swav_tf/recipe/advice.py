@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from swav_tf.plumbing.errors import RecipeError
+from swav_tf.plumbing.names import counted
 from swav_tf.plumbing.system import lacks_bfloat16
 from swav_tf.recipe.classifier import ClassifierRecipe, FinetuneRecipe
 from swav_tf.recipe.pretraining import BatchNorm, Recipe, Train, nearest_multiple
@@ -51,10 +52,10 @@ def _impossible_batch(train: Train, replicas: int, images: int | None) -> Iterat
         nearest = [n for n in possible if n < replicas][-1:] + [n for n in possible if n > replicas][:1]
         yield Remark(
             "train.batch_size",
-            f"{size} images cannot be shared equally by {replicas} replica(s) x "
-            f"{train.accumulation_steps} accumulation step(s)",
+            f"{size} images cannot be shared equally by {counted(replicas, 'replica')} x "
+            f"{counted(train.accumulation_steps, 'accumulation step')}",
             f"A new run can use a multiple of {parts}: {nearest_multiple(size, parts)}. A run that has started keeps "
-            f"its batch: resume it with {' or '.join(map(str, nearest))} replica(s)",
+            f"its batch: resume it with {' or '.join(map(str, nearest))} replicas",
         )
     if images is not None and images < size:
         yield Remark(

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from swav_tf.plumbing.errors import DataError
+from swav_tf.plumbing.names import counted
 from swav_tf.recipe.pretraining import Recipe
 
 # === Rules: change them here ===
@@ -213,15 +214,19 @@ def _explain(
     flips = "flips (text or digits: -o augment.flip_probability=0)"
     if not settings["augment"]["flip_probability"]:
         flips = "no flips"
-    device = f"{machine.cores} CPU cores" if on_cpu else f"{machine.gpus} GPU(s) of {machine.gpu_gb:.0f} GB"
+    device = (
+        counted(machine.cores, "CPU core")
+        if on_cpu
+        else f"{counted(machine.gpus, 'GPU')} of {machine.gpu_gb:.0f} GB"
+    )
     size = "a larger network does not finish on a CPU" if on_cpu else "by the images' size and number"
     time = f"about {max(1, round(seconds / 60))} min" if seconds else "not known before the first steps"
     lines = [
         f"auto: {images.images:,} images, {images.kind}, {labels}, {color}, median short side {images.short_side} px; "
         f"{device}",
         f"  {settings['model']['backbone']['name']}, crops {crops} px: {size}",
-        f"  batch {train['batch_size']} in {train['accumulation_steps']} part(s), {train['precision']}: "
-        f"{steps} steps an epoch",
+        f"  batch {train['batch_size']} in {counted(train['accumulation_steps'], 'part')}, {train['precision']}: "
+        f"{counted(steps, 'step')} an epoch",
         f"  {settings['model']['prototypes']} prototypes: each gets more than one image of a batch, so no queue",
         f"  epsilon {EPSILON:g}, prototypes frozen for an epoch: against collapse on small data",
         f"  {optimizer.get('kind', 'lars')} at rate {optimizer['peak_learning_rate']:g}",

@@ -18,10 +18,10 @@ from swav_tf.recipe.section import Section
 _NUMBER_OR_BOOL = re.compile(r"true|false|[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 
 
-def describe_settings(recipe: type[Section]) -> dict[str, dict[str, str]]:
-    """Return {path: type with bounds, default and meaning, in words}; `N` in a path is a list index."""
+def describe_settings(recipe: type[Section]) -> dict[str, dict[str, Any]]:
+    """Return {path: type with bounds, meaning, default unless it must be set}; `N` in a path is a list index."""
     signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
-    found = {}
+    found: dict[str, dict[str, Any]] = {}
     for path, info in _settings(recipe):
         bounds = [
             f"{sign} {getattr(bound, name)}"
@@ -29,11 +29,10 @@ def describe_settings(recipe: type[Section]) -> dict[str, dict[str, str]]:
             for name, sign in signs.items()
             if hasattr(bound, name)
         ]
-        default = "must be set"
-        if not info.is_required():
-            default = f"default {json.dumps(info.get_default(call_default_factory=True))}"
         kind = " ".join([_type_name(info.annotation), *bounds])
-        found[path] = {"type": kind, "default": default, "meaning": str(info.description)}
+        found[path] = {"type": kind, "meaning": str(info.description)}
+        if not info.is_required():
+            found[path]["default"] = info.get_default(call_default_factory=True)
     return found
 
 

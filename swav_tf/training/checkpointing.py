@@ -15,6 +15,7 @@ import keras
 from swav_tf.method.replicated_model import ReplicatedModel
 from swav_tf.plumbing.errors import SwavError, UsageError
 from swav_tf.plumbing.log import leave_closed_terminal, log
+from swav_tf.plumbing.names import counted
 from swav_tf.recipe.files import AnyRecipe
 from swav_tf.runs.checkpoint import IMPORTED, Checkpoint
 from swav_tf.runs.folder import changes
@@ -190,8 +191,8 @@ def log_config_changes(
     log.info("Resuming from step %s (%s).", checkpoint.step, checkpoint.path)
     if replicas != team.replicas:
         log.info(
-            f"Resuming with {team.replicas} instead of {replicas} replica(s): the batch size stays {batch_size}, "
-            f"{batch_size // team.replicas} images each."
+            f"Resuming with {team.replicas} instead of {counted(replicas, 'replica')}: the batch size stays "
+            f"{batch_size}, {batch_size // team.replicas} images each."
         )
     if changed := changes(before, recipe, free=True):
         log.info("Settings changed since the checkpoint:\n%s", "\n".join(changed))

@@ -18,6 +18,7 @@ from tensorflow.python.data.ops import multi_device_iterator_ops
 from tensorflow.python.eager import context as tf_context
 
 from swav_tf.plumbing.errors import TransientError, UsageError
+from swav_tf.plumbing.names import counted
 from swav_tf.plumbing.values import nested_diff
 from swav_tf.recipe.files import AnyRecipe
 from swav_tf.recipe.pretraining import Train
@@ -114,7 +115,7 @@ def _configure_devices(settings: Train, gpus: Sequence[tf.config.PhysicalDevice]
     if settings.logical_cpus and gpus:
         raise UsageError(
             f"train.logical_cpus={settings.logical_cpus} splits the CPU into replicas, for trials without a GPU; this "
-            f"machine has {len(gpus)} GPU(s), which would be used instead. Omit it, or hide them: "
+            f"machine has {counted(len(gpus), 'GPU')}, which would be used instead. Omit it, or hide them: "
             "CUDA_VISIBLE_DEVICES=-1 swav-tf ..."
         )
     if settings.logical_cpus > 1:
@@ -151,7 +152,7 @@ def _split_cpu(count: int) -> None:
         if len(tf.config.list_logical_devices("CPU")) != count:
             raise UsageError(
                 f"train.logical_cpus={count} must be set before TensorFlow starts, and this process already "
-                f"uses {len(tf.config.list_logical_devices('CPU'))} logical CPU(s): start a new process."
+                f"uses {counted(len(tf.config.list_logical_devices('CPU')), 'logical CPU')}: start a new process."
             ) from None
 
 

@@ -11,6 +11,7 @@ import tensorflow as tf
 from tensorflow.python.eager import context as tf_context
 
 from swav_tf.plumbing.errors import DataError, SwavError, TransientError
+from swav_tf.plumbing.names import counted
 from swav_tf.recipe.pretraining import Train
 from swav_tf.training.checkpointing import StoppedBySignal
 from swav_tf.training.cluster import Topology
@@ -50,7 +51,7 @@ def explained_failures(train: Train, team: Topology) -> Iterator[None]:
         yield
     except tf.errors.ResourceExhaustedError as error:
         raise SwavError(
-            f"Out of memory at batch_size {train.batch_size} over {team.replicas} replica(s). "
+            f"Out of memory at batch_size {train.batch_size} over {counted(team.replicas, 'replica')}. "
             "Remedies: train.accumulation_steps=2 (or 4, 8: the same batch in parts), "
             "train.precision=mixed_float16, a smaller train.batch_size (in pretraining with a queue). "
             f"TensorFlow's error: {str(error)[:300]}"

@@ -28,6 +28,7 @@ from swav_tf.data.sources import contents_sha256, fingerprint, recognized
 from swav_tf.method.replicated_model import ReplicatedModel
 from swav_tf.plumbing.errors import SwavError
 from swav_tf.plumbing.log import log
+from swav_tf.plumbing.names import counted
 from swav_tf.recipe.advice import check_recipe
 from swav_tf.recipe.files import AnyRecipe
 from swav_tf.recipe.pretraining import Recipe
@@ -324,7 +325,8 @@ class Job:
         train, team = self.recipe.train, self.team
         parts = f" in {train.accumulation_steps} parts" if train.accumulation_steps > 1 else ""
         return (
-            f"{team.kind}: {team.workers} worker(s), {team.replicas} replica(s) on {team.devices}, global batch "
-            f"{train.batch_size}{parts}, {self.position.steps_per_epoch} steps per epoch, {train.epochs} epochs, "
-            f"{train.precision}\n" + ", ".join(f"{name} {version}" for name, version in VERSIONS.items())
+            f"{team.kind}: {counted(team.workers, 'worker')}, {counted(team.replicas, 'replica')} on {team.devices}, "
+            f"global batch {train.batch_size}{parts}, {counted(self.position.steps_per_epoch, 'step')} per epoch, "
+            f"{counted(train.epochs, 'epoch')}, {train.precision}\n"
+            + ", ".join(f"{name} {version}" for name, version in VERSIONS.items())
         )

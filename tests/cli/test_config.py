@@ -106,6 +106,7 @@ def test_settings(kind, output):
         assert document["train.precision"]["type"] == "float32 | mixed_float16 | mixed_bfloat16"
         assert document["monitor.track"]["type"] == "list of mlflow | wandb"
         assert document["augment.jitter.hue"]["type"] == "float >= 0 <= 0.5"
-        assert document["train.batch_size"]["default"] == "must be set"
+        assert "default" not in document["train.batch_size"]
+        assert document["train.seed"]["default"] == 31
         text = output("config settings")
         assert "train.seed\n    int >= 0 < 4294967296, default 31. seed of weights" in text

@@ -57,6 +57,7 @@ def test_check(kind, images, tmp_path, run, output):
 
 
 # Bug caught: a locale without UTF-8, as in bare containers, in which such names could not be opened or printed.
+@pytest.mark.multiprocess
 def test_names_in_an_ascii_locale(images, tmp_path):
     (images / "cat").rename(images / "ké")
     (images / "ké" / "0.png").rename(images / "ké" / "ñ.png")

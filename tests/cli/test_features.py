@@ -32,7 +32,7 @@ def test_features_of_a_folder_with_an_unreadable_image(model, tmp_path, output, 
     (images / "a" / "0.jpg").write_bytes(b"no image")
     line = f"features {images} --model {model} --output {tmp_path / 'x.npz'} --quiet"
     refused(f"{line} --max-bad-share 0", 1, "1 of 12 images cannot be read")
-    assert "1 unreadable images skipped" in output(line)
+    assert "1 unreadable image skipped" in output(line)
     with np.load(tmp_path / "x.npz") as file:
         assert file["features"].shape[0] == 11
         assert sorted(file["labels"].tolist()) == [0] * 5 + [1] * 6

@@ -67,6 +67,7 @@ def test_import_and_export(folder, output):
 
 
 # Bugs caught: a file that needs swav-tf, pixels that are normalized twice or not at all, running averages left behind.
+@pytest.mark.multiprocess
 def test_networks_for_keras_and_tensorflow_serving(folder, output):
     output("weights export good.pth --output a.keras")
     output("weights export good.pth --to savedmodel --output served/1")

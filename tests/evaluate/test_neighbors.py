@@ -41,7 +41,7 @@ def table(path):
 # group of the first images only, pictures or names of other images.
 def test_duplicates(tmp_path, file):
     groups = find_groups(neighbor_graph(file), 0.99)
-    report = write_duplicates(tmp_path, file, groups, shown=1)
+    report = write_duplicates(tmp_path, file, groups, shown=1, threshold=0.99)
     assert report == {"groups": 2, "images": 5, "exact_copies": 2}
     found = {}
     for row in table(tmp_path / "duplicates.csv"):
@@ -52,7 +52,7 @@ def test_duplicates(tmp_path, file):
     ]
     page = (tmp_path / "index.html").read_text()
     assert (page.count("<article>"), page.count("<figure>")) == (1, len(groups[0].rows))
-    assert "duplicates.csv lists all" in page
+    assert "at least 0.99 are one group" in page
 
 
 # Bug caught: an error after hours of search, whose result is lost.

@@ -124,7 +124,8 @@ def test_passes(exported, capsys):
     assert {file["precision"] for file in found["files"].values()} == {"fp32", "fp16", "int8"}
     assert all(file["knn_images"] == 360 for file in found["files"].values())
     assert found["files"]["model-int8-cpu.onnx"]["images"] == 80  # without random pixels
-    assert found["files"]["model-fp32.onnx"]["images"] == 96
+    fp32 = found["files"]["model-fp32.onnx"]
+    assert (fp32["images"], fp32["runner"]) == (96, "onnxruntime cpu fp32")
 
 
 def spoil_weights(model):

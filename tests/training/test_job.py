@@ -39,7 +39,7 @@ def test_changed_settings_are_logged(logged):
     assert logged == [("INFO", "Resuming from step 7 (step-7).")]
     log_changes(tiny_recipe(), tiny_recipe(data__threads=3, checkpoint__keep_last=1), (1, 4))
     text = "\n".join(message for _, message in logged)
-    assert "4 instead of 1 replica(s): the batch size stays 8, 2 images each" in text
+    assert "4 instead of 1 replica: the batch size stays 8, 2 images each" in text
     assert "checkpoint:\n  checkpoint.keep_last: was 3, now 1\n  data.threads: was 1, now 3" in text
 
 

@@ -40,7 +40,9 @@ def test_names_and_sizes_are_those_of_the_keras_model(network, width):
     model = build_swav(tiny_recipe(model__backbone={"name": network, "width": width}))
     sizes = Sizes(network, width, head=(24, 16), prototypes=12)
     turned = {4: (2, 3, 1, 0), 2: (1, 0), 1: (0,)}  # from PyTorch's layout to Keras', by number of axes
-    expected = {slot.own: tuple(slot.shape[axis] for axis in turned[len(slot.shape)]) for slot in slots(sizes)}
+    expected = {
+        slot.own: tuple(slot.shape[axis] for axis in turned[len(slot.shape)]) for slot in slots(sizes)
+    }
     assert expected == {name: tuple(variable.shape) for name, variable in named_variables(model).items()}
     assert model.backbone(np.zeros((2, 32, 32, 3), np.float32)).shape == (2, sizes.feature_dim)
 

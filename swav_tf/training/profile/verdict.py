@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from swav_tf.plumbing.names import counted
 from swav_tf.recipe.data import Data
 from swav_tf.recipe.pretraining import Recipe, Train
 
@@ -81,7 +82,7 @@ def verdict(loop: Loop, recipe: Recipe, *, cores: int, cpu_ms_image: float, repl
 def _faster_input(data: Data, cores: int, needed: int, on_gpu: bool) -> str:
     smaller = "images that were resized beforehand, or fewer crops"
     if not on_gpu:
-        return f"input and network share {cores} core(s): more cores, {smaller}"
+        return f"input and network share {counted(cores, 'core')}: more cores, {smaller}"
     if data.processes < cores:
         threads = f"{data.threads or cores} threads of one process"
         now = f"{data.processes} processes" if data.processes else threads

@@ -26,7 +26,7 @@ HALF = {"train__precision": "mixed_float16"}
         (loop(), {**HALF, "train__accumulation_steps": 4}, "device", ["accumulation_steps"]),
         (loop(step_ms=40.0), {}, "host", ["60 %", "larger train.batch_size"]),
         # On a CPU, crops take cores from the step even where nothing waits for them.
-        (loop(step_ms=40.0, on_gpu=False), {}, "input", ["60 %", "share 8 core(s)"]),
+        (loop(step_ms=40.0, on_gpu=False), {}, "input", ["60 %", "share 8 cores"]),
         (loop(step_ms=97.0, on_gpu=False), {}, "device", ["97 %", "a GPU, or"]),
     ],
 )
