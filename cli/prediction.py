@@ -15,7 +15,7 @@ from swav_tf.data.image_source import ImageSource
 from swav_tf.data.views import ViewedImage, stack_views, view_images
 from swav_tf.plumbing.errors import UsageError
 from swav_tf.plumbing.files import atomic_write, write_csv
-from swav_tf.recipe.data import EvaluationView
+from swav_tf.recipe.data import Data
 from swav_tf.runs.folder import epoch_in_words
 
 TOP = 5
@@ -42,7 +42,7 @@ class ClassifierModel:
 
     probabilities: Callable[[np.ndarray], np.ndarray]  # of uint8 images (n, crop, crop, 3): (n, C), 0 to 1
     class_names: tuple[str, ...]
-    view: EvaluationView
+    data: Data  # settings of its training images: the evaluation view, decoding
     epoch: str  # whose weights these are, in words; empty if unknown
 
 
@@ -61,7 +61,7 @@ def open_classifier(model: Path, provider: str | None = None, *, best: bool = Fa
     return ClassifierModel(
         lambda images: classifier.probabilities(images).numpy(),
         facts.class_names,
-        recipe.data.evaluation,
+        recipe.data,
         epoch_in_words(model, recipe, best=best),
     )
 
@@ -80,7 +80,7 @@ def _of_file(path: Path, provider: str) -> ClassifierModel:
     return ClassifierModel(
         lambda images: softmax(runner.run(images)["logits"], axis=1),
         runner.metadata.class_names,
-        runner.input_view,
+        runner.data.model_copy(update={"evaluation": runner.input_view}),
         runner.metadata.epoch,
     )
 
@@ -90,7 +90,7 @@ def predict(
 ) -> Iterator[Prediction]:
     """Yield predictions in the order of the source; an unreadable file gets its error."""
     waiting: list[ViewedImage] = []
-    for image in view_images(source, range(len(source)), model.view, threads=threads):
+    for image in view_images(source, range(len(source)), model.data.evaluation, threads=threads):
         waiting.append(image)
         if len(waiting) == batch_size:
             yield from _predict_batch(model, waiting)

@@ -58,18 +58,19 @@ def command(
     from swav_tf.data.sources import open_source, recognized
     from swav_tf.recipe.data import Data
 
-    settings = recognized(Data(path=data))
+    found = recognized(Data(path=data))
     # Labels are not needed: images next to class folders are read, too.
-    kind = "images" if settings.kind == "class_folders" else settings.kind
-    images = open_source(settings.model_copy(update={"kind": kind}))
+    kind = "images" if found.kind == "class_folders" else found.kind
+    own = {"kind": kind, "path": data, "split": found.split, "labels": None}
     classifier = open_classifier(model, provider, best=best)
+    images = open_source(classifier.data.model_copy(update=own))  # which are decoded as in training
     unreadable = 0
     with image_progress(len(images), "images", quiet=report.quiet) as done:
 
         def counted() -> Iterator[Prediction]:
             nonlocal unreadable
-            found = predict(classifier, images, batch_size=batch, threads=threads)
-            for number, prediction in enumerate(found, start=1):
+            predictions = predict(classifier, images, batch_size=batch, threads=threads)
+            for number, prediction in enumerate(predictions, start=1):
                 unreadable += prediction.error is not None
                 done(number)
                 yield prediction

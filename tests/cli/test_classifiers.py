@@ -132,16 +132,32 @@ def test_refusals(line, code, part, model, probe, images, tmp_path, monkeypatch,
     assert not (tmp_path / "x.csv").exists()
 
 
-# Bug caught: an imported classifier without names that cannot be measured on folders with names.
-def test_an_import_without_class_names_takes_those_of_the_images(tmp_path, output):
+def import_classifier(folder, weight, bias, **options):
+    """Import a linear classifier on a random backbone as the run `folder`/run."""
     draw = np.random.default_rng(0)
     shapes = {slot.torch: slot.shape for slot in slots(Sizes("resnet_small"))}
     state = {name: draw.uniform(0.1, 0.5, shape).astype(np.float32) for name, shape in shapes.items()}
-    write_torch_file(state, tmp_path / "backbone.pth")
-    bias = np.array([0, 9, 0], np.float32)
-    linear = {"linear.weight": np.zeros((3, 128), np.float32), "linear.bias": bias}
-    write_torch_file(linear, tmp_path / "linear.pth")
-    import_weights(tmp_path / "linear.pth", tmp_path / "run", backbone=tmp_path / "backbone.pth")
+    write_torch_file(state, folder / "backbone.pth")
+    write_torch_file({"linear.weight": weight, "linear.bias": bias}, folder / "linear.pth")
+    import_weights(folder / "linear.pth", folder / "run", backbone=folder / "backbone.pth", **options)
+
+
+# Bug caught: transparent images on another background than in training.
+def test_images_are_decoded_as_in_training(tmp_path, run):
+    weight = np.random.default_rng(1).normal(0, 1e-7, (3, 128)).astype(np.float32)
+    import_classifier(tmp_path, weight, np.zeros(3, np.float32), overrides=["data.background=[0, 0, 0]"])
+    images = write_noise(tmp_path / "images", ["noise.png"])
+    Image.new("RGBA", (24, 20), (9, 9, 9, 0)).save(images / "clear.png")
+    for name, color in (("black", 0), ("white", 255)):
+        Image.new("RGB", (24, 20), (color,) * 3).save(images / f"{name}.png")
+    assert run(f"predict {tmp_path}/run {images} --output {tmp_path}/x.json").code == 0
+    found = {item["file"]: item["top"] for item in json.loads((tmp_path / "x.json").read_text())}
+    assert found["clear.png"] == found["black.png"] != found["white.png"]
+
+
+# Bug caught: an imported classifier without names that cannot be measured on folders with names.
+def test_an_import_without_class_names_takes_those_of_the_images(tmp_path, output):
+    import_classifier(tmp_path, np.zeros((3, 128), np.float32), np.array([0, 9, 0], np.float32))
     folder = write_classes(tmp_path / "val", ["ant", "bee", "cow"])
     output(f"validate {tmp_path}/run {folder} --output {tmp_path}/results")
     rows = list(csv.reader((tmp_path / "results" / "per_class.csv").read_text().splitlines()))
