@@ -12,6 +12,7 @@ from PIL import Image as PillowImage
 from swav_tf.data.decode import UndecodableImage, evaluation_view
 from swav_tf.data.image_source import ImageSource
 from swav_tf.data.pictures import scaled
+from swav_tf.data.recognition import is_bundled
 from swav_tf.data.sources import contents_sha256, fingerprint, open_source, read_image, recognized
 from swav_tf.plumbing.errors import DataError, UsageError
 from swav_tf.recipe.data import SPLIT_KINDS, Data, EvaluationView
@@ -58,8 +59,8 @@ def open_images(
     if kind is not None and kind not in KINDS:
         raise UsageError(f"--kind must be one of {', '.join(KINDS)}. Received: {kind}.")
     if kind is None:
-        follows = data is not None and data != "digits" and (like.kind != "tfds" or Path(data).exists())
-        kind = "auto" if follows else "digits" if data == "digits" else like.kind
+        follows = data is not None and (like.kind != "tfds" or Path(data).exists())
+        kind = "digits" if is_bundled(data) else "auto" if follows else like.kind
     if data is None and kind != "digits" and (like.path is None or kind != like.kind):
         raise UsageError(f"DATA must name the images. Received: no DATA, kind {kind}.")
     own = {"kind": kind, "path": None if kind == "digits" else (data or like.path)}

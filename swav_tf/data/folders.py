@@ -103,7 +103,9 @@ def _existing_folder(path: str | Path) -> str:
 
 
 def has_images(root: str, folder: str) -> bool:
-    """Return whether a local folder in `root` has an image at any depth."""
+    """Return whether a folder in `root` has an image at any depth."""
+    if storage.is_remote(root):
+        return any(is_wanted(name, LeftOut()) for name in storage.walk_remote(storage.join(root, folder)))
     return next(_walk(root, f"{folder}/", set(), LeftOut()), None) is not None
 
 

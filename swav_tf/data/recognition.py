@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from itertools import islice
 from typing import Final, NamedTuple
@@ -15,6 +16,7 @@ from swav_tf.data.lists import is_list
 from swav_tf.data.records import starts_like_records
 from swav_tf.data.shard_index import is_shard
 from swav_tf.plumbing.errors import DataError
+from swav_tf.plumbing.log import log_once
 from swav_tf.plumbing.names import printable
 from swav_tf.recipe.data import Kind
 
@@ -40,7 +42,7 @@ def recognize(path: str, *, labels: str | None = None) -> Found:
     Raises:
         DataError: the path cannot be accessed, or is a file that holds no images or only one.
     """
-    if path == "digits":
+    if is_bundled(path):
         return Found("digits", "bundled")
     with storage.reachable(path):
         place = storage.local_or_remote(path)
@@ -48,6 +50,16 @@ def recognize(path: str, *, labels: str | None = None) -> Found:
     if labels is not None and found.kind in ("class_folders", "images") and found != NOT_FOUND:
         return Found("images", f"labels are those of {labels}")
     return found
+
+
+def is_bundled(path: str | None) -> bool:
+    """Return whether a path is the name of the bundled digits; warn about a folder of this name."""
+    if path == "digits" and os.path.exists(path):
+        log_once(
+            logging.WARNING,
+            "The bundled digits are read, not the folder ./digits. Write ./digits to read it.",
+        )
+    return path == "digits"
 
 
 def _in_files(place: str) -> Found:
@@ -77,7 +89,7 @@ def _in_folder(folder: str) -> Found:
     images = any(map(is_image, names))
     if not images and any(map(is_shard, names)):
         return Found("tfrecord", "it contains shards")
-    if storage.is_remote(folder):
+    if storage.is_remote(folder):  # where each look below is a request
         kinds = [
             kind for ending, kind in _CONTAINERS.items() for name in names if name.lower().endswith(ending)
         ]
@@ -85,10 +97,7 @@ def _in_folder(folder: str) -> Found:
             return Found(kinds[0], f"it contains {kinds[0]} files")
         if images:
             return Found("images", "images at the top, without labels")
-        folders = (name for name in names if storage.is_folder(storage.join(folder, name)))
-        first = list(islice(folders, 2))
-        return Found("images", _one(first[0])) if len(first) == 1 else CLASSES
-    inside = (name for name in names if os.path.isdir(storage.join(folder, name)))
+    inside = (name for name in names if storage.is_folder(storage.join(folder, name)))
     classes = list(islice((name for name in inside if has_images(folder, name)), 2 if not images else 1))
     if images:
         why = "images at the top and in folders: all are read" if classes else "images without folders"

@@ -126,6 +126,14 @@ def remote_files_below(folder: str) -> dict[str, int | None]:
     return {name: sizes[name] for name in sorted(sizes, key=visiting_order)}
 
 
+def walk_remote(folder: str) -> Iterator[str]:
+    """Yield the paths of the files below a remote folder, relative to it; folders are listed as they are reached."""
+    with _remote(folder) as (files, inner):
+        for path, _, names in files.walk(inner):
+            below = path.strip("/").removeprefix(inner.strip("/")).strip("/")
+            yield from (f"{below}/{name}".lstrip("/") for name in names)
+
+
 def visiting_order(name: str) -> str:
     """Return the key by which paths are in the order of a walk: a folder's files, then its folders, by name."""
     *folders, file = name.split("/")

@@ -10,6 +10,7 @@ from swav_tf.data.folders import ClassFolders, ImageFolder
 from swav_tf.data.recognition import recognize
 from swav_tf.data.sources import open_source
 from swav_tf.plumbing.errors import DataError
+from swav_tf.plumbing.log import log
 from swav_tf.recipe.data import Data
 
 KINDS = {"images": ImageFolder, "class_folders": ClassFolders}
@@ -57,7 +58,8 @@ def test_names_with_spaces_and_bytes_that_are_not_text(tmp_path):
 # === What is left out ===
 
 
-# Bugs caught: images next to folders left out, a class for each system folder, flowers taken for shards.
+# Bugs caught: images next to folders left out, a class for each system folder, flowers taken for shards; in a store, a
+# class for a folder without images.
 @pytest.mark.parametrize(
     ("files", "kind", "names"),
     [
@@ -67,13 +69,25 @@ def test_names_with_spaces_and_bytes_that_are_not_text(tmp_path):
         (["x/a.jpg", "@eaDir/a.jpg/THUMB.jpg", "#recycle/b.jpg", "L.lrdata/c.jpg"], "images", ["x/a.jpg"]),
         (["lily-of-the-valley/a.jpg", "rose/b.jpg"], "class_folders", ["lily-of-the-valley/a.jpg", "rose/b.jpg"]),
         (["best-of-2023.jpg"], "images", ["best-of-2023.jpg"]),
+        (["annotations/a.xml", "images/a.jpg", "images/b.jpg"], "images", ["images/a.jpg", "images/b.jpg"]),
     ],
 )  # fmt: skip
 def test_a_kind_that_leaves_out_no_image_is_recognized(tmp_path, files, kind, names):
     make(tmp_path, *files)
-    found = recognize(str(tmp_path))
-    assert found.kind == kind
-    assert names_of(KINDS[kind](tmp_path)) == names
+    for place in (str(tmp_path), f"file://{tmp_path}"):  # in a store, too
+        found = recognize(place)
+        assert found.kind == kind
+        assert names_of(KINDS[kind](place)) == names
+
+
+# Bug caught: a user's own folder that is replaced without a word.
+def test_a_folder_of_the_name_of_the_bundled_digits(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(log, "propagate", True)
+    make(tmp_path, "digits/a.jpg")
+    monkeypatch.chdir(tmp_path)
+    assert recognize("digits").kind == "digits"
+    assert "Write ./digits to read it" in caplog.text
+    assert recognize("./digits").kind == "images"
 
 
 # Bug caught: files that are left out without a word, and images next to class folders among them.
