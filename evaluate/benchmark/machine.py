@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import psutil
 
+from swav_tf.data.survey import visible_gpus
 from swav_tf.plumbing.system import UNKNOWN, available_cores, cpu_field, cpu_flags, version_of
 from swav_tf.recipe.section import Section
 
@@ -132,7 +133,7 @@ def gpus() -> tuple[Gpu, ...]:
 
 @dataclass(frozen=True)
 class GpuState:
-    """The first GPU at this moment; None where it does not report a figure, or does not exist."""
+    """A GPU at this moment; None where it does not report a figure, or does not exist."""
 
     memory_mib: float | None = None  # memory in use by all processes
     clock_mhz: float | None = None  # clock of its processors
@@ -140,12 +141,19 @@ class GpuState:
 
 
 def gpu_state() -> GpuState:
-    """Return the state of the first GPU."""
-    if no_gpu_reason() is not None:
+    """Return the state of the GPU that is measured, the first one that is visible."""
+    if no_gpu_reason() is not None or not (visible := visible_gpus()):
         return GpuState()
     import pynvml
 
-    handle = pynvml.nvmlDeviceGetHandleByIndex(0)
+    name = visible[0]
+    try:
+        if name.isdecimal():
+            handle = pynvml.nvmlDeviceGetHandleByIndex(int(name))
+        else:
+            handle = pynvml.nvmlDeviceGetHandleByUUID(name)
+    except pynvml.NVMLError:  # a shortened UUID, which CUDA understands
+        return GpuState()
     memory = _query("nvmlDeviceGetMemoryInfo", handle)
     bits = _query("nvmlDeviceGetCurrentClocksThrottleReasons", handle) or 0
     return GpuState(

@@ -1,11 +1,13 @@
 """Cells in fresh processes: planned, measured, skipped, failed and interrupted."""
 
 import signal
+import sys
+from types import SimpleNamespace
 
 import pytest
 
 from evaluate.benchmark import plan
-from evaluate.benchmark.machine import no_gpu_reason
+from evaluate.benchmark.machine import gpu_state, no_gpu_reason
 from evaluate.benchmark.plan import find_models, plan_cells
 from evaluate.benchmark.run import death, measure_in_process, run_benchmark
 from evaluate.benchmark.schema import NOT_YET
@@ -70,8 +72,36 @@ def test_a_cell_without_its_gpu_or_provider_is_skipped(exported, measure, monkey
 
 
 def test_a_missing_query_library_is_no_gpu(monkeypatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "pynvml", None)
+    monkeypatch.setitem(sys.modules, "pynvml", None)
     assert "nvidia-ml-py is not installed" in no_gpu_reason()
+
+
+# Bug caught: memory and clock of a GPU that is not the one measured. (`pynvml` knows nothing of CUDA_VISIBLE_DEVICES.)
+@pytest.mark.parametrize(
+    ("visible", "mib"), [(None, 0), ("3,1", 3), ("GPU-2", 2), ("GPU-unknown", None), ("-1", None)]
+)
+def test_the_state_is_of_the_gpu_that_is_visible(monkeypatch, visible, mib) -> None:
+    def by_uuid(name):
+        if name == "GPU-unknown":
+            raise OSError
+        return int(name.removeprefix("GPU-"))
+
+    nvml = SimpleNamespace(
+        NVMLError=OSError, NVML_CLOCK_SM=1,
+        nvmlInit=lambda: None,
+        nvmlDeviceGetCount=lambda: 4,
+        nvmlDeviceGetHandleByIndex=lambda number: number,
+        nvmlDeviceGetHandleByUUID=by_uuid,
+        nvmlDeviceGetMemoryInfo=lambda handle: SimpleNamespace(total=16e9, used=handle * 2**20),
+        nvmlDeviceGetCudaComputeCapability=lambda handle: (9, 0),
+        nvmlDeviceGetClockInfo=lambda handle, clock: 1000,
+        nvmlDeviceGetCurrentClocksThrottleReasons=lambda handle: 0,
+    )  # fmt: skip
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert gpu_state().memory_mib == mib
 
 
 # Bugs caught: an int8 graph for another processor; a batch that an engine runs in parts, timed as one.
