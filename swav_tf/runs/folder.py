@@ -125,7 +125,8 @@ class RunFolder:
                 f"--run-dir must be a new folder or contain a {kind} run. Received: {self.path}, which contains a "
                 f"{saved.kind} run. Set another --run-dir."
             )
-        if fresh and (saved is not None or (self.path / ATTEMPTS).exists()):
+        # A run whose config.yaml is gone resumes from its checkpoints all the same.
+        if fresh and (saved is not None or (self.path / ATTEMPTS).exists() or self.checkpoints.exists()):
             self.set_aside(attempts=True)
             saved = None
         newest = CheckpointStore(self.checkpoints, kind=kind).newest_facts()

@@ -124,7 +124,7 @@ def test_metrics_after_the_checkpoint_are_removed(tmp_path, step, kept):
 
 
 # Bugs caught: --fresh that deletes what was computed, or the record of collapsed attempts before anything is checked; that
-# moves the user's own files; a number of an earlier run that is used again.
+# moves the user's own files; a number of an earlier run that is used again; that resumes a run without config.yaml.
 def test_fresh_keeps_the_earlier_run(tmp_path):
     with RunFolder(tmp_path) as folder:
         (tmp_path / "job.sh").write_text("swav-tf pretrain ...")
@@ -142,6 +142,11 @@ def test_fresh_keeps_the_earlier_run(tmp_path):
         (tmp_path / "previous-1").rename(tmp_path / "elsewhere")
         folder.begin(tiny_recipe(), fresh=True)
         assert (tmp_path / "previous-3" / "elsewhere").exists()
+        run_with_a_checkpoint(tmp_path)
+        (tmp_path / "config.yaml").unlink()
+        folder.begin(tiny_recipe(method__epsilon=0.03), fresh=True)
+        assert (tmp_path / "previous-4" / "checkpoints").exists()
+        assert not folder.checkpoints.exists()
 
 
 FACTS = ModelFacts(
