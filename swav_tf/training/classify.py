@@ -73,15 +73,19 @@ def train_classifier(
         position, classes = job.position, len(data.class_names)
         classifier = job.build(partial(_build, start, recipe, classes, position.steps_per_epoch))
         validate = _validate(job, recipe, classifier, data)
-        if position.validation.get("images") == validate.images and (done := job.complete(classifier)):
+        # The summary may be about other images than the checkpoint; earlier versions recorded only those of the latter.
+        summary, saved = job.folder.read_summary() or {}, position.validation.get("images")
+        if summary.get("validation_sha256", saved) == validate.images and (done := job.complete(classifier)):
             return done
         if from_probe and job.resumed_from is None:
             fit_classifier(classifier, data, recipe)
             validate.measure_start()
         chance = ("ln classes", math.log(classes))
         job.fit(classifier, [validate, *callbacks], averaged=AVERAGED, chance=chance)
-        # Measured again if an earlier part of the run trained the last step.
-        counts = validate.counts or validate.validation.measure()
+        counts = validate.counts
+        # An earlier part of the run trained the last step, or a callback ended it.
+        if counts is None or position.validation["last"]["step"] != position.step:
+            counts = validate.measure()
         save_results(job, counts, data, title=recipe.name)
         _report_loss_of_accuracy(position.validation)
         return job.finish(
@@ -89,6 +93,7 @@ def train_classifier(
             **run_facts(recipe, start, data, BY_SGD),
             converged=_report_convergence(job, classes),
             **{name: found for name, found in position.validation.items() if name != "images"},
+            validation_sha256=validate.images,
             train_loss_first=position.first_loss,
             train_loss_last=position.last_loss,
         )

@@ -180,37 +180,40 @@ class Validate(keras.callbacks.Callback):
         self.counts: Counts | None = None  # of the last validation
         self.images = images
 
-    def on_train_begin(self, logs: Logs | None = None) -> None:
-        """Forget the best epoch on other images: accuracies of different images cannot be compared."""
-        found = self.position.validation
+    def measure_start(self) -> None:
+        """Measure the classifier that fine-tuning starts from: `initial`."""
+        initial = self.validation.measure().as_dict()
+        self.position.validation |= {"initial": initial, "images": self.images}
+        log.info("The probe, where fine-tuning starts: top-1 %.2f %%", 100 * initial["top1"])
+
+    def measure(self) -> Counts:
+        """Measure now; the best epoch on other images is forgotten: accuracies of different images do not compare."""
+        position, found = self.position, self.position.validation
         if found and found.setdefault("images", self.images) != self.images:  # earlier versions recorded none
             log.warning(
                 "The validation images have changed: the best epoch is chosen among those from here on."
             )
-            for key in ("initial", "best", "images"):
+            for key in ("initial", "best"):
                 found.pop(key, None)
-
-    def measure_start(self) -> None:
-        """Measure the classifier that fine-tuning starts from: `initial`."""
-        initial = self.position.validation["initial"] = self.validation.measure().as_dict()
-        log.info("The probe, where fine-tuning starts: top-1 %.2f %%", 100 * initial["top1"])
-
-    def on_train_batch_end(self, batch: int, logs: Logs) -> None:
-        """Measure when an epoch that is due ends."""
-        position = self.position
-        due = (position.epoch + 1) % self.every_epochs == 0 or position.at_end
-        if not (position.at_epoch_end and due):
-            return
         with position.doing("validation"):
             self.counts = self.validation.measure()
         figures = self.counts.as_dict()
         position.measured["validation top-1"] = figures["top1"]
         last: dict[str, Any] = {"epoch": position.epoch + 1, "step": position.step, **figures}
-        best = position.validation.get("best")
+        best = found.get("best")
         if best is None or last["top1"] > best["top1"]:
             best = last
-        position.validation |= {"last": last, "best": best, "images": self.images}
-        self.metrics.write("validation", {**figures, "best_top1": best["top1"]})
+        found |= {"last": last, "best": best, "images": self.images}
+        return self.counts
+
+    def on_train_batch_end(self, batch: int, logs: Logs) -> None:
+        """Measure when an epoch that is due ends."""
+        position = self.position
+        due = (position.epoch + 1) % self.every_epochs == 0 or position.at_end
+        if position.at_epoch_end and due:
+            figures = self.measure().as_dict()
+            best_top1 = position.validation["best"]["top1"]
+            self.metrics.write("validation", {**figures, "best_top1": best_top1})
 
 
 def measure(

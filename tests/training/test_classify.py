@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 
+import keras
 import numpy as np
 import pytest
 from PIL import Image
@@ -58,7 +59,7 @@ def assert_backbone_is(run_dir, kind, pretrained):
 
 # Bugs caught: batch normalization in training mode, a gradient or decay that reaches the backbone, moving averages
 # that move; a best epoch that is the last, a figure under another's name, a file that is missing; a probe that resumes
-# with another backbone, other images, or as another kind of probe.
+# with another backbone, other images, or as another kind of probe; the accuracy on other validation images, from before.
 def test_a_probe_leaves_the_backbone_and_a_complete_folder(tmp_path, pretrained):
     recipe = tiny_classifier_recipe(ProbeRecipe, train__epochs=4, checkpoint__keep_last=1)
     run = tmp_path / "run"
@@ -93,6 +94,18 @@ def test_a_probe_leaves_the_backbone_and_a_complete_folder(tmp_path, pretrained)
 
     again = probe(recipe, model=pretrained, run_dir=run, quiet=True)
     assert again.summary == summary  # nothing was done
+    data = recipe.data.model_copy(update={"validation_split": "train"})
+    changed = {"recipe": recipe.model_copy(update={"data": data}), "model": pretrained, "run_dir": run}
+    others = probe(**changed, quiet=True).summary
+    rows = images_by_class(run)
+    assert others["validation_images"] == sum(images for images, _ in rows.values()) == 1437
+    assert others["last"] == others["best"] != summary["last"]
+    assert sum(images * top1 for images, top1 in rows.values()) / 1437 == pytest.approx(
+        others["last"]["top1"]
+    )
+    assert probe(**changed, quiet=True).summary == others  # measured once
+    returned = probe(recipe, model=pretrained, run_dir=run, quiet=True).summary
+    assert [returned[key] for key in ("last", "best")] == [summary[key] for key in ("last", "best")]
     model, _, facts = load_classifier(run)
     assert facts.origin["step"] == 5
     np.testing.assert_array_equal(model.classifier.kernel.numpy(), result.model.classifier.kernel.numpy())
@@ -170,13 +183,15 @@ def test_fine_tuning_resumes(tmp_path, pretrained):
     assert all((ended[name] != begun[name]).any() for name in begun if name.startswith("backbone/"))
 
 
-# Bugs caught: fine-tuning that starts from a random classifier all the same, or from one by other images or labels.
+# Bugs caught: fine-tuning that starts from a random classifier all the same, or from one by other images or labels; a run
+# without accuracy, since a callback ended it before its first validation.
 def test_fine_tuning_starts_from_the_probe(tmp_path, pretrained):
     still = {"optimizer__backbone_learning_rate": 1e-12, "optimizer__classifier_learning_rate": 1e-12}
     recipe = tiny_classifier_recipe(
         FinetuneRecipe, init_classifier="probe", train__batch_size=700, train__epochs=1, **still
     )
-    tuned = finetune(recipe, model=pretrained, run_dir=tmp_path / "tuned", quiet=True)
+    tuned = finetune(recipe, model=pretrained, run_dir=tmp_path / "tuned", quiet=True, callbacks=[Enough()])
+    assert tuned.summary["last"]["step"] == 1
     probed = probe_cached(
         tiny_classifier_recipe(ProbeRecipe), model=pretrained, run_dir=tmp_path / "probe", quiet=True
     )
@@ -223,6 +238,13 @@ def test_a_signal_ends_the_fit(tmp_path, pretrained):
     ended = subprocess.run(command, capture_output=True, text=True, timeout=200)
     assert ended.returncode == 130, ended.stderr
     assert "Stopped by SIGINT" in ended.stderr
+
+
+class Enough(keras.callbacks.Callback):
+    """End the training after a step."""
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.model.stop_training = True
 
 
 def start_workers(recipe, pretrained, *run_dirs):

@@ -121,7 +121,6 @@ def test_the_best_epoch_is_one_of_the_same_images(logged):
         counts = Counts(np.array([[right, 10 - right], [0, 0]]), np.array([10, 0]), loss=1.0)
         measured = SimpleNamespace(measure=lambda: counts)
         callback = Validate(measured, position, metrics, every_epochs=1, images=images)
-        callback.on_train_begin()
         position.step = epoch
         callback.on_train_batch_end(0, {})
         return position.best_step
