@@ -31,10 +31,10 @@ def show_result(report: Report, recipe: Recipe | ClassifierRecipe, result: Resul
 
 
 def _after_pretraining(recipe: Recipe, run_dir: Path, summary: dict[str, Any]) -> str:
-    result = (
-        f"{summary['steps']:,} steps, loss {summary['loss_first']:.2f} -> {summary['loss_last']:.2f} "
-        f"(mean of the last epoch), ln K {summary['ln_k']:.2f}"
-    )
+    loss = "not finite"
+    if summary["loss_last"] is not None:
+        loss = f"{summary['loss_first']:.2f} -> {summary['loss_last']:.2f} (mean of the last epoch)"
+    result = f"{summary['steps']:,} steps, loss {loss}, ln K {summary['ln_k']:.2f}"
     if summary.get("knn_top1") is not None:
         from swav_tf.knn import comparison
 

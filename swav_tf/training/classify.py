@@ -157,7 +157,8 @@ def still_improving(metrics: Path, *, chance: float) -> str | None:
         chance: loss of an untrained classifier, ln C.
     """
     lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
-    losses = [line["loss"] for line in lines if line["kind"] == "epoch"]
+    # An epoch has none if no step of it was finite.
+    losses = [line["loss"] for line in lines if line["kind"] == "epoch" and "loss" in line]
     tenth = max(1, len(losses) // 10)
     if len(losses) < 2:
         return None

@@ -14,6 +14,7 @@ import click
 import pytest
 
 from cli import node_workers
+from cli.closing import show_result
 from cli.main import swav_tf
 from cli.recipe_options import RecipeChoice
 from swav_tf.recipe.files import load_any_recipe, load_recipe, save_recipe
@@ -226,6 +227,13 @@ def test_next_commands(line, result, names, calls, run):
         assert "Next:" not in result.err
 
 
+# Bug caught: a crash at the end of a run of which no step was finite.
+def test_closing_words_without_a_loss(capsys):
+    result = SimpleNamespace(summary=SUMMARY | {"loss_last": None}, is_chief=True, run_dir="run")
+    show_result(SimpleNamespace(as_json=False, quiet=True), load_recipe("demo"), result)
+    assert "1,234 steps, loss not finite, ln K 3.90\n" in capsys.readouterr().err
+
+
 # === For real ===
 
 
@@ -327,6 +335,7 @@ def test_a_file_called_auto(calls, tmp_path, monkeypatch, output):
 LOST_WORKER = """
 import multiprocessing, os
 from cli import node_workers
+from cli.closing import show_result
 from swav_tf.training.rendezvous import meet
 
 node_workers.Share.take = lambda self: os._exit(3) if multiprocessing.parent_process() else None

@@ -121,7 +121,8 @@ def test_a_probe_leaves_the_backbone_and_a_complete_folder(tmp_path, pretrained)
         probe_cached(recipe, **options)
 
 
-# Bugs caught: a warning for noise, none for a probe that ends early, a mean over the wrong epochs.
+# Bugs caught: a warning for noise, none for a probe that ends early, a mean over the wrong epochs; a crash after
+# an epoch without a finite step, whose line has no loss.
 @pytest.mark.parametrize(
     ("losses", "fell"),
     [
@@ -129,10 +130,12 @@ def test_a_probe_leaves_the_backbone_and_a_complete_folder(tmp_path, pretrained)
         ([2.3] + [1.0 + 0.01 * (-1) ** epoch for epoch in range(19)], None),
         ([2.3, 1.0], "fell by 1.300 in the last 1 of 2 epochs"),
         ([2.3], None),
+        ([None, 2.3, 1.0], "fell by 1.300 in the last 1 of 2 epochs"),
     ],
 )
 def test_training_that_ends_too_early_is_reported(losses, fell, tmp_path):
-    kinds = [{"kind": "validation", "loss": 9.0}, *({"kind": "epoch", "loss": loss} for loss in losses)]
+    epochs = ({"kind": "epoch"} | ({} if loss is None else {"loss": loss}) for loss in losses)
+    kinds = [{"kind": "validation", "loss": 9.0}, *epochs]
     (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, kinds)))
     found = still_improving(tmp_path / "metrics.jsonl", chance=np.log(10))
     assert found is None if fell is None else fell in found
