@@ -6,6 +6,7 @@ ln K. With labels, k-NN accuracy shows it; without, whether two views of an imag
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -23,7 +24,15 @@ from swav_tf.data.labels import renumbered
 from swav_tf.data.multicrop import MultiCrop
 from swav_tf.data.sources import open_source, read_image
 from swav_tf.data.views import stack_views, view_batches
-from swav_tf.knn import BASELINES, baselines_of, comparison, find_neighbors, knn_accuracy, view_comparison
+from swav_tf.knn import (
+    BASELINES,
+    VIEWS,
+    baselines_of,
+    comparison,
+    find_neighbors,
+    knn_accuracy,
+    view_comparison,
+)
 from swav_tf.method.replicated_model import ReplicatedModel
 from swav_tf.method.swav import SwAV
 from swav_tf.plumbing.errors import DataError
@@ -79,6 +88,18 @@ class _Evaluator(keras.callbacks.Callback):
         epoch = early_epoch(self.recipe, position.steps_per_epoch)
         return position.at_epoch_end and position.epoch + 1 == epoch
 
+    def _forget_others(self, kind: str, keys: Iterable[str], images: Indices, *measurement: Any) -> None:
+        """Forget the checkpoint's baselines if they are of other images or settings, which may change on resume."""
+        names = [self.query_source.image_name(int(index)) for index in images]
+        identity = hashlib.sha256(repr((names, *measurement)).encode()).hexdigest()
+        found = self.job.position.validation
+        if found.setdefault(f"{kind}_sha256", identity) != identity:  # earlier versions recorded none
+            log.warning(
+                "Images or settings of the evaluation have changed: it continues without its baselines."
+            )
+            self._keep(kind, **dict.fromkeys(keys))
+            found[f"{kind}_sha256"] = identity
+
     def _keep(self, kind: str, **figures: float | None) -> None:
         self.job.position.validation.update(figures)
         self.job.metrics.write(kind, figures)
@@ -121,7 +142,10 @@ class KNNEvaluator(_Evaluator):
 
     def on_train_begin(self, logs: Logs | None = None) -> None:
         """Measure the initial weights and raw pixels when a run starts."""
-        position = self.job.position
+        position, monitor = self.job.position, self.recipe.monitor
+        labels = np.concatenate((self.query_labels, self.labels)).tolist()
+        settings = monitor.knn_neighbours, monitor.knn_temperature
+        self._forget_others("knn_baselines", BASELINES, self.queries, labels, *settings)
         if not position.step:  # later their figures are in the checkpoint
             with position.doing("k-NN"):
                 known, queries = (
@@ -196,8 +220,9 @@ class ViewEvaluator(_Evaluator):
         """Draw the views, and measure the initial weights when a run starts."""
         if self.views is not None:
             return  # the rest of an interrupted epoch was a training of its own
-        if self.job.position.step and "view_retrieval_initial" not in self.job.position.validation:
-            return  # an earlier version began this run: without that figure later ones say nothing
+        self._forget_others("views_baseline", VIEWS, self.images)
+        if self.job.position.step and self.job.position.validation.get("view_retrieval_initial") is None:
+            return  # without that figure later ones say nothing
         group = self.recipe.crops[0].model_copy(update={"count": 2})
         multicrop, seed, pairs = MultiCrop((group,), self.recipe.augment), self.recipe.train.seed, []
         for index in map(int, self.images):
@@ -310,8 +335,9 @@ def exceeds(share: float, base: float, count: int) -> bool:
 
 def verdict(found: dict[str, Any], queries: int) -> tuple[int, str]:
     """Return level and text of the verdict by k-NN accuracy at the end of a run."""
-    if "knn_top1_initial" not in found:
-        return logging.INFO, "The k-NN accuracy has no baselines: an earlier version started this run."
+    if not baselines_of(found):
+        started = "by an earlier version, or with other images or settings of the evaluation"
+        return logging.INFO, f"The k-NN accuracy has no baselines: the run was started {started}."
     by = f"{comparison(found)} of {queries:,} images: the features are"
     if not (lost := lost_to(found, queries)):
         return logging.INFO, f"{by} better than {' and '.join(BASELINES.values())}."

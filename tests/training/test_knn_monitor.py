@@ -1,6 +1,7 @@
 """What the k-NN accuracy says about a run, next to the accuracy of the initial weights and of raw pixels."""
 
 import logging
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,17 +9,19 @@ from PIL import Image
 
 from swav_tf.data.folders import ImageFolder
 from swav_tf.data.sources import open_source
-from swav_tf.knn import comparison, view_comparison
+from swav_tf.knn import BASELINES, VIEWS, comparison, view_comparison
 from swav_tf.recipe.data import Data
 from swav_tf.recipe.pretraining import Augment, Blur, ColorJitter, CropGroup
 from swav_tf.training.knn_monitor import (
     KNNEvaluator,
     early_epoch,
+    evaluators,
     lost_to,
     pixel_features,
     verdict,
     view_verdict,
 )
+from swav_tf.training.position import Position
 from swav_tf.training.pretrain import pretrain
 from tests.evaluate.models import make_class_folders
 from tests.swav_models import tiny_recipe
@@ -124,6 +127,37 @@ def test_views_find_each_other(tmp_path):
 def test_views_must_be_found_clearly_more_often(retrieval, level):
     found = {"view_retrieval": retrieval, "view_retrieval_initial": 0.1, "view_images": 500}
     assert view_verdict(found, at_end=False)[0] == level
+
+
+# Bugs caught: a verdict by baselines of other images or settings, which may change when a run resumes; baselines that an
+# earlier version measured, or the same settings did, forgotten.
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"monitor__knn_images": 40},
+        {"monitor__knn_neighbours": 3},
+        {"data__validation_split": None},
+        {"monitor__knn_every_epochs": 0, "monitor__view_images": 9},
+    ],
+)
+def test_baselines_of_another_measurement_are_forgotten(changed, logged):
+    position = Position(1, 9, step=1, validation=dict.fromkeys((*BASELINES, *VIEWS), 0.2))
+    job = SimpleNamespace(position=position, metrics=SimpleNamespace(write=lambda kind, figures: None))
+    usual = {key: changed[key] for key in ("monitor__knn_every_epochs",) if key in changed}
+
+    def begin(**changes):
+        settings = {"data__validation_split": "test", "monitor__knn_images": 50, "monitor__view_images": 8}
+        recipe = tiny_recipe(**{"monitor__knn_every_epochs": 1, **settings, **changes})
+        [judge] = evaluators(job, recipe, open_source(recipe.data))
+        judge.on_train_begin()
+        return [position.validation[key] for key in (VIEWS if usual else BASELINES)]
+
+    assert set(begin(**usual)) == set(begin(**usual)) == {0.2}
+    assert not [text for level, text in logged if level == "WARNING"]
+    assert set(begin(**changed)) == {None}
+    assert [level for level, _ in logged].count("WARNING") == 1
+    if not usual:
+        assert "no baselines" in verdict({**position.validation, "knn_top1": 0.5}, 50)[1]
 
 
 # Bugs caught: classes matched by position, where numbered folders sort as text or the validation images lack some.
