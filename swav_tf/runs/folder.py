@@ -239,8 +239,8 @@ def read_checkpoint(run_dir: Path, recipe: AnyRecipe, *, step: int | None = None
     return checkpoint
 
 
-def best_checkpoint(run_dir: Path) -> Path:
-    """Return the folder of the best epoch's checkpoint in a probe or fine-tuning run.
+def best_step(run_dir: Path) -> int:
+    """Return the step of the best epoch's checkpoint in a probe or fine-tuning run.
 
     Raises:
         UsageError: there is no such run, it has no epochs, or its version did not keep that checkpoint.
@@ -261,12 +261,7 @@ def best_checkpoint(run_dir: Path) -> Path:
             f"--best needs the checkpoint of the best epoch, {best['epoch']}, and {run_dir} does not contain it: "
             "earlier versions kept only the last ones. Omit --best, or train again."
         )
-    return store.path(best["step"])
-
-
-def best_step(run_dir: Path) -> int:
-    """Return the step of `best_checkpoint`."""
-    return int(best_checkpoint(run_dir).name.removeprefix("step-"))
+    return int(best["step"])
 
 
 def epoch_in_words(run_dir: Path, recipe: AnyRecipe, *, best: bool, step: int | None = None) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 from swav_tf.plumbing.errors import UsageError
 from swav_tf.recipe.files import AnyRecipe, save_recipe
 from swav_tf.runs.checkpoint import IMPORTED, CheckpointStore
-from swav_tf.runs.folder import best_checkpoint
+from swav_tf.runs.folder import best_step
 from swav_tf.runs.model_facts import NAME, ModelFacts
 from swav_tf.weights.classifier import classifier_run, pretraining_recipe
 from swav_tf.weights.files import MEAN_KEY, STD_KEY, open_weights, read_own, sha256_of, write_safetensors
@@ -210,7 +210,7 @@ def export_weights(
     if names == "swav_tf" and as_torch_file:
         raise UsageError("--names swav_tf is only for .safetensors: PyTorch uses other layouts.")
     if best:
-        source = best_checkpoint(source)
+        source = CheckpointStore(source / "checkpoints", kind="").path(best_step(source))
     own = read_own(source) if names == "swav_tf" else None
     if own is not None:  # unchanged: it may have a backbone that PyTorch has no names for
         _write_own(to, own, own.arrays)

@@ -16,7 +16,7 @@ from swav_tf.plumbing.errors import DataError, RecipeError, UsageError
 from swav_tf.recipe.classifier import FinetuneRecipe, ProbeRecipe
 from swav_tf.recipe.files import load_any_recipe, save_recipe
 from swav_tf.runs.checkpoint import CheckpointError
-from swav_tf.runs.folder import best_checkpoint, epoch_in_words
+from swav_tf.runs.folder import best_step, epoch_in_words
 from swav_tf.training.cached_probe import probe_cached
 from swav_tf.training.checkpointing import StoppedBySignal
 from swav_tf.training.classifier import load_classifier, start_from
@@ -74,9 +74,10 @@ def test_a_probe_leaves_the_backbone_and_a_complete_folder(tmp_path, pretrained)
     assert json.loads((run / "summary.json").read_text()) == summary
     assert (summary["last"]["epoch"], summary["last"]["top1"]) == (4, tops[-1])
     assert (summary["best"]["epoch"], summary["best"]["top1"]) == (1 + int(np.argmax(tops)), max(tops))
-    best = best_checkpoint(run)
-    assert best.name == f"step-{11 * summary['best']['epoch']:09d}"
-    assert {path.name for path in (run / "checkpoints").iterdir()} == {best.name, "step-000000044"}
+    best = best_step(run)
+    assert best == 11 * summary["best"]["epoch"]
+    names = {f"step-{step:09d}" for step in (best, 44)}
+    assert {path.name for path in (run / "checkpoints").iterdir()} == names
     assert accuracy_of(run, recipe, best=True) == pytest.approx(max(tops))
     number = summary["best"]["epoch"]
     assert epoch_in_words(run, recipe, best=True) == f"best epoch ({number})"
