@@ -16,9 +16,6 @@ _FIRST = 100  # this many tries show that nothing at all can be read; 1 % of 1.2
 class BadImages:
     """Count distinct unreadable images. Threads may share a tally.
 
-    An exception in a tf.data function reaches the training loop as a TensorFlow error with a stack trace as
-    its message; `fatal` keeps the error that was meant.
-
     Attributes:
         reasons: why images cannot be read, by printable name.
     """
@@ -33,7 +30,6 @@ class BadImages:
         """
         self.path, self.images, self.max_share, self.setting = path, images, max_share, setting
         self.allowed = max(1, int(max_share * images)) if max_share > 0 else 0
-        self.fatal: DataError | None = None
         self._lock = threading.Lock()
         self._tried = self._tried_bad = 0
         self.reasons: dict[str, str] = {}
@@ -60,8 +56,6 @@ class BadImages:
         """
         name, reason = printable(name), printable(" ".join(reason.split()))  # one line with one tab
         with self._lock:
-            if self.fatal is not None:
-                raise self.fatal
             if self._tried < _FIRST:
                 self._tried += 1
                 self._tried_bad += 1
@@ -78,11 +72,10 @@ class BadImages:
 
     def _stop(self, found: str, name: str, reason: str) -> NoReturn:
         listed = f" They are listed in {self.path}." if self.path is not None else ""
-        self.fatal = DataError(
+        raise DataError(
             f"{found} images cannot be read; {self.setting} is a share of {self.max_share:g}, {self.allowed} here."
             f"{listed} The last was {name}: {reason}. Repair or remove them, or raise {self.setting}."
         )
-        raise self.fatal
 
     def write_list(self, path: Path) -> None:
         """Write names and reasons as CSV; remove the file if there are none."""

@@ -130,7 +130,7 @@ def training_batches(
         workers: number of workers, W, which divides the batch size.
         worker: number of this worker, w, from 0.
         replica_batch_size: images of one element; it divides a worker's share of a step.
-        bad_images: counts unreadable images; its `fatal`, if set, is why the data set failed.
+        bad_images: counts unreadable images.
         labeled: append the classes.
 
     Returns:
