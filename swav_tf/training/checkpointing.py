@@ -87,8 +87,9 @@ class Checkpointing(keras.callbacks.Callback):
         """Write now. All workers must call this at the same step."""
         self.model.requests[WRITE] = 0
         with self.position.doing("checkpoint"):
-            arrays = capture(self.model, batch_size=self.recipe.train.batch_size)
-            if self.job.team.is_chief:
+            is_chief = self.job.team.is_chief
+            arrays = capture(self.model, batch_size=self.recipe.train.batch_size, is_chief=is_chief)
+            if is_chief:
                 facts = {
                     "position": self.position.to_json(),
                     "recipe": self.recipe.model_dump(mode="json"),
