@@ -82,11 +82,7 @@ def train_classifier(
             validate.measure_start()
         chance = ("ln classes", math.log(classes))
         job.fit(classifier, [validate, *callbacks], averaged=AVERAGED, chance=chance)
-        counts = validate.counts
-        # An earlier part of the run trained the last step, or a callback ended it.
-        if counts is None or position.validation["last"]["step"] != position.step:
-            counts = validate.measure()
-        save_results(job, counts, data, title=recipe.name)
+        save_results(job, validate.of_last_step(), data, title=recipe.name)
         _report_loss_of_accuracy(position.validation)
         return job.finish(
             classifier,

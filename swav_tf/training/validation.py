@@ -206,6 +206,12 @@ class Validate(keras.callbacks.Callback):
         found |= {"last": last, "best": best, "images": self.images}
         return self.counts
 
+    def of_last_step(self) -> Counts:
+        """Return the counts after training; measure if a callback ended it, or an earlier part of the run did all."""
+        if self.counts is None or self.position.validation["last"]["step"] != self.position.step:
+            return self.measure()
+        return self.counts
+
     def on_train_batch_end(self, batch: int, logs: Logs) -> None:
         """Measure when an epoch that is due ends."""
         position = self.position
