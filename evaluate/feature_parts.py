@@ -192,12 +192,15 @@ def all_parts(folder: Path, facts: Mapping[str, Any]) -> list[Part]:
 
 def command_of(part: Part, facts: Mapping[str, Any], *, fresh: bool) -> str:
     """Return the command line that makes a part."""
-    source, runner = facts["source"], facts["model"]["runner"]
+    source, model = facts["source"], facts["model"]
     words = ["swav-tf", "features", "digits" if source["kind"] == "digits" else source["path"]]
     words += ["--kind", source["kind"]] + (["--split", source["split"]] if source["split"] else [])
     words += ["--labels", source["labels"]] if source.get("labels") else []
-    words += ["--model", facts["model"]["path"], "--batch", str(facts["batch_size"])]
-    words += [word for name in ("cuda", "tensorrt") if f"-{name}" in runner for word in ("--provider", name)]
+    words += ["--model", model["path"], "--batch", str(facts["batch_size"])]
+    # An engine's runner is "TensorRT 10.12 fp16": it has no provider.
+    providers = {"cuda", "tensorrt", "openvino"}.intersection(model["runner"].split())
+    words += [word for name in providers for word in ("--provider", name)]
+    words += model.get("contract", "").split()
     words += ["--output", str(part.folder), "--part", str(part)] + ["--fresh"] * fresh
     return shlex.join(words)
 

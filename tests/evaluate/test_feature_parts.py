@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from evaluate import feature_parts
+from evaluate.backends.foreign import Contract
 from evaluate.feature_file import read_feature_file, write_feature_file
 from evaluate.feature_parts import Part, Rows, command_of, find_problems, read_facts
 from evaluate.features import export_features, extract_features
@@ -111,6 +112,28 @@ def test_missing_and_damaged_parts_are_named(tmp_path, folders, damage, read_all
     )
     make(folders, folder, 2, fresh=read_all)
     assert find_problems(folder, read_all=True) == []
+
+
+# Bug caught: the command of an ONNX file without what it was opened with, which is refused or computes elsewhere.
+@pytest.mark.parametrize(
+    ("runner", "options"),
+    [
+        ("onnxruntime cpu fp32", ""),
+        ("onnxruntime cuda fp16", "--provider cuda "),
+        ("onnxruntime tensorrt int8", "--provider tensorrt "),
+        ("openvino in bfloat16 fp32", "--provider openvino "),
+        ("TensorRT 10.12 fp16", ""),
+    ],
+)
+def test_the_command_opens_the_same_model(runner, options):
+    source = {"kind": "digits", "path": None, "split": "test"}
+    contract = str(Contract(256, 224, (0.5, 0.4, 0.3), (0.2, 0.25, 0.3), "pooled"))
+    facts = {"source": source, "model": {"path": "x.onnx", "runner": runner}, "batch_size": 4}
+    line = "swav-tf features digits --kind digits --split test --model x.onnx --batch 4 "
+    assert command_of(Part(Path("f"), 1, 2), facts, fresh=False) == f"{line}{options}--output f --part 1/2"
+    facts["model"]["contract"] = contract
+    options += "--view 256,224 --mean 0.5,0.4,0.3 --std 0.2,0.25,0.3 --output-name pooled "
+    assert command_of(Part(Path("f"), 1, 2), facts, fresh=False) == f"{line}{options}--output f --part 1/2"
 
 
 # Bugs caught: parts of two models, lists, or numbers of parts in one folder; pictures that were replaced.
