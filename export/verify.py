@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from swav_tf.plumbing.errors import DataError, UsageError
 from swav_tf.plumbing.files import atomic_write
 
 Artifact = OnnxBackend | TensorrtBackend
+Result = TypeVar("Result")
 
 
 def find_artifacts(paths: Sequence[Path]) -> list[Path]:
@@ -50,7 +52,7 @@ def verify(
     provider: str = "cpu",
     threads: int = 0,
     batch_size: int = 32,
-    labeled: Views | None = None,
+    draw: Callable[[Artifact], Views] | None = None,
 ) -> dict[str, tuple[Precision | None, Parity]]:
     """Run files on the reference's images and write parity.json next to them.
 
@@ -59,35 +61,54 @@ def verify(
         provider: of ONNX Runtime, without fallback.
         threads: that compute one batch on a CPU; 0 for one per core.
         batch_size: images at once.
-        labeled: images for k-NN and probe instead of the reference's; the others are then compared with the
-            fp32 file among `artifacts`.
+        draw: returns labeled images for the fp32 file among `artifacts`. They are used for k-NN and probe instead of
+            the reference's, and the other files are compared with that one, unless it fails.
 
     Returns:
-        Precision and figures by name of the file; the precision is None if the file cannot be run.
+        Precision and figures by name of the file; the precision is None if the file cannot be opened.
 
     Raises:
-        UsageError: the reference or provider does not exist, or `labeled` lacks an fp32 file.
+        UsageError: the reference or provider does not exist, or `draw` lacks an fp32 file.
         DataError: the reference or parity.json is damaged, or the disk is full.
     """
     folder = artifacts[0].parent
     reference, checksums = read_reference(folder / REFERENCE), read_checksums(folder)
-    backends: dict[str, Artifact] = {}
-    results: dict[str, tuple[Precision | None, Parity]] = {}
-    for path in artifacts:
-        try:
-            backends[path.name] = _open(path, provider, threads)
-        except DataError as error:
-            results[path.name] = (None, Parity(0, 0, failures=(str(error),)))
-    on_labeled = {} if labeled is None else _labeled_features(backends, labeled, batch_size)
-    for name, backend in backends.items():
-        parity = _compare_one(reference, backend, batch_size, on_labeled.get(name))
-        results[name] = (backend.metadata.precision, parity)
-        if isinstance(backend, OnnxBackend) and parity.passed:
+    paths, found = {path.name: path for path in artifacts}, dict[str, Parity]()
+    backends = _each(paths, lambda name: _open(paths[name], provider, threads), found)
+    outputs = _each(
+        backends,
+        lambda name: run_all(_same_model(reference, backends[name]), reference.images, batch_size=batch_size),
+        found,
+    )
+    working = {name: backends[name] for name in outputs}
+    on_labeled = {} if draw is None else _labeled_features(working, draw, batch_size, found)
+    for name in outputs.keys() - found.keys():
+        backend = backends[name]
+        found[name] = compare(
+            reference, outputs[name], gate=GATES[backend.gate], labeled=on_labeled.get(name),
+            runner=backend.facts.runner,
+        )  # fmt: skip
+        if isinstance(backend, OnnxBackend) and found[name].passed:
             checksums[name] = backend.checksum  # equal to a recorded one, or opening the file had failed
-    results = {path.name: results[path.name] for path in artifacts}
+    results = {
+        name: (backends[name].metadata.precision if name in backends else None, found[name]) for name in paths
+    }
     with atomic_write(folder / PARITY) as partial:
         partial.write_text(parity_text(reference, results, checksums), encoding="utf-8")
     return results
+
+
+def _each(
+    names: Iterable[str], work: Callable[[str], Result], failed: dict[str, Parity]
+) -> dict[str, Result]:
+    """Return the results of `work` for each file; those that raise DataError are added to `failed` instead."""
+    done = {}
+    for name in names:
+        try:
+            done[name] = work(name)
+        except DataError as error:  # ONNX Runtime opens some graphs that it cannot compute
+            failed[name] = Parity(0, 0, failures=(str(error),))
+    return done
 
 
 def compare_files(
@@ -124,9 +145,34 @@ def _open(path: Path, provider: str, threads: int) -> Artifact:
         raise DataError(f"not run, features not compared: {error}") from error
 
 
-def _compare_one(
-    reference: Reference, backend: Artifact, batch_size: int, labeled: LabeledFeatures | None
-) -> Parity:
+def _labeled_features(
+    backends: Mapping[str, Artifact],
+    draw: Callable[[Artifact], Views],
+    batch_size: int,
+    failed: dict[str, Parity],
+) -> dict[str, LabeledFeatures]:
+    """Run files on the images that are drawn for the fp32 file; nothing if that one failed, or fails."""
+    exact = next((name for name, file in backends.items() if file.metadata.precision == "fp32"), None)
+    if exact is None:
+        if failed:
+            return {}
+        raise UsageError(
+            "--images compares the files with the fp32 file, which must be among them. Received: "
+            f"{', '.join(backends)}."
+        )
+    views = draw(backends[exact])
+    found = _each(
+        backends,
+        lambda name: run_all(backends[name], views.images, batch_size=batch_size)["features"],
+        failed,
+    )
+    if exact not in found:
+        return {}
+    return {name: LabeledFeatures(views.labels, found[exact], own) for name, own in found.items()}
+
+
+def _same_model(reference: Reference, backend: Artifact) -> Artifact:
+    """Return a file of the reference's model; DataError if it is of another one, or for other images."""
     failures = []
     if backend.facts.weights_sha256 != reference.weights_sha256:
         failures.append(
@@ -136,27 +182,5 @@ def _compare_one(
     if backend.input_view != reference.view:
         failures.append(f"its images are {backend.input_view}, the reference's {reference.view}")
     if failures:
-        return Parity(0, 0, failures=tuple(failures))
-    try:
-        outputs = run_all(backend, reference.images, batch_size=batch_size)
-    except DataError as error:  # ONNX Runtime opens some graphs that it cannot compute
-        return Parity(0, 0, failures=(str(error),))
-    return compare(reference, outputs, gate=GATES[backend.gate], labeled=labeled, runner=backend.facts.runner)
-
-
-def _labeled_features(
-    backends: Mapping[str, Artifact], labeled: Views, batch_size: int
-) -> dict[str, LabeledFeatures]:
-    features = {
-        name: run_all(backend, labeled.images, batch_size=batch_size)["features"]
-        for name, backend in backends.items()
-    }
-    exact = [name for name, backend in backends.items() if backend.metadata.precision == "fp32"]
-    if not exact:
-        raise UsageError(
-            "--images compares the files with the fp32 file, which must be among them. Received: "
-            f"{', '.join(backends) or 'none that can be run'}."
-        )
-    return {
-        name: LabeledFeatures(labeled.labels, features[exact[0]], found) for name, found in features.items()
-    }
+        raise DataError("; ".join(failures))
+    return backend

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,7 @@ from cli.options import (
 from cli.tables import parity_lines
 
 if TYPE_CHECKING:
+    from evaluate.backends.backend import Backend
     from evaluate.backends.foreign import Contract
     from export.reference import Views
 
@@ -95,10 +97,8 @@ def command(
     from export.verify import find_artifacts, verify
 
     artifacts = find_artifacts(paths)
-    labeled = None if images.data is None else _draw_labeled(artifacts, images, limit)
-    results = verify(
-        artifacts, provider=provider or "cpu", threads=threads, batch_size=batch, labeled=labeled
-    )
+    draw = None if images.data is None else partial(_draw_labeled, images, limit)
+    results = verify(artifacts, provider=provider or "cpu", threads=threads, batch_size=batch, draw=draw)
     document = json.loads((artifacts[0].parent / PARITY).read_bytes())
     report.show(document, parity_lines({name: parity for name, (_, parity) in results.items()}))
     return 0 if all(parity.passed for _, parity in results.values()) else 1
@@ -135,15 +135,10 @@ def _against(
     return 0 if parity.passed else 1
 
 
-def _draw_labeled(artifacts: list[Path], images: ImageChoice, limit: int) -> Views:
-    from evaluate.backends.onnx_backend import OnnxBackend
+def _draw_labeled(images: ImageChoice, limit: int, model: Backend) -> Views:
     from export.reference import draw_images
     from swav_tf.plumbing.errors import DataError
 
-    exported = next((path for path in artifacts if path.suffix == ".onnx"), None)
-    if exported is None:
-        raise click.UsageError("--images compares with the fp32 ONNX file, which must be among the files.")
-    model = OnnxBackend(exported)
     view, share = model.input_view, model.data.max_bad_share
     drawn, _ = draw_images(images.open(model.data), (limit, 0), view, seed=0, max_bad_share=share)
     if (drawn.labels < 0).any():

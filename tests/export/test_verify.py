@@ -17,6 +17,7 @@ from evaluate.backends.checksums import check_unchanged, read_checksums
 from export.reference import read_reference
 from swav_tf.data.decode import decode, evaluation_view, read_pixels
 from swav_tf.plumbing.errors import DataError, UsageError
+from tests.evaluate.exported import write_onnx
 from tests.export.edits import edit, edit_facts, flip_a_weight
 
 ROOT = Path(__file__).parents[2]
@@ -184,6 +185,30 @@ def test_failures(exported, change, message, capsys):
     assert message in out
     assert "model-fp16.onnx: " not in out
     assert json.loads((exported / "parity.json").read_text())["passed"] is False
+
+
+# Bug caught: one file of another size, or one that cannot be computed, that ends the command for all.
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("model-fp16.onnx", "its images are"), ("model-fp16.onnx", "channels"), ("model-fp32.onnx", "channels")],
+)
+def test_one_odd_file_fails_alone_on_labeled_images(exported, capsys, name, message):
+    edit(exported / name, impossible_groups)
+    if message == "its images are":
+        write_onnx(exported / name, "fp16", weights="0" * 64)
+    arguments = ["verify", str(exported), "--images", "digits", "--limit", "60", "--json"]
+    assert run_and_report(swav_tf, arguments) == 1
+    files = json.loads(capsys.readouterr().out)["files"]
+    assert message in files[name]["failures"][0]
+    assert [file["passed"] for file in files.values()] == [other != name for other in NAMES]
+    # Without a working fp32 file, the labeled images are those of the reference.
+    of_others = {file["knn_images"] for file in files.values() if file["passed"]}
+    assert of_others == {80 if name == "model-fp32.onnx" else 60}
+
+
+def test_labeled_images_need_the_fp32_file(exported, capsys):
+    assert run_and_report(swav_tf, ["verify", str(exported / "model-fp16.onnx"), "--images", "digits"]) == 2
+    assert "must be among them. Received: model-fp16.onnx" in " ".join(capsys.readouterr().err.split())
 
 
 # === Damage after the export ===
