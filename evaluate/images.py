@@ -38,7 +38,7 @@ class ImageSet:
             "kind": self.settings.kind,
             "path": self.settings.path,
             "split": self.settings.split if self.settings.kind in SPLIT_KINDS else None,
-            **({} if self.settings.labels is None else {"labels": self.settings.labels}),
+            **self.settings.model_dump(include={"labels", "image_key", "label_key"}, exclude_defaults=True),
             **fingerprint(self.source),
         }
 

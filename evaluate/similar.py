@@ -106,6 +106,7 @@ def images_of(file: FeatureFile, like: Data, data: str | None = None) -> ImageSe
             f"{file.path} must specify the source of its images, as files from `swav-tf features` do."
         )
     path = data if data is not None and source["kind"] != "digits" else source["path"]
+    like = like.model_copy(update={key: source[key] for key in ("image_key", "label_key") if key in source})
     labels = source.get("labels")  # the list is one of the files, but is not needed
     labels = labels if labels and storage.exists(labels) else None
     images = open_images(path, like=like, kind=source["kind"], split=source["split"], labels=labels)

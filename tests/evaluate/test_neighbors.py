@@ -2,21 +2,26 @@ import csv
 import re
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from cli.options import SearchChoice
 from evaluate.feature_file import read_feature_file
 from evaluate.features import extract_features
+from evaluate.images import open_images
 from evaluate.neighbors import (
     find_groups,
     near_threshold,
     neighbor_graph,
+    open_found,
     outlier_scores,
     write_duplicates,
     write_outliers,
 )
 from swav_tf.plumbing.errors import DataError
+from swav_tf.recipe.data import Data
 from tests.evaluate.models import NumpyBackend, class_folders, feature_file
 
 
@@ -53,6 +58,18 @@ def test_duplicates(tmp_path, file):
     page = (tmp_path / "index.html").read_text()
     assert (page.count("<article>"), page.count("<figure>")) == (1, len(groups[0].rows))
     assert "at least 0.99 are one group" in page
+
+
+# Bug caught: pictures and exact copies from the usual column, although the features are those of another one.
+def test_images_of_a_column_of_their_own(tmp_path, folders):
+    photos = [path.read_bytes() for path in sorted(folders.glob("*/*.png"))]
+    columns = {"image": photos[:1] * 20, "raw": photos, "label": [0] * 20, "kind": [0] * 10 + [1] * 10}
+    pq.write_table(pa.table(columns), tmp_path / "x.parquet")
+    like = Data(image_key="raw", label_key="kind")
+    extract_features(NumpyBackend(), open_images(str(tmp_path / "x.parquet"), like=like), tmp_path / "x.npz")
+    source = open_found(read_feature_file(tmp_path / "x.npz"), (), None).source
+    assert [bytes(source.read(i)) for i in range(20)] == photos
+    assert source.labels().tolist() == columns["kind"]
 
 
 # Bug caught: an error after hours of search, whose result is lost.
