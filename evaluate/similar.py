@@ -21,7 +21,7 @@ from swav_tf.data.augment import Image
 from swav_tf.data.decode import Decoding, UndecodableImage, decode, evaluation_view
 from swav_tf.data.folders import NamedImages
 from swav_tf.data.pictures import scaled, shortened
-from swav_tf.data.sources import contents_sha256
+from swav_tf.data.sources import contents_sha256, fingerprint
 from swav_tf.plumbing.errors import DataError, UsageError
 from swav_tf.plumbing.log import log_once
 from swav_tf.plumbing.names import printable
@@ -83,14 +83,11 @@ def images_found(
 
     A folder of images is not listed for an index: the files are opened by their names, if these are printable.
     """
-    if isinstance(file, FeatureFile):
+    source = file.facts.get("source") or {}
+    # A name that cannot be printed is known by number only.
+    escaped = any("\\" in each["name"] for each in found)
+    if isinstance(file, FeatureFile) or escaped or source["kind"] not in ("class_folders", "images"):
         return images_of(file, like, data)
-    source = file.facts["source"]
-    escaped = any(
-        "\\" in each["name"] for each in found
-    )  # a name that cannot be printed is known by number only
-    if escaped or source["kind"] not in ("class_folders", "images"):
-        return open_images(data or source["path"], like=like, kind=source["kind"], split=source["split"])
     path = data or source["path"]
     settings = like.model_copy(update={"kind": source["kind"], "path": path})
     named = NamedImages(path, {each["index"]: each["name"] for each in found})
@@ -98,8 +95,8 @@ def images_found(
     return ImageSet(named, settings)
 
 
-def images_of(file: FeatureFile, like: Data, data: str | None = None) -> ImageSet:
-    """Open the images of a feature file, at `data` if they have moved."""
+def images_of(file: Searchable, like: Data, data: str | None = None) -> ImageSet:
+    """Open the images of a feature file or index, at `data` if they have moved."""
     source = file.facts.get("source")
     if not source:
         raise UsageError(
@@ -111,8 +108,14 @@ def images_of(file: FeatureFile, like: Data, data: str | None = None) -> ImageSe
     labels = labels if labels and storage.exists(labels) else None
     images = open_images(path, like=like, kind=source["kind"], split=source["split"], labels=labels)
     total = len(images.source)
-    pairs = zip(file.index.tolist(), file.names, strict=True)
-    if total != source["images"] or any(printable(images.source.image_name(i)) != name for i, name in pairs):
+    if isinstance(file, FeatureFile):
+        pairs = zip(file.index.tolist(), file.names, strict=True)
+        same = total == source["images"] and all(
+            printable(images.source.image_name(i)) == name for i, name in pairs
+        )
+    else:
+        same = fingerprint(images.source).items() <= source.items()
+    if not same:
         raise UsageError(
             f"{path} must contain the {source['images']:,} images of {file.path}, by name. Received: {total:,} images "
             "with other names. Specify their location with --data."

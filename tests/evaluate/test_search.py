@@ -1,6 +1,7 @@
 import json
 import os
 import shutil
+import tarfile
 
 import numpy as np
 import pytest
@@ -10,10 +11,12 @@ from evaluate import search
 from evaluate.feature_file import read_feature_file
 from evaluate.feature_parts import Part, part_facts, write_part
 from evaluate.features import extract_features
+from evaluate.images import open_images
 from evaluate.knn import knn_accuracies
 from evaluate.search import build_index, choose_factory, open_index
 from evaluate.similar import images_found, images_of, query_view, similar_images
 from swav_tf.plumbing.errors import DataError, UsageError
+from swav_tf.recipe.data import Data
 from tests.evaluate.models import NumpyBackend, class_folders
 
 pytest.importorskip("faiss")
@@ -164,3 +167,24 @@ def test_search_of_images(tmp_path, folders, monkeypatch):
     asked.facts.pop("source")
     exact = knn_accuracies(file, asked, neighbors=[1, 5])
     assert knn_accuracies(file, asked, neighbors=[1, 5], index=index) == exact
+
+
+# Bug caught: pictures of other images, because an archive has changed since the index was built.
+def test_images_of_an_archive_that_has_changed(tmp_path, folders):
+    def pack(*photos):
+        with tarfile.open(tmp_path / "photos.tar", "w") as tar:
+            for photo in photos:
+                tar.add(photo, photo.name)
+
+    pack(*(photos := sorted(folders.glob("cat/*.png"))))
+    model = NumpyBackend()
+    images = open_images(str(tmp_path / "photos.tar"), like=Data())
+    extract_features(model, images, Part(tmp_path / "parts", 1, 1))
+    build_index(tmp_path / "parts", tmp_path / "x.index")
+    index = open_index(tmp_path / "x.index")
+    assert images_found([], index, model.data).source.read(3) == photos[3].read_bytes()
+    pack(photos[0], *photos[2:])
+    with pytest.raises(
+        UsageError, match=r"must contain the 10 images of .*x.index.*9 images with other names"
+    ):
+        images_found([], index, model.data)
