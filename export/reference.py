@@ -97,6 +97,8 @@ def no_images(view: EvaluationView) -> Views:
 def _drawn(draw: Sequence[ViewedImage], images: ImageSet, view: EvaluationView, seed: int) -> Views:
     if not draw:
         return no_images(view)
+    source = images.facts() | {"path": dataset_name(images.settings)}  # paths on this machine stay private
+    source.pop("labels", None)
     names = hashlib.sha256("".join(f"{image.name}\n" for image in draw).encode())
     return Views(
         np.array([image.view for image in draw], np.uint8),
@@ -105,8 +107,7 @@ def _drawn(draw: Sequence[ViewedImage], images: ImageSet, view: EvaluationView, 
             "images": len(draw),
             "names_sha256": names.hexdigest(),
             "seed": seed,
-            # The path on this machine stays private.
-            "source": {**images.facts(), "path": dataset_name(images.settings)},
+            "source": source,
         },
         class_names=tuple(images.source.class_names),
     )

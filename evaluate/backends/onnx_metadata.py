@@ -107,7 +107,7 @@ def public_data(data: Data) -> Data:
     """Return the settings without paths of the training machine. A TFDS name stays."""
     if data.kind in ("digits", "tfds"):
         return data
-    return data.model_copy(update={"path": None, "validation_path": None})
+    return data.model_copy(update={"path": None, "validation_path": None, "labels": None})
 
 
 def dataset_name(data: Data) -> str:

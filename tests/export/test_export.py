@@ -20,7 +20,7 @@ from evaluate.backends.checksums import check_unchanged, read_checksums
 from evaluate.backends.onnx_metadata import KEY, dataset_name, public_data
 from evaluate.features import extract_features
 from evaluate.images import open_images
-from export.reference import draw_images, read_reference
+from export.reference import draw, draw_images, read_reference
 from export.run import export_run
 from export.settings import ExportSettings
 from export.staging import ExportError
@@ -28,7 +28,7 @@ from export.verify import verify
 from swav_tf.data.views import stack_views, view_images
 from swav_tf.plumbing.errors import DataError, UsageError
 from swav_tf.recipe.classifier import FinetuneRecipe
-from swav_tf.recipe.data import Data
+from swav_tf.recipe.data import Data, EvaluationView
 from swav_tf.training.classifier import load_classifier
 from swav_tf.training.classify import finetune
 from tests.classifiers import pretraining_run, tiny_classifier_recipe
@@ -274,6 +274,10 @@ def test_no_path_travels(tmp_path):
     for path in (tmp_path / "out").iterdir():
         assert b"secret" not in path.read_bytes()
     assert "animals" in (tmp_path / "out" / "parity.json").read_text()
+    (table := tmp_path / "secret" / "list.csv").write_text("path,label\ncat/00.png,cat\n")
+    labeled = Data(kind="images", path=str(folders), labels=str(table))
+    compared, _ = draw(labeled, ExportSettings(reference_images=8), EvaluationView(resize=32, crop=32))
+    assert "secret" not in json.dumps(compared.facts) + public_data(labeled).model_dump_json()
     data = Data(kind="tfrecord", path="/home/me/*.tfrecord", validation_path="/home/me/v", image_key="x")
     assert public_data(data) == Data(kind="tfrecord", image_key="x")
     assert dataset_name(Data(kind="class_folders", path="/data/imagenet/")) == "imagenet"
