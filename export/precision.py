@@ -307,8 +307,8 @@ def quantize_within(
     """Quantize, and leave as few convolutions in float32 as the gate needs.
 
     If all of them in int8 miss the gate, they are ranked by the error of their weights and input; of the first
-    MEASURED, each is quantized alone to measure its error. The worst 1, 2, 4, 8 ... stay in float32. Return the graph
-    and their names.
+    MEASURED, each is quantized alone to measure its error. The worst 1, 2, 4, 8 ... and at last all but one stay in
+    float32. Return the graph and their names.
     """
     quantized = quantizer(model, ranges)
     if not (failures := failures_of(quantized)):
@@ -322,14 +322,14 @@ def quantize_within(
         "; ".join(failures), len(convolutions), min(MEASURED, len(convolutions)),
     )  # fmt: skip
     ranked = _by_error(model, ranges, images[:SWEEP_IMAGES], convolutions, quantizer)
-    count = 1
-    while count < len(ranked):
+    count, most = 1, len(ranked) - 1
+    while count <= most:
         log.info("int8 with %d of %d convolutions in float32", count, len(ranked))
         quantized = quantizer(model, ranges, in_float=ranked[:count])
         if not (failures := failures_of(quantized)):
             return quantized, ranked[:count]
         log.info("int8 still misses its gate: %s", "; ".join(failures))
-        count *= 2
+        count = max(count + 1, min(2 * count, most))
     raise ExportError(
         f"int8 must meet its gate with at least one of {len(ranked)} convolutions in int8; it did with none: "
         f"{'; '.join(failures)}. "

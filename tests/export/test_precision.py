@@ -27,6 +27,11 @@ def made_by(model):
     return {output: node for node in model.graph.node for output in node.output}
 
 
+def in_int8(model):
+    maker = made_by(model)
+    return {node.name for node in model.graph.node if node.op_type == "Conv" and node.input[1] in maker}
+
+
 def weight_types(model, op_type):
     types = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
     return {types[node.input[1]] for node in model.graph.node if node.op_type == op_type}
@@ -86,10 +91,6 @@ def test_the_sensitive_convolution_stays_in_float(graph, images, logged):
     assert (relu.op_type, neighbor.op_type) == ("Relu", "Conv")
     data[victim.input[0]] = TensorData(lowest=np.float32(low * 300), highest=np.float32(high * 300))
 
-    def in_int8(model):
-        maker = made_by(model)
-        return {node.name for node in model.graph.node if node.op_type == "Conv" and node.input[1] in maker}
-
     def failures_of(model):
         return [] if victim.name not in in_int8(model) else ["the limit"]
 
@@ -98,6 +99,15 @@ def test_the_sensitive_convolution_stays_in_float(graph, images, logged):
     assert {victim.name} <= set(kept) <= {victim.name, neighbor.name}
     assert len(in_int8(quantized)) == 6 - len(kept)
     assert "6 convolutions" in logged[0]
+
+
+# Bug caught: a search that ends at 4 of 6 convolutions, the last power of 2, and claims that it tried all numbers.
+def test_all_convolutions_but_one_stay_in_float(graph, images):
+    ranges = calibrate(graph, images[:8])
+    quantized, kept = quantize_within(
+        graph, ranges, images[:8], failures_of=lambda model: ["the limit"] * (len(in_int8(model)) > 1)
+    )
+    assert (len(kept), len(in_int8(quantized))) == (5, 1)
 
 
 # Bug caught: a file in float32 that is called int8.
