@@ -330,11 +330,10 @@ class OnnxBackend(Backend):
             ) from error
         if not self.is_foreign:
             return dict(zip(self.outputs, values, strict=True))
+        arrays = [np.asarray(value, np.float32)[:count] for value in values]
         return {
-            name: np.asarray(value, np.float32)[:count].reshape(
-                (count, -1) if name == "features" else value.shape
-            )
-            for name, value in zip(self.outputs, values, strict=True)
+            name: array.reshape(count, -1) if name == "features" else array
+            for name, array in zip(self.outputs, arrays, strict=True)
         }
 
     def prepare(self, images: np.ndarray) -> np.ndarray:

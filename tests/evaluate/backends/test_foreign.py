@@ -11,6 +11,7 @@ from cli.errors import run_and_report
 from cli.main import swav_tf
 from evaluate import open_model
 from evaluate.backends.foreign import Contract, weight_files
+from evaluate.backends.onnx_backend import OnnxBackend
 from evaluate.benchmark.plan import find_models
 from evaluate.knn import check_same_model
 from swav_tf.plumbing.errors import DataError, UsageError
@@ -60,6 +61,13 @@ def test_one_of_several_outputs(tmp_path, images, wanted):
         open_model(path, contract=Contract(SIDE, SIDE, MEAN, STD, "map"))
     found = open_model(path, contract=Contract(SIDE, SIDE, MEAN, STD, "pooled"))
     np.testing.assert_allclose(found.features(images), wanted, rtol=1e-4, atol=1e-5)
+
+
+# Bug caught: an error for other outputs than features, where zeros filled the last batch.
+def test_other_outputs_of_part_of_a_batch(tmp_path, images):
+    path = write_foreign(tmp_path / "other.onnx", batch=4, outputs=("map", "flat"))
+    found = OnnxBackend(path, only_timing=True).run(images)  # 4 and 1
+    assert (found["map"].shape, found["flat"].shape) == ((5, 6, 4, 4), (5, 6))
 
 
 @pytest.mark.parametrize(
