@@ -72,11 +72,10 @@ def load_trained(run_dir: Path, *, step: int | None = None, best: bool = False) 
     recipe = load_any_recipe(run_dir / "config.yaml")
     chosen = best_step(run_dir) if best else step
     checkpoint = read_checkpoint(run_dir, recipe, step=chosen)
-    epoch = epoch_in_words(run_dir, recipe, best=best, step=step)
     train = recipe.train.model_copy(update={"precision": "float32", "accumulation_steps": 1})
     to_run = recipe.model_copy(update={"train": train})
     model: SwAV | Classifier
-    class_names: tuple[str, ...] = ()
+    class_names, epoch = tuple[str, ...](), ""
     if isinstance(to_run, Recipe):
         parts = parts_of(checkpoint)
         model = build_swav(to_run)
@@ -84,6 +83,7 @@ def load_trained(run_dir: Path, *, step: int | None = None, best: bool = False) 
     else:
         facts = ModelFacts.read(run_dir / NAME)
         class_names, parts = facts.class_names, Classifier.parts
+        epoch = epoch_in_words(run_dir, recipe, best=best, step=step)
         model = build_classifier(to_run, facts, len(class_names))
     variables = named_variables(model, parts)
     assign_arrays(variables, checkpoint.arrays, what=f"{checkpoint.path} does not fit its recipe")

@@ -2,6 +2,7 @@
 
 import json
 import resource
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -20,6 +21,7 @@ from evaluate.backends.checksums import check_unchanged, read_checksums
 from evaluate.backends.onnx_metadata import KEY, dataset_name, public_data
 from evaluate.features import extract_features
 from evaluate.images import open_images
+from export.graph import load_trained
 from export.reference import draw, draw_images, read_reference
 from export.run import export_run
 from export.settings import ExportSettings
@@ -29,6 +31,7 @@ from swav_tf.data.views import stack_views, view_images
 from swav_tf.plumbing.errors import DataError, UsageError
 from swav_tf.recipe.classifier import FinetuneRecipe
 from swav_tf.recipe.data import Data, EvaluationView
+from swav_tf.runs.checkpoint import CheckpointStore
 from swav_tf.training.classifier import load_classifier
 from swav_tf.training.classify import finetune
 from tests.classifiers import pretraining_run, tiny_classifier_recipe
@@ -262,6 +265,18 @@ def test_features_tell_calibrations_apart(everything, tmp_path):
     other = open_model(tmp_path / "out" / "model-int8-cpu.onnx")
     with pytest.raises(UsageError, match=r"model\.file_sha256: was"):
         extract_features(other, images, output)
+
+
+# Bugs caught: a pretraining run whose steps are called epochs; an intact step that a damaged newer one hides.
+def test_a_step_of_a_pretraining_run(tmp_path):
+    run = shutil.copytree(tiny_run(), tmp_path / "run")
+    store = CheckpointStore(run / "checkpoints", kind="pretrain")
+    old = store.read(11)
+    position = old.facts["position"] | {"validation": {"knn_top1": 0.5}}
+    newest = store.write(12, old.arrays, {"recipe": old.facts["recipe"], "position": position})
+    assert load_trained(run, step=12).epoch == ""
+    (newest / "state.json").write_text("{")
+    assert load_trained(run, step=11).step == 11
 
 
 # Bug caught: a private path, published with the model.
