@@ -89,17 +89,19 @@ def _model(path: Path, facts: OnnxMetadata, name: str | None = None, **more: Any
 def _run_folder(path: Path) -> Model:
     from evaluate.backends.keras_backend import newest_checkpoint
 
-    recipe, checkpoint = newest_checkpoint(path)
+    recipe, store, step = newest_checkpoint(path)
+    checkpoint = store.read(step)
+    weights = ("backbone/", "head/", "prototypes/")  # the other arrays are the optimizer's, and the queue
     return Model(
         name=path.resolve().name,
         kind="run",
         file=str(path),
         precision="fp32",
-        bytes=sum(array.nbytes for array in checkpoint.arrays.values()),
+        bytes=sum(array.nbytes for name, array in checkpoint.arrays.items() if name.startswith(weights)),
         file_sha256=checkpoint.facts["sha256"],
         weights_sha256=checkpoint.facts["sha256"],
         recipe=recipe.name,
-        step=checkpoint.step,
+        step=step,
         side=recipe.data.evaluation.crop,
     )
 

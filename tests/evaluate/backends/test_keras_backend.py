@@ -17,6 +17,7 @@ from swav_tf.runs.checkpoint import CheckpointError, CheckpointStore
 from swav_tf.runs.model_facts import ModelFacts
 from swav_tf.training.build import load_swav, read_pretrained
 from swav_tf.training.knn_monitor import extract_features
+from swav_tf.training.state import named_variables
 from tests.classifiers import tiny_classifier_recipe
 from tests.tiny_run import tiny_run
 
@@ -54,6 +55,12 @@ def test_facts(model):
     assert (model.facts.step, model.facts.recipe, model.facts.runner) == (11, "tiny", "keras")
     state = tiny_run() / "checkpoints" / "step-000000011" / "state.json"
     assert f'"sha256": "{model.facts.weights_sha256}"' in state.read_text()
+
+
+# Bug caught: momentum and queue counted as bytes of the model.
+def test_bytes():
+    [found] = find_models([tiny_run()])
+    assert found.bytes == sum(v.numpy().nbytes for v in named_variables(load_swav(tiny_run())[0]).values())
 
 
 # Bug caught: images of another size or type that are run.
