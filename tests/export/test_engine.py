@@ -245,6 +245,7 @@ def test_an_engine_that_misses_its_gate_is_not_written(everything, tmp_path, set
     class Backend:
         def __init__(self, plan):
             self.metadata = facts.metadata(plan)
+            self.facts = self.metadata.identity(plan, "TensorRT", "")
 
         def run(self, images):
             return {name: np.ones((len(images), 1)) for name in ("features", "projections", "scores")}
