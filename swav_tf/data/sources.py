@@ -40,8 +40,7 @@ def read_image(source: ImageSource, index: int) -> Image:
 def fingerprint(source: ImageSource) -> dict[str, Any]:
     """Identify the images by their number and the SHA-256 of their names.
 
-    `names_sha256` covers the names' bytes on disk, each followed by a zero byte. The facts of an
-    `evaluate.images.ImageSet` have a field of that name over printable lines: the two do not compare.
+    `names_sha256` covers the names' bytes on disk, each followed by a zero byte.
     """
     names = hashlib.sha256()
     for index in range(len(source)):
