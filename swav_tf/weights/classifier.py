@@ -37,7 +37,7 @@ def pretraining_recipe(
     All other settings are those of `config` or, if it is None, of the bundled recipe for this network.
 
     Raises:
-        UsageError: settings contradict the weights; all of them are listed.
+        UsageError: settings contradict the weights, all of them are listed; or the normalization is unknown.
     """
     model: dict[str, object] = {"model.backbone.library": "swav_tf", "model.backbone.name": sizes.network}
     model |= {"model.backbone.width": sizes.width}
@@ -48,6 +48,11 @@ def pretraining_recipe(
     defaults: dict[str, object] = {"name": f"imported {source.name}"}
     if found.std is not None:
         defaults |= {"augment.mean": found.mean, "augment.std": found.std}
+    elif not any(item.startswith("augment.std") for item in overrides):
+        raise UsageError(
+            f"{source} does not contain the mean and standard deviation that its images were normalized by. Use its "
+            "run folder or, without a classifier, set them: -o 'augment.mean=[R, G, B]' -o 'augment.std=[R, G, B]'."
+        )
     if config is None:
         defaults["train.precision"] = "float32"  # so that features equal the published ones
         wide = sizes.network == "resnet50" and sizes.width > 2

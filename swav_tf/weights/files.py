@@ -88,16 +88,16 @@ def read_own(path: Path) -> Weights | None:
     try:
         step, std = int(metadata.get("step", 0)), None
         if STD_KEY in metadata:
-            std = _three_floats(metadata[STD_KEY])
-        mean = _three_floats(metadata[MEAN_KEY]) if MEAN_KEY in metadata else IMAGENET_MEAN
+            std = _three_floats(json.loads(metadata[STD_KEY]))
+        mean = _three_floats(json.loads(metadata[MEAN_KEY])) if MEAN_KEY in metadata else IMAGENET_MEAN
     except (ValueError, TypeError) as error:
         raise WeightsError(f"{path} has metadata that swav-tf does not write: {error}.") from error
     arrays = {name: np.asarray(array, np.float32) for name, array in arrays.items()}
     return Weights("swav-tf safetensors", arrays, std=std, mean=mean, step=step)
 
 
-def _three_floats(text: str) -> tuple[float, float, float]:
-    red, green, blue = json.loads(text)
+def _three_floats(values: Any) -> tuple[float, float, float]:
+    red, green, blue = values
     return float(red), float(green), float(blue)
 
 
@@ -114,6 +114,9 @@ def _read_folder(path: Path) -> Weights:
             raise UsageError(
                 f"A checkpoint of step {step} must keep its name, {store.path(step).name}. Received: {path}."
             )
+        if kind != "pretrain" and (path.parent.parent / NAME).is_file():
+            model = ModelFacts.read(path.parent.parent / NAME)
+            mean, std = model.mean, model.std
     elif (path / "config.yaml").is_file():
         recipe = load_any_recipe(path / "config.yaml")
         kind = recipe.kind
@@ -127,9 +130,13 @@ def _read_folder(path: Path) -> Weights:
         raise UsageError(
             f"A folder must be a run (config.yaml and checkpoints/) or a checkpoint (state.json). Received: {path}."
         )
+    checkpoint = store.read(step)
+    augment = checkpoint.facts.get("recipe", {}).get("augment")  # None in a probe's or an early import
+    if augment is not None and std is None:
+        mean, std = _three_floats(augment["mean"]), _three_floats(augment["std"])
     arrays = {
         name: array
-        for name, array in store.read(step).arrays.items()
+        for name, array in checkpoint.arrays.items()
         if name.partition("/")[0] in PARTS and array.dtype.kind == "f"  # without the seeds of dropout layers
     }
     return Weights(f"swav-tf {kind} checkpoint, step {step}", arrays, std=std, mean=mean, step=step)

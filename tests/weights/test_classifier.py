@@ -16,6 +16,7 @@ from swav_tf.runs.model_facts import ModelFacts
 from swav_tf.training.classifier import load_classifier
 from swav_tf.training.classify import probe
 from swav_tf.weights.convert import export_weights, import_weights
+from swav_tf.weights.files import open_weights
 from swav_tf.weights.layout import Sizes, slots
 from swav_tf.weights.torch_files import write_torch_file
 from tests.classifiers import tiny_classifier_recipe
@@ -118,6 +119,20 @@ def test_from_files_and_back(folder):
     assert ModelFacts.read(folder / "again" / "model.json").std == (0.3, 0.2, 0.1)
     again = load_classifier("again")[0]
     np.testing.assert_array_equal(again.probabilities(images).numpy(), before)
+
+
+# Bugs caught: a checkpoint whose images are normalized by ImageNet's numbers, not as in training; unknown ones made up.
+def test_a_checkpoint_keeps_the_normalization(folder):
+    settings = ["augment.mean=[0.5, 0.5, 0.4]", "augment.std=[0.3, 0.2, 0.1]"]
+    import_weights("swav.pth", "run", config="demo", overrides=settings)
+    import_weights("linear.pth", "probe", backbone="run")
+    for name in ("run", "probe"):
+        export_weights(f"{name}/checkpoints/step-000000000", f"{name}.safetensors")
+        found = open_weights(folder / f"{name}.safetensors")
+        assert (found.mean, found.std) == ((0.5, 0.5, 0.4), (0.3, 0.2, 0.1))
+    (folder / "probe" / "model.json").unlink()
+    with pytest.raises(UsageError, match="does not contain the mean and standard deviation"):
+        import_weights("probe/checkpoints/step-000000000", "again")
 
 
 # Bugs caught: a traceback, something half-written, settings that are dropped without a word.
