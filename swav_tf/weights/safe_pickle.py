@@ -78,6 +78,15 @@ class _PlainDict(dict[Any, Any]):
         pass
 
 
+class _Settings:
+    """An `argparse.Namespace`, which training scripts save; its attributes are dropped."""
+
+    __slots__ = ()
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
 class _NumpyType:
     """A `numpy.dtype`: a code, and the byte order in its state."""
 
@@ -121,6 +130,7 @@ def _encode(text: str, encoding: str) -> bytes:
 PLAIN: dict[str, Any] = {
     "collections.OrderedDict": _PlainDict,
     "collections.Counter": _PlainDict,
+    "argparse.Namespace": _Settings,
     "builtins.tuple": Call(tuple),
     "_codecs.encode": Call(_encode),
     "numpy.ndarray": "numpy.ndarray",

@@ -5,12 +5,13 @@ import pickle
 import struct
 import sys
 import zipfile
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from swav_tf.weights.files import open_weights
+from swav_tf.weights.files import open_weights, read_tree
 from swav_tf.weights.safe_pickle import WeightsError
 from swav_tf.weights.torch_files import LEGACY_MAGIC, LEGACY_PROTOCOL, write_torch_file
 
@@ -125,12 +126,23 @@ def tensor(numel: int, shape: tuple[int, ...], stride: tuple[int, ...], offset: 
         (global_("torch._utils", "_rebuild_tensor_v2"), "sets the state of a function"),
         (global_("numpy", "dtype"), "sets the state of a function"),
         (global_("torch", "FloatStorage"), "damaged or not a pickle"),
+        (global_("argparse", "Namespace"), "damaged or not a pickle"),
         (tensor(4, (4,), (1,))[:-2][18:], "damaged or not a pickle"),
     ],
 )
 def test_the_state_of_a_stand_in_cannot_be_set(target, part, tmp_path):
     state = b"}X\x0c\x00\x00\x00__defaults__)s"
     assert part in refusal(tmp_path, as_zip(b"\x80\x02" + target + state + b"b.", **{"0": bytes(16)}))
+
+
+# Bugs caught: a training checkpoint of DINO refused for its settings; settings that are kept, or that hide a call.
+def test_settings_of_argparse_are_dropped(tmp_path):
+    tree = {"teacher": {"backbone.layer1.0.conv1.weight": np.ones(3)}, "args": Namespace(arch="resnet50")}
+    (tmp_path / "x.pth").write_bytes(as_zip(pickle.dumps(tree, 2)))
+    assert open_weights(tmp_path / "x.pth").arrays.keys() == {"layer1.0.conv1.weight"}
+    assert not hasattr(read_tree(tmp_path / "x.pth")["args"], "arch")
+    tree["args"].arch = Reduces(eval, ("1",))
+    assert "refers to builtins.eval," in refusal(tmp_path, as_zip(pickle.dumps(tree, 2)))
 
 
 # Bugs caught: memory that is read or allocated by what a file claims, not by what it contains.
