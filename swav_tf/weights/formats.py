@@ -18,6 +18,8 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of all of them
 
 _NORM_NAMES = {"_mean": "running_mean", "_variance": "running_var"}  # Paddle's, PyTorch's
 _WRAPPERS = re.compile(r"(^|\.)(?:(?:module|_orig_mod)\.)+")  # of DataParallel and torch.compile
+# Prefixes of a whole model. Others may name an encoder, whose `fc` is a projection and not a classifier.
+_MODELS = re.compile(r"(?:(?:(?:state_dict|model)(?:_ema)?|module|_orig_mod)(?:\.|$))+")
 # Children of a torchvision ResNet in an nn.Sequential: 2 is the ReLU, 3 the pooling.
 _SEQUENTIAL = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
 _BACKBONE_NAMES = ("conv1.", "bn1.", "layer1.", "layer2.", "layer3.", "layer4.")
@@ -57,8 +59,9 @@ class Weights:
 def recognize(tree: Any, source: str, *, prefix: str | None = None) -> Weights:
     """Return the weights in a tree, the nested dictionaries and arrays of the file `source`."""
     state, nested = _state_of(tree, source, prefix)
+    is_model = prefix is None or _MODELS.fullmatch(prefix) is not None
     if any(name.rpartition(".")[2] in _NORM_NAMES for name in state):
-        return _paddle(state)
+        return _paddle(state, is_model)
     if _any(state, "projection_head.") and _any(state, _BACKBONE_NAMES):
         return Weights("SwAV training checkpoint" if nested else "SwAV as released", state, std=SWAV_STD)
     if set(state) == {"linear.weight", "linear.bias"}:
@@ -72,7 +75,7 @@ def recognize(tree: Any, source: str, *, prefix: str | None = None) -> Weights:
     for wanted in _PREFERENCE:
         for root, is_sequential in roots:
             if re.search(wanted, root):
-                return _backbone_of(state, root, is_sequential)
+                return _backbone_of(state, root, is_model, is_sequential)
     raise WeightsError(
         f"{source} has tensors of an unknown format. It has {len(state)}: {_first(state)}. Known: ResNets of SwAV, its "
         "linear probe, torchvision, timm, PASSL, VISSL, solo-learn, lightly, MoCo, DINO and others, and the files of "
@@ -80,10 +83,12 @@ def recognize(tree: Any, source: str, *, prefix: str | None = None) -> Weights:
     )
 
 
-def _backbone_of(state: dict[str, np.ndarray], root: str, is_sequential: bool = False) -> Weights:
+def _backbone_of(
+    state: dict[str, np.ndarray], root: str, is_model: bool, is_sequential: bool = False
+) -> Weights:
     """Return the network below `root`, with a classifier if it is supervised; everything else is dropped."""
     arrays, left_out = {}, []
-    supervised = root == "" and not _any(state, "projection_head.")
+    supervised = is_model and root == "" and not _any(state, "projection_head.")
     for name, array in state.items():
         own = name.removeprefix(root)
         if is_sequential:
@@ -103,13 +108,15 @@ def _backbone_of(state: dict[str, np.ndarray], root: str, is_sequential: bool = 
     return Weights(library, arrays, tuple(left_out))
 
 
-def _paddle(state: dict[str, np.ndarray]) -> Weights:
+def _paddle(state: dict[str, np.ndarray], is_model: bool) -> Weights:
     """Return weights of Paddle: dense layers (in, out), other names of running averages, a backbone in `encoder.`."""
     renamed = {}
     for name, array in state.items():
         stem, _, last = name.removeprefix("res_model.").removeprefix("encoder.").rpartition(".")
         renamed[f"{stem}.{_NORM_NAMES.get(last, last)}"] = array.T if array.ndim == 2 else array
-    found = replace(_backbone_of(renamed, ""), format="ResNet with Paddle's names (PASSL, PaddleClas)")
+    found = replace(
+        _backbone_of(renamed, "", is_model), format="ResNet with Paddle's names (PASSL, PaddleClas)"
+    )
     if _any(renamed, "projection_head."):
         return replace(found, format="PASSL, SwAV", std=SWAV_STD)
     return found

@@ -244,6 +244,17 @@ def test_a_prefix_chooses_a_network():
         recognize(tree, "x", prefix="stud")
 
 
+# Bugs caught: the projection of MoCo v1 taken for a classifier; a supervised network that loses its own.
+@pytest.mark.parametrize(
+    ("prefix", "classes"),
+    [("state_dict.encoder_k", None), ("state_dict_ema", 1000), ("model.module", 1000)],
+)
+def test_a_classifier_below_a_prefix(prefix, classes):
+    found = recognize(prefixed(BACKBONE | FC, f"{prefix}."), "x", prefix=prefix)
+    assert fit(found, "x").sizes.classes == classes
+    assert len(found.left_out) == (0 if classes else 2)
+
+
 # Bug caught: a dictionary that contains itself, which never ends or is read a million times.
 def test_dictionaries_in_circles():
     tree = {"a": SMALL}
