@@ -208,7 +208,7 @@ def export_weights(
         )
     names = names or ("swav" if as_torch_file else "swav_tf")
     if names == "swav_tf" and as_torch_file:
-        raise UsageError("--names swav_tf is only for .safetensors: PyTorch uses other layouts.")
+        raise UsageError("--to swav_tf is only for .safetensors: PyTorch uses other layouts.")
     if best:
         source = CheckpointStore(source / "checkpoints", kind="").path(best_step(source))
     own = read_own(source) if names == "swav_tf" else None

@@ -79,7 +79,7 @@ def recognize(tree: Any, source: str, *, prefix: str | None = None) -> Weights:
     raise WeightsError(
         f"{source} has tensors of an unknown format. It has {len(state)}: {_first(state)}. Known: ResNets of SwAV, its "
         "linear probe, torchvision, timm, PASSL, VISSL, solo-learn, lightly, MoCo, DINO and others, and the files of "
-        "swav-tf. If the network is in a nested dictionary, select it with --prefix NAME."
+        "swav-tf. If the network is in a nested dictionary: swav-tf weights import --prefix NAME."
     )
 
 

@@ -39,6 +39,7 @@ def folder(tmp_path, monkeypatch):
     write_torch_file(short, tmp_path / "short.pth")
     linear = {"linear.weight": np.ones((5, 128), np.float32), "linear.bias": np.ones(5, np.float32)}
     write_torch_file(linear, tmp_path / "linear.pth")
+    write_torch_file({"layers.0.w": np.zeros(3, np.float32)}, tmp_path / "unknown.pth")
     (tmp_path / "cut.pth").write_bytes((tmp_path / "good.pth").read_bytes()[:5000])
     (tmp_path / "hostile.pth").write_bytes(pickle.dumps({"state_dict": Hostile()}))
     return tmp_path
@@ -145,7 +146,7 @@ def test_incomplete_weights(output, refused, folder):
         ("import good.pth --to run -c nothing", 2, "no recipe 'nothing'"),
         ("import good.pth --to x.safetensors -c demo", 2, "A file has no recipe"),
         ("export good.pth --output x.onnx", 2, "must end in .safetensors or, for PyTorch, in .pth.tar"),
-        ("export good.pth --output x.pth --to swav_tf", 2, "only for .safetensors"),
+        ("export good.pth --output x.pth --to swav_tf", 2, "--to swav_tf is only for .safetensors"),
         ("export backbone.pth --output x.pth", 2, "Use --to torchvision"),
         ("export good.pth --output x --to timm", 2, "timm and KerasHub have resnet50"),
         ("export good.pth --output x.pth --to keras", 2, "must end in .keras for --to keras"),
@@ -155,6 +156,7 @@ def test_incomplete_weights(output, refused, folder):
             "must end in .safetensors or, for PyTorch, in .pth.tar",
         ),
         ("export hostile.pth --output x.safetensors", 1, "refers to posix.system,"),
+        ("export unknown.pth --output x.pth", 1, "weights import --prefix NAME"),
         ("export linear.pth --output x.pth --to torchvision", 2, "names are for a backbone"),
     ],
 )
