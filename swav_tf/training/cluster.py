@@ -17,7 +17,9 @@ from tensorflow.compiler.xla.tsl.protobuf import coordination_config_pb2
 from tensorflow.python.data.ops import multi_device_iterator_ops
 from tensorflow.python.eager import context as tf_context
 
+from swav_tf.data.survey import this_machine
 from swav_tf.plumbing.errors import TransientError, UsageError
+from swav_tf.plumbing.log import log
 from swav_tf.plumbing.names import counted
 from swav_tf.plumbing.values import nested_diff
 from swav_tf.recipe.files import AnyRecipe
@@ -78,6 +80,8 @@ def build_strategy(
         TransientError: not all workers started.
     """
     gpus = tf.config.list_physical_devices("GPU")
+    if not gpus and not settings.logical_cpus:
+        _check_no_gpu_is_missed(settings.precision)
     _configure_devices(settings, gpus)
     kind = settings.strategy
     if kind == "auto":
@@ -98,6 +102,22 @@ def build_strategy(
         devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
         return mirrored(tuple(device.name for device in devices)), None
     return tf.distribute.get_strategy(), None
+
+
+def _check_no_gpu_is_missed(precision: str) -> None:
+    """Refuse half precision, or warn, if TensorFlow finds none of this machine's GPUs; its own warning is not shown."""
+    if not (gpus := this_machine().gpus):
+        return
+    # Not the extra `gpu`: its onnxruntime-gpu would overwrite the onnxruntime of `export`.
+    message = (
+        f"TensorFlow must find this machine's NVIDIA GPUs. Received: 0 of {gpus}, so the CPU would train in "
+        f"{precision} (float16 is about a hundred times slower there than float32). Usually CUDA's libraries are "
+        "missing: pip install 'tensorflow[and-cuda]' nvidia-ml-py; TF_CPP_MIN_LOG_LEVEL=0 shows TensorFlow's own "
+        "reason. To train on the CPU on purpose: CUDA_VISIBLE_DEVICES=-1 swav-tf ... -o train.precision=float32"
+    )
+    if precision != "float32":
+        raise UsageError(message)
+    log.warning("%s", message)
 
 
 @functools.cache

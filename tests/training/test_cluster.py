@@ -7,6 +7,7 @@ import pytest
 import tensorflow as tf
 
 from swav_tf.plumbing.errors import UsageError
+from swav_tf.recipe.auto import Machine
 from swav_tf.recipe.pretraining import Train
 from swav_tf.training import cluster
 from swav_tf.training.cluster import (
@@ -21,7 +22,7 @@ from swav_tf.training.rendezvous import ClusterAddress, Meeting
 
 
 def settings(**changes):
-    return Train(epochs=1, batch_size=8, **changes)
+    return Train(**{"epochs": 1, "batch_size": 8, "precision": "float32"} | changes)
 
 
 @pytest.fixture(autouse=True)
@@ -83,8 +84,20 @@ def test_impossible_requests_are_refused(changes, tf_config, address, message, m
 @pytest.mark.parametrize("changes", [{"logical_cpus": 2}, {"logical_cpus": 1, "strategy": "mirrored"}])
 def test_logical_cpus_are_refused_with_a_gpu(changes, monkeypatch):
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: ["/physical_device:GPU:0"])
-    with pytest.raises(UsageError, match=r"this machine has 1 GPU\(s\), which would be used instead"):
+    with pytest.raises(UsageError, match=r"this machine has 1 GPU, which would be used instead"):
         build_strategy(settings(**changes))
+
+
+# Bugs caught: a recipe for a GPU that the CPU trains, as TensorFlow lacks CUDA; CPUs that are requested and refused.
+def test_a_gpu_that_tensorflow_misses(monkeypatch, caplog):
+    monkeypatch.setattr(cluster, "this_machine", lambda: Machine(2, gpu_gb=16, gpus=1))
+    for half in ("mixed_float16", "mixed_bfloat16"):
+        with pytest.raises(UsageError, match=r"Received: 0 of 1, .*pip install 'tensorflow\[and-cuda\]'"):
+            build_strategy(settings(precision=half))
+        build_strategy(settings(precision=half, logical_cpus=2))
+    assert caplog.messages == []
+    build_strategy(settings())
+    assert "Received: 0 of 1, so the CPU would train in float32" in caplog.text
 
 
 # Bugs caught: a step of one GPU that begins with the copy of its batch; batches that are lost or reordered.
