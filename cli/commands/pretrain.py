@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -76,7 +77,9 @@ def command(
       swav-tf pretrain ILSVRC2012/train -c my_8gpus.yaml --workers-per-node 8
       swav-tf pretrain ILSVRC2012/train -c passl_4nodes --nodes 4 --node-rank 0 --master 10.0.0.1:2222
     """
-    if (cluster is not None or workers_per_node > 1) and recipe.is_auto:
+    from swav_tf.training.rendezvous import described_workers
+
+    if recipe.is_auto and (cluster is not None or max(workers_per_node, described_workers(os.environ)) > 1):
         raise click.UsageError(
             "Several workers need one recipe, and -c auto chooses one for each machine. Write it once, "
             "`swav-tf config auto DATA > FILE.yaml`, and pass -c FILE.yaml on all."

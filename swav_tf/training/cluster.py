@@ -24,7 +24,15 @@ from swav_tf.plumbing.names import counted
 from swav_tf.plumbing.values import nested_diff
 from swav_tf.recipe.files import AnyRecipe
 from swav_tf.recipe.pretraining import Train
-from swav_tf.training.rendezvous import ClusterAddress, Meeting, meet, slurm_address, slurm_tasks
+from swav_tf.training.rendezvous import (
+    ClusterAddress,
+    Meeting,
+    described_workers,
+    meet,
+    slurm_address,
+    slurm_tasks,
+    tf_config_workers,
+)
 from swav_tf.training.stopping import exit_now, stoppable
 
 START_SECONDS = 60.0  # in which workers that have met must start TensorFlow
@@ -85,7 +93,7 @@ def build_strategy(
     _configure_devices(settings, gpus)
     kind = settings.strategy
     if kind == "auto":
-        if cluster is not None or len(_tf_config_workers()[0]) > 1 or slurm_tasks(os.environ) > 1:
+        if cluster is not None or described_workers(os.environ) > 1:
             kind = "multi_worker"
         else:
             kind = "mirrored" if len(gpus) > 1 or settings.logical_cpus > 1 else "one_device"
@@ -181,7 +189,7 @@ def _multi_worker(
 ) -> tuple[tf.distribute.Strategy, Meeting | None]:
     if cluster is not None and os.environ.get("TF_CONFIG"):
         raise UsageError("The cluster must be described once: either --nodes or TF_CONFIG. Received: both.")
-    workers, own = _tf_config_workers()
+    workers, own = tf_config_workers(os.environ)
     if cluster is None and not workers and slurm_tasks(os.environ) > 1:
         cluster = slurm_address(os.environ, has_gpus=has_gpus)
     meeting = None
@@ -238,34 +246,6 @@ def _configure_coordination(workers: int, timeout_seconds: float) -> None:
     )
     # Otherwise worker 0 registers alone and waits for the others forever.
     tf_context.context().coordination_service.cluster_register_with_barrier = True
-
-
-def _tf_config_workers() -> tuple[Sequence[str], int]:
-    """Return the addresses of the workers in TF_CONFIG, and the number of this one; none without it."""
-    text = os.environ.get("TF_CONFIG") or "{}"
-    try:
-        described = json.loads(text)
-        members, task = described.get("cluster", {}), described.get("task", {})
-        if not members:
-            return (), 0
-        if not {"type", "index"} <= task.keys():
-            raise ValueError("task.type and task.index are missing")
-        if unknown := sorted((members.keys() | {task["type"]}) - {"chief", "worker"}):
-            raise UsageError(
-                "TF_CONFIG may contain the roles chief and worker: all processes train together, without parameter "
-                f"servers and separate evaluators. Received: {', '.join(map(repr, unknown))}. Start no process for "
-                "other roles, and remove them."
-            )
-        own, chiefs = int(task["index"]), members.get("chief", [])
-        if not 0 <= own < len(members.get(task["type"], [])):
-            raise ValueError(f"there is no {task['type']} {own}")
-        # Worker 0 may be called 'chief': it then comes before the workers.
-        return [*chiefs, *members.get("worker", [])], own + (len(chiefs) if task["type"] == "worker" else 0)
-    except (ValueError, AttributeError, TypeError) as error:
-        raise UsageError(
-            'TF_CONFIG must be JSON such as {"cluster": {"worker": ["host:port", ...]}, '
-            f'"task": {{"type": "worker", "index": 0}}}}. Received: {text[:200]!r} ({error}).'
-        ) from error
 
 
 # === Work on all workers ===

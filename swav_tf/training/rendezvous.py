@@ -53,7 +53,40 @@ class ClusterAddress:
             ) from error
 
 
-# === SLURM ===
+# === Environment ===
+
+
+def described_workers(environment: Mapping[str, str]) -> int:
+    """Return the number of workers that TF_CONFIG or SLURM describes; 0 if neither does."""
+    return max(len(tf_config_workers(environment)[0]), slurm_tasks(environment))
+
+
+def tf_config_workers(environment: Mapping[str, str]) -> tuple[Sequence[str], int]:
+    """Return the addresses of the workers in TF_CONFIG, and the number of this one; none without it."""
+    text = environment.get("TF_CONFIG") or "{}"
+    try:
+        described = json.loads(text)
+        members, task = described.get("cluster", {}), described.get("task", {})
+        if not members:
+            return (), 0
+        if not {"type", "index"} <= task.keys():
+            raise ValueError("task.type and task.index are missing")
+        if unknown := sorted((members.keys() | {task["type"]}) - {"chief", "worker"}):
+            raise UsageError(
+                "TF_CONFIG may contain the roles chief and worker: all processes train together, without parameter "
+                f"servers and separate evaluators. Received: {', '.join(map(repr, unknown))}. Start no process for "
+                "other roles, and remove them."
+            )
+        own, chiefs = int(task["index"]), members.get("chief", [])
+        if not 0 <= own < len(members.get(task["type"], [])):
+            raise ValueError(f"there is no {task['type']} {own}")
+        # Worker 0 may be called 'chief': it then comes before the workers.
+        return [*chiefs, *members.get("worker", [])], own + (len(chiefs) if task["type"] == "worker" else 0)
+    except (ValueError, AttributeError, TypeError) as error:
+        raise UsageError(
+            'TF_CONFIG must be JSON such as {"cluster": {"worker": ["host:port", ...]}, '
+            f'"task": {{"type": "worker", "index": 0}}}}. Received: {text[:200]!r} ({error}).'
+        ) from error
 
 
 def slurm_tasks(environment: Mapping[str, str]) -> int:

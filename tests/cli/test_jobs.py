@@ -324,6 +324,20 @@ def test_workers_per_node(monkeypatch, refused):
     refused("pretrain photos --workers-per-node 2", 2, "-c auto chooses one")
 
 
+# Bug caught: workers of srun or of TFJob that each choose a recipe.
+@pytest.mark.parametrize(
+    "described",
+    [
+        {"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2"},
+        {"TF_CONFIG": '{"cluster": {"worker": ["a:1", "b:1"]}, "task": {"type": "worker", "index": 1}}'},
+    ],
+)
+def test_auto_in_a_cluster_of_the_environment(described, monkeypatch, calls, refused):
+    for name, value in described.items():
+        monkeypatch.setenv(name, value)
+    refused("pretrain photos", 2, "-c auto chooses one")
+
+
 # Bug caught: a recipe in a file of this name, refused for several workers.
 def test_a_file_called_auto(calls, tmp_path, monkeypatch, output):
     monkeypatch.chdir(tmp_path)
