@@ -173,10 +173,11 @@ class RecipeChoice:
             raise click.UsageError("Pass DATA, the images to choose a recipe for, or a recipe: -c NAME.")
         size = given.get("train.batch_size", "")
         batch = int(size) if size.isdecimal() else None
-        choice = choose(survey(Data.model_validate(data)), this_machine(), batch)
+        machine = this_machine()
+        choice = choose(survey(Data.model_validate(data)), machine, batch)
         recipe = recipe_of(dict(choice.settings), self.overrides, label="recipe 'auto'")
         assert isinstance(recipe, Recipe)
-        check_recipe(recipe)
+        check_recipe(recipe, replicas=None if recipe.train.strategy == "one_device" else machine.gpus)
         changed = f"  changed by -o: {' '.join(self.overrides)}; the lines above are what auto chose"
         return recipe, (*choice.lines, *([changed] if self.overrides else []))
 

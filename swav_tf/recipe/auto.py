@@ -95,10 +95,12 @@ def choose(images: ImageFacts, machine: Machine, batch: int | None = None) -> Ch
             f"At least {LEAST_IMAGES} images are needed to learn features. Received: {images.images} in {images.path}."
         )
     large, small, network = _views(images, machine)
-    batch = batch or _batch(images.images)
+    wanted = batch or _batch(images.images)
+    parts = _parts(wanted, machine, network=network, pixels=2 * large**2 + 4 * small**2)
+    shares = max(1, machine.gpus) * parts
+    batch = batch or max(shares, wanted // shares * shares)
     prototypes = max(2, int(PROTOTYPES_PER_SAMPLE * batch))
     epochs, seconds = _epochs(images, machine, batch=batch)
-    parts = _parts(batch, machine, network=network, pixels=2 * large**2 + 4 * small**2)
     half = "mixed_bfloat16" if machine.bfloat16 else "mixed_float16"
     precision = half if machine.gpus else "float32"
     view = {"resize": large if large <= 32 else large * 8 // 7, "crop": large}
@@ -193,9 +195,9 @@ def _epochs(images: ImageFacts, machine: Machine, *, batch: int) -> tuple[int, f
 
 
 def _parts(batch: int, machine: Machine, *, network: str, pixels: int) -> int:
-    """Return the accumulation steps with which a batch fits the GPU."""
-    parts, per_image = 1, GPU_BYTES_PER_PIXEL.get(network, 0) * pixels
-    while machine.gpus and batch // parts > 16 and batch * per_image / parts > 0.7 * machine.gpu_gb * 1e9:
+    """Return the accumulation steps with which each GPU's share of a batch fits its memory."""
+    parts, per_image, memory = 1, GPU_BYTES_PER_PIXEL.get(network, 0) * pixels, machine.gpus * machine.gpu_gb
+    while machine.gpus and batch // parts > 16 and batch * per_image / parts > 0.7 * memory * 1e9:
         parts *= 2
     return parts
 

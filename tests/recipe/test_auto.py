@@ -30,6 +30,19 @@ def test_every_choice_is_a_recipe_without_remarks(machine: Machine, images: int,
     assert len(choice.lines) <= 12
 
 
+@pytest.mark.parametrize("gpus", range(1, 9))
+def test_a_batch_is_shared_equally_by_all_gpus(gpus: int) -> None:
+    """Bug caught: 256 images for three GPUs; parts as small as for one GPU, or another batch for a power of 2."""
+    machine, powers = Machine(16, gpu_gb=16, gpus=gpus), gpus in (1, 2, 4, 8)
+    for images in (16, 61, 500, 2000, 20_000, 1_300_000):
+        choice = choose(dataclasses.replace(PHOTOS, images=images), machine)
+        recipe = recipe_of(dict(choice.settings))
+        check_recipe(recipe, images=images, replicas=gpus)
+        assert not powers or recipe.train.batch_size.bit_count() == 1
+    assert recipe.train.batch_size in range(250, 257)
+    assert recipe.train.accumulation_steps == {1: 16, 2: 8, 3: 4, 4: 4}.get(gpus, 2)
+
+
 @pytest.mark.parametrize("decode_seconds", [0.0001, 0.02, 0.3])
 def test_two_thousand_images_of_any_size_finish_on_two_cores(decode_seconds: float) -> None:
     """Bug caught: an expected time that leaves out decoding."""
