@@ -24,8 +24,6 @@ from swav_tf.plumbing.log import log
 
 # Below the ports that Linux gives to outgoing connections (from 32768).
 FIRST_PORT, PORTS = 20_000, 12_000
-# Any of these gives each task of a node its own GPUs.
-GPUS_BY_TASK = ("SLURM_GPUS_PER_TASK", "SLURM_TRES_PER_TASK", "SLURM_GPU_BIND")
 NOTICE_SECONDS = 3.0  # after which a node that waits logs for whom
 HELLO_SECONDS = 10.0  # in which a node that has connected must introduce itself
 
@@ -115,7 +113,7 @@ def slurm_address(environment: Mapping[str, str], *, has_gpus: bool) -> ClusterA
     # Tasks of each node, such as 2(x3),1.
     counts = re.sub(r"\(x\d+\)", "", environment.get("SLURM_STEP_TASKS_PER_NODE", "1"))
     most = max(map(int, counts.split(",")))
-    if most > 1 and has_gpus and not any(environment.get(name) for name in GPUS_BY_TASK):
+    if most > 1 and has_gpus and not _has_own_gpus(environment):
         raise UsageError(
             f"Each task uses all GPUs that it sees, and {most} tasks of a node would share them. Use "
             "--ntasks-per-node=1, one worker with all GPUs of its node, or --gpus-per-task=1."
@@ -129,6 +127,13 @@ def slurm_address(environment: Mapping[str, str], *, has_gpus: bool) -> ClusterA
             re.sub(r"\[(\d+)[^\]]*\]", r"\1", first[0]), FIRST_PORT + zlib.crc32(step.encode()) % PORTS
         ),
     )
+
+
+def _has_own_gpus(environment: Mapping[str, str]) -> bool:
+    """Return whether SLURM gives each task of a node its own GPUs."""
+    if environment.get("SLURM_GPUS_PER_TASK") or "gpu" in environment.get("SLURM_TRES_PER_TASK", ""):
+        return True  # the latter is cpu=8 after --cpus-per-task=8 alone
+    return environment.get("SLURM_GPU_BIND", "").split(",")[-1] not in ("", "none")  # perhaps verbose,none
 
 
 # === Meeting ===

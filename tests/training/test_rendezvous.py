@@ -71,14 +71,18 @@ def test_the_port_follows_from_job_and_step():
     assert len(masters) == 1
 
 
-# Bug caught: eight workers of a node that each take all of its eight GPUs.
+# Bugs caught: eight workers of a node that each take all of its eight GPUs; a variable about CPUs that permits it.
 @pytest.mark.parametrize("counts", ["8(x4)", "1,8(x3),7"])
 def test_tasks_that_would_share_gpus_are_refused(counts):
     eight = FOUR_NODES | {"SLURM_STEP_NUM_TASKS": "32", "SLURM_STEP_TASKS_PER_NODE": counts}
-    with pytest.raises(UsageError, match=r"8 tasks of a node would share them.*--ntasks-per-node=1"):
-        slurm_address(eight, has_gpus=True)
+    cpus = {"SLURM_TRES_PER_TASK": "cpu=8"}  # of --cpus-per-task
+    for shared in ({}, cpus, {"SLURM_GPU_BIND": "none"}, {"SLURM_GPU_BIND": "verbose,none"}):
+        with pytest.raises(UsageError, match=r"8 tasks of a node would share them.*--ntasks-per-node=1"):
+            slurm_address(eight | shared, has_gpus=True)
     assert slurm_address(eight, has_gpus=False).nodes == 32
-    assert slurm_address(eight | {"SLURM_GPUS_PER_TASK": "1"}, has_gpus=True).nodes == 32
+    own = {"SLURM_TRES_PER_TASK": "cpu=8,gres/gpu=1"}
+    for given in ({"SLURM_GPUS_PER_TASK": "1"}, own, {"SLURM_GPU_BIND": "map:0,1"}):
+        assert slurm_address(eight | given, has_gpus=True).nodes == 32
 
 
 def test_an_arbitrary_distribution_is_refused():
