@@ -116,7 +116,7 @@ def read_feature_file(path: Path | str) -> FeatureFile:
         raise UsageError(f"Feature file not found: {path}. Create one with `swav-tf features`.")
     try:
         file = FORMATS[path.suffix][0](path)
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, csv.Error) as error:
+    except (OSError, EOFError, ValueError, KeyError, StopIteration, zipfile.BadZipFile, csv.Error) as error:
         # NumPy's own message suggests loading the pickle, which would run any code in it.
         reason = "it contains no plain arrays" if "pickle" in str(error) else error
         raise DataError(f"{path} must be a feature file. It cannot be read: {reason}.") from error
@@ -217,6 +217,7 @@ def _save(path: Path, features: np.ndarray) -> None:
 
 
 def _read_parquet(path: Path) -> FeatureFile:
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     parts = sorted(path.glob("part-*.parquet")) if path.is_dir() else [path]
@@ -226,13 +227,19 @@ def _read_parquet(path: Path) -> FeatureFile:
     schema = files[0].schema_arrow
     if "features" not in schema.names:
         raise ValueError(f"it has the columns {', '.join(schema.names)}, but no `features`")
-    n, width = sum(file.metadata.num_rows for file in files), schema.field("features").type.list_size
+    n, kind = sum(file.metadata.num_rows for file in files), schema.field("features").type
+    if not pa.types.is_fixed_size_list(
+        kind
+    ):  # other tools write lists of any length: all must be as the first
+        first = next(files[0].iter_batches(1, columns=["features"]))["features"][0]
+        kind = pa.list_(pa.float32(), len(first))
+    width = kind.list_size
     features = np.empty((n, width), np.float32)
     labels, index, names, done = [], np.empty(n, np.int64), [], 0
     for file in files:  # batch by batch: twice the features may not fit into memory
         for batch in file.iter_batches(columns=["features", "label", "index", "name"]):
             here = slice(done, done + batch.num_rows)
-            features[here] = batch["features"].flatten().to_numpy().reshape(-1, width)
+            features[here] = batch["features"].cast(kind).flatten().to_numpy().reshape(-1, width)
             labels.append(batch["label"].to_numpy(zero_copy_only=False))
             index[here] = batch["index"].to_numpy()
             names += batch["name"].to_pylist()

@@ -23,15 +23,17 @@ class BadImages:
     def __init__(
         self, path: Path | None = None, *, images: int, max_share: float, setting: str = "data.max_bad_share"
     ) -> None:
-        """Count the images that `path` lists already, from an earlier part of the run.
+        """Continue the list `path` of an earlier part of the run, with a name and a reason a line.
 
-        The list has a name and a reason a line. `max_share`, whose setting is `setting`, is the share of `images` that
-        may be bad, 0 to 1. Unless it is 0, one bad image is always allowed.
+        Its images count towards the limit only once they are bad again: they may have been repaired. `max_share`,
+        whose setting is `setting`, is the share of `images` that may be bad, 0 to 1. Unless it is 0, one bad image is
+        always allowed.
         """
         self.path, self.images, self.max_share, self.setting = path, images, max_share, setting
         self.allowed = max(1, int(max_share * images)) if max_share > 0 else 0
         self._lock = threading.Lock()
         self._tried = self._tried_bad = 0
+        self._met: set[str] = set()  # by this part of the run
         self.reasons: dict[str, str] = {}
         if path is not None and path.exists():
             lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
@@ -59,13 +61,14 @@ class BadImages:
             if self._tried < _FIRST:
                 self._tried += 1
                 self._tried_bad += 1
+            self._met.add(name)
             if name not in self.reasons:
                 self.reasons[name] = reason
                 if self.path is not None:
                     with self.path.open("a", encoding="utf-8") as file:
                         file.write(f"{name}\t{reason}\n")
-            if self.count > self.allowed:
-                self._stop(f"{self.count} of {self.images}", name, reason)
+            if len(self._met) > self.allowed:
+                self._stop(f"{len(self._met)} of {self.images}", name, reason)
             # In training, whose order is random.
             if self.path is not None and self._tried_bad > _FIRST / 2 and self.max_share < 0.5:
                 self._stop(f"{self._tried_bad} of the first {self._tried}", name, reason)

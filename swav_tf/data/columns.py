@@ -14,7 +14,7 @@ from swav_tf.plumbing.errors import DataError
 from swav_tf.plumbing.names import printable
 
 LABELS: Final = ("label", "labels", "class", "class_name", "cls", "category", "target")
-_WHOLE: Final = re.compile(r"(\d+)\.0+")  # as pandas writes integers next to missing values
+_WHOLE: Final = re.compile(r"(-1|[0-9]+)(?:\.0+)?")  # pandas writes integers next to missing values as 3.0
 
 
 def find_column(place: str, columns: Sequence[str], key: str, usual: Sequence[str]) -> str | None:
@@ -38,10 +38,15 @@ def find_column(place: str, columns: Sequence[str], key: str, usual: Sequence[st
 
 
 def number_classes(labels: Iterable[str | None]) -> tuple[tuple[str, ...], npt.NDArray[np.int64]]:
-    """Return the classes, sorted as numbers if all are numbers, and the class of each label, -1 for None."""
-    cleaned = [_WHOLE.sub(r"\1", label.strip()) if label else None for label in labels]
-    found = {label for label in cleaned if label}
-    numbers = all(label.isascii() and label.isdecimal() for label in found)
-    names = sorted(found, key=lambda name: (int(name), name) if numbers else (0, name))
-    places: dict[str | None, int] = {name: place for place, name in enumerate(names)}
-    return tuple(names), np.array([places.get(label, -1) for label in cleaned], np.int64)
+    """Return the classes and the class of each label, -1 for none: None, an empty text, or -1 among numbers.
+
+    If all labels are whole numbers, the classes are sorted as such. Texts are classes as they are.
+    """
+    given = [label.strip() if label else "" for label in labels]
+    found = {label: _WHOLE.fullmatch(label) for label in {*given} - {""}}
+    if numbers := all(found.values()):
+        whole = {label: match[1] for label, match in found.items() if match and match[1] != "-1"}
+        given = [whole.get(label, "") for label in given]
+    names = sorted({*given} - {""}, key=lambda name: (int(name), name) if numbers else (0, name))
+    places = {name: place for place, name in enumerate(names)}
+    return tuple(names), np.array([places.get(label, -1) for label in given], np.int64)

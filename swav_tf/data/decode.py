@@ -138,7 +138,9 @@ def read_pixels(image: ImageLike, settings: Decoding = DEFAULT) -> Image:
         return image
     if isinstance(image, PillowImage.Image):
         _refuse_bomb(image.height, image.width, settings)
-        return _to_rgb(ImageOps.exif_transpose(image), settings.background)
+        upright = ImageOps.exif_transpose(image)
+        upright.format = image.format  # which decides how 16-bit values are scaled
+        return _to_rgb(upright, settings.background)
     return decode(image if isinstance(image, bytes) else Path(image).read_bytes(), settings)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from itertools import accumulate
 from pathlib import Path
 from typing import Final
@@ -17,7 +16,8 @@ from swav_tf.data.multicrop import MultiCrop
 from swav_tf.data.order import epoch_order
 from swav_tf.data.sources import read_image
 from swav_tf.plumbing.errors import DataError, UsageError
-from swav_tf.plumbing.names import printable
+from swav_tf.plumbing.log import log
+from swav_tf.plumbing.names import counted, printable
 from swav_tf.recipe.pretraining import CropGroup, Recipe
 
 _BACKGROUND: Final = (250, 250, 248)
@@ -69,27 +69,25 @@ def contact_sheet(
     return _draw(shown, recipe, height, f"{recipe.name}   seed {seed}   epoch {epoch}")
 
 
-def _readable(source: ImageSource, count: int, *, seed: int, epoch: int) -> Iterator[tuple[int, Image]]:
-    """Yield the first `count` readable images in the epoch's order, or fewer after too many unreadable ones."""
+def _readable(source: ImageSource, count: int, *, seed: int, epoch: int) -> list[tuple[int, Image]]:
+    """Return the first `count` readable images in the epoch's order, or fewer after too many unreadable ones."""
+    found: list[tuple[int, Image]] = []
     reasons: list[str] = []
-    found = 0
     for index in epoch_order(len(source), seed=seed, epoch=epoch).tolist():
+        if len(found) == count or len(reasons) == _MAX_UNREADABLE:
+            break
         try:
-            image = read_image(source, index)
+            found.append((index, read_image(source, index)))
         except (UndecodableImage, OSError) as error:
             reasons.append(f"{printable(source.image_name(index))}: {error}")
-            if len(reasons) == _MAX_UNREADABLE:
-                break
-            continue
-        yield index, image
-        found += 1
-        if found == count:
-            return
     if not found:
         raise DataError(
             f"At least one image must be readable. Received: {len(source):,} images; none of the {len(reasons)} that "
             f"were tried can be read. The first was {reasons[0]}. Run `swav-tf data check` for a list."
         )
+    if reasons:
+        log.warning(f"{counted(len(reasons), 'image')} cannot be drawn. The first was {reasons[0]}.")
+    return found
 
 
 def _draw(

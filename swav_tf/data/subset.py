@@ -66,13 +66,19 @@ def draw_subset(source: ImageSource, *, share: float, seed: int) -> list[str]:
         members = draw.permutation(np.flatnonzero(labels == label))
         chosen += members[: max(1, round(share * len(members)))].tolist()
     names = [source.image_name(index) for index in sorted(chosen)]
-    unusable = [name for name in names if name != name.strip() or len(name.splitlines()) != 1]
+    unusable = [
+        name for name in names if name != name.strip() or len(name.splitlines()) != 1 or not _is_utf_8(name)
+    ]
     if unusable:
         raise DataError(
-            "A name in a list must be one line without spaces at its ends. Received: "
+            "A name in a list must be one line of UTF-8 without spaces at its ends. Received: "
             f"{first_of(map(repr, unusable))}. Rename these images."
         )
     return names
+
+
+def _is_utf_8(name: str) -> bool:
+    return not any("\ud800" <= character <= "\udfff" for character in name)
 
 
 def read_subset(path: Path | str, source: ImageSource) -> Subset:

@@ -29,9 +29,10 @@ def test_crops(tmp_path, output):
 
 
 def test_crops_of_a_folder(tmp_path, output):
-    write_noise(tmp_path, [f"{number}.jpg" for number in range(4)], height=60, width=80)
-    line = f"crops {tmp_path} -c one_gpu -o data.kind=images --rows 2 --output {tmp_path}/sheet.png"
+    images = write_noise(tmp_path / "x", [f"{number}.jpg" for number in range(4)], height=60, width=80)
+    line = f"crops {images} -c one_gpu -o data.kind=images --rows 2 --output {tmp_path}/sheet.png"
     assert "2 images with 8 crops each" in output(line)
+    assert "4 images with 8 crops each" in output(line.replace("--rows 2", "--rows 9"))
 
 
 def test_plan(monkeypatch, output):

@@ -29,6 +29,17 @@ def test_each_image_is_listed_once_also_after_a_resume(tmp_path):
     assert BadImages(path, images=1000, max_share=0.01).count == 4
 
 
+# Bug caught: a run that stops at the next bad image although those before were repaired.
+def test_repaired_images_do_not_count(tmp_path):
+    path = tmp_path / "bad_images.txt"
+    path.write_text("".join(f"{number}.jpg\tcorrupt\n" for number in range(11)))
+    resumed = BadImages(path, images=1000, max_share=0.01)
+    for number in range(10):
+        resumed.bad(f"{number}.jpg", "corrupt")
+    with pytest.raises(DataError, match="11 of 1000 images"):
+        resumed.bad("10.jpg", "corrupt")
+
+
 @pytest.mark.parametrize(
     ("images", "max_share", "allowed"),
     [(1000, 0.01, 10), (50, 0.01, 1), (50, 0.0, 0), (50, 0.1, 5), (100, 1.0, 100)],

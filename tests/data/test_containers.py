@@ -212,13 +212,22 @@ def test_object_stores(folder, made):
         memory.rm("/containers", recursive=True)
 
 
-# Bugs caught: classes in the order 1, 10, 2; numbers that pandas wrote as floats; a column that is no label.
+# Bugs caught: classes in the order 1, 10, 2; numbers that pandas wrote as floats; a column that is no label; texts that
+# are read as numbers, and then are one class; -1, which is no label, as a class.
 @pytest.mark.parametrize(
     ("lines", "settings", "classes", "labels"),
     [
         ("image;target\nant/00.jpg;10\nant/01.jpg;2\nant/02.jpg;\n", {}, ("2", "10"), [1, 0, -1]),
         ("id,y\nant/00.jpg,1.0\nant/01.jpg,0.0\n", {"label_key": "y"}, ("0", "1"), [1, 0]),
+        ("id,y\nant/00.jpg,-1\nant/01.jpg,10\nant/02.jpg,2\n", {"label_key": "y"}, ("2", "10"), [-1, 1, 0]),
         ("ant/00.jpg,b\nant/01.jpg,a\n", {}, ("a", "b"), [1, 0]),
+        (
+            "ant/00.jpg,C50.01\nant/01.jpg,C501\nant/02.jpg,C50.0\n",
+            {},
+            ("C50.0", "C50.01", "C501"),
+            [1, 2, 0],
+        ),
+        ("ant/00.jpg,v2\nant/01.jpg,2.0\nant/02.jpg,2\n", {}, ("2", "2.0", "v2"), [2, 1, 0]),
         ("File,Width\nant/00.jpg,3\n", {}, (), [-1]),
     ],
 )

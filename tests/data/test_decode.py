@@ -11,7 +11,14 @@ import pytest
 from PIL import Image
 
 from swav_tf.data import decode as module
-from swav_tf.data.decode import Decoding, UndecodableImage, decode, evaluation_view, looks_like_an_image
+from swav_tf.data.decode import (
+    Decoding,
+    UndecodableImage,
+    decode,
+    evaluation_view,
+    looks_like_an_image,
+    read_pixels,
+)
 from swav_tf.recipe.data import EvaluationView
 
 
@@ -113,6 +120,16 @@ def test_other_formats(pixels, encoded, tmp_path):
 @pytest.mark.parametrize("head", [b"<!DOCTYPE html><", b"\0" * 16, b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n1", b""])
 def test_other_files_do_not_look_like_images(head):
     assert not looks_like_an_image(head)
+
+
+# Bug caught: 16-bit values that are stretched, as those of float files, if Pillow has opened the file.
+def test_a_16_bit_file_as_a_pillow_image(tmp_path):
+    levels = np.linspace(20000, 40000, 64, dtype=">u2").reshape(8, 8)
+    path = tmp_path / "x.pgm"
+    path.write_bytes(b"P5 8 8 65535\n" + levels.tobytes())
+    with Image.open(path) as image:
+        np.testing.assert_array_equal(read_pixels(image), read_pixels(path))
+    assert read_pixels(path).max() < 160
 
 
 @pytest.mark.parametrize("channels", [1, 3])

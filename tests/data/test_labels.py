@@ -97,8 +97,10 @@ def test_a_share_needs_classes_and_names_of_one_line(tmp_path):
     make_folders(tmp_path, n01=["a.png", " b\n.png"])
     with pytest.raises(DataError, match="2 of 2 images without one"):
         draw_subset(ImageFolder(tmp_path), share=0.5, seed=0)
-    with pytest.raises(DataError, match="Rename"):
-        draw_subset(ClassFolders(tmp_path), share=1, seed=0)
+    make_folders(tmp_path / "other", n01=["caf\udce9.png"])
+    for folder in (tmp_path, tmp_path / "other"):
+        with pytest.raises(DataError, match="Rename"):
+            draw_subset(ClassFolders(folder), share=1, seed=0)
 
 
 # === Labeled images ===

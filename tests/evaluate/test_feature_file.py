@@ -60,6 +60,21 @@ def test_parquet_is_a_table(tmp_path):
     assert (list(parts.names), parts.facts) == (NAMES, FACTS)
 
 
+# Bugs caught: a traceback for the lists that pandas and others write, lists of several lengths that are shifted.
+def test_parquet_by_other_tools(tmp_path):
+    write(tmp_path / "x.parquet")
+    table = pa.Table.from_pylist(pq.read_table(tmp_path / "x.parquet").to_pylist())
+    pq.write_table(table, tmp_path / "y.parquet")
+    np.testing.assert_array_equal(read_feature_file(tmp_path / "y.parquet").features, FEATURES)
+    rows = table.to_pylist()
+    rows[1]["features"], rows[2]["features"] = rows[1]["features"][1:], [0.0, *rows[2]["features"]]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "z.parquet")
+    pq.write_table(table.slice(0, 0), tmp_path / "empty.parquet")
+    for name in ("z", "empty"):
+        with pytest.raises(DataError, match="must be a feature file"):
+            read_feature_file(tmp_path / f"{name}.parquet")
+
+
 # Bug caught: feature files of other tools that are refused for lack of facts.
 def test_arrays_by_other_tools(tmp_path):
     np.save(tmp_path / "x.npy", np.ones((3, 2), np.float64))
