@@ -55,7 +55,11 @@ def _cards(benchmark: Benchmark) -> list[tuple[str, str, str]]:
     if not cells or benchmark.several_models:
         return []
     fastest, quickest = max(cells, key=_speed), min(cells, key=_median_ms)
-    places = [f"{_name(benchmark, cell)}, batch {cell.batch}" for cell in (fastest, quickest)]
+    noisy = any(cell.best and disturbed(cell) for cell in benchmark.cells)
+    places = [
+        f"{_name(benchmark, cell)}, batch {cell.batch}{'; noisy cells do not count' if noisy else ''}"
+        for cell in (fastest, quickest)
+    ]
     latency = _median_ms(quickest)
     cards = [
         (f"{_speed(fastest):,.0f}", "images/s at most", places[0]),
