@@ -33,10 +33,6 @@ ODD_VALUES: tuple[Any, ...] = (
 
 # Texts that are more or less than settings.
 ODD_TEXTS = {
-    "deep list": "[" * 5000,
-    "deep complete list": "a: " + "[" * 3000 + "]" * 3000,
-    "deep mapping": "{a: " * 3000,
-    "deep indents": "\n".join(" " * depth + "a:" for depth in range(2000)),
     "alias of itself": "a: &a [*a]",
     "merge": "base: &b {name: x}\n<<: *b\n",
     "python call": "name: !!python/object/apply:os.system ['touch canary']",
