@@ -145,21 +145,7 @@ def training_batches(
     of_part = share // recipe.train.accumulation_steps
     crops = CropsByPosition(recipe, source, images_per_epoch=steps_per_epoch * batch_size, labeled=labeled)
 
-    def row_at(position: int) -> list[Any]:
-        made, label = crops.readable_at(position, bad_images)
-        return [*made, np.int64(label)]
-
-    def alone(positions: Sequence[int]) -> list[npt.NDArray[Any]] | None:
-        return [np.expand_dims(array, 0) for array in row_at(positions[0])]
-
-    if recipe.data.processes:
-        chunk = largest_chunk(replica_batch_size)
-        processes = CropProcesses(
-            recipe.data.processes, crops, chunk=chunk, make=row_at, good=bad_images.good
-        )
-        make, calls, parallel = processes.get, PythonCalls(processes.end), processes.calls
-    else:
-        chunk, make, calls, parallel = 1, alone, PythonCalls(), recipe.data.threads or available_cores()
+    chunk, make, calls, parallel = _crop_calls(recipe, crops, bad_images, most=replica_batch_size)
 
     def chunk_at(number: int) -> list[npt.NDArray[Any]] | None:
         # Places count this worker's images from the first step of the run.
@@ -174,6 +160,25 @@ def training_batches(
     chunks = chunks.batch(replica_batch_size // chunk, drop_remainder=True)
     batches = chunks.map(_joined if labeled else _without_labels)
     return batches.prefetch(recipe.data.prefetch_batches).with_options(_options(parallel))
+
+
+def _crop_calls(
+    recipe: Recipe | ClassifierRecipe, crops: CropsByPosition, bad_images: BadImages, *, most: int
+) -> tuple[int, Callable[[Sequence[int]], list[npt.NDArray[Any]] | None], PythonCalls, int]:
+    """Return the positions of a call (at most `most`), the function of a call, the calls, and how many run at once."""
+
+    def row_at(position: int) -> list[Any]:
+        made, label = crops.readable_at(position, bad_images)
+        return [*made, np.int64(label)]
+
+    def alone(positions: Sequence[int]) -> list[npt.NDArray[Any]] | None:
+        return [np.expand_dims(array, 0) for array in row_at(positions[0])]
+
+    if not recipe.data.processes:
+        return 1, alone, PythonCalls(), recipe.data.threads or available_cores()
+    chunk = largest_chunk(most)
+    processes = CropProcesses(recipe.data.processes, crops, chunk=chunk, make=row_at, good=bad_images.good)
+    return chunk, processes.get, PythonCalls(processes.end), processes.calls
 
 
 @_traced_as_written
