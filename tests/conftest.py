@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 
@@ -60,6 +61,30 @@ def networks_released():
 def port() -> int:
     """Reserve a port where nothing listens unless the test does."""
     return reserve_port()
+
+
+@pytest.fixture
+def nvml(monkeypatch):
+    """Stand in for NVIDIA's library on a machine with four GPUs, of which all are visible."""
+
+    def by_uuid(name):
+        if name == "GPU-unknown":
+            raise OSError
+        return int(name.removeprefix("GPU-"))
+
+    library = SimpleNamespace(
+        NVMLError=OSError, NVML_CLOCK_SM=1,
+        nvmlInit=lambda: None,
+        nvmlDeviceGetCount=lambda: 4,
+        nvmlDeviceGetHandleByIndex=lambda number: number,
+        nvmlDeviceGetHandleByUUID=by_uuid,
+        nvmlDeviceGetMemoryInfo=lambda handle: SimpleNamespace(total=16e9, used=handle * 2**20),
+        nvmlDeviceGetCudaComputeCapability=lambda handle: (9, 0),
+        nvmlDeviceGetClockInfo=lambda handle, clock: 1000,
+        nvmlDeviceGetCurrentClocksThrottleReasons=lambda handle: 0,
+    )  # fmt: skip
+    monkeypatch.setitem(sys.modules, "pynvml", library)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
 
 
 @pytest.fixture

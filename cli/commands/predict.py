@@ -61,7 +61,7 @@ def command(
     found = recognized(Data(path=data))
     # Labels are not needed: images next to class folders are read, too.
     kind = "images" if found.kind == "class_folders" else found.kind
-    own = {"kind": kind, "path": data, "split": found.split, "labels": None}
+    own = {"kind": kind, "path": found.path, "split": found.split, "labels": None}
     classifier = open_classifier(model, provider, best=best)
     images = open_source(classifier.data.model_copy(update=own))  # which are decoded as in training
     unreadable = 0

@@ -86,7 +86,9 @@ def _readable(source: ImageSource, count: int, *, seed: int, epoch: int) -> list
             f"were tried can be read. The first was {reasons[0]}. Run `swav-tf data check` for a list."
         )
     if reasons:
-        log.warning(f"{counted(len(reasons), 'image')} cannot be drawn. The first was {reasons[0]}.")
+        log.warning(
+            f"{counted(len(found), 'image')} drawn, {len(reasons)} cannot be read. The first was {reasons[0]}."
+        )
     return found
 
 

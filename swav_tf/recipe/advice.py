@@ -55,7 +55,7 @@ def _impossible_batch(train: Train, replicas: int, images: int | None) -> Iterat
             f"{size} images cannot be shared equally by {counted(replicas, 'replica')} x "
             f"{counted(train.accumulation_steps, 'accumulation step')}",
             f"A new run can use a multiple of {parts}: {nearest_multiple(size, parts)}. A run that has started keeps "
-            f"its batch: resume it with {' or '.join(map(str, nearest))} replicas",
+            f"its batch: resume it with {' or '.join(counted(number, 'replica') for number in nearest)}",
         )
     if images is not None and images < size:
         yield Remark(

@@ -81,13 +81,15 @@ def _scalars(model: ReplicatedModel) -> dict[str, Any]:
 
 def capture(model: ReplicatedModel, *, batch_size: int, is_chief: bool = True) -> dict[str, np.ndarray]:
     """Return the complete state as arrays; nothing on other workers, which must call this to gather all queues."""
-    queue = _gather_queues(model, batch_size) if model.queue is not None else ()
+    queues = None if model.queue is None else _gather_queues(model, batch_size)
     if not is_chief:
         return {}
     variables = named_variables(model) | _buffers(model)
     arrays = {name: variable.numpy() for name, variable in variables.items()}
     arrays |= {name: scalar.numpy().reshape(1) for name, scalar in _scalars(model).items()}
-    return arrays | dict(zip(("queue/projections", "queue/pushed"), queue, strict=False))
+    if queues is not None:
+        arrays["queue/projections"], arrays["queue/pushed"] = queues
+    return arrays
 
 
 def restore(model: ReplicatedModel, arrays: Mapping[str, np.ndarray], *, batch_size: int) -> None:

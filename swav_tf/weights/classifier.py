@@ -48,7 +48,7 @@ def pretraining_recipe(
     defaults: dict[str, object] = {"name": f"imported {source.name}"}
     if found.std is not None:
         defaults |= {"augment.mean": found.mean, "augment.std": found.std}
-    elif not any(item.startswith("augment.std") for item in overrides):
+    elif config is None and not any(item.startswith("augment.std") for item in overrides):
         raise UsageError(
             f"{source} does not contain the mean and standard deviation that its images were normalized by. Use its "
             "run folder or, without a classifier, set them: -o 'augment.mean=[R, G, B]' -o 'augment.std=[R, G, B]'."

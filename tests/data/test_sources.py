@@ -10,7 +10,6 @@ from swav_tf.data.folders import ClassFolders, ImageFolder
 from swav_tf.data.recognition import recognize
 from swav_tf.data.sources import open_source
 from swav_tf.plumbing.errors import DataError
-from swav_tf.plumbing.log import log
 from swav_tf.recipe.data import Data
 
 KINDS = {"images": ImageFolder, "class_folders": ClassFolders}
@@ -82,7 +81,6 @@ def test_a_kind_that_leaves_out_no_image_is_recognized(tmp_path, files, kind, na
 
 # Bug caught: a user's own folder that is replaced without a word.
 def test_a_folder_of_the_name_of_the_bundled_digits(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(log, "propagate", True)
     make(tmp_path, "digits/a.jpg")
     monkeypatch.chdir(tmp_path)
     assert recognize("digits").kind == "digits"

@@ -108,7 +108,7 @@ def test_impossible_settings_of_all_sections_are_reported_together() -> None:
 @pytest.mark.parametrize(
     ("overrides", "facts", "parts"),
     [
-        ([], {"replicas": 5}, ["64 images cannot be shared equally by 5 replicas", "multiple of 5: 60 or 65.", "resume it with 4 or 8"]),
+        ([], {"replicas": 5}, ["64 images cannot be shared equally by 5 replicas", "multiple of 5: 60 or 65.", "resume it with 4 replicas or 8 replicas"]),
         (["train.accumulation_steps=4"], {"replicas": 32}, ["32 replicas x 4", "a multiple of 128: 128.", "with 16 replicas"]),
         (["train.logical_cpus=3"], {}, ["3 replicas"]),
         ([], {"images": 63}, ["63 images do not fill one batch of 64"]),

@@ -7,7 +7,6 @@ import pytest
 import tensorflow as tf
 
 from swav_tf.plumbing.errors import UsageError
-from swav_tf.recipe.auto import Machine
 from swav_tf.recipe.pretraining import Train
 from swav_tf.training import cluster
 from swav_tf.training.cluster import (
@@ -89,15 +88,14 @@ def test_logical_cpus_are_refused_with_a_gpu(changes, monkeypatch):
 
 
 # Bugs caught: a recipe for a GPU that the CPU trains, as TensorFlow lacks CUDA; CPUs that are requested and refused.
-def test_a_gpu_that_tensorflow_misses(monkeypatch, caplog):
-    monkeypatch.setattr(cluster, "this_machine", lambda: Machine(2, gpu_gb=16, gpus=1))
+def test_a_gpu_that_tensorflow_misses(nvml, caplog):
     for half in ("mixed_float16", "mixed_bfloat16"):
-        with pytest.raises(UsageError, match=r"Received: 0 of 1, .*pip install 'tensorflow\[and-cuda\]'"):
+        with pytest.raises(UsageError, match=r"Received: 0 of 4, .*pip install 'tensorflow\[and-cuda\]'"):
             build_strategy(settings(precision=half))
         build_strategy(settings(precision=half, logical_cpus=2))
     assert caplog.messages == []
     build_strategy(settings())
-    assert "Received: 0 of 1, so the CPU would train in float32" in caplog.text
+    assert "Received: 0 of 4, so the CPU would train in float32" in caplog.text
 
 
 # Bugs caught: a step of one GPU that begins with the copy of its batch; batches that are lost or reordered.

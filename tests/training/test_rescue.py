@@ -48,7 +48,7 @@ def test_a_collapse_is_rescued_across_an_interruption(tmp_path, monkeypatch):
     assert json.loads((folder / "summary.json").read_text())["attempts"] == [attempt]
     assert load_recipe(folder / "config.yaml").method.epsilon == 0.01
     assert load_recipe(folder / "previous-1" / "config.yaml") == recipe
-    assert (summary["resumed_from_step"], summary["steps"]) == (None, 32 // 8)
+    assert (summary["resumed_from_step"], summary["steps"]) == (None, 4)
 
 
 # Bugs caught: a remedy that is repeated or lost in later attempts, a loop without end, a remedy that overrides a

@@ -2,7 +2,6 @@
 
 import signal
 import sys
-from types import SimpleNamespace
 
 import pytest
 
@@ -80,25 +79,7 @@ def test_a_missing_query_library_is_no_gpu(monkeypatch) -> None:
 @pytest.mark.parametrize(
     ("visible", "mib"), [(None, 0), ("3,1", 3), ("GPU-2", 2), ("GPU-unknown", None), ("-1", None)]
 )
-def test_the_state_is_of_the_gpu_that_is_visible(monkeypatch, visible, mib) -> None:
-    def by_uuid(name):
-        if name == "GPU-unknown":
-            raise OSError
-        return int(name.removeprefix("GPU-"))
-
-    nvml = SimpleNamespace(
-        NVMLError=OSError, NVML_CLOCK_SM=1,
-        nvmlInit=lambda: None,
-        nvmlDeviceGetCount=lambda: 4,
-        nvmlDeviceGetHandleByIndex=lambda number: number,
-        nvmlDeviceGetHandleByUUID=by_uuid,
-        nvmlDeviceGetMemoryInfo=lambda handle: SimpleNamespace(total=16e9, used=handle * 2**20),
-        nvmlDeviceGetCudaComputeCapability=lambda handle: (9, 0),
-        nvmlDeviceGetClockInfo=lambda handle, clock: 1000,
-        nvmlDeviceGetCurrentClocksThrottleReasons=lambda handle: 0,
-    )  # fmt: skip
-    monkeypatch.setitem(sys.modules, "pynvml", nvml)
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+def test_the_state_is_of_the_gpu_that_is_visible(nvml, monkeypatch, visible, mib) -> None:
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert gpu_state().memory_mib == mib
