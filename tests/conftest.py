@@ -18,6 +18,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("TF_ONEDNN_USE_SYSTEM_ALLOCATOR", "1")
 os.environ["KERAS_BACKEND"] = "tensorflow"
 os.environ["MPLBACKEND"] = "Agg"
+# Graphs are built of many objects that stay: the collector's default of 700 looks at them for a tenth of all time.
+gc.set_threshold(100_000)
 
 
 LANES = {"faults": "faults", "test_quickstart.py": "notebook"}

@@ -10,6 +10,7 @@ import itertools
 import json
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
@@ -284,6 +285,12 @@ def _yaml() -> YAML:
     return yaml
 
 
+@lru_cache(maxsize=128)  # a command reads its recipe and the recipe's bases several times
+def _as_json(text: str) -> str:
+    """Return a YAML text as JSON, whose aliases are copies that overrides can change one by one."""
+    return json.dumps(_yaml().load(text))
+
+
 def _plain_data(text: str) -> Any:
     """Return the data in a YAML text.
 
@@ -291,8 +298,7 @@ def _plain_data(text: str) -> Any:
         ValueError: it is not readable YAML, or not plain data.
     """
     try:
-        # Through JSON, so that aliases become copies, which overrides can change one by one.
-        return json.loads(json.dumps(_yaml().load(text)))
+        return json.loads(_as_json(text))
     except MarkedYAMLError as error:
         line = f" in line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise ValueError(f"is not readable YAML: {error.problem}{line}") from error

@@ -13,37 +13,26 @@ from cli.errors import EXTRAS, extra_of
 from tests.cli.command_line import ROOT
 
 
-@pytest.fixture
-def install_fake(tmp_path, monkeypatch):
-    """Install a distribution `other-tools` with one package, as pip would."""
-
-    def install(package):
-        info = tmp_path / "other_tools-1.0.dist-info"
-        for folder in (tmp_path / package, info):
-            folder.mkdir()
-        (tmp_path / package / "__init__.py").touch()
-        (info / "METADATA").write_text("Metadata-Version: 2.1\nName: other-tools\nVersion: 1.0\n")
-        (info / "RECORD").write_text(
-            f"{package}/__init__.py,,\n{info.name}/METADATA,,\n{info.name}/RECORD,,\n"
-        )
-        monkeypatch.syspath_prepend(tmp_path)
-
-    return install
-
-
-@pytest.mark.parametrize("name", ["cli", "configs", "evaluate", "export", "swav_tf", "evaluation"])
-def test_clashes(name, install_fake, run):
+def test_clashes(tmp_path, monkeypatch, run):
     before = find_clashes()
-    install_fake(name)
+    names = ["cli", "configs", "evaluate", "export", "swav_tf"]
+    packages = [*names, "evaluation"]  # the last is not an import name of swav-tf
+    info = tmp_path / "other_tools-1.0.dist-info"
+    for folder in (info, *(tmp_path / package for package in packages)):
+        folder.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: other-tools\nVersion: 1.0\n")
+    files = [f"{package}/__init__.py" for package in packages]
+    for file in files:
+        (tmp_path / file).touch()
+    (info / "RECORD").write_text("".join(f"{file},,\n" for file in files))
+    monkeypatch.syspath_prepend(tmp_path)
+
     new = [clash for clash in find_clashes() if clash not in before]
-    if name == "evaluation":  # not an import name of swav-tf
-        assert new == []
-        return
-    [clash] = new
-    assert (clash["name"], clash["others"]) == (name, ["other-tools"])
+    assert [(clash["name"], clash["others"]) for clash in new] == [(name, ["other-tools"]) for name in names]
     result = run("doctor")
     assert result.code == 1
-    assert f"Problem: `import {name}` belongs to both swav-tf and other-tools" in result.out
+    for name in names:
+        assert f"Problem: `import {name}` belongs to both swav-tf and other-tools" in result.out
     assert "Install swav-tf in a separate environment." in result.out
 
 
