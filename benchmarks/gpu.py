@@ -22,8 +22,9 @@ from typing import Any
 
 from benchmarks.common import chosen, documented_parser
 from benchmarks.step import BASE, Worker
-from evaluate.benchmark.machine import describe_machine, no_gpu_reason
+from evaluate.benchmark.machine import describe_machine
 from swav_tf.plumbing.files import atomic_write
+from swav_tf.plumbing.nvidia import no_gpu_reason
 
 WARM_STEPS = 4  # traces, compiles, chooses kernels
 

@@ -43,7 +43,7 @@ class Share:
 
 def shares(count: int) -> list[Share]:
     """Divide the visible GPUs and the cores of this machine into contiguous ranges."""
-    from swav_tf.data.survey import visible_gpus
+    from swav_tf.plumbing.nvidia import visible_gpus
 
     gpus, cores = visible_gpus(), sorted(os.sched_getaffinity(0))
     if len(gpus) % count or len(cores) < count:

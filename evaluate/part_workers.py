@@ -21,9 +21,9 @@ from typing import Any, Final, Protocol
 
 from evaluate.feature_parts import Part
 from evaluate.features import Extraction, images_done
-from swav_tf.data.survey import visible_gpus
 from swav_tf.plumbing.errors import DataError, SwavError, UsageError
 from swav_tf.plumbing.log import log
+from swav_tf.plumbing.nvidia import visible_gpus
 from swav_tf.plumbing.system import available_cores
 
 DEATHS: Final = 3  # in a row, of the processes that make a part, before it counts as failed

@@ -77,8 +77,10 @@ def nvml(monkeypatch):
     library = SimpleNamespace(
         NVMLError=OSError, NVML_CLOCK_SM=1,
         nvmlInit=lambda: None,
+        nvmlSystemGetDriverVersion=lambda: "570.0",
         nvmlDeviceGetCount=lambda: 4,
         nvmlDeviceGetHandleByIndex=lambda number: number,
+        nvmlDeviceGetName=lambda handle: "NVIDIA H100",
         nvmlDeviceGetHandleByUUID=by_uuid,
         nvmlDeviceGetMemoryInfo=lambda handle: SimpleNamespace(total=16e9, used=handle * 2**20),
         nvmlDeviceGetCudaComputeCapability=lambda handle: (9, 0),

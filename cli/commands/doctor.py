@@ -43,8 +43,9 @@ def command(gpu: bool, report: Report) -> int:
 
 def examine(*, gpu: bool = False) -> dict[str, Any]:
     """Examine the machine and the installed packages; with `gpu`, load TensorFlow to list its devices."""
-    from evaluate.benchmark.machine import memory_gib, no_gpu_reason
-    from swav_tf.plumbing.system import UNKNOWN, available_cores, version_of
+    # Of the plumbing only: where another package's `evaluate` hides ours, this command still has to say so.
+    from swav_tf.plumbing.nvidia import no_gpu_reason
+    from swav_tf.plumbing.system import UNKNOWN, available_cores, memory_gib, version_of
 
     found = [(package, version_of(package)) for package in PACKAGES]
     versions = {package: None if version == UNKNOWN else version for package, version in found}

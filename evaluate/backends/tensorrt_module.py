@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal, Self
 
 from swav_tf.plumbing.errors import DataError, UsageError
+from swav_tf.plumbing.nvidia import gpus
 from swav_tf.recipe.section import Section
 
 ModuleName = Literal["tensorrt", "tensorrt_rtx"]
@@ -108,7 +109,8 @@ def the_gpu() -> Gpu:
     return Gpu(
         name=facts.name.decode().rstrip("\0"),
         compute_capability=f"{facts.major}.{facts.minor}",
-        driver=_driver() or f"CUDA {cuda_call(runtime.cudaDriverGetVersion)}",
+        driver=next((gpu.driver for gpu in gpus()), None)
+        or f"CUDA {cuda_call(runtime.cudaDriverGetVersion)}",
     )
 
 
@@ -169,14 +171,3 @@ def load_engine(tensorrt: TensorRT, data: bytes, what: str) -> Any:
             return EngineFromBytes(data)()
         except PolygraphyException as error:
             raise DataError(f"{what} cannot be loaded by {tensorrt}: {log.reason()}.") from error
-
-
-def _driver() -> str | None:
-    """Return the version of the driver, None if NVML does not report it."""
-    try:
-        import pynvml
-
-        pynvml.nvmlInit()
-        return str(pynvml.nvmlSystemGetDriverVersion())
-    except Exception:  # without the package or the library, in some containers
-        return None

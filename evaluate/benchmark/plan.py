@@ -12,11 +12,11 @@ from evaluate.backends.checksums import PARITY
 from evaluate.backends.engine_file import SUFFIXES, read_facts
 from evaluate.backends.foreign import weight_files
 from evaluate.backends.onnx_metadata import OnnxMetadata, Precision
-from evaluate.benchmark.machine import no_gpu_reason
 from evaluate.benchmark.runners import RUNNERS, why_unavailable
 from evaluate.benchmark.schema import NOT_YET, Accuracy, Cell, Model
 from swav_tf.plumbing.errors import DataError, UsageError
 from swav_tf.plumbing.files import file_sha256
+from swav_tf.plumbing.nvidia import no_gpu_reason
 
 PRECISIONS: Final = get_args(Precision)
 

@@ -23,6 +23,7 @@ from evaluate.benchmark.runners import RUNNERS, TimedModel, open_for_timing, ran
 from evaluate.benchmark.schema import NOT_YET, Benchmark, Cell, Model, Settings, Timing, marks_of, timing_of
 from swav_tf.plumbing.errors import SwavError
 from swav_tf.plumbing.log import log
+from swav_tf.plumbing.nvidia import GpuState, gpu_state
 from swav_tf.plumbing.system import peak_memory
 from swav_tf.recipe.section import Section
 
@@ -134,14 +135,14 @@ def main() -> None:
 
 def measure_cell(cell: Cell, settings: Settings) -> Cell:
     """Open the model, warm up, time it, and compare its features with the reference."""
-    gpu_state = machine.gpu_state if RUNNERS[cell.runner].gpu else machine.GpuState
-    path, gpu_before = Path(str(cell.file)), gpu_state().memory_mib
+    state_now = gpu_state if RUNNERS[cell.runner].gpu else GpuState
+    path, gpu_before = Path(str(cell.file)), state_now().memory_mib
     model = open_for_timing(cell.runner, path, cell.batch, settings)
     images = random_images(model.input_view, cell.batch)
     cpu_before = machine.cpu_seconds()
     host = time_runs(lambda: model.host(images), settings, cell.batch)
     device = None if model.device is None else time_runs(model.device, settings, cell.batch)
-    gpu, peak = gpu_state(), peak_memory()
+    gpu, peak = state_now(), peak_memory()
     measured = cell.model_copy(
         update={
             "status": "ok",

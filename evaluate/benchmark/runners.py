@@ -14,9 +14,9 @@ import numpy as np
 from evaluate.backends.backend import Backend
 from evaluate.backends.onnx_backend import missing_provider
 from evaluate.backends.tensorrt_module import find_tensorrt, the_gpu
-from evaluate.benchmark.machine import no_gpu_reason
 from evaluate.benchmark.schema import Kind, Settings
 from swav_tf.plumbing.errors import UsageError
+from swav_tf.plumbing.nvidia import no_gpu_reason
 from swav_tf.recipe.data import EvaluationView
 
 

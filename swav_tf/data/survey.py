@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import time
-from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -14,6 +12,7 @@ from swav_tf.data.decode import UndecodableImage
 from swav_tf.data.sources import open_source, read_image, recognized
 from swav_tf.plumbing.errors import DataError
 from swav_tf.plumbing.log import log
+from swav_tf.plumbing.nvidia import gpus, lacks_package, visible_gpus
 from swav_tf.plumbing.system import available_cores
 from swav_tf.recipe.auto import ImageFacts, Machine
 from swav_tf.recipe.data import Data
@@ -55,39 +54,13 @@ def survey(data: Data) -> ImageFacts:
 
 
 def this_machine() -> Machine:
-    """Return cores and GPUs of this machine, without TensorFlow; a machine without NVIDIA's library has no GPU.
-
-    CUDA_VISIBLE_DEVICES limits the number of GPUs.
-    """
-    cores = available_cores()
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible in ("", "-1"):
-        return Machine(cores)
-    try:
-        import pynvml
-    except ImportError:
-        if not Path("/dev/nvidia0").exists():
-            return Machine(cores)
+    """Return cores and GPUs of this machine, without TensorFlow; CUDA_VISIBLE_DEVICES limits the number of GPUs."""
+    cores, visible, found = available_cores(), visible_gpus(), gpus()
+    if visible and found:
+        memory = min(gpu.memory_mib for gpu in found) * 2**20
+        bfloat16 = all((gpu.capability or 0) >= 8 for gpu in found)
+        return Machine(cores, gpu_gb=memory / 1e9, gpus=len(visible), bfloat16=bfloat16)
+    if visible and lacks_package():
         log.warning("The GPU's memory cannot be queried without nvidia-ml-py; assuming 16 GB.")
-        return Machine(cores, gpu_gb=16, gpus=1)
-    try:
-        pynvml.nvmlInit()
-        handles = [pynvml.nvmlDeviceGetHandleByIndex(number) for number in range(pynvml.nvmlDeviceGetCount())]
-        if not handles:
-            return Machine(cores)
-        memory = min(pynvml.nvmlDeviceGetMemoryInfo(handle).total for handle in handles)
-        major = min(pynvml.nvmlDeviceGetCudaComputeCapability(handle)[0] for handle in handles)
-    except pynvml.NVMLError:
-        return Machine(cores)
-    gpus = len(handles) if visible is None else len(_names_in(visible))
-    return Machine(cores, gpu_gb=memory / 1e9, gpus=gpus, bfloat16=major >= 8)
-
-
-def visible_gpus() -> list[str]:
-    """Return the names that CUDA_VISIBLE_DEVICES gives to GPUs, by default the numbers of all."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return list(map(str, range(this_machine().gpus))) if visible is None else _names_in(visible)
-
-
-def _names_in(visible: str) -> list[str]:
-    return [name for name in visible.split(",") if name not in ("", "-1")]
+        return Machine(cores, gpu_gb=16, gpus=len(visible))
+    return Machine(cores)

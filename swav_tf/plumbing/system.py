@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 from contextlib import AbstractContextManager
@@ -46,6 +47,14 @@ def available_cores() -> int:
     except (OSError, ValueError):  # no container, or `max`: no limit
         return cores
     return max(1, min(cores, math.ceil(quota / period)))
+
+
+def memory_gib() -> float:
+    """Return the memory of the machine, or of its container if that has less, in GiB."""
+    sizes = [int(psutil.virtual_memory().total)]
+    with contextlib.suppress(OSError, ValueError):  # no container, or `max`: no limit
+        sizes.append(int((CGROUP / "memory.max").read_text()))
+    return round(min(sizes) / 2**30, 1)
 
 
 def available_memory() -> int:

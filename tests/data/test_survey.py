@@ -2,7 +2,8 @@
 
 import pytest
 
-from swav_tf.data.survey import this_machine, visible_gpus
+from swav_tf.data.survey import this_machine
+from swav_tf.plumbing.nvidia import visible_gpus
 
 
 # Bug caught: all GPUs of a machine of which a job has some.

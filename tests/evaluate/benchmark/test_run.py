@@ -6,11 +6,11 @@ import sys
 import pytest
 
 from evaluate.benchmark import plan
-from evaluate.benchmark.machine import gpu_state, no_gpu_reason
 from evaluate.benchmark.plan import find_models, plan_cells
 from evaluate.benchmark.run import death, measure_in_process, run_benchmark
 from evaluate.benchmark.schema import NOT_YET
 from swav_tf.plumbing.errors import DataError, UsageError
+from swav_tf.plumbing.nvidia import gpu_state, no_gpu_reason
 from tests.evaluate.benchmark.conftest import QUICK
 from tests.evaluate.exported import make_exported
 
