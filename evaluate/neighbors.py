@@ -72,12 +72,9 @@ def neighbor_graph(
     cosines, distances = np.empty((2, total, k), np.float32)
     for start in range(0, total, BLOCK):
         here = slice(start, min(start + BLOCK, total))
-        own = np.arange(here.start, here.stop)[:, np.newaxis]
-        near = file.neighbors(features[here], k=k + 1).indices
-        # The image itself is left out; where equal ones have taken its place, the last of them is.
-        others = np.argsort(near == own, axis=1, kind="stable")[:, :k]
-        indices[here] = np.take_along_axis(near, others, axis=1)
-        cosines[here], distances[here] = _compare(features, own[:, 0], indices[here], mean, scale)
+        own = np.arange(here.start, here.stop)
+        indices[here] = file.neighbors(features[here], k=k + 1).without(own).indices
+        cosines[here], distances[here] = _compare(features, own, indices[here], mean, scale)
         on_progress(here.stop / total)
     return Graph(indices, cosines, distances)
 

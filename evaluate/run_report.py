@@ -159,15 +159,14 @@ def _outputs(
 def _neighbors(found: FeatureFile, images: ImageSet, model: Backend, seed: int) -> list[dict[str, Any]]:
     """Return some images, each with its nearest neighbors."""
     rows = np.random.default_rng(seed).permutation(len(found))[:QUERIES]
-    near = find_neighbors(found.features, found.features[rows], k=min(NEIGHBORS + 1, len(found)))
-
+    k = min(NEIGHBORS + 1, len(found))
+    near = find_neighbors(found.features, found.features[rows], k=k).without(rows)
     cards = []
     for query, others, cosines in zip(
         rows.tolist(), near.indices.tolist(), near.cosines.tolist(), strict=True
     ):
-        pairs = [(row, cosine) for row, cosine in zip(others, cosines, strict=True) if row != query]
-        entries = [found.entry(row) for row in (query, *(row for row, _ in pairs[:NEIGHBORS]))]
-        captions = ["image", *(f"{cosine:.3f}" for _, cosine in pairs[:NEIGHBORS])]
+        entries = [found.entry(row) for row in (query, *others)]
+        captions = ["image", *(f"{cosine:.3f}" for cosine in cosines)]
         lines = [entries[0]["name"].rpartition("/")[2], entries[0]["class"]]
         cards.append(picture_card(lines, entries, captions, images, model.input_view))
     return cards

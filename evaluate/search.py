@@ -270,26 +270,19 @@ def _measure(engine: Any, parts: FeatureParts, facts: dict[str, Any]) -> dict[st
     Half of the loss is allowed to neighbors in lists that are not searched, the rest to the vectors' rounding.
     """
     _, asked = _split(len(parts.features), engine.nlist, facts["seed"])
-    queries, k = parts.features[asked], min(K, len(parts.features) - 1)
-    exact = _others(asked, find_neighbors(cast(np.ndarray, parts.features), queries, k=k + 1).indices)
+    features = cast(np.ndarray, parts.features)
+    queries, k = features[asked], min(K, len(features) - 1)
+    exact = find_neighbors(features, queries, k=k + 1).without(asked).indices
     order = engine.quantizer.search(unit_rows(queries), engine.nlist)[1]  # lists, the nearest first
-    lists = engine.quantizer.search(unit_rows(parts.features[np.ravel(exact)]), 1)[1].reshape(-1, k)
+    lists = engine.quantizer.search(unit_rows(features[np.ravel(exact)]), 1)[1].reshape(-1, k)
     ranks = np.take_along_axis(np.argsort(order, axis=1), lists, axis=1)
     probes = 1 + int(np.quantile(ranks, (1 + RECALL) / 2, method="higher"))
     candidates = RERANKED if ",PQ" in facts["factory"] else K
     while True:
         found_by: dict[str, Any] = {"probes": probes, "candidates": candidates}
         index = SearchIndex(Path(), facts | found_by, parts, engine)
-        found = _others(asked, index.neighbors(queries, k=k + 1).indices)
+        found = index.neighbors(queries, k=k + 1).without(asked).indices
         recall = np.mean([len(set(one) & set(other)) / k for one, other in zip(exact, found, strict=True)])
-        if recall >= RECALL or candidates >= min(MOST_RERANKED, len(parts.features)):
+        if recall >= RECALL or candidates >= min(MOST_RERANKED, len(features)):
             return found_by | {"recall_at_10": float(recall), "recall_queries": len(asked)}
         candidates *= 2
-
-
-def _others(rows: np.ndarray, found: np.ndarray) -> list[list[int]]:
-    """Return the neighbors of rows (M, k + 1) without the rows themselves, k of each."""
-    return [
-        [near for near in each if near != row][: len(each) - 1]
-        for row, each in zip(rows, found.tolist(), strict=True)
-    ]

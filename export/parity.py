@@ -236,14 +236,11 @@ def drop_by_chance(*, lost: int, won: int) -> float:
 
 def right_by_others(features: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Return for each image whether the k-NN of the others classifies it correctly, bool (n,)."""
-    k = min(KNN, len(features) - 1)
-    found = find_neighbors(features, features, k=k + 1)
-    # An image is not always its own first neighbor: an equal one may come before it.
-    others = found.indices != np.arange(len(features))[:, np.newaxis]
-    others[others.all(axis=1), -1] = False
-    near = found.indices[others].reshape(-1, k)
-    cosines = found.cosines[others].reshape(-1, k)
-    votes = vote(cosines, labels[near], classes=int(labels.max()) + 1, temperature=KNN_TEMPERATURE)
+    found = find_neighbors(features, features, k=min(KNN + 1, len(features))).without(
+        np.arange(len(features))
+    )
+    classes = int(labels.max()) + 1
+    votes = vote(found.cosines, labels[found.indices], classes=classes, temperature=KNN_TEMPERATURE)
     right: np.ndarray = votes.argmax(axis=1) == labels
     return right
 

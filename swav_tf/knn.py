@@ -20,6 +20,16 @@ class Neighbors:
     cosines: np.ndarray  # (M, k) float32
     indices: np.ndarray  # (M, k) int64, rows of the features
 
+    def without(self, rows: np.ndarray) -> Neighbors:
+        """Return k - 1 neighbors of each query, without the row (M,) that it is itself.
+
+        Where others of equal cosine have taken the row's place, the last of them is left out.
+        """
+        others = np.argsort(self.indices == rows[:, np.newaxis], axis=1, kind="stable")[:, :-1]
+        return Neighbors(
+            np.take_along_axis(self.cosines, others, axis=1), np.take_along_axis(self.indices, others, axis=1)
+        )
+
 
 def find_neighbors(
     features: np.ndarray,
