@@ -85,7 +85,7 @@ def following(
     if data.validation_split and "data.validation_split" not in given:
         changed.append("data.validation_split=null")
     perhaps_labeled = found.kind in ("list", "tar", "parquet")
-    if knn and (settings.unlabeled or (perhaps_labeled and not open_source(settings).class_names)):
+    if knn and (settings.unlabeled or (perhaps_labeled and (open_source(settings).labels() < 0).all())):
         changed.append("monitor.knn_every_epochs=0")
         log.info(f"Recipe '{name}' measures k-NN accuracy, which is left out: the images have no labels.")
     return changed

@@ -33,10 +33,9 @@ def command(recipe: RecipeChoice, rows: int, epoch: int, output: Path) -> None:
     from swav_tf.data.pictures import contact_sheet
     from swav_tf.data.sources import open_source
     from swav_tf.plumbing.files import atomic_write
-    from swav_tf.plumbing.names import counted
 
     source = open_source(settings.data)
     sheet = contact_sheet(source, settings, rows=rows, epoch=epoch)
     with atomic_write(output) as partial:
         sheet.save(partial)
-    click.echo(f"{output}: {counted(min(rows, len(source)), 'image')} with {settings.crop_count} crops each")
+    click.echo(f"{output}: {settings.crop_count} crops of each image")

@@ -89,8 +89,9 @@ def renumbered(
     own = printable_names(own or numbered(count))
     names = printable_names(names or numbered(1 + max(map(int, own), default=0)))
     places = {name: place for place, name in enumerate(map(_key, names))}
+    places |= {name: place for place, name in enumerate(names)}  # `07` and `7` may both be classes
     # The last place is that of label -1.
-    table = np.array([places.get(_key(name), -1) for name in own] + [-1], np.int64)
+    table = np.array([places.get(name, places.get(_key(name), -1)) for name in own] + [-1], np.int64)
     if int(labels.max(initial=-1)) >= len(own):
         raise DataError(
             f"Labels must be less than the number of classes, {len(own):,}. Received: {labels.max():,}."

@@ -42,11 +42,14 @@ def survey(data: Data) -> ImageFacts:
         raise DataError(
             f"None of {SAMPLE} images of {path} can be decoded. Run `swav-tf data check` for details."
         )
+    labels = (
+        source.labels() if source.class_names else np.array([-1])
+    )  # the declared classes may have no images
     return ImageFacts(
         path=path,
         kind=data.kind,
         images=len(source),
-        classes=len(source.class_names),
+        classes=len(np.unique(labels[labels >= 0])),
         short_side=int(np.median(sides)),
         gray=all(grays),
         decode_seconds=float(np.mean(seconds)),

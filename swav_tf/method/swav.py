@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -92,8 +93,10 @@ class SwAV(ReplicatedModel):
         """Return projections (V, B, D), of length 1, and scores (V, B, K), both float32."""
         batch = tf.shape(crops[0])[0]
         # All crops of one size go through the backbone together: its BN statistics are per size.
-        groups = [self.backbone(self.normalize(_by_crop(group)), training=training) for group in crops]
-        projections, scores = self.project(tf.concat(groups, axis=0), training=training)
+        sizes = itertools.groupby(map(_by_crop, crops), key=lambda group: group.shape[1])
+        same = [tf.concat(list(groups), axis=0) for _, groups in sizes]
+        features = [self.backbone(self.normalize(images), training=training) for images in same]
+        projections, scores = self.project(tf.concat(features, axis=0), training=training)
         crop_count = sum(group.shape[1] for group in crops)
         projections = tf.reshape(projections, [crop_count, batch, projections.shape[-1]])
         return projections, tf.reshape(scores, [crop_count, batch, scores.shape[-1]])

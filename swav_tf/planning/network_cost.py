@@ -5,6 +5,7 @@ Counted layer by layer from the recipe, as `model/backbone.py` builds it. A test
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -132,6 +133,7 @@ def network_cost(recipe: Recipe) -> NetworkCost:
         for group in recipe.crops
     ]
     layers = groups[0][2]
+    sizes = len(list(itertools.groupby(size for _, size, _ in groups)))  # passes through the backbone
     features = architecture.feature_dim(backbone.width)
     head_macs, head_parameters = _head(model, features)
     channels = sum(layer.outputs for layer in layers)
@@ -145,8 +147,8 @@ def network_cost(recipe: Recipe) -> NetworkCost:
         first_macs=sum(count * found[0].macs for count, _, found in groups),
         parameters=sum(layer.weights for layer in layers) + 2 * channels + head_parameters,
         averages=2 * (channels + model.head_hidden),
-        normalizations=len(layers) * len(groups) + 1,
-        normalized_channels=channels * len(groups) + model.head_hidden,
+        normalizations=len(layers) * sizes + 1,
+        normalized_channels=channels * sizes + model.head_hidden,
         kept=total(lambda layer: layer.kept) + recipe.crop_count * (features + 3 * model.head_hidden),
         # Scores, their log-probabilities, and the gradient of both.
         kept_single=recipe.crop_count * (3 * model.prototypes + 2 * model.projection_dim),

@@ -15,7 +15,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from swav_tf.plumbing.errors import UsageError
+from swav_tf.plumbing.errors import RecipeError, UsageError
 from swav_tf.plumbing.files import atomic_write, locked_folder
 from swav_tf.plumbing.log import log
 from swav_tf.plumbing.names import printable
@@ -110,7 +110,7 @@ class RunFolder:
             )
 
     def begin(self, recipe: AnyRecipe, *, fresh: bool = False) -> None:
-        """Write config.yaml, provided that the run in the folder, if any, has these settings.
+        """Check that the run in the folder, if any, has these settings, or set it aside.
 
         They are compared with the newest checkpoint, which has a checksum; without one, with config.yaml. With
         `fresh` the run in the folder is first moved into `previous-N/`.
@@ -119,14 +119,20 @@ class RunFolder:
             UsageError: the folder contains a run of another kind or with other settings; all of them are listed.
         """
         path, kind = self.path / "config.yaml", recipe.kind
-        saved = load_any_recipe(path) if path.exists() else None
+        try:
+            saved = load_any_recipe(path) if path.exists() else None
+        except RecipeError as error:
+            if not fresh:
+                remedy = "Remove this file: the run then resumes by its checkpoints. Or use --fresh."
+                raise UsageError(f"{error}\n{remedy}") from error
+            saved = None
         if saved is not None and saved.kind != kind:
             raise UsageError(
                 f"--run-dir must be a new folder or contain a {kind} run. Received: {self.path}, which contains a "
                 f"{saved.kind} run. Set another --run-dir."
             )
         # A run whose config.yaml is gone resumes from its checkpoints all the same.
-        if fresh and (saved is not None or (self.path / ATTEMPTS).exists() or self.checkpoints.exists()):
+        if fresh and (path.exists() or (self.path / ATTEMPTS).exists() or self.checkpoints.exists()):
             self.set_aside(attempts=True)
             saved = None
         newest = CheckpointStore(self.checkpoints, kind=kind).newest_facts()
@@ -140,12 +146,18 @@ class RunFolder:
         # Before its first checkpoint a run has nothing that other settings could spoil.
         elif saved is not None and self.checkpoints.is_dir():
             _check_settings(saved.model_dump(mode="json"), recipe, source=path)
+
+    def start(self, recipe: AnyRecipe, *, step: int, at_end: bool) -> None:
+        """Write config.yaml, and remove what the run will write again from this step on: all checks have passed."""
         if self.writer:
-            save_recipe(recipe, path)
+            save_recipe(recipe, self.path / "config.yaml")
+            self.keep_metrics_until(step)
+            if not at_end:
+                (self.path / "summary.json").unlink(missing_ok=True)
 
     def keep_metrics_until(self, step: int) -> None:
         """Remove the lines of metrics.jsonl that a resumed run will write again; from step 0 it writes all."""
-        if not self.writer or not self.metrics.exists():
+        if not self.metrics.exists():
             return
         kept = []
         for line in self.metrics.read_text().splitlines():
@@ -159,11 +171,6 @@ class RunFolder:
         """Return the content of summary.json, None if the run has not ended."""
         path = self.path / "summary.json"
         return dict(json.loads(path.read_text())) if path.exists() else None
-
-    def remove_summary(self) -> None:
-        """Remove summary.json of a run that continues, such as one with more epochs: it has not ended."""
-        if self.writer:
-            (self.path / "summary.json").unlink(missing_ok=True)
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write summary.json."""

@@ -73,12 +73,13 @@ def train_classifier(
         position, classes = job.position, len(data.class_names)
         classifier = job.build(partial(_build, start, recipe, classes, position.steps_per_epoch))
         validate = _validate(job, recipe, classifier, data)
+        job.start()
         # The summary may be about other images than the checkpoint; earlier versions recorded only those of the latter.
         summary, saved = job.folder.read_summary() or {}, position.validation.get("images")
         if summary.get("validation_sha256", saved) == validate.images and (done := job.complete(classifier)):
             return done
         if from_probe and job.resumed_from is None:
-            fit_classifier(classifier, data, recipe)
+            fit_classifier(classifier, data, recipe, job.bad_images.bad)
             validate.measure_start()
         chance = ("ln classes", math.log(classes))
         job.fit(classifier, [validate, *callbacks], averaged=AVERAGED, chance=chance)

@@ -201,10 +201,11 @@ class Job:
             self.resumed_from = checkpoint.step
         if self.team.workers > 1:
             self._check_same_step()
-        self.folder.keep_metrics_until(self.position.step)
-        if not self.position.at_end:
-            self.folder.remove_summary()
         return model
+
+    def start(self) -> None:
+        """Write the recipe into the run folder: nothing can be refused any longer."""
+        self.folder.start(self.recipe, step=self.position.step, at_end=self.position.at_end)
 
     def _check_same_step(self) -> None:
         """Check that all workers found the same checkpoint: else they would train apart."""

@@ -23,7 +23,7 @@ from swav_tf.data.image_source import ImageSource
 from swav_tf.data.labels import renumbered
 from swav_tf.data.multicrop import MultiCrop
 from swav_tf.data.sources import open_source, read_image
-from swav_tf.data.views import stack_views, view_batches
+from swav_tf.data.views import refuse, stack_views, view_batches
 from swav_tf.knn import (
     BASELINES,
     VIEWS,
@@ -120,7 +120,7 @@ class KNNEvaluator(_Evaluator):
         if held_out:
             queries = draw.permutation(len(self.query_source))[:limit]
         else:
-            queries, known = np.split(known, [len(known) // 5])
+            queries, known = np.split(known, [max(1, len(known) // 5)])
         known, queries = np.sort(known), np.sort(queries)
         labels, query_labels = source.labels(known), self.query_source.labels(queries)
         self.known, self.labels = known[labels >= 0], labels[labels >= 0]
@@ -148,11 +148,7 @@ class KNNEvaluator(_Evaluator):
         self._forget_others("knn_baselines", BASELINES, self.queries, labels, *settings)
         if not position.step:  # later their figures are in the checkpoint
             with position.doing("k-NN"):
-                known, queries = (
-                    pixel_features(source, indices, self.recipe.data)
-                    for source, indices in ((self.source, self.known), (self.query_source, self.queries))
-                )
-                initial, pixels = self._features_accuracy(), self._accuracy(known, queries)
+                initial, pixels = self._accuracy(self._features), self._accuracy(readable_pixels)
             self._keep("knn_baselines", knn_top1_initial=initial, knn_top1_pixels=pixels)
         if baselines := baselines_of(position.validation):
             log_once(  # the rest of an interrupted epoch is a training of its own
@@ -169,7 +165,7 @@ class KNNEvaluator(_Evaluator):
         if (position.epoch + 1) % every and not position.at_end and not self._is_early:
             return
         with position.doing("k-NN"):
-            top1 = self._features_accuracy()
+            top1 = self._accuracy(self._features)
         self._keep("knn", knn_top1=top1)
         if top1 is not None:
             position.measured["k-NN"] = top1
@@ -186,17 +182,20 @@ class KNNEvaluator(_Evaluator):
                 f"{lost}. If this does not change, the run learns nothing useful."
             )
 
-    def _features_accuracy(self) -> float | None:
-        known = extract_features(self.model, self.source, self.known, self.recipe.data)
-        queries = extract_features(self.model, self.query_source, self.queries, self.recipe.data)
-        if not (np.isfinite(known).all() and np.isfinite(queries).all()):
-            return None  # `StopWhenDiverged` decides whether that ends the run
-        return self._accuracy(known, queries)
+    def _features(self, *images: Any) -> tuple[np.ndarray, Indices]:
+        return readable_features(self.model, *images)
 
-    def _accuracy(self, known: np.ndarray, queries: np.ndarray) -> float:
-        monitor = self.recipe.monitor
+    def _accuracy(self, rows_of: Callable[..., tuple[np.ndarray, Indices]]) -> float | None:
+        """Return the accuracy (0 to 1) by the rows that a function computes of images, None if there is none."""
+        data, monitor = self.recipe.data, self.recipe.monitor
+        known, read = rows_of(self.source, self.known, data, self.job.bad_images.bad)
+        skip = self.job.bad_images.bad if self.query_source is self.source else _leave_out
+        queries, asked = rows_of(self.query_source, self.queries, data, skip)
+        if not (len(known) and len(queries) and np.isfinite(known).all() and np.isfinite(queries).all()):
+            return None  # `StopWhenDiverged` decides whether that ends the run
+        labels = self.labels[np.isin(self.known, read)], self.query_labels[np.isin(self.queries, asked)]
         k, temperature = min(monitor.knn_neighbours, len(known)), monitor.knn_temperature
-        return knn_accuracy(known, self.labels, queries, self.query_labels, k=k, temperature=temperature)
+        return knn_accuracy(known, labels[0], queries, labels[1], k=k, temperature=temperature)
 
 
 class ViewEvaluator(_Evaluator):
@@ -289,19 +288,46 @@ def extract_features(
     batch_size: int = 128,
 ) -> np.ndarray:
     """Return the features (n, F), float32, of the evaluation views of images in inference mode."""
+    return readable_features(model, source, indices, settings, refuse, batch_size=batch_size)[0]
+
+
+def readable_features(
+    model: ReplicatedModel,
+    source: ImageSource,
+    indices: Sequence[int] | Indices,
+    settings: Data,
+    unreadable: Callable[[str, str], None],
+    *,
+    batch_size: int = 128,
+) -> tuple[np.ndarray, Indices]:
+    """Return the features of the images that can be read, and their indices; `unreadable` is told of the others."""
     length = model.backbone.output_shape[-1]
-    return _rows(lambda views: model.features(views).numpy(), length, source, indices, settings, batch_size)
+    return _rows(
+        lambda views: model.features(views).numpy(),
+        length, source, indices, settings, unreadable, batch_size=batch_size,
+    )  # fmt: skip
 
 
 def pixel_features(source: ImageSource, indices: Indices, settings: Data) -> np.ndarray:
     """Return the evaluation views of images as vectors, float32 (n, s * s * 3), s at most PIXELS_SIDE."""
+    return readable_pixels(source, indices, settings, refuse)[0]
+
+
+def readable_pixels(
+    source: ImageSource, indices: Indices, settings: Data, unreadable: Callable[[str, str], None]
+) -> tuple[np.ndarray, Indices]:
+    """Return the pixels of the images that can be read, and their indices, as `readable_features` does."""
     side = min(PIXELS_SIDE, settings.evaluation.crop)
 
     def pixels(views: np.ndarray) -> np.ndarray:
         small = [cv2.resize(view, (side, side), interpolation=cv2.INTER_AREA) for view in views]
         return np.stack(small).reshape(len(views), -1)
 
-    return _rows(pixels, side * side * 3, source, indices, settings, batch_size=128)
+    return _rows(pixels, side * side * 3, source, indices, settings, unreadable, batch_size=128)
+
+
+def _leave_out(name: str, reason: str) -> None:
+    log_once(logging.WARNING, f"{name} cannot be read: {reason}. The k-NN evaluation leaves it out.")
 
 
 def _rows(
@@ -310,15 +336,18 @@ def _rows(
     source: ImageSource,
     indices: Sequence[int] | Indices,
     settings: Data,
+    unreadable: Callable[[str, str], None],
     batch_size: int,
-) -> np.ndarray:
-    """Return rows (n, length), float32, that a function computes from batches of the images' evaluation views."""
+) -> tuple[np.ndarray, Indices]:
+    """Return rows (n, length), float32, that a function computes from batches of views, and the images' indices."""
     # Filled in place: a list of parts and its concatenation would need twice the memory.
-    rows, done = np.empty((len(indices), length), np.float32), 0
-    for batch in view_batches(source, indices, settings.evaluation, batch_size, threads=settings.threads):
-        rows[done : done + len(batch)] = compute(stack_views(batch))
-        done += len(batch)
-    return rows
+    rows, read = np.empty((len(indices), length), np.float32), list[int]()
+    for batch in view_batches(
+        source, indices, settings.evaluation, batch_size, threads=settings.threads, unreadable=unreadable
+    ):
+        rows[len(read) : len(read) + len(batch)] = compute(stack_views(batch))
+        read += [image.index for image in batch]
+    return rows[: len(read)], np.asarray(read, np.int64)
 
 
 def lost_to(found: dict[str, Any], queries: int, baselines: Iterable[str] = BASELINES) -> str:

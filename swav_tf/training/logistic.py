@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from swav_tf.plumbing.log import log
 from swav_tf.plumbing.system import available_memory, blas_threads_for
 from swav_tf.recipe.classifier import Cached, FinetuneRecipe, ProbeRecipe
 from swav_tf.training.classifier import Classifier
-from swav_tf.training.knn_monitor import extract_features
+from swav_tf.training.knn_monitor import readable_features
 from swav_tf.training.stopping import exit_now, stoppable
 
 Floats = npt.NDArray[np.float32]
@@ -28,7 +28,10 @@ _ROWS = 65_536  # features of which the variances are computed at once
 
 
 def fit_classifier(
-    classifier: Classifier, data: LabeledData, recipe: ProbeRecipe | FinetuneRecipe
+    classifier: Classifier,
+    data: LabeledData,
+    recipe: ProbeRecipe | FinetuneRecipe,
+    unreadable: Callable[[str, str], None],
 ) -> dict[str, Any]:
     """Fit the classifier to the features of the training images, in the evaluation view, until it converges.
 
@@ -38,6 +41,7 @@ def fit_classifier(
         classifier: receives kernel and bias; its backbone computes the features.
         data: the training images.
         recipe: the seed of the held-out part, and `cached`.
+        unreadable: called with name and reason of each image that cannot be read, which is left out.
 
     Returns:
         For the summary: the penalty that was chosen, the held-out accuracy (0 to 1) of each, the seconds for features.
@@ -58,8 +62,8 @@ def fit_classifier(
     with stoppable(exit_now):
         log.info("Computing features.")
         began = time.perf_counter()
-        features = extract_features(classifier, data.train, order, recipe.data)
-        labels = data.train_labels[order]
+        features, read = readable_features(classifier, data.train, order, recipe.data, unreadable)
+        labels, held_out = data.train_labels[read], max(1, int(np.isin(order[:held_out], read).sum()))
         seconds = round(time.perf_counter() - began, 2)
         mean, scale = standardize(features)
         accuracies = choose_penalty(features, labels, held_out, settings)

@@ -94,6 +94,8 @@ class UpdatePosition(keras.callbacks.Callback):
             position.sums, position.measured, position.finite_steps = {}, {}, 0
             position.usage = np.zeros_like(position.usage)
         position.step += 1
+        for figure in ("knn_top1", "view_retrieval"):  # of the weights before this step
+            position.validation.pop(figure, None)
         if logs["finite"]:
             position.finite_steps += 1
             for key in self.averaged:

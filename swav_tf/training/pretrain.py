@@ -67,6 +67,7 @@ def pretrain(
 
         model = job.build(partial(build_swav, recipe, steps_per_epoch=position.steps_per_epoch))
         init_from(model, weights, job.folder, resumed=job.resumed_from is not None)
+        job.start()
         if done := job.complete(model):
             return done
 

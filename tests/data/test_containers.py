@@ -21,6 +21,7 @@ from swav_tf.data.loader import training_batches
 from swav_tf.data.recognition import recognize
 from swav_tf.data.sharding import write_shards
 from swav_tf.data.sources import contents_sha256, fingerprint, open_source
+from swav_tf.data.survey import survey
 from swav_tf.plumbing.errors import DataError
 from swav_tf.recipe.data import Data
 
@@ -296,6 +297,29 @@ def test_updated_and_joined_archives(tmp_path):
     (tmp_path / "joined.tar").write_bytes(joined + b"no header")
     with pytest.raises(DataError, match=f"no header at byte {len(joined)}"):
         open_source(Data(path=str(tmp_path / "joined.tar")))
+
+
+# Bugs caught: labels that are written as floats, as pandas does beside a gap, and count for none; declared classes
+# without a labeled image that count as classes.
+def test_labels_as_floats(tmp_path):
+    labels = [2.0, 0.0, float("nan")]
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        for number, label in enumerate(labels):
+            add(tar, f"{number}.jpg", b"x")
+            add(tar, f"{number}.json", json.dumps({"label": label}).encode())
+    pq.write_table(pa.table({"image": [b"x"] * 3, "label": labels}), tmp_path / "x.parquet")
+    for name in ("x.tar", "x.parquet"):
+        source = open_source(Data(path=str(tmp_path / name)))
+        assert (source.class_names, source.labels().tolist()) == (("0", "2"), [1, 0, -1])
+
+
+def test_declared_classes_without_labels(folder, tmp_path):
+    names = json.dumps({"info": {"features": {"label": {"names": ["a", "b"], "_type": "ClassLabel"}}}})
+    image = next(folder.rglob("*.jpg")).read_bytes()
+    schema = pa.schema([("image", pa.binary()), ("label", pa.int64())], {"huggingface": names})
+    pq.write_table(pa.table({"image": [image] * 3, "label": [-1] * 3}, schema), tmp_path / "x.parquet")
+    assert open_source(Data(path=str(tmp_path / "x.parquet"))).class_names == ("a", "b")
+    assert survey(Data(path=str(tmp_path / "x.parquet"))).classes == 0
 
 
 # Bugs caught: a validation set that is read for training, or the other way round.

@@ -132,6 +132,7 @@ def test_a_subset_is_of_the_training_images(tmp_path, subset):
         (("dog", "cow"), ("ant", "cat", "dog"), [2, -1]),
         ((), ("0", "1", "10", "2"), [0, 1, 3]),
         (("0", "1", "10", "2"), (), [0, 1, 10, 2]),
+        (("07", "7"), ("07", "7"), [0, 1]),
     ],
 )
 def test_classes_are_matched_by_name_and_number(own, names, expected):

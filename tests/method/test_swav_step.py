@@ -231,6 +231,15 @@ def test_codes_are_balanced_with_the_queue_once_it_is_full():
     np.testing.assert_allclose(model.codes(new_projections, new_scores), expected, rtol=1e-4, atol=1e-6)
 
 
+# Bug caught: groups of crops of one size that are normalized apart.
+def test_groups_of_one_size_go_through_the_backbone_together():
+    model = build_swav(tiny_recipe())
+    large, small = map(tf.constant, batches_of_crops(tiny_recipe(), 1)[0])
+    together, _ = model((large, small, small[:, :1]), training=True)
+    expected, _ = model((large, tf.concat([small, small[:, :1]], axis=1)), training=True)
+    np.testing.assert_allclose(together, expected, atol=1e-5)
+
+
 # Bug caught: crops of one image spread over rows: row b of a view must be row b of every other.
 def test_row_b_of_every_crop_is_image_b():
     recipe = tiny_recipe()

@@ -45,23 +45,29 @@ def test_a_folder_of_other_files_is_refused(tmp_path):
     for image in tmp_path.glob("*.png"):
         image.unlink()
     with RunFolder(tmp_path) as folder:
-        folder.begin(tiny_recipe())
+        start(folder, tiny_recipe())
     (tmp_path / "a.png").touch()  # such as the demo's picture
     with RunFolder(tmp_path):
         pass
 
 
+def start(folder, recipe, **options):
+    """Begin a run and pass all later checks."""
+    folder.begin(recipe, **options)
+    folder.start(recipe, step=0, at_end=False)
+
+
 # Bugs caught: other settings that enter a run; a harmless change that is refused; another kind of run.
 def test_a_run_resumes_with_its_own_settings_only(tmp_path):
     with RunFolder(tmp_path) as folder:
-        folder.begin(tiny_recipe(train__batch_size=16))
-        folder.begin(tiny_recipe())  # before its first checkpoint a run has nothing to lose
+        start(folder, tiny_recipe(train__batch_size=16))
+        start(folder, tiny_recipe())  # before its first checkpoint a run has nothing to lose
         folder.checkpoints.mkdir()
         with pytest.raises(UsageError) as caught:
             folder.begin(tiny_recipe(train__batch_size=16, method__epsilon=0.03))
         assert "train.batch_size: was 8, now 16" in str(caught.value)
         assert "method.epsilon: was 0.05, now 0.03" in str(caught.value)
-        folder.begin(tiny_recipe(monitor__log_every_steps=7, data__threads=2, data__kind="tfrecord"))
+        start(folder, tiny_recipe(monitor__log_every_steps=7, data__threads=2, data__kind="tfrecord"))
         with pytest.raises(UsageError, match="contains a pretrain run"):
             folder.begin(tiny_classifier_recipe(ProbeRecipe), fresh=True)
     assert "log_every_steps: 7" in (tmp_path / "config.yaml").read_text()
@@ -91,13 +97,13 @@ def test_the_checkpoint_counts_where_config_yaml_differs(tmp_path, logged):
         assert load_recipe(config) == damaged
         with pytest.raises(UsageError, match=rf"edited or damaged[\s\S]*{changed}"):
             read_checkpoint(tmp_path, damaged)
-        folder.begin(tiny_recipe())
+        start(folder, tiny_recipe())
         [(level, text)] = logged
         assert level == "WARNING"
         assert "method.epsilon: was 0.01, now 0.05" in text
         assert "log_every_steps" not in text
         assert load_recipe(config) == tiny_recipe()
-        folder.begin(tiny_recipe(data__threads=2))
+        start(folder, tiny_recipe(data__threads=2))
         assert len(logged) == 1
         read_checkpoint(tmp_path, load_recipe(config))
 
@@ -128,25 +134,30 @@ def test_metrics_after_the_checkpoint_are_removed(tmp_path, step, kept):
 def test_fresh_keeps_the_earlier_run(tmp_path):
     with RunFolder(tmp_path) as folder:
         (tmp_path / "job.sh").write_text("swav-tf pretrain ...")
-        folder.begin(tiny_recipe(), fresh=True)
+        start(folder, tiny_recipe(), fresh=True)
         for number in (1, 2):
             for name in ("summary.json", "attempts.json", "confusion.png"):
                 (tmp_path / name).write_text(str(number))
             with pytest.raises(UsageError, match="contains a pretrain run"):
                 folder.begin(tiny_classifier_recipe(ProbeRecipe), fresh=True)
-            folder.begin(tiny_recipe(method__epsilon=0.03), fresh=True)
+            start(folder, tiny_recipe(method__epsilon=0.03), fresh=True)
             for name in ("summary.json", "attempts.json", "confusion.png"):
                 assert (tmp_path / f"previous-{number}" / name).read_text() == str(number)
             names = {path.name for path in tmp_path.iterdir()} - {"previous-1", "previous-2"}
             assert names == {".lock", "config.yaml", "job.sh"}
         (tmp_path / "previous-1").rename(tmp_path / "elsewhere")
-        folder.begin(tiny_recipe(), fresh=True)
+        start(folder, tiny_recipe(), fresh=True)
         assert (tmp_path / "previous-3" / "elsewhere").exists()
         run_with_a_checkpoint(tmp_path)
         (tmp_path / "config.yaml").unlink()
         folder.begin(tiny_recipe(method__epsilon=0.03), fresh=True)
         assert (tmp_path / "previous-4" / "checkpoints").exists()
         assert not folder.checkpoints.exists()
+        (tmp_path / "config.yaml").write_text("name: [")
+        with pytest.raises(UsageError, match=r"not readable YAML[\s\S]*Remove this file"):
+            folder.begin(tiny_recipe())
+        folder.begin(tiny_recipe(), fresh=True)
+        assert (tmp_path / "previous-5" / "config.yaml").exists()
 
 
 FACTS = ModelFacts(

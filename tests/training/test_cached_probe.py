@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from PIL import Image
 
 from swav_tf.plumbing.errors import UsageError
 from swav_tf.recipe.classifier import Cached, ProbeRecipe
@@ -92,11 +93,27 @@ def test_a_cached_probe_uses_the_validation_labels_only_at_the_end(tmp_path, pre
     assert (tmp_path / "confusion.csv").exists()
 
 
+# Bug caught: one unreadable image that ends the job, or shifts the labels of those after it.
+def test_unreadable_training_images_are_left_out(tmp_path, pretrained):
+    for level, name in ((40, "train/dark"), (200, "train/light"), (40, "val/dark"), (200, "val/light")):
+        (tmp_path / name).mkdir(parents=True)
+        for number in range(12):
+            Image.new("L", (20, 20), level + number).save(tmp_path / name / f"{number:02}.png")
+    (tmp_path / "train" / "dark" / "00.png").write_bytes(b"damaged")
+    paths = {"data__path": str(tmp_path / "train"), "data__validation_path": str(tmp_path / "val")}
+    kind = {"data__kind": "class_folders", "data__validation_split": None, "data__max_bad_share": 0.1}
+    recipe = tiny_classifier_recipe(ProbeRecipe, **kind, **paths)
+    summary = probe_cached(recipe, model=pretrained, run_dir=tmp_path / "run", quiet=True).summary
+    assert summary["bad_images"] == 1
+    assert summary["last"]["top1"] == 1
+    assert (tmp_path / "run" / "bad_images.txt").read_text().startswith("dark/00.png")
+
+
 # Bugs caught: a machine that swaps or kills the job after hours of computing features; a network that sees images of another size
 # than in pretraining without a word.
 def test_features_that_do_not_fit_into_memory_are_refused(tmp_path, pretrained, monkeypatch, logged):
     monkeypatch.setattr(logistic, "available_memory", lambda: 4 * 128 * 2 * 1437 - 1)
-    monkeypatch.setattr(logistic, "extract_features", None)
+    monkeypatch.setattr(logistic, "readable_features", None)
     recipe = tiny_classifier_recipe(ProbeRecipe, data__evaluation={"resize": 20, "crop": 18})
     with pytest.raises(UsageError, match=r"must fit into memory: 1,437 images.*Use --subset"):
         probe_cached(recipe, model=pretrained, run_dir=tmp_path, quiet=True)

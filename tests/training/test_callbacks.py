@@ -68,6 +68,14 @@ class Clock:
         monkeypatch.setattr(progress.time, "perf_counter", lambda: self.now)
 
 
+# Bug caught: the accuracy of an earlier epoch in the summary of a run that has not been measured since.
+def test_a_measurement_is_of_its_own_step():
+    position = Position(5, 20)
+    position.validation = {"knn_top1": 0.9, "view_retrieval": 0.8, "knn_top1_initial": 0.5}
+    UpdatePosition(position, ["loss"]).on_train_batch_end(0, {"loss": 1.0, "finite": 1.0})
+    assert position.validation == {"knn_top1_initial": 0.5}
+
+
 def show_steps(clock, recipe, *, step_seconds, evaluated=()):
     """Show 4 epochs of 5 steps; `evaluated` epochs end with a k-NN accuracy."""
     position = Position(5, 20)

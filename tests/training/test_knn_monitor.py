@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from swav_tf.data.bad_images import BadImages
 from swav_tf.data.folders import ImageFolder
 from swav_tf.data.sources import open_source
 from swav_tf.knn import BASELINES, VIEWS, comparison, view_comparison
@@ -18,6 +19,7 @@ from swav_tf.training.knn_monitor import (
     evaluators,
     lost_to,
     pixel_features,
+    readable_pixels,
     verdict,
     view_verdict,
 )
@@ -161,7 +163,7 @@ def test_baselines_of_another_measurement_are_forgotten(changed, logged):
 
 
 # Bugs caught: classes matched by position, where numbered folders sort as text or the validation images lack some.
-def test_classes_of_validation_images_are_matched_by_name(tmp_path):
+def test_classes_of_validation_images_are_matched_by_name(tmp_path, logged):
     draw = np.random.default_rng(0)
     colors = draw.integers(0, 256, (12, 3), dtype=np.uint8)
     for part, numbers, padded in (("train", range(12), False), ("val", [11, 2, 0, 9, 1], True)):
@@ -178,12 +180,14 @@ def test_classes_of_validation_images_are_matched_by_name(tmp_path):
     }
     recipe = tiny_recipe(monitor__knn_neighbours=3, **{f"data__{key}": value for key, value in data.items()})
     source = open_source(recipe.data)
-    evaluator = KNNEvaluator(None, recipe, source)
+    job = SimpleNamespace(bad_images=BadImages(images=len(source), max_share=0.1))
+    evaluator = KNNEvaluator(job, recipe, source)
     for query, label in zip(evaluator.queries, evaluator.query_labels, strict=True):
         folder = evaluator.query_source.image_name(int(query)).split("/")[0]
         assert int(source.class_names[label]) == int(folder)
-    pixels = [
-        pixel_features(images, indices, recipe.data)
-        for images, indices in ((source, evaluator.known), (evaluator.query_source, evaluator.queries))
-    ]
-    assert evaluator._accuracy(*pixels) == 1
+    assert evaluator._accuracy(readable_pixels) == 1
+    for part in ("train/3/b.png", "val/02/c.png"):
+        (tmp_path / part).write_bytes(b"damaged")
+    assert evaluator._accuracy(readable_pixels) == 1
+    assert list(job.bad_images.reasons) == ["3/b.png"]
+    assert any("02/c.png cannot be read" in text for _, text in logged)

@@ -130,7 +130,7 @@ def test_a_run_that_moves_between_replicas_equals_an_uninterrupted_one(tmp_path,
 
 
 # Bugs caught: state of a batch in parts that is missing from a checkpoint; a run that resumes with other images; pictures
-# that are replaced without a word.
+# that are replaced without a word; a refused command that changes the run's recipe.
 def test_a_stopped_run_in_parts_equals_an_uninterrupted_one(tmp_path, images, caplog, monkeypatch):
     monkeypatch.setattr(log, "propagate", True)
     recipe = recipe_of_images(images, **STEPS_11, train__accumulation_steps=2, method__queue={"length": 32})
@@ -139,8 +139,11 @@ def test_a_stopped_run_in_parts_equals_an_uninterrupted_one(tmp_path, images, ca
         pretrain(recipe, run_dir=tmp_path / "run", quiet=True, callbacks=[StopAfter(6)])
     image = images / "000.png"
     image.rename(image.with_name("other.png"))
+    config = tmp_path / "run" / "config.yaml"
+    before, threads = config.read_text(), recipe.data.model_copy(update={"threads": 2})
     with pytest.raises(UsageError, match=r"with 176 images\. Received: 176 with other names"):
-        pretrain(recipe, run_dir=tmp_path / "run", quiet=True)
+        pretrain(recipe.model_copy(update={"data": threads}), run_dir=tmp_path / "run", quiet=True)
+    assert config.read_text() == before
     image.with_name("other.png").rename(image)
     os.utime(image, (1, 1))
     pretrain(recipe, run_dir=tmp_path / "run")

@@ -31,6 +31,7 @@ from swav_tf.training.build import build_swav
 from swav_tf.training.cluster import Topology, batches_on_devices, build_strategy, topology
 from swav_tf.training.failures import explained_failures
 from swav_tf.training.profile.verdict import Loop, Verdict, verdict
+from swav_tf.training.rendezvous import described_workers
 
 WIDTH, HEIGHT = 500, 375  # of a typical ImageNet file
 QUALITY, GRAIN = 92, 22.5  # give files of about 110 KB, as ImageNet's
@@ -108,7 +109,7 @@ def profile(recipe: Recipe, *, steps: int) -> Profile:
         source,
         steps_per_epoch=steps_per_epoch,
         start_step=0,
-        total_steps=steps_per_epoch * recipe.train.epochs,
+        total_steps=2**31,  # never runs out, however short the recipe's training is
         workers=1,
         worker=0,
         replica_batch_size=share,
@@ -169,7 +170,7 @@ def _assemble(
 
 def _on_this_machine(recipe: Recipe) -> Recipe:
     """Return the recipe for this machine's devices alone."""
-    if os.environ.get("TF_CONFIG") or int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
+    if described_workers(os.environ) > 1:
         raise UsageError(
             "A profile covers one machine. TF_CONFIG or a SLURM job of several tasks describes more: run it "
             "without them (env -u TF_CONFIG swav-tf profile ..., or srun --ntasks=1)."

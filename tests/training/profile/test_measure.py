@@ -1,5 +1,6 @@
 """A profile measures the steps that training makes, and writes nothing."""
 
+import json
 import os
 
 import numpy as np
@@ -42,9 +43,15 @@ def test_fixed_crops_are_a_part_of_the_batch():
     assert shapes == [[(8, 2, 16, 16, 3), (8, 2, 12, 12, 3)]] * 2
 
 
-@pytest.mark.parametrize("variable", [("TF_CONFIG", "{}"), ("SLURM_STEP_NUM_TASKS", "4")])
-def test_a_cluster_is_refused(variable, monkeypatch):
-    monkeypatch.setenv(*variable)
+WORKERS = {"cluster": {"worker": ["a:1", "b:1"]}, "task": {"type": "worker", "index": 0}}
+
+
+@pytest.mark.parametrize(
+    "variables", [{"TF_CONFIG": json.dumps(WORKERS)}, {"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "4"}]
+)
+def test_a_cluster_is_refused(variables, monkeypatch):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
     with pytest.raises(UsageError, match="one machine"):
         profile(tiny_recipe(), steps=2)
 
