@@ -255,6 +255,8 @@ def _unusable(reference: Reference, outputs: Mapping[str, np.ndarray]) -> Sequen
         values = outputs[name]
         if values.shape != wanted.shape:
             failures.append(f"output `{name}` must have shape {wanted.shape}, but has {values.shape}")
+        elif not np.isfinite(wanted).all():
+            failures.append(f"the reference's output `{name}` is not finite: export again")
         elif not np.isfinite(values).all():
             failures.append(f"output `{name}` is not finite")
         elif np.linalg.norm(values - values.mean(axis=0)) <= CONSTANT * np.linalg.norm(values):
@@ -321,20 +323,25 @@ def parity_text(
     reference: Reference,
     results: Mapping[str, tuple[Precision | None, Parity]],
     checksums: Mapping[str, Checksum],
+    earlier: Mapping[str, Any] | None = None,
 ) -> str:
-    """Return the content of parity.json: the figures, and the checksums of ONNX files."""
+    """Return the content of parity.json: figures, `earlier` ones of other files too, and checksums of ONNX files."""
+    files = {
+        **(earlier or {}),
+        **{
+            name: {"precision": precision, **parity.as_dict()}
+            for name, (precision, parity) in results.items()
+        },
+    }
     document = {
-        "passed": bool(results) and all(parity.passed for _, parity in results.values()),
+        "passed": bool(files) and all(figures.get("passed") for figures in files.values()),
         "reference": {
             "weights_sha256": reference.weights_sha256,
             "view": reference.view.model_dump(),
             "images": len(reference.images),
             **reference.facts,
         },
-        "files": {
-            name: {"precision": precision, **parity.as_dict()}
-            for name, (precision, parity) in results.items()
-        },
+        "files": files,
         CHECKSUMS: {name: checksum.model_dump() for name, checksum in sorted(checksums.items())},
     }
     return json.dumps(document, indent=2) + "\n"

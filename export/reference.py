@@ -81,9 +81,9 @@ def draw_images(
     draws = seen[:first], seen[first : first + counts[1]]
     if any(wanted and len(draw) < 2 for wanted, draw in zip(counts, draws, strict=True)):
         where = images.settings.path or images.settings.kind
+        others = ", and 2 others to calibrate int8" if counts[1] else ""
         raise DataError(
-            "There must be at least 2 readable images to compare, and 2 others to calibrate int8. "
-            f"Received: {len(seen)} in {where}."
+            f"There must be at least 2 readable images to compare{others}. Received: {len(seen)} in {where}."
         )
     first_draw, second_draw = (_drawn(draw, images, view, seed) for draw in draws)
     return first_draw, second_draw

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
-from evaluate.backends.checksums import PARITY, read_checksums
+from evaluate.backends.checksums import PARITY, check_unchanged, read_checksums
 from evaluate.backends.engine_file import SUFFIXES
 from evaluate.backends.onnx_backend import OnnxBackend
 from evaluate.backends.onnx_metadata import Precision
@@ -18,6 +20,7 @@ from export.parity import GATES, LabeledFeatures, Parity, compare, parity_text, 
 from export.reference import REFERENCE, Reference, Views, draw_images, read_reference
 from swav_tf.plumbing.errors import DataError, UsageError
 from swav_tf.plumbing.files import atomic_write
+from swav_tf.plumbing.log import log
 
 Artifact = OnnxBackend | TensorrtBackend
 Result = TypeVar("Result")
@@ -53,8 +56,8 @@ def verify(
     threads: int = 0,
     batch_size: int = 32,
     draw: Callable[[Artifact], Views] | None = None,
-) -> dict[str, tuple[Precision | None, Parity]]:
-    """Run files on the reference's images and write parity.json next to them.
+) -> tuple[dict[str, tuple[Precision | None, Parity]], str]:
+    """Run files on the reference's images and write parity.json next to them, if their folder is not read-only.
 
     Args:
         artifacts: ONNX files and engines of one folder.
@@ -65,11 +68,12 @@ def verify(
             the reference's, and the other files are compared with that one, unless it fails.
 
     Returns:
-        Precision and figures by name of the file; the precision is None if the file cannot be opened.
+        Precision and figures by name of the file; the precision is None if the file cannot be opened. The content of
+        parity.json, also with earlier results of other files that have not changed since.
 
     Raises:
         UsageError: the reference or provider does not exist, or `draw` lacks an fp32 file.
-        DataError: the reference or parity.json is damaged, or the disk is full.
+        DataError: the reference or parity.json is damaged.
     """
     folder = artifacts[0].parent
     reference, checksums = read_reference(folder / REFERENCE), read_checksums(folder)
@@ -93,9 +97,24 @@ def verify(
     results = {
         name: (backends[name].metadata.precision if name in backends else None, found[name]) for name in paths
     }
-    with atomic_write(folder / PARITY) as partial:
-        partial.write_text(parity_text(reference, results, checksums), encoding="utf-8")
-    return results
+    text = parity_text(reference, results, checksums, _earlier(folder, checksums.keys() - results.keys()))
+    try:
+        with atomic_write(folder / PARITY) as partial:
+            partial.write_text(text, encoding="utf-8")
+    except DataError as error:  # models on a server are mounted read-only
+        log.warning(f"The results are shown, but not kept: {error}")
+    return results, text
+
+
+def _earlier(folder: Path, names: Iterable[str]) -> dict[str, Any]:
+    """Return the results of files in parity.json, if these are as recorded there."""
+    path, kept = folder / PARITY, {}
+    recorded = json.loads(path.read_bytes()).get("files", {}) if path.is_file() else {}
+    for name in recorded.keys() & names:
+        with contextlib.suppress(DataError):  # changed since, or removed
+            check_unchanged(folder / name)
+            kept[name] = recorded[name]
+    return kept
 
 
 def _each(

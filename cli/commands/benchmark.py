@@ -80,7 +80,7 @@ def command(quiet: bool, limits: list[tuple[str, float]], **options: Any) -> int
     """
     show_log(logging.WARNING if quiet else logging.INFO)
     json_file, html_file = options["json_file"], options["html_file"]
-    benchmark = _measure(options)
+    benchmark, damaged = _measure(options)
     if json_file == Path("-"):
         click.echo(benchmark.model_dump_json(indent=1))
     else:
@@ -93,12 +93,12 @@ def command(quiet: bool, limits: list[tuple[str, float]], **options: Any) -> int
     if not benchmark.complete:
         click.echo("Interrupted: the cells that were not measured are skipped above.", err=True)
         return 130
-    return _exit_code(benchmark.cells, limits)
+    return _exit_code(benchmark.cells, limits, damaged)
 
 
 # fmt: on
-def _measure(options: dict[str, Any]) -> Benchmark:
-    """Measure; report a missing matplotlib before, and remove what a killed benchmark left."""
+def _measure(options: dict[str, Any]) -> tuple[Benchmark, list[Path]]:
+    """Measure; return also the files that cannot be. Report a missing matplotlib before, remove what a kill left."""
     from evaluate.benchmark.plan import find_models, plan_cells
     from evaluate.benchmark.run import run_benchmark
     from evaluate.benchmark.schema import Settings
@@ -110,7 +110,8 @@ def _measure(options: dict[str, Any]) -> Benchmark:
         check_matplotlib()
     for file in {json_file, html_file} - {None, Path("-")}:
         remove_leftovers(file)
-    models = find_models(options["models"])
+    damaged: list[Path] = []
+    models = find_models(options["models"], damaged=damaged)
     planned = plan_cells(models, **{name: options[name] for name in ("runners", "precisions", "batches")})
     settings = Settings(**{name: options[name] for name in SETTINGS})
 
@@ -121,12 +122,12 @@ def _measure(options: dict[str, Any]) -> Benchmark:
 
     benchmark = run_benchmark(planned, models, settings, after_each=save)
     save(benchmark)
-    return benchmark
+    return benchmark, damaged
 
 
-def _exit_code(cells: Sequence[Cell], limits: Sequence[tuple[str, float]]) -> int:
-    """Return 1 if no cell was measured, or one failed or is slower than its limit."""
-    problems = []
+def _exit_code(cells: Sequence[Cell], limits: Sequence[tuple[str, float]], damaged: Sequence[Path]) -> int:
+    """Return 1 if no cell was measured, or one failed or is slower than its limit, or a file is damaged."""
+    problems = [f"{file} was not measured, for the reason above." for file in damaged]
     if not any(cell.status == "ok" for cell in cells):
         problems.append("Nothing was measured, for the reasons above.")
     for name, least in limits:

@@ -76,8 +76,8 @@ def command(
           >= 0.995 (median), 95 % of the 10 nearest images kept
 
     Limits that could not be applied, for example without labels, are listed. A file that was changed after the
-    export fails, too. The results are written to parity.json. The exit code is 1 if a file fails. With --against, one
-    file is compared with another, and nothing is written.
+    export fails, too. The results are written to parity.json, unless the folder is read-only. The exit code is 1 if a
+    file fails. With --against, one file is compared with another, and nothing is written.
 
     \b
     Examples:
@@ -93,14 +93,14 @@ def command(
         raise click.UsageError("--view, --mean, --std and --output-name require --against.")
     if images.data is None and images != ImageChoice(None):
         raise click.UsageError("--kind and --split require --images.")
-    from evaluate.backends.checksums import PARITY
     from export.verify import find_artifacts, verify
 
     artifacts = find_artifacts(paths)
     draw = None if images.data is None else partial(_draw_labeled, images, limit)
-    results = verify(artifacts, provider=provider or "cpu", threads=threads, batch_size=batch, draw=draw)
-    document = json.loads((artifacts[0].parent / PARITY).read_bytes())
-    report.show(document, parity_lines({name: parity for name, (_, parity) in results.items()}))
+    results, text = verify(
+        artifacts, provider=provider or "cpu", threads=threads, batch_size=batch, draw=draw
+    )
+    report.show(json.loads(text), parity_lines({name: parity for name, (_, parity) in results.items()}))
     return 0 if all(parity.passed for _, parity in results.values()) else 1
 
 

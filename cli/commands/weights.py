@@ -61,7 +61,9 @@ def show(source: Path, prefix: str | None, report: Report) -> None:
         *(f"  {problem}" for problem in found.problems),
     ]
     if found.problems:
-        lines.append("These weights are incomplete or do not fit, see above; they cannot be imported.")
+        lines.append(
+            "These weights are incomplete, not finite or do not fit, see above; they cannot be imported."
+        )
     report.show(dataclasses.asdict(found), lines)
 
 

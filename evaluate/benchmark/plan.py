@@ -16,13 +16,17 @@ from evaluate.benchmark.runners import RUNNERS, why_unavailable
 from evaluate.benchmark.schema import NOT_YET, Accuracy, Cell, Model
 from swav_tf.plumbing.errors import DataError, UsageError
 from swav_tf.plumbing.files import file_sha256
+from swav_tf.plumbing.log import log
 from swav_tf.plumbing.nvidia import no_gpu_reason
 
 PRECISIONS: Final = get_args(Precision)
 
 
-def find_models(paths: Sequence[Path]) -> list[Model]:
-    """Return the models in folders from `swav-tf export`, single ONNX files, also third-party ones, and run folders."""
+def find_models(paths: Sequence[Path], *, damaged: list[Path] | None = None) -> list[Model]:
+    """Return the models in folders from `swav-tf export`, single ONNX files, also third-party ones, and run folders.
+
+    With a list `damaged`, files in folders that cannot be opened are logged and added to it.
+    """
     found: dict[Path, Model] = {}
     for path in paths:
         if not path.exists():
@@ -40,7 +44,13 @@ def find_models(paths: Sequence[Path]) -> list[Model]:
                 f"Received: {path}, which has none. Create files with `swav-tf export`."
             )
         for file in files:
-            found[file.resolve()] = _onnx(file) if file.suffix == ".onnx" else _engine(file)
+            try:
+                found[file.resolve()] = _onnx(file) if file.suffix == ".onnx" else _engine(file)
+            except (DataError, UsageError) as error:
+                if damaged is None or file == path:
+                    raise
+                log.error("%s", error)
+                damaged.append(file)
     models = _name_runs(list(found.values()))
     _check_names(models)
     return models

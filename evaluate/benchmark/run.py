@@ -10,8 +10,10 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -21,7 +23,7 @@ import numpy as np
 from evaluate.benchmark import machine
 from evaluate.benchmark.runners import RUNNERS, TimedModel, open_for_timing, random_images
 from evaluate.benchmark.schema import NOT_YET, Benchmark, Cell, Model, Settings, Timing, marks_of, timing_of
-from swav_tf.plumbing.errors import SwavError
+from swav_tf.plumbing.errors import DataError, SwavError
 from swav_tf.plumbing.log import log
 from swav_tf.plumbing.nvidia import GpuState, gpu_state
 from swav_tf.plumbing.system import peak_memory
@@ -42,7 +44,7 @@ def run_benchmark(
 ) -> Benchmark:
     """Measure the cells of `plan_cells(models)`; `after_each` is called with the state after each process.
 
-    Ctrl-C ends the benchmark early; the result then contains what was measured, with `complete` False.
+    Ctrl-C or SIGTERM ends the benchmark early; the result then contains what was measured, with `complete` False.
     """
     cells = [*planned]
     state = Benchmark(
@@ -55,14 +57,28 @@ def run_benchmark(
     )
     waiting = [place for place, cell in enumerate(cells) if cell.reason == NOT_YET]
     try:
-        for number, place in enumerate(waiting, start=1):
-            log.info("%d/%d  %s %s", number, len(waiting), cells[place].model, cells[place].label)
-            cells[place] = measure_in_process(cells[place], settings)
-            state = state.model_copy(update={"cells": tuple(cells)})
-            after_each(state)
+        with _sigterm_as_ctrl_c():
+            for number, place in enumerate(waiting, start=1):
+                log.info("%d/%d  %s %s", number, len(waiting), cells[place].model, cells[place].label)
+                cells[place] = measure_in_process(cells[place], settings)
+                state = state.model_copy(update={"cells": tuple(cells)})
+                after_each(state)
     except KeyboardInterrupt:
         return state
     return state.model_copy(update={"complete": True})
+
+
+@contextmanager
+def _sigterm_as_ctrl_c() -> Iterator[None]:
+    """Raise KeyboardInterrupt on SIGTERM, or the process that measures would go on alone."""
+    if threading.current_thread() is not threading.main_thread():  # others cannot handle signals
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
 class Request(Section):
@@ -201,10 +217,15 @@ def feature_cosine(model: TimedModel, path: Path, batch: int) -> float | None:
     reference = path.parent / "reference.npz"
     if path.is_dir() or not reference.is_file():
         return None
-    with np.load(reference, allow_pickle=False) as file:
-        if json.loads(str(file["facts"]))["weights_sha256"] != model.weights_sha256:
-            return None
-        images, expected = file["images"][:batch], np.asarray(file["features"][:batch], np.float64)
+    try:
+        with np.load(reference, allow_pickle=False) as file:
+            if json.loads(str(file["facts"]))["weights_sha256"] != model.weights_sha256:
+                return None
+            images, expected = file["images"][:batch], np.asarray(file["features"][:batch], np.float64)
+    except Exception as error:  # of zipfile, NumPy and JSON
+        raise DataError(
+            f"{reference} must be a reference from `swav-tf export`. Received: {error}. Export again or remove it."
+        ) from error
     if images.shape[1:3] != (model.input_view.crop, model.input_view.crop):
         return None
     count = len(images)

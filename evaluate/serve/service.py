@@ -87,6 +87,15 @@ class Refusal(Exception):
         self.status, self.reason, self.headers = status, reason, headers
 
 
+class _Parser(MultiPartParser):
+    """Know whether the closing boundary was received: Starlette drops the file that was cut off, without an error."""
+
+    is_complete = False
+
+    def on_end(self) -> None:
+        self.is_complete = True
+
+
 class Service:
     """The ASGI application. Close it after the last answer."""
 
@@ -271,7 +280,7 @@ class Service:
 
     async def _parts(self, request: Request, chunks: AsyncGenerator[bytes, None]) -> list[tuple[str, bytes]]:
         most = self._limits.images
-        parser = MultiPartParser(request.headers, chunks, max_files=most, max_fields=0)
+        parser = _Parser(request.headers, chunks, max_files=most, max_fields=0)
         parser.spool_max_size = self._limits.body  # no files on the disk
         wanted = f"A multipart body must contain 1 to {most} files, each with a filename. Received: "
         try:
@@ -280,6 +289,8 @@ class Service:
             too_many = error.message.startswith("Too many files")
             status, reason = (413, "images") if too_many else (400, "multipart")
             raise Refusal(status, reason, wanted + error.message) from None
+        if not parser.is_complete:
+            raise Refusal(400, "multipart", f"{wanted}a body without its closing boundary: it was cut off.")
         files = [part for _, part in form.multi_items() if isinstance(part, UploadFile)]
         if not files:
             raise Refusal(400, "multipart", f"{wanted}none.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -13,13 +12,14 @@ from typing import Literal
 import numpy as np
 
 from swav_tf.plumbing.errors import UsageError
+from swav_tf.plumbing.log import log
 from swav_tf.recipe.files import AnyRecipe, save_recipe
 from swav_tf.runs.checkpoint import IMPORTED, CheckpointStore
 from swav_tf.runs.folder import best_step
 from swav_tf.runs.model_facts import NAME, ModelFacts
 from swav_tf.weights.classifier import classifier_run, pretraining_recipe
-from swav_tf.weights.files import MEAN_KEY, STD_KEY, open_weights, read_own, sha256_of, write_safetensors
-from swav_tf.weights.formats import Weights
+from swav_tf.weights.files import metadata_of, open_weights, read_own, sha256_of, write_safetensors
+from swav_tf.weights.formats import Weights, recognize
 from swav_tf.weights.layout import Fitted, Sizes, compare, fit
 from swav_tf.weights.safe_pickle import WeightsError
 from swav_tf.weights.torch_files import write_torch_file
@@ -108,7 +108,7 @@ def import_weights(
     if sizes.classes is None and for_classifier:
         raise UsageError(f"--backbone and --classes are for a classifier. {source} has none: {sizes}.")
 
-    arrays = fitted.by_own_names(source)
+    arrays = fitted.by_own_names()
     origin = {"file": source.name, "format": found.format, "sha256": sha256_of(source)}
     recipe: AnyRecipe | None = None
     if as_file:
@@ -123,7 +123,7 @@ def import_weights(
             found, fitted, source, backbone=base, classes=names, config=config, overrides=overrides
         )
         if base is not None:
-            arrays |= used.by_own_names(base)
+            arrays |= used.by_own_names()
         _write_run(to, recipe, arrays, origin, facts)
         sizes = Sizes(used.sizes.network, used.sizes.width, classes=sizes.classes)
     return Imported(to, found.format, sizes, fitted.left_out, recipe)
@@ -213,30 +213,47 @@ def export_weights(
         source = CheckpointStore(source / "checkpoints", kind="").path(best_step(source))
     own = read_own(source) if names == "swav_tf" else None
     if own is not None:  # unchanged: it may have a backbone that PyTorch has no names for
+        if broken := [name for name, array in own.arrays.items() if not np.isfinite(array).all()]:
+            raise WeightsError(
+                f"{source} must contain finite numbers: use an earlier checkpoint. Received others in:\n  "
+                + "\n  ".join(broken)
+            )
         _write_own(to, own, own.arrays)
         return Exported(to, names, len(own.arrays), ())
     found = open_weights(source)
     fitted = fit(found, source)
     if names == "swav_tf":
-        arrays = fitted.by_own_names(source)
+        arrays = fitted.by_own_names()
         _write_own(to, found, arrays)
         return Exported(to, names, len(arrays), fitted.left_out)
     arrays, left_out = _swav(fitted, source) if names == "swav" else _torchvision(fitted, source)
     arrays = _with_counters(arrays, found.step)
     if as_torch_file:
         write_torch_file(arrays, to)
+        _check_normalization(found, fitted.sizes, arrays, to)
     else:
-        write_safetensors(arrays, to, {"format": "pt"})
+        write_safetensors(arrays, to, {"format": "pt", **metadata_of(found)})
     return Exported(to, names, len(arrays), fitted.left_out + left_out)
 
 
 def _write_own(
     to: Path, weights: Weights, arrays: Mapping[str, np.ndarray], origin: Mapping[str, str] | None = None
 ) -> None:
-    normalization = {}
-    if weights.std is not None:
-        normalization = {MEAN_KEY: json.dumps(weights.mean), STD_KEY: json.dumps(weights.std)}
-    write_safetensors(arrays, to, {**(origin or {}), **normalization, "step": str(weights.step)})
+    write_safetensors(arrays, to, {**(origin or {}), **metadata_of(weights)})
+
+
+def _check_normalization(found: Weights, sizes: Sizes, arrays: Mapping[str, np.ndarray], to: Path) -> None:
+    """Warn if an import of a file for PyTorch, which has no place for them, takes another mean and deviation."""
+    assumed, mean, std = recognize(arrays, str(to)), found.mean, found.std
+    if std is None or (tuple(mean), tuple(std)) == (assumed.mean, assumed.std):
+        return
+    remedy = "Export to .safetensors, which keeps them"
+    if sizes.classes is None:
+        remedy += f", or import with -o 'augment.mean={[*mean]}' -o 'augment.std={[*std]}'"
+    log.warning(
+        f"{to} has no place for the mean {[*mean]} and standard deviation {[*std]} that images are normalized by. "
+        f"An import takes {[*assumed.mean]} and {[*(assumed.std or ())]} instead. {remedy}."
+    )
 
 
 def _swav(fitted: Fitted, source: Path) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping
 from dataclasses import replace
@@ -45,7 +46,13 @@ def open_weights(path: Path, *, prefix: str | None = None) -> Weights:
         raise UsageError(f"--prefix is for files of other libraries. Received: {path}, {own.format}.")
     if own is not None:
         return replace(own, arrays=as_torch(own.arrays))
-    return recognize(read_tree(path), str(path), prefix=prefix)
+    if not _is_safetensors(path):
+        return recognize(read_tree(path), str(path), prefix=prefix)
+    tree, metadata = _read_safetensors(path)
+    found = recognize(tree, str(path), prefix=prefix)
+    with contextlib.suppress(WeightsError):  # other libraries may use the keys in another sense
+        found = replace(found, **_noted(metadata, path))
+    return found
 
 
 def read_tree(path: Path) -> Any:
@@ -85,15 +92,27 @@ def read_own(path: Path) -> Weights | None:
     other = [f"{name} is {array.dtype}" for name, array in arrays.items() if array.dtype.kind != "f"]
     if other:
         raise WeightsError(f"{path} must contain only floats:\n  " + "\n  ".join(other))
+    arrays = {name: np.asarray(array, np.float32) for name, array in arrays.items()}
+    return replace(Weights("swav-tf safetensors", arrays, std=None), **_noted(metadata, path))
+
+
+def metadata_of(weights: Weights) -> dict[str, str]:
+    """Return what our safetensors files contain beside the tensors."""
+    noted = {"step": str(weights.step)}
+    if weights.std is not None:
+        noted |= {MEAN_KEY: json.dumps(weights.mean), STD_KEY: json.dumps(weights.std)}
+    return noted
+
+
+def _noted(metadata: Mapping[str, str], path: Path) -> dict[str, Any]:
+    """Return what `metadata_of` wrote, as fields of Weights."""
     try:
-        step, std = int(metadata.get("step", 0)), None
-        if STD_KEY in metadata:
-            std = _three_floats(json.loads(metadata[STD_KEY]))
-        mean = _three_floats(json.loads(metadata[MEAN_KEY])) if MEAN_KEY in metadata else IMAGENET_MEAN
+        noted = {
+            key: _three_floats(json.loads(metadata[key])) for key in (MEAN_KEY, STD_KEY) if key in metadata
+        }
+        return {**noted, "step": int(metadata.get("step", 0))}
     except (ValueError, TypeError) as error:
         raise WeightsError(f"{path} has metadata that swav-tf does not write: {error}.") from error
-    arrays = {name: np.asarray(array, np.float32) for name, array in arrays.items()}
-    return Weights("swav-tf safetensors", arrays, std=std, mean=mean, step=step)
 
 
 def _three_floats(values: Any) -> tuple[float, float, float]:

@@ -152,23 +152,12 @@ class Fitted:
         """Return contiguous float32 arrays in PyTorch's layout."""
         return {slot.torch: np.ascontiguousarray(_float32(self.arrays[slot.torch])) for slot in self.slots}
 
-    def by_own_names(self, source: Path) -> dict[str, np.ndarray]:
-        """Return float32 arrays with our names and layout.
-
-        Raises:
-            WeightsError: some are not finite; all of them are listed.
-        """
-        arrays = {
+    def by_own_names(self) -> dict[str, np.ndarray]:
+        """Return float32 arrays with our names and layout."""
+        return {
             slot.own: np.ascontiguousarray(array.transpose(_AXES[array.ndim]))
             for slot, array in zip(self.slots, self.by_torch_names().values(), strict=True)
         }
-        broken = [slot.torch for slot in self.slots if not np.isfinite(arrays[slot.own]).all()]
-        if broken:
-            raise WeightsError(
-                f"{source} has numbers that are not finite in {len(broken)} tensors:\n  "
-                + "\n  ".join(broken)
-            )
-        return arrays
 
 
 def _float32(array: np.ndarray) -> np.ndarray:
@@ -180,7 +169,7 @@ def fit(weights: Weights, source: Path, *, backbone_only: bool = False) -> Fitte
     """Return the tensors in the file `source` as a complete model, or with `backbone_only` its backbone.
 
     Raises:
-        WeightsError: tensors are missing, left over or misshapen; all of them are listed.
+        WeightsError: tensors are missing, left over, misshapen or not finite; all of them are listed.
     """
     arrays, left_out = weights.arrays, weights.left_out
     if backbone_only:
@@ -215,6 +204,8 @@ def compare(arrays: Mapping[str, np.ndarray]) -> tuple[Sizes, tuple[Slot, ...], 
             lines.append(f"misshapen  {name}: must be {slot.shape}, is {array.shape}")
         elif array.dtype.kind != "f":
             lines.append(f"no floats  {name} is {array.dtype}")
+        elif not np.isfinite(_float32(array)).all():
+            lines.append(f"not finite {name}")
     return sizes, wanted, lines
 
 

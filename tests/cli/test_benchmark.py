@@ -70,6 +70,29 @@ def test_a_failed_cell_is_exit_code_1(tmp_path, run):
     assert "failed (its features are not the model's" in result.out
 
 
+# Bugs caught: one damaged file that keeps the others in its folder from being measured, or is passed over.
+def test_a_damaged_file_in_a_folder(tmp_path, run, refused):
+    folder = make_exported(tmp_path / "tiny")
+    (folder / "model-int8.onnx").write_bytes(b"no graph")
+    (folder / "model.plan").write_bytes(b"without its facts")
+    options = f"{QUICK} --batch 1 --runner ort-cpu"
+    result = run(f"benchmark {folder} {options} --json -")
+    assert result.code == 1
+    assert [(cell["precision"], cell["status"]) for cell in json.loads(result.out)["cells"]] == [
+        ("fp32", "ok")
+    ]
+    for part in (
+        "model-int8.onnx cannot run in",
+        "model.plan.json. An engine is",
+        "model.plan was not measured",
+    ):
+        assert part in " ".join(result.err.split())
+    refused(f"benchmark {folder}/model-int8.onnx {options}", 1, "cannot run in")
+    (folder / "model-fp32.onnx").unlink()
+    result = run(f"benchmark {folder} {options} --html {tmp_path}/a.html")
+    assert (result.code, "Nothing was measured" in result.err) == (1, True)
+
+
 # Bugs caught: a traceback, the wrong exit code, or an hour of measuring before the error.
 @pytest.mark.parametrize(
     ("line", "part"),

@@ -112,6 +112,25 @@ def test_refusals_say_what_must_hold(files, headers, status, reason, sentence):
     assert after.status_code == 200
 
 
+# Bug caught: a body that was cut off, answered for the images before.
+@pytest.mark.parametrize("missing", [3, 50])
+def test_a_multipart_body_needs_its_end(missing):
+    body = b"".join(
+        b'--a\r\nContent-Disposition: form-data; name="i"; filename="%d.png"\r\n\r\n%s\r\n' % (number, PNG)
+        for number in range(2)
+    )
+    headers = {"Content-Type": "multipart/form-data; boundary=a"}
+
+    async def talk(client, service):
+        whole = body + b"--a--"
+        return [await client.post("/features", content=c, headers=headers) for c in (whole, whole[:-missing])]
+
+    complete, cut = exchange(talk)
+    assert (complete.status_code, complete.json()["names"]) == (200, ["0.png", "1.png"])
+    assert cut.status_code == 400
+    assert "without its closing boundary" in cut.json()["error"]
+
+
 # Bug caught: a body without Content-Length that is read to its end.
 def test_a_body_of_unknown_length_is_read_to_the_limit():
     sent = []

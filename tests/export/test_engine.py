@@ -198,7 +198,7 @@ def test_export_of_an_onnx_file(everything, tmp_path, capsys, monkeypatch):
     out = " ".join(capsys.readouterr().out.split())
     assert "model-fp16.plan: not run, features not compared: " in out
     assert "passed" in out
-    [(precision, parity)] = verify([output / "model-fp16.plan"]).values()
+    [(precision, parity)] = verify([output / "model-fp16.plan"])[0].values()
     assert (precision, parity.passed) == (None, False)
 
 

@@ -98,7 +98,8 @@ def test_the_model_card(everything, tmp_path):
         assert ((tmp_path / "README.md").read_text() == before) == kept
 
 
-# Bugs caught: two draws that share images, another draw for the same seed, labels of other images.
+# Bugs caught: two draws that share images, another draw for the same seed, labels of other images; calibration in the
+# message about a draw without any.
 def test_draws():
     images = open_images("digits", like=Data(kind="digits"))
     view = open_model(tiny_run()).input_view
@@ -111,6 +112,8 @@ def test_draws():
     shown = view_images(images.source, range(len(images.source)), view)
     labels = {image.view.tobytes(): image.label for image in shown}
     assert [labels[image.tobytes()] for image in first.images] == first.labels.tolist()
+    with pytest.raises(DataError, match=r"2 readable images to compare\. Received: 1 in digits"):
+        draw_images(images, (1, 0), view, seed=4, max_bad_share=0)
 
 
 # Bugs caught: options that do not reach the export, JSON among other lines, a size that changes the share that is cut.
@@ -235,7 +238,7 @@ def test_weights_in_a_second_file(tmp_path, monkeypatch):
     data = bytearray(weights.read_bytes())
     data[-1] ^= 1  # of the last weight's exponent: hardly to be seen in the figures, if at all
     weights.write_bytes(data)
-    results = verify([path])
+    results, _ = verify([path])
     assert "model-fp32.onnx.data must have the SHA-256" in results[path.name][1].failures[0]
     with pytest.raises(DataError, match="and was not run"):
         open_model(path)

@@ -165,6 +165,15 @@ def test_useless_outputs(reference, spoil, message):
         assert message in failure
 
 
+# Bug caught: a damaged reference that ended `verify` with an unexpected error.
+def test_a_reference_that_is_not_finite(reference):
+    outputs = like(reference)
+    reference.outputs["features"][3, 2] = np.nan
+    for gate in GATES.values():
+        [failure] = compare(reference, outputs, gate=gate).failures
+        assert failure == "the reference's output `features` is not finite: export again"
+
+
 # Bug caught: a proof by no image or one.
 @pytest.mark.parametrize("count", [0, 1])
 def test_nothing_to_compare(reference, count):

@@ -224,7 +224,7 @@ def test_a_flipped_bit(exported, tmp_path, capsys, name):
     message = f"{name} must have the {recorded[name]} recorded in parity.json"
     for arguments in (
         ["features", "digits", "--split", "test", "--model", str(path), "--output", str(tmp_path / "f.npz")],
-        ["benchmark", str(exported), "--json", str(tmp_path / "figures.json")],
+        ["benchmark", str(path), "--json", str(tmp_path / "figures.json")],
     ):
         assert run_and_report(swav_tf, arguments) == 1
         assert message in " ".join(capsys.readouterr().err.split())
@@ -242,18 +242,41 @@ def test_a_flipped_bit(exported, tmp_path, capsys, name):
     assert np.isfinite(open_model(path).run(images)["features"]).all()
 
 
-# Bugs caught: `verify` of one file that forgets the others; a file of an older export that stays without a record after
+# Bugs caught: `verify` of one file that forgets the others, or keeps results of files that are gone; a file of an older export that stays without a record after
 # it passed; one that failed and is recorded.
 def test_verify_keeps_records_and_adds_those_of_files_that_pass(exported):
     recorded = read_checksums(exported)
     assert run_and_report(swav_tf, ["verify", str(exported / "model-fp32.onnx")]) == 0
     assert read_checksums(exported) == recorded
+    assert json.loads((exported / "parity.json").read_text())["files"].keys() == {*NAMES}
+    (exported / "model-int8-cpu.onnx").unlink()
+    assert run_and_report(swav_tf, ["verify", str(exported / "model-fp32.onnx")]) == 0
+    assert json.loads((exported / "parity.json").read_text())["files"].keys() == {*NAMES[:2]}
 
     (exported / "parity.json").unlink()
     (exported / "model-fp32.onnx").replace(exported / "model-fp16.onnx")  # passes under any name
     (exported / "model-int8-cpu.onnx").write_bytes(b"no graph")
     assert run_and_report(swav_tf, ["verify", str(exported)]) == 1
     assert read_checksums(exported) == {"model-fp16.onnx": recorded["model-fp32.onnx"]}
+
+
+# Bug caught: on a server that mounts its models read-only, minutes of work without a result.
+@pytest.mark.parametrize("code", [0, 1])
+def test_a_read_only_folder(exported, capsys, monkeypatch, code):
+    def refuse(path):
+        raise DataError(f"{path} could not be written: Read-only file system.")
+
+    monkeypatch.setattr("export.verify.atomic_write", refuse)
+    path = exported / "model-fp32.onnx"
+    if code:
+        edit(path, drop_scores)
+    before = {file: file.read_bytes() for file in exported.iterdir()}
+    assert run_and_report(swav_tf, ["verify", str(path), "--json"]) == code
+    out, err = capsys.readouterr()
+    assert json.loads(out)["files"][path.name]["passed"] == (not code)
+    assert "not kept" in err
+    assert "Read-only file system" in err
+    assert {file: file.read_bytes() for file in exported.iterdir()} == before
 
 
 def future_ir(model):

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import save_file
 
 from cli.errors import run_and_report
 from cli.main import swav_tf
@@ -17,6 +18,7 @@ from swav_tf.training.classifier import load_classifier
 from swav_tf.training.classify import probe
 from swav_tf.weights.convert import export_weights, import_weights
 from swav_tf.weights.files import open_weights
+from swav_tf.weights.formats import IMAGENET_MEAN
 from swav_tf.weights.layout import Sizes, slots
 from swav_tf.weights.torch_files import write_torch_file
 from tests.classifiers import tiny_classifier_recipe
@@ -122,7 +124,7 @@ def test_from_files_and_back(folder):
 
 
 # Bugs caught: a checkpoint whose images are normalized by ImageNet's numbers, not as in training; unknown ones made up.
-def test_a_checkpoint_keeps_the_normalization(folder):
+def test_a_checkpoint_keeps_the_normalization(folder, logged):
     settings = ["augment.mean=[0.5, 0.5, 0.4]", "augment.std=[0.3, 0.2, 0.1]"]
     import_weights("swav.pth", "run", config="demo", overrides=settings)
     import_weights("linear.pth", "probe", backbone="run")
@@ -130,9 +132,30 @@ def test_a_checkpoint_keeps_the_normalization(folder):
         export_weights(f"{name}/checkpoints/step-000000000", f"{name}.safetensors")
         found = open_weights(folder / f"{name}.safetensors")
         assert (found.mean, found.std) == ((0.5, 0.5, 0.4), (0.3, 0.2, 0.1))
+    export_weights("probe", "probe.pth", names="torchvision")
+    assert logged[-1][1].endswith(
+        "Export to .safetensors, which keeps them."
+    )  # no import of a classifier takes others
     (folder / "probe" / "model.json").unlink()
     with pytest.raises(UsageError, match="does not contain the mean and standard deviation"):
         import_weights("probe/checkpoints/step-000000000", "again")
+
+
+# Bug caught: a file for PyTorch whose import normalizes images in another way, without a word.
+@pytest.mark.parametrize("names", ["swav", "torchvision"])
+def test_a_file_without_its_normalization_warns(folder, logged, names):
+    import_weights("swav.pth", "run", config="demo", overrides=["augment.std=[0.3, 0.2, 0.1]"])
+    export_weights("run", "x.pth", names=names)
+    [warning] = [text for level, text in logged if level == "WARNING"]
+    assert "-o 'augment.mean=[0.485, 0.456, 0.406]' -o 'augment.std=[0.3, 0.2, 0.1]'" in warning
+    import_weights("x.pth", "usual")
+    export_weights("usual", "usual.pth", names=names)  # has those that an import assumes
+    export_weights("run", "x.safetensors", names=names)  # they are in its metadata
+    found = open_weights(folder / "x.safetensors")
+    assert found.std == (0.3, 0.2, 0.1)
+    save_file(found.arrays, "foreign.safetensors", metadata={"mean": "of three runs", "std": "[1]"})
+    assert open_weights(folder / "foreign.safetensors").mean == IMAGENET_MEAN
+    assert [level for level, _ in logged].count("WARNING") == 1
 
 
 # Bugs caught: a traceback, something half-written, settings that are dropped without a word.

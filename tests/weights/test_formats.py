@@ -10,7 +10,7 @@ from safetensors.numpy import save_file
 from swav_tf.plumbing.errors import UsageError
 from swav_tf.recipe.files import load_recipe, save_recipe
 from swav_tf.training.build import load_swav, read_pretrained
-from swav_tf.weights.convert import export_weights, import_weights
+from swav_tf.weights.convert import describe, export_weights, import_weights
 from swav_tf.weights.files import open_weights
 from swav_tf.weights.formats import IMAGENET_STD, SWAV_STD, recognize
 from swav_tf.weights.layout import Sizes, fit, slots
@@ -333,15 +333,25 @@ def test_bfloat16_becomes_float32(tmp_path):
     np.testing.assert_array_equal(found.view(np.uint32), numbers << 16)
 
 
-# Bug caught: weights of a run that diverged.
+# Bugs caught: weights of a run that diverged, which `show` accepts or `export` writes.
 def test_numbers_that_are_not_finite_are_listed(tmp_path):
     arrays = {name: array.copy() for name, array in SMALL.items()}
     arrays["conv1.weight"][0, 0, 0, 0] = np.nan
     arrays["bn1.running_var"][3] = np.inf
     write_torch_file(arrays, tmp_path / "x.pth")
-    with pytest.raises(WeightsError, match=r"not finite in 2 tensors:\n  conv1\.weight\n  bn1\.running_var"):
-        import_weights(tmp_path / "x.pth", tmp_path / "run")
-    assert [path.name for path in tmp_path.iterdir()] == ["x.pth"]
+    listed = "not finite bn1.running_var", "not finite conv1.weight"
+    assert describe(tmp_path / "x.pth").problems == listed
+    own = slots(Sizes("resnet_small"))[0].own
+    save_file({own: np.full(3, np.nan, np.float32)}, tmp_path / "own.safetensors")
+    for work in (
+        lambda: import_weights(tmp_path / "x.pth", tmp_path / "run"),
+        lambda: export_weights(tmp_path / "x.pth", tmp_path / "y.pth", names="torchvision"),
+    ):
+        with pytest.raises(WeightsError, match="\n  ".join(listed)):
+            work()
+    with pytest.raises(WeightsError, match=f"finite numbers.*\n  {own}"):
+        export_weights(tmp_path / "own.safetensors", tmp_path / "y.safetensors")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["own.safetensors", "x.pth"]
 
 
 # Bugs caught: a conversion that loses numbers, sizes or the images' standard deviations.
@@ -357,6 +367,7 @@ def test_all_ways_round(tmp_path, width):
     import_weights(tmp_path / "c.safetensors", tmp_path / "again")
     export_weights(tmp_path / "again", tmp_path / "e.safetensors", names="swav")
     export_weights(tmp_path / "e.safetensors", tmp_path / "f.pth")
+    assert open_weights(tmp_path / "e.safetensors").std == (0.2, 0.3, 0.4)
     recipe = read_pretrained(tmp_path / "again")[1]
     assert (recipe.augment.std, recipe.model.backbone.width) == ((0.2, 0.3, 0.4), width)
     for name in ("run", "b.safetensors", "c.safetensors", "d.safetensors", "again", "e.safetensors", "f.pth"):

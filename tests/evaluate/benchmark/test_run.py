@@ -108,6 +108,15 @@ def test_wrong_features_fail(tmp_path, measure) -> None:
     assert "-1.0000" in cell.reason
 
 
+# Bug caught: "File is not a zip file" without the file's name.
+def test_a_damaged_reference_is_named(tmp_path, measure) -> None:
+    folder = make_exported(tmp_path / "tiny", ("fp32",))
+    (folder / "reference.npz").write_bytes(b"no zip file")
+    [cell] = measure(folder, runners=("ort-cpu",), precisions=None, batches=(1,)).cells
+    assert cell.status == "failed"
+    assert f"{folder}/reference.npz must be a reference from `swav-tf export`" in cell.reason
+
+
 # Bugs caught: an error, a crash or a hang of one cell that ends the benchmark; another package called `evaluate`
 # on the caller's PYTHONPATH that answers instead.
 def test_errors_of_a_process_are_its_answer(exported, tmp_path, monkeypatch) -> None:
@@ -126,15 +135,21 @@ def test_errors_of_a_process_are_its_answer(exported, tmp_path, monkeypatch) -> 
     assert "SIGSEGV" in death(-signal.SIGSEGV, "")
 
 
-# Bug caught: Ctrl-C that throws away what was measured.
-def test_an_interrupted_benchmark_has_what_was_measured(exported) -> None:
+# Bugs caught: Ctrl-C that throws away what was measured; SIGTERM that leaves the process that measures alone.
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_benchmark_has_what_was_measured(exported, number) -> None:
+    def ignore(number, frame):
+        pass
+
     models = find_models([exported])
     planned = plan_cells(models, runners=("ort-cpu",), precisions=("fp32",), batches=(1, 2))
 
-    def interrupt(state):
-        raise KeyboardInterrupt
-
-    found = run_benchmark(planned, models, QUICK, after_each=interrupt)
+    before = signal.signal(signal.SIGTERM, ignore)
+    try:
+        found = run_benchmark(planned, models, QUICK, after_each=lambda state: signal.raise_signal(number))
+        assert signal.getsignal(signal.SIGTERM) is ignore
+    finally:
+        signal.signal(signal.SIGTERM, before)
     assert not found.complete
     assert [cell.status for cell in found.cells] == ["ok", "skipped"]
 
