@@ -103,7 +103,7 @@ class Rows:
         self.rows[name] = {"target": target, "per": per, "date": f"{datetime.now(UTC):%F}", **found}
         times = ""
         if "first_ms" in found:
-            times = f"{found['first_ms'] / per:.2f} v {found['second_ms'] / per:.2f} ms"
+            times = f"{found['first_ms'] / per:.2f} vs. {found['second_ms'] / per:.2f} ms"
         print(
             f"{name:72} {found['ratio']:6.3f}  [{found['low']:.3f}, {found['high']:.3f}]  target {target:7} "
             f"({times}{remark}, load {found['load']:.1f})",

@@ -156,15 +156,15 @@ def measure(folder: Path, rows: Rows, *, batch: int, pairs: int) -> None:
     lengths = np.linalg.norm(found, axis=1) * np.linalg.norm(features, axis=1)
     cosine = float((np.sum(found * features, axis=1) / lengths).min())
     assert cosine >= 0.99, f"int8 must pass its gate, cosine >= 0.99: {cosine}"
-    row("int8 v fp32, both ONNX Runtime", ">= 3", lambda: int8.run(views), fp32, least_cosine=cosine)
+    row("int8 vs. fp32, both ONNX Runtime", ">= 3", lambda: int8.run(views), fp32, least_cosine=cosine)
     if importlib.util.find_spec("torch"):
         other, transposes = torch_export(folder / "weights.pth", views, float32)
         error = relative_error(other(), features)
         assert error <= 1e-4, f"PyTorch must compute the same features: {error}"
         facts = {"relative_error": error, "their_transposes": transposes}
-        row("our fp32 graph v PyTorch's export, both ONNX Runtime", ">= 1", fp32, other, **facts)
+        row("our fp32 graph vs. PyTorch's export, both ONNX Runtime", ">= 1", fp32, other, **facts)
     else:
-        print("our fp32 graph v PyTorch's export: left out, torch is not installed", flush=True)
+        print("our fp32 graph vs. PyTorch's export: left out, torch is not installed", flush=True)
     images, jpegs = 2 * batch, folder / f"photos-{2 * batch}"
     jpegs.mkdir(exist_ok=True)
     for number in range(images):
@@ -173,12 +173,12 @@ def measure(folder: Path, rows: Rows, *, batch: int, pairs: int) -> None:
     for name, model in (("fp32", float32), ("int8", int8)):
         from_files = partial(features_of_files, open_model(model.facts.path), jpegs, batch)
         alone = partial(lambda model: [model.run(views) for _ in range(images // batch)], model)
-        row(f"{name}: JPEG files to features v the bare model", ">= 0.9", from_files, alone)
+        row(f"{name}: JPEG files to features vs. the bare model", ">= 0.9", from_files, alone)
     # Last: TensorFlow's threads would disturb the other rows.
     predict = keras_predict(folder / "run", views)
     error = relative_error(predict(), features)
     assert error <= 1e-4, f"Keras must compute the same features: {error}"
-    row("fp32 by ONNX Runtime v Keras' predict", ">= 1.25", fp32, predict, relative_error=error)
+    row("fp32 by ONNX Runtime vs. Keras' predict", ">= 1.25", fp32, predict, relative_error=error)
 
 
 if __name__ == "__main__":

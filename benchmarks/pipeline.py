@@ -68,8 +68,8 @@ def pillow_rows(rows: Rows, files: list[bytes], pairs: int) -> None:
     host = over_images(lambda file, **key: half(decode(file), **key), files)
     pillow = over_images(lambda file, **key: pil.multicrop(pil.decode(file), GROUPS, AUGMENT, **key), files)
     for name, target, work in (
-        ("full pipeline v Pillow", ">= 2.5", ours),
-        ("host half v the full Pillow pipeline", ">= 3.5", host),
+        ("full pipeline vs. Pillow", ">= 2.5", ours),
+        ("host half vs. the full Pillow pipeline", ">= 3.5", host),
     ):
         rows.add(name, target, compare(work, pillow, pairs=pairs), per=IMAGES)
 
@@ -182,7 +182,7 @@ def keras_row(rows: Rows, files: list[bytes], pairs: int) -> None:
     batches = 4
     ours = ours_in_tf(files, threads=1, batches=batches)
     found = compare(ours, layers_in_tf(files, batches=batches), pairs=pairs)
-    rows.add("in tf.data v Keras layers", ">= 3", found, per=IMAGES * batches)
+    rows.add("in tf.data vs. Keras layers", ">= 3", found, per=IMAGES * batches)
 
 
 def thread_rows(rows: Rows, files: list[bytes], pairs: int) -> None:
@@ -190,7 +190,7 @@ def thread_rows(rows: Rows, files: list[bytes], pairs: int) -> None:
     for name, augment in (("full pipeline", AUGMENT), ("host half", CUT_ONLY)):
         one, two = (ours_in_tf(files, threads=n, batches=batches, augment=augment) for n in (1, 2))
         found = compare(two, one, pairs=pairs, clock=time.perf_counter)
-        rows.add(f"{name} in tf.data, 2 threads v 1, wall time", ">= 1.85", found, per=IMAGES * batches)
+        rows.add(f"{name} in tf.data, 2 threads vs. 1, wall time", ">= 1.85", found, per=IMAGES * batches)
 
 
 def process_rows(rows: Rows, files: list[bytes], pairs: int) -> None:
@@ -202,7 +202,7 @@ def process_rows(rows: Rows, files: list[bytes], pairs: int) -> None:
         ("1 process", ">= 1.85", {"processes": 1}),
     ):
         found = compare(two, clock.over(files, batches=batches, **settings), pairs=pairs, clock=clock)
-        rows.add(f"in tf.data, 2 processes v {name}, wall time", target, found, per=IMAGES * batches)
+        rows.add(f"in tf.data, 2 processes vs. {name}, wall time", target, found, per=IMAGES * batches)
 
 
 ROWS = {

@@ -111,7 +111,7 @@ def measure(
                     "failed": sum(load.failed + load.lost for load in loads),
                 }
                 remark = (
-                    f", {1000 / found['first_ms']:.1f} v {1000 / found['second_ms']:.1f} images/s, p50 "
+                    f", {1000 / found['first_ms']:.1f} vs. {1000 / found['second_ms']:.1f} images/s, p50 "
                     f"{found['p50_ms']:.0f} ms, p99 {found['p99_ms']:.0f} ms of {found['requests']}, {found['failed']} "
                     "failed"
                 )

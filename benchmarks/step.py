@@ -131,15 +131,15 @@ def known_rows(batch: int) -> dict[str, Row]:
     synchronised = Side("swav", ("train.logical_cpus=2", SYNCHRONISED))
     many, few = (Side("swav", (f"model.prototypes={count}",)) for count in (30000, 300))
     return {
-        "bare": Row("SwAV step v bare forward, backward and update", "<= 1.05", SWAV, BARE, time_row),
-        "torch": Row("PyTorch step (channels_last) v ours, float32", ">= 1.2", Side("torch"), SWAV, torch_row),
-        "bf16": Row("float32 step v mixed_bfloat16", ">= 1.4", SWAV, bf16, time_row, no_bf16),
-        "replicas": Row("two replicas, synchronized BN, v one", "<= 1.08", synchronised, SWAV, time_row),
+        "bare": Row("SwAV step vs. bare forward, backward and update", "<= 1.05", SWAV, BARE, time_row),
+        "torch": Row("PyTorch step (channels_last) vs. ours, float32", ">= 1.2", Side("torch"), SWAV, torch_row),
+        "bf16": Row("float32 step vs. mixed_bfloat16", ">= 1.4", SWAV, bf16, time_row, no_bf16),
+        "replicas": Row("two replicas, synchronized BN, vs. one", "<= 1.08", synchronised, SWAV, time_row),
         "memory": Row(
-            "peak memory of a SwAV step v bare forward, backward and update", "<= 1.1", SWAV, BARE, memory_row
+            "peak memory of a SwAV step vs. bare forward, backward and update", "<= 1.1", SWAV, BARE, memory_row
         ),
-        "prototypes": Row("step, 30,000 prototypes v 300", "<= 1.03", many, few, time_row),
-        "queue": Row("step, queue of 3840 v none", "<= 1.02", Side("swav", (queue,)), SWAV, time_row),
+        "prototypes": Row("step, 30,000 prototypes vs. 300", "<= 1.03", many, few, time_row),
+        "queue": Row("step, queue of 3840 vs. none", "<= 1.02", Side("swav", (queue,)), SWAV, time_row),
     }  # fmt: skip
 
 

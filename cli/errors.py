@@ -16,12 +16,12 @@ from swav_tf.plumbing.log import show_message
 
 # Remedies for what a disk may refuse.
 _DISK = {
-    errno.ENOSPC: "Free some space, or choose another place.",
-    errno.EFBIG: "Raise the file size limit (ulimit -f), or choose another place.",
-    errno.EDQUOT: "Free some of your quota, or choose another place.",
-    errno.EROFS: "Choose a writable place.",
-    errno.EACCES: "Obtain permission to read and write there, or choose another place.",
-    errno.EPERM: "Obtain permission to read and write there, or choose another place.",
+    errno.ENOSPC: "Free some space, or choose another location.",
+    errno.EFBIG: "Raise the file size limit (ulimit -f), or choose another location.",
+    errno.EDQUOT: "Free some of your quota, or choose another location.",
+    errno.EROFS: "Choose a writable location.",
+    errno.EACCES: "Obtain permission to read and write there, or choose another location.",
+    errno.EPERM: "Obtain permission to read and write there, or choose another location.",
     errno.EIO: "The disk or the network does not respond: see the system log.",
 }
 # `onnx-gpu` and `gpu` install modules of `onnx` and `train` too; they are never recommended for a missing module.

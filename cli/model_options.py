@@ -20,8 +20,8 @@ provider_option = click.option(
     "--provider",
     type=click.Choice(["cpu", "openvino", "cuda", "tensorrt"]),
     show_default="cpu",
-    help="Runs ONNX files without fallback: cpu, cuda and tensorrt in ONNX Runtime; openvino in OpenVINO on the CPU, "
-    "in bfloat16 if the CPU has it.",
+    help="Where to run an ONNX file; there is no fallback. cpu, cuda and tensorrt use ONNX Runtime. openvino uses "
+    "OpenVINO on the CPU, in bfloat16 if the CPU supports it.",
 )
 
 

@@ -152,7 +152,7 @@ moved_option = click.option("--data", metavar="DATA", help="Location of the imag
 
 def index_option(meaning: str) -> Option:
     """Return --index, an index of features; `meaning` continues the help."""
-    help_text = f"Index by `swav-tf index` {meaning}."
+    help_text = f"Index created by `swav-tf index`; {meaning}."
     return click.option("--index", type=PATH, metavar="FILE", show_default="exact search", help=help_text)
 
 
@@ -248,7 +248,7 @@ def part_option(verb: str, meaning: str, *, otherwise: str) -> Option:
         "--part",
         metavar="I/N",
         show_default=f"the task of a SLURM array, else {otherwise}",
-        help=f"{verb} the I-th of N parts, from 1/N to N/N; {meaning}.",
+        help=f"{verb} part I of N (1/N to N/N). {meaning}.",
     )
 
 
@@ -326,7 +326,7 @@ search_options = option_group(
     "search",
     SearchChoice,
     click.argument("features", type=PATH),
-    index_option("of FEATURES; recommended above 100,000 images"),
+    index_option("recommended above 100,000 images"),
     output_option("Folder for the page and the table.", metavar="DIR", required=True),
     moved_option,
 )

@@ -200,7 +200,7 @@ track_option = click.option(
     metavar="NAMES",
     callback=_track,
     show_default="tensorboard",
-    help=f"Trackers that receive metrics, recipe and pictures: {', '.join(TRACKERS)}, separated by commas.",
+    help=f"Comma-separated trackers to send metrics, recipe and pictures to: {', '.join(TRACKERS)}.",
 )
 data_argument = click.argument("data", required=False)
 recipe_options = option_group("recipe", RecipeChoice, data_argument, config_option(), override_option)
@@ -318,7 +318,8 @@ class ClassifierChoice:
 best_option = click.option(
     "--best",
     is_flag=True,
-    help="Use the weights of the best validated epoch of a probe or fine-tuning run, not those of the last.",
+    help="Use the checkpoint with the highest validation accuracy instead of the last one (probe and fine-tuning "
+    "runs).",
 )
 
 

@@ -217,7 +217,7 @@ def _in_words(figures: dict[str, Any]) -> list[tuple[str, str]]:
         (f"{figures['images']:,}", "images"),
         (f"{figures['prototypes_used']:,} of {figures['prototypes']:,}", "prototypes used"),
         (f"{figures['effective_prototypes']:g}", "effective prototypes"),
-        (f"{100 * figures['largest_share']:.1f} %", "of the images at the most used prototype"),
+        (f"{100 * figures['largest_share']:.1f} %", "of the images are assigned to the most used prototype"),
         (f"{figures['mean_score']:.3f}", "mean score"),
     ]
     return tiles + ([(f"{100 * figures['purity']:.1f} %", "purity")] if "purity" in figures else [])

@@ -74,7 +74,9 @@ class FeatureFile:
                 self.features, queries, k=k, normalized=self.normalized, on_progress=on_progress
             )
         except ValueError as error:  # callers check shapes and k, but not the values
-            raise DataError(f"{self.path}, or what is searched in it: {error}") from error
+            raise DataError(
+                f"{self.path} or the queries contain invalid features: {error} Compute them again."
+            ) from error
 
 
 def class_name(label: int, names: Sequence[str]) -> str:

@@ -333,6 +333,6 @@ def _refuse_problems(folder: Path) -> None:
         listed = "; ".join(problem for _, problem in problems[:5])
         more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
         raise DataError(
-            f"{folder} must have all its parts. Received: {listed}{more}. List the commands that compute them "
-            f"by `swav-tf features {folder} --check`."
+            f"{folder} must have all its parts. Received: {listed}{more}. To list the commands that compute the "
+            f"missing parts, run `swav-tf features {folder} --check`."
         )

@@ -62,7 +62,9 @@ def open_images(
         follows = data is not None and (like.kind != "tfds" or Path(data).exists())
         kind = "digits" if is_bundled(data) else "auto" if follows else like.kind
     if data is None and kind != "digits" and (like.path is None or kind != like.kind):
-        raise UsageError(f"DATA must name the images. Received: no DATA, kind {kind}.")
+        raise UsageError(
+            f"DATA is required: the model's recipe names no images of kind {kind}. Pass a folder, file or glob pattern."
+        )
     own = {"kind": kind, "path": None if kind == "digits" else (data or like.path)}
     if data is not None or labels is not None:
         own["labels"] = labels  # the model's list is for its own images

@@ -80,20 +80,23 @@ def check_same_model(
     weights = [(facts.get("model") or {}).get("weights_sha256", "") for facts in (one, other)]
     if all(weights) and weights[0] != weights[1]:
         raise UsageError(
-            f"Only features of one model can be compared. Received: {one_name} of weights {weights[0][:12]}..., "
-            f"{other_name} of weights {weights[1][:12]}..., from another model or training step."
+            "Features can only be compared if they come from the same model. Received: "
+            f"{one_name} of weights {weights[0][:12]}..., {other_name} of weights {weights[1][:12]}..., from another "
+            "model or training step. Compute one of them again with `swav-tf features`."
         )
     contracts = [(facts.get("model") or {}).get("contract") for facts in (one, other)]
     if all(weights) and contracts[0] != contracts[1]:
         raise UsageError(
-            "Only features of one preprocessing and output can be compared. Received: "
-            f"{one_name} with {contracts[0]}, {other_name} with {contracts[1]}."
+            "Features can only be compared if they were computed with the same preprocessing and output. Received: "
+            f"{one_name} with {contracts[0]}, {other_name} with {contracts[1]}. Compute one of them again with "
+            "`swav-tf features`."
         )
     views = one.get("view"), other.get("view")
     if None not in views and views[0] != views[1]:
         raise UsageError(
-            f"Only features of one view of images can be compared. Received: {one_name} with {views[0]}, "
-            f"{other_name} with {views[1]}."
+            "Features can only be compared if they were computed with the same view. Received: "
+            f"{one_name} with {views[0]}, {other_name} with {views[1]}. Compute one of them again with "
+            "`swav-tf features`."
         )
 
 
@@ -105,8 +108,8 @@ def _truths(known: FeatureFile, asked: FeatureFile) -> np.ndarray:
         if (truths < 0).any():
             extra = sorted({asked.class_name(label) for label in asked.labels[truths < 0].tolist()})
             raise UsageError(
-                f"The images of {asked.path} must have classes of {known.path}. "
-                f"Received: {len(extra):,} others: {first_of(extra)}."
+                f"Every class in {asked.path} must also exist in {known.path}. "
+                f"Received: {len(extra):,} classes that do not: {first_of(extra)}."
             )
     lost = ~np.isin(truths, known.labels)
     if lost.all():
@@ -138,8 +141,9 @@ def _check(known: FeatureFile, asked: FeatureFile, neighbors: Sequence[int]) -> 
             )
     if known.facts.get("source") and known.facts.get("source") == asked.facts.get("source"):
         raise UsageError(
-            "The images that vote and those that are classified must differ. Received: "
-            f"{known.path} and {asked.path}, both of the same images, so that each image finds itself."
+            "The images that vote must differ from the images that are classified. Received: "
+            f"{known.path} and {asked.path} of the same images, so each image would find itself. Pass features of "
+            "other images as TEST."
         )
     if wrong := [k for k in neighbors if not 1 <= k <= len(known)]:
         most = f"the number of images that vote, {len(known)} in {known.path}"

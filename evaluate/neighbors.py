@@ -174,9 +174,9 @@ def write_duplicates(
     report = {"groups": len(groups), "images": len(rows), "exact_copies": copies}
     tiles = [(f"{value:,}", key.replace("_", " ")) for key, value in report.items()]
     text = (
-        f"Images with a cosine of at least {threshold:g} are one group. The {len(cards):,} closest groups; "
-        "duplicates.csv lists all. Below each image: the cosine with the "
-        "nearest one of its group, and a letter that it shares with exact copies, which have the same content."
+        f"Images connected by cosines of at least {threshold:g} form a group. This page shows the {len(cards):,} "
+        "closest groups; duplicates.csv lists all. Below each image: its cosine with the nearest image of the group; "
+        "images with the same letter are exact copies."
     )
     _write_page(folder, "Near-duplicates", file, images, tiles, text, cards)
     return report

@@ -149,7 +149,10 @@ class _Team:
             except WorkerLost as lost:
                 worker, deaths = None, deaths + 1
                 if deaths == DEATHS:
-                    self.results.put((part, DataError(f"{lost}; {deaths} in a row have died.")))
+                    died = f"{lost}; {deaths} processes in a row have died."
+                    self.results.put(
+                        (part, DataError(f"{died} If memory is short, lower --batch or --threads."))
+                    )
                     deaths = 0
                 elif not self._ended:
                     log.warning(f"{lost}. Starting another one.")

@@ -217,7 +217,7 @@ def _cards(run: Run) -> list[tuple[str, str, str]]:
         initial = views.get("view_retrieval_initial")
         remark = "" if initial is None else f"the initial weights {100 * initial:.1f} %"
         found = f"{100 * views['view_retrieval']:.1f} %"
-        cards.append((found, "of views find the other view of their image", remark))
+        cards.append((found, "of views are closest to the other view of the same image", remark))
     if "prototypes_used" in epoch:
         cards.append((f"{epoch['prototypes_used']:,} of {count:,}", "prototypes used in the last epoch", ""))
     if run.summary:
@@ -264,7 +264,7 @@ def _charts(run: Run) -> list[tuple[str, str, str]]:
              {"step": points("step", "loss"), "epoch": points("epoch", "loss")}, ln_k),
             ("k-NN accuracy", "Of labeled images, %; a falling loss alone does not show that something was learned.",
              "accuracy, %", {"k-NN": knn}, levels),
-            ("Views that find each other", "Of unlabeled images, %: both crops of an image are nearest by features.",
+            ("View retrieval", "Share of views, %, whose nearest neighbor is the other view of the same image.",
              "views, %", {"views": views}, before),
             ("Learning rate", "By step.", "learning rate", {"rate": points("step", "learning_rate")}, {}),
             ("Prototypes used", "Prototypes with the highest score for at least one sample of the epoch.", "prototypes",

@@ -46,8 +46,9 @@ def check_searchable(file: Searchable, model: Backend) -> None:
     """Raise UsageError unless the features were computed with this model."""
     if file.width != model.feature_dim:
         raise UsageError(
-            f"The feature file must be of the same model. Received: {file.path} with {file.width} "
-            f"features per image, {model.facts.path} with {model.feature_dim}."
+            f"The features must come from the same model. Received: {file.path} with {file.width} features per image, "
+            f"{model.facts.path} with {model.feature_dim}. Compute them with `swav-tf features --model "
+            f"{model.facts.path}`."
         )
     facts = {"model": model.facts.as_dict(), "view": model.input_view.model_dump()}
     check_same_model(file.facts, facts, str(file.path), model.facts.path)

@@ -62,7 +62,7 @@ features = open_model("{first}").features(["photo.jpg"])
 
 The license of the weights depends on the images that they were trained on and, for imported weights, on their origin:
 set `license` above before you publish. `reference.npz` contains {reference} of the compared images: remove it if they
-must not be public. Features reflect what the training images show and do not; test them on images of your own.
+must not be public. The features reflect the contents and the gaps of the training images; test them on your own images.
 """
 
 

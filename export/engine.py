@@ -163,7 +163,7 @@ def _checked_metadata(path: Path, properties: Mapping[str, str]) -> OnnxMetadata
     quantization = metadata.quantisation
     if quantization is not None and quantization.get("target") != "tensorrt":
         raise UsageError(
-            f"TensorRT needs an int8 graph of its own. Received: {path}, a graph for CPUs. Export one: "
+            f"TensorRT needs a separate int8 graph. Received: {path}, a graph for CPUs. Export one: "
             "swav-tf export RUN --precision int8 --target tensorrt --output DIR"
         )
     return metadata

@@ -331,9 +331,8 @@ def quantize_within(
         log.info("int8 still misses its gate: %s", "; ".join(failures))
         count = max(count + 1, min(2 * count, most))
     raise ExportError(
-        f"int8 must meet its gate with at least one of {len(ranked)} convolutions in int8; it did with none: "
-        f"{'; '.join(failures)}. "
-        "Use more or other calibration images."
+        f"int8 misses its gate even with only one of {len(ranked)} convolutions in int8: {'; '.join(failures)}. "
+        "Pass more or different --calibration images, or use fp16."
     )
 
 

@@ -83,7 +83,8 @@ def draw_images(
         where = images.settings.path or images.settings.kind
         others = ", and 2 others to calibrate int8" if counts[1] else ""
         raise DataError(
-            f"There must be at least 2 readable images to compare{others}. Received: {len(seen)} in {where}."
+            f"There must be at least 2 readable images to compare{others}. Received: {len(seen)} in {where}. Pass "
+            "more images: --calibration DATA, in `verify` --images DATA."
         )
     first_draw, second_draw = (_drawn(draw, images, view, seed) for draw in draws)
     return first_draw, second_draw

@@ -179,6 +179,6 @@ def _earlier_checksums(output: Path) -> dict[str, Checksum]:
     try:
         found = read_checksums(output)
     except DataError as error:
-        log.warning("%s It is replaced, for the files of this export only.", error)
+        log.warning("%s The export replaces parity.json; it will cover only the files of this export.", error)
         return {}
     return {name: checksum for name, checksum in found.items() if (output / name).exists()}

@@ -77,7 +77,7 @@ def _locked(target: Path) -> Iterator[None]:
     except BlockingIOError:
         os.close(descriptor)
         raise UsageError(
-            f"Only one process may write {target}. Wait until it has finished, or choose another folder."
+            f"{target} is in use: another process is writing it. Wait until it ends, or choose another folder."
         ) from None
     except OSError:
         pass

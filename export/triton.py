@@ -118,8 +118,8 @@ def _served_engine(path: Path) -> ServedModel:
         )
     if engine.profile.min != 1:
         raise UsageError(
-            f"Triton must be able to run one image alone. Received: {path}, for at least {engine.profile.min}. "
-            "Build it with --batch 1,..."
+            f"Triton needs an engine whose smallest batch is 1. Received: {path}, whose smallest batch is "
+            f"{engine.profile.min}. Build it with --batch 1,..."
         )
     graph = path.with_name(engine.onnx)
     if not graph.exists():

@@ -168,13 +168,15 @@ def baselines_of(found: Mapping[str, Any]) -> str:
 
 
 def view_comparison(found: Mapping[str, Any]) -> str:
-    """Return how many views find the other view of their image, next to the initial weights."""
+    """Return the share of views that are closest to the other view of their image, next to the initial weights."""
     if found.get("view_retrieval") is None:
         return "views: the features are not finite"
     initial = found.get("view_retrieval_initial")
-    before = f" (the initial weights {100 * initial:.1f} %)" if initial is not None else ""
-    images = found["view_images"]
-    return f"{100 * found['view_retrieval']:.1f} % of views find the other view of their image among {images:,}{before}"
+    before = f" (initial weights: {100 * initial:.1f} %)" if initial is not None else ""
+    share, images = f"{100 * found['view_retrieval']:.1f} %", found["view_images"]
+    return (
+        f"{share} of views are closest to the other view of the same image, among {images:,} images{before}"
+    )
 
 
 def comparison(found: Mapping[str, Any]) -> str:

@@ -95,14 +95,14 @@ def test_a_place_is_checked_before_the_work(tmp_path):
     assert (tmp_path / "there.npz").read_text() == "kept"
     (tmp_path / "link").symlink_to("/proc/none")
     for bad in (Path("/proc/x.npz"), tmp_path / "there.npz" / "x", tmp_path / "link" / "x"):
-        with pytest.raises(DataError, match="must be a place that can be written"):
+        with pytest.raises(DataError, match="must be writable"):
             check_writable(bad)
 
 
 # Bug caught: a full or read-only disk that is told as a mistake of the program's.
 @pytest.mark.parametrize(
     ("number", "told"),
-    [(errno.ENOSPC, "Free some space"), (errno.EROFS, "Choose a writable place")],
+    [(errno.ENOSPC, "Free some space"), (errno.EROFS, "Choose a writable location")],
 )
 def test_a_disk_that_refuses_is_no_surprise(number, told):
     message = message_of(OSError(number, "what the system says", "runs/x"), ["crops"])

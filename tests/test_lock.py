@@ -24,7 +24,7 @@ def test_one_process_at_a_time(tmp_path, monkeypatch, holder):
         with HOLDERS[holder](tmp_path / "out"):
             pass
 
-    with HOLDERS[holder](tmp_path / "out"), pytest.raises(UsageError, match="Only one process may write"):
+    with HOLDERS[holder](tmp_path / "out"), pytest.raises(UsageError, match="is in use: process"):
         open_folder()
     open_folder()
     for code in (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK):

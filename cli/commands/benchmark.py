@@ -51,7 +51,8 @@ def _limits(
               help="fp32, fp16, int8.")
 @click.option("--batch", "batches", callback=counts, metavar="N,...", default="1,8,32,128", help="Images per batch.")
 @click.option("--json", "json_file", type=NEW_FILE, metavar="FILE",
-              help="Write all figures to FILE after each cell, or to stdout at the end if FILE is `-`.")
+              help="Write all figures to FILE after each cell; unlike --json of other commands, it takes a FILE, and "
+              "`-` is stdout, at the end.")
 @click.option("--html", "html_file", type=NEW_FILE, metavar="FILE",
               help="Write a report with charts to FILE: one page, readable offline.")
 @amount_option("--seconds", metavar="SECONDS", default=3.0, help="Minimum time per cell.")
@@ -60,8 +61,8 @@ def _limits(
 @click.option("--cuda-graph/--no-cuda-graph", default=True,
               help="On a GPU, launch all kernels of a run as one CUDA graph.")
 @click.option("--fail-below", "limits", callback=_limits, multiple=True, metavar="CELL=X",
-              help="Exit code 1 if a cell is slower than X images/s or was not measured, such as ort-cpu:fp32:32=10. "
-              "May be repeated.")
+              help="Exit with code 1 if CELL is slower than X images/s or was not measured, for example "
+              "ort-cpu:fp32:32=10. May be repeated.")
 @quiet_option
 def command(quiet: bool, limits: list[tuple[str, float]], **options: Any) -> int:
     """Measure images/s and latency of MODELs: folders or files written by `swav-tf export`, or run folders (in Keras).

@@ -64,8 +64,8 @@ def check(
 ) -> int:
     """Read and decode every image of DATA: a folder, a file, a glob pattern, a TFDS name or `digits`.
 
-    Reports counts, classes, sizes and unreadable images, and for shards with an index wrong checksums. The exit code is
-    1 if too many images are unreadable or a checksum is wrong.
+    Reports counts, classes, sizes and unreadable images. For shards with an index, it also reports wrong checksums. The
+    exit code is 1 if too many images are unreadable or a checksum is wrong.
 
     \b
     Examples:
@@ -133,7 +133,11 @@ def _first(lines: list[str]) -> Iterator[str]:
 )  # fmt: skip
 @count_option("--shards", show_default="from --shard-mib", help="Number of shards.")
 @count_option("--shard-mib", metavar="MIB", default=256, help="Approximate size of a shard in MiB.")
-@part_option("Pack", "each has its own shards, and is read together with the others", otherwise="all images")
+@part_option(
+    "Pack",
+    "Each part has its own shards; all parts together are read as one data set",
+    otherwise="all images",
+)
 @threads_option("Threads that read and pack images")
 @click.option("--fresh", is_flag=True, help="Start over and delete the shards that are already in OUTPUT.")
 @report_options

@@ -13,8 +13,8 @@ from cli.options import Report, SearchChoice, count_option, report_options, sear
     "--threshold",
     type=click.FloatRange(-1, 1),
     metavar="X",
-    show_default="by how close the images are to each other",
-    help="Lowest cosine of near-duplicates, of standardized features.",
+    show_default="derived from the distances between the images",
+    help="Minimum cosine of standardized features at which images count as near-duplicates.",
 )
 @count_option("--groups", default=100, help="Groups to show, the closest first; the table lists all.")
 @report_options
@@ -22,8 +22,8 @@ def command(search: SearchChoice, threshold: float | None, groups: int, report: 
     """Find groups of near-duplicates by the features of images: a feature file or a folder of parts.
 
     Exact copies are recognized by their content. OUTPUT receives index.html (one file, readable offline) and
-    duplicates.csv (one row per image). The right threshold depends on the model. By default, near is a tenth of
-    the median distance (1 - cosine) to the tenth nearest image; correct it by looking at the page.
+    duplicates.csv (one row per image). The right threshold depends on the model. The default allows a distance (1 -
+    cosine) of a tenth of the median distance to the tenth nearest image; check the page and adjust --threshold.
 
     \b
     Examples:

@@ -131,8 +131,8 @@ def command(
 ) -> None:
     """Write the newest checkpoint of RUN as ONNX files that need no TensorFlow.
 
-    RUN is the folder of a pretraining, probe or fine-tuning run; the latter two also give logits. With --to tensorrt,
-    RUN may be an exported ONNX file: a GPU server then needs no TensorFlow.
+    RUN is the folder of a pretraining, probe or fine-tuning run. Exports of probes and fine-tuned models also return
+    logits. With --to tensorrt, RUN may be an exported ONNX file: a GPU server then needs no TensorFlow.
 
     Each file is checked, run by ONNX Runtime and compared with Keras in float32, on real images and on random pixels.
     If a file differs too much, the command fails and the file is not written. The folder also receives parity.json

@@ -106,7 +106,7 @@ def _devices(context: click.Context, option: click.Parameter, value: str | None)
 division_options = option_group(
     "division",
     Division,
-    part_option("Compute", "the output is a folder", otherwise="1/1"),
+    part_option("Compute", "The output is a folder", otherwise="1/1"),
     click.option(
         "--devices",
         callback=_devices,
@@ -120,7 +120,7 @@ division_options = option_group(
         "--on",
         type=click.Choice(["ray"]),
         show_default="this machine",
-        help="Where the processes of --devices run: actors on a Ray cluster.",
+        help="Run the processes of --devices as actors on a Ray cluster.",
     ),
 )
 
@@ -159,7 +159,7 @@ def command(
     .parquet  one row per image, for data frames and databases
     a folder  parts, one per process or machine; other commands accept it like a file
 
-    If DATA is a folder of parts, they are exported to OUTPUT as one file.
+    If DATA is a folder of parts, the parts are combined into the single file OUTPUT.
 
     \b
     Examples:

@@ -19,15 +19,16 @@ if TYPE_CHECKING:
 @classifier_options(
     config_option(
         required=False,
-        show_default="`finetune`, for few labels, with the run's images, their view at evaluation and its flips",
+        show_default="`finetune`, with the pretraining run's images, evaluation view and flips",
     )
 )
 def command(classifier: ClassifierChoice, cluster: ClusterAddress | None, report: Report) -> None:
     """Train a pretrained backbone and a classifier on top of it, each with its own learning rate.
 
     TRAIN and VALIDATION are labeled images: folders with one folder per class. They may be omitted if the recipe
-    or the pretraining run names both. Without -c, the classifier starts as that of `swav-tf probe`, and low rates
-    keep what the backbone has learned. If the run folder contains a checkpoint, the run resumes from it.
+    or the pretraining run names both. Without -c, the classifier is initialized from a converged probe (as `swav-tf
+    probe` fits it), and low learning rates preserve what the backbone has learned. If the run folder contains a
+    checkpoint, the run resumes from it.
 
     \b
     Examples:

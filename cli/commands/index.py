@@ -28,9 +28,9 @@ def _bytes(context: click.Context, option: click.Parameter, value: str) -> int:
     callback=_bytes,
     metavar="SIZE",
     default="8GiB",
-    help="Largest size of the index. Vectors that do not fit in float16 are stored as product codes.",
+    help="Maximum size of the index. If float16 vectors would exceed it, product codes are stored instead.",
 )
-@seed_option("the training sample and the queries of the measurement")
+@seed_option("the training sample and of the queries that measure the recall")
 @report_options
 def command(features: Path, output: Path, memory: int, seed: int, report: Report) -> None:
     """Index the features in a folder of parts, for `similar --index`, `knn --index` and `serve --index`.

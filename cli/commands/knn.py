@@ -21,12 +21,12 @@ from cli.tables import table
     callback=counts,
     metavar="N,...",
     default="10,20,100,200",
-    help="Numbers of neighbors that vote; one row of the result for each.",
+    help="Values of k, the number of neighbors that vote; the result has one row per value.",
 )
 @amount_option(
     "--temperature", metavar="X", default=0.07, help="A neighbor's vote has weight exp(cosine / X)."
 )
-@index_option("of TRAIN, which is then a folder of parts")
+@index_option("TRAIN must then be the folder of parts it was built from")
 @report_options
 def command(
     train: Path,

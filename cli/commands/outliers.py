@@ -15,7 +15,7 @@ PRINTED = 12  # rows of the table on the terminal
 @count_option("--count", default=100, help="Number of images to list.")
 @report_options
 def command(search: SearchChoice, count: int, report: Report) -> None:
-    """List the images whose features are farthest from those of their nearest images.
+    """List the images that are farthest from their nearest neighbors in feature space.
 
     OUTPUT receives index.html (one file, readable offline) and outliers.csv. The score is the mean distance of
     standardized features to the ten nearest images, divided by its median over all images.

@@ -42,7 +42,8 @@ def _gpu(context: click.Context, option: click.Parameter, value: str) -> Gpu:
     callback=_gpu,
     required=True,
     metavar="GPU",
-    help=f"{', '.join(GPUS)}; or MEMORY,TFLOPS,BANDWIDTH: GB, dense peak in the recipe's precision, GB/s.",
+    help=f"{', '.join(GPUS)}; or MEMORY,TFLOPS,BANDWIDTH in GB, TFLOP/s (dense peak at the recipe's precision) and "
+    "GB/s.",
 )
 @count_option("--gpus", default=1, help="Total number of GPUs.")
 @count_option("--gpus-per-node", default=8, help="GPUs per machine.")
@@ -51,7 +52,7 @@ def _gpu(context: click.Context, option: click.Parameter, value: str) -> Gpu:
 )
 @count_option(
     "--images",
-    show_default="the recipe's data; without any ImageNet's 1,281,167",
+    show_default="counted from the recipe's data; ImageNet's 1,281,167 if it names none",
     help="Number of training images.",
 )
 @amount_option(

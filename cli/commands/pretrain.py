@@ -45,7 +45,9 @@ if TYPE_CHECKING:
 @track_option
 @cluster_options
 @count_option(
-    "--workers-per-node", default=1, help="Worker processes of each machine, which divide its GPUs and cores."
+    "--workers-per-node",
+    default=1,
+    help="Number of worker processes per machine; they share its GPUs and cores equally.",
 )
 @report_options
 def command(

@@ -19,15 +19,15 @@ if TYPE_CHECKING:
 @classifier_options(
     config_option(
         required=False,
-        show_default="the settings of `probe`, with the run's images and their view at evaluation",
+        show_default="`probe`, with the pretraining run's images and evaluation view",
     )
 )
 @click.option(
     "--cached/--sgd",
     default=None,
     show_default="--cached without -c, --sgd with it",
-    help="Cached: compute the features once and fit the converged classifier, logistic regression by L-BFGS, with "
-    "the penalty chosen on held-out training images. SGD: train on crops, the published protocol.",
+    help="--cached: compute the features once, then fit logistic regression (L-BFGS) to convergence; the penalty is "
+    "chosen on held-out training images. --sgd: train on augmented crops, as in the published protocol.",
 )
 def command(
     classifier: ClassifierChoice, cluster: ClusterAddress | None, report: Report, cached: bool | None
@@ -35,8 +35,9 @@ def command(
     """Measure a pretrained backbone with a linear classifier on its frozen features.
 
     TRAIN and VALIDATION are folders of labeled images, with one folder per class. They may be omitted if the recipe
-    or the pretraining run names both. Without -c, the classifier is fitted to features in memory until it converges.
-    Published figures use SGD: the recipes `probe*`. SGD resumes if the run folder contains a checkpoint.
+    or the pretraining run names both. Without -c, features are computed once and a logistic regression is fitted to
+    convergence. To reproduce published figures, which use SGD, choose a `probe*` recipe. An SGD run resumes if the run
+    folder contains a checkpoint.
 
     \b
     Examples:

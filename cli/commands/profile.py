@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 def command(recipe: RecipeChoice, steps: int, report: Report) -> None:
     """Run a few steps of a recipe and report its bottleneck: input, host or device.
 
-    DATA is the same as for `swav-tf pretrain`. Without it, random JPEGs replace ImageNet's images. Nothing is written
-    to disk.
+    DATA is the same as for `swav-tf pretrain`. Without DATA, random JPEGs of ImageNet's typical size are used. Nothing
+    is written to disk.
 
     \b
     Examples:
@@ -62,7 +62,8 @@ def print_profile(profile: Profile) -> None:
 
     if p.load > p.cores / 2:
         console.print(
-            f"[yellow]warning:[/] the machine was busy (load {p.load:.1f} on {p.cores} cores): figures are too slow."
+            f"[yellow]warning:[/] the machine was busy (load {p.load:.1f} on {p.cores} cores), so the measured times "
+            "are too long. Repeat on an idle machine."
         )
     if p.memory_mb is not None:
         where = "of the fullest GPU" if p.devices == "GPU" else "of the process"

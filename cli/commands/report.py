@@ -24,11 +24,11 @@ from swav_tf.plumbing.log import log
 )
 @report_options
 def command(run: Path, output: Path | None, data: str | None, limit: int, report: Report) -> None:
-    """Write a page about the pretraining in RUN, complete or not: one HTML file, readable offline.
+    """Write a report on the pretraining run in RUN: one HTML file that works offline. The run need not be complete.
 
-    It shows loss, k-NN accuracy, learning rate and prototypes used by epoch, prototypes with their nearest images,
-    neighbors of ten images, a map of the features, crops, the recipe, and images that could not be read. Without the
-    images, or before the first checkpoint, it shows the rest.
+    It shows curves of loss, k-NN accuracy, learning rate and number of prototypes used; prototypes with their nearest
+    images; the nearest neighbors of ten images; a map of the features; crops; the recipe; and unreadable images.
+    Without the images, or before the first checkpoint, it shows the rest.
 
     \b
     Examples:

@@ -26,14 +26,15 @@ from cli.options import (
 @click.argument("exported", type=PATH)
 @click.option("--features", type=PATH, metavar="FILE",
               help="Feature file to search for similar images, computed with the same model.")
-@index_option("to search instead. Add --features if the features have moved")
-@click.option("--images", type=FOLDER, metavar="DIR", help="Folder of the indexed images, to show them.")
+@index_option("searched instead of --features; add --features only if the features have moved")
+@click.option("--images", type=FOLDER, metavar="DIR",
+              help="Folder with the images of --features or --index; without it, the search page shows no pictures.")
 @click.option("--host", default="127.0.0.1", metavar="ADDRESS", help="Address to listen on; 0.0.0.0 for all.")
 @count_option("--port", least=0, most=65535, default=8000, help="Port to listen on; 0 selects a free one.")
 @count_option("--batch", default=32, help="Largest number of images computed at once.")
 @click.option("--wait-ms", type=click.FloatRange(0), default=2.0, metavar="MS",
               help="How long the first image of a batch waits for more, in milliseconds.")
-@amount_option("--max-mb", default=32.0, metavar="MB", help="Largest request body, in 2^20 bytes.")
+@amount_option("--max-mb", default=32.0, metavar="MIB", help="Maximum size of a request body, in MiB.")
 @count_option("--max-images", default=64, help="Maximum number of images in a request.")
 @count_option("--max-pixels", help="Maximum number of pixels in an image.", show_default="as in the model's recipe")
 @count_option("--queue", default=256, help="Maximum number of waiting images; more are refused with status 503.")
@@ -60,7 +61,7 @@ def command(
     \b
     POST /features  features of an image, or of several as multipart/form-data
     POST /similar   similar images; requires --features or --index
-    GET /           page on which an image can be dropped; requires the same
+    GET /           search page: drop an image to find similar ones; requires --features or --index
     GET /health     state and model
     GET /metrics    metrics in Prometheus format
 

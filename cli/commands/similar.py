@@ -28,7 +28,7 @@ from cli.tables import table
     metavar="FILE",
     help="Feature file or folder of parts to search, computed with the same model.",
 )
-@index_option("to search instead. Add --features if the features have moved")
+@index_option("searched instead of --features; add --features only if the features have moved")
 @model_options
 @picture_option("similar.png")
 @count_option("-k", most=500, default=12, help="Number of images to find.")

@@ -16,8 +16,9 @@ file_argument = click.argument("source", metavar="FILE", type=PATH)
 prefix_option = click.option(
     "--prefix",
     metavar="NAME",
-    show_default="the usual network of a file",
-    help="Use only tensors whose names, including dictionary keys but not module., start with NAME and a dot.",
+    show_default="the main network of the file",
+    help="Use only the tensors below NAME, a name prefix or dictionary key such as student; a leading module. is "
+    "ignored.",
 )
 
 

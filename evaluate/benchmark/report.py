@@ -62,7 +62,7 @@ def _cards(benchmark: Benchmark) -> list[tuple[str, str, str]]:
     ]
     latency = _median_ms(quickest)
     cards = [
-        (f"{_speed(fastest):,.0f}", "images/s at most", places[0]),
+        (f"{_speed(fastest):,.0f}", "highest images/s", places[0]),
         (f"{latency:,.{3 if latency < 10 else 1}f} ms", "lowest median latency", places[1]),
     ]
     fp32 = [cell for cell in cells if cell.key[:3] == (*fastest.key[:2], "fp32")]

@@ -76,8 +76,8 @@ class BadImages:
     def _stop(self, found: str, name: str, reason: str) -> NoReturn:
         listed = f" They are listed in {self.path}." if self.path is not None else ""
         raise DataError(
-            f"{found} images cannot be read; {self.setting} is a share of {self.max_share:g}, {self.allowed} here."
-            f"{listed} The last was {name}: {reason}. Repair or remove them, or raise {self.setting}."
+            f"{found} images cannot be read. {self.setting}={self.max_share:g} allows at most {self.allowed} of "
+            f"{self.images}.{listed} The last was {name}: {reason}. Repair or remove them, or raise {self.setting}."
         )
 
     def write_list(self, path: Path) -> None:

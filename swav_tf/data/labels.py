@@ -82,7 +82,8 @@ def renumbered(
     """
     if not (own and names) and not _are_numbers(own or names):
         log.warning(
-            "One list of labels has no class names: label 0 is assumed to be the first name of the other."
+            "Only one of the two image sets has class names. Labels are matched by position: label 0 is taken as the "
+            "first class name."
         )
         return np.where(labels < len(names or own), labels, -1)
     count = 1 + int(labels.max(initial=-1))
@@ -136,7 +137,7 @@ def _differences(train: Sequence[str], validation: Sequence[str]) -> str:
     extra = [name for name in validation if _key(name) not in known]
     found = f"{len(extra):,} only among the validation images: {first_of(extra)}" if extra else "no names"
     return (
-        "Validation images must have classes of the training images, by name or number. "
+        "Every class of the validation images must exist in the training images (matched by name or number). "
         f"Received: {len(train):,} and {len(validation):,} classes; {found}. "
         f"The training images have: {first_of(train)}."
     )

@@ -61,7 +61,7 @@ class LeftOut:
         elif name.startswith("."):
             reason = "hidden"
         elif is_system(name):
-            reason = "of the system or an editor"
+            reason = "created by the operating system or an editor"
         elif f".{extension.lower()}" in _UNREAD:
             reason = f"pictures of a format that is not read, .{extension.lower()}"
             if extension.lower() in ("heic", "heif", "hif"):
@@ -92,8 +92,8 @@ class LeftOut:
         text = f"{root}: {images:,} images; left out: {self}."
         if self.pictures > images:
             raise DataError(
-                f"Most pictures of a folder must be readable. Received: {text} Convert them to JPEG or PNG, read "
-                "images next to class folders with data.kind=images, or pass a folder of the images you want."
+                f"More pictures were skipped than read. {text} Convert them to JPEG or PNG, read images next to class "
+                "folders with data.kind=images, or pass a folder of the images you want."
             )
         if self:
             log_once(logging.WARNING if self.pictures else logging.INFO, text)

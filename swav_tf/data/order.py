@@ -99,4 +99,4 @@ class CropsByPosition:
                 continue
             bad_images.good()
             return found
-        raise DataError("None of the images can be read.")
+        raise DataError("None of the images can be read. Run `swav-tf data check` to see why.")

@@ -32,8 +32,8 @@ def part_of_images(
     if others or any((output / name).exists() for name in (INDEX, PLAN)):
         found = f"parts of {min(others)}" if others else "shards that are in no parts"
         raise UsageError(
-            f"The output of --part must be empty or contain other parts of {count}. Received: {output}, with {found}. "
-            "Choose another folder."
+            f"The output folder of --part must be empty or contain parts of the same total ({count}). Received: "
+            f"{output}, which contains {found}. Choose another folder."
         )
     part = Subset(source, range(total * (number - 1) // count, total * number // count))
     whole = {"whole": fingerprint(source), WHOLE_LABELS: labels_sha256(source)}

@@ -137,8 +137,8 @@ def _refuse_other_files(output: Path) -> None:
     others = [name for name in names if not name.startswith(".")]
     if others and not {INDEX, PLAN} & set(names):
         raise UsageError(
-            f"The folder of the shards must be new or empty. Received: {output}, with {len(others)} entries, including "
-            f"them {printable(min(others))}. Choose another one."
+            f"The folder of the shards must be new or empty. Received: {output}, which contains {len(others)} entries, "
+            f"such as {printable(min(others))}. Choose another folder."
         )
 
 

@@ -350,7 +350,7 @@ def _remote(path: str) -> Iterator[tuple[Any, str]]:
         raise OSError(f"{archive or path}: {error}") from error
     except ImportError as error:  # the message names the package
         raise DataError(
-            f"{path} needs a package that is not installed. {error}, or copy the images to this machine."
+            f"{path} needs a package that is not installed: {error}. Install it, or copy the images to this machine."
         ) from error
     except ValueError as error:
         raise DataError(

@@ -123,8 +123,8 @@ class CropProcesses:
         finally:
             self._free.put(slot)
         raise DataError(
-            f"data.processes must be as many processes as this machine can keep. Received: {self._count}; some "
-            f"were lost {_ATTEMPTS} times in a row: {self._lost}. Set fewer if memory is short, or 0 for threads."
+            f"Crop processes were lost {_ATTEMPTS} times in a row ({self._lost}); data.processes is {self._count}. If "
+            "memory is short, lower it; 0 uses threads."
         )
 
     def end(self) -> None:
@@ -188,8 +188,8 @@ class CropProcesses:
             self._kill()
             reason = str(error) if isinstance(error, OSError) else "one ended while it started"
             raise DataError(
-                f"data.processes must be as many processes as this machine can start. Received: {self._count}; "
-                f"{reason}. Set fewer, or 0 to make the crops in threads of this process."
+                f"{self._count} crop processes could not be started: {reason}. Lower data.processes, or set it to 0 to "
+                "use threads."
             ) from error
 
     def _replace(self, executor: ProcessPoolExecutor) -> None:

@@ -60,8 +60,8 @@ def check_writable(path: Path, refusal: type[SwavError] = DataError) -> None:
             path.open("ab").close()
     except OSError as error:
         raise refusal(
-            f"{path} must be a place that can be written. Received: {folder} ({error.strerror or error}). Obtain "
-            "permission to write there, free some space, or choose another place."
+            f"{path} must be writable. Received: {folder} ({error.strerror or error}). Get write permission, free some "
+            "space, or choose another location."
         ) from error
 
 
@@ -99,7 +99,7 @@ def atomic_writes(*paths: Path) -> Iterator[list[Path]]:
             sync_to_disk(folder)
     except OSError as error:
         raise DataError(
-            f"{paths[0]} could not be written: {error.strerror or error}. Free some space or choose another place."
+            f"{paths[0]} could not be written: {error.strerror or error}. Free some space or choose another location."
         ) from error
     finally:
         for partial in partials:
@@ -146,15 +146,15 @@ def locked_folder(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / ".lock").open("a+")
     except OSError as error:
-        raise UsageError(f"A writable folder is needed. Received: {folder} ({error}).") from error
+        raise UsageError(f"{folder} must be a writable folder. {error}. Choose another folder.") from error
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:  # the only error that means: held by another process
             lock.seek(0)
             raise UsageError(
-                f"Only one process may write {folder}. Received: process {lock.read().strip() or 'unknown'} is "
-                "writing it. Wait for it, stop it, or choose another place."
+                f"{folder} is in use: process {lock.read().strip() or 'unknown'} is writing it. Wait until it ends, "
+                "stop it, or choose another folder."
             ) from None
         except OSError as error:
             raise UsageError(

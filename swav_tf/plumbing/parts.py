@@ -22,7 +22,7 @@ def part_numbers(text: str | None, environment: Mapping[str, str]) -> tuple[int,
     if text is not None:
         found = re.fullmatch(r"(\d+)/(\d+)", text)
         if found is None or not 1 <= int(found[1]) <= int(found[2]):
-            raise UsageError(f"--part must be a number of a number, from 1/400 to 400/400. Received: {text}.")
+            raise UsageError(f"--part must be I/N with 1 <= I <= N, such as 17/400. Received: {text}.")
         return int(found[1]), int(found[2])
     if "SLURM_ARRAY_TASK_ID" not in environment:
         return None
@@ -32,7 +32,7 @@ def part_numbers(text: str | None, environment: Mapping[str, str]) -> tuple[int,
     )
     if (most - least) // step + 1 != count:
         raise UsageError(
-            f"--part must be given in a SLURM array with gaps. Received: {count} tasks from {least} to {most}. Use "
-            "--part $SLURM_ARRAY_TASK_ID/COUNT, where COUNT is the number of all parts."
+            f"In a SLURM array with gaps, pass --part. Received: {count} tasks numbered {least} to {most}. Use --part "
+            "$SLURM_ARRAY_TASK_ID/COUNT, where COUNT is the total number of parts."
         )
     return (task - least) // step + 1, count

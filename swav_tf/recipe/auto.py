@@ -224,11 +224,11 @@ def _explain(
     size = "a larger network does not finish on a CPU" if on_cpu else "by the images' size and number"
     time = f"about {max(1, round(seconds / 60))} min" if seconds else "not known before the first steps"
     lines = [
-        f"auto: {images.images:,} images, {images.kind}, {labels}, {color}, median short side {images.short_side} px; "
-        f"{device}",
+        f"auto: {images.images:,} images (data.kind {images.kind}), {labels}, {color}, median short side "
+        f"{images.short_side} px; {device}",
         f"  {settings['model']['backbone']['name']}, crops {crops} px: {size}",
         f"  batch {train['batch_size']} in {counted(train['accumulation_steps'], 'part')}, {train['precision']}: "
-        f"{counted(steps, 'step')} an epoch",
+        f"{counted(steps, 'step')} per epoch",
         f"  {settings['model']['prototypes']} prototypes: each gets more than one image of a batch, so no queue",
         f"  epsilon {EPSILON:g}, prototypes frozen for an epoch: against collapse on small data",
         f"  {optimizer.get('kind', 'lars')} at rate {optimizer['peak_learning_rate']:g}",
@@ -239,7 +239,7 @@ def _explain(
         return lines
     wanted = min(max(STEPS // max(1, steps), EPOCHS[0]), EPOCHS[1])
     if train["epochs"] < wanted:
-        reading = f"; reading takes {images.decode_seconds * 1e3:.0f} ms an image: store smaller ones"
+        reading = f"; reading takes {images.decode_seconds * 1e3:.0f} ms per image: store smaller ones"
         lines.append(
             f"  If you have more time, {wanted} epochs are better: -o train.epochs={wanted}"
             f"{reading if images.decode_seconds > CORE_SECONDS else ''}"
@@ -259,7 +259,7 @@ class Remedy:
     def text(self) -> str:
         """Return the remedy in words, with the options that apply it."""
         options = " ".join(f"-o {override}" for override in self.overrides)
-        return f"{self.what}: {options}" + (f", now {self.now}" if self.now else "")
+        return f"{self.what}: {options}" + (f" (instead of {self.now})" if self.now else "")
 
 
 def remedies(recipe: Recipe, steps_per_epoch: int) -> list[Remedy]:
@@ -278,7 +278,7 @@ def remedies(recipe: Recipe, steps_per_epoch: int) -> list[Remedy]:
         scales = [
             f"crops.{i}.scale=[{low},{high}]" for i, (low, high) in enumerate(LARGER[: len(recipe.crops)])
         ]
-        found.append(Remedy("larger parts of the image", tuple(scales), f"from {recipe.crops[0].scale[0]:g}"))
+        found.append(Remedy("larger parts of the image", tuple(scales), f"{recipe.crops[0].scale[0]:g}"))
     if prototypes > 20:
         setting = f"model.prototypes={prototypes // 2}"
         found.append(Remedy("fewer prototypes, about ten per class", (setting,), str(prototypes)))

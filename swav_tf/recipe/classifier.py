@@ -25,7 +25,9 @@ class SGDSettings(Section):
     """SGD with momentum; learning rates change between epochs only."""
 
     momentum: float = Field(0.9, ge=0, lt=1, description="momentum")
-    weight_decay: float = Field(0.0, ge=0, description="added to the gradient, times the weight")
+    weight_decay: float = Field(
+        0.0, ge=0, description="L2 factor: weight_decay x weights is added to the gradient"
+    )
     decay: Literal["cosine", "steps"] = Field(
         "cosine",
         description="cosine: rate x (1 + cos(pi epoch / epochs)) / 2; steps: x decay_factor at decay_epochs",
@@ -70,7 +72,7 @@ class Cached(Section):
     penalties: tuple[float, ...] = Field(
         (1.0, 0.1, 0.01, 1e-3, 1e-4, 1e-5, 1e-6),
         min_length=1,
-        description="L2 penalties to choose from: half the factor of the squared weights, added to the mean loss",
+        description="L2 penalties to choose from; penalty / 2 x the sum of squared weights is added to the mean loss",
     )
     held_out_share: float = Field(0.2, gt=0, lt=1, description="share of features to choose a penalty on")
     max_iterations: int = Field(500, ge=1, description="iterations of L-BFGS for each penalty, at most")
@@ -91,7 +93,7 @@ class ClassifierRecipe(Section):
     subset: str | None = Field(None, description="file with the names of the images to train on; null: all")
     crop: TrainingCrop = Field(TrainingCrop(), description="the crop of a training image")
     optimizer: ProbeOptimizer | FinetuneOptimizer = Field(..., description="SGD and its schedule")
-    train: Train = Field(..., description="how long, how large, on what")
+    train: Train = Field(..., description="duration, batch, precision and devices")
     checkpoint: Checkpoints = Field(Checkpoints(), description="when state is saved")
     monitor: ClassifierMonitor = Field(ClassifierMonitor(), description="metrics")
 
@@ -154,7 +156,7 @@ class FinetuneRecipe(ClassifierRecipe):
     cached: Cached = Field(Cached(), description="how that probe is fitted")
 
     def lengthened(self, images: int, *, least_steps: int) -> FinetuneRecipe:
-        """Return the recipe with a multiple of its epochs, all of its schedule, that has at least so many steps."""
+        """Return the recipe with epochs and schedule multiplied until it has at least `least_steps` steps."""
         steps = images // self.train.batch_size * self.train.epochs
         if steps == 0 or steps >= least_steps:
             return self

@@ -49,11 +49,12 @@ class Data(Section):
     )
     label_key: str = Field(
         "image/class/label",
-        description="the same for the label, in TFRecord an integer; in tar a field of JSON",
+        description="likewise for the label: an integer feature in TFRecord, a column in lists and Parquet, a JSON "
+        "field in tar",
     )
     max_bad_share: Probability = Field(
         0.01,
-        description="share of all images above which unreadable ones stop the run (0 to 1); counted per worker",
+        description="largest share of unreadable images (0 to 1); the run stops above it; counted per worker",
     )
     background: Color = Field((255, 255, 255), description="RGB (0 to 255) under transparent parts of images")
     max_pixels: int = Field(

@@ -116,11 +116,13 @@ class Model(Section):
 class Queue(Section):
     """Past projections that join the batch when codes are computed."""
 
-    length: int = Field(0, ge=0, description="projections per assign crop over all replicas; 0: no queue")
+    length: int = Field(
+        0, ge=0, description="projections stored per large crop, over all replicas; 0: no queue"
+    )
     from_epoch: int = Field(
         0,
         ge=0,
-        description="epoch (from 0) in which the queue starts to fill, or a share, 10%",
+        description="epoch (from 0) in which the queue starts to fill, or a share of the run such as 10%",
     )
 
 
@@ -163,7 +165,9 @@ class Optimizer(Section):
     warmup_start_learning_rate: float = Field(0.0, ge=0, description="rate of the first warm-up step")
     momentum: float = Field(0.9, ge=0, lt=1, description="momentum; of adam: beta 1")
     weight_decay: float = Field(
-        1e-6, ge=0, description="times the weights, added to the gradient (before the trust ratio)"
+        1e-6,
+        ge=0,
+        description="L2 factor: weight_decay x weights is added to the gradient, before the trust ratio",
     )
     trust_coefficient: float = Field(0.001, gt=0, description="trust coefficient of lars")
 
@@ -172,7 +176,7 @@ MOST: Final = 10**9  # epochs, or images of a batch; huge integers do not fit in
 
 
 class Train(Section):
-    """How long, how large, on what."""
+    """Duration, batch, precision and devices of a run."""
 
     epochs: int = Field(..., ge=1, le=MOST, description="passes over the images")
     batch_size: int = Field(
@@ -242,8 +246,8 @@ class Monitor(Metrics):
     collapse_after_steps: int = Field(
         500,
         ge=1,
-        description="steps with unfrozen prototypes at a loss of ln K until a collapse is reported; at most a tenth "
-        "of the run, or 100",
+        description="steps after the prototype freeze at which the run is checked for collapse; at most a tenth of the "
+        "run or 100, whichever is more",
     )
     knn_every_epochs: int = Field(0, ge=0, description="epochs between k-NN accuracies on labels; 0: never")
     knn_neighbours: int = Field(20, ge=1, description="neighbors that vote, k")
@@ -267,7 +271,7 @@ class Recipe(Section):
     model: Model = Field(Model(), description="backbone, head and prototypes")
     method: Method = Field(Method(), description="codes and loss")
     optimizer: Optimizer = Field(..., description="optimizer and schedule")
-    train: Train = Field(..., description="how long, how large, on what")
+    train: Train = Field(..., description="duration, batch, precision and devices")
     checkpoint: Checkpoints = Field(Checkpoints(), description="when state is saved")
     monitor: Monitor = Field(Monitor(), description="metrics and warnings")
 

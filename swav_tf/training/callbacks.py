@@ -118,7 +118,7 @@ FEWEST_STEPS = 100  # after the freeze: shorter waits would judge a run that has
 
 
 class Collapsed(SwavError):
-    """Report that a run learns nothing, to who starts it again with a remedy."""
+    """Report a collapse to the caller, which restarts the run with a remedy."""
 
     def __init__(self, text: str, figures: dict[str, float], remedy: Remedy) -> None:
         super().__init__(text)

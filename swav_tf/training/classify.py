@@ -198,8 +198,8 @@ def open_run(
     if recipe.data.evaluation != (own := start.recipe.data.evaluation):
         view = recipe.data.evaluation
         log.warning(
-            f"Images are resized to {view.resize} and cropped to {view.crop} pixels, {own.resize} and {own.crop} in "
-            f"the pretraining run. For its view use -o data.evaluation.resize={own.resize} "
+            f"Images are resized to {view.resize} and cropped to {view.crop} pixels, but the pretraining run used "
+            f"{own.resize} and {own.crop}. To use its view: -o data.evaluation.resize={own.resize} "
             f"-o data.evaluation.crop={own.crop} -o crop.size={own.crop}."
         )
     origin = start.origin
@@ -222,8 +222,8 @@ def _for_few_images(
         )
     if (each := images / class_count) < FEWEST_LABELS:
         log.warning(
-            f"{images:,} images of {class_count:,} classes are {each:.1f} per class: the accuracy depends on which "
-            "ones they are. Compare it with `swav-tf probe` and --from-scratch on the same --subset."
+            f"With only {each:.1f} images per class, the accuracy depends strongly on which images were chosen. "
+            "Compare it with `swav-tf probe` and --from-scratch on the same --subset."
         )
     return longer
 

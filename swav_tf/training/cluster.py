@@ -218,8 +218,8 @@ def _multi_worker(
         )
     except tf.errors.OpError as error:
         raise TransientError(
-            "All workers must reach the start of the cluster. One has exited or cannot be reached; its own error "
-            f"gives the reason. Start the same command on all machines. TensorFlow's error: {str(error)[:800]}"
+            "The TensorFlow cluster could not start: a worker has exited or cannot be reached. See that worker's "
+            f"error, then start the same command on all machines. TensorFlow's error: {str(error)[:800]}"
         ) from error
     return strategy, meeting if meeting and meeting.connections else None
 

@@ -52,8 +52,8 @@ def explained_failures(train: Train, team: Topology) -> Iterator[None]:
     except tf.errors.ResourceExhaustedError as error:
         raise SwavError(
             f"Out of memory at batch_size {train.batch_size} over {counted(team.replicas, 'replica')}. "
-            "Remedies: train.accumulation_steps=2 (or 4, 8: the same batch in parts), "
-            "train.precision=mixed_float16, a smaller train.batch_size (in pretraining with a queue). "
+            "Try train.accumulation_steps=2 (or 4, 8: the same batch in parts), train.precision=mixed_float16, or a "
+            "smaller train.batch_size (when pretraining, together with a queue). "
             f"TensorFlow's error: {str(error)[:300]}"
         ) from error
     except tf.errors.OpError as error:

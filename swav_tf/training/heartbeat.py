@@ -93,7 +93,7 @@ class Heartbeat:
                 why = "is gone: its connection closed without notice, as after kill -9, out of memory or a crash."
                 if isinstance(error, TimeoutError):
                     limit = f"{self.timeout_seconds:g} s (train.worker_timeout_seconds)"
-                    why = f"has been silent for {limit}: it hangs, is stopped, or its network is lost."
+                    why = f"has sent no heartbeat for {limit}: it hangs, was stopped, or lost its network connection."
                 return self._report(Loss(other, f"{self._names[other]} {why}", LOST))
             if "farewell" in message:
                 farewell: dict[str, Any] | None = message["farewell"]

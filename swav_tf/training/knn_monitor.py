@@ -95,7 +95,8 @@ class _Evaluator(keras.callbacks.Callback):
         found = self.job.position.validation
         if found.setdefault(f"{kind}_sha256", identity) != identity:  # earlier versions recorded none
             log.warning(
-                "Images or settings of the evaluation have changed: it continues without its baselines."
+                "The images or settings of the evaluation changed since the checkpoint. Its baselines are dropped, so "
+                "the run will end without a verdict."
             )
             self._keep(kind, **dict.fromkeys(keys))
             found[f"{kind}_sha256"] = identity
@@ -136,7 +137,7 @@ class KNNEvaluator(_Evaluator):
                 self.query_labels = renumbered(self.query_labels, own, names)
             if unknown := int((self.query_labels < 0).sum()):
                 raise DataError(
-                    "Validation images must have classes of the training images. "
+                    "Every class of the validation images must exist in the training images. "
                     f"Received: {unknown:,} of {len(self.queries):,} with other classes."
                 )
 
@@ -199,7 +200,7 @@ class KNNEvaluator(_Evaluator):
 
 
 class ViewEvaluator(_Evaluator):
-    """Measure without labels: the share of images whose one random view finds the other by its features.
+    """Measure without labels: the share of views whose nearest neighbor is the other view of the same image.
 
     The views are two large crops as in training, always the same; the mean of the features is subtracted. Compared with
     the initial weights, which see the same views, the figure follows accuracy (docs/results.md); it says nothing about
@@ -271,11 +272,11 @@ def view_verdict(found: Mapping[str, Any], *, at_end: bool) -> tuple[int, str]:
         return logging.INFO, f"{what}."
     if exceeds(found["view_retrieval"] or 0.0, found["view_retrieval_initial"], int(found["view_images"])):
         return logging.INFO, f"{what}: the features are better than the initial weights."
-    meaning = "Nothing useful" if at_end else "If this is still so at the end, nothing useful"
+    learned = "was learned" if at_end else "will have been learned if this does not change"
     return logging.WARNING, (
-        f"{what}: the features are not clearly better than the initial weights, whatever the loss. {meaning} "
-        "was learned: use crops of larger scales, a lower rate, more epochs or more images, or start from released "
-        "weights (--weights)."
+        f"{what}: the features are not clearly better than the initial weights, regardless of the loss. Nothing useful "
+        f"{learned}. Try larger crop scales, a lower rate, more epochs or more images, or start from released weights "
+        "(--weights)."
     )
 
 
@@ -371,6 +372,6 @@ def verdict(found: dict[str, Any], queries: int) -> tuple[int, str]:
     if not (lost := lost_to(found, queries)):
         return logging.INFO, f"{by} better than {' and '.join(BASELINES.values())}."
     return logging.WARNING, (
-        f"{by} not clearly better than {lost}, whatever the loss: little was learned that helps to distinguish these "
-        "classes. Train for more epochs or on more images, or start from released weights (--weights)."
+        f"{by} not clearly better than {lost}, regardless of the loss: little was learned that helps to distinguish "
+        "these classes. Train for more epochs or on more images, or start from released weights (--weights)."
     )

@@ -39,11 +39,12 @@ def pretrain(
     callbacks: Sequence[keras.callbacks.Callback] = (),
     rescue: Callable[[list[Remedy]], Remedy | None] | None = None,
 ) -> Result[SwAV]:
-    """Pretrain by a recipe, or resume the run in `run_dir`.
+    """Pretrain according to a recipe, or resume the run in `run_dir`.
 
     Args:
         recipe: all settings.
-        run_dir: folder of the run, for several workers on a shared file system; a checkpoint in it is resumed.
+        run_dir: folder of the run; several workers need it on a shared file system. If it contains a checkpoint, the
+            run resumes.
         cluster: address of this worker; not needed with TF_CONFIG or SLURM.
         fresh: start over; the earlier run is moved into `previous-N/`.
         weights: run folder or import to take the initial weights from, instead of random ones.

@@ -303,7 +303,10 @@ def _join(address: ClusterAddress, name: str, deadline: float) -> Meeting:
         while missing := (answer := master.receive()).get("missing"):
             _log_missing(missing)
     except TimeoutError as error:
-        raise TransientError(f"Node 0 at {address.master} did not answer {who} in time.") from error
+        raise TransientError(
+            f"Node 0 at {address.master} did not answer {who} in time. Check that node 0 is running, and start the "
+            "same command on all machines."
+        ) from error
     except (OSError, ValueError) as error:
         raise TransientError(
             f"Node 0 at {address.master} was lost while {who} waited for the others: its connection closed without "
@@ -329,7 +332,10 @@ def _connect(address: ClusterAddress, deadline: float) -> Connection:
             raise ConnectionRefusedError("nothing is listening there")
         except OSError as error:
             if time.monotonic() > deadline:
-                raise TransientError(f"Node 0 did not answer at {address.master}: {error}.") from error
+                raise TransientError(
+                    f"Node 0 did not answer at {address.master}: {error}. Check --master, the firewall, and that the "
+                    "command runs on node 0."
+                ) from error
             if notice and time.monotonic() > notice:
                 log.info("Waiting for node 0 at %s to start (%s).", address.master, error)
                 notice = None

@@ -110,7 +110,8 @@ class Tracking:
                 self.trackers[name] = TRACKERS[name](self.folder, self.recipe, ids.get(name))
             except Exception as error:  # of any kind: they are another program's
                 raise SwavError(
-                    f"{name} cannot start: {error}\nChange its settings, or leave it out of --track."
+                    f"{name} cannot start: {error}\nCheck its configuration (docs/metrics.md), or remove it from "
+                    "--track."
                 ) from error
         if self.trackers:
             ids |= {name: tracker.id for name, tracker in self.trackers.items()}

@@ -50,8 +50,9 @@ def pretraining_recipe(
         defaults |= {"augment.mean": found.mean, "augment.std": found.std}
     elif config is None and not any(item.startswith("augment.std") for item in overrides):
         raise UsageError(
-            f"{source} does not contain the mean and standard deviation that its images were normalized by. Use its "
-            "run folder or, without a classifier, set them: -o 'augment.mean=[R, G, B]' -o 'augment.std=[R, G, B]'."
+            f"{source} does not record the mean and standard deviation used to normalize its images. Use its run "
+            "folder; or, for a backbone without a classifier, set -o 'augment.mean=[R, G, B]' -o 'augment.std=[R, G, "
+            "B]'."
         )
     if config is None:
         defaults["train.precision"] = "float32"  # so that features equal the published ones

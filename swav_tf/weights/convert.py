@@ -78,10 +78,10 @@ def import_weights(
     classes: Path | str | None = None,
     prefix: str | None = None,
 ) -> Imported:
-    """Write weights of any known format as a run folder that can be evaluated, or as our own safetensors file.
+    """Write weights of any known format as a run folder that can be evaluated, or as a swav-tf safetensors file.
 
-    A backbone, with or without head and prototypes, becomes a folder as of `swav-tf pretrain`; a classifier on
-    its backbone becomes one as of `swav-tf probe`.
+    A backbone, with or without head and prototypes, becomes a run folder like that of `swav-tf pretrain`; a classifier
+    on its backbone becomes one like that of `swav-tf probe`.
 
     Args:
         source: a file or folder that `open_weights` reads.
@@ -188,7 +188,7 @@ def export_weights(
         source: a run folder, a checkpoint, or any file that can be imported.
         to: a new file.
         names: `swav`: as in the released SwAV, with head and prototypes; `torchvision`: a ResNet alone, the
-            classifier of a probe or fine-tuning run as `fc`; `swav_tf`: our own names and layout. None:
+            classifier of a probe or fine-tuning run as `fc`; `swav_tf`: native names and layout. None:
             `swav_tf` for safetensors, else `swav`.
         best: use the best validated epoch of a probe or fine-tuning run, not its newest checkpoint.
 

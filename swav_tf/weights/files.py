@@ -73,8 +73,8 @@ def read_tree(path: Path) -> Any:
             return read_pickle(file, source=str(path))
     what = "is empty" if not start else f"starts with {start[:12]!r}"
     raise WeightsError(
-        f"{path} is not a known file of weights: it must be one of torch.save, a pickle of arrays, or safetensors. "
-        f"It {what}."
+        f"{path} is not a known weights file. Supported are files of torch.save, pickles of arrays, and safetensors. "
+        f"This file {what}."
     )
 
 

@@ -105,7 +105,9 @@ def read_torch_zip(path: Path) -> Any:
     try:
         archive = zipfile.ZipFile(path)
     except (zipfile.BadZipFile, OSError, ValueError, struct.error) as error:
-        raise WeightsError(f"{path} is damaged, or cut off in a download: {error}.") from error
+        raise WeightsError(
+            f"{path} is damaged or incompletely downloaded: {error}. Download it again."
+        ) from error
     with archive:
         members = {info.filename: info for info in archive.infolist()}
         roots = [name.removesuffix("data.pkl") for name in members if name.endswith("/data.pkl")]
@@ -152,7 +154,7 @@ def read_torch_legacy(path: Path) -> Any:
         room -= length * _BYTES[dtype]
         if room < 0:
             raise WeightsError(
-                f"{path} is damaged, or cut off in a download: storage {key[:40]} is incomplete."
+                f"{path} is damaged or incompletely downloaded: storage {key[:40]} is incomplete. Download it again."
             )
         array = np.empty(length, "float32" if dtype == "bfloat16" else dtype)
         storages[key] = dtype, array
@@ -174,7 +176,7 @@ def read_torch_legacy(path: Path) -> Any:
             data = file.read(array.size * _BYTES[dtype])
             if stored != array.size or len(data) != array.size * _BYTES[dtype]:
                 raise WeightsError(
-                    f"{path} is damaged, or cut off in a download: storage {key} is incomplete."
+                    f"{path} is damaged or incompletely downloaded: storage {key} is incomplete. Download it again."
                 )
             array[:] = from_bytes(data, dtype)
     return tree

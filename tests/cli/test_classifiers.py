@@ -72,7 +72,7 @@ def test_predictions_on_a_full_disk(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", full)
     for name in ("x.csv", "x.json"):
-        with pytest.raises(DataError, match=r"could not be written.*No space left.*another place"):
+        with pytest.raises(DataError, match=r"could not be written.*No space left.*another location"):
             prediction.write_predictions(
                 tmp_path / "new" / name, [prediction.Prediction("a.png", ("cat",), (1.0,))]
             )

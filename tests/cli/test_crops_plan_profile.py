@@ -78,7 +78,7 @@ PROFILE = Profile(
     input_images_per_second=400.0, input_cpu_ms=2.5, step=Timing(100, 90, 0.01),
     loop=Timing(250, 900, 0.02), wait_ms=150.0, host_ms=5.0,
     tflops=3.2, memory_mb=12_300.0, hours=50.0,
-    load=9.0, verdict=Verdict("input", 0.6, "input bound: it waits."),
+    load=9.0, verdict=Verdict("input", 0.6, "Input-bound: it waits."),
 )  # fmt: skip
 
 
@@ -98,7 +98,7 @@ def test_the_table_of_a_profile(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
     print_profile(PROFILE)
     lines = capsys.readouterr().out.splitlines()
-    assert lines[1] == "input bound: it waits."
+    assert lines[1] == "Input-bound: it waits."
     assert len(lines) <= 30
     assert max(map(len, lines)) <= 100
     for words in (

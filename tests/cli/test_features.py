@@ -207,7 +207,7 @@ def test_plot(files, tmp_path, output):
         (
             "similar {files}/digit.png --features {files}/narrow.npz --model {model}",
             2,
-            "must be of the same model",
+            "must come from the same model",
         ),
         ("plot {files}/test.npz --output x.txt", 2, "A picture must end in"),
     ],

@@ -147,7 +147,7 @@ BUG = "This is a bug or an unexpected input. For the traceback, run: swav-tf --d
         (ModuleNotFoundError("", name="keras_cv.models"), 1,
          "Error: keras_cv.models is not installed. Run: pip install 'swav-tf[train]'"),
         (OSError(28, "No space left on device", "run/x"), 1,
-         "Error: run/x: No space left on device. Free some space, or choose another place. Then run the same command again."),
+         "Error: run/x: No space left on device. Free some space, or choose another location. Then run the same command again."),
     ],
 )  # fmt: skip
 def test_errors_are_one_message(error, code, message, capsys):
@@ -177,7 +177,7 @@ def test_debug_shows_the_traceback(capsys):
 )
 def test_outputs_are_checked_first(line, code, refused, tmp_path):
     (tmp_path / "file").touch()
-    refused(line.replace("BAD", f"{tmp_path}/file/new/x"), code, "must be a place that can be written")
+    refused(line.replace("BAD", f"{tmp_path}/file/new/x"), code, "must be writable")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 

@@ -136,7 +136,7 @@ def test_incomplete_weights(output, refused, folder):
         ("show .", 2, "must be a run (config.yaml and checkpoints/) or a checkpoint"),
         ("show hostile.pth", 1, "refers to posix.system,"),
         ("import hostile.pth --to run", 1, "refers to posix.system,"),
-        ("import cut.pth --to run", 1, "cut off in a download"),
+        ("import cut.pth --to run", 1, "incompletely downloaded"),
         ("import short.pth --to run", 1, "missing    prototypes.weight (1, 16)"),
         ("import linear.pth --to run", 2, "needs a backbone"),
         ("import good.pth", 2, "Missing option '--to'"),

@@ -106,7 +106,7 @@ def test_what_is_left_out_is_reported(tmp_path, caplog):
     (tmp_path / "z").mkdir()
     (tmp_path / "z/0.jpg").touch()
     counts = {
-        "empty": 2, "resource forks of macOS": 1, "of the system or an editor": 1, "with extension .txt": 1,
+        "empty": 2, "resource forks of macOS": 1, "created by the operating system or an editor": 1, "with extension .txt": 1,
         "pictures of a format that is not read, .cr2": 1,
     }  # fmt: skip
     assert ImageFolder(tmp_path).left_out.counts == counts

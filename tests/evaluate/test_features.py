@@ -148,7 +148,9 @@ def test_too_many_unreadable_images(tmp_path, folders):
     for number in range(3):
         (folders / "cat" / f"{number:02d}.png").write_bytes(b"x")
     output = tmp_path / "x.npz"
-    with pytest.raises(DataError, match=r"3 of 20 images cannot .*--max-bad-share is a share of 0.1, 2 here"):
+    with pytest.raises(
+        DataError, match=r"3 of 20 images cannot .*--max-bad-share=0.1 allows at most 2 of 20"
+    ):
         extract_features(NumpyBackend(), class_folders(folders), output, max_bad_share=0.1)
     assert not output.exists()
     assert len((tmp_path / "x.npz.unreadable.csv").read_text().splitlines()) == 4

@@ -78,7 +78,7 @@ def test_an_image_is_nearest_to_itself(tmp_path, folders):
 def test_features_of_another_model(folders, features):
     model = NumpyBackend()
     view = query_view(folders / "cat" / "07.png", model)
-    with pytest.raises(UsageError, match="features of one model"):
+    with pytest.raises(UsageError, match="come from the same model"):
         similar_images(view, features, NumpyBackend("b" * 64), k=4)
     with pytest.raises(UsageError, match="with 3 features per image, model with 5"):
         similar_images(view, feature_file(np.ones((2, 3)), [0, 0]), model, k=1)

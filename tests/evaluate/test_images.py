@@ -27,8 +27,8 @@ def test_defaults_are_the_models(tmp_path, folders):
     ("data", "like", "options", "error", "message"),
     [
         ("x", Data(), {"kind": "folder"}, UsageError, "--kind must be one of auto, class_folders"),
-        (None, Data(), {}, UsageError, "DATA must name"),
-        (None, Data(path="x"), {"kind": "images"}, UsageError, "DATA must name"),
+        (None, Data(), {}, UsageError, "DATA is required"),
+        (None, Data(path="x"), {"kind": "images"}, UsageError, "DATA is required"),
         ("x", Data(), {"split": "test"}, UsageError, "--split applies to"),
         ("nowhere", Data(), {}, DataError, "nowhere"),
         ("digits", Data(), {"split": "val"}, DataError, "train or test"),

@@ -101,11 +101,16 @@ def of_model(weights):
     ("known", "asked", "error", "message"),
     [
         (same(), feature_file(np.ones((2, 3)), [0, 1]), UsageError, "the same width.*with 4, .*with 3"),
-        (of_model("a"), of_model("b"), UsageError, "features of one model"),
-        (same(view={"crop": 1}), same(view={"crop": 2}), UsageError, "one view"),
+        (of_model("a"), of_model("b"), UsageError, "come from the same model"),
+        (same(view={"crop": 1}), same(view={"crop": 2}), UsageError, "with the same view"),
         (feature_file(np.eye(4), [0, 1, -1, -1]), same(), DataError, "needs labels.*where 2 of 4"),
         (same(), feature_file(np.eye(4), [-1] * 4), DataError, "needs labels.*where 4 of 4"),
-        (same(class_names=list("abcd")), same(class_names=list("abce")), UsageError, "1 others: e"),
+        (
+            same(class_names=list("abcd")),
+            same(class_names=list("abce")),
+            UsageError,
+            "1 classes that do not: e",
+        ),
         (same(source={"path": "x"}), same(source={"path": "x"}), UsageError, "must differ"),
         (feature_file(np.full((4, 4), np.inf), range(4)), same(), DataError, "must be finite"),
         (

@@ -57,7 +57,7 @@ def test_duplicates(tmp_path, file):
     ]
     page = (tmp_path / "index.html").read_text()
     assert (page.count("<article>"), page.count("<figure>")) == (1, len(groups[0].rows))
-    assert "at least 0.99 are one group" in page
+    assert "at least 0.99 form a group" in page
 
 
 # Bug caught: pictures and exact copies from the usual column, although the features are those of another one.

@@ -47,7 +47,9 @@ def test_a_killed_process_is_replaced(tmp_path, folders, whole, logged):
 # be opened, which each part would report.
 @pytest.mark.multiprocess
 def test_other_parts_are_made_when_some_fail(tmp_path, folders):
-    with pytest.raises(DataError, match=r"^1 of 4 parts failed.* Part 2/4: .*; 3 in a row have died"):
+    with pytest.raises(
+        DataError, match=r"^1 of 4 parts failed.* Part 2/4: .*; 3 processes in a row have died"
+    ):
         make(folders, tmp_path / "parts", always=2)
     with pytest.raises(DataError, match=r"^1 of 4 parts failed.* Part 2/4: no such image"):
         make(folders, tmp_path / "parts", fails=2)

@@ -54,7 +54,7 @@ def test_a_run_without_its_images(folder):
     ] == [1] * 4
     assert page.count("<svg") == 5
     assert "#0f0e" not in page
-    assert "Rescue" not in page
+    assert "Collapsed attempts" not in page
 
 
 # Bugs caught: a page that loads something from the network, names that are taken for HTML, an image that is its own

@@ -347,7 +347,7 @@ def test_feature_files_of_other_models_or_damaged_are_refused(searched):
     file = read_feature_file(searched)
     other = {"model": {"weights_sha256": "b" * 64}}
     write_feature_file(FeatureFile(searched, file.features, file.labels, file.index, file.names, other))
-    with pytest.raises(UsageError, match="Only features of one model can be compared"):
+    with pytest.raises(UsageError, match="come from the same model"):
         Gallery(searchable(searched), NumpyBackend())
     file.features[3, 2] = np.nan
     write_feature_file(file)

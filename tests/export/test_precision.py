@@ -113,7 +113,7 @@ def test_all_convolutions_but_one_stay_in_float(graph, images):
 # Bug caught: a file in float32 that is called int8.
 def test_int8_that_nothing_makes_good_is_refused(graph, images):
     ranges = calibrate(graph, images[:8])
-    with pytest.raises(ExportError, match=r"int8 must meet its gate.*the limit"):
+    with pytest.raises(ExportError, match=r"int8 misses its gate even with only one.*the limit"):
         quantize_within(graph, ranges, images, failures_of=lambda model: ["the limit"])
 
 

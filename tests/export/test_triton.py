@@ -119,7 +119,7 @@ def test_engines(exported, tmp_path):
     assert "Built by TensorRT 10.16.1 for NVIDIA H100" in text
     for changes, message in [
         ({"module": "tensorrt_rtx"}, "Triton serves engines by TensorRT. Received"),
-        ({"profile": Batches(min=4, opt=8, max=8)}, "one image alone"),
+        ({"profile": Batches(min=4, opt=8, max=8)}, "smallest batch is 1. Received"),
         ({"onnx": "moved.onnx"}, "next to the ONNX file"),
     ]:
         plan = engine_beside(exported, **changes)

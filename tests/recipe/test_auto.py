@@ -79,7 +79,7 @@ def test_remedies_follow_from_the_recipe() -> None:
     assert not any(word in text for word in ("epsilon", "freeze", "queue", "fewer"))
     recipe = load_recipe("demo", ["method.prototypes_frozen_steps=20", "method.epsilon=0.05"])
     found = remedies(recipe, 30)
-    assert "method.prototypes_frozen_steps=40, now 20" in found[1].text
+    assert "method.prototypes_frozen_steps=40 (instead of 20)" in found[1].text
     for remedy in found:
         assert recipe_of(recipe.model_dump(mode="json"), remedy.overrides) != recipe
 

@@ -135,7 +135,7 @@ def test_a_file_that_is_not_text(tmp_path: Path) -> None:
         ("train.epochs='3'", 'train.epochs: must be a valid integer, got "3"; write it without quotes (passes'),
         ("train.epochs=true", "train.epochs: must be a valid integer, got true"),
         ("train.epochs=", "train.epochs: must be a valid integer, got nothing"),
-        ("train=", "train: must be a mapping, got nothing (how long"),
+        ("train=", "train: must be a mapping, got nothing (duration"),
         ("train={epochs: 3}", "train.batch_size: must be set (images of one optimizer step"),
         ("method.epsilon=.nan", "method.epsilon: must be a finite number, got NaN"),
         ("method.epsilon=0", "method.epsilon: must be greater than 0, got 0"),

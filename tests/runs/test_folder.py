@@ -25,7 +25,7 @@ def test_one_writer_at_a_time(tmp_path):
         (tmp_path / name).write_text("half")
     with RunFolder(tmp_path):
         assert sorted(p.name for p in tmp_path.iterdir()) == [".lock", "notes.txt"]
-        with pytest.raises(UsageError, match=r"Only one process .*process \d+"), RunFolder(tmp_path):
+        with pytest.raises(UsageError, match=r"is in use: process \d+"), RunFolder(tmp_path):
             pass
         with RunFolder(tmp_path, writer=False):
             pass

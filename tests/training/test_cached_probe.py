@@ -117,4 +117,7 @@ def test_features_that_do_not_fit_into_memory_are_refused(tmp_path, pretrained, 
     recipe = tiny_classifier_recipe(ProbeRecipe, data__evaluation={"resize": 20, "crop": 18})
     with pytest.raises(UsageError, match=r"must fit into memory: 1,437 images.*Use --subset"):
         probe_cached(recipe, model=pretrained, run_dir=tmp_path, quiet=True)
-    assert any("resized to 20 and cropped to 18 pixels, 32 and 32 in" in text for _, text in logged)
+    assert any(
+        "resized to 20 and cropped to 18 pixels, but the pretraining run used 32 and 32" in text
+        for _, text in logged
+    )

@@ -32,7 +32,7 @@ def test_collapse_is_warned_about_once(logged, steps, warned_at, last_loss, warn
         found += [position.step] * (len(logged) - len(found))
     assert found == [warned_at] * warnings
     assert all(
-        level == "WARNING" and "1. a smaller epsilon: -o method.epsilon=0.01, now 0.05" in text
+        level == "WARNING" and "1. a smaller epsilon: -o method.epsilon=0.01 (instead of 0.05)" in text
         for level, text in logged
     )
 

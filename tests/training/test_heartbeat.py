@@ -71,7 +71,7 @@ def test_a_silent_worker_is_named_with_the_time(silent):
     team = Team(2, timeout_seconds=1.0).start(1 - silent)
     assert team.meetings[silent].connections[1 - silent].receive() == {}
     loss = team.loss_of(1 - silent)
-    text = f"Worker {silent} (gpu{silent}) has been silent for 1 s (train.worker_timeout_seconds)"
+    text = f"Worker {silent} (gpu{silent}) has sent no heartbeat for 1 s (train.worker_timeout_seconds)"
     assert loss.message.startswith(text)
     assert loss.exit_code == LOST
     team.leave()

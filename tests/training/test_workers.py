@@ -149,7 +149,7 @@ def start_alone(folder, **environment):
     ("how", "victim", "message"),
     [
         (signal.SIGKILL, 0, r"Worker 0 \(\S+, process {pid}\) is gone"),
-        (signal.SIGSTOP, 1, r"Worker 1 \(\S+, process {pid}\) has been silent for 5 s"),
+        (signal.SIGSTOP, 1, r"Worker 1 \(\S+, process {pid}\) has sent no heartbeat for 5 s"),
     ],
     ids=["chief killed", "other stopped"],
 )
@@ -250,7 +250,7 @@ def test_a_worker_that_is_lost_after_the_meeting_is_given_up(tmp_path):
         meet(ClusterAddress(2, 1 - rank, master), timeout_seconds=120)  # and nothing follows
     codes, messages = wait_for_end(*left)
     assert codes == [75, 75], messages
-    assert all("All workers must reach the start of the cluster" in message for message in messages)
+    assert all("The TensorFlow cluster could not start" in message for message in messages)
 
 
 # === A lost network ===
@@ -296,4 +296,4 @@ def test_both_sides_of_a_lost_network_name_each_other(tmp_path, two_machines, mo
     assert codes == [75, 75]
     for rank, message in enumerate(messages):
         assert f"Worker {1 - rank} (" in message
-        assert "has been silent for 5 s" in message
+        assert "has sent no heartbeat for 5 s" in message

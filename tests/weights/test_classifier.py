@@ -137,7 +137,7 @@ def test_a_checkpoint_keeps_the_normalization(folder, logged):
         "Export to .safetensors, which keeps them."
     )  # no import of a classifier takes others
     (folder / "probe" / "model.json").unlink()
-    with pytest.raises(UsageError, match="does not contain the mean and standard deviation"):
+    with pytest.raises(UsageError, match="does not record the mean and standard deviation"):
         import_weights("probe/checkpoints/step-000000000", "again")
 
 

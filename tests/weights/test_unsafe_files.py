@@ -220,9 +220,9 @@ HEADER = b'{"x":{"dtype":"F32","shape":[9999999]}}'
 @pytest.mark.parametrize(
     ("data", "part"),
     [
-        (b"", "It is empty"),
-        (b"version https://git-lfs.github.com/spec/v1\n", "safetensors. It starts with b'version http'"),
-        (b"\x89PNG\r\n\x1a\n" + bytes(100), "not a known file of weights"),
+        (b"", "This file is empty"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "safetensors. This file starts with b'version http'"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(100), "not a known weights file"),
         (pickle.dumps([1, 2]), "must contain a dictionary of tensors. It contains a list"),
         (pickle.dumps({"epoch": 3, "lr": 0.1}), "has no tensors, nor dictionaries with some. Its keys: epoch, lr"),
         (pickle.dumps({"a\x1b[31m": 1}), "Its keys: a?[31m"),

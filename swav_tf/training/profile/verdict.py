@@ -62,32 +62,32 @@ def verdict(loop: Loop, recipe: Recipe, *, cores: int, cpu_ms_image: float, repl
     if bound == "input":
         needed = math.ceil(cpu_ms_image * recipe.train.batch_size / loop.step_ms)
         faster = _faster_input(recipe.data, cores, needed, loop.on_gpu)
-        text = f"crops cost the step {percent} of its time; {faster}"
+        text = f"the step spends {percent} of its time on crops. {faster}"
     elif bound == "host":
         text = (
-            f"the GPU waits for the host {percent} of the time; give it more work per launch: a larger "
-            "train.batch_size or fewer train.accumulation_steps, or use a faster processor core"
+            f"the GPU waits for the host {percent} of the time. Give it more work per launch (a larger "
+            "train.batch_size or fewer train.accumulation_steps), or use a faster processor core"
         )
     else:
         advice = (
             _faster_network(recipe.train) if loop.on_gpu else "a GPU, or a smaller network and fewer crops"
         )
-        what = "the network computes"
+        what = "the network computes for"
         if replicas > 1:
-            what = "the replicas compute and communicate (`swav-tf plan` estimates how much)"
-        text = f"{what} {percent} of the time and crops are ready in time; {advice}"
-    return Verdict(bound, share, f"{bound} bound: {text}.")
+            what = "the replicas compute and communicate (`swav-tf plan` estimates how much) for"
+        text = f"{what} {percent} of the time; crops arrive in time. Use {advice}"
+    return Verdict(bound, share, f"{bound.capitalize()}-bound: {text}.")
 
 
 def _faster_input(data: Data, cores: int, needed: int, on_gpu: bool) -> str:
-    smaller = "images that were resized beforehand, or fewer crops"
+    smaller = "images resized beforehand, or fewer crops"
     if not on_gpu:
-        return f"input and network share {counted(cores, 'core')}: more cores, {smaller}"
+        return f"Input and network share {counted(cores, 'core')}. Use more cores, {smaller}"
     if data.processes < cores:
         threads = f"{data.threads or cores} threads of one process"
         now = f"{data.processes} processes" if data.processes else threads
-        return f"-o data.processes={cores} (now {now}; about {needed} cores are needed), then {smaller}"
-    return f"about {needed} cores are needed and {cores} are available: more cores, {smaller}"
+        return f"Use -o data.processes={cores} (now {now}; about {needed} cores are needed), then {smaller}"
+    return f"About {needed} cores are needed and {cores} are available. Use more cores, {smaller}"
 
 
 def _faster_network(train: Train) -> str:

@@ -18,7 +18,7 @@ HALF = {"train__precision": "mixed_float16"}
     ("times", "changes", "bound", "words"),
     [
         # The GPU computes more than half of the time, but what was made ahead is used up: the input is the limit.
-        (SLOW_INPUT, {"data__processes": 8}, "input", ["42 %", "about 15 cores are needed and 8"]),
+        (SLOW_INPUT, {"data__processes": 8}, "input", ["42 %", "About 15 cores are needed and 8"]),
         (SLOW_INPUT, {"data__threads": 4}, "input", ["-o data.processes=8 (now 4 threads of one process"]),
         (SLOW_INPUT, {"data__processes": 2}, "input", ["-o data.processes=8 (now 2 processes"]),
         (loop(), HALF, "device", ["99 %", "more or faster GPUs"]),
@@ -34,7 +34,7 @@ def test_the_bound_and_its_remedy(times, changes, bound, words):
     recipe = tiny_recipe(**{"train__batch_size": 120, **changes})
     found = verdict(times, recipe, cores=8, cpu_ms_image=7.0, replicas=1)
     assert found.bound == bound
-    assert found.sentence.startswith(f"{bound} bound: ")
+    assert found.sentence.startswith(f"{bound.capitalize()}-bound: ")
     for word in words:
         assert word in found.sentence
     assert 0 <= found.share <= 1
@@ -42,7 +42,7 @@ def test_the_bound_and_its_remedy(times, changes, bound, words):
 
 def test_replicas_communicate_too():
     found = verdict(loop(), tiny_recipe(), cores=8, cpu_ms_image=7.0, replicas=8)
-    assert "compute and communicate (`swav-tf plan` estimates how much) 99 %" in found.sentence
+    assert "compute and communicate (`swav-tf plan` estimates how much) for 99 %" in found.sentence
 
 
 @pytest.mark.parametrize("times", [loop(), loop(wait_ms=30, step_ms=60), loop(100, 5, 80, False)])
