@@ -1,5 +1,6 @@
 """All benchmarks, each in a process of its own; JSON goes to benchmarks/results/."""
 
+import argparse
 import subprocess
 import sys
 import time
@@ -10,6 +11,7 @@ from evaluate.benchmark.machine import describe_machine
 RESULTS = Path(__file__).with_name("results")
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__).parse_args()
     RESULTS.mkdir(exist_ok=True)
     machine, started, failed = describe_machine(), time.monotonic(), []
     flags = " ".join(machine.cpu_flags)

@@ -71,9 +71,18 @@ def image_progress(total: int, what: str, *, quiet: bool) -> Iterator[Callable[.
 
 @contextmanager
 def share_progress(what: str, *, quiet: bool) -> Iterator[Callable[[float], None]]:
-    """Yield a function to call with the finished share, 0 to 1; show a bar with the remaining time."""
+    """Yield a function to call with the finished share, 0 to 1; show a bar, or lines, as `image_progress` does."""
     from rich.progress import Progress
 
-    with Progress(console=console(), disable=quiet) as progress:
-        task = progress.add_task(what, total=1.0)
-        yield lambda share: progress.update(task, completed=share)
+    as_lines = not quiet and not console().is_terminal
+    with Progress(console=console(), disable=quiet or as_lines) as progress:
+        task, reported = progress.add_task(what, total=1.0), time.perf_counter()
+
+        def update(share: float) -> None:
+            nonlocal reported
+            progress.update(task, completed=share)
+            if as_lines and time.perf_counter() - reported >= LINE_SECONDS:
+                reported = time.perf_counter()
+                console().print(f"{what} {100 * share:.0f} %")
+
+        yield update

@@ -352,7 +352,7 @@ def classifier_options(config: Option) -> Option:
         ),
         run_dir_option(
             "Folder for checkpoints, metrics and results.",
-            show_default="RUN/<name of the recipe>; with --from-scratch, runs/<name>_from_scratch",
+            show_default="RUN/<name of the recipe>, or RUN/probe_cached; with --from-scratch, runs/<name>_from_scratch",
         ),
         fresh_option,
     )

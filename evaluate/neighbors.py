@@ -172,11 +172,16 @@ def write_duplicates(
             cards.append(picture_card(lines, group, captions, images, view))
     write_csv(folder / "duplicates.csv", ("group", "name", "class", "cosine", "exact"), rows)
     report = {"groups": len(groups), "images": len(rows), "exact_copies": copies}
-    tiles = [(f"{value:,}", key.replace("_", " ")) for key, value in report.items()]
+    tiles = [
+        (f"{value:,}", name)
+        for value, name in zip(report.values(), ("groups", "images in groups", "exact copies"), strict=True)
+    ]
     text = (
-        f"Images connected by cosines of at least {threshold:g} form a group. This page shows the {len(cards):,} "
-        "closest groups; duplicates.csv lists all. Below each image: its cosine with the nearest image of the group; "
-        "images with the same letter are exact copies."
+        f"Images connected by cosines of at least {threshold:g} form a group; duplicates.csv lists all groups, and "
+        "this page the closest. Below each image: its cosine with the nearest image of the group; images with the "
+        "same letter are exact copies."
+        if groups
+        else f"No two images have a cosine of at least {threshold:g}. A lower --threshold finds more."
     )
     _write_page(folder, "Near-duplicates", file, images, tiles, text, cards)
     return report

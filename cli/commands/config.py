@@ -125,7 +125,7 @@ def check(
             results[recipe] = {"valid": False, "error": str(error), "advice": []}
             continue
         number = f"{len(advice) or 'no'} remark{'' if len(advice) == 1 else 's'}"
-        lines += [*(f"Advice: {remark}" for remark in advice), f"{loaded.name}: valid, {number}"]
+        lines += [f"{loaded.name}: valid, {number}", *(f"  Advice: {remark}" for remark in advice)]
         remarks = [dataclasses.asdict(remark) for remark in advice]
         results[recipe] = {"valid": True, "error": None, "advice": remarks}
     report.show(results if len(recipes) > 1 else results[recipes[0]], lines)

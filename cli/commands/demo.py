@@ -28,7 +28,8 @@ def command(run_dir: Path, data: Path | None, seed: int, no_export: bool, report
     """Train on scikit-learn's handwritten digits for a few minutes on a CPU, and measure what was learned.
 
     report.html in the run folder shows what was learned. The network is then exported in float32 and int8, compared
-    with Keras and timed; benchmark.html shows the speed. This second part requires the extra `export`.
+    with Keras and timed; benchmark.html shows the speed. This second part requires the extra `export`. An
+    interrupted demo resumes; a complete one is moved aside and runs again.
 
     \b
     Examples:

@@ -28,11 +28,12 @@ def command(search: SearchChoice, threshold: float | None, groups: int, report: 
     \b
     Examples:
       swav-tf duplicates photos.npz --output duplicates
-      swav-tf duplicates photos/ --index photos.index --output duplicates --threshold 0.99
+      swav-tf duplicates features/ --index photos.index --output duplicates --threshold 0.99
     """
     file, graph = search.graph(quiet=report.quiet)
 
     from evaluate.neighbors import find_groups, near_threshold, write_duplicates
+    from swav_tf.plumbing.names import counted
 
     reason = ""
     if threshold is None:
@@ -47,9 +48,9 @@ def command(search: SearchChoice, threshold: float | None, groups: int, report: 
         data=search.data,
     )
     cosine = f"a cosine of at least {threshold:g}{reason}"
-    groups_of = f"{found['groups']:,} groups of {found['images']:,} images with {cosine}"
+    groups_of = f"{counted(found['groups'], 'group')} of {found['images']:,} images with {cosine}"
     lines = [
-        f"{groups_of}; {found['exact_copies']:,} exact copies"
+        f"{groups_of}; {counted(found['exact_copies'], 'exact copy', 'exact copies')}"
         if found["groups"]
         else f"No near-duplicates: no two images have {cosine}.",
         f"page      {search.output / 'index.html'}\ntable     {search.output / 'duplicates.csv'}",

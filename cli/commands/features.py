@@ -165,10 +165,10 @@ def command(
     Examples:
       swav-tf features digits --split test --model runs/demo --output test.npz
       swav-tf features ILSVRC2012/train --model runs/first --output train.npy --batch 256
-      swav-tf features photos/ --kind images --model runs/first --output photos --part 17/400
-      swav-tf features photos/ --kind images --model runs/first --output photos --devices gpu:4
-      swav-tf features photos --check
-      swav-tf features photos --output photos.parquet
+      swav-tf features photos/ --kind images --model runs/first --output features/ --part 17/400
+      swav-tf features photos/ --kind images --model runs/first --output features/ --devices gpu:4
+      swav-tf features features/ --check
+      swav-tf features features/ --output photos.parquet
       swav-tf features photos/ --model resnet50.onnx --output photos.npz --view 256,224
         --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225
     """

@@ -41,9 +41,9 @@ def command(features: Path, output: Path, memory: int, seed: int, report: Report
 
     \b
     Examples:
-      swav-tf features photos/ --kind images --model runs/first --output photos
-      swav-tf index photos --output photos.index
-      swav-tf index photos --output photos.index --memory 500MB
+      swav-tf features photos/ --kind images --model runs/first --output features/
+      swav-tf index features/ --output photos.index
+      swav-tf index features/ --output photos.index --memory 500MB
     """
     from evaluate.search import build_index
 

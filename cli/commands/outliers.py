@@ -23,7 +23,7 @@ def command(search: SearchChoice, count: int, report: Report) -> None:
     \b
     Examples:
       swav-tf outliers photos.npz --output outliers
-      swav-tf outliers photos/ --index photos.index --output outliers --count 500
+      swav-tf outliers features/ --index photos.index --output outliers --count 500
     """
     file, graph = search.graph(quiet=report.quiet)
 

@@ -109,6 +109,8 @@ class ClassifierRecipe(Section):
         epochs = info.data["optimizer"].decay_epochs if "optimizer" in info.data else ()
         if list(epochs) != sorted({epoch for epoch in epochs if 0 < epoch < train.epochs}):
             must = f"must rise and lie between 1 and the last epoch, {train.epochs - 1}; got {list(epochs)}"
+            if train.epochs == 1:
+                must = f"must be [] for one epoch; got {list(epochs)}"
             refuse([Remark("optimizer.decay_epochs", must, "Change it or train.epochs")])
         return train
 

@@ -51,10 +51,10 @@ def test_show_with_overrides(output):
     ],
 )  # fmt: skip
 def test_check(arguments, advice, output):
-    *lines, last = output(f"config check {arguments}").splitlines()
-    assert last.endswith(f": valid, {('no remarks', '1 remark', '2 remarks')[len(advice)]}")
+    first, *lines = output(f"config check {arguments}").splitlines()
+    assert first.endswith(f": valid, {('no remarks', '1 remark', '2 remarks')[len(advice)]}")
     assert len(lines) == len(advice)
-    assert all(line.startswith(f"Advice: {start}") for line, start in zip(lines, advice, strict=True))
+    assert all(line.startswith(f"  Advice: {start}") for line, start in zip(lines, advice, strict=True))
     document = json.loads(output(f"config check {arguments} --json"))
     assert (document["valid"], document["error"]) == (True, None)
     assert [remark["path"] for remark in document["advice"]] == [text.partition(":")[0] for text in advice]

@@ -93,6 +93,7 @@ def test_remedies_follow_from_the_recipe() -> None:
         ("photos.2024/", "photos.2024"),
         ("..", ".."),
         ("/", "images"),
+        ("shards/train-*.tar", "train"),
     ],
 )
 def test_names_of_runs(path: str, name: str) -> None:
