@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -53,12 +54,17 @@ def _sides(context: click.Context, option: click.Parameter, value: str | None) -
 def _channels(context: click.Context, option: click.Parameter, value: str | None) -> tuple[float, ...] | None:
     if value is None:
         return None
+    least = 0 if option.name == "std" else -math.inf
     try:
         red, green, blue = map(float, value.split(","))
+        valid = all(least < number < math.inf for number in (red, green, blue))
     except ValueError:
+        valid = False
+    if not valid:
+        what = "numbers > 0" if option.name == "std" else "numbers"
         raise click.BadParameter(
-            f"must be three numbers, for red, green and blue, such as 0.485,0.456,0.406. Received: {value}"
-        ) from None
+            f"must be three {what}, for red, green and blue, such as 0.485,0.456,0.406. Received: {value}"
+        )
     return red, green, blue
 
 

@@ -67,7 +67,7 @@ FOLDER = click.Path(path_type=Path, file_okay=False)
 
 
 class Output(click.Path):
-    """A file or folder to write, checked before any work is done for it; `-` is stdout."""
+    """A file or folder to write, checked before any work is done for it; with `allow_dash`, `-` is stdout."""
 
     def __init__(self, refusal: type[SwavError] = DataError, **settings: Any) -> None:
         super().__init__(path_type=Path, **settings)
@@ -76,7 +76,9 @@ class Output(click.Path):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Return the path."""
         path = super().convert(value, param, ctx)
-        if str(path) != "-":
+        if value == "-" and not self.allow_dash:
+            self.fail("must be a path: this command does not write to stdout. Received: -", param, ctx)
+        if value != "-":
             check_writable(Path(str(path)), self.refusal)
         return path
 

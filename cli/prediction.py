@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from cli.progress import load_tensorflow_quietly
+from evaluate.backends import is_run_folder
 from swav_tf.data.image_source import ImageSource
 from swav_tf.data.views import ViewedImage, stack_views, view_images
 from swav_tf.plumbing.errors import UsageError
@@ -48,12 +49,20 @@ class ClassifierModel:
 
 def open_classifier(model: Path, provider: str | None = None, *, best: bool = False) -> ClassifierModel:
     """Open the classifier of a probe or fine-tuning run, or a file exported from one."""
+    if not is_run_folder(model) and (usual := model / "model-fp32.onnx").is_file():
+        model = usual
     if model.is_file() or model.suffix == ".onnx":
         if best:
             raise UsageError(f"--best is for run folders. Received: {model}. Pass it to `swav-tf export`.")
         return _of_file(model, provider or "cpu")
     if provider is not None:
         raise UsageError(f"--provider is for ONNX files. Received: {model}, which is a run folder.")
+    if not is_run_folder(model):
+        what = "a folder without config.yaml" if model.is_dir() else "which does not exist"
+        raise UsageError(
+            "The model must be the folder of a probe or fine-tuning run (with config.yaml), or an ONNX file exported "
+            f"from one, or the folder of model-fp32.onnx. Received: {model}, {what}."
+        )
     load_tensorflow_quietly()
     from swav_tf.training.classifier import load_classifier
 

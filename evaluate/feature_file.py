@@ -128,10 +128,10 @@ def read_feature_file(path: Path | str) -> FeatureFile:
             f"{path} must contain features (N, F) of a floating-point type, N and F >= 1. "
             f"Received: {features.dtype} {features.shape}."
         )
-    if not len(file) == len(file.labels) == len(file.index) == len(file.names):
+    if not (len(file),) == file.labels.shape == file.index.shape == (len(file.names),):
         raise DataError(
             f"{path} must have a label and a name for each of its {len(file)} rows. "
-            f"Received: {len(file.labels)} labels, {len(file.names)} names."
+            f"Received: labels {file.labels.shape}, {len(file.names)} names."
         )
     return file
 
@@ -153,10 +153,19 @@ def _classes_of(labels: np.ndarray) -> tuple[np.ndarray, dict[str, list[str]]]:
         except ValueError:
             names = np.unique(texts[texts != ""])
             return np.where(texts == "", -1, np.searchsorted(names, texts)), {"class_names": names.tolist()}
+    if labels.dtype.kind == "f":  # integers of Parquet, NaN where there is none
+        labels = np.where(np.isnan(labels), -1, labels)
     numbers = labels.astype(np.int64) if labels.dtype.kind in "biuf" else None
     if numbers is None or (numbers != labels).any():
         raise ValueError(f"labels must be whole numbers or text, one for each image; they are {labels.dtype}")
     return numbers, {}
+
+
+def _facts_of(text: str | bytes, classes: dict[str, list[str]]) -> dict[str, Any]:
+    facts = json.loads(text)
+    if not isinstance(facts, dict):
+        raise ValueError(f"its facts must be an object of JSON; they are {text!r:.50}")
+    return facts | classes
 
 
 def _read_npz(path: Path) -> FeatureFile:
@@ -165,14 +174,14 @@ def _read_npz(path: Path) -> FeatureFile:
             raise ValueError(f"it has {', '.join(file.files) or 'nothing'}, but no `features`")
         features = file["features"]
         n = len(features)
-        labels, names = _classes_of(file["labels"] if "labels" in file else np.full(n, -1))
+        labels, classes = _classes_of(file["labels"] if "labels" in file else np.full(n, -1))
         return FeatureFile(
             path,
             features,
             labels,
             file["index"] if "index" in file else np.arange(n),
             file["names"].tolist() if "names" in file else [str(i) for i in range(n)],
-            (json.loads(str(file["facts"])) if "facts" in file else {}) | names,
+            _facts_of(str(file["facts"]) if "facts" in file else "{}", classes),
         )
 
 
@@ -194,7 +203,7 @@ def _read_npy(path: Path) -> FeatureFile:
         rows = [(row["name"], row["label"], int(row["index"])) for row in csv.DictReader(text)]
     names, texts, index = zip(*rows, strict=True) if rows else ((), (), ())
     labels, classes = _classes_of(np.array(texts, str))
-    facts = json.loads(companion(path, ".json").read_text(encoding="utf-8-sig")) | classes
+    facts = _facts_of(companion(path, ".json").read_text(encoding="utf-8-sig"), classes)
     return FeatureFile(path, features, labels, np.array(index, np.int64), names, facts)
 
 
@@ -230,9 +239,10 @@ def _read_parquet(path: Path) -> FeatureFile:
     if "features" not in schema.names:
         raise ValueError(f"it has the columns {', '.join(schema.names)}, but no `features`")
     n, kind = sum(file.metadata.num_rows for file in files), schema.field("features").type
-    if not pa.types.is_fixed_size_list(
-        kind
-    ):  # other tools write lists of any length: all must be as the first
+    if not pa.types.is_fixed_size_list(kind):
+        if not (pa.types.is_list(kind) or pa.types.is_large_list(kind)):
+            raise ValueError(f"`features` must be a column of lists of numbers; it is one of {kind}")
+        # Other tools write lists of any length: all must be as the first.
         first = next(files[0].iter_batches(1, columns=["features"]))["features"][0]
         kind = pa.list_(pa.float32(), len(first))
     width = kind.list_size
@@ -247,7 +257,7 @@ def _read_parquet(path: Path) -> FeatureFile:
             names += batch["name"].to_pylist()
             done += batch.num_rows
     numbers, classes = _classes_of(np.concatenate(labels))
-    facts = json.loads((schema.metadata or {}).get(FACTS_KEY, b"{}")) | classes
+    facts = _facts_of((schema.metadata or {}).get(FACTS_KEY, b"{}"), classes)
     return FeatureFile(path, features, numbers, index, names, facts)
 
 

@@ -81,7 +81,7 @@ def read_facts(folder: Path) -> dict[str, Any]:
         facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if not {"model", "view", "source", "class_names", "batch_size", "parts"} <= facts.keys():
             raise ValueError("facts are missing")
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise UsageError(
             f"{folder} must be a folder of features: it has no {FACTS}. Create one with `swav-tf features`."
         ) from error

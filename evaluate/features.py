@@ -111,6 +111,9 @@ def _target(
     """
     if isinstance(output, Path):
         check_format(output)
+    place, data = output if isinstance(output, Path) else output.folder, images.settings
+    if data.path is not None and data.kind != "tfds" and place.resolve() == Path(data.path).resolve():
+        raise UsageError(f"--output must be another place than the images. Received: {place} for both.")
     facts: dict[str, Any] = {
         "model": model.facts.as_dict(),
         "view": model.input_view.model_dump(),

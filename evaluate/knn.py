@@ -139,7 +139,8 @@ def _check(known: FeatureFile, asked: FeatureFile, neighbors: Sequence[int]) -> 
                 f"k-NN accuracy needs labels. Received: {file.path}, where {unlabeled} of "
                 f"{len(file)} images have none. Make it from class folders (--kind class_folders)."
             )
-    if known.facts.get("source") and known.facts.get("source") == asked.facts.get("source"):
+    source, same_file = known.facts.get("source"), known.path.resolve() == asked.path.resolve()
+    if same_file or (source and source == asked.facts.get("source")):
         raise UsageError(
             "The images that vote must differ from the images that are classified. Received: "
             f"{known.path} and {asked.path} of the same images, so each image would find itself. Pass features of "

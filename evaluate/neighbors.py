@@ -91,7 +91,8 @@ def _compare(
     cosines = np.stack(columns, axis=1)
     own, other = lengths[asked][:, np.newaxis], lengths[others]
     squares = (own - other) ** 2 + 2 * own * other * (1 - cosines)
-    return cosines, np.sqrt(np.maximum(squares, 0))
+    # Features that are all equal are 0 when standardized, which has no direction.
+    return np.where(squares > 0, cosines, 1), np.sqrt(np.maximum(squares, 0))
 
 
 def near_threshold(graph: Graph) -> float:
@@ -126,12 +127,14 @@ def find_groups(graph: Graph, threshold: float) -> list[Group]:
 
 
 def outlier_scores(graph: Graph) -> np.ndarray:
-    """Return how far each image is from its neighbors, (N,): the mean distance, divided by its median over all images.
+    """Return how far each image is from its neighbors, (N,): the mean distance, divided by its median.
 
+    The median is of images that are not copies of all their neighbors: where most are, it would be 0 but for rounding.
     Not by cosines: features of foreign images are small or large rather than of another direction.
     """
     scores: np.ndarray = graph.distances.mean(axis=1)
-    return scores / max(float(np.median(scores)), 1e-12)
+    apart = scores[scores >= 1e-3 * scores.mean()]
+    return scores / (float(np.median(apart)) or 1.0)
 
 
 def write_duplicates(

@@ -13,6 +13,7 @@ import click
 from cli.options import (
     NEW_FILE,
     PATH,
+    Output,
     amount_option,
     count_option,
     counts,
@@ -50,7 +51,7 @@ def _limits(
 @click.option("--precision", "precisions", callback=names, metavar="NAME,...", show_default="all that MODEL has",
               help="fp32, fp16, int8.")
 @click.option("--batch", "batches", callback=counts, metavar="N,...", default="1,8,32,128", help="Images per batch.")
-@click.option("--json", "json_file", type=NEW_FILE, metavar="FILE",
+@click.option("--json", "json_file", type=Output(dir_okay=False, allow_dash=True), metavar="FILE",
               help="Write all figures to FILE after each cell; unlike --json of other commands, it takes a FILE, and "
               "`-` is stdout, at the end.")
 @click.option("--html", "html_file", type=NEW_FILE, metavar="FILE",

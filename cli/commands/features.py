@@ -159,7 +159,7 @@ def command(
     .parquet  one row per image, for data frames and databases
     a folder  parts, one per process or machine; other commands accept it like a file
 
-    If DATA is a folder of parts, the parts are combined into the single file OUTPUT.
+    If DATA is a folder of parts and there is no --model, the parts are combined into the single file OUTPUT.
 
     \b
     Examples:
@@ -178,7 +178,7 @@ def command(
         raise click.MissingParameter(param_type="option", param_hint="'--output'")
     from evaluate.feature_parts import Part, has_parts
 
-    if images.data is not None and has_parts(Path(images.data)):
+    if model.model is None and images.data is not None and has_parts(Path(images.data)):
         from evaluate.features import export_features
 
         _show(report, output, str(output), export_features(Path(images.data), output, fresh=fresh))

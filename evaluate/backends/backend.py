@@ -90,9 +90,20 @@ class Backend(ABC):
         Returns:
             float32 arrays by name: `features` (n, F) and, if the model has them, `projections` (n, D) of length 1,
             `scores` (n, K), their cosines with the prototypes, or a classifier's `logits` (n, classes).
+
+        Raises:
+            DataError: it cannot run, or an output is not finite.
         """
         self.check(images)
-        return self._run(images)
+        outputs = self._run(images)
+        for name, values in outputs.items():
+            if values.dtype.kind == "f" and not np.isfinite(values).all():
+                raise DataError(
+                    f"{self.facts.path} must compute finite outputs. Received: `{name}` with NaN or infinity, by "
+                    f"{self.facts.runner}. Its weights are damaged, or float16 is too small for its values: use a "
+                    "float32 file. For a third-party file, check --mean and --std too."
+                )
+        return outputs
 
     def check(self, images: np.ndarray) -> None:
         """Raise ValueError if the images have another type or shape than `run` takes."""

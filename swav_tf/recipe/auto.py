@@ -138,10 +138,8 @@ def choose(images: ImageFacts, machine: Machine, batch: int | None = None) -> Ch
 
 def auto_name(path: str) -> str:
     """Return the name of a recipe for the images at a path, which is also that of the run's folder."""
-    name = re.sub(r"[*?\[\]]", "", _ENDINGS.sub("", Path(path).name)).strip(
-        "-_."
-    )  # without patterns of shards
-    return f"auto-{name or 'images'}"
+    name = re.sub(r"[*?\[\]]", "", _ENDINGS.sub("", Path(path).name))  # of a pattern, such as train-*.tar
+    return f"auto-{name.strip('-') or 'images'}"
 
 
 def _views(images: ImageFacts, machine: Machine) -> tuple[int, int, str]:

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import sys
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from swav_tf.weights.convert import import_weights
 from swav_tf.weights.layout import Sizes, slots
 from swav_tf.weights.torch_files import write_torch_file
 from tests.cli.command_line import write_noise
+from tests.evaluate.exported import write_onnx
 
 
 @pytest.fixture
@@ -130,6 +132,14 @@ def test_refusals(line, code, part, model, probe, images, tmp_path, monkeypatch,
     line = line.format(empty="empty", images=images, model=model, probe=probe, pets=pets, digits=digits)
     refused(line, code, part)
     assert not (tmp_path / "x.csv").exists()
+
+
+# Bug caught: 'tensorflow is not installed' for a typo, or for the folder of exported files.
+def test_predict_needs_tensorflow_for_run_folders_only(images, tmp_path, monkeypatch, refused):
+    monkeypatch.setitem(sys.modules, "tensorflow", None)
+    refused(f"predict {tmp_path}/typo {images} --output {tmp_path}/x.csv", 2, "typo, which does not exist")
+    write_onnx(tmp_path / "model-fp32.onnx", "fp32", weights="a" * 64)
+    refused(f"predict {tmp_path} {images} --output {tmp_path}/x.csv", 2, "model-fp32.onnx with features")
 
 
 def import_classifier(folder, weight, bias, **options):

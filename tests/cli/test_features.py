@@ -85,6 +85,22 @@ def test_parts_by_several_processes(tmp_path, output, refused, monkeypatch):
     refused(f"{line}/x --devices cpu:2 --provider cuda", 2, "--devices cpu:2 computes on CPUs")
 
 
+# Bugs caught: parts next to the images that are exported in place of the model's features; parts among the images; a
+# folder named `-`.
+def test_images_next_to_parts(tmp_path, output, refused):
+    images = write_noise(tmp_path / "images", ["0.png", "1.png"])
+    write_onnx(tmp_path / "x.onnx", "fp32", weights="a" * 64)
+    line = f"features {images} --kind images --model {tmp_path}/x.onnx --output"
+    refused(f"{line} {images}", 2, "another place than the images")
+    refused(f"{line} -", 2, "does not write to stdout")
+    output(f"{line} {tmp_path}/parts")
+    for path in (tmp_path / "parts").iterdir():
+        path.rename(images / path.name)
+    write_noise(images, ["2.png"])
+    assert "x.npz: 3 images" in output(f"{line} {tmp_path}/x.npz")
+    assert "y.npz: 2 images" in output(f"features {images} --output {tmp_path}/y.npz")
+
+
 # Bugs caught: train and test swapped, another k or temperature than requested.
 def test_knn(files, output):
     line = f"knn {files}/train.npy {files}/test.npz"
@@ -101,8 +117,9 @@ def test_knn(files, output):
 # Bug caught: a default that refuses small sets, or that replaces a number which was given.
 def test_defaults_fit_small_sets(model, files, tmp_path, output, refused):
     features = np.random.default_rng(0).normal(size=(30, 4)).astype(np.float32)
-    np.savez(tmp_path / "few.npz", features=features, labels=np.arange(30) % 2)
-    line = f"knn {tmp_path}/few.npz {tmp_path}/few.npz"
+    for name in ("few", "asked"):
+        np.savez(tmp_path / f"{name}.npz", features=features, labels=np.arange(30) % 2)
+    line = f"knn {tmp_path}/few.npz {tmp_path}/asked.npz"
     assert list(json.loads(output(f"{line} --json"))["knn"]) == ["10", "20"]
     refused(f"{line} -k 100", 2, "from 1 to the number of images that vote, 30")
 
@@ -197,6 +214,12 @@ def test_plot(files, tmp_path, output):
             2,
             "with other settings",
         ),
+        (
+            "features digits --model x --output x.npz --view 8,8 --mean nan,0,0",
+            2,
+            "must be three numbers, for",
+        ),
+        ("features digits --model x --output x.npz --view 8,8 --std 0,1,1", 2, "must be three numbers > 0"),
         ("knn gone.npz {files}/test.npz", 2, "Feature file not found"),
         ("knn {files}/digit.png {files}/test.npz", 2, "must end in"),
         ("knn {files}/train.npy {files}/unlabeled.npz", 1, "needs labels"),

@@ -1,5 +1,8 @@
 """A model without TensorFlow, and folders of images for it."""
 
+import itertools
+from pathlib import Path
+
 import numpy as np
 from PIL import Image
 
@@ -9,6 +12,7 @@ from evaluate.images import open_images
 from swav_tf.data.views import stack_views, view_images
 from swav_tf.recipe.data import Data, EvaluationView
 
+NUMBERS = itertools.count()
 SIDE, FEATURES, PROTOTYPES = 6, 5, 7
 
 
@@ -68,7 +72,9 @@ def feature_file(features, labels, **facts):
     """A feature file in memory."""
     n = len(features)
     names = [str(i) for i in range(n)]
-    return FeatureFile("x.npz", features, np.asarray(labels, np.int64), np.arange(n), names, facts)
+    return FeatureFile(
+        Path(f"{next(NUMBERS)}.npz"), features, np.asarray(labels, np.int64), np.arange(n), names, facts
+    )
 
 
 def assert_same_features(one, other):

@@ -117,7 +117,18 @@ def without_a_line(path):
         ),
         ("x.npz", truncated, "cannot be read"),
         ("x.npy", truncated, "cannot be read"),
-        ("x.npy", without_a_line, "a label and a name for each of its 4 rows. Received: 3 labels"),
+        ("x.npy", without_a_line, "a label and a name for each of its 4 rows. Received: labels \\(3,"),
+        (
+            "x.npz",
+            lambda path: np.savez(path, features=np.eye(3), labels=np.ones((3, 1))),
+            "each of its 3 rows. Received: labels \\(3, 1",
+        ),
+        ("x.npz", lambda path: np.savez(path, features=np.eye(3), facts="[1]"), "facts must be an object"),
+        (
+            "x.parquet",
+            lambda path: pq.write_table(pa.table({"features": ["a"]}), path),
+            "must be a column of lists of numbers; it is one of string",
+        ),
         ("x.npz", lambda path: np.savez(path, images=np.ones(3)), "it has images, but no `features`"),
         ("x.npz", lambda path: np.savez(path, features=np.array([Hostile()])), "cannot be read"),
         ("x.npy", lambda path: np.save(path, np.array([Hostile()])), "cannot be read"),
@@ -164,7 +175,7 @@ def test_a_kill_while_files_are_renamed(tmp_path, monkeypatch, renames):
     assert file.facts == {"other": 1}
 
 
-# Bugs caught: text labels that fail inside `int()`, fractions that are cut off.
+# Bugs caught: text labels that fail inside `int()`, fractions that are cut off, labels that are refused for a null.
 def test_labels_of_other_tools(tmp_path):
     rows = np.eye(4, dtype=np.float32)
     np.savez(tmp_path / "x.npz", features=rows, labels=np.array(["dog", "cat", "", "dog"]))
@@ -174,8 +185,9 @@ def test_labels_of_other_tools(tmp_path):
     np.savez(tmp_path / "y.npz", features=rows, labels=np.array([0, 1, 1.5, 2]))
     with pytest.raises(DataError, match="whole numbers or text"):
         read_feature_file(tmp_path / "y.npz")
-    table = {"label": ["dog", "cat", None, "dog"], "index": range(4), "name": list("abcd")}
-    columns = {name: pa.array(values) for name, values in table.items()}
-    columns["features"] = pa.FixedSizeListArray.from_arrays(pa.array(rows.ravel()), 4)
-    pq.write_table(pa.table(columns), tmp_path / "z.parquet")
-    assert read_feature_file(tmp_path / "z.parquet").labels.tolist() == [1, 0, -1, 1]
+    for labels in (["dog", "cat", None, "dog"], [1, 0, None, 1]):
+        table = {"label": labels, "index": range(4), "name": list("abcd")}
+        columns = {name: pa.array(values) for name, values in table.items()}
+        columns["features"] = pa.FixedSizeListArray.from_arrays(pa.array(rows.ravel()), 4)
+        pq.write_table(pa.table(columns), tmp_path / "z.parquet")
+        assert read_feature_file(tmp_path / "z.parquet").labels.tolist() == [1, 0, -1, 1]

@@ -114,6 +114,13 @@ def test_missing_and_damaged_parts_are_named(tmp_path, folders, damage, read_all
     assert find_problems(folder, read_all=True) == []
 
 
+# Bug caught: the advice to remove a feature file's facts, which it has none of.
+def test_a_file_is_no_folder_of_parts(tmp_path):
+    (tmp_path / "x.npy").touch()
+    with pytest.raises(UsageError, match=r"x.npy must be a folder of features: it has no features.json"):
+        read_facts(tmp_path / "x.npy")
+
+
 # Bug caught: the command of an ONNX file without what it was opened with, which is refused or computes elsewhere.
 @pytest.mark.parametrize(
     ("runner", "options"),

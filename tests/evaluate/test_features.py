@@ -57,6 +57,15 @@ def test_features_are_the_models(tmp_path, folders, batch_size, save_seconds, en
     assert {p.name for p in tmp_path.iterdir()} == {"images", output.name} | companions
 
 
+# Bug caught: NaN that is saved, and whose neighbors and classes are then arbitrary.
+def test_features_that_are_not_finite(tmp_path, folders):
+    model = NumpyBackend()
+    model.kernel[0, 0] = np.nan
+    with pytest.raises(DataError, match=r"model must compute finite outputs\. Received: `features`"):
+        extract_features(model, class_folders(folders), tmp_path / "x.npz")
+    assert not (tmp_path / "x.npz").exists()
+
+
 def run_process(*arguments):
     return subprocess.run(
         [sys.executable, SCRIPT, *map(str, arguments)], capture_output=True, text=True, check=False

@@ -112,6 +112,7 @@ def of_model(weights):
             "1 classes that do not: e",
         ),
         (same(source={"path": "x"}), same(source={"path": "x"}), UsageError, "must differ"),
+        (one := same(), one, UsageError, "must differ"),
         (feature_file(np.full((4, 4), np.inf), range(4)), same(), DataError, "must be finite"),
         (
             feature_file(np.eye(2), [0, 1]),

@@ -94,6 +94,19 @@ def test_many_equal_images():
     assert group.rows == list(range(40))
 
 
+# Bugs caught: no duplicates where all images are copies of one; scores in billions where most are.
+def test_nothing_but_copies():
+    features = np.full((60, 8), 2, np.float32)
+    graph = neighbor_graph(feature_file(features, np.zeros(60)))
+    [group] = find_groups(graph, near_threshold(graph))
+    assert (len(group.rows), set(group.cosines)) == (60, {1})
+    assert outlier_scores(graph).tolist() == [0] * 60
+    features[40:] = np.random.default_rng(0).normal(size=(20, 8))
+    scores = outlier_scores(neighbor_graph(feature_file(features, np.zeros(60))))
+    assert scores[:40].max() < 0.01
+    assert np.median(scores[40:]) == pytest.approx(1)
+
+
 # Bug caught: plain cosines, which are all near 1 where features have a common mean.
 def test_cosines_are_of_standardized_features():
     features = 100 + np.random.default_rng(0).normal(size=(500, 16)).astype(np.float32)

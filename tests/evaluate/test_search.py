@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from evaluate import search
-from evaluate.feature_file import read_feature_file
+from evaluate.feature_file import FeatureFile, read_feature_file
 from evaluate.feature_parts import Part, part_facts, write_part
 from evaluate.features import extract_features
 from evaluate.images import open_images
@@ -27,24 +27,42 @@ ROWS, WIDTH = 3000, 16
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Clustered features in two parts."""
-    folder, draw = tmp_path_factory.mktemp("parts"), np.random.default_rng(0)
+    draw = np.random.default_rng(0)
     labels = draw.integers(0, 30, ROWS)
     features = draw.normal(size=(30, WIDTH))[labels] + 0.5 * draw.normal(size=(ROWS, WIDTH))
+    return write_parts(tmp_path_factory.mktemp("parts"), features, labels, parts=2)
+
+
+def write_parts(folder, features, labels, *, parts=1):
     facts = {
         "model": {"path": "m", "weights_sha256": "a"},
         "view": {},
-        "source": {"images": ROWS},
+        "source": {"images": len(features)},
         "class_names": [],
     }
-    facts |= {"feature_dim": WIDTH, "batch_size": 100, "parts": 2}
+    facts |= {"feature_dim": features.shape[1], "batch_size": 100, "parts": parts}
     (folder / "features.json").write_text(json.dumps(facts))
-    for part in (Part(folder, 1, 2), Part(folder, 2, 2)):
-        here = part.indices(ROWS, 100)
+    for part in (Part(folder, number, parts) for number in range(1, parts + 1)):
+        here = part.indices(len(features), 100)
         names, index = [f"n{i}" for i in here], np.array(here)
         write_part(
             part, features[index].astype(np.float32), index, labels[index], names, facts | {"unreadable": 0}
         )
     return folder
+
+
+# Bug caught: copies that are not counted as neighbors because of other copies, so that all candidates are compared.
+def test_copies_are_equally_right(tmp_path):
+    features = np.repeat(np.random.default_rng(0).normal(size=(20, WIDTH)), 50, axis=0)
+    facts = build_index(write_parts(tmp_path, features, np.zeros(1000, np.int64)), tmp_path / "x.index")
+    assert (facts["recall_at_10"], facts["candidates"]) == (1, search.K)
+
+
+# Bug caught: 'cannot reshape array of size 0'.
+def test_one_image_has_no_neighbors(tmp_path):
+    folder = write_parts(tmp_path, np.ones((1, WIDTH)), np.zeros(1, np.int64))
+    with pytest.raises(UsageError, match=r"at least 2 images\. Received: 1, in"):
+        build_index(folder, tmp_path / "x.index")
 
 
 # Bugs caught: rows of another part or block, cosines of rounded vectors, candidates in the order of their codes, a
@@ -163,8 +181,7 @@ def test_search_of_images(tmp_path, folders, monkeypatch):
     for near in found:
         assert named.source.read(near["index"]) == listed.source.read(near["index"])
     Image.open(folders / found[1]["name"]).close()
-    asked = read_feature_file(tmp_path / "parts")
-    asked.facts.pop("source")
+    asked = FeatureFile(tmp_path / "x", file.features, file.labels, file.index, file.names)
     exact = knn_accuracies(file, asked, neighbors=[1, 5])
     assert knn_accuracies(file, asked, neighbors=[1, 5], index=index) == exact
 

@@ -220,6 +220,17 @@ def test_a_failure_of_the_model_is_answered_and_seen(logged):
     assert (healthy.status_code, after.status_code) == (200, 200)
 
 
+# Bug caught: `null` in place of features, with status 200.
+def test_features_that_are_not_finite(logged):
+    model = NumpyBackend()
+    model.kernel[0, 0] = np.nan
+
+    async def talk(client, service):
+        return await post(client, PNG)
+
+    assert exchange(talk, model).status_code == 500
+
+
 def test_a_bug_is_answered_without_a_traceback(monkeypatch, logged):
     monkeypatch.setattr(Service, "_view", lambda *_: 1 / 0)
     answer = exchange(lambda client, service: post(client, PNG))
