@@ -78,6 +78,10 @@ class Output(click.Path):
         path = super().convert(value, param, ctx)
         if value == "-" and not self.allow_dash:
             self.fail("must be a path: this command does not write to stdout. Received: -", param, ctx)
+        if "://" in str(value):
+            self.fail(
+                f"must be a path on this machine, to be copied to a store. Received: {value}", param, ctx
+            )
         if value != "-":
             check_writable(Path(str(path)), self.refusal)
         return path

@@ -345,6 +345,8 @@ class Service:
     async def _not_served(self, request: Request, error: HTTPException) -> Response:
         paths = ", ".join(self._paths)
         sentence = f"{request.method} {request.url.path}: {error.detail}. Paths: {paths}."
+        if request.url.path in ("/similar", "/") and "/similar" not in self._paths:
+            sentence += " The search needs `swav-tf serve --features` or `--index`."
         headers = dict(error.headers or {})
         return await self._refuse(request, Refusal(error.status_code, "path", sentence, headers))
 

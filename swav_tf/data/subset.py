@@ -14,6 +14,7 @@ from swav_tf.data.image_source import ImageSource
 from swav_tf.data.storage import FileFacts
 from swav_tf.plumbing.errors import DataError
 from swav_tf.plumbing.files import read_lines
+from swav_tf.plumbing.log import log
 
 
 class Subset(ImageSource):
@@ -51,18 +52,20 @@ class Subset(ImageSource):
 def draw_subset(source: ImageSource, *, share: float, seed: int) -> list[str]:
     """Return the names of a random share (0 to 1) of each class's images, at least one, in the source's order.
 
+    Images without a class are left out, with a warning.
+
     Raises:
-        DataError: images have no class, or a name that a list cannot contain.
+        DataError: no image has a class, or one has a name that a list cannot contain.
     """
     labels = source.labels()
-    if (labels < 0).any():
-        raise DataError(
-            f"A share of each class needs images with classes. Received: {(labels < 0).sum():,} of "
-            f"{len(labels):,} images without one."
-        )
+    if unlabeled := int((labels < 0).sum()):
+        without = f"{unlabeled:,} of {len(labels):,} images have no class"
+        if unlabeled == len(labels):
+            raise DataError(f"A share of each class needs images with classes. Received: {without}.")
+        log.warning(f"{without}; they are left out.")
     draw = np.random.default_rng(seed)
     chosen: list[int] = []
-    for label in np.unique(labels):
+    for label in np.unique(labels[labels >= 0]):
         members = draw.permutation(np.flatnonzero(labels == label))
         chosen += members[: max(1, round(share * len(members)))].tolist()
     names = [source.image_name(index) for index in sorted(chosen)]

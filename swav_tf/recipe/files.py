@@ -78,6 +78,8 @@ def recipe_of(values: dict[str, Any], overrides: Sequence[str] = (), *, label: s
     Raises:
         RecipeError: lists every error.
     """
+    if overrides:
+        label += " with -o"
     errors = [f"override '{item}': {error}" for item in overrides if (error := _apply(item, values))]
     _resolve_shares(values)
     kind = values.get("kind", "pretrain")

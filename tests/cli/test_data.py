@@ -121,6 +121,7 @@ def test_subset(images, tmp_path, output):
         ("shard nowhere out", 1, "nowhere. Check the path"),
         ("shard {images} out --shards 9", 2, "8 images, 9 shards"),
         ("shard {images} {images}", 2, "new or empty"),
+        ("shard {images} s4://bucket/x", 2, "a path on this machine"),
         ("check nowhere", 1, "nowhere. Check the path"),
         ("check {images} --kind tfrecord", 1, "TFRecord shards"),
         ("check s4://bucket/images", 1, "The scheme of s4:"),

@@ -1,5 +1,7 @@
 """Labeled images of a classifier, and subsets of them by a list."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -95,8 +97,10 @@ def test_a_share_is_of_each_class(tmp_path):
 
 def test_a_share_needs_classes_and_names_of_one_line(tmp_path):
     make_folders(tmp_path, n01=["a.png", " b\n.png"])
-    with pytest.raises(DataError, match="2 of 2 images without one"):
+    with pytest.raises(DataError, match="2 of 2 images have no class"):
         draw_subset(ImageFolder(tmp_path), share=0.5, seed=0)
+    some = SimpleNamespace(labels=lambda: np.array([0, -1, 0]), image_name="abc".__getitem__)
+    assert draw_subset(some, share=1, seed=0) == ["a", "c"]
     make_folders(tmp_path / "other", n01=["caf\udce9.png"])
     for folder in (tmp_path, tmp_path / "other"):
         with pytest.raises(DataError, match="Rename"):

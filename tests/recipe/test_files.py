@@ -171,7 +171,7 @@ def test_wrong_types_unknown_keys_and_impossible_values_are_reported_together() 
     with pytest.raises(RecipeError) as caught:
         load_recipe("demo", ["train.batch_size=abc", "train.epoch=3", "crops.0.count=1"])
     heading, *errors = str(caught.value).splitlines()
-    assert heading == "recipe 'demo' has 3 errors:"
+    assert heading == "recipe 'demo' with -o has 3 errors:"
     assert [error.strip().partition(":")[0] for error in errors] == [
         "crops.0.count",
         "train.batch_size",
