@@ -7,7 +7,7 @@ INSTALLED := .venv/.installed
 .PHONY: help demo cluster-demo docs notebook test check format lint types imports bench faults gpu gpu-training gpu-inference clean
 
 help:
-	@echo 'make demo          train SwAV on handwritten digits, evaluate, export and time it (about six minutes on a CPU)'
+	@echo 'make demo          train SwAV on handwritten digits, evaluate, export and time it (three to six minutes on a CPU)'
 	@echo 'make cluster-demo  kill one of two workers and resume: are the weights equal? (about three minutes on 2 cores)'
 	@echo 'make test          run the tests'
 	@echo 'make docs          build the documentation site in build/site'
