@@ -236,10 +236,8 @@ def drop_by_chance(*, lost: int, won: int) -> float:
 
 def right_by_others(features: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Return for each image whether the k-NN of the others classifies it correctly, bool (n,)."""
-    found = find_neighbors(features, features, k=min(KNN + 1, len(features))).without(
-        np.arange(len(features))
-    )
-    classes = int(labels.max()) + 1
+    rows, classes = np.arange(len(features)), int(labels.max()) + 1
+    found = find_neighbors(features, features, k=min(KNN + 1, len(features))).without(rows)
     votes = vote(found.cosines, labels[found.indices], classes=classes, temperature=KNN_TEMPERATURE)
     right: np.ndarray = votes.argmax(axis=1) == labels
     return right
@@ -334,7 +332,7 @@ def parity_text(
         },
     }
     document = {
-        "passed": bool(files) and all(figures.get("passed") for figures in files.values()),
+        "passed": bool(results) and all(parity.passed for _, parity in results.values()),
         "reference": {
             "weights_sha256": reference.weights_sha256,
             "view": reference.view.model_dump(),

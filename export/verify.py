@@ -110,10 +110,11 @@ def _earlier(folder: Path, names: Iterable[str]) -> dict[str, Any]:
     """Return the results of files in parity.json, if these are as recorded there."""
     path, kept = folder / PARITY, {}
     recorded = json.loads(path.read_bytes()).get("files", {}) if path.is_file() else {}
-    for name in recorded.keys() & names:
-        with contextlib.suppress(DataError):  # changed since, or removed
+    for name in names:
+        # Changed since, removed, or not as this program writes it.
+        with contextlib.suppress(DataError, LookupError, TypeError):
             check_unchanged(folder / name)
-            kept[name] = recorded[name]
+            kept[name] = {**recorded[name]}
     return kept
 
 

@@ -18,7 +18,7 @@ def command(search: SearchChoice, count: int, report: Report) -> None:
     """List the images that are farthest from their nearest neighbors in feature space.
 
     OUTPUT receives index.html (one file, readable offline) and outliers.csv. The score is the mean distance of
-    standardized features to the ten nearest images, divided by its median over all images.
+    standardized features to the ten nearest images, divided by its median over images that are not copies of these.
 
     \b
     Examples:

@@ -58,7 +58,7 @@ class BadImages:
         """
         name, reason = printable(name), printable(" ".join(reason.split()))  # one line with one tab
         with self._lock:
-            if self._tried < _FIRST:
+            if self._tried < _FIRST and name not in self._met:
                 self._tried += 1
                 self._tried_bad += 1
             self._met.add(name)

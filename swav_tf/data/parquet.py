@@ -101,9 +101,8 @@ def _find_columns(file: str, schema: Any, image_key: str, label_key: str) -> _Co
 
     def is_label(kind: Any) -> Any:
         text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_dictionary(kind)
-        number = pa.types.is_integer(kind) or pa.types.is_floating(
-            kind
-        )  # pandas' integers with gaps are floats
+        # Integers beside gaps are floats in pandas.
+        number = pa.types.is_integer(kind) or pa.types.is_floating(kind)
         return text or number or pa.types.is_boolean(kind)
 
     features = _features(schema)
@@ -146,7 +145,8 @@ def _classes(
     path: str, columns: _Columns, labels: Sequence[Any]
 ) -> tuple[tuple[str, ...], npt.NDArray[np.int64]]:
     """Return the names of the classes and the class of each row, -1 without a label."""
-    labels = [label if label == label else None for label in labels]  # a gap is NaN
+    # NaN, a gap, and fractions are no classes.
+    labels = [None if isinstance(label, float) and not label.is_integer() else label for label in labels]
     if not columns.classes:
         return number_classes(None if label is None else str(label) for label in labels)
     numbers = np.array([-1 if label is None else label for label in labels], np.int64)

@@ -42,9 +42,8 @@ def survey(data: Data) -> ImageFacts:
         raise DataError(
             f"None of {SAMPLE} images of {path} can be decoded. Run `swav-tf data check` for details."
         )
-    labels = (
-        source.labels() if source.class_names else np.array([-1])
-    )  # the declared classes may have no images
+    # The declared classes may have no images.
+    labels = source.labels() if source.class_names else np.array([-1])
     return ImageFacts(
         path=path,
         kind=data.kind,
@@ -59,11 +58,12 @@ def survey(data: Data) -> ImageFacts:
 def this_machine() -> Machine:
     """Return cores and GPUs of this machine, without TensorFlow; CUDA_VISIBLE_DEVICES limits the number of GPUs."""
     cores, visible, found = available_cores(), visible_gpus(), gpus()
-    if visible and found:
-        memory = min(gpu.memory_mib for gpu in found) * 2**20
-        bfloat16 = all((gpu.capability or 0) >= 8 for gpu in found)
-        return Machine(cores, gpu_gb=memory / 1e9, gpus=len(visible), bfloat16=bfloat16)
-    if visible and lacks_package():
-        log.warning("The GPU's memory cannot be queried without nvidia-ml-py; assuming 16 GB.")
-        return Machine(cores, gpu_gb=16, gpus=len(visible))
-    return Machine(cores)
+    if not visible or not (found or lacks_package()):
+        return Machine(cores)
+    known = [gpu.memory_mib for gpu in found if gpu.memory_mib is not None]
+    if not known:
+        reason = "" if found else " without nvidia-ml-py"
+        log.warning(f"The GPU's memory cannot be queried{reason}; assuming 16 GB.")
+    memory = min(known) * 2**20 / 1e9 if known else 16
+    bfloat16 = bool(found) and all((gpu.capability or 0) >= 8 for gpu in found)
+    return Machine(cores, gpu_gb=memory, gpus=len(visible), bfloat16=bfloat16)

@@ -176,4 +176,5 @@ def _label(place: str, content: bytes, label_key: str) -> str | None:
         return None
     column = find_column(place, list(values), label_key, LABELS)
     value = values[column] if column is not None else None
-    return sys.intern(str(value)) if isinstance(value, str | int | float) and value == value else None
+    whole = isinstance(value, float) and value.is_integer()
+    return sys.intern(str(value)) if whole or isinstance(value, str | int) else None

@@ -92,7 +92,7 @@ class SwAV(ReplicatedModel):
     def call(self, crops: Crops, training: bool = False) -> tuple[tf.Tensor, tf.Tensor]:
         """Return projections (V, B, D), of length 1, and scores (V, B, K), both float32."""
         batch = tf.shape(crops[0])[0]
-        # All crops of one size go through the backbone together: its BN statistics are per size.
+        # Adjacent groups of one size go through the backbone together: its BN statistics are per size.
         sizes = itertools.groupby(map(_by_crop, crops), key=lambda group: group.shape[1])
         same = [tf.concat(list(groups), axis=0) for _, groups in sizes]
         features = [self.backbone(self.normalize(images), training=training) for images in same]

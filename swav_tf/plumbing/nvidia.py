@@ -23,7 +23,7 @@ class Gpu:
 
     name: str
     driver: str  # its version
-    memory_mib: float
+    memory_mib: float | None  # None where it shares the machine's
     clock_mhz: float | None = None  # of its processors, now
     capability: int | None = None  # major number of its compute capability
 
@@ -56,18 +56,22 @@ def gpus() -> tuple[Gpu, ...]:
         return ()
     import pynvml
 
-    driver = pynvml.nvmlSystemGetDriverVersion()
-    handles = map(pynvml.nvmlDeviceGetHandleByIndex, range(pynvml.nvmlDeviceGetCount()))
-    return tuple(
-        Gpu(
-            name=pynvml.nvmlDeviceGetName(handle),
-            driver=driver,
-            memory_mib=pynvml.nvmlDeviceGetMemoryInfo(handle).total / 2**20,
-            clock_mhz=_query("nvmlDeviceGetClockInfo", handle, pynvml.NVML_CLOCK_SM),
-            capability=pynvml.nvmlDeviceGetCudaComputeCapability(handle)[0],
+    found, driver = [], _query("nvmlSystemGetDriverVersion")
+    for number in range(pynvml.nvmlDeviceGetCount()):
+        handle = _query("nvmlDeviceGetHandleByIndex", number)
+        memory, capability = (
+            _query(name, handle) for name in ("nvmlDeviceGetMemoryInfo", "nvmlDeviceGetCudaComputeCapability")
         )
-        for handle in handles
-    )
+        found.append(
+            Gpu(
+                name=_query("nvmlDeviceGetName", handle) or "unknown",
+                driver=driver or "unknown",
+                memory_mib=None if memory is None else memory.total / 2**20,
+                clock_mhz=_query("nvmlDeviceGetClockInfo", handle, pynvml.NVML_CLOCK_SM),
+                capability=None if capability is None else capability[0],
+            )
+        )
+    return tuple(found)
 
 
 def lacks_package() -> bool:
@@ -79,7 +83,7 @@ def visible_gpus() -> list[str]:
     """Return the names that CUDA_VISIBLE_DEVICES gives to GPUs, by default the numbers of all."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is None:
-        return [str(number) for number in range(len(gpus()) or lacks_package())]
+        return [str(number) for number in range(len(gpus()) or int(lacks_package()))]
     return [name for name in visible.split(",") if name not in ("", "-1")]
 
 
@@ -106,11 +110,11 @@ def gpu_state() -> GpuState:
     )
 
 
-def _query(function: str, handle: Any, *arguments: Any) -> Any:
+def _query(function: str, *arguments: Any) -> Any:
     """Call a function of NVML; None if this GPU or driver does not support it."""
     import pynvml
 
     try:
-        return getattr(pynvml, function)(handle, *arguments)
+        return getattr(pynvml, function)(*arguments)
     except pynvml.NVMLError:
         return None

@@ -140,7 +140,7 @@ class RunFolder:
             images = _images(newest[1])
             _check_settings(newest[1]["recipe"], recipe, source=newest[0], images=images)
             before = None if saved is None else saved.model_dump(mode="json")
-            if before is not None and (changed := changes(before, recipe, images=images)):
+            if self.writer and before is not None and (changed := changes(before, recipe, images=images)):
                 text = "%s was edited or damaged. It is rewritten to match the run's checkpoints and this command:\n%s"
                 log.warning(text, path, "\n".join(changed))
         # Before its first checkpoint a run has nothing that other settings could spoil.

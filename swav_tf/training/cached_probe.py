@@ -38,7 +38,7 @@ def probe_cached(
     with open_job(recipe, run_dir, quiet=quiet, one_device=True) as job:
         _, start, data = open_run(job, model, how=BY_CACHE, from_scratch=from_scratch, fresh=fresh)
         classifier = start.build(recipe, class_count=len(data.class_names))
-        fitted = fit_classifier(classifier, data, recipe, job.bad_images.bad)
+        fitted = fit_classifier(classifier, data, recipe, job.bad_images)
         arrays = {name: variable.numpy() for name, variable in named_variables(classifier).items()}
         job.start()
         job.store.write(0, arrays, {"how": BY_CACHE, "recipe": recipe.model_dump(mode="json")})

@@ -79,7 +79,7 @@ def train_classifier(
         if summary.get("validation_sha256", saved) == validate.images and (done := job.complete(classifier)):
             return done
         if from_probe and job.resumed_from is None:
-            fit_classifier(classifier, data, recipe, job.bad_images.bad)
+            fit_classifier(classifier, data, recipe, job.bad_images)
             validate.measure_start()
         chance = ("ln classes", math.log(classes))
         job.fit(classifier, [validate, *callbacks], averaged=AVERAGED, chance=chance)

@@ -11,6 +11,7 @@ import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import cv2
@@ -18,6 +19,7 @@ import keras
 import numpy as np
 import numpy.typing as npt
 
+from swav_tf.data.bad_images import BadImages
 from swav_tf.data.decode import UndecodableImage
 from swav_tf.data.image_source import ImageSource
 from swav_tf.data.labels import renumbered
@@ -37,6 +39,7 @@ from swav_tf.method.replicated_model import ReplicatedModel
 from swav_tf.method.swav import SwAV
 from swav_tf.plumbing.errors import DataError
 from swav_tf.plumbing.log import log, log_once
+from swav_tf.plumbing.names import counted
 from swav_tf.recipe.data import SPLIT_KINDS, Data
 from swav_tf.recipe.pretraining import Recipe
 from swav_tf.training.position import Logs
@@ -123,6 +126,8 @@ class KNNEvaluator(_Evaluator):
         else:
             queries, known = np.split(known, [max(1, len(known) // 5)])
         known, queries = np.sort(known), np.sort(queries)
+        max_share = recipe.data.max_bad_share
+        self.bad_queries = BadImages(images=len(queries), max_share=max_share) if held_out else None
         labels, query_labels = source.labels(known), self.query_source.labels(queries)
         self.known, self.labels = known[labels >= 0], labels[labels >= 0]
         self.queries, self.query_labels = queries[query_labels >= 0], query_labels[query_labels >= 0]
@@ -149,7 +154,8 @@ class KNNEvaluator(_Evaluator):
         self._forget_others("knn_baselines", BASELINES, self.queries, labels, *settings)
         if not position.step:  # later their figures are in the checkpoint
             with position.doing("k-NN"):
-                initial, pixels = self._accuracy(self._features), self._accuracy(readable_pixels)
+                initial = self._accuracy(partial(readable_features, self.model))
+                pixels = self._accuracy(readable_pixels)
             self._keep("knn_baselines", knn_top1_initial=initial, knn_top1_pixels=pixels)
         if baselines := baselines_of(position.validation):
             log_once(  # the rest of an interrupted epoch is a training of its own
@@ -166,7 +172,7 @@ class KNNEvaluator(_Evaluator):
         if (position.epoch + 1) % every and not position.at_end and not self._is_early:
             return
         with position.doing("k-NN"):
-            top1 = self._accuracy(self._features)
+            top1 = self._accuracy(partial(readable_features, self.model))
         self._keep("knn", knn_top1=top1)
         if top1 is not None:
             position.measured["k-NN"] = top1
@@ -183,15 +189,16 @@ class KNNEvaluator(_Evaluator):
                 f"{lost}. If this does not change, the run learns nothing useful."
             )
 
-    def _features(self, *images: Any) -> tuple[np.ndarray, Indices]:
-        return readable_features(self.model, *images)
-
     def _accuracy(self, rows_of: Callable[..., tuple[np.ndarray, Indices]]) -> float | None:
         """Return the accuracy (0 to 1) by the rows that a function computes of images, None if there is none."""
         data, monitor = self.recipe.data, self.recipe.monitor
-        known, read = rows_of(self.source, self.known, data, self.job.bad_images.bad)
-        skip = self.job.bad_images.bad if self.query_source is self.source else _leave_out
-        queries, asked = rows_of(self.query_source, self.queries, data, skip)
+        known, read = rows_of(self.source, self.known, data, self.job.bad_images)
+        tally = self.bad_queries or self.job.bad_images
+        queries, asked = rows_of(self.query_source, self.queries, data, tally)
+        if self.bad_queries and (bad := self.bad_queries.reasons):
+            name, reason = next(iter(bad.items()))
+            text = f"{counted(len(bad), 'validation image')} cannot be read, such as {name}: {reason}."
+            log_once(logging.WARNING, f"{text} The k-NN evaluation leaves them out.")
         if not (len(known) and len(queries) and np.isfinite(known).all() and np.isfinite(queries).all()):
             return None  # `StopWhenDiverged` decides whether that ends the run
         labels = self.labels[np.isin(self.known, read)], self.query_labels[np.isin(self.queries, asked)]
@@ -289,7 +296,7 @@ def extract_features(
     batch_size: int = 128,
 ) -> np.ndarray:
     """Return the features (n, F), float32, of the evaluation views of images in inference mode."""
-    return readable_features(model, source, indices, settings, refuse, batch_size=batch_size)[0]
+    return readable_features(model, source, indices, settings, None, batch_size=batch_size)[0]
 
 
 def readable_features(
@@ -297,25 +304,28 @@ def readable_features(
     source: ImageSource,
     indices: Sequence[int] | Indices,
     settings: Data,
-    unreadable: Callable[[str, str], None],
+    tally: BadImages | None,
     *,
     batch_size: int = 128,
 ) -> tuple[np.ndarray, Indices]:
-    """Return the features of the images that can be read, and their indices; `unreadable` is told of the others."""
+    """Return the features of the images that can be read, and their indices.
+
+    `tally` counts the others; without it, an image that cannot be read is an error.
+    """
     length = model.backbone.output_shape[-1]
     return _rows(
         lambda views: model.features(views).numpy(),
-        length, source, indices, settings, unreadable, batch_size=batch_size,
+        length, source, indices, settings, tally, batch_size=batch_size,
     )  # fmt: skip
 
 
 def pixel_features(source: ImageSource, indices: Indices, settings: Data) -> np.ndarray:
     """Return the evaluation views of images as vectors, float32 (n, s * s * 3), s at most PIXELS_SIDE."""
-    return readable_pixels(source, indices, settings, refuse)[0]
+    return readable_pixels(source, indices, settings, None)[0]
 
 
 def readable_pixels(
-    source: ImageSource, indices: Indices, settings: Data, unreadable: Callable[[str, str], None]
+    source: ImageSource, indices: Indices, settings: Data, tally: BadImages | None
 ) -> tuple[np.ndarray, Indices]:
     """Return the pixels of the images that can be read, and their indices, as `readable_features` does."""
     side = min(PIXELS_SIDE, settings.evaluation.crop)
@@ -324,11 +334,7 @@ def readable_pixels(
         small = [cv2.resize(view, (side, side), interpolation=cv2.INTER_AREA) for view in views]
         return np.stack(small).reshape(len(views), -1)
 
-    return _rows(pixels, side * side * 3, source, indices, settings, unreadable, batch_size=128)
-
-
-def _leave_out(name: str, reason: str) -> None:
-    log_once(logging.WARNING, f"{name} cannot be read: {reason}. The k-NN evaluation leaves it out.")
+    return _rows(pixels, side * side * 3, source, indices, settings, tally, batch_size=128)
 
 
 def _rows(
@@ -337,17 +343,19 @@ def _rows(
     source: ImageSource,
     indices: Sequence[int] | Indices,
     settings: Data,
-    unreadable: Callable[[str, str], None],
+    tally: BadImages | None,
     batch_size: int,
 ) -> tuple[np.ndarray, Indices]:
     """Return rows (n, length), float32, that a function computes from batches of views, and the images' indices."""
     # Filled in place: a list of parts and its concatenation would need twice the memory.
     rows, read = np.empty((len(indices), length), np.float32), list[int]()
-    for batch in view_batches(
-        source, indices, settings.evaluation, batch_size, threads=settings.threads, unreadable=unreadable
-    ):
+    view, threads, unreadable = settings.evaluation, settings.threads, refuse if tally is None else tally.bad
+    for batch in view_batches(source, indices, view, batch_size, threads=threads, unreadable=unreadable):
         rows[len(read) : len(read) + len(batch)] = compute(stack_views(batch))
         read += [image.index for image in batch]
+        if tally is not None:
+            for _ in batch:
+                tally.good()
     return rows[: len(read)], np.asarray(read, np.int64)
 
 

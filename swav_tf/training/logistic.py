@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from swav_tf.data.bad_images import BadImages
 from swav_tf.data.labels import LabeledData
 from swav_tf.plumbing.errors import DataError, UsageError
 from swav_tf.plumbing.log import log
@@ -31,7 +32,7 @@ def fit_classifier(
     classifier: Classifier,
     data: LabeledData,
     recipe: ProbeRecipe | FinetuneRecipe,
-    unreadable: Callable[[str, str], None],
+    tally: BadImages,
 ) -> dict[str, Any]:
     """Fit the classifier to the features of the training images, in the evaluation view, until it converges.
 
@@ -41,7 +42,7 @@ def fit_classifier(
         classifier: receives kernel and bias; its backbone computes the features.
         data: the training images.
         recipe: the seed of the held-out part, and `cached`.
-        unreadable: called with name and reason of each image that cannot be read, which is left out.
+        tally: counts the images that cannot be read, which are left out.
 
     Returns:
         For the summary: the penalty that was chosen, the held-out accuracy (0 to 1) of each, the seconds for features.
@@ -62,7 +63,7 @@ def fit_classifier(
     with stoppable(exit_now):
         log.info("Computing features.")
         began = time.perf_counter()
-        features, read = readable_features(classifier, data.train, order, recipe.data, unreadable)
+        features, read = readable_features(classifier, data.train, order, recipe.data, tally)
         labels, held_out = data.train_labels[read], max(1, int(np.isin(order[:held_out], read).sum()))
         seconds = round(time.perf_counter() - began, 2)
         mean, scale = standardize(features)

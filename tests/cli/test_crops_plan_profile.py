@@ -31,7 +31,11 @@ def test_crops(tmp_path, output):
 def test_crops_of_a_folder(tmp_path, output):
     images = write_noise(tmp_path / "x", [f"{number}.jpg" for number in range(4)], height=60, width=80)
     line = f"crops {images} -c one_gpu -o data.kind=images --rows 2 --output {tmp_path}/sheet.png"
-    assert "8 crops of each image" in output(line)
+    heights = []
+    for rows in (2, 9):
+        assert "8 crops of each image" in output(line.replace("--rows 2", f"--rows {rows}"))
+        heights.append(Image.open(tmp_path / "sheet.png").height)
+    assert heights[1] > 1.8 * heights[0]  # all four images
 
 
 def test_plan(monkeypatch, output):

@@ -302,15 +302,15 @@ def test_updated_and_joined_archives(tmp_path):
 # Bugs caught: labels that are written as floats, as pandas does beside a gap, and count for none; declared classes
 # without a labeled image that count as classes.
 def test_labels_as_floats(tmp_path):
-    labels = [2.0, 0.0, float("nan")]
+    labels = [2.0, 0.0, float("nan"), 0.5]
     with tarfile.open(tmp_path / "x.tar", "w") as tar:
         for number, label in enumerate(labels):
             add(tar, f"{number}.jpg", b"x")
             add(tar, f"{number}.json", json.dumps({"label": label}).encode())
-    pq.write_table(pa.table({"image": [b"x"] * 3, "label": labels}), tmp_path / "x.parquet")
+    pq.write_table(pa.table({"image": [b"x"] * 4, "label": labels}), tmp_path / "x.parquet")
     for name in ("x.tar", "x.parquet"):
         source = open_source(Data(path=str(tmp_path / name)))
-        assert (source.class_names, source.labels().tolist()) == (("0", "2"), [1, 0, -1])
+        assert (source.class_names, source.labels().tolist()) == (("0", "2"), [1, 0, -1, -1])
 
 
 def test_declared_classes_without_labels(folder, tmp_path):

@@ -36,6 +36,8 @@ def traced(request):
     """A recipe, its model, two images and the operations of their forward pass."""
     backbone = {"name": request.param, "width": 2 if request.param == "resnet_small" else 1}
     recipe = tiny_recipe(model__backbone=backbone, train__batch_size=2)
+    large, small = recipe.crops
+    recipe = recipe.model_copy(update={"crops": (large, small, small)})
     model = build_swav(recipe)
     [crops] = batches_of_crops(recipe, 1)
     crops = tuple(tf.constant(group) for group in crops)

@@ -94,6 +94,19 @@ def test_raw_pixels_are_reduced_views(tmp_path):
     assert np.abs(means[0][0] - means[0][1]).max() > 0.5
 
 
+# Bug caught: readable images that do not count, so that half of the first hundred seem to be bad.
+def test_many_unreadable_images_of_more(tmp_path):
+    source = ImageFolder(make_class_folders(tmp_path / "images", each=90))
+    for number in range(0, 180, 3):
+        (tmp_path / "images" / source.image_name(number)).write_bytes(b"damaged")
+    tally = BadImages(tmp_path / "bad_images.txt", images=1000, max_share=0.1)
+    settings = Data(kind="images", evaluation={"resize": 16, "crop": 16})
+    for _ in range(2):
+        rows, read = readable_pixels(source, np.arange(180), settings, tally)
+        assert len(rows) == len(read) == 120
+    assert (tally.count, set(read % 3)) == (60, {1, 2})
+
+
 # Bug caught: the other views are of other images (equal views must find each other).
 def test_views_find_each_other(tmp_path):
     folder = make_class_folders(tmp_path / "images", each=8)
@@ -190,4 +203,4 @@ def test_classes_of_validation_images_are_matched_by_name(tmp_path, logged):
         (tmp_path / part).write_bytes(b"damaged")
     assert evaluator._accuracy(readable_pixels) == 1
     assert list(job.bad_images.reasons) == ["3/b.png"]
-    assert any("02/c.png cannot be read" in text for _, text in logged)
+    assert any("1 validation image cannot be read, such as 02/c.png" in text for _, text in logged)
