@@ -44,7 +44,7 @@ def test_a_run_without_its_images(folder):
         ">75.0 %<",
         ">50.0 %<",
         ">41 of 50<",
-        "the initial weights 25.0 %",
+        "the initial weights 25.0\u00a0%",  # on one line
     ):
         assert text in page
     assert "are not shown. No &lt;b&gt;images&lt;/b&gt;." in page
