@@ -57,7 +57,7 @@ def verify(
     batch_size: int = 32,
     draw: Callable[[Artifact], Views] | None = None,
 ) -> tuple[dict[str, tuple[Precision | None, Parity]], str]:
-    """Run files on the reference's images and write parity.json next to them, if their folder is not read-only.
+    """Run files on the reference's images and write parity.json next to them; warn if it cannot be written.
 
     Args:
         artifacts: ONNX files and engines of one folder.

@@ -76,8 +76,9 @@ def command(
           >= 0.995 (median), 95 % of the 10 nearest images kept
 
     Limits that could not be applied, for example without labels, are listed. A file that was changed after the
-    export fails, too. The results are written to parity.json, unless the folder is read-only. The exit code is 1 if a
-    file fails. With --against, one file is compared with another, and nothing is written.
+    export fails, too. The results are written to parity.json; if that is impossible, as in a read-only folder, a
+    warning says so. The exit code is 1 if a file fails. With --against, one file is compared with another, and nothing
+    is written.
 
     \b
     Examples:

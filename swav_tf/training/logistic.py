@@ -64,6 +64,8 @@ def fit_classifier(
         log.info("Computing features.")
         began = time.perf_counter()
         features, read = readable_features(classifier, data.train, order, recipe.data, tally)
+        if left_out := len(order) - len(read):
+            log.warning(f"{left_out:,} of {len(order):,} training images cannot be read and are left out.")
         labels, held_out = data.train_labels[read], max(1, int(np.isin(order[:held_out], read).sum()))
         seconds = round(time.perf_counter() - began, 2)
         mean, scale = standardize(features)

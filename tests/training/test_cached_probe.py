@@ -93,8 +93,8 @@ def test_a_cached_probe_uses_the_validation_labels_only_at_the_end(tmp_path, pre
     assert (tmp_path / "confusion.csv").exists()
 
 
-# Bug caught: one unreadable image that ends the job, or shifts the labels of those after it.
-def test_unreadable_training_images_are_left_out(tmp_path, pretrained):
+# Bug caught: one unreadable image that ends the job, is left out without a word, or shifts the labels of those after it.
+def test_unreadable_training_images_are_left_out(tmp_path, pretrained, logged):
     for level, name in ((40, "train/dark"), (200, "train/light"), (40, "val/dark"), (200, "val/light")):
         (tmp_path / name).mkdir(parents=True)
         for number in range(12):
@@ -105,6 +105,7 @@ def test_unreadable_training_images_are_left_out(tmp_path, pretrained):
     recipe = tiny_classifier_recipe(ProbeRecipe, **kind, **paths)
     summary = probe_cached(recipe, model=pretrained, run_dir=tmp_path / "run", quiet=True).summary
     assert summary["bad_images"] == 1
+    assert ("WARNING", "1 of 24 training images cannot be read and are left out.") in logged
     assert summary["last"]["top1"] == 1
     assert (tmp_path / "run" / "bad_images.txt").read_text().startswith("dark/00.png")
 
