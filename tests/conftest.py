@@ -4,13 +4,16 @@ import ctypes
 import gc
 import logging
 import os
+import shutil
 import sys
+import tempfile
 from collections import Counter
 from types import SimpleNamespace
 
 import pytest
 
 from swav_tf.plumbing.log import log
+from tests import tiny_network  # noqa: F401, recipes name it
 from tests.ports import reserve_port
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -20,6 +23,18 @@ os.environ["KERAS_BACKEND"] = "tensorflow"
 os.environ["MPLBACKEND"] = "Agg"
 # Graphs are built of many objects that stay: the collector's default of 700 looks at them for a tenth of all time.
 gc.set_threshold(100_000)
+
+
+def pytest_configure(config):
+    """Create the folder that all processes of this run share."""
+    if not hasattr(config, "workerinput"):
+        os.environ["SWAV_TF_TEST_SHARED"] = tempfile.mkdtemp(prefix="swav-tf-tests-")
+
+
+def pytest_unconfigure(config):
+    """Remove it."""
+    if not hasattr(config, "workerinput"):
+        shutil.rmtree(os.environ["SWAV_TF_TEST_SHARED"], ignore_errors=True)
 
 
 LANES = {"faults": "faults", "test_quickstart.py": "notebook"}

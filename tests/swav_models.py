@@ -7,13 +7,15 @@ import tensorflow as tf
 from swav_tf.recipe.pretraining import Recipe
 from swav_tf.training.build import build_swav
 from tests.replicas import REPLICAS
+from tests.tiny_network import TINY
 
 PROTOTYPES = 12
+SMALL = {"name": "resnet_small"}  # the smallest network that users have
 RECIPE = {
     "name": "tiny",
     "data": {"kind": "digits", "evaluation": {"resize": 32, "crop": 32}, "threads": 1},
     "crops": [{"count": 2, "size": 16, "scale": (0.4, 1)}, {"count": 2, "size": 12, "scale": (0.2, 0.5)}],
-    "model": {"backbone": {"name": "resnet_small"}, "head_hidden": 24, "projection_dim": 16, "prototypes": PROTOTYPES},
+    "model": {"backbone": {"name": TINY}, "head_hidden": 24, "projection_dim": 16, "prototypes": PROTOTYPES},
     "method": {"epsilon": 0.05},
     "optimizer": {"peak_learning_rate": 2.0},
     "train": {"epochs": 2, "batch_size": 8, "precision": "float32"},

@@ -9,8 +9,10 @@ from cli import demo
 from swav_tf.data.sources import open_source
 from swav_tf.plumbing.errors import UsageError
 from swav_tf.recipe.files import load_recipe
+from tests.tiny_network import TINY
 
 SHORT = [
+    f"model.backbone.name={TINY}",
     "crops=[{count: 2, size: 16, scale: [0.4, 1]}]",
     "train.epochs=1",
     "train.batch_size=256",

@@ -41,6 +41,6 @@ def collectives_of_a_step(strategy, recipe) -> tuple[int, int]:
 def test_collectives_of_a_step(mirrored, synchronised, of_a_bn_call):
     recipe = tiny_recipe(method__queue={"length": 16}, model__batch_norm={"synchronised": synchronised})
     count, bn_calls = collectives_of_a_step(mirrored, recipe)
-    assert bn_calls == 13
+    assert bn_calls == 7
     sinkhorn, gradients, diagnostics = 3, 1, 1
     assert count == of_a_bn_call * bn_calls + sinkhorn + gradients + diagnostics

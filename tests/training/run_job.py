@@ -19,6 +19,7 @@ from swav_tf.training import pretrain as job
 from swav_tf.training.classify import train_classifier
 from swav_tf.training.rendezvous import ClusterAddress
 from swav_tf.training.state import named_variables
+from tests import tiny_network  # noqa: F401, recipes name it
 
 
 def poison_gradients(step):

@@ -5,7 +5,7 @@ from swav_tf.plumbing.errors import UsageError
 from swav_tf.runs.folder import RunFolder
 from swav_tf.training.build import build_swav, init_from, load_swav, read_pretrained
 from swav_tf.weights.convert import import_weights
-from tests.swav_models import tiny_recipe
+from tests.swav_models import SMALL, tiny_recipe
 from tests.tiny_run import tiny_run
 
 
@@ -15,7 +15,7 @@ def test_initial_weights_fit_or_nothing_is_loaded(tmp_path, logged):
     backbone = tmp_path / "backbone"
     import_weights(tiny_run(), backbone, backbone_only=True)
     source = read_pretrained(tiny_run())[0].arrays
-    model = build_swav(tiny_recipe(model__prototypes=30))
+    model = build_swav(tiny_recipe(model__backbone=SMALL, model__prototypes=30))
     head = model.head.get_weights()
     before = [variable.numpy() for variable in model.weights]
     with RunFolder(tmp_path / "run") as folder:

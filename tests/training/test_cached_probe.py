@@ -87,7 +87,7 @@ def test_a_cached_probe_uses_the_validation_labels_only_at_the_end(tmp_path, pre
 
     monkeypatch.setattr(logistic, "choose_penalty", choose)
     summary = probe_cached(recipe, model=pretrained, run_dir=tmp_path, quiet=True).summary
-    assert seen == [((1437, 128), 1437, 287)]
+    assert seen == [((1437, 16), 1437, 287)]
     assert set(summary["held_out_top1"]) == {"0.1", "0.001"}
     assert summary["last"]["top1"] == pytest.approx(accuracy_of(tmp_path, recipe))
     assert (tmp_path / "confusion.csv").exists()
@@ -113,7 +113,7 @@ def test_unreadable_training_images_are_left_out(tmp_path, pretrained, logged):
 # Bugs caught: a machine that swaps or kills the job after hours of computing features; a network that sees images of another size
 # than in pretraining without a word.
 def test_features_that_do_not_fit_into_memory_are_refused(tmp_path, pretrained, monkeypatch, logged):
-    monkeypatch.setattr(logistic, "available_memory", lambda: 4 * 128 * 2 * 1437 - 1)
+    monkeypatch.setattr(logistic, "available_memory", lambda: 4 * 16 * 2 * 1437 - 1)
     monkeypatch.setattr(logistic, "readable_features", None)
     recipe = tiny_classifier_recipe(ProbeRecipe, data__evaluation={"resize": 20, "crop": 18})
     with pytest.raises(UsageError, match=r"must fit into memory: 1,437 images.*Use --subset"):

@@ -18,7 +18,7 @@ from swav_tf.training.build import load_swav, read_pretrained
 from swav_tf.training.checkpointing import Diverged, StoppedBySignal
 from swav_tf.training.pretrain import pretrain
 from swav_tf.weights.convert import import_weights
-from tests.swav_models import tiny_recipe
+from tests.swav_models import SMALL, tiny_recipe
 from tests.tiny_run import tiny_run
 from tests.training.runs import StopAfter, assert_same_bits, assert_same_run, lines, newest
 
@@ -215,9 +215,8 @@ def test_a_run_ends_when_it_diverges_or_a_callback_wants_it(tmp_path, images):
 # during a run; an import that is trained further as if optimizer and position were known.
 def test_a_run_starts_from_the_weights_of_another(tmp_path):
     # With so low a rate the weights are still recognizable after two steps.
-    recipe = tiny_recipe(
-        train__batch_size=700, train__epochs=1, optimizer__peak_learning_rate=1e-6, train__seed=5
-    )
+    changes = {"train__epochs": 1, "optimizer__peak_learning_rate": 1e-6, "train__seed": 5}
+    recipe = tiny_recipe(train__batch_size=700, model__backbone=SMALL, **changes)
     source, new = read_pretrained(tiny_run())[0], tmp_path / "new"
     result = pretrain(recipe, run_dir=new, weights=tiny_run(), quiet=True)
     arrays = newest(new).arrays
