@@ -121,4 +121,6 @@ def extra_of(module: str | None, arguments: Sequence[str] = ()) -> str | None:
     package = (module or "").partition(".")[0]
     if package == "onnx" and any("tensorrt" in word for word in arguments):
         return "tensorrt"  # building an engine: `export` would overwrite ONNX Runtime for GPUs with that for CPUs
+    if package == "pyarrow" and "index" in arguments:
+        return "search"  # has FAISS too, which would be missing next
     return next((extra for extra, modules in EXTRAS.items() if package in modules), None)

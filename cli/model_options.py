@@ -124,19 +124,18 @@ class ModelChoice:
         )
 
 
-def _model_options(*, required: bool) -> Option:
+def _model_options(*, required: bool = True, foreign: bool = True) -> Option:
+    """Return the options of a model; only with `foreign` of third-party files too, which have no scores."""
+
     def build(model: str | None, provider: str | None, **contract: Any) -> ModelChoice:
-        return ModelChoice(model, provider, _contract(**contract))
+        return ModelChoice(model, provider, _contract(**contract) if contract else None)
 
-    option = click.option(
-        "--model",
-        required=required,
-        metavar="MODEL",
-        help="Folder of a pretraining run (its newest checkpoint is used), a file written by `swav-tf export`, or a "
-        "third-party ONNX file with --view, --mean and --std.",
-    )
-    return option_group("model", build, option, provider_option, *_contract_options)
+    own = "Folder of a pretraining run (its newest checkpoint is used), or a file written by `swav-tf export`"
+    third_party = ", or a third-party ONNX file with --view, --mean and --std." if foreign else "."
+    option = click.option("--model", required=required, metavar="MODEL", help=own + third_party)
+    return option_group("model", build, option, provider_option, *(_contract_options if foreign else ()))
 
 
-model_options = _model_options(required=True)
+model_options = _model_options()
 optional_model_options = _model_options(required=False)
+own_model_options = _model_options(foreign=False)

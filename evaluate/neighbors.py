@@ -200,9 +200,9 @@ def write_outliers(
     table = [(each["name"], each["class"], each["score"]) for each in found]
     write_csv(folder / "outliers.csv", ("name", "class", "score"), table)
     captions = [f"{each['score']:.2f}" for each in found]
-    card = picture_card(["Outliers"], found, captions, images, _view_of(file))
+    card = picture_card([f"The {len(found):,} highest scores"], found, captions, images, _view_of(file))
     tiles = [(f"{len(scores):,}", "images"), (f"{float(scores.max()):.2f}", "highest score")]
-    text = "Images with the highest scores, highest first. Score: mean distance to the ten nearest images; 1 is usual."
+    text = "Score: mean distance to the ten nearest images; 1 is usual."
     _write_page(folder, "Outliers", file, images, tiles, text, [card])
     return found
 

@@ -167,7 +167,7 @@ def _neighbors(found: FeatureFile, images: ImageSet, model: Backend, seed: int) 
     ):
         entries = [found.entry(row) for row in (query, *others)]
         captions = ["image", *(f"{cosine:.3f}" for cosine in cosines)]
-        lines = [entries[0]["name"].rpartition("/")[2], entries[0]["class"]]
+        lines = [entries[0]["name"], entries[0]["class"]]
         cards.append(picture_card(lines, entries, captions, images, model.input_view))
     return cards
 

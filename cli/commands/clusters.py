@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from cli.model_options import ModelChoice, model_options
+from cli.model_options import ModelChoice, own_model_options
 from cli.options import (
     ImageChoice,
     ReadingChoice,
@@ -23,7 +23,7 @@ from cli.progress import image_progress
 
 @click.command()
 @image_options()
-@model_options
+@own_model_options
 @output_option("Folder for tables and pictures.", metavar="DIR", required=True)
 @count_option("--prototypes", default=60, help="Prototypes to show, most used first; the tables list all.")
 @count_option("--nearest", most=100, default=12, help="Nearest images to show for each prototype.")

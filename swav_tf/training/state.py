@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 import keras
 import numpy as np
@@ -13,6 +13,8 @@ from swav_tf.method.replicated_model import ReplicatedModel
 from swav_tf.model.replicas import gather_from_replicas
 from swav_tf.plumbing.errors import SwavError
 from swav_tf.runs.checkpoint import CheckpointError
+
+LISTED: Final = 6  # arrays that do not fit, in an error message
 
 
 def named_variables(model: ReplicatedModel, parts: Sequence[str] = ()) -> dict[str, keras.Variable]:
@@ -53,13 +55,15 @@ def assign_arrays(
 
 
 def _misfits(shapes: Mapping[str, tuple[int, ...]], arrays: Mapping[str, np.ndarray]) -> list[str]:
-    """Describe arrays that are missing, superfluous or of another shape, one line each."""
+    """Describe arrays that are missing, superfluous or of another shape, one line each; the first ones of many."""
     found = {name: array.shape for name, array in arrays.items()}
-    return [
+    wrong = [
         f"{name}: must be {shapes.get(name, 'absent')}, is {found.get(name, 'missing')}"
         for name in sorted(shapes.keys() | found.keys())
         if found.get(name) != shapes.get(name)
     ]
+    more = [f"and {len(wrong) - LISTED} more"] if len(wrong) > LISTED else []
+    return wrong[:LISTED] + more
 
 
 def _buffers(model: ReplicatedModel) -> dict[str, keras.Variable]:
