@@ -23,7 +23,7 @@ from swav_tf.recipe.data import Data
 from swav_tf.recipe.files import recipe_of
 from swav_tf.recipe.pretraining import Recipe
 from swav_tf.training.build import build_swav, load_swav
-from swav_tf.training.knn_monitor import extract_features, pixel_features
+from swav_tf.training.knn_monitor import readable_features, readable_pixels
 from swav_tf.training.rescue import pretrain_with_rescue
 
 COLUMNS = (
@@ -60,9 +60,9 @@ def _linear(model: SwAV | None, recipe: Recipe) -> float:
     drawn = np.random.default_rng(recipe.train.seed).permutation(len(source))[: recipe.monitor.knn_images]
     queries, known = np.split(drawn, [len(drawn) // 5])
     features = [
-        extract_features(model, source, part, recipe.data)
+        readable_features(model, source, part, recipe.data)[0]
         if model
-        else pixel_features(source, part, recipe.data)
+        else readable_pixels(source, part, recipe.data)[0]
         for part in (known, queries)
     ]
     labels = [source.labels(part) for part in (known, queries)]

@@ -32,7 +32,7 @@ from swav_tf.recipe.files import load_recipe, load_recipe_of
 from swav_tf.training.build import load_swav
 from swav_tf.training.cached_probe import probe_cached
 from swav_tf.training.classify import finetune, probe
-from swav_tf.training.knn_monitor import extract_features
+from swav_tf.training.knn_monitor import readable_features
 from swav_tf.training.pretrain import pretrain
 
 NEIGHBORS = 20
@@ -53,7 +53,9 @@ def study(run: Path, folder: Path, seed: int, options: argparse.Namespace) -> di
     recipe = load_recipe_of(ProbeRecipe, "probe_digits", settings)
     model, pretraining = load_swav(run)
     sources = open_source(recipe.data), open_source(recipe.data, validation=True)
-    features = [extract_features(model, source, range(len(source)), pretraining.data) for source in sources]
+    features = [
+        readable_features(model, source, range(len(source)), pretraining.data)[0] for source in sources
+    ]
     labels = [source.labels() for source in sources]
     row(f"{NEIGHBORS}-NN | 100 %", knn_accuracy(features[0], labels[0], features[1], labels[1], k=NEIGHBORS))
     for name, train, place in (

@@ -36,7 +36,7 @@ def by_swav_tf(images: Path, test: Path, run: Path, settings: list[str]) -> tupl
     from swav_tf.recipe.auto import choose
     from swav_tf.recipe.data import Data
     from swav_tf.recipe.files import recipe_of
-    from swav_tf.training.knn_monitor import extract_features
+    from swav_tf.training.knn_monitor import readable_features
     from swav_tf.training.pretrain import pretrain
 
     facts = survey(Data(kind="class_folders", path=str(images)))
@@ -46,9 +46,8 @@ def by_swav_tf(images: Path, test: Path, run: Path, settings: list[str]) -> tupl
     judged = []
     for path in images, test:
         source = open_source(Data(kind="class_folders", path=str(path)))
-        judged.append(
-            (extract_features(result.model, source, range(len(source)), recipe.data), source.labels())
-        )
+        features, _ = readable_features(result.model, source, range(len(source)), recipe.data)
+        judged.append((features, source.labels()))
     return result.summary["loss_last"], judged[0], judged[1]
 
 

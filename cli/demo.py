@@ -15,6 +15,7 @@ from evaluate.backends import open_model
 from evaluate.images import ImageSet
 from evaluate.linear import linear_accuracy
 from evaluate.run_report import Run, draw_pictures, write_run_report
+from swav_tf.data.bad_images import BadImages
 from swav_tf.data.sources import open_source
 from swav_tf.data.survey import survey, this_machine
 from swav_tf.plumbing.errors import UsageError
@@ -25,7 +26,7 @@ from swav_tf.recipe.files import load_recipe, recipe_of
 from swav_tf.recipe.pretraining import Recipe
 from swav_tf.runs.folder import RunFolder
 from swav_tf.training.build import build_swav
-from swav_tf.training.knn_monitor import extract_features, pixel_features
+from swav_tf.training.knn_monitor import readable_features, readable_pixels
 from swav_tf.training.pretrain import pretrain
 
 SHOWN: Final = 500  # images at most, on the run's page
@@ -45,10 +46,11 @@ def run_demo(
     folders `train` and `test`. An interrupted demo resumes; a finished one is set aside and run again.
     """
     started = time.perf_counter()
-    recipe, folder = _recipe(data, seed), RunFolder(run_dir)
-    earlier = folder.read_summary()
+    folder = RunFolder(run_dir)
+    earlier, saved = folder.read_summary(), run_dir / "config.yaml"
     # Without "export" it was interrupted, perhaps during the evaluation.
     finished = earlier is not None and "export" in earlier
+    recipe = _recipe(data, seed, saved if saved.is_file() and not finished else None)
     result = pretrain(recipe, run_dir=run_dir, fresh=finished, quiet=quiet)
     log.info("fitting linear classifiers")
     summary = {
@@ -74,7 +76,8 @@ def run_demo(
     return summary
 
 
-def _recipe(data: Path | None, seed: int) -> Recipe:
+def _recipe(data: Path | None, seed: int, saved: Path | None = None) -> Recipe:
+    """Return the recipe for the digits, or one chosen for a folder unless that of an interrupted demo was `saved`."""
     if data is None:
         return load_recipe("demo", [f"train.seed={seed}"])
     train, test = data / "train", data / "test"
@@ -82,10 +85,12 @@ def _recipe(data: Path | None, seed: int) -> Recipe:
         raise UsageError(
             f"--data must have the folders train and test, each with a folder for each class. Received: {data}."
         )
+    settings = [f"train.seed={seed}", f"data.validation_path={json.dumps(str(test))}"]
+    if saved is not None:  # the choice depends on the speed of the machine at the moment
+        return load_recipe(str(saved), [f"data.path={json.dumps(str(train))}", *settings])
     choice = choose(survey(Data(kind="class_folders", path=str(train))), this_machine())
     for line in choice.lines:
         log.info("%s", line)
-    settings = [f"train.seed={seed}", f"data.validation_path={json.dumps(str(test))}"]
     recipe = recipe_of(choice.settings, settings)
     assert isinstance(recipe, Recipe)
     return recipe
@@ -97,12 +102,14 @@ def _linear_accuracies(model: Any, recipe: Recipe) -> dict[str, float]:
     sets: list[dict[str, np.ndarray]] = []
     for source in (open_source(settings), open_source(settings, validation=True)):
         chosen = np.sort(np.random.default_rng(0).permutation(len(source))[:MEASURED])
+        unreadable = BadImages(images=len(chosen), max_share=settings.max_bad_share)
+        features, read = readable_features(model, source, chosen, settings, unreadable)
         sets.append(
             {
-                "labels": source.labels(chosen),
-                "_random_init": extract_features(untrained, source, chosen, settings),
-                "_raw_pixels": pixel_features(source, chosen, settings),
-                "": extract_features(model, source, chosen, settings),
+                "labels": source.labels(read),
+                "_random_init": readable_features(untrained, source, read, settings)[0],
+                "_raw_pixels": readable_pixels(source, read, settings)[0],
+                "": features,
             }
         )
     train, test = sets

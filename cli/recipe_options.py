@@ -22,9 +22,6 @@ if TYPE_CHECKING:
 
     Kind = TypeVar("Kind", ProbeRecipe, FinetuneRecipe)
 
-# Settings of `data` that name the images.
-_PLACE = ("kind", "path", "split", "labels", "image_key", "label_key")
-
 TRACKERS = ("tensorboard", "mlflow", "wandb")
 
 override_option = click.option(
@@ -162,19 +159,17 @@ class RecipeChoice:
         from swav_tf.data.survey import survey, this_machine
         from swav_tf.recipe.advice import check_recipe
         from swav_tf.recipe.auto import choose
-        from swav_tf.recipe.data import Data
-        from swav_tf.recipe.files import recipe_of
+        from swav_tf.recipe.files import data_of, recipe_of
         from swav_tf.recipe.pretraining import Recipe
 
-        given = dict(item.split("=", 1) for item in self.overrides if "=" in item)
-        data = {key: given[f"data.{key}"] for key in _PLACE if f"data.{key}" in given}
-        data |= {"path": self.data} if self.data else {}
-        if data.get("path") is None and data.get("kind") != "digits":
+        data = data_of(with_values(self.overrides, {"data.path": self.data}))
+        if data.path is None and data.kind != "digits":
             raise click.UsageError("Pass DATA, the images to choose a recipe for, or a recipe: -c NAME.")
+        given = dict(item.split("=", 1) for item in self.overrides if "=" in item)
         size = given.get("train.batch_size", "")
         batch = int(size) if size.isdecimal() else None
         machine = this_machine()
-        choice = choose(survey(Data.model_validate(data)), machine, batch)
+        choice = choose(survey(data), machine, batch)
         recipe = recipe_of(dict(choice.settings), self.overrides, label="recipe 'auto'")
         assert isinstance(recipe, Recipe)
         check_recipe(recipe, replicas=None if recipe.train.strategy == "one_device" else machine.gpus)

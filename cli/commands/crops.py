@@ -34,6 +34,12 @@ def command(recipe: RecipeChoice, rows: int, epoch: int, output: Path) -> None:
     from swav_tf.data.sources import open_source
     from swav_tf.plumbing.files import atomic_write
 
+    images = Path(settings.data.path or "")
+    if settings.data.path and images.is_dir() and output.resolve().is_relative_to(images.resolve()):
+        raise click.UsageError(
+            f"the sheet must not be written among the images, where it would become one. Received: {output}. "
+            "Pass another --output."
+        )
     source = open_source(settings.data)
     sheet = contact_sheet(source, settings, rows=rows, epoch=epoch)
     with atomic_write(output) as partial:

@@ -238,6 +238,8 @@ def _instead_of_an_image(data: bytes) -> str:
         return "a pointer of Git LFS instead of the image: run `git lfs pull`"
     if head.startswith((b"<!doctype html", b"<html")):
         return "a web page instead of an image: download it again"
+    if looks_like_an_image(data):
+        return "damaged, or of a variant of its format that Pillow does not read"
     return f"not one of the formats {', '.join(FORMATS)}"
 
 

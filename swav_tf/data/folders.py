@@ -21,6 +21,7 @@ from swav_tf.plumbing.log import log
 from swav_tf.plumbing.names import name_bytes, printable, text_of
 
 _Sized = tuple[str, int | None]  # name and bytes of a file
+_RUN: Final = {"config.yaml", "checkpoints"}  # in the folder of a run
 _STRAY: Final = "images next to the class folders, not in one of them"
 
 
@@ -181,10 +182,17 @@ def _walk(root: str, prefix: str, seen: set[str], left_out: LeftOut) -> Iterator
 
 
 def _entries(root: str, prefix: str, left_out: LeftOut) -> tuple[list[str], list[str]]:
-    """Return the sorted names of the images and of the folders in a folder, without hidden and system ones."""
+    """Return the sorted names of the images and of the folders in a folder, without hidden and system ones.
+
+    The folder of a run has neither: its pictures, such as a confusion matrix, are not to be trained on.
+    """
     images, folders = [], []
-    with os.scandir(storage.join(root, prefix)) as entries:
-        for entry in sorted(entries, key=lambda entry: entry.name):
+    with os.scandir(storage.join(root, prefix)) as found:
+        entries = sorted(found, key=lambda entry: entry.name)
+        if prefix and {entry.name for entry in entries} >= _RUN:
+            left_out.add_reason("run folders", prefix.rstrip("/"))
+            return [], []
+        for entry in entries:
             # First: to look at links that go around in a circle is an error.
             if entry.is_symlink() and not os.path.exists(entry.path):
                 left_out.add_picture("links whose target is missing", prefix + entry.name)

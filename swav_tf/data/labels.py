@@ -36,14 +36,14 @@ def open_labeled(recipe: ClassifierRecipe) -> LabeledData:
             images have different classes.
     """
     train, validation = open_source(recipe.data), open_source(recipe.data, validation=True)
+    highest = int(train.labels().max())
+    if recipe.subset is not None:
+        train = read_subset(recipe.subset, train)
     train_labels = _labels(train, "training")
-    names = train.class_names or numbered(1 + int(train_labels.max()))
+    names = train.class_names or numbered(1 + highest)
     if train.class_names and not validation.class_names and not _are_numbers(names):
         raise DataError(_differences(names, ()))
     validation_labels = labels_among(names, validation)
-    if recipe.subset is not None:
-        train = read_subset(recipe.subset, train)
-        train_labels = _labels(train, "training")
     _report_missing(names, train_labels, "training")
     if len(np.unique(train_labels)) < 2:
         raise DataError(

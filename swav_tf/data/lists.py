@@ -145,7 +145,7 @@ def _relative(path: str, name: str) -> str:
 
 def _label(path: str, value: Any) -> str | None:
     if isinstance(value, list | dict):
-        raise DataError(f"{path} must have one label for each image. Received: {value!r}.")
+        raise DataError(f"{path} must have one label for each image. Received: {str(value)[:80]!r}.")
     text = "" if value is None else str(value).strip()
     return text or None
 

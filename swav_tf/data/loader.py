@@ -17,8 +17,8 @@ from swav_tf.data.decode import UndecodableImage, evaluation_view
 from swav_tf.data.image_source import ImageSource
 from swav_tf.data.order import CropsByPosition
 from swav_tf.data.sources import read_image
+from swav_tf.data.views import refuse
 from swav_tf.data.workers import SLOTS, CropProcesses, largest_chunk
-from swav_tf.plumbing.errors import DataError
 from swav_tf.plumbing.system import available_cores
 from swav_tf.recipe.classifier import ClassifierRecipe
 from swav_tf.recipe.data import Data, EvaluationView
@@ -217,7 +217,7 @@ def evaluation_batches(
         try:
             return [evaluation_view(read_image(source, index), view)]
         except (UndecodableImage, OSError) as error:
-            raise DataError(f"{source.image_name(index)} cannot be read: {error}") from error
+            refuse(source.image_name(index), str(error))
 
     mapped = PythonCalls().mapped(view_of, [(view.crop, view.crop, 3)], [tf.uint8])
     threads = threads or available_cores()

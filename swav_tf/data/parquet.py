@@ -97,13 +97,19 @@ def _find_columns(file: str, schema: Any, image_key: str, label_key: str) -> _Co
     import pyarrow as pa
 
     def is_binary(kind: Any) -> Any:
-        return kind is not None and (pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+        tests = pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view
+        return kind is not None and any(test(kind) for test in tests)
 
     def is_label(kind: Any) -> Any:
-        text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_dictionary(kind)
+        is_text = (
+            pa.types.is_string,
+            pa.types.is_large_string,
+            pa.types.is_string_view,
+            pa.types.is_dictionary,
+        )
         # Integers beside gaps are floats in pandas.
-        number = pa.types.is_integer(kind) or pa.types.is_floating(kind)
-        return text or number or pa.types.is_boolean(kind)
+        is_number = pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean
+        return any(test(kind) for test in (*is_text, *is_number))
 
     features = _features(schema)
     fields = {field.name: field.type for field in schema}

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
-from itertools import islice
+from itertools import chain, islice
 from typing import Final, NamedTuple
 
 from swav_tf.data import storage
-from swav_tf.data.container_files import PARQUET, TAR, contained_kind
+from swav_tf.data.container_files import PARQUET, TAR, contained_kind, split_of
 from swav_tf.data.decode import looks_like_an_image
 from swav_tf.data.folders import has_images, is_image
 from swav_tf.data.leftovers import is_system
@@ -97,8 +97,9 @@ def _in_folder(folder: str) -> Found:
             return Found(kinds[0], f"it contains {kinds[0]} files")
         if images:
             return Found("images", "images at the top, without labels")
-    inside = (name for name in names if storage.is_folder(storage.join(folder, name)))
-    classes = list(islice((name for name in inside if has_images(folder, name)), 2 if not images else 1))
+    folders = (name for name in names if storage.is_folder(storage.join(folder, name)))
+    inside = (name for name in folders if has_images(folder, name))
+    classes = list(islice(inside, 2 if not images else 1))
     if images:
         why = "images at the top and in folders: all are read" if classes else "images without folders"
         return Found("images", f"{why}, without labels")
@@ -108,6 +109,13 @@ def _in_folder(folder: str) -> Found:
         return Found("images", "no image was found")
     if len(classes) == 1:
         return Found("images", _one(classes[0]))
+    if all(map(split_of, chain(classes, inside))):
+        log_once(
+            logging.WARNING,
+            f"{printable(folder)} has folders of splits, such as {printable(classes[0])}: the images of all are read, "
+            f"without labels. To read one of them, pass {printable(storage.join(folder, classes[-1]))}.",
+        )
+        return Found("images", "folders of splits: no classes, no labels")
     return CLASSES
 
 

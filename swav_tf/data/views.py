@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from typing import NoReturn
 
 import numpy as np
 
@@ -50,9 +51,9 @@ def view_images(
     return map_ahead(read, indices, threads=threads or available_cores(), ahead=ahead)
 
 
-def refuse(name: str, reason: str) -> None:
+def refuse(name: str, reason: str) -> NoReturn:
     """Raise DataError for an image that cannot be read: without it, features and labels would not match."""
-    raise DataError(f"{name} cannot be read: {reason}. Repair or remove it.")
+    raise DataError(f"{printable(name)} cannot be read: {printable(reason)}. Repair or remove it.")
 
 
 def view_batches(

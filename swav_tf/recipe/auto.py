@@ -284,13 +284,16 @@ def remedies(recipe: Recipe, steps_per_epoch: int) -> list[Remedy]:
         setting = f"model.prototypes={prototypes // 2}"
         found.append(Remedy("fewer prototypes, about ten per class", (setting,), str(prototypes)))
     if not recipe.queue_length:
-        setting = f"method.queue.length={4 * recipe.train.batch_size}"
-        found.append(Remedy("a queue", (setting,)))
+        settings = [f"method.queue.length={4 * recipe.train.batch_size}"]
+        if method.queue.from_epoch >= recipe.train.epochs:
+            settings.append("method.queue.from_epoch=0")
+        found.append(Remedy("a queue", tuple(settings)))
     if jitter.probability > 0:
         half = jitter.probability / 2
         found.append(
             Remedy("weaker jitter", (f"augment.jitter.probability={half:g}",), f"{jitter.probability:g}")
         )
-    lower = f"optimizer.peak_learning_rate={max(rate / 2, recipe.optimizer.final_learning_rate):g}"
-    found.append(Remedy("a lower rate", (lower,), f"{rate:g}"))
+    lower = max(rate / 2, recipe.optimizer.final_learning_rate)
+    if lower < rate:
+        found.append(Remedy("a lower rate", (f"optimizer.peak_learning_rate={lower:g}",), f"{rate:g}"))
     return found

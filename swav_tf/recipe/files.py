@@ -25,11 +25,14 @@ from ruamel.yaml.representer import SafeRepresenter
 from swav_tf.plumbing.errors import RecipeError
 from swav_tf.plumbing.files import atomic_write, decode_text
 from swav_tf.recipe.classifier import FinetuneRecipe, ProbeRecipe
+from swav_tf.recipe.data import Data
 from swav_tf.recipe.explain import did_you_mean, dotted, explain_errors, shown
 from swav_tf.recipe.pretraining import MOST, Recipe
+from swav_tf.recipe.section import Section
 
 AnyRecipe = Recipe | ProbeRecipe | FinetuneRecipe
 Wanted = TypeVar("Wanted", Recipe, ProbeRecipe, FinetuneRecipe)
+_Kind = TypeVar("_Kind", bound=Section)
 
 # `kind:` in a recipe; a recipe without it is for pretraining.
 KINDS: dict[str, type[AnyRecipe]] = {"pretrain": Recipe, "probe": ProbeRecipe, "finetune": FinetuneRecipe}
@@ -85,14 +88,35 @@ def recipe_of(values: dict[str, Any], overrides: Sequence[str] = (), *, label: s
     kind = values.get("kind", "pretrain")
     if kind not in ("probe", "finetune") and "kind" in values:
         raise _error(label, [*errors, f"kind: must be 'probe' or 'finetune', or omitted, got {shown(kind)}"])
+    return _validated(KINDS[kind], values, errors, label=label)
+
+
+class _Images(Section):
+    data: Data = Data()
+
+
+def data_of(overrides: Sequence[str]) -> Data:
+    """Return the images that overrides name where there is no recipe yet; those of other sections are ignored.
+
+    Raises:
+        RecipeError: lists every error.
+    """
+    values: dict[str, Any] = {}
+    given = [item for item in overrides if item.partition(".")[0].strip() == "data"]
+    errors = [f"override '{item}': {error}" for item in given if (error := _apply(item, values))]
+    return _validated(_Images, values, errors, label="the command").data
+
+
+def _validated(kind: type[_Kind], values: dict[str, Any], errors: list[str], *, label: str) -> _Kind:
+    """Return settings, unless there are errors: those known before and those of the values."""
     try:
         # Strict JSON accepts lists for tuples and integers for floats, but not "10" for 10 or `true` for 1.
-        recipe = KINDS[kind].model_validate_json(json.dumps(values), strict=True)
+        settings = kind.model_validate_json(json.dumps(values), strict=True)
     except ValidationError as invalid:
-        raise _error(label, errors + explain_errors(invalid, KINDS[kind])) from None
+        raise _error(label, errors + explain_errors(invalid, kind)) from None
     if errors:
         raise _error(label, errors)
-    return recipe
+    return settings
 
 
 def save_recipe(recipe: AnyRecipe, path: Path) -> None:

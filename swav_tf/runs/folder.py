@@ -48,7 +48,12 @@ FREE_TO_CHANGE = (
 )
 FREEZE = ("prototypes_frozen_steps", "prototypes_frozen_epochs")  # two forms of one setting
 # These too if a run gets more epochs: the rates of its remaining steps follow the longer schedule.
-FREE_WITH_MORE_EPOCHS = ("train.epochs", "optimizer.warmup_epochs")
+FREE_WITH_MORE_EPOCHS = (
+    "train.epochs",
+    "optimizer.warmup_epochs",
+    "optimizer.decay_epochs",
+    "optimizer.decay",
+)
 
 
 ATTEMPTS = "attempts.json"  # collapsed attempts of the run in a folder; they are in its previous-N/

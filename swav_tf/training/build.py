@@ -165,13 +165,16 @@ def init_from(model: SwAV, source: Path | str | None, folder: RunFolder, *, resu
     checkpoint, recipe = read_pretrained(source)
     sha256 = checkpoint.facts["sha256"]
     if resumed:
-        before = json.loads(record.read_text())["sha256"] if record.exists() else None
-        if before != sha256:
+        before = json.loads(record.read_text()) if record.exists() else None
+        same = before is not None and before["sha256"] == sha256
+        # A run that trained on since is still the one that this run was started from.
+        if before is None or not (same or Path(before["run"]).resolve() == Path(source).resolve()):
             raise UsageError(
                 f"A run resumes with its own weights. {folder.path} was not started from {source}: omit --weights, "
                 "or use another --run-dir or --fresh."
             )
-        log.info("This run was started from the weights of %s.", source)
+        since = "" if same else " These have changed since; the run keeps its own."
+        log.info("This run was started from the weights of %s.%s", source, since)
         return
     parts = parts_of(checkpoint)
     assign_arrays(

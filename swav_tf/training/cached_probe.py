@@ -11,9 +11,10 @@ from swav_tf.runs.model_facts import BY_CACHE
 from swav_tf.training.classifier import Classifier
 from swav_tf.training.classify import open_run, run_facts, save_results
 from swav_tf.training.job import Result, open_job
-from swav_tf.training.knn_monitor import extract_features
-from swav_tf.training.logistic import fit_classifier
+from swav_tf.training.knn_monitor import readable_features
+from swav_tf.training.logistic import check_fit, fit_classifier
 from swav_tf.training.state import named_variables
+from swav_tf.training.stopping import exit_now, stoppable
 from swav_tf.training.validation import counts_of, tally
 
 
@@ -38,12 +39,16 @@ def probe_cached(
     with open_job(recipe, run_dir, quiet=quiet, one_device=True) as job:
         _, start, data = open_run(job, model, how=BY_CACHE, from_scratch=from_scratch, fresh=fresh)
         classifier = start.build(recipe, class_count=len(data.class_names))
+        images = len(data.validation)
+        check_fit(classifier, data, recipe, others=images)
+        with stoppable(exit_now):
+            # First: a validation image that cannot be read ends the job.
+            queries, _ = readable_features(classifier, data.validation, range(images), recipe.data)
         fitted = fit_classifier(classifier, data, recipe, job.bad_images)
         arrays = {name: variable.numpy() for name, variable in named_variables(classifier).items()}
         job.start()
         job.store.write(0, arrays, {"how": BY_CACHE, "recipe": recipe.model_dump(mode="json")})
 
-        queries = extract_features(classifier, data.validation, range(len(data.validation)), recipe.data)
         sums = tally(classifier.classifier(queries), tf.constant(data.validation_labels))
         counts = counts_of([value.numpy() for value in sums])
         save_results(job, counts, data, title=f"{recipe.name}, cached features")

@@ -17,6 +17,7 @@ from swav_tf.plumbing.errors import SwavError, UsageError
 from swav_tf.plumbing.log import leave_closed_terminal, log
 from swav_tf.plumbing.names import counted
 from swav_tf.recipe.files import AnyRecipe
+from swav_tf.recipe.pretraining import Recipe
 from swav_tf.runs.checkpoint import IMPORTED, Checkpoint
 from swav_tf.runs.folder import changes
 from swav_tf.training.cluster import Topology
@@ -201,7 +202,7 @@ def log_config_changes(
         log.warning(
             f"The run now has {recipe.train.epochs} epochs instead of {earlier}. The learning rate follows the longer "
             f"schedule from step {checkpoint.step} on, so it rises at once; the result differs from that of a run "
-            f"started with {recipe.train.epochs} epochs."
+            f"started with {recipe.train.epochs} epochs.{_frozen_again(checkpoint, recipe)}"
         )
     then = _batch_norm_images(before, replicas)
     now = _batch_norm_images(recipe.model_dump(mode="json"), team.replicas)
@@ -209,6 +210,14 @@ def log_config_changes(
         log.warning(
             f"Batch-norm statistics now cover {now} images instead of {then}; results will differ slightly."
         )
+
+
+def _frozen_again(checkpoint: Checkpoint, recipe: AnyRecipe) -> str:
+    """Return a sentence about a freeze that the longer run extends beyond the checkpoint, else nothing."""
+    if not isinstance(recipe, Recipe):
+        return ""
+    frozen = recipe.frozen_steps(checkpoint.facts["images"]["images"] // recipe.train.batch_size)
+    return f" The prototypes are frozen until step {frozen}." if checkpoint.step < frozen else ""
 
 
 def _batch_norm_images(recipe: Mapping[str, Any], replicas: int) -> int:

@@ -120,17 +120,15 @@ class KNNEvaluator(_Evaluator):
         held_out = bool(recipe.data.validation_path or recipe.data.validation_split)
         super().__init__(job, recipe, source, held_out=held_out)
         limit, draw = recipe.monitor.knn_images, np.random.default_rng(recipe.train.seed)
-        known = draw.permutation(len(source))[:limit]
+        known = draw.permutation(np.flatnonzero(source.labels() >= 0))[:limit]
         if held_out:
-            queries = draw.permutation(len(self.query_source))[:limit]
+            queries = draw.permutation(np.flatnonzero(self.query_source.labels() >= 0))[:limit]
         else:
             queries, known = np.split(known, [max(1, len(known) // 5)])
-        known, queries = np.sort(known), np.sort(queries)
+        self.known, self.queries = np.sort(known), np.sort(queries)
         max_share = recipe.data.max_bad_share
         self.bad_queries = BadImages(images=len(queries), max_share=max_share) if held_out else None
-        labels, query_labels = source.labels(known), self.query_source.labels(queries)
-        self.known, self.labels = known[labels >= 0], labels[labels >= 0]
-        self.queries, self.query_labels = queries[query_labels >= 0], query_labels[query_labels >= 0]
+        self.labels, self.query_labels = source.labels(self.known), self.query_source.labels(self.queries)
         if not (len(self.known) and len(self.queries)):
             raise DataError(
                 "monitor.knn_every_epochs needs labeled images. Received: images without labels. "
@@ -287,30 +285,19 @@ def view_verdict(found: Mapping[str, Any], *, at_end: bool) -> tuple[int, str]:
     )
 
 
-def extract_features(
-    model: ReplicatedModel,
-    source: ImageSource,
-    indices: Sequence[int] | Indices,
-    settings: Data,
-    *,
-    batch_size: int = 128,
-) -> np.ndarray:
-    """Return the features (n, F), float32, of the evaluation views of images in inference mode."""
-    return readable_features(model, source, indices, settings, None, batch_size=batch_size)[0]
-
-
 def readable_features(
     model: ReplicatedModel,
     source: ImageSource,
     indices: Sequence[int] | Indices,
     settings: Data,
-    tally: BadImages | None,
+    tally: BadImages | None = None,
     *,
     batch_size: int = 128,
 ) -> tuple[np.ndarray, Indices]:
-    """Return the features of the images that can be read, and their indices.
+    """Return the features (n, F), float32, of the images that can be read, and their indices.
 
-    `tally` counts the others; without it, an image that cannot be read is an error.
+    They are those of the evaluation view in inference mode. `tally` counts the other images; without it, an image that
+    cannot be read is an error.
     """
     length = model.backbone.output_shape[-1]
     return _rows(
@@ -319,15 +306,10 @@ def readable_features(
     )  # fmt: skip
 
 
-def pixel_features(source: ImageSource, indices: Indices, settings: Data) -> np.ndarray:
-    """Return the evaluation views of images as vectors, float32 (n, s * s * 3), s at most PIXELS_SIDE."""
-    return readable_pixels(source, indices, settings, None)[0]
-
-
 def readable_pixels(
-    source: ImageSource, indices: Indices, settings: Data, tally: BadImages | None
+    source: ImageSource, indices: Indices, settings: Data, tally: BadImages | None = None
 ) -> tuple[np.ndarray, Indices]:
-    """Return the pixels of the images that can be read, and their indices, as `readable_features` does."""
+    """Return views as vectors, float32 (n, s * s * 3), s at most PIXELS_SIDE, in the way of `readable_features`."""
     side = min(PIXELS_SIDE, settings.evaluation.crop)
 
     def pixels(views: np.ndarray) -> np.ndarray:

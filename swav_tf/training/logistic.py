@@ -48,17 +48,10 @@ def fit_classifier(
         For the summary: the penalty that was chosen, the held-out accuracy (0 to 1) of each, the seconds for features.
 
     Raises:
-        DataError: there are fewer than two classes besides the held-out images.
-        UsageError: the features do not fit into memory.
+        DataError: too many images cannot be read.
     """
     classes, settings = len(data.class_names), recipe.cached
     order, held_out = held_out_first(len(data.train), recipe)
-    if len(np.unique(data.train_labels[order[held_out:]])) < 2:
-        raise DataError(
-            "The cached probe needs training images of at least two classes in addition to those it holds out. "
-            f"Received: {len(data.train):,} images, {held_out:,} held out. Add images, {_WITHOUT}."
-        )
-    _check_memory(len(data.train), int(classifier.backbone.output_shape[-1]))
     # TensorFlow can swallow an interrupt while it traces; nothing has to be saved.
     with stoppable(exit_now):
         log.info("Computing features.")
@@ -81,9 +74,23 @@ def fit_classifier(
     }
 
 
-def _check_memory(train: int, features: int) -> None:
-    """Raise UsageError if the features, and as much again for the solver, do not fit into memory."""
-    needed, available = 4 * features * 2 * train, available_memory()
+def check_fit(
+    classifier: Classifier, data: LabeledData, recipe: ProbeRecipe | FinetuneRecipe, *, others: int = 0
+) -> None:
+    """Check what `fit_classifier` needs, before any feature is computed.
+
+    Raises:
+        DataError: there are fewer than two classes besides the held-out images.
+        UsageError: the features, as much again for the solver, and those of `others` do not fit into memory.
+    """
+    order, held_out = held_out_first(len(data.train), recipe)
+    if len(np.unique(data.train_labels[order[held_out:]])) < 2:
+        raise DataError(
+            "The cached probe needs training images of at least two classes in addition to those it holds out. "
+            f"Received: {len(data.train):,} images, {held_out:,} held out. Add images, {_WITHOUT}."
+        )
+    train, features = len(data.train), int(classifier.backbone.output_shape[-1])
+    needed, available = 4 * features * (2 * train + others), available_memory()
     if needed > available:
         raise UsageError(
             f"The features must fit into memory: {train:,} images x {features} numbers need {needed / 2**30:.1f} GiB "

@@ -28,7 +28,7 @@ def test_crops(tmp_path, output):
     assert (first != sheet("-o train.seed=32")).any()
 
 
-def test_crops_of_a_folder(tmp_path, output):
+def test_crops_of_a_folder(tmp_path, output, refused):
     images = write_noise(tmp_path / "x", [f"{number}.jpg" for number in range(4)], height=60, width=80)
     line = f"crops {images} -c one_gpu -o data.kind=images --rows 2 --output {tmp_path}/sheet.png"
     heights = []
@@ -36,6 +36,11 @@ def test_crops_of_a_folder(tmp_path, output):
         assert "8 crops of each image" in output(line.replace("--rows 2", f"--rows {rows}"))
         heights.append(Image.open(tmp_path / "sheet.png").height)
     assert heights[1] > 1.8 * heights[0]  # all four images
+    refused(
+        line.replace(f"{tmp_path}/sheet.png", f"{images}/sheet.png"),
+        2,
+        "must not be written among the images",
+    )
 
 
 def test_plan(monkeypatch, output):

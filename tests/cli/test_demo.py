@@ -8,7 +8,8 @@ from PIL import Image
 from cli import demo
 from swav_tf.data.sources import open_source
 from swav_tf.plumbing.errors import UsageError
-from swav_tf.recipe.files import load_recipe
+from swav_tf.recipe.files import load_recipe, save_recipe
+from swav_tf.training.build import build_swav
 from tests.tiny_network import TINY
 
 SHORT = [
@@ -64,8 +65,9 @@ def test_export(finished, monkeypatch):
     assert all(text in page for text in ("int8", "ort-cpu"))
 
 
-# Bugs caught: a demo of a folder that measures on its training images, or that fails late where there is no test folder.
-def test_folders_of_images(tmp_path):
+# Bugs caught: a demo of a folder that measures on its training images, fails late where there is no test folder, chooses
+# another recipe when it resumes, or ends without a result for one unreadable image.
+def test_folders_of_images(tmp_path, monkeypatch):
     with pytest.raises(UsageError, match="train and test"):
         demo.run_demo(run_dir=tmp_path / "run", data=tmp_path)
     for number in range(40):
@@ -73,6 +75,14 @@ def test_folders_of_images(tmp_path):
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (12, 12), (6 * number, 200, 0)).save(path)
     recipe = demo._recipe(tmp_path, 5)
+    save_recipe(recipe, tmp_path / "config.yaml")
+    monkeypatch.setattr(demo, "choose", None)  # which may choose another recipe when the machine is slower
+    assert demo._recipe(tmp_path, 5, tmp_path / "config.yaml") == recipe
+    (tmp_path / "train" / "1" / "1.png").write_bytes(b"damaged")
+    with monkeypatch.context() as patch:
+        patch.setattr(demo, "linear_accuracy", lambda *sets: [len(rows) for rows in sets])
+        numbers = demo._linear_accuracies(build_swav(recipe), recipe)
+    assert list(numbers.values()) == [[29, 29, 10, 10]] * 3
     images = [open_source(recipe.data, validation=test) for test in (False, True)]
     assert [len(source) for source in images] == [30, 10]
     assert recipe.train.seed == 5

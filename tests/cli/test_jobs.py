@@ -338,6 +338,14 @@ def test_auto_in_a_cluster_of_the_environment(described, monkeypatch, calls, ref
     refused("pretrain photos", 2, "-c auto chooses one")
 
 
+# Bugs caught: a raw pydantic error; `null` taken as the name of a file.
+def test_overrides_of_the_images_are_read_as_those_of_a_recipe(tmp_path, refused):
+    write_noise(tmp_path / "photos", [f"{number}.png" for number in range(20)], height=16, width=16)
+    refused(f"pretrain {tmp_path}/photos -o data.kind=folders", 2, "has 1 error:", "data.kind: ")
+    chosen = RecipeChoice(f"{tmp_path}/photos", "auto", ("data.labels=null", "data.kind=images"))
+    assert chosen.choose()[0].data.labels is None
+
+
 # Bug caught: a recipe in a file of this name, refused for several workers.
 def test_a_file_called_auto(calls, tmp_path, monkeypatch, output):
     monkeypatch.chdir(tmp_path)

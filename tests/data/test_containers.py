@@ -125,8 +125,10 @@ def write_hugging_face(folder):
 
 
 def write_parquet(folder):
-    columns = {"content": [(folder / name).read_bytes() for name, _ in rows(folder)]}
-    table = pa.table({**columns, "Category": [label for _, label in rows(folder)], "width": [120] * 12})
+    # Views are the types of Polars.
+    content = pa.array([(folder / name).read_bytes() for name, _ in rows(folder)], pa.binary_view())
+    labels = pa.array([label for _, label in rows(folder)], pa.string_view())
+    table = pa.table({"content": content, "Category": labels, "width": [120] * 12})
     pq.write_table(table, folder / "images.parquet", row_group_size=5)
     return folder / "images.parquet"
 

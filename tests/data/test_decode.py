@@ -248,6 +248,7 @@ def test_damaged_files_are_refused(pixels, encoded, formats, damages):
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 9\n", "git lfs pull"),
         (b"\n<!DOCTYPE html>\n<title>404</title>", "web page"),
         (b"text", "not one of the formats JPEG"),
+        (b"II*\0\x08\0\0\0\0\0\0\0\0\0\0\0", "damaged, or of a variant"),
     ],
 )
 def test_what_downloads_leave_behind_is_named(data, reason):

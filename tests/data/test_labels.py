@@ -126,6 +126,21 @@ def test_a_subset_is_of_the_training_images(tmp_path, subset):
     assert data.class_names == ("n01", "n02")
 
 
+# Bug caught: images that are labeled in part, refused although the subset names only labeled ones.
+def test_a_subset_of_images_labeled_in_part(tmp_path):
+    (tmp_path / "labels.csv").write_text("path,label\na.png,x\nb.png,y\nc.png,\n")
+    (tmp_path / "list.txt").write_text("a.png\nb.png\n")
+    for name in "abc":
+        (tmp_path / f"{name}.png").write_bytes(b"not decoded here")
+    data = {"kind": "list", "path": str(tmp_path / "labels.csv"), "validation_path": str(tmp_path / "val")}
+    make_folders(tmp_path / "val", x=["a.png"], y=["b.png"])
+    settings = recipe(tmp_path).model_dump(mode="json") | {"data": data}
+    with pytest.raises(DataError, match="1 of 3 without one"):
+        open_labeled(ProbeRecipe.model_validate(settings))
+    found = open_labeled(ProbeRecipe.model_validate(settings | {"subset": str(tmp_path / "list.txt")}))
+    np.testing.assert_array_equal(found.train_labels, [0, 1])
+
+
 # Bugs caught: numbers in text order (0, 1, 10, 2), positions instead of names.
 @pytest.mark.parametrize(
     ("own", "names", "expected"),

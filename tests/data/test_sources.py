@@ -57,8 +57,8 @@ def test_names_with_spaces_and_bytes_that_are_not_text(tmp_path):
 # === What is left out ===
 
 
-# Bugs caught: images next to folders left out, a class for each system folder, flowers taken for shards; in a store, a
-# class for a folder without images.
+# Bugs caught: images next to folders left out, a class for each system folder or split, flowers taken for shards; in a
+# store, a class for a folder without images.
 @pytest.mark.parametrize(
     ("files", "kind", "names"),
     [
@@ -69,6 +69,8 @@ def test_names_with_spaces_and_bytes_that_are_not_text(tmp_path):
         (["lily-of-the-valley/a.jpg", "rose/b.jpg"], "class_folders", ["lily-of-the-valley/a.jpg", "rose/b.jpg"]),
         (["best-of-2023.jpg"], "images", ["best-of-2023.jpg"]),
         (["annotations/a.xml", "images/a.jpg", "images/b.jpg"], "images", ["images/a.jpg", "images/b.jpg"]),
+        (["train/x/a.jpg", "val/x/b.jpg"], "images", ["train/x/a.jpg", "val/x/b.jpg"]),
+        (["bus/a.jpg", "test/b.jpg", "train/c.jpg"], "class_folders", ["bus/a.jpg", "test/b.jpg", "train/c.jpg"]),
     ],
 )  # fmt: skip
 def test_a_kind_that_leaves_out_no_image_is_recognized(tmp_path, files, kind, names):
@@ -77,6 +79,17 @@ def test_a_kind_that_leaves_out_no_image_is_recognized(tmp_path, files, kind, na
         found = recognize(place)
         assert found.kind == kind
         assert names_of(KINDS[kind](place)) == names
+
+
+# Bug caught: a confusion matrix among the images of the next run.
+def test_pictures_in_a_run_folder_are_left_out(tmp_path, caplog):
+    make(tmp_path, "x/a.jpg", "y/config.yaml", "y/b.jpg")
+    make(tmp_path, "runs/r/config.yaml", "runs/r/checkpoints/state.json", "runs/r/probe/confusion.png")
+    with caplog.at_level("INFO"):
+        assert names_of(ImageFolder(tmp_path)) == ["x/a.jpg", "y/b.jpg"]
+    assert "1 run folders (runs/r)" in caplog.text
+    assert recognize(str(tmp_path)).kind == "class_folders"
+    assert ClassFolders(tmp_path).class_names == ("x", "y")
 
 
 # Bug caught: a user's own folder that is replaced without a word.

@@ -78,10 +78,11 @@ def test_remedies_follow_from_the_recipe() -> None:
     text = "; ".join(remedy.text for remedy in remedies(recipe, 22))
     assert not any(word in text for word in ("epsilon", "freeze", "queue", "fewer"))
     recipe = load_recipe("demo", ["method.prototypes_frozen_steps=20", "method.epsilon=0.05"])
-    found = remedies(recipe, 30)
-    assert "method.prototypes_frozen_steps=40 (instead of 20)" in found[1].text
-    for remedy in found:
-        assert recipe_of(recipe.model_dump(mode="json"), remedy.overrides) != recipe
+    assert "method.prototypes_frozen_steps=40 (instead of 20)" in remedies(recipe, 30)[1].text
+    rates = [f"optimizer.{name}_learning_rate=0.5" for name in ("peak", "final")]
+    for other in (recipe, load_recipe("demo", ["method.queue.from_epoch=500", *rates])):
+        for remedy in remedies(other, 30):
+            assert recipe_of(other.model_dump(mode="json"), remedy.overrides) != other
 
 
 # Bug caught: a run folder with the ending of an archive, `runs/auto-signs.zip`.

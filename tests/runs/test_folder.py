@@ -118,6 +118,23 @@ def test_a_setting_unknown_to_an_earlier_version_had_its_default(tmp_path):
             folder.begin(tiny_recipe(method__sinkhorn_iterations=5))
 
 
+# Bug caught: rates that a longer schedule must move, which cannot.
+def test_a_longer_run_may_move_the_steps_of_its_rates(tmp_path):
+    def recipe(epochs, decay):
+        return tiny_classifier_recipe(
+            ProbeRecipe, train__epochs=epochs, optimizer__decay="steps", optimizer__decay_epochs=decay
+        )
+
+    facts = {"recipe": recipe(10, [5]).model_dump(mode="json")}
+    CheckpointStore(tmp_path / "checkpoints", kind="probe").write(
+        3, {"weights": np.zeros(2, np.float32)}, facts
+    )
+    with RunFolder(tmp_path) as folder:
+        folder.begin(recipe(20, [10]))
+        with pytest.raises(UsageError, match="decay_epochs"):
+            folder.begin(recipe(10, [6]))
+
+
 # Bug caught: lines that appear twice after a resume; a cut last line that breaks the file.
 # Baselines are written at step 0. A run that ended before its first checkpoint writes them again.
 @pytest.mark.parametrize(("step", "kept"), [(2, [0, 1, 2]), (0, [])])

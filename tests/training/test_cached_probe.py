@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from swav_tf.plumbing.errors import UsageError
+from swav_tf.plumbing.errors import DataError, UsageError
 from swav_tf.recipe.classifier import Cached, ProbeRecipe
-from swav_tf.training import logistic
+from swav_tf.training import cached_probe, logistic
 from swav_tf.training.cached_probe import probe_cached
 from swav_tf.training.logistic import (
     best_penalty,
@@ -110,11 +110,33 @@ def test_unreadable_training_images_are_left_out(tmp_path, pretrained, logged):
     assert (tmp_path / "run" / "bad_images.txt").read_text().startswith("dark/00.png")
 
 
+# Bug caught: an unreadable validation image that is found when the classifier has been fitted.
+def test_an_unreadable_validation_image_ends_the_job_first(tmp_path, pretrained, monkeypatch):
+    for name in ("train/dark", "train/light", "val/dark", "val/light"):
+        (tmp_path / name).mkdir(parents=True)
+        for number in range(4):
+            Image.new("L", (20, 20), 200 * name.endswith("light") + number).save(
+                tmp_path / name / f"{number}.png"
+            )
+    (tmp_path / "val" / "dark" / "0.png").write_bytes(b"damaged")
+    paths = {"data__path": str(tmp_path / "train"), "data__validation_path": str(tmp_path / "val")}
+    kind = {"data__kind": "class_folders", "data__validation_split": None}
+    monkeypatch.setattr(cached_probe, "fit_classifier", None)
+    with pytest.raises(DataError, match=r"dark/0\.png cannot be read: .*Repair or remove it"):
+        probe_cached(
+            tiny_classifier_recipe(ProbeRecipe, **kind, **paths),
+            model=pretrained,
+            run_dir=tmp_path / "run",
+            quiet=True,
+        )
+
+
 # Bugs caught: a machine that swaps or kills the job after hours of computing features; a network that sees images of another size
 # than in pretraining without a word.
 def test_features_that_do_not_fit_into_memory_are_refused(tmp_path, pretrained, monkeypatch, logged):
     monkeypatch.setattr(logistic, "available_memory", lambda: 4 * 16 * 2 * 1437 - 1)
-    monkeypatch.setattr(logistic, "readable_features", None)
+    for module in (cached_probe, logistic):
+        monkeypatch.setattr(module, "readable_features", None)
     recipe = tiny_classifier_recipe(ProbeRecipe, data__evaluation={"resize": 20, "crop": 18})
     with pytest.raises(UsageError, match=r"must fit into memory: 1,437 images.*Use --subset"):
         probe_cached(recipe, model=pretrained, run_dir=tmp_path, quiet=True)

@@ -24,7 +24,7 @@ def team(replicas=1, workers=1):
 
 
 def log_changes(before, now, replicas, *, trainable=True):
-    facts = {"recipe": before.model_dump(mode="json"), "replicas": replicas[0]}
+    facts = {"recipe": before.model_dump(mode="json"), "replicas": replicas[0], "images": {"images": 80}}
     log_config_changes(
         Checkpoint(step=7, arrays={}, facts=facts, path=Path("step-7")),
         SimpleNamespace(backbone=SimpleNamespace(trainable=trainable)),
@@ -41,6 +41,16 @@ def test_changed_settings_are_logged(logged):
     text = "\n".join(message for _, message in logged)
     assert "4 instead of 1 replica: the batch size stays 8, 2 images each" in text
     assert "checkpoint:\n  checkpoint.keep_last: was 3, now 1\n  data.threads: was 1, now 3" in text
+
+
+# Bug caught: a freeze that ended before the checkpoint and, in a longer run, begins again without a word.
+def test_a_longer_run_may_freeze_the_prototypes_again(logged):
+    settings = {"method__prototypes_frozen_epochs": 2, "method__prototypes_frozen_steps": None}
+    log_changes(tiny_recipe(train__epochs=1, **settings), tiny_recipe(train__epochs=6, **settings), (1, 1))
+    assert "The prototypes are frozen until step 20." in logged[-1][1]
+    log_changes(tiny_recipe(train__epochs=1, **settings), tiny_recipe(train__epochs=2, **settings), (1, 1))
+    assert "started with 2 epochs." in logged[-1][1]
+    assert "frozen" not in logged[-1][1]
 
 
 TINY = tiny_recipe()

@@ -18,7 +18,6 @@ from swav_tf.training.knn_monitor import (
     early_epoch,
     evaluators,
     lost_to,
-    pixel_features,
     readable_pixels,
     verdict,
     view_verdict,
@@ -82,10 +81,10 @@ def test_features_that_are_not_finite():
 # Bugs caught: pixels of other images, or views so large that they do not fit in memory.
 def test_raw_pixels_are_reduced_views(tmp_path):
     source = ImageFolder(make_class_folders(tmp_path / "images", each=3))
-    large = pixel_features(
+    large, _ = readable_pixels(
         source, np.array([4, 1]), Data(kind="images", evaluation={"resize": 64, "crop": 64})
     )
-    small = pixel_features(
+    small, _ = readable_pixels(
         source, np.array([4, 1]), Data(kind="images", evaluation={"resize": 16, "crop": 16})
     )
     assert (large.shape, small.shape) == ((2, 32 * 32 * 3), (2, 16 * 16 * 3))
@@ -173,6 +172,25 @@ def test_baselines_of_another_measurement_are_forgotten(changed, logged):
     assert [level for level, _ in logged].count("WARNING") == 1
     if not usual:
         assert "no baselines" in verdict({**position.validation, "knn_top1": 0.5}, 50)[1]
+
+
+# Bug caught: the few labeled images, most of which are not drawn.
+def test_images_are_drawn_among_the_labeled_ones(tmp_path):
+    folder = make_class_folders(tmp_path / "images", each=50)
+    names = [f"{path.parent.name}/{path.name}" for path in sorted(folder.glob("*/*"))]
+    (tmp_path / "labels.csv").write_text(
+        "path,label\n" + "".join(f"{name},{name[0]}\n" for name in names[:10])
+    )
+    data = {
+        "kind": "images",
+        "path": str(folder),
+        "labels": str(tmp_path / "labels.csv"),
+        "validation_split": None,
+    }
+    settings = {f"data__{key}": value for key, value in data.items()}
+    recipe = tiny_recipe(monitor__knn_images=20, monitor__knn_neighbours=3, **settings)
+    evaluator = KNNEvaluator(SimpleNamespace(), recipe, open_source(recipe.data))
+    assert sorted([*evaluator.queries, *evaluator.known]) == list(range(10))
 
 
 # Bugs caught: classes matched by position, where numbered folders sort as text or the validation images lack some.

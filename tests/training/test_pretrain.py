@@ -227,6 +227,9 @@ def test_a_run_starts_from_the_weights_of_another(tmp_path):
     assert pretrain(recipe, run_dir=new, weights=tiny_run(), quiet=True).summary == result.summary
     with pytest.raises(UsageError, match="was not started from"):
         pretrain(recipe, run_dir=new, weights=new, quiet=True)
+    record = json.dumps({"run": str(tiny_run()), "sha256": "of an earlier checkpoint"})
+    (new / "started_from.json").write_text(record)  # the source has been trained on since
+    assert pretrain(recipe, run_dir=new, weights=tiny_run(), quiet=True).summary == result.summary
 
     imported = import_weights(tiny_run(), tmp_path / "import", overrides=["train.batch_size=700"])
     with pytest.raises(

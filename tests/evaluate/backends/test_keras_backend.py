@@ -16,7 +16,7 @@ from swav_tf.recipe.pretraining import Model
 from swav_tf.runs.checkpoint import CheckpointError, CheckpointStore
 from swav_tf.runs.model_facts import ModelFacts
 from swav_tf.training.build import load_swav, read_pretrained
-from swav_tf.training.knn_monitor import extract_features
+from swav_tf.training.knn_monitor import readable_features
 from swav_tf.training.state import named_variables
 from tests.classifiers import tiny_classifier_recipe
 from tests.tiny_run import tiny_run
@@ -37,7 +37,7 @@ def test_features_are_those_of_training(tmp_path, model):
     images = open_images(str(tmp_path), like=model.data, kind="images")
     outputs = model.run(stack_views(list(view_images(images.source, range(4), model.input_view))))
     swav, recipe = load_swav(tiny_run())
-    features = extract_features(swav, images.source, range(4), recipe.data)
+    features, _ = readable_features(swav, images.source, range(4), recipe.data)
     assert features.std(axis=0).max() > 0.01
     np.testing.assert_allclose(outputs["features"], features, rtol=1e-5, atol=1e-6)
     assert outputs["features"].shape == (4, model.feature_dim)
