@@ -152,6 +152,8 @@ class Job:
         steps = len(source) // recipe.train.batch_size
         self.position = Position(steps, recipe.train.epochs * steps)
         check_workers_consistent(self.strategy, team, recipe, images=self.images, **consistent)
+        if team.is_chief:
+            check_installed(recipe.monitor.track)
         self.folder = RunFolder(self.run_dir, writer=team.is_chief)
         self._begin_folder(fresh=fresh)
         keep_last = recipe.checkpoint.keep_last
@@ -159,8 +161,6 @@ class Job:
         name = "bad_images.txt" if team.is_chief else f"bad_images.worker{team.worker}.txt"
         max_share = recipe.data.max_bad_share
         self.bad_images = BadImages(self.run_dir / name, images=len(source), max_share=max_share)
-        if team.is_chief:
-            check_installed(recipe.monitor.track)
         self.metrics = MetricsLog(self.folder, recipe, self.position)
         self.stack.push(lambda kind, error, trace: self.metrics.tracking.close(complete=kind is None))
 

@@ -129,6 +129,7 @@ class KNNEvaluator(_Evaluator):
         max_share = recipe.data.max_bad_share
         self.bad_queries = BadImages(images=len(queries), max_share=max_share) if held_out else None
         self.labels, self.query_labels = source.labels(self.known), self.query_source.labels(self.queries)
+        self.counted = len(self.queries)  # without those that cannot be read, once they have been tried
         if not (len(self.known) and len(self.queries)):
             raise DataError(
                 "monitor.knn_every_epochs needs labeled images. Received: images without labels. "
@@ -177,11 +178,10 @@ class KNNEvaluator(_Evaluator):
 
     def on_epoch_end(self, epoch: int, logs: Logs | None = None) -> None:
         """Log what an early measurement and that at the end say."""
-        position, queries = self.job.position, len(self.queries)
-        found = position.validation
+        position, found = self.job.position, self.job.position.validation
         if position.at_end:
-            log.log(*verdict(found, queries))
-        elif self._is_early and (lost := lost_to(found, queries, ["knn_top1_initial"])):
+            log.log(*verdict(found, self.counted))
+        elif self._is_early and (lost := lost_to(found, self.counted, ["knn_top1_initial"])):
             log.warning(
                 f"After {position.epoch + 1} of {self.recipe.train.epochs} epochs the features are not better than "
                 f"{lost}. If this does not change, the run learns nothing useful."
@@ -199,6 +199,7 @@ class KNNEvaluator(_Evaluator):
             log_once(logging.WARNING, f"{text} The k-NN evaluation leaves them out.")
         if not (len(known) and len(queries) and np.isfinite(known).all() and np.isfinite(queries).all()):
             return None  # `StopWhenDiverged` decides whether that ends the run
+        self.counted = len(queries)
         labels = self.labels[np.isin(self.known, read)], self.query_labels[np.isin(self.queries, asked)]
         k, temperature = min(monitor.knn_neighbours, len(known)), monitor.knn_temperature
         return knn_accuracy(known, labels[0], queries, labels[1], k=k, temperature=temperature)

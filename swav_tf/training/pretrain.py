@@ -61,7 +61,7 @@ def pretrain(
         source = open_source(recipe.data)
         # Every worker opens the images of the k-NN evaluation: what is wrong with them ends all at once.
         judges = evaluators(job, recipe, source)
-        initial = read_pretrained(weights)[0].facts["sha256"] if weights and job.team.workers > 1 else None
+        initial = read_pretrained(weights)[0].facts["sha256"] if weights else None
         job.open(source, fresh=fresh, weights=initial)
         position = job.position
         position.usage = np.zeros(recipe.model.prototypes, np.int64)
