@@ -51,14 +51,20 @@ class Batcher:
 
     def _work(self) -> None:
         for batch in self._batches():
-            try:
-                rows = self._compute(np.stack([image for image, _ in batch]))
-            except Exception as error:
-                for _, row in batch:
-                    row.set_exception(error)
-            else:
-                for (_, row), found in zip(batch, rows, strict=True):
-                    row.set_result(found)
+            self._answer(batch)
+
+    def _answer(self, batch: list[_Waiting]) -> None:
+        try:
+            rows = self._compute(np.stack([image for image, _ in batch]))
+        except Exception as error:
+            if len(batch) == 1:
+                batch[0][1].set_exception(error)
+                return
+            for one in batch:  # an image whose features overflow fails no other request
+                self._answer([one])
+        else:
+            for (_, row), found in zip(batch, rows, strict=True):
+                row.set_result(found)
 
     def _batches(self) -> Iterator[list[_Waiting]]:
         while not (self._closed and self._queue.empty()):

@@ -1,6 +1,7 @@
 import asyncio
 import io
 import threading
+from concurrent.futures import Future
 
 import httpx
 import numpy as np
@@ -11,6 +12,7 @@ from evaluate.feature_file import FeatureFile, read_feature_file, write_feature_
 from evaluate.feature_parts import Part
 from evaluate.features import extract_features
 from evaluate.search import build_index, open_index
+from evaluate.serve.batcher import Batcher
 from evaluate.serve.gallery import Gallery, searchable
 from evaluate.serve.service import NPY, Limits, Service
 from evaluate.similar import similar_images
@@ -218,6 +220,22 @@ def test_a_failure_of_the_model_is_answered_and_seen(logged):
     assert ("ERROR", "1 images could not be computed: out of memory on /dev/secret") in logged
     assert (failing.status_code, failing.json()["status"]) == (503, "failing")
     assert (healthy.status_code, after.status_code) == (200, 200)
+
+
+# Bug caught: an image whose features overflow fails the requests that share its batch.
+def test_a_failure_is_that_of_its_image_alone():
+    def compute(images):
+        if images.max() == 255:
+            raise DataError("not finite")
+        return images[:, 0, 0]
+
+    levels, rows = (7, 255, 9), [Future() for _ in range(3)]
+    batcher = Batcher(compute, most=3, wait_seconds=5)
+    for level, row in zip(levels, rows, strict=True):
+        batcher.submit(np.full((2, 2, 3), level, np.uint8), row)
+    assert isinstance(rows[1].exception(timeout=20), DataError)
+    assert [rows[number].result(timeout=20)[0] for number in (0, 2)] == [7, 9]
+    batcher.close()
 
 
 # Bug caught: `null` in place of features, with status 200.
