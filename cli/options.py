@@ -104,6 +104,18 @@ def is_default(parameter: str) -> bool:
     return source is click.core.ParameterSource.DEFAULT
 
 
+def refuse_given(parameters: Iterable[str], reason: str) -> None:
+    """Raise UsageError if any of these parameters of the running command is given."""
+    wanted = set(parameters)
+    given = [
+        parameter.opts[0]
+        for parameter in click.get_current_context().command.params
+        if parameter.name in wanted and not is_default(parameter.name)
+    ]
+    if given:
+        raise click.UsageError(f"{', '.join(given)}: {reason}")
+
+
 def amount_option(*names: str, **settings: Any) -> Option:
     """Return an option for a number greater than 0; `settings` are click's."""
     return click.option(*names, type=click.FloatRange(0, min_open=True), **settings)

@@ -200,7 +200,7 @@ def command_of(part: Part, facts: Mapping[str, Any], *, fresh: bool) -> str:
     # An engine's runner is "TensorRT 10.12 fp16": it has no provider.
     providers = {"cuda", "tensorrt", "openvino"}.intersection(model["runner"].split())
     words += [word for name in providers for word in ("--provider", name)]
-    words += model.get("contract", "").split()
+    words += shlex.split(model.get("contract", ""))
     words += ["--output", str(part.folder), "--part", str(part)] + ["--fresh"] * fresh
     return shlex.join(words)
 
@@ -249,6 +249,8 @@ class Rows:
             first, end = int(self._starts[i]), int(self._starts[i + 1])
             if first >= stop:
                 break
+            if first == end:  # all images of the part are unreadable
+                continue
             yield i, slice(max(start - first, 0), min(stop, end) - first)
 
 
@@ -324,6 +326,8 @@ def open_parts(folder: Path, rows: list[int] | None = None) -> FeatureParts:
         _refuse_problems(folder)
         rows = [len(np.load(part.array, mmap_mode="r")) for part in parts]
         facts["unreadable"] = sum(part_facts(part)["unreadable"] for part in parts)
+        if not any(rows):
+            raise DataError(f"At least one image must be readable. Received: {folder}, without any.")
     features = Rows(parts, rows, facts["feature_dim"])
     return FeatureParts(features, Table(parts, features), rows, facts)
 

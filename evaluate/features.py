@@ -80,7 +80,8 @@ def extract_features(
         return Extraction(len(indices) - skipped, model.feature_dim, skipped, len(indices), seconds=0.0)
     unreadable = BadImages(images=len(indices), max_share=max_bad_share, setting="--max-bad-share")
     with open_store(path, {**facts, "batch_size": batch_size}, model.feature_dim, fresh=fresh) as store:
-        before, unreadable.reasons = store.images, store.unreadable
+        before = store.images
+        unreadable.restore(store.unreadable)
         rest, view, add = indices[before:], model.input_view, unreadable.bad
         batches = view_batches(images.source, rest, view, batch_size, threads=threads, unreadable=add)
         try:
@@ -132,7 +133,7 @@ def _target(
 
 
 def _write(output: Path | Part, store: FeatureStore, images: ImageSet, facts: dict[str, Any]) -> None:
-    if not store.rows:
+    if not store.rows and isinstance(output, Path):
         unreadable = facts["unreadable"]
         raise DataError(f"At least one image must be readable. Received: {unreadable} unreadable images.")
     features, index, labels = store.read()
@@ -227,7 +228,11 @@ class FeatureStore:
     def read(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return the kept features, memory-mapped, and the image numbers and labels of their rows."""
         shape = (self.rows, self.feature_dim)
-        features = np.memmap(self.folder / FEATURES, "<f4", "r", shape=shape)
+        features = (
+            np.memmap(self.folder / FEATURES, "<f4", "r", shape=shape)
+            if self.rows
+            else np.empty(shape, "<f4")
+        )
         index, labels = np.fromfile(self.folder / ROWS, "<i8").reshape(self.rows, 2).T
         return features, index, labels
 

@@ -14,7 +14,9 @@ from swav_tf.data.image_source import ImageSource
 from swav_tf.data.pictures import scaled
 from swav_tf.data.recognition import is_bundled
 from swav_tf.data.sources import contents_sha256, fingerprint, open_source, read_image, recognized
-from swav_tf.plumbing.errors import DataError, UsageError
+from swav_tf.plumbing.errors import UsageError
+from swav_tf.plumbing.log import log
+from swav_tf.plumbing.names import printable
 from swav_tf.recipe.data import SPLIT_KINDS, Data, EvaluationView
 
 SIDE: Final = 96  # of a thumbnail, pixels
@@ -79,11 +81,12 @@ def open_images(
 
 
 def thumbnail(source: ImageSource, index: int, view: EvaluationView, side: int) -> PillowImage.Image:
-    """Return the evaluation view of an image as a square of `side` pixels; raise DataError if it cannot be read."""
+    """Return the evaluation view of an image as a square of `side` pixels; gray, with a warning, if unreadable."""
     try:
         return scaled(evaluation_view(read_image(source, index), view), side)
     except (UndecodableImage, OSError) as error:
-        raise DataError(f"{source.image_name(index)} cannot be read: {error}") from error
+        log.warning(f"{printable(source.image_name(index))} cannot be read and is shown in gray: {error}")
+        return PillowImage.new("RGB", (side, side), "gray")
 
 
 def picture_card(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -124,6 +125,20 @@ def _truths(known: FeatureFile, asked: FeatureFile) -> np.ndarray:
     return truths
 
 
+def _same_images(one: FeatureFile, other: FeatureFile) -> bool:
+    """Return whether both files are of the same images, as far as they record it."""
+    sources: list[dict[str, Any]] = [file.facts.get("source") or {} for file in (one, other)]
+    names, splits, contents = (
+        [source.get(key) for source in sources] for key in ("names_sha256", "split", "contents_sha256")
+    )
+    if None in names or names[0] != names[1] or splits[0] != splits[1]:
+        return False
+    if None not in contents:  # parts have contents of their own
+        return contents[0] == contents[1]
+    places = [os.path.realpath(source.get("path") or "") for source in sources]
+    return places[0] == places[1]
+
+
 def _check(known: FeatureFile, asked: FeatureFile, neighbors: Sequence[int]) -> None:
     widths = [file.features.shape[1] for file in (known, asked)]
     if widths[0] != widths[1]:
@@ -139,8 +154,7 @@ def _check(known: FeatureFile, asked: FeatureFile, neighbors: Sequence[int]) -> 
                 f"k-NN accuracy needs labels. Received: {file.path}, where {unlabeled} of "
                 f"{len(file)} images have none. Make it from class folders (--kind class_folders)."
             )
-    source, same_file = known.facts.get("source"), known.path.resolve() == asked.path.resolve()
-    if same_file or (source and source == asked.facts.get("source")):
+    if known.path.resolve() == asked.path.resolve() or _same_images(known, asked):
         raise UsageError(
             "The images that vote must differ from the images that are classified. Received: "
             f"{known.path} and {asked.path} of the same images, so each image would find itself. Pass features of "

@@ -45,10 +45,8 @@ def choose_factory(rows: int, width: int, memory: int) -> str:
     codes = [m for m in range(max(1, width // 8), 0, -1) if width % m == 0]
     fitting = [m for m in codes if overhead + m * rows <= memory]
     if not fitting:
-        least = (overhead + codes[-1] * rows) / 2**30
-        raise UsageError(
-            f"An index of {rows:,} x {width} features needs more --memory, at least {least:.1f} GiB."
-        )
+        least = math.ceil((overhead + codes[-1] * rows) / 2**20)
+        raise UsageError(f"An index of {rows:,} x {width} features needs more --memory, at least {least}MiB.")
     return f"IVF{lists},PQ{fitting[0]}"
 
 

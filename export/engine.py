@@ -19,6 +19,7 @@ from typing import Any, Final
 
 from evaluate.backends.checksums import check_unchanged, check_weights
 from evaluate.backends.engine_file import EngineFacts, Proof, ProofSource, write_engine
+from evaluate.backends.foreign import weight_files
 from evaluate.backends.onnx_metadata import OnnxMetadata, Precision, read_metadata, read_properties
 from evaluate.backends.tensorrt_backend import TensorrtBackend
 from evaluate.backends.tensorrt_module import (
@@ -86,8 +87,10 @@ def export_engines(files: Sequence[Path], output: Path, settings: EngineSettings
                 raise ExportError(
                     f"The engine of {path.name} does not reproduce Keras' outputs: {'; '.join(parity.failures)}."
                 )
-            if reference is not None and not (output / REFERENCE).exists():  # for `verify`
-                shutil.copyfile(source, folder / REFERENCE)
+            others = weight_files(path) + ([source] if reference is not None else [])
+            for other in others:  # for `verify` and Triton
+                if not (output / other.name).exists():
+                    shutil.copyfile(other, folder / other.name)
         exported.append(Engine(output / plan.name, len(data), facts, parity, reason))
     return exported
 

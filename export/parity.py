@@ -309,11 +309,10 @@ def _cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def _overlap(a: np.ndarray, b: np.ndarray) -> float:
-    """Return the mean share of nearest images that both have; each image finds itself, which does not count."""
-    near, other = (find_neighbors(features, features, k=OVERLAP + 1).indices for features in (a, b))
-    shared = [
-        len({*x} & {*y} - {row}) for row, (x, y) in enumerate(zip(near.tolist(), other.tolist(), strict=True))
-    ]
+    """Return the mean share of nearest other images that both have."""
+    rows = np.arange(len(a))
+    near, other = (find_neighbors(each, each, k=OVERLAP + 1).without(rows).indices for each in (a, b))
+    shared = [len({*x} & {*y}) for x, y in zip(near.tolist(), other.tolist(), strict=True)]
     return float(np.mean(shared)) / OVERLAP
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from evaluate.backends.checksums import check_unchanged, check_weights
-from evaluate.backends.engine_file import SUFFIXES, read_engine
+from evaluate.backends.engine_file import SUFFIXES, Batches, read_engine
 from evaluate.backends.onnx_backend import open_session
 from evaluate.backends.onnx_metadata import OnnxMetadata, read_metadata, read_properties
 from export.staging import filled_folder
@@ -109,18 +109,22 @@ def _served_onnx(path: Path) -> ServedModel:
     )
 
 
+def check_served(module: str, profile: Batches, what: str) -> None:
+    """Raise UsageError if Triton cannot serve an engine of this module and these batches."""
+    if module != "tensorrt":
+        raise UsageError(
+            f"Triton serves engines by TensorRT. Received: {what}, by {module}. Build it with --tensorrt tensorrt."
+        )
+    if profile.min != 1:
+        raise UsageError(
+            f"Triton needs an engine whose smallest batch is 1. Received: {what}, whose smallest batch is "
+            f"{profile.min}. Build it with --batch 1,..."
+        )
+
+
 def _served_engine(path: Path) -> ServedModel:
     _, engine = read_engine(path)
-    if engine.module != "tensorrt":
-        raise UsageError(
-            f"Triton serves engines by TensorRT. Received: {path}, by {engine.builder}. Build it with "
-            "--tensorrt tensorrt."
-        )
-    if engine.profile.min != 1:
-        raise UsageError(
-            f"Triton needs an engine whose smallest batch is 1. Received: {path}, whose smallest batch is "
-            f"{engine.profile.min}. Build it with --batch 1,..."
-        )
+    check_served(engine.module, engine.profile, str(path))
     graph = path.with_name(engine.onnx)
     if not graph.exists():
         raise UsageError(

@@ -15,10 +15,10 @@ from cli.options import (
     PATH,
     Report,
     count_option,
-    is_default,
     names,
     option_group,
     output_option,
+    refuse_given,
     report_options,
     seed_option,
 )
@@ -148,9 +148,15 @@ def command(
     """
     if unknown := [kind for kind in kinds if kind not in ("onnx", "tensorrt")]:
         raise click.UsageError(f"--to must be onnx, tensorrt or both. Received: {', '.join(unknown)}")
+    if triton is not None and "tensorrt" in kinds:  # to build the engine takes minutes
+        from export.engine import builder_here
+        from export.triton import check_served
+
+        settings = engine_settings(engine)
+        check_served(builder_here(settings.module_name)[0].module_name, settings.profile, "--to tensorrt")
     exported: list[Exported] = []
     if "tensorrt" in kinds and run.suffix == ".onnx":
-        _refuse(tuple(graph), f"cannot be applied to {run}, which is already exported")
+        refuse_given(graph, f"cannot be applied to {run}, which is already exported")
         files = [run]
     else:
         exported = _export(run, output, kinds, graph, engine)
@@ -180,6 +186,8 @@ def export_settings(graph: dict[str, Any], kinds: tuple[str, ...]) -> ExportSett
     settings = ExportSettings(
         size=size if isinstance(size, int) else None, dynamic_size=size == "dynamic", **given
     )
+    if "int8" not in settings.precisions:
+        refuse_given(("target", "calibration_images"), "applies to int8: add it to --precision.")
     if "tensorrt" in kinds and "int8" in settings.precisions and settings.target != "tensorrt":
         raise click.UsageError("--to tensorrt needs int8 for TensorRT: omit --target.")
     return settings
@@ -205,22 +213,11 @@ def _export(
 
         builder_here(engine_settings(engine).module_name)
     else:
-        _refuse(tuple(engine), "apply to engines: add --to tensorrt")
+        refuse_given(engine, "apply to engines: add --to tensorrt")
     load_tensorflow_quietly()
     from export.run import export_run
 
     return export_run(run, output, settings)
-
-
-def _refuse(parameters: tuple[str, ...], reason: str) -> None:
-    """Raise UsageError if any of these parameters is on the command line."""
-    given = [
-        parameter.opts[0]
-        for parameter in click.get_current_context().command.params
-        if parameter.name in parameters and not is_default(parameter.name)
-    ]
-    if given:
-        raise click.UsageError(f"{', '.join(given)}: {reason}")
 
 
 def _document(

@@ -25,6 +25,7 @@ from cli.options import (
     output_option,
     part_option,
     reading_options,
+    refuse_given,
     report_options,
 )
 from cli.progress import image_progress, share_progress
@@ -35,6 +36,13 @@ if TYPE_CHECKING:
     from evaluate.feature_parts import Part
     from evaluate.features import Extraction
     from evaluate.part_workers import Devices, Job, Worker
+
+
+# Parameters that apply where features are computed.
+_COMPUTING = (
+    "kind", "split", "labels", "part", "devices", "parts", "on", "batch", "threads", "max_bad_share", "provider",
+    "view", "mean", "std", "output_name",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -173,6 +181,7 @@ def command(
         --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225
     """
     if check:
+        refuse_given({"output", "model", "fresh", *_COMPUTING}, "cannot be used with --check.")
         return _check(images, report)
     if output is None:
         raise click.MissingParameter(param_type="option", param_hint="'--output'")
@@ -181,6 +190,7 @@ def command(
     if model.model is None and images.data is not None and has_parts(Path(images.data)):
         from evaluate.features import export_features
 
+        refuse_given(_COMPUTING, "cannot be used where DATA is a folder of parts, which are combined.")
         _show(report, output, str(output), export_features(Path(images.data), output, fresh=fresh))
         return 0
     target, work = division.target(output), _Work(images, model, reading, fresh)

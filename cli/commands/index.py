@@ -14,7 +14,7 @@ from cli.progress import share_progress
 
 def _bytes(context: click.Context, option: click.Parameter, value: str) -> int:
     """Parse a size such as 8GiB or 500MB."""
-    found = re.fullmatch(r"([0-9.]+) *([KMGT])(i?)B", value)
+    found = re.fullmatch(r"(\d+(?:\.\d*)?) *([KMGT])(i?)B", value)
     if not found:
         raise click.BadParameter(f"must be a size such as 8GiB or 500MB. Received: {value}.")
     return int(float(found[1]) * (1024 if found[3] else 1000) ** (1 + "KMGT".index(found[2])))

@@ -17,6 +17,7 @@ from cli.options import (
     Report,
     batch_option,
     count_option,
+    is_default,
     json_options,
     option_group,
     threads_option,
@@ -92,8 +93,8 @@ def command(
         return _against(paths, against, images, contract, provider, threads, (limit, batch), report)
     if contract is not None:
         raise click.UsageError("--view, --mean, --std and --output-name require --against.")
-    if images.data is None and images != ImageChoice(None):
-        raise click.UsageError("--kind and --split require --images.")
+    if images.data is None and (images != ImageChoice(None) or not is_default("limit")):
+        raise click.UsageError("--kind, --split and --limit require --images.")
     from export.verify import find_artifacts, verify
 
     artifacts = find_artifacts(paths)

@@ -63,7 +63,7 @@ def show(source: Path, prefix: str | None, report: Report) -> None:
     ]
     if found.problems:
         lines.append(
-            "These weights are incomplete, not finite or do not fit, see above; they cannot be imported."
+            "These weights are incomplete, not finite or do not fit, see above; they cannot be imported as a whole."
         )
     report.show(dataclasses.asdict(found), lines)
 

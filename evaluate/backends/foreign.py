@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,7 +55,7 @@ class Contract:
         words = f"--view {self.resize},{self.crop}"
         if self.mean is not None and self.std is not None:
             words += f" --mean {_words(self.mean)} --std {_words(self.std)}"
-        return f"{words} --output-name {self.output_name}"
+        return f"{words} --output-name {shlex.quote(str(self.output_name))}"
 
 
 @dataclass(frozen=True)
@@ -168,4 +169,5 @@ def _content(path: Path) -> tuple[set[bytes], dict[int, int], set[str]]:
 
 
 def _words(numbers: Sequence[float]) -> str:
-    return ",".join(f"{number:g}" for number in numbers)
+    """Return the numbers exactly: part of the features' facts, and of the command that continues them."""
+    return ",".join(repr(float(number)).removesuffix(".0") for number in numbers)

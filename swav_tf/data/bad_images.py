@@ -39,6 +39,10 @@ class BadImages:
             lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
             self.reasons = {name: reason for name, _, reason in (line.partition("\t") for line in lines)}
 
+    def restore(self, reasons: dict[str, str]) -> None:
+        """Count the images that an earlier part of the work met, which are not tried again."""
+        self.reasons, self._met = reasons, set(reasons)
+
     @property
     def count(self) -> int:
         """Number of distinct bad images so far."""

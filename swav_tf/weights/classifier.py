@@ -12,7 +12,7 @@ from swav_tf.plumbing.files import read_lines
 from swav_tf.plumbing.log import log
 from swav_tf.plumbing.values import flatten
 from swav_tf.recipe.classifier import ProbeRecipe
-from swav_tf.recipe.files import load_recipe, load_recipe_of
+from swav_tf.recipe.files import load_any_recipe, load_recipe, load_recipe_of
 from swav_tf.recipe.pretraining import Recipe
 from swav_tf.runs.model_facts import BY_IMPORT, ModelFacts
 from swav_tf.weights.files import open_weights, sha256_of
@@ -51,8 +51,8 @@ def pretraining_recipe(
     elif config is None and not any(item.startswith("augment.std") for item in overrides):
         raise UsageError(
             f"{source} does not record the mean and standard deviation used to normalize its images. Use its run "
-            "folder; or, for a backbone without a classifier, set -o 'augment.mean=[R, G, B]' -o 'augment.std=[R, G, "
-            "B]'."
+            "folder; or import a backbone without a classifier by `swav-tf weights import ... -o 'augment.mean=[R, G, "
+            "B]' -o 'augment.std=[R, G, B]'`."
         )
     if config is None:
         defaults["train.precision"] = "float32"  # so that features equal the published ones
@@ -69,7 +69,7 @@ def pretraining_recipe(
     view = recipe.data.evaluation
     log.info(
         f"The file does not contain the view of its images: resize {view.resize}, crop {view.crop} and other settings "
-        f"are those of {config}. To change it: -o data.evaluation.resize=N -o data.evaluation.crop=N."
+        f"are those of {config}. To change it, import with -o data.evaluation.resize=N -o data.evaluation.crop=N."
     )
     if wrong:
         raise UsageError("The weights determine these settings; omit them:\n  " + "\n  ".join(wrong))
@@ -92,9 +92,9 @@ def classifier_run(
     Without a `config` the recipe is the bundled one with the backbone's view of images.
     """
     base, base_fitted, base_source = _backbone_of(found, fitted, source, backbone)
-    if base_fitted.sizes.classes is None and (base_source / "config.yaml").is_file():
-        pretrained = load_recipe(base_source / "config.yaml")
-    else:
+    config_of_base = base_source / "config.yaml"
+    pretrained = load_any_recipe(config_of_base) if config_of_base.is_file() else None
+    if not isinstance(pretrained, Recipe):  # a file, or the folder of a probe or fine-tuning
         pretrained = pretraining_recipe(base, base_fitted.sizes, base_source)
     needed, given = fitted.arrays["linear.weight"].shape[1], base_fitted.sizes.feature_dim
     if needed != given:
@@ -129,8 +129,8 @@ def _backbone_of(
 ) -> tuple[Weights, Fitted, Path]:
     if fitted.sizes.network is None and backbone is None:
         raise UsageError(
-            f"A classifier needs a backbone: pass --backbone RUN_OR_FILE, the weights that it was trained on; or write "
-            f"it to a file with --to FILE.safetensors. {source} has: {fitted.sizes}."
+            f"A classifier needs a backbone, that which it was trained on. {source} has: {fitted.sizes}. Pass it to "
+            "`swav-tf weights import ... --backbone RUN_OR_FILE`, or import to FILE.safetensors, which needs none."
         )
     if fitted.sizes.network is not None and backbone is not None:
         raise UsageError(

@@ -102,6 +102,8 @@ def import_weights(
     source, to = Path(source), Path(to)
     as_file, for_classifier = to.suffix == ".safetensors", backbone is not None or classes is not None
     _check_target(to, as_file, for_classifier, with_recipe=config is not None or bool(overrides))
+    if backbone_only and for_classifier:
+        raise UsageError("--backbone-only leaves out the classifier: omit it, or --backbone and --classes.")
     found = open_weights(source, prefix=prefix)
     fitted = fit(found, source, backbone_only=backbone_only)
     sizes = fitted.sizes
@@ -230,7 +232,7 @@ def export_weights(
     arrays = _with_counters(arrays, found.step)
     if as_torch_file:
         write_torch_file(arrays, to)
-        _check_normalization(found, fitted.sizes, arrays, to)
+        _check_normalization(found, source, fitted.sizes, arrays, to)
     else:
         write_safetensors(arrays, to, {"format": "pt", **metadata_of(found)})
     return Exported(to, names, len(arrays), fitted.left_out + left_out)
@@ -242,10 +244,18 @@ def _write_own(
     write_safetensors(arrays, to, {**(origin or {}), **metadata_of(weights)})
 
 
-def _check_normalization(found: Weights, sizes: Sizes, arrays: Mapping[str, np.ndarray], to: Path) -> None:
+def _check_normalization(
+    found: Weights, source: Path, sizes: Sizes, arrays: Mapping[str, np.ndarray], to: Path
+) -> None:
     """Warn if an import of a file for PyTorch, which has no place for them, takes another mean and deviation."""
     assumed, mean, std = recognize(arrays, str(to)), found.mean, found.std
-    if std is None or (tuple(mean), tuple(std)) == (assumed.mean, assumed.std):
+    if std is None:
+        log.warning(
+            f"{source} does not record the mean and standard deviation used to normalize its images, and {to} has no "
+            f"place for them: an import takes {[*assumed.mean]} and {[*(assumed.std or ())]}."
+        )
+        return
+    if (tuple(mean), tuple(std)) == (assumed.mean, assumed.std):
         return
     remedy = "Export to .safetensors, which keeps them"
     if sizes.classes is None:

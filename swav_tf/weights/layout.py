@@ -179,7 +179,11 @@ def fit(weights: Weights, source: Path, *, backbone_only: bool = False) -> Fitte
             raise WeightsError(f"{source} ({weights.format}) has no backbone.")
     sizes, wanted, wrong = compare(arrays)
     if wrong:
-        advice = "" if backbone_only else "\nTo import only the backbone: --backbone-only."
+        advice = (
+            ""
+            if backbone_only
+            else "\nTo import only the backbone: swav-tf weights import ... --backbone-only."
+        )
         raise WeightsError(
             f"{source} ({weights.format}) does not fit {sizes}:\n  " + "\n  ".join(wrong) + advice
         )

@@ -77,6 +77,13 @@ def test_parts_by_several_processes(tmp_path, output, refused, monkeypatch):
     assert_same_features(read_feature_file(tmp_path / "parts"), read_feature_file(tmp_path / "whole.npy"))
     refused(f"{line}/parts --devices cpu:1 --parts 4", 2, "Error: ", "parts: was 3, now 4")
     refused(f"{line}/x --parts 3", 2, "--parts and --on need --devices")
+    folder = f"features {tmp_path}/parts"
+    refused(
+        f"{folder} --output {tmp_path}/all.npz --batch 3 --kind images",
+        2,
+        "--kind, --batch: cannot be used where",
+    )
+    refused(f"{folder} --check --output {tmp_path}/all.npz", 2, "--output: cannot be used with --check")
     refused(f"{line}/x.npy --devices cpu:2", 2, "need a folder")
     refused(f"{line}/x --devices 2", 2, "must be cpu:N or gpu:N")
     refused(f"{line}/x --devices cpu:2 --part 1/2", 2, "--devices computes all parts. Received: 1/2")
@@ -153,6 +160,7 @@ def test_index(model, files, tmp_path, output, refused):
     line = f"index {tmp_path}/parts --output {tmp_path}/x.index"
     refused(f"{line} --memory 8", 2, "a size such as 8GiB")
     refused(f"{line} --memory 1KB", 2, "needs more --memory")
+    refused(f"{line} --memory 1.2.3GiB", 2, "a size such as 8GiB")
     facts = json.loads(output(f"{line} --memory 1MiB --json"))
     assert (facts["images"], facts["factory"]) == (360, "IVF5,SQfp16")
     assert facts["recall_at_10"] >= 0.99

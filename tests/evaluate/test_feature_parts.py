@@ -35,6 +35,24 @@ def whole(tmp_path, folders):
     return read_feature_file(tmp_path / "whole.npy")
 
 
+# Bug caught: a folder that can never be complete, as one part has no readable image.
+def test_a_part_without_readable_images(tmp_path, folders):
+    for number in (*range(4), *range(4, 8)):
+        (folders / "cat" / f"{number:02d}.png").write_bytes(b"not an image")
+    settings = {"batch_size": 4, "max_bad_share": 1}
+    extract_features(NumpyBackend(), class_folders(folders), tmp_path / "whole.npy", **settings)
+    folder = tmp_path / "parts"
+    for number in range(1, 6):
+        extract_features(NumpyBackend(), class_folders(folders), Part(folder, number, 5), **settings)
+    assert find_problems(folder, read_all=True) == []
+    parts, whole = read_feature_file(folder), read_feature_file(tmp_path / "whole.npy")
+    assert_same_features(parts, whole)
+    assert list(parts.names) == list(whole.names)
+    assert parts.facts["unreadable"] == 8
+    export_features(folder, tmp_path / "again.npz")
+    assert_same_features(read_feature_file(tmp_path / "again.npz"), whole)
+
+
 # Bugs caught: features of batches that begin elsewhere, names or numbers of the part instead of the source, parts that
 # overlap or leave out images, a table row of another image, an export that differs.
 @pytest.mark.parametrize("count", [1, 2, 5])

@@ -169,6 +169,16 @@ def test_too_many_unreadable_images(tmp_path, folders):
         extract_features(NumpyBackend(), class_folders(folders), output, max_bad_share=1, fresh=True)
 
 
+# Bug caught: a limit on unreadable images that the same command passes when it is run again.
+def test_unreadable_images_of_earlier_calls_count(tmp_path, folders):
+    for number in (1, 3, 5):
+        (folders / "cat" / f"{number:02d}.png").write_bytes(b"x")
+    settings = {"batch_size": 1, "save_seconds": 0, "max_bad_share": 0.1}
+    for _ in range(3):
+        with pytest.raises(DataError, match="3 of 20 images cannot"):
+            extract_features(NumpyBackend(), class_folders(folders), tmp_path / "x.npz", **settings)
+
+
 # Bugs caught: a traceback for a full disk or a damaged work folder; a full disk that loses earlier rows.
 def test_a_full_disk_and_damage(tmp_path, folders, monkeypatch):
     images, output, fsync = class_folders(folders), tmp_path / "x.npz", os.fsync

@@ -96,6 +96,9 @@ def of_model(weights):
     return same(model={"weights_sha256": weights * 64})
 
 
+PHOTOS = {"kind": "class_folders", "path": "x", "split": None, "images": 4, "names_sha256": "a"}
+
+
 # Bugs caught: an accuracy of features that cannot be compared, or of labels with another meaning; a smaller k, silently.
 @pytest.mark.parametrize(
     ("known", "asked", "error", "message"),
@@ -111,7 +114,19 @@ def of_model(weights):
             UsageError,
             "1 classes that do not: e",
         ),
-        (same(source={"path": "x"}), same(source={"path": "x"}), UsageError, "must differ"),
+        (same(source=PHOTOS), same(source=PHOTOS), UsageError, "must differ"),
+        (
+            same(source=PHOTOS),
+            same(source={**PHOTOS, "path": "./x/", "kind": "images"}),
+            UsageError,
+            "must differ",
+        ),
+        (
+            same(source={**PHOTOS, "contents_sha256": "b"}),
+            same(source={**PHOTOS, "path": "moved", "contents_sha256": "b"}),
+            UsageError,
+            "must differ",
+        ),
         (one := same(), one, UsageError, "must differ"),
         (feature_file(np.full((4, 4), np.inf), range(4)), same(), DataError, "must be finite"),
         (

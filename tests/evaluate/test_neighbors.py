@@ -60,6 +60,16 @@ def test_duplicates(tmp_path, file):
     assert "at least 0.99 form a group" in page
 
 
+# Bug caught: a search of hours that ends without its table, as one picture cannot be shown.
+def test_an_unreadable_picture_is_gray(tmp_path, file, folders, logged):
+    groups = find_groups(neighbor_graph(file), 0.99)
+    (folders / "cat" / "near.png").write_bytes(b"not an image")
+    write_duplicates(tmp_path, file, groups, shown=9, threshold=0.99)
+    assert len(table(tmp_path / "duplicates.csv")) == 5
+    assert (tmp_path / "index.html").read_text().count("<figure>") == 5
+    assert any("cat/near.png cannot be read and is shown in gray" in text for _, text in logged)
+
+
 # Bug caught: pictures and exact copies from the usual column, although the features are those of another one.
 def test_images_of_a_column_of_their_own(tmp_path, folders):
     photos = [path.read_bytes() for path in sorted(folders.glob("*/*.png"))]

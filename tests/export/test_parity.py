@@ -72,6 +72,14 @@ def test_figures(reference):
     assert parity.neighbour_overlap == pytest.approx(np.mean(shared))
 
 
+# Bug caught: more than all neighbors kept, where many images are equal.
+def test_the_overlap_of_equal_images(reference):
+    features = reference.outputs["features"].copy()
+    features[: N // 2] = features[0]
+    same = replace(reference, outputs={"features": features}, labels=np.full(N, -1))
+    assert compare(same, same.outputs, gate=GATES["fp32"]).neighbour_overlap == 1
+
+
 # Bug caught: a gate that lets through what it must refuse.
 @pytest.mark.parametrize(
     ("precision", "passing", "failing"), [("fp32", 1e-6, 1e-4), ("fp16", 1e-3, 3e-2), ("int8", 3e-2, 0.3)]

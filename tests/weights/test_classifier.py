@@ -132,6 +132,8 @@ def test_a_checkpoint_keeps_the_normalization(folder, logged):
         export_weights(f"{name}/checkpoints/step-000000000", f"{name}.safetensors")
         found = open_weights(folder / f"{name}.safetensors")
         assert (found.mean, found.std) == ((0.5, 0.5, 0.4), (0.3, 0.2, 0.1))
+    import_weights("linear.pth", "other", backbone="probe")  # the backbone of a probe
+    assert ModelFacts.read(folder / "other" / "model.json").std == (0.3, 0.2, 0.1)
     export_weights("probe", "probe.pth", names="torchvision")
     assert logged[-1][1].endswith(
         "Export to .safetensors, which keeps them."
@@ -162,7 +164,7 @@ def test_a_file_without_its_normalization_warns(folder, logged, names):
 @pytest.mark.parametrize(
     ("words", "part"),
     [
-        (["linear.pth", "--to", "x"], "pass --backbone RUN_OR_FILE"),
+        (["linear.pth", "--to", "x"], "import ... --backbone RUN_OR_FILE"),
         (["linear.pth", "--to", "x", "--backbone", "none.pth"], "not found: none.pth"),
         (["linear.pth", "--to", "x", "--backbone", "linear.pth"], "has no backbone"),
         (["wide.pth", "--to", "x", "--backbone", "swav.pth"], "takes 256, swav.pth gives 128"),
@@ -172,6 +174,7 @@ def test_a_file_without_its_normalization_warns(folder, logged, names):
         (["linear.pth", "--to", "x.safetensors", "--backbone", "swav.pth"], "--backbone and --classes are for a run"),
         (["swav.pth", "--to", "x", "--backbone", "swav.pth"], "are for a classifier. swav.pth has none"),
         (["swav.pth", "--to", "x", "--classes", "four.txt"], "are for a classifier. swav.pth has none"),
+        (["linear.pth", "--to", "x", "--backbone", "swav.pth", "--backbone-only"], "leaves out the classifier"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_put_together(folder, words, part, capsys):

@@ -172,7 +172,7 @@ def test_all_problems_are_listed():
         "  missing    layer3.4.bn2.running_var (256,)",
         "  left over  layer5.0.conv1.weight (1, 1, 1, 1)",
         "  misshapen  prototypes.weight: must be (3000, 128), is (3000, 64)",
-        "To import only the backbone: --backbone-only.",
+        "To import only the backbone: swav-tf weights import ... --backbone-only.",
     ]
 
 

@@ -168,3 +168,11 @@ def test_commands(tmp_path, wanted, capsys):
     assert run_and_report(swav_tf, line) == 0
     cells = json.loads(capsys.readouterr().out)["cells"]
     assert [(cell["model"], cell["status"]) for cell in cells] == [(tmp_path.name, "ok"), ("other", "ok")]
+
+
+# Bug caught: rounded numbers in the command that computes missing parts, which then differ from the others.
+def test_a_contract_in_words_is_exact():
+    mean, std = (0.48145466, 0.4578275, 0.40821073), (1.0, 0.26130258, 1e-05)
+    assert str(Contract(9, 8, mean, std, "a b")) == (
+        "--view 9,8 --mean 0.48145466,0.4578275,0.40821073 --std 1,0.26130258,1e-05 --output-name 'a b'"
+    )

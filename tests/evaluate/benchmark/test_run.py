@@ -145,11 +145,14 @@ def test_an_interrupted_benchmark_has_what_was_measured(exported, number) -> Non
     planned = plan_cells(models, runners=("ort-cpu",), precisions=("fp32",), batches=(1, 2))
 
     before = signal.signal(signal.SIGTERM, ignore)
+    # A shell's jobs in the background ignore Ctrl-C.
+    interrupt = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         found = run_benchmark(planned, models, QUICK, after_each=lambda state: signal.raise_signal(number))
         assert signal.getsignal(signal.SIGTERM) is ignore
     finally:
         signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGINT, interrupt)
     assert not found.complete
     assert [cell.status for cell in found.cells] == ["ok", "skipped"]
 
