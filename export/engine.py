@@ -38,6 +38,7 @@ from export.reference import REFERENCE, Reference, read_reference
 from export.settings import EngineSettings
 from export.staging import ExportError, filled_folder
 from swav_tf.plumbing.errors import DataError, UsageError
+from swav_tf.plumbing.files import file_sha256
 from swav_tf.plumbing.log import log
 
 TYPES: Final[Mapping[Precision, str]] = {"fp32": "Float", "fp16": "Half", "int8": "Int8"}
@@ -76,6 +77,7 @@ def export_engines(files: Sequence[Path], output: Path, settings: EngineSettings
     """
     exported = []
     for path in files:
+        _refuse_others(weight_files(path), output)
         data, facts = build_engine(path, settings)
         source = path.parent / REFERENCE
         reference = read_reference(source) if source.is_file() else None
@@ -93,6 +95,17 @@ def export_engines(files: Sequence[Path], output: Path, settings: EngineSettings
                     shutil.copyfile(other, folder / other.name)
         exported.append(Engine(output / plan.name, len(data), facts, parity, reason))
     return exported
+
+
+def _refuse_others(files: Sequence[Path], output: Path) -> None:
+    """Raise UsageError if the output has other files of these names: `verify` and Triton read those of the engine."""
+    for file in files:
+        there = output / file.name
+        if there.is_file() and file.is_file() and file_sha256(there) != file_sha256(file):
+            raise UsageError(
+                f"An engine is written next to the ONNX file that it was built from. {there} differs from {file}: "
+                "choose another --output."
+            )
 
 
 def _compared(plan: Path, facts: EngineFacts, reference: Reference | None) -> tuple[Parity | None, str]:

@@ -130,6 +130,10 @@ def _served_engine(path: Path) -> ServedModel:
         raise UsageError(
             f"--triton takes an engine next to the ONNX file it was built from. File not found: {graph}."
         )
+    if check_unchanged(graph).sha256 != engine.onnx_sha256:
+        raise UsageError(
+            f"--triton takes an engine next to the ONNX file it was built from. {graph} is another: build {path} again."
+        )
     model = _served_onnx(graph)
     on = f" for {engine.gpu.name}" if engine.gpu else ""
     return replace(

@@ -44,7 +44,8 @@ def command(
     DATA is a folder with images at any depth, a zip file, a list of paths, or shards.
 
     The five most probable classes of each image are written with their probabilities. An unreadable image is listed
-    with its error, and the exit code is 1. An exported file needs no TensorFlow.
+    with its error, and the exit code is 1. Files of a list that are missing are left out, with a warning. An exported
+    file needs no TensorFlow.
 
     \b
     Examples:
@@ -54,6 +55,8 @@ def command(
     """
     if output.suffix.lower() not in (".csv", ".json"):
         raise click.UsageError(f"--output must end in .csv or .json. Received: {output}.")
+    if output.exists() and Path(data).exists() and output.samefile(data):
+        raise click.UsageError(f"--output must be another file than DATA. Received: {output} for both.")
     from cli.prediction import Prediction, open_classifier, predict, write_predictions
     from swav_tf.data.sources import open_source, recognized
     from swav_tf.recipe.data import Data

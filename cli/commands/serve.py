@@ -32,7 +32,7 @@ from cli.options import (
 @click.option("--host", default="127.0.0.1", metavar="ADDRESS", help="Address to listen on; 0.0.0.0 for all.")
 @count_option("--port", least=0, most=65535, default=8000, help="Port to listen on; 0 selects a free one.")
 @count_option("--batch", default=32, help="Largest number of images computed at once.")
-@click.option("--wait-ms", type=click.FloatRange(0), default=2.0, metavar="MS",
+@click.option("--wait-ms", type=click.FloatRange(0, 3_600_000), default=2.0, metavar="MS",
               help="How long the first image of a batch waits for more, in milliseconds.")
 @amount_option("--max-mb", default=32.0, metavar="MIB", help="Maximum size of a request body, in MiB.")
 @count_option("--max-images", default=64, help="Maximum number of images in a request.")

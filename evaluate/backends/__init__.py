@@ -54,6 +54,6 @@ def open_model(
     what = "a file" if path.exists() else "which does not exist"
     what = "a folder without config.yaml" if path.is_dir() else what
     raise UsageError(
-        "--model must be the folder of a pretraining run (with config.yaml and checkpoints/), an ONNX file or an "
+        "The model must be the folder of a pretraining run (with config.yaml and checkpoints/), an ONNX file or an "
         f"engine (.plan). Received: {path}, {what}."
     )

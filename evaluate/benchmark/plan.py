@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, get_args
@@ -51,7 +52,7 @@ def find_models(paths: Sequence[Path], *, damaged: list[Path] | None = None) -> 
                     raise
                 log.error("%s", error)
                 damaged.append(file)
-    models = _name_runs(list(found.values()))
+    models = _name_runs(_name_twins(list(found.values())))
     _check_names(models)
     return models
 
@@ -140,10 +141,32 @@ def _accuracy(path: Path) -> Accuracy | None:
 # === Names ===
 
 
+def _name_twins(models: Sequence[Model]) -> list[Model]:
+    """Name third-party files of one file name by their folders too."""
+    counts = Counter(model.name for model in models)
+
+    def name_of(model: Model) -> str:
+        path = Path(model.file).resolve()
+        return (
+            f"{path.parent.name}/{path.stem}"
+            if counts[model.name] > 1 and path.stem == model.name
+            else model.name
+        )
+
+    return [model.model_copy(update={"name": name_of(model)}) for model in models]
+
+
 def _name_runs(models: Sequence[Model]) -> list[Model]:
-    """Give a run folder the name of its export, if that is measured too: they are one model."""
+    """Give a run folder the name of its export, if that is measured too: they are one model, and others are not."""
     exports = {model.weights_sha256: model.name for model in reversed(models) if model.kind != "run"}
-    names = [exports.get(m.weights_sha256, m.name) if m.kind == "run" else m.name for m in models]
+
+    def name_of(model: Model) -> str:
+        if model.kind != "run":
+            return model.name
+        other = f"{model.name} (run)" if model.name in exports.values() else model.name
+        return exports.get(model.weights_sha256, other)
+
+    names = map(name_of, models)
     return [model.model_copy(update={"name": name}) for model, name in zip(models, names, strict=True)]
 
 

@@ -25,10 +25,10 @@ def listen(host: str, port: int) -> socket.socket:
         bound = socket.socket(family, kind, protocol)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind(address)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # the latter of a name such as a..b
         raise UsageError(
             f"--host and --port must be a free address of this machine. Received: {host} and {port}: "
-            f"{error.strerror}."
+            f"{getattr(error, 'strerror', None) or error}."
         ) from error
     return bound
 

@@ -115,6 +115,7 @@ def test_validate_repeats_the_runs_figures(probe, tmp_path, output):
         ("predict {empty} {images} --output x.csv", 2, "without config.yaml"),
         ("predict {model} {images} --output x.csv", 2, "a pretraining run"),
         ("predict {probe} gone --output x.csv", 1, "gone. Check the path"),
+        ("predict {probe} list.csv --output ./list.csv", 2, "another file than DATA"),
         ("validate {empty}", 2, "without config.yaml"),
         ("predict {probe}/x.onnx {images} --output x.csv --best", 2, "--best is for run folders"),
         ("weights export {model} --output x.pth --best", 2, "has no validated epoch"),
@@ -125,6 +126,7 @@ def test_validate_repeats_the_runs_figures(probe, tmp_path, output):
 )
 def test_refusals(line, code, part, model, probe, images, tmp_path, monkeypatch, refused):
     (tmp_path / "empty").mkdir()
+    (tmp_path / "list.csv").write_text(f"path\n{images}/a.png\n")
     pets = write_classes(tmp_path / "pets", ["cat", "dog"])
     digits = write_classes(tmp_path / "digits", list("0123456789"))
     (digits / "0" / "b.png").write_bytes(b"no picture")

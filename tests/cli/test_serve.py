@@ -63,6 +63,8 @@ def test_addresses_and_folders_are_checked(refused, tmp_path):
     refused(
         f"serve {folder / 'model-int8.onnx'} --host 192.0.2.1", 2, "must be a free address of this machine"
     )
+    refused(f"serve {folder / 'model-int8.onnx'} --host a..b", 2, "must be a free address of this machine")
+    refused(f"serve {folder / 'model-int8.onnx'} --wait-ms inf", 2, "--wait-ms")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         refused(f"serve {folder / 'model-int8.onnx'} --port {port}", 2, "Address already in use")

@@ -1,6 +1,7 @@
 """Engines by TensorRT-RTX, which builds without a GPU: the code is TensorRT's but for the module. None is run."""
 
 import json
+import shutil
 import sys
 from dataclasses import replace
 
@@ -190,6 +191,13 @@ def test_export_of_an_onnx_file(everything, tmp_path, capsys, monkeypatch):
     assert sorted(path.name for path in output.iterdir()) == names
     assert run_and_report(swav_tf, arguments) == 0
     assert "6 convolutions in Half" in capsys.readouterr().out
+
+    other = tmp_path / "other"
+    other.mkdir()
+    shutil.copy(everything / "model-fp32.onnx", other / "model-fp16.onnx")
+    assert run_and_report(swav_tf, [*arguments[:-1], str(other)]) == 2
+    assert "choose another --output" in capsys.readouterr().err
+    assert len(list(other.iterdir())) == 1
 
     # The ONNX file can be verified here, the engine cannot: that is reported, and is a failure.
     assert run_and_report(swav_tf, ["verify", str(output)]) == 1

@@ -20,6 +20,7 @@ from evaluate.backends.tensorrt_module import Gpu
 from export.staging import ExportError
 from export.triton import write_repository
 from swav_tf.plumbing.errors import DataError, UsageError
+from swav_tf.plumbing.files import file_sha256
 from tests.export.edits import edit, edit_facts, flip_a_weight
 from tests.tiny_run import tiny_run
 
@@ -97,7 +98,7 @@ def engine_beside(folder, **changes):
     plan.write_bytes(b"an engine")
     facts = EngineFacts(
         key="k", plan_sha256=hashlib.sha256(b"an engine").hexdigest(), module="tensorrt", version="10.16.1",
-        gpu=Gpu(name="NVIDIA H100", compute_capability="9.0", driver="580"), onnx="model-fp16.onnx", onnx_sha256="o",
+        gpu=Gpu(name="NVIDIA H100", compute_capability="9.0", driver="580"), onnx="model-fp16.onnx", onnx_sha256=file_sha256(folder / "model-fp16.onnx"),
         profile=Batches(min=1, opt=64, max=256), options=BuilderOptions(),
         proof=Proof(source="engine inspector", convolutions={"Half": 6}), properties=properties,
     ).model_copy(update=changes)  # fmt: skip
@@ -121,6 +122,7 @@ def test_engines(exported, tmp_path):
         ({"module": "tensorrt_rtx"}, "Triton serves engines by TensorRT. Received"),
         ({"profile": Batches(min=4, opt=8, max=8)}, "smallest batch is 1. Received"),
         ({"onnx": "moved.onnx"}, "next to the ONNX file"),
+        ({"onnx_sha256": "of another"}, "is another: build"),
     ]:
         plan = engine_beside(exported, **changes)
         with pytest.raises(UsageError, match=message):

@@ -195,7 +195,7 @@ FEATURES = Job(
     kills=5, sign="features.*.work/progress.json", progress=images,
 )  # fmt: skip
 EXPORT = Job(
-    "export $run --output $folder/exported --precision fp32 --reference-images 64 --calibration-images 32",
+    "export $run --output $folder/exported --precision fp32 --reference-images 64",
     kills=4, sign="exported/.part-*/*", replaces=True,
 )  # fmt: skip
 JOBS = {

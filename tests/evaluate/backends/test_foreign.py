@@ -108,6 +108,14 @@ def test_identity(tmp_path):
         check_same_model(before, facts(), "a", "b")
 
 
+# Bug caught: files called model.onnx, as all of Hugging Face, that cannot be measured together.
+def test_files_of_one_name_are_two_models(tmp_path):
+    for name in "ab":
+        (tmp_path / name).mkdir()
+    paths = [write_foreign(tmp_path / name / "model.onnx") for name in "ab"]
+    assert [model.name for model in find_models(paths)] == ["a/model", "b/model"]
+
+
 def test_precisions_and_other_inputs(tmp_path):
     path = write_foreign(tmp_path / "other.onnx", batch=4)
     [model] = find_models([path])

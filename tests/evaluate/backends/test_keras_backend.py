@@ -6,7 +6,7 @@ import pytest
 from sklearn.datasets import load_sample_images
 
 from evaluate.backends import open_model
-from evaluate.benchmark.plan import find_models
+from evaluate.benchmark.plan import _name_runs, find_models
 from evaluate.images import open_images
 from swav_tf.data.views import stack_views, view_images
 from swav_tf.plumbing.errors import UsageError
@@ -60,6 +60,10 @@ def test_facts(model):
 # Bug caught: momentum and queue counted as bytes of the model.
 def test_bytes():
     [found] = find_models([tiny_run()])
+    export = found.model_copy(update={"kind": "onnx"})
+    other = export.model_copy(update={"weights_sha256": "of another training"})
+    for onnx, name in ((export, found.name), (other, f"{found.name} (run)")):
+        assert [model.name for model in _name_runs([onnx, found])] == [found.name, name]
     assert found.bytes == sum(v.numpy().nbytes for v in named_variables(load_swav(tiny_run())[0]).values())
 
 
