@@ -77,7 +77,7 @@ def export_engines(files: Sequence[Path], output: Path, settings: EngineSettings
     """
     exported = []
     for path in files:
-        _refuse_others(weight_files(path), output)
+        _refuse_another(path, output / path.name)
         data, facts = build_engine(path, settings)
         source = path.parent / REFERENCE
         reference = read_reference(source) if source.is_file() else None
@@ -97,15 +97,13 @@ def export_engines(files: Sequence[Path], output: Path, settings: EngineSettings
     return exported
 
 
-def _refuse_others(files: Sequence[Path], output: Path) -> None:
-    """Raise UsageError if the output has other files of these names: `verify` and Triton read those of the engine."""
-    for file in files:
-        there = output / file.name
-        if there.is_file() and file.is_file() and file_sha256(there) != file_sha256(file):
-            raise UsageError(
-                f"An engine is written next to the ONNX file that it was built from. {there} differs from {file}: "
-                "choose another --output."
-            )
+def _refuse_another(path: Path, there: Path) -> None:
+    """Raise UsageError if another file has the name of the ONNX file: `verify` and Triton read that of the engine."""
+    if there.is_file() and path.is_file() and file_sha256(there) != file_sha256(path):
+        raise UsageError(
+            f"An engine is written next to the ONNX file that it was built from. {there} differs from {path}: "
+            "choose another --output."
+        )
 
 
 def _compared(plan: Path, facts: EngineFacts, reference: Reference | None) -> tuple[Parity | None, str]:
