@@ -87,7 +87,11 @@ def _recipe(data: Path | None, seed: int, saved: Path | None = None) -> Recipe:
         )
     settings = [f"train.seed={seed}", f"data.validation_path={json.dumps(str(test))}"]
     if saved is not None:  # the choice depends on the speed of the machine at the moment
-        return load_recipe(str(saved), [f"data.path={json.dumps(str(train))}", *settings])
+        place = [
+            "data.kind=class_folders",
+            f"data.path={json.dumps(str(train))}",
+        ]  # perhaps not those of the digits
+        return load_recipe(str(saved), [*place, *settings])
     choice = choose(survey(Data(kind="class_folders", path=str(train))), this_machine())
     for line in choice.lines:
         log.info("%s", line)

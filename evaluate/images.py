@@ -81,7 +81,7 @@ def open_images(
 
 
 def thumbnail(source: ImageSource, index: int, view: EvaluationView, side: int) -> PillowImage.Image:
-    """Return the evaluation view of an image as a square of `side` pixels; gray, with a warning, if unreadable."""
+    """Return the evaluation view of an image as a square of `side` pixels, gray and with a warning if unreadable."""
     try:
         return scaled(evaluation_view(read_image(source, index), view), side)
     except (UndecodableImage, OSError) as error:

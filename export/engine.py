@@ -76,8 +76,9 @@ def export_engines(files: Sequence[Path], output: Path, settings: EngineSettings
         ExportError: an engine cannot be built, has another precision, or misses its gate; or the disk is full.
     """
     exported = []
-    for path in files:
+    for path in files:  # before the builds, which take minutes
         _refuse_another(path, output / path.name)
+    for path in files:
         data, facts = build_engine(path, settings)
         source = path.parent / REFERENCE
         reference = read_reference(source) if source.is_file() else None
@@ -102,7 +103,7 @@ def _refuse_another(path: Path, there: Path) -> None:
     if there.is_file() and path.is_file() and file_sha256(there) != file_sha256(path):
         raise UsageError(
             f"An engine is written next to the ONNX file that it was built from. {there} differs from {path}: "
-            "choose another --output."
+            "remove it, or choose another --output."
         )
 
 

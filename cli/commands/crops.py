@@ -31,11 +31,11 @@ def command(recipe: RecipeChoice, rows: int, epoch: int, output: Path) -> None:
     settings = recipe.load_for(trains=False)
 
     from swav_tf.data.pictures import contact_sheet
-    from swav_tf.data.sources import open_source
+    from swav_tf.data.sources import open_source, recognized
     from swav_tf.plumbing.files import atomic_write
 
-    images = Path(settings.data.path or "")
-    if settings.data.path and images.is_dir() and output.resolve().is_relative_to(images.resolve()):
+    is_folder = recognized(settings.data).kind in ("images", "class_folders")
+    if is_folder and output.resolve().is_relative_to(Path(settings.data.path or "").resolve()):
         raise click.UsageError(
             f"the sheet must not be written among the images, where it would become one. Received: {output}. "
             "Pass another --output."

@@ -153,7 +153,9 @@ def command(
         from export.triton import check_served
 
         settings = engine_settings(engine)
-        check_served(builder_here(settings.module_name)[0].module_name, settings.profile, "--to tensorrt")
+        check_served(
+            builder_here(settings.module_name)[0].module_name, settings.profile, "the engine to build"
+        )
     exported: list[Exported] = []
     if "tensorrt" in kinds and run.suffix == ".onnx":
         refuse_given(graph, f"cannot be applied to {run}, which is already exported")

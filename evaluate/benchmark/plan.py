@@ -142,18 +142,16 @@ def _accuracy(path: Path) -> Accuracy | None:
 
 
 def _name_twins(models: Sequence[Model]) -> list[Model]:
-    """Name third-party files of one file name by their folders too."""
-    counts = Counter(model.name for model in models)
+    """Name third-party files of one name and precision by their folders too."""
+    counts = Counter((model.name, model.kind, model.precision, model.target) for model in models)
 
     def name_of(model: Model) -> str:
         path = Path(model.file).resolve()
-        return (
-            f"{path.parent.name}/{path.stem}"
-            if counts[model.name] > 1 and path.stem == model.name
-            else model.name
-        )
+        is_twin = counts[model.name, model.kind, model.precision, model.target] > 1
+        return f"{path.parent.name}/{path.stem}" if is_twin and path.stem == model.name else model.name
 
-    return [model.model_copy(update={"name": name_of(model)}) for model in models]
+    # The name of a run is that of its folder.
+    return [m if m.kind == "run" else m.model_copy(update={"name": name_of(m)}) for m in models]
 
 
 def _name_runs(models: Sequence[Model]) -> list[Model]:

@@ -40,6 +40,11 @@ def split_of(name: str) -> str | None:
     return next((_SPLITS[word] for word in re.split(r"[^a-z]+", name.lower()) if word in _SPLITS), None)
 
 
+def is_split(name: str) -> bool:
+    """Return whether a folder is named like a split, with nothing but a year after it: `train`, `val2017`."""
+    return name.lower().rstrip("0123456789") in _SPLITS
+
+
 def container_files(path: str, endings: tuple[str, ...], split: str) -> list[str]:
     """Return the file at a path, the sorted files that match a pattern, or those of a split in a folder.
 

@@ -190,7 +190,7 @@ def _entries(root: str, prefix: str, left_out: LeftOut) -> tuple[list[str], list
     with os.scandir(storage.join(root, prefix)) as found:
         entries = sorted(found, key=lambda entry: entry.name)
         if prefix and {entry.name for entry in entries} >= _RUN:
-            left_out.add_reason("run folders", prefix.rstrip("/"))
+            left_out.add_reason("folders of runs", prefix.rstrip("/"))
             return [], []
         for entry in entries:
             # First: to look at links that go around in a circle is an error.

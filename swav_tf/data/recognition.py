@@ -8,7 +8,7 @@ from itertools import chain, islice
 from typing import Final, NamedTuple
 
 from swav_tf.data import storage
-from swav_tf.data.container_files import PARQUET, TAR, contained_kind, split_of
+from swav_tf.data.container_files import PARQUET, TAR, contained_kind, is_split
 from swav_tf.data.decode import looks_like_an_image
 from swav_tf.data.folders import has_images, is_image
 from swav_tf.data.leftovers import is_system
@@ -109,11 +109,12 @@ def _in_folder(folder: str) -> Found:
         return Found("images", "no image was found")
     if len(classes) == 1:
         return Found("images", _one(classes[0]))
-    if all(map(split_of, chain(classes, inside))):
+    if all(map(is_split, chain(classes, inside))):
+        one = next((name for name in classes if name.lower().startswith("train")), classes[0])
         log_once(
             logging.WARNING,
-            f"{printable(folder)} has folders of splits, such as {printable(classes[0])}: the images of all are read, "
-            f"without labels. To read one of them, pass {printable(storage.join(folder, classes[-1]))}.",
+            f"{printable(folder)} has folders of splits, such as {printable(one)}: the images of all are read, "
+            f"without labels. To read one of them, pass {printable(storage.join(folder, one))}.",
         )
         return Found("images", "folders of splits: no classes, no labels")
     return CLASSES

@@ -93,8 +93,9 @@ def check_fit(
     needed, available = 4 * features * (2 * train + others), available_memory()
     if needed > available:
         raise UsageError(
-            f"The features must fit into memory: {train:,} images x {features} numbers need {needed / 2**30:.1f} GiB "
-            f"with the solver. Available: {available / 2**30:.1f} GiB. Use --subset, {_WITHOUT}."
+            f"The features must fit into memory: {train + others:,} images x {features} numbers need "
+            f"{needed / 2**30:.1f} GiB with the solver. Available: {available / 2**30:.1f} GiB. "
+            f"Use --subset, {_WITHOUT}."
         )
 
 

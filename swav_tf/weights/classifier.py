@@ -129,8 +129,8 @@ def _backbone_of(
 ) -> tuple[Weights, Fitted, Path]:
     if fitted.sizes.network is None and backbone is None:
         raise UsageError(
-            f"A classifier needs a backbone, that which it was trained on. {source} has: {fitted.sizes}. Pass it to "
-            "`swav-tf weights import ... --backbone RUN_OR_FILE`, or import to FILE.safetensors, which needs none."
+            f"A classifier needs the backbone that it was trained on. {source} has: {fitted.sizes}. Pass the backbone "
+            "with `swav-tf weights import ... --backbone RUN_OR_FILE`, or import to FILE.safetensors, which needs none."
         )
     if fitted.sizes.network is not None and backbone is not None:
         raise UsageError(

@@ -250,9 +250,11 @@ def _check_normalization(
     """Warn if an import of a file for PyTorch, which has no place for them, takes another mean and deviation."""
     assumed, mean, std = recognize(arrays, str(to)), found.mean, found.std
     if std is None:
+        needs = "needs -o 'augment.mean=[R, G, B]' -o 'augment.std=[R, G, B]'"
+        takes = f"takes {[*assumed.mean]} and {[*assumed.std]}" if assumed.std is not None else needs
         log.warning(
             f"{source} does not record the mean and standard deviation used to normalize its images, and {to} has no "
-            f"place for them: an import takes {[*assumed.mean]} and {[*(assumed.std or ())]}."
+            f"place for them: an import {takes}."
         )
         return
     if (tuple(mean), tuple(std)) == (assumed.mean, assumed.std):

@@ -70,6 +70,7 @@ def test_names_with_spaces_and_bytes_that_are_not_text(tmp_path):
         (["best-of-2023.jpg"], "images", ["best-of-2023.jpg"]),
         (["annotations/a.xml", "images/a.jpg", "images/b.jpg"], "images", ["images/a.jpg", "images/b.jpg"]),
         (["train/x/a.jpg", "val/x/b.jpg"], "images", ["train/x/a.jpg", "val/x/b.jpg"]),
+        (["freight-train/a.jpg", "passenger-train/b.jpg"], "class_folders", ["freight-train/a.jpg", "passenger-train/b.jpg"]),
         (["bus/a.jpg", "test/b.jpg", "train/c.jpg"], "class_folders", ["bus/a.jpg", "test/b.jpg", "train/c.jpg"]),
     ],
 )  # fmt: skip
@@ -86,7 +87,7 @@ def test_pictures_in_a_run_folder_are_left_out(tmp_path, logged):
     make(tmp_path, "x/a.jpg", "y/config.yaml", "y/b.jpg")
     make(tmp_path, "runs/r/config.yaml", "runs/r/checkpoints/state.json", "runs/r/probe/confusion.png")
     assert names_of(ImageFolder(tmp_path)) == ["x/a.jpg", "y/b.jpg"]
-    assert any("1 run folders (runs/r)" in text for _, text in logged)
+    assert any("1 folders of runs (runs/r)" in text for _, text in logged)
     assert recognize(str(tmp_path)).kind == "class_folders"
     assert ClassFolders(tmp_path).class_names == ("x", "y")
 

@@ -134,11 +134,11 @@ def test_an_unreadable_validation_image_ends_the_job_first(tmp_path, pretrained,
 # Bugs caught: a machine that swaps or kills the job after hours of computing features; a network that sees images of another size
 # than in pretraining without a word.
 def test_features_that_do_not_fit_into_memory_are_refused(tmp_path, pretrained, monkeypatch, logged):
-    monkeypatch.setattr(logistic, "available_memory", lambda: 4 * 16 * 2 * 1437 - 1)
+    monkeypatch.setattr(logistic, "available_memory", lambda: 4 * 16 * (2 * 1437 + 360) - 1)
     for module in (cached_probe, logistic):
         monkeypatch.setattr(module, "readable_features", None)
     recipe = tiny_classifier_recipe(ProbeRecipe, data__evaluation={"resize": 20, "crop": 18})
-    with pytest.raises(UsageError, match=r"must fit into memory: 1,437 images.*Use --subset"):
+    with pytest.raises(UsageError, match=r"must fit into memory: 1,797 images.*Use --subset"):
         probe_cached(recipe, model=pretrained, run_dir=tmp_path, quiet=True)
     assert any(
         "resized to 20 and cropped to 18 pixels, but the pretraining run used 32 and 32" in text
