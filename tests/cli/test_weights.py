@@ -138,7 +138,7 @@ def test_incomplete_weights(output, refused, folder):
         ("import hostile.pth --to run", 1, "refers to posix.system,"),
         ("import cut.pth --to run", 1, "incompletely downloaded"),
         ("import short.pth --to run", 1, "missing    prototypes.weight (1, 16)"),
-        ("import linear.pth --to run", 2, "needs a backbone"),
+        ("import linear.pth --to run", 2, "needs the backbone"),
         ("import good.pth", 2, "Missing option '--to'"),
         ("import good.pth --to good.pth", 2, "nothing is overwritten"),
         ("import good.pth --to run -o model.prototypes=3", 2, "must be 12, is 3"),
