@@ -40,7 +40,7 @@ def probe_cached(
         _, start, data = open_run(job, model, how=BY_CACHE, from_scratch=from_scratch, fresh=fresh)
         classifier = start.build(recipe, class_count=len(data.class_names))
         images = len(data.validation)
-        check_fit(classifier, data, recipe, others=images)
+        check_fit(classifier, data, recipe, others=images)  # before any features
         with stoppable(exit_now):
             # First: a validation image that cannot be read ends the job.
             queries, _ = readable_features(classifier, data.validation, range(images), recipe.data)

@@ -23,7 +23,7 @@ from swav_tf.recipe.pretraining import Recipe
 from swav_tf.runs.model_facts import BY_SGD, ModelFacts, save_facts
 from swav_tf.training.classifier import Classifier, Start, start_from
 from swav_tf.training.job import Job, Result, open_job
-from swav_tf.training.logistic import check_fit, fit_classifier
+from swav_tf.training.logistic import fit_classifier
 from swav_tf.training.rendezvous import ClusterAddress
 from swav_tf.training.validation import Counts, Validate, Validation, write_results
 
@@ -79,11 +79,11 @@ def train_classifier(
         if summary.get("validation_sha256", saved) == validate.images and (done := job.complete(classifier)):
             return done
         if from_probe and job.resumed_from is None:
-            check_fit(classifier, data, recipe)
             fit_classifier(classifier, data, recipe, job.bad_images)
             validate.measure_start()
-        chance = ("ln classes", math.log(classes))
-        job.fit(classifier, [validate, *callbacks], averaged=AVERAGED, chance=chance)
+        job.fit(
+            classifier, [validate, *callbacks], averaged=AVERAGED, chance=("ln classes", math.log(classes))
+        )
         save_results(job, validate.of_last_step(), data, title=recipe.name)
         _report_loss_of_accuracy(position.validation)
         return job.finish(

@@ -48,8 +48,9 @@ def fit_classifier(
         For the summary: the penalty that was chosen, the held-out accuracy (0 to 1) of each, the seconds for features.
 
     Raises:
-        DataError: too many images cannot be read.
+        DataError, UsageError: those of `check_fit`, or too many images cannot be read.
     """
+    check_fit(classifier, data, recipe)
     classes, settings = len(data.class_names), recipe.cached
     order, held_out = held_out_first(len(data.train), recipe)
     # TensorFlow can swallow an interrupt while it traces; nothing has to be saved.

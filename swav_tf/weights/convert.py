@@ -101,9 +101,9 @@ def import_weights(
     """
     source, to = Path(source), Path(to)
     as_file, for_classifier = to.suffix == ".safetensors", backbone is not None or classes is not None
-    _check_target(to, as_file, for_classifier, with_recipe=config is not None or bool(overrides))
     if backbone_only and for_classifier:
         raise UsageError("--backbone-only leaves out the classifier: omit it, or --backbone and --classes.")
+    _check_target(to, as_file, for_classifier, with_recipe=config is not None or bool(overrides))
     found = open_weights(source, prefix=prefix)
     fitted = fit(found, source, backbone_only=backbone_only)
     sizes = fitted.sizes
@@ -119,8 +119,7 @@ def import_weights(
         recipe = pretraining_recipe(found, sizes, source, config=config, overrides=overrides)
         _write_run(to, recipe, arrays, origin)
     else:
-        base = Path(backbone) if backbone else None
-        names = Path(classes) if classes else None
+        base, names = Path(backbone) if backbone else None, Path(classes) if classes else None
         recipe, facts, used = classifier_run(
             found, fitted, source, backbone=base, classes=names, config=config, overrides=overrides
         )
