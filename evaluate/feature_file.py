@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -148,11 +149,11 @@ def _classes_of(labels: np.ndarray) -> tuple[np.ndarray, dict[str, list[str]]]:
         labels = np.array(["" if label is None else label for label in labels.tolist()], str)
     if labels.dtype.kind in "SU":
         texts = np.char.strip(labels.astype(str))
-        try:
+        names = np.unique(texts[texts != ""])
+        # Not by int(), for which `1_11` and `11_1` are one number.
+        if "" not in texts and all(re.fullmatch("-1|[0-9]{1,18}", name) for name in names.tolist()):
             return texts.astype(np.int64), {}
-        except ValueError:
-            names = np.unique(texts[texts != ""])
-            return np.where(texts == "", -1, np.searchsorted(names, texts)), {"class_names": names.tolist()}
+        return np.where(texts == "", -1, np.searchsorted(names, texts)), {"class_names": names.tolist()}
     if labels.dtype.kind == "f":  # integers of Parquet, NaN where there is none
         labels = np.where(np.isnan(labels), -1, labels)
     numbers = labels.astype(np.int64) if labels.dtype.kind in "biuf" else None

@@ -126,8 +126,8 @@ def _checked(
             f"--view RESIZE,CROP must have the side of the images that {path} takes as CROP, "
             f"{' x '.join(map(str, sides))}. Received: {contract.crop}."
         )
-    normalized = contract.mean is not None and contract.std is not None
-    if normalized == takes_bytes:
+    given = [each is not None for each in (contract.mean, contract.std)]
+    if any(given) if takes_bytes else not all(given):
         what = "takes bytes, and normalizes them itself: omit" if takes_bytes else "takes floats and needs"
         raise UsageError(f"{path} {what} --mean and --std. The usual ones are {USUAL}.")
     return Contract(contract.resize, contract.crop, contract.mean, contract.std, name)

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from evaluate import feature_file
-from evaluate.feature_file import FeatureFile, read_feature_file, write_feature_file
+from evaluate.feature_file import FeatureFile, _classes_of, read_feature_file, write_feature_file
 from swav_tf.plumbing.errors import DataError, UsageError
 
 FACTS = {"model": {"weights_sha256": "x"}, "class_names": ["cat", "dög"], "source": {"path": "ü"}}
@@ -191,3 +191,11 @@ def test_labels_of_other_tools(tmp_path):
         columns["features"] = pa.FixedSizeListArray.from_arrays(pa.array(rows.ravel()), 4)
         pq.write_table(pa.table(columns), tmp_path / "z.parquet")
         assert read_feature_file(tmp_path / "z.parquet").labels.tolist() == [1, 0, -1, 1]
+
+
+# Bug caught: names that Python reads as one number.
+def test_text_labels_that_are_almost_numbers():
+    labels, facts = _classes_of(np.array(["1_11", "11_1", "+1", "1"]))
+    assert sorted(labels.tolist()) == [0, 1, 2, 3]
+    assert sorted(facts["class_names"]) == ["+1", "1", "11_1", "1_11"]
+    assert _classes_of(np.array(["07", "-1"]))[0].tolist() == [7, -1]
