@@ -87,10 +87,8 @@ def _recipe(data: Path | None, seed: int, saved: Path | None = None) -> Recipe:
         )
     settings = [f"train.seed={seed}", f"data.validation_path={json.dumps(str(test))}"]
     if saved is not None:  # the choice depends on the speed of the machine at the moment
-        place = [
-            "data.kind=class_folders",
-            f"data.path={json.dumps(str(train))}",
-        ]  # perhaps not those of the digits
+        # The saved recipe may be that of the digits: then the run folder refuses this one.
+        place = ["data.kind=class_folders", f"data.path={json.dumps(str(train))}"]
         return load_recipe(str(saved), [*place, *settings])
     choice = choose(survey(Data(kind="class_folders", path=str(train))), this_machine())
     for line in choice.lines:

@@ -74,9 +74,7 @@ def train_classifier(
         classifier = job.build(partial(_build, start, recipe, classes, position.steps_per_epoch))
         validate = _validate(job, recipe, classifier, data)
         job.start()
-        # The summary may be about other images than the checkpoint; earlier versions recorded only those of the latter.
-        summary, saved = job.folder.read_summary() or {}, position.validation.get("images")
-        if summary.get("validation_sha256", saved) == validate.images and (done := job.complete(classifier)):
+        if _summarizes(job, validate.images) and (done := job.complete(classifier)):
             return done
         if from_probe and job.resumed_from is None:
             fit_classifier(classifier, data, recipe, job.bad_images)
@@ -105,6 +103,13 @@ def _starts_from_probe(recipe: ProbeRecipe | FinetuneRecipe, workers: int) -> bo
             f"{workers} workers. Use one, or -o init_classifier=random."
         )
     return from_probe
+
+
+def _summarizes(job: Job, validation_sha256: str) -> bool:
+    """Return whether the summary, if any, is about these validation images; the checkpoint may be about others."""
+    # Earlier versions recorded the images in the checkpoint only.
+    saved = job.position.validation.get("images")
+    return (job.folder.read_summary() or {}).get("validation_sha256", saved) == validation_sha256
 
 
 def _build(
